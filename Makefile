@@ -1,0 +1,36 @@
+# Thin: each target is a line or two. `make demo` and `make test` need only Python 3.11 and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_CPU := torch==2.13.0+cpu
+PROTO := proto/niyama/v1/inference.proto
+
+.PHONY: demo test lint proto bench install clean
+
+demo: install            ## set up, stream one completion, run a mixed-tier load test
+	$(BIN)/python -m loadgen.demo
+
+test: install            ## set up, run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+proto: install           ## regenerate the stubs beside the .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
+bench: install
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# GPU wheels only where there is a GPU; elsewhere the CPU build, from the configured index or PyTorch's own.
+	if command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(BIN)/pip install -q 'torch>=2.11'; \
+	else $(BIN)/pip install -q '$(TORCH_CPU)' || $(BIN)/pip install -q '$(TORCH_CPU)' --index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install -q -e '.[dev,hf]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,135 @@
+"""Values that pass between the scheduler and whoever executes its decisions.
+
+One iteration is `plan = scheduler.plan(now)`, `tokens = executor.run(plan)`,
+`events = scheduler.commit(plan, tokens, now)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from engine.deciding.request import Targets
+from engine.deciding.sequence import FinishReason, Sequence
+
+
+class Chunk(NamedTuple):
+    """Known tokens [start, start + length) of a waiting sequence, to be computed in one iteration.
+
+    Pages for all of them are already in `sequence.pages`. `samples` is true for the chunk that
+    reaches the last known token: it yields the sequence's next token.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+class Work(NamedTuple):
+    """What an iteration's cost depends on. All lengths in tokens."""
+
+    num_decodes: int = 0  # sequences that decode, one token each
+    decode_context: int = 0  # sum of the context lengths that those read, own token included
+    num_prefill: int = 0  # prefill tokens over all chunks
+    prefill_context: int = 0  # sum over chunks of start + length: the context each chunk reads
+    prefill_pairs: int = 0  # sum over prefill tokens of the positions each attends to (causal)
+    num_chunks: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decodes + self.num_prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One iteration: every token to compute. Never empty.
+
+    Each decode computes position `num_computed` of its sequence, whose page is granted.
+    """
+
+    decodes: tuple[Sequence, ...]
+    chunks: tuple[Chunk, ...]
+    work: Work
+    planned_at: float
+    predicted_s: float
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """The sequences that get a token from this iteration, in the executor's order."""
+        return [*self.decodes, *(c.sequence for c in self.chunks if c.samples)]
+
+
+class Token(NamedTuple):
+    """A sampled token. `top` holds (token id, log probability), likeliest first, when asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Executor(Protocol):
+    """Computes plans: the model, or in simulation a cost function."""
+
+    def run(self, plan: Plan) -> list[Token]:
+        """One token for each sequence of `plan.sampling`, in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The engine took the request in. Predictions are durations from its arrival, in seconds."""
+
+    request_id: str
+    on_time: bool  # whether all targets are expected to be met
+    predicted_ttft_s: float
+    predicted_ttlt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The request's next token."""
+
+    request_id: str
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Relegated:
+    """The request was moved behind the others; it still finishes."""
+
+    request_id: str
+    reason: str
+    expected_ttlt_s: float  # from its arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. None where there is no such instant or no such target."""
+
+    queue_s: float | None  # arrival to the first iteration that computed any of it
+    ttft_s: float | None
+    mean_tbt_s: float | None  # over the gaps between tokens; None with fewer than two tokens
+    worst_tbt_s: float | None
+    ttlt_s: float | None  # arrival to last token
+    ttft_met: bool | None
+    tbt_met: bool | None  # by the envelope: every token after the first by its deadline
+    ttlt_met: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last word about a request: exactly one for each that was submitted."""
+
+    request_id: str
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    targets: Targets
+    relegated: bool
+    num_preemptions: int
+    timings: Timings
+    detail: str = ""  # for ERROR: what happened
+
+
+Event = Accepted | Sampled | Relegated | Finished

@@ -1,0 +1,135 @@
+"""What a caller asked: prompt, sampling, latency targets. Immutable once admitted.
+
+Durations and instants are float seconds; an instant is read on the one monotonic clock that every
+process of a machine shares. Lengths count tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+
+class TargetKind(Enum):
+    INTERACTIVE = "interactive"  # TTFT and TBT: token n is due at arrival + TTFT + (n - 1) * TBT
+    DEADLINE = "deadline"  # TTLT: the last token is due at arrival + TTLT
+    BEST_EFFORT = "best_effort"  # nothing is promised
+
+
+class Importance(IntEnum):
+    """Who is relegated first when not everybody can be on time: the lowest."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Latency targets, all in seconds: (ttft_s and tbt_s), or ttlt_s, or none.
+
+    Raises ValueError, naming the field first, for any other combination or a value that is not
+    finite and positive.
+    """
+
+    ttft_s: float | None = None
+    tbt_s: float | None = None
+    ttlt_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tbt_s", "ttlt_s"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.ttlt_s is not None and (self.ttft_s is not None or self.tbt_s is not None):
+            raise ValueError("ttlt_s cannot be combined with ttft_s or tbt_s")
+        if (self.ttft_s is None) != (self.tbt_s is None):
+            missing = "ttft_s" if self.ttft_s is None else "tbt_s"
+            raise ValueError(f"{missing} is required: ttft_s and tbt_s go together")
+
+    @property
+    def kind(self) -> TargetKind:
+        if self.ttft_s is not None:
+            return TargetKind.INTERACTIVE
+        return TargetKind.BEST_EFFORT if self.ttlt_s is None else TargetKind.DEADLINE
+
+
+BEST_EFFORT = Targets()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are picked, and when to stop. temperature 0 is greedy.
+
+    Raises ValueError, naming the field first, for a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None  # None: drawn by the front end, so that the engine is deterministic
+    max_tokens: int = 128
+    min_tokens: int = 0  # stop tokens are suppressed before this many tokens
+    stop_token_ids: frozenset[int] = frozenset()  # end-of-sequence tokens included by the caller
+    logprobs: int | None = None  # None: none; k: the token's own and those of the k likeliest
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temperature", 0.0, 100.0),
+            ("top_p", 1e-9, 1.0),
+            ("min_p", 0.0, 1.0),
+            ("repetition_penalty", 1e-3, 100.0),
+            ("presence_penalty", -100.0, 100.0),
+            ("frequency_penalty", -100.0, 100.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:  # also false for nan
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(f"min_tokens must be between 0 and max_tokens, got {self.min_tokens}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise ValueError(f"logprobs must be between 0 and 20, got {self.logprobs}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be continued. `id` is unique among the requests in flight.
+
+    The deciding core looks at `len(prompt)` only, so a simulation passes a `range`.
+    """
+
+    id: str
+    prompt: TokenIds[int]
+    sampling: Sampling
+    arrived_at: float
+    targets: Targets = BEST_EFFORT
+    importance: Importance = Importance.NORMAL
+    tier: str = ""  # name of the tier the targets came from, "" when they were explicit
+    application: str = ""  # whose output lengths are alike
+    tenant: str = ""  # who shares prefixes with whom, and shares the engine fairly with others
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt):
+            raise ValueError("prompt must hold at least one token")
+
+    def token_due_at(self, n: int) -> float:
+        """Deadline of token n (1 is the first); inf where the targets set none.
+
+        Niyama (arXiv 2503.22562), section 3: D_n = t_arrival + TTFT + (n - 1) * TBT, and for a
+        deadline request t_arrival + TTLT for the last token, whichever that is.
+        """
+        if self.targets.ttft_s is not None and self.targets.tbt_s is not None:
+            return self.arrived_at + self.targets.ttft_s + (n - 1) * self.targets.tbt_s
+        if self.targets.ttlt_s is not None:
+            return self.arrived_at + self.targets.ttlt_s
+        return math.inf

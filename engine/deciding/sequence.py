@@ -1,0 +1,79 @@
+"""The engine's token state for one request. Owned by the scheduler; the executor only reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.deciding.request import Request
+
+
+class Status(Enum):
+    WAITING = "waiting"  # some known tokens have no KV yet: prompt, or output lost to a preemption
+    DECODING = "decoding"  # all known tokens but the last sampled one have KV
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    STOP = "stop"  # a stop token, or (found by the front end) a stop string
+    LENGTH = "length"  # max_tokens, or the context length
+    CANCELLED = "cancelled"  # the caller left
+    TIMEOUT = "timeout"  # the RPC's own deadline passed
+    ERROR = "error"  # the engine could not go on with it; never silent
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """`num_computed` KV positions of the `num_known` = prompt + output tokens are in `pages`."""
+
+    request: Request
+    admitted_at: float  # when the engine took it in (>= request.arrived_at)
+    output: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    pages: list[int] = field(default_factory=list)  # page table: ids in order of position
+    status: Status = Status.WAITING
+    finish_reason: FinishReason | None = None
+    relegated: bool = False
+    num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
+    num_preemptions: int = 0
+    first_scheduled_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    worst_tbt_s: float = 0.0
+    num_late_tokens: int = 0  # tokens after their deadline (interactive), or late last token
+    finished_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_known(self) -> int:
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens without KV: 1 for a decode, more (or a whole prompt) while waiting."""
+        return self.num_known - self.num_computed
+
+    def token_at(self, position: int) -> int:
+        prompt = self.request.prompt
+        n = len(prompt)
+        return prompt[position] if position < n else self.output[position - n]
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Known token ids of positions [start, stop)."""
+        prompt, n = self.request.prompt, len(self.request.prompt)
+        if stop <= n:
+            return list(prompt[start:stop])
+        return [*prompt[start:n], *self.output[max(0, start - n) : stop - n]]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sequence {self.id} {self.status.value} {self.num_computed}/{self.num_known}"
+            f" pages={len(self.pages)}>"
+        )
