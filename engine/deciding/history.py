@@ -1,0 +1,46 @@
+"""How long outputs are, per application: the guess that stands in for the unknown.
+
+Mean and deviation are exponentially weighted, so an application that changes is followed. Niyama
+(arXiv 2503.22562, section 3) plans with the mean plus two standard deviations. Lengths in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+
+class OutputLengths:
+    """Observed output lengths by application. Bounded: the least recently used is forgotten."""
+
+    WEIGHT = 0.05  # of the newest observation
+    MIN_OBSERVED = 5  # before that max_tokens is the estimate
+
+    def __init__(self, deviations: float = 2.0, max_applications: int = 10_000) -> None:
+        self._deviations = deviations
+        self._max_applications = max_applications
+        self._moments: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
+
+    def observe(self, application: str, length: int) -> None:
+        """A request of that application ended by itself after `length` tokens."""
+        count, mean, variance = self._moments.pop(application, (0, 0.0, 0.0))
+        count += 1
+        weight = max(self.WEIGHT, 1 / count)  # a plain average until the window is full
+        delta = length - mean
+        mean += weight * delta
+        variance = (1 - weight) * (variance + weight * delta * delta)
+        self._moments[application] = (count, mean, variance)
+        if len(self._moments) > self._max_applications:
+            self._moments.popitem(last=False)
+
+    def estimate(self, application: str, max_tokens: int) -> int:
+        """A length that the output will rarely exceed, at most max_tokens, at least 1."""
+        count, mean, variance = self._moments.get(application, (0, 0.0, 0.0))
+        if count < self.MIN_OBSERVED:
+            return max_tokens
+        return max(1, min(max_tokens, math.ceil(mean + self._deviations * math.sqrt(variance))))
+
+    def mean(self, application: str, max_tokens: int) -> float:
+        """The expected length, at most max_tokens."""
+        count, mean, _ = self._moments.get(application, (0, 0.0, 0.0))
+        return float(max_tokens) if count < self.MIN_OBSERVED else min(mean, float(max_tokens))

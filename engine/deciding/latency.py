@@ -1,0 +1,232 @@
+"""How long an iteration takes, from counts alone; and the reverse: how much fits a time budget.
+
+The cost of an iteration is linear in its `Work` (see plan.py) within each range of total tokens,
+as in the artifact of Niyama (arXiv 2503.22562), which fits two ranges split at 512 tokens:
+
+    seconds = base + prefill * P + decode * D + decode_context * Cd
+              + prefill_context * Cp + prefill_pairs * A + chunk * K
+
+A correction learnt from every iteration multiplies each range, and the distribution of
+actual / predicted is kept, whose quantile is the margin with which the scheduler plans.
+Seconds throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from sortedcontainers import SortedList
+
+from engine.deciding.plan import Work
+
+UNBOUNDED = 1 << 60  # the last segment's up_to
+
+
+class Segment(NamedTuple):
+    """Cost coefficients, in seconds per unit, for iterations of at most `up_to` tokens."""
+
+    up_to: int
+    base: float
+    prefill: float = 0.0  # per prefill token
+    decode: float = 0.0  # per decode
+    decode_context: float = 0.0  # per position read by decodes
+    prefill_context: float = 0.0  # per position of context of a chunk
+    prefill_pairs: float = 0.0  # per (prefill token, position it attends to)
+    chunk: float = 0.0  # per chunk
+
+    def seconds(self, work: Work) -> float:
+        return (
+            self.base
+            + self.prefill * work.num_prefill
+            + self.decode * work.num_decodes
+            + self.decode_context * work.decode_context
+            + self.prefill_context * work.prefill_context
+            + self.prefill_pairs * work.prefill_pairs
+            + self.chunk * work.num_chunks
+        )
+
+
+def add_chunk(work: Work, start: int, length: int) -> Work:
+    """The work with one more prefill chunk of positions [start, start + length)."""
+    return Work(
+        work.num_decodes,
+        work.decode_context,
+        work.num_prefill + length,
+        work.prefill_context + start + length,
+        work.prefill_pairs + length * start + length * (length + 1) // 2,
+        work.num_chunks + 1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyProfile:
+    """Coefficients of one model on one device: what calibration finds, and a simulator needs."""
+
+    name: str
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        bounds = [s.up_to for s in self.segments]
+        if not bounds or bounds != sorted(set(bounds)) or bounds[-1] != UNBOUNDED:
+            raise ValueError("segments must rise in up_to and end with UNBOUNDED")
+        if any(not math.isfinite(x) for s in self.segments for x in s[1:]):
+            raise ValueError("coefficients must be finite")
+        if any(min(s.prefill + s.prefill_context, s.prefill_pairs) < 0 for s in self.segments):
+            raise ValueError("more prefill tokens must not cost less")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: {"name": ..., "segments": [{"up_to": ..., "base": ..., ...}]}."""
+        return {"name": self.name, "segments": [s._asdict() for s in self.segments]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LatencyProfile:
+        """Raises KeyError or TypeError or ValueError when it is not such a dict."""
+        return cls(str(data["name"]), tuple(Segment(**s) for s in data["segments"]))
+
+
+def _published(
+    up_to: int, base: float, t: float, p: float, d: float, cd: float, cp: float
+) -> Segment:
+    """A row of the artifact, whose features are T = P + D (all tokens), P, D, Cd, Cp."""
+    return Segment(up_to, base, t + p, t + d, cd, cp)
+
+
+# Llama-3-8B on one A100-80GB, as published with Niyama / QoServe (their measured iteration times).
+A100_LLAMA3_8B = LatencyProfile(
+    "a100-llama3-8b",
+    (
+        _published(512, 0.014936, 5.882e-5, 2.248e-5, 3.635e-5, 1.111e-7, 7.555e-7),
+        _published(UNBOUNDED, 0.005004, 2.719e-5, 6.863e-5, -4.144e-5, 1.663e-7, 2.727e-6),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyErrors:
+    """Quantiles of actual / predicted over the recent iterations, and of its distance from 1."""
+
+    count: int
+    ratio_p50: float
+    ratio_p95: float
+    error_p50: float
+    error_p95: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class LatencyModel:
+    """Predicts iterations with a profile, corrected by what was observed."""
+
+    LEARNING_RATE = 0.03  # weight of one iteration in the correction of its segment
+    WINDOW = 512  # iterations over which the error quantiles are taken
+    MARGIN_QUANTILE = 0.9
+    MAX_MARGIN = 1.5  # a rare stall must not shrink every chunk; the streams' reserve covers it
+
+    def __init__(self, profile: LatencyProfile, learns: bool = True) -> None:
+        self.profile = profile
+        self._learns = learns
+        self._segments = profile.segments
+        self._bounds = [s.up_to for s in profile.segments]
+        self._scales = [1.0] * len(profile.segments)
+        self._recent: deque[float] = deque()
+        self._sorted: SortedList[float] = SortedList()
+        self._margin = 1.0
+
+    def _index(self, num_tokens: int) -> int:
+        i = 0
+        while num_tokens > self._bounds[i]:
+            i += 1
+        return i
+
+    def predict(self, work: Work) -> float:
+        """Seconds that an iteration is expected to take."""
+        i = self._index(work.num_decodes + work.num_prefill)
+        return self._scales[i] * self._segments[i].seconds(work)
+
+    @property
+    def margin(self) -> float:
+        """Factor on a prediction that covers most errors: a high quantile of actual / predicted."""
+        return self._margin
+
+    def largest_chunk(self, work: Work, start: int, limit: int, budget_s: float) -> int:
+        """The largest n <= limit such that `work` and a chunk [start, start + n) is predicted,
+        margin included, to take at most budget_s; 0 if none does. Exact.
+        """
+        tokens = work.num_decodes + work.num_prefill
+        for i in range(len(self._segments) - 1, -1, -1):
+            low = 1 if i == 0 else max(1, self._bounds[i - 1] + 1 - tokens)
+            high = min(limit, self._bounds[i] - tokens)
+            if low <= high:
+                n = self._largest_in(i, work, start, high, budget_s / self._margin)
+                if n >= low:
+                    return n
+        return 0
+
+    def _largest_in(self, i: int, work: Work, start: int, high: int, budget_s: float) -> int:
+        """Largest n <= high within segment i; its cost in n is a parabola that does not fall."""
+        segment, scale = self._segments[i], self._scales[i]
+        fixed = scale * segment.seconds(add_chunk(work, start, 0))
+        linear = segment.prefill + segment.prefill_context + segment.prefill_pairs * (start + 0.5)
+        b, a = scale * linear, scale * segment.prefill_pairs / 2
+        left = budget_s - fixed
+        if left < 0:
+            return 0
+        if a * high * high + b * high <= left:
+            n = high
+        else:  # stable form of the root of a n^2 + b n = left
+            n = int(2 * left / (b + math.sqrt(b * b + 4 * a * left)))
+        while n < high and scale * segment.seconds(add_chunk(work, start, n + 1)) <= budget_s:
+            n += 1
+        while n > 0 and scale * segment.seconds(add_chunk(work, start, n)) > budget_s:
+            n -= 1
+        return n
+
+    def observe(self, work: Work, actual_s: float) -> None:
+        """Learn from an iteration that was predicted from `work` and took `actual_s`."""
+        i = self._index(work.num_decodes + work.num_prefill)
+        predicted = self._scales[i] * self._segments[i].seconds(work)
+        if predicted <= 0 or actual_s <= 0:
+            return
+        ratio = actual_s / predicted
+        if len(self._recent) == self.WINDOW:
+            self._sorted.remove(self._recent.popleft())
+        self._recent.append(ratio)
+        self._sorted.add(ratio)
+        if self._learns:
+            # A step in the logarithm, bounded, so that one stall moves the model little.
+            step = math.log(min(max(ratio, 0.5), 2.0))
+            self._scales[i] *= math.exp(self.LEARNING_RATE * step)
+        self._margin = min(max(1.0, self._quantile(self.MARGIN_QUANTILE)), self.MAX_MARGIN)
+
+    def _quantile(self, q: float) -> float:
+        return float(self._sorted[min(len(self._sorted) - 1, int(q * len(self._sorted)))])
+
+    def errors(self) -> LatencyErrors | None:
+        """None before the first observation."""
+        if not self._sorted:
+            return None
+        distance = sorted(abs(r - 1) for r in self._sorted)
+        return LatencyErrors(
+            len(distance),
+            self._quantile(0.5),
+            self._quantile(0.95),
+            distance[len(distance) // 2],
+            distance[min(len(distance) - 1, int(0.95 * len(distance)))],
+        )
+
+    def saturating_chunk(self, share: float = 0.98, most: int = 8192) -> int:
+        """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
+        `most`: larger ones only delay everybody else.
+        """
+        rates = {n: n / self.predict(add_chunk(Work(), 0, n)) for n in _chunk_sizes(most)}
+        best = max(rates.values())
+        return min(n for n, rate in rates.items() if rate >= share * best)
+
+
+def _chunk_sizes(most: int) -> Iterable[int]:
+    return range(64, most + 1, 64)

@@ -1,0 +1,59 @@
+"""What became of a request: its timings, and which targets it met."""
+
+from __future__ import annotations
+
+from engine.deciding.plan import Finished, Timings
+from engine.deciding.request import TargetKind
+from engine.deciding.sequence import Sequence
+
+
+def note_token(sequence: Sequence, now: float) -> None:
+    """The sequence's newest token (already in its output) came out at `now`."""
+    if sequence.first_token_at is None or sequence.last_token_at is None:
+        sequence.first_token_at = now
+    else:
+        gap = now - sequence.last_token_at
+        sequence.worst_tbt_s = max(sequence.worst_tbt_s, gap)
+        if now > sequence.request.token_due_at(len(sequence.output)):
+            sequence.num_late_tokens += 1
+    sequence.last_token_at = now
+
+
+def timings(sequence: Sequence, now: float) -> Timings:
+    """As of `now`, the end. Unmet, not unknown, is what a target without its tokens is."""
+    request, arrived = sequence.request, sequence.request.arrived_at
+    targets, kind = request.targets, request.targets.kind
+    first, last, count = sequence.first_token_at, sequence.last_token_at, len(sequence.output)
+    ttft = None if first is None else first - arrived
+    many = first is not None and last is not None and count > 1
+    ttlt = (last if last is not None else now) - arrived
+    interactive, deadline = kind is TargetKind.INTERACTIVE, kind is TargetKind.DEADLINE
+    return Timings(
+        queue_s=None
+        if sequence.first_scheduled_at is None
+        else sequence.first_scheduled_at - arrived,
+        ttft_s=ttft,
+        mean_tbt_s=(last - first) / (count - 1) if many and last and first is not None else None,
+        worst_tbt_s=sequence.worst_tbt_s if many else None,
+        ttlt_s=ttlt,
+        ttft_met=ttft is not None and ttft <= (targets.ttft_s or 0.0) if interactive else None,
+        tbt_met=sequence.num_late_tokens == 0 if interactive else None,
+        ttlt_met=ttlt <= (targets.ttlt_s or 0.0) if deadline else None,
+    )
+
+
+def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
+    """The last event of a sequence whose finish_reason is set."""
+    assert sequence.finish_reason is not None
+    return Finished(
+        request_id=sequence.id,
+        reason=sequence.finish_reason,
+        prompt_tokens=sequence.prompt_len,
+        cached_tokens=sequence.num_cached,
+        output_tokens=len(sequence.output),
+        targets=sequence.request.targets,
+        relegated=sequence.relegated,
+        num_preemptions=sequence.num_preemptions,
+        timings=timings(sequence, now),
+        detail=detail,
+    )

@@ -1,0 +1,160 @@
+"""Who owns which page of KV memory, and which finished pages can be shared.
+
+A page is a fixed run of `page_size` token positions. A sequence's page table lists its pages in
+order of position. Pages are granted all or nothing. With prefix caching, a full page of prompt
+tokens is known by the hash of everything up to its end, chained page by page and keyed per tenant
+(no tenant can probe another's prompts); it may be read by many sequences, is never written again,
+and stays after its last reader left until its space is needed, least recently used first.
+
+    page:  free -> owned (1 reader, being written) -> shared (n readers, full) -> idle (0 readers)
+             ^--------------------------------------------------------------------------'
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from hashlib import blake2b
+
+from engine.deciding.request import Request
+from engine.deciding.sequence import Sequence
+
+
+class PagePool:
+    """Accounts for `num_pages` pages; holds no memory itself."""
+
+    def __init__(self, num_pages: int, page_size: int, prefix_caching: bool = False) -> None:
+        if num_pages < 1 or page_size < 1:
+            raise ValueError("num_pages and page_size must be at least 1")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._prefix_caching = prefix_caching
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._readers = [0] * num_pages
+        self._idle: OrderedDict[int, None] = OrderedDict()  # cached, nobody reads; LRU first
+        self._page_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        self._prompt_hashes: dict[str, list[bytes]] = {}  # by request id, while in flight
+        self.num_evictions = 0  # cached pages given up for space
+
+    @property
+    def num_available(self) -> int:
+        """Pages that can be granted: free ones, and cached ones that nobody reads."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_cached(self) -> int:
+        """Pages whose content the prefix index knows."""
+        return len(self._page_of)
+
+    def pages_for(self, num_positions: int) -> int:
+        return -(-num_positions // self.page_size)
+
+    def missing(self, sequence: Sequence, num_positions: int) -> int:
+        """How many more pages the sequence needs to hold that many positions."""
+        return max(0, self.pages_for(num_positions) - len(sequence.pages))
+
+    def grow(self, sequence: Sequence, num_positions: int) -> bool:
+        """Give the sequence pages for that many positions; False, and nothing done, if short."""
+        missing = self.missing(sequence, num_positions)
+        if missing > self.num_available:
+            return False
+        for _ in range(missing):
+            page = self._take()
+            self._readers[page] = 1
+            sequence.pages.append(page)
+        return True
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        page, _ = self._idle.popitem(last=False)
+        self.num_evictions += 1
+        del self._page_of[self._hash_of.pop(page)]
+        return page
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all pages back. Later pages of a prefix become the first to be evicted."""
+        for page in reversed(sequence.pages):
+            self._readers[page] -= 1
+            if self._readers[page] == 0:
+                if page in self._hash_of:
+                    self._idle[page] = None
+                else:
+                    self._free.append(page)
+        sequence.pages.clear()
+
+    # Prefix index
+
+    def cached_prefix(self, request: Request) -> int:
+        """Number of prompt tokens whose KV could be shared now; less than the whole prompt."""
+        return len(self._cached_pages(request)) * self.page_size
+
+    def attach(self, sequence: Sequence) -> int:
+        """Share the cached pages of the prompt with an empty sequence; returns tokens covered."""
+        assert not sequence.pages, "only an empty sequence can take a cached prefix"
+        for page in self._cached_pages(sequence.request):
+            if self._readers[page] == 0:
+                del self._idle[page]
+            self._readers[page] += 1
+            sequence.pages.append(page)
+        return len(sequence.pages) * self.page_size
+
+    def publish(self, sequence: Sequence, start: int, stop: int) -> None:
+        """Make the full prompt pages within computed positions [start, stop) known to others."""
+        if not self._prefix_caching:
+            return
+        hashes = self._hashes(sequence.request)
+        for i in range(start // self.page_size, min(stop // self.page_size, len(hashes))):
+            page = sequence.pages[i]
+            if hashes[i] not in self._page_of and page not in self._hash_of:
+                self._page_of[hashes[i]] = page
+                self._hash_of[page] = hashes[i]
+
+    def forget(self, request_id: str) -> None:
+        """The request ended: drop what was remembered about it."""
+        self._prompt_hashes.pop(request_id, None)
+
+    def _cached_pages(self, request: Request) -> list[int]:
+        if not self._prefix_caching:
+            return []
+        pages = []
+        usable = (len(request.prompt) - 1) // self.page_size  # one token is left to be computed
+        for key in self._hashes(request)[:usable]:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def _hashes(self, request: Request) -> list[bytes]:
+        """Chained hashes of the prompt's full pages."""
+        hashes = self._prompt_hashes.get(request.id)
+        if hashes is None:
+            hashes, size, prompt = [], self.page_size, request.prompt
+            parent = blake2b(request.tenant.encode(), digest_size=16).digest()
+            for i in range(len(prompt) // size):
+                page_bytes = array("Q", prompt[i * size : (i + 1) * size]).tobytes()
+                parent = blake2b(parent + page_bytes, digest_size=16).digest()
+                hashes.append(parent)
+            self._prompt_hashes[request.id] = hashes
+        return hashes
+
+    def check(self, sequences: list[Sequence]) -> None:
+        """Assert the invariants, given every sequence that may hold pages."""
+        readers = [0] * self.num_pages
+        for sequence in sequences:
+            assert len(set(sequence.pages)) == len(sequence.pages), "a page twice in one table"
+            for page in sequence.pages:
+                readers[page] += 1
+        assert readers == self._readers, "reader counts differ from the page tables"
+        for page, count in enumerate(readers):
+            assert count <= 1 or page in self._hash_of, "a page that is not cached has two owners"
+        unread = {page for page, count in enumerate(readers) if count == 0}
+        assert len(set(self._free)) == len(self._free), "a page is free twice"
+        assert set(self._free) | set(self._idle) == unread, (
+            "a page is lost"
+        )
+        assert not set(self._free) & set(self._idle), "a page is free and cached"
+        assert {self._page_of[h]: h for h in self._page_of} == self._hash_of, "the index disagrees"
+        assert set(self._idle) <= set(self._hash_of), "an idle page without a hash"
