@@ -1,0 +1,60 @@
+"""The engine process: `python -m engine.driving FD`, started by `engine.driving.process` only.
+
+FD is its end of a socket pair. The first message is an `EngineConfig`; the answer is `Ready`, or
+`Failed` with one line for the operator. It ends when the front end closes the pipe or dies, and
+leaves signals to the front end, so that a signal to the whole group still drains.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from engine.driving.config import EngineConfig
+from engine.driving.loop import Engine, EngineLoop
+from engine.driving.messages import Failed, Ready
+from engine.driving.pipe import SocketPipe
+
+
+def build(config: EngineConfig) -> Engine:
+    module, _, function = config.factory.partition(":")
+    engine = getattr(importlib.import_module(module), function)(config)
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def serve(pipe: SocketPipe) -> None:
+    config = pipe.receive_first()
+    engine = build(config)
+    pipe.send(Ready(engine.info))
+    EngineLoop(engine.scheduler, engine.executor, pipe, time.monotonic).run()
+
+
+def describe(error: Exception) -> Failed:
+    """Bad input is told in its own words; anything else is our bug and keeps its traceback."""
+    if isinstance(error, (ValueError, OSError)):
+        return Failed(str(error) or type(error).__name__)
+    return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with socket.socket(fileno=int(argv[1])) as sock:
+        pipe = SocketPipe(sock)
+        try:
+            serve(pipe)
+        except EOFError:
+            return 0
+        except Exception as error:
+            pipe.send(describe(error))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,344 @@
+"""The asyncio side of the pipe: submit, read a request's events, cancel, ask, recover.
+
+One engine report wakes each stream that it concerns at most once, and only when somebody waits
+there; a stream whose reader is slow piles its tokens up (at most `max_tokens` of them) and hands
+them over together. Nothing here blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Token
+from engine.deciding.request import Request
+from engine.deciding.sequence import FinishReason
+from engine.driving.config import EngineConfig
+from engine.driving.messages import (
+    Call,
+    Cancel,
+    Command,
+    EngineInfo,
+    Failed,
+    Ready,
+    Report,
+    Submit,
+    Unpacker,
+    pack,
+    token_of,
+)
+from engine.driving.process import EngineProcess
+
+FIRST_DELAY_S = 0.1  # before a lost engine is started again; doubled for each quick loss
+LONGEST_DELAY_S = 30.0
+STABLE_AFTER_S = 10.0  # an engine that lived this long is not one that fails at once
+EXIT_PATIENCE_S = 5.0
+
+Item = Accepted | Relegated | Token | Finished
+
+
+class EngineError(Exception):
+    """Root of what callers should catch.
+
+    EngineError
+     |- EngineLost       the engine is starting, was lost, or is stopped: try again
+     |- EngineStartError it cannot start: the line says why
+     |- DuplicateRequest a request of that id is in flight
+     |- CallFailed       the engine has no answer; `unknown` when it knows no such question
+    """
+
+
+class EngineLost(EngineError):
+    pass
+
+
+class EngineStartError(EngineError):
+    pass
+
+
+class DuplicateRequest(EngineError):
+    pass
+
+
+class CallFailed(EngineError):
+    def __init__(self, message: str, unknown: bool) -> None:
+        super().__init__(message)
+        self.unknown = unknown
+
+
+class RequestStream:
+    """The events of a group of requests submitted together, in order, each with its index."""
+
+    __slots__ = ("_cancel", "_error", "_items", "_open", "_waiter")
+
+    def __init__(self, ids: Sequence[str], cancel: Callable[[str, FinishReason], None]) -> None:
+        self._open = dict(enumerate(ids))  # index -> id, of those that have not finished
+        self._cancel = cancel
+        self._items: list[tuple[int, Item]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: EngineLost | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request has finished and been handed over."""
+        return not self._open and not self._items
+
+    async def next(self) -> list[tuple[int, Item]]:
+        """All that has come since the last call; waits for the first. Raises EngineLost."""
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        items, self._items = self._items, []
+        return items
+
+    def cancel(self, index: int, reason: FinishReason) -> None:
+        """Asks the engine to end one request; its `Finished` still comes, with this reason."""
+        if index in self._open:
+            self._cancel(self._open[index], reason)
+
+    def close(self, reason: FinishReason) -> None:
+        """Cancels what has not finished. For the reader's `finally`: nobody reads on."""
+        for request_id in self._open.values():
+            self._cancel(request_id, reason)
+        self._items.clear()
+
+    def put(self, index: int, item: Item) -> None:
+        self._items.append((index, item))
+        if isinstance(item, Finished):
+            self._open.pop(index, None)
+        self._wake()
+
+    def fail(self, error: EngineLost) -> None:
+        self._open.clear()
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class _Wire(asyncio.Protocol):
+    """Frames in, frames out; commands of one turn of the event loop leave in one write."""
+
+    def __init__(self, receive: Callable[[Any], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._receive = receive
+        self._unpacker = Unpacker()
+        self._outbox: list[Command] = []
+        self._transport: asyncio.Transport | None = None
+        self.closed: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unpacker.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def post(self, command: Command) -> None:
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(command)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pack(outbox))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+
+class EngineClient:
+    """Owns an engine process: starts it, talks to it, starts it again when it is lost.
+
+    `on_lost(line)` and `on_ready(info)` are told of each later loss and recovery, and `on_failed`
+    of an engine that reports why it cannot go on.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_ready: Callable[[EngineInfo], None] = lambda info: None,
+        on_lost: Callable[[str], None] = lambda line: None,
+        on_failed: Callable[[Failed], None] = lambda failed: None,
+    ) -> None:
+        self._config = config
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_failed = on_failed
+        self._streams: dict[str, tuple[RequestStream, int]] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._call_ids = itertools.count(1)
+        self._process: EngineProcess | None = None
+        self._wire: _Wire | None = None
+        self._first: asyncio.Future[Ready | Failed] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._started_at = 0.0
+        self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
+
+    async def start(self) -> EngineInfo:
+        """Returns when the engine can serve. Raises EngineStartError when it cannot."""
+        info = await self._launch()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return info
+
+    async def stop(self) -> None:
+        """Ends the engine process; streams still open fail with EngineLost."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_all("the server is stopping")
+        await self._end_process()
+
+    def kill(self) -> None:
+        """Ends the engine process at once, from any state."""
+        if self._process is not None:
+            self._process.kill()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that the engine has not finished, those being cancelled included."""
+        return len(self._streams)
+
+    def has(self, request_id: str) -> bool:
+        return request_id in self._streams
+
+    def submit(self, requests: Sequence[Request]) -> RequestStream:
+        """Raises EngineLost while no engine serves, DuplicateRequest; then nothing was submitted."""
+        wire = self._serving_wire()
+        for request in requests:
+            if request.id in self._streams:
+                raise DuplicateRequest(request.id)
+        stream = RequestStream([r.id for r in requests], self.cancel)
+        for index, request in enumerate(requests):
+            self._streams[request.id] = (stream, index)
+            wire.post(Submit(request))
+        return stream
+
+    def cancel(self, request_id: str, reason: FinishReason) -> None:
+        if request_id in self._streams and self._wire is not None:
+            self._wire.post(Cancel(request_id, reason))
+
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """Asks the engine loop's `name`. Raises EngineLost or CallFailed."""
+        wire = self._serving_wire()
+        call_id = next(self._call_ids)
+        future = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = future
+        try:
+            wire.post(Call(call_id, name, arguments))
+            return await future
+        finally:
+            self._calls.pop(call_id, None)
+
+    def _serving_wire(self) -> _Wire:
+        if self.info is None or self._wire is None:
+            raise EngineLost("the engine is starting")
+        return self._wire
+
+    async def _launch(self) -> EngineInfo:
+        loop = asyncio.get_running_loop()
+        first = self._first = loop.create_future()
+        self._process = process = EngineProcess(self._config)
+        self._started_at = time.monotonic()
+        _, wire = await loop.create_unix_connection(
+            lambda: _Wire(self._received), sock=process.socket
+        )
+        self._wire = wire
+        await asyncio.wait([first, wire.closed], return_when=asyncio.FIRST_COMPLETED)
+        outcome = first.result() if first.done() else None
+        if isinstance(outcome, Ready):
+            self.info = outcome.info
+            return outcome.info
+        code = await self._end_process()
+        line = outcome.line if outcome else f"the engine process ended with code {code}"
+        raise EngineStartError(line)
+
+    async def _end_process(self) -> int | None:
+        if self._wire is not None:
+            self._wire.close()
+            await self._wire.closed
+            self._wire = None
+        process, self._process = self._process, None
+        return None if process is None else await process.ended(EXIT_PATIENCE_S)
+
+    async def _supervise(self) -> None:
+        delay_s = FIRST_DELAY_S
+        while True:
+            assert self._wire is not None
+            await self._wire.closed
+            lived_s = time.monotonic() - self._started_at
+            self._fail_all("the engine was lost")
+            code = await self._end_process()
+            self._on_lost(f"the engine process ended with code {code}")
+            if lived_s > STABLE_AFTER_S:
+                delay_s = FIRST_DELAY_S
+            info = None
+            while info is None:
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+                try:
+                    info = await self._launch()
+                except EngineStartError as error:
+                    self._on_lost(str(error))
+            self._on_ready(info)
+
+    def _fail_all(self, why: str) -> None:
+        self.info = None
+        streams, self._streams = self._streams, {}
+        for stream, _ in streams.values():
+            stream.fail(EngineLost(why))
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineLost(why))
+
+    def _received(self, message: Report | Ready | Failed) -> None:
+        if isinstance(message, Report):
+            self._deliver(message)
+            return
+        if isinstance(message, Failed):
+            self._on_failed(message)
+        if self._first is not None and not self._first.done():
+            self._first.set_result(message)
+
+    def _deliver(self, report: Report) -> None:
+        streams = self._streams
+        for event in report.news:
+            if found := streams.get(event.request_id):
+                found[0].put(found[1], event)
+        for sampled in report.sampled:
+            if found := streams.get(sampled[0]):
+                found[0].put(found[1], token_of(sampled))
+        for finished in report.finished:
+            if found := streams.pop(finished.request_id, None):
+                found[0].put(found[1], finished)
+        for reply in report.replies:
+            future = self._calls.get(reply.call_id)
+            if future is None or future.done():
+                continue
+            if reply.error:
+                future.set_exception(CallFailed(reply.error, reply.unknown))
+            else:
+                future.set_result(reply.value)

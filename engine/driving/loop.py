@@ -1,0 +1,139 @@
+"""The engine loop: the sole owner of everything that changes.
+
+Synchronous. Each turn takes in what the front end posted, then plans, computes and commits one
+iteration. It knows neither model nor sockets: scheduler, executor, pipe and clock are handed in, so
+a test drives it step by step. All instants come from one clock, CLOCK_MONOTONIC in service, which
+the processes of a machine share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from engine.deciding.plan import Event, Executor, Finished, Plan, Timings, Token
+from engine.deciding.request import Request
+from engine.deciding.sequence import FinishReason
+from engine.driving.messages import Call, Cancel, Command, EngineInfo, Reply, Report, Submit
+
+QUESTIONS = frozenset({"stats", "explain", "estimate"})
+# With work but nothing to plan (all of it held back), look again after this many seconds.
+HELD_BACK_S = 0.02
+
+_NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
+
+
+class Scheduler(Protocol):
+    """What the loop needs of engine.deciding.scheduler.Scheduler."""
+
+    def submit(self, request: Request, now: float) -> list[Event]: ...
+
+    def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]: ...
+
+    def plan(self, now: float) -> Plan | None: ...
+
+    def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]: ...
+
+    def stats(self) -> Any: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+
+class Engine(NamedTuple):
+    """What a factory builds in the engine process."""
+
+    scheduler: Scheduler
+    executor: Executor
+    info: EngineInfo
+
+
+class Pipe(Protocol):
+    """The engine's end of the pipe. Both methods raise EOFError when the front end is gone."""
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        """What has been posted. Waits for it up to `timeout_s`, None for ever."""
+
+    def send(self, report: Report) -> None: ...
+
+
+class EngineLoop:
+    """`step` until the pipe raises EOFError."""
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, pipe: Pipe, clock: Callable[[], float]
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._pipe = pipe
+        self._clock = clock
+        self._wait_s: float | None = None
+
+    def run(self) -> None:
+        """Returns when the front end is gone."""
+        try:
+            while True:
+                self.step()
+        except EOFError:
+            return
+
+    def step(self) -> None:
+        """One turn. What the commands led to is sent before the iteration computes."""
+        commands = self._pipe.receive(self._wait_s)
+        if commands:
+            self._send(self._apply(commands))
+        plan = self._scheduler.plan(self._clock())
+        if plan is None:
+            self._wait_s = HELD_BACK_S if self._scheduler.has_work else None
+            return
+        self._wait_s = 0.0
+        tokens = self._executor.run(plan)
+        report = Report()
+        report.add(self._scheduler.commit(plan, tokens, self._clock()))
+        self._send(report)
+
+    def _send(self, report: Report) -> None:
+        if report:
+            self._pipe.send(report)
+
+    def _apply(self, commands: list[Command]) -> Report:
+        report = Report()
+        for command in commands:
+            now = self._clock()
+            if isinstance(command, Submit):
+                report.add(self._submit(command.request, now))
+            elif isinstance(command, Cancel):
+                report.add(self._scheduler.cancel(command.request_id, command.reason, now))
+            else:
+                report.replies.append(self._answer(command, now))
+        return report
+
+    def _submit(self, request: Request, now: float) -> list[Event]:
+        """A request that the scheduler refuses ends here, and nothing else suffers from it."""
+        try:
+            return self._scheduler.submit(request, now)
+        except ValueError as error:
+            return [
+                Finished(
+                    request_id=request.id,
+                    reason=FinishReason.ERROR,
+                    prompt_tokens=len(request.prompt),
+                    cached_tokens=0,
+                    output_tokens=0,
+                    targets=request.targets,
+                    relegated=False,
+                    num_preemptions=0,
+                    timings=_NO_TIMINGS,
+                    detail=str(error),
+                )
+            ]
+
+    def _answer(self, call: Call, now: float) -> Reply:
+        method = getattr(self._scheduler, call.name, None) if call.name in QUESTIONS else None
+        if method is None:
+            return Reply(call.call_id, None, f"the engine has no {call.name!r}", unknown=True)
+        arguments = call.arguments | ({"now": now} if call.name == "estimate" else {})
+        try:
+            return Reply(call.call_id, method(**arguments))
+        except (ValueError, LookupError) as error:
+            return Reply(call.call_id, None, str(error))

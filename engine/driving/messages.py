@@ -1,0 +1,166 @@
+"""What crosses the pipe between a front-end process and the engine process.
+
+Front end to engine: batches of commands. Engine to front end: one `Report` with everything that an
+iteration has to tell, however many streams it concerns; sampled tokens, by far the most frequent,
+travel as plain tuples, which pickle several times quicker than objects.
+
+A frame is a 4-byte big-endian length and a pickle (protocol 5) of that many bytes. Both ends of the
+socket pair are created by the front end, which starts the engine, so unpickling trusts nobody else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
+from engine.deciding.request import Importance, Request, Targets
+from engine.deciding.sequence import FinishReason
+
+_LENGTH = struct.Struct("!I")
+
+
+class Submit(NamedTuple):
+    request: Request
+
+
+class Cancel(NamedTuple):
+    """Drop the request and free its pages; its `Finished` will carry the reason."""
+
+    request_id: str
+    reason: FinishReason
+
+
+class Call(NamedTuple):
+    """A question about the engine's state; a `Reply` with the same id answers it."""
+
+    call_id: int
+    name: str
+    arguments: dict[str, Any]
+
+
+Command = Submit | Cancel | Call
+
+
+class Reply(NamedTuple):
+    """`error` is empty, or says why there is no value; `unknown` then tells an unknown name."""
+
+    call_id: int
+    value: Any
+    error: str = ""
+    unknown: bool = False
+
+
+class TierInfo(NamedTuple):
+    """A named set of targets that the engine proposes for the model on this machine."""
+
+    name: str
+    targets: Targets
+    importance: Importance = Importance.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine process tells of itself once it can serve. Lengths in tokens."""
+
+    model_name: str
+    architecture: str
+    context_len: int
+    vocab_size: int
+    num_parameters: int
+    dtype: str
+    device: str
+    policy: str
+    num_pages: int
+    page_size: int
+    max_batch_size: int
+    pid: int
+    eos_token_ids: frozenset[int] = frozenset()
+    tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
+
+    @property
+    def kv_len(self) -> int:
+        """KV positions that the memory holds."""
+        return self.num_pages * self.page_size
+
+
+class Ready(NamedTuple):
+    info: EngineInfo
+
+
+class Failed(NamedTuple):
+    """The engine process is about to exit. `line` is for the operator, `trace` for the log."""
+
+    line: str
+    trace: str = ""
+
+
+# (request id, token id), or with log probabilities (request id, token id, logprob, top).
+SampledTuple = tuple[str, int] | tuple[str, int, float | None, tuple[tuple[int, float], ...]]
+
+
+@dataclass(slots=True)
+class Report:
+    """The events of one iteration, to be delivered in the order of the fields."""
+
+    news: list[Accepted | Relegated] = field(default_factory=list)
+    sampled: list[SampledTuple] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Sampled):
+                token = event.token
+                self.sampled.append(
+                    (event.request_id, token.id)
+                    if token.logprob is None
+                    else (event.request_id, token.id, token.logprob, token.top)
+                )
+            elif isinstance(event, Finished):
+                self.finished.append(event)
+            else:
+                self.news.append(event)
+
+    def __bool__(self) -> bool:
+        return bool(self.sampled or self.news or self.finished or self.replies)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Report, (self.news, self.sampled, self.finished, self.replies)
+
+
+def token_of(sampled: SampledTuple) -> Token:
+    return Token(*sampled[1:])
+
+
+def pack(message: object) -> bytes:
+    """One frame."""
+    body = pickle.dumps(message, protocol=5)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unpacker:
+    """Turns a byte stream back into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Takes `data` in and yields every message that is now complete."""
+        buffer = self._buffer
+        buffer += data
+        start, size = 0, len(buffer)
+        messages = []
+        while size - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            end = start + _LENGTH.size + length
+            if end > size:
+                break
+            with memoryview(buffer) as view:
+                messages.append(pickle.loads(view[start + _LENGTH.size : end]))
+            start = end
+        del buffer[:start]
+        return iter(messages)

@@ -1,0 +1,88 @@
+"""How a call fails: google.rpc.Status with details, in one place.
+
+INVALID_ARGUMENT carries BadRequest, RESOURCE_EXHAUSTED carries RetryInfo, every other one an
+ErrorInfo whose reason a program can compare.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from server.convert import InvalidRequest
+
+DOMAIN = "niyama.v1"
+RETRY_AFTER_S = 1
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+class CallError(Exception):
+    """Ends a call with this status."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, detail: Message) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.detail = detail
+
+
+def invalid(error: InvalidRequest) -> CallError:
+    violations = [
+        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+        for v in error.violations
+    ]
+    detail = error_details_pb2.BadRequest(field_violations=violations)
+    return CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), detail)
+
+
+def queue_full(max_requests: int) -> CallError:
+    message = f"the queue is full: {max_requests} requests are waiting or running"
+    retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
+    return CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
+
+
+def in_flight(request_id: str) -> CallError:
+    message = f"request_id {request_id!r} is in flight"
+    return _with_reason(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_IN_FLIGHT", message)
+
+
+def draining() -> CallError:
+    return _with_reason(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is draining")
+
+
+def engine_lost(message: str) -> CallError:
+    return _with_reason(grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST", message)
+
+
+def not_found(message: str) -> CallError:
+    return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
+
+
+def unimplemented(message: str) -> CallError:
+    return _with_reason(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_QUESTION", message)
+
+
+def engine_error(message: str) -> CallError:
+    return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)
+
+
+def cancelled(message: str) -> CallError:
+    return _with_reason(grpc.StatusCode.CANCELLED, "CANCELLED", message)
+
+
+def _with_reason(code: grpc.StatusCode, reason: str, message: str) -> CallError:
+    return CallError(code, message, error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+
+
+async def abort(context: grpc.aio.ServicerContext, error: CallError) -> NoReturn:
+    """Ends the call; raises."""
+    detail = AnyMessage()
+    detail.Pack(error.detail)
+    number = error.code.value[0]
+    status = status_pb2.Status(code=number, message=error.message, details=[detail])
+    await context.abort(error.code, error.message, ((DETAILS_KEY, status.SerializeToString()),))
