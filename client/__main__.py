@@ -1,0 +1,223 @@
+"""`python -m client "prompt"`: streams to the terminal, then prints the timings.
+
+Other uses: `info`, `estimate`, `explain ID`, `count "text"`; `generate "info"` for a prompt that is
+one of these words, `-` for a prompt on standard input. The text goes to standard output, everything
+else to standard error. Exit status: 0, 1 when the call failed, 2 for arguments that make no call,
+130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from client.client import DEFAULT_SERVER, Client
+from client.errors import InvalidRequest, NiyamaError, QueueFull
+from client.options import GenerateOptions, QosOptions
+from client.values import Finished, ResolvedTargets, Targets
+
+_SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
+    ("max-tokens", int, "most tokens to generate"),
+    ("min-tokens", int, "number of tokens before which nothing ends the output"),
+    ("temperature", float, "0 is greedy; default 1"),
+    ("top-k", int, "number of likeliest tokens to pick among"),
+    ("top-p", float, "smallest set of tokens whose probability reaches this"),
+    ("min-p", float, "least probability relative to the likeliest token's"),
+    ("repetition-penalty", float, "divides the logits of tokens seen; 1 is none"),
+    ("presence-penalty", float, "subtracted from the logits of tokens seen in the output"),
+    ("frequency-penalty", float, "the same, once per occurrence"),
+    ("seed", int, "same seed, request and model: same tokens"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        with Client(arguments.server) as client:
+            command: Callable[[Client, argparse.Namespace], None] = arguments.command
+            command(client, arguments)
+    except NiyamaError as error:
+        print(f"niyama: {_one_line(error, arguments.server)}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidRequest) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _one_line(error: NiyamaError, server: str) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, QueueFull) and error.retry_after is not None:
+        message += f" (retry after {error.retry_after:g} s)"
+    return f"{server}: {message}"
+
+
+# Arguments
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """A first word that names no command starts a prompt: `generate` is put before it."""
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument(
+        "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help="default %(default)s"
+    )
+    found, rest = common.parse_known_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="niyama",
+        parents=[common],
+        description="Generates text; the word `generate` may be left out.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="continue a prompt, as it comes"))
+    info = commands.add_parser("info", help="describe the model, the tiers and the limits")
+    info.set_defaults(command=_info)
+    _add_estimate(commands.add_parser("estimate", help="would a request sent now be on time?"))
+    explain = commands.add_parser("explain", help="tell the story of a request")
+    explain.add_argument("request_id", metavar="ID")
+    explain.set_defaults(command=_explain)
+    count = commands.add_parser("count", help="count the tokens of a text")
+    count.add_argument("prompt", help="- reads standard input")
+    count.set_defaults(command=_count)
+    names = set(commands.choices or ())
+    if rest and rest[0] not in names | {"-h", "--help"}:
+        rest = ["generate", *rest]
+    return parser.parse_args(rest, argparse.Namespace(server=found.server))
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to continue; - reads standard input")
+    parser.add_argument("--chat", action="store_true", help="send the prompt as a chat message")
+    _add_qos(parser)
+    for name, kind, text in _SAMPLING_FLAGS:
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--stop", action="append", help="text that ends the output (repeatable)")
+    parser.add_argument("--ignore-eos", action="store_true", default=None)
+    parser.add_argument("--request-id")
+    parser.add_argument("--timeout", type=float, help="seconds after which the call is given up")
+    parser.set_defaults(command=_generate)
+
+
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt_tokens", type=int, help="tokens in the prompt")
+    parser.add_argument("output_tokens", type=int, nargs="?", default=0)
+    _add_qos(parser)
+    parser.set_defaults(command=_estimate)
+
+
+def _add_qos(parser: argparse.ArgumentParser) -> None:
+    qos = parser.add_argument_group("latency")
+    qos.add_argument("--tier", help="a tier that the server knows (see `info`)")
+    qos.add_argument("--ttft", type=float, help="seconds to the first token; needs --tbt")
+    qos.add_argument("--tbt", type=float, help="seconds between tokens; needs --ttft")
+    qos.add_argument("--ttlt", type=float, help="seconds to the last token")
+    qos.add_argument("--best-effort", action="store_true", default=None)
+    qos.add_argument("--importance", choices=("low", "normal", "high"))
+    qos.add_argument("--application", help="who asks: selects a preset")
+
+
+def _given(arguments: argparse.Namespace, names: set[str]) -> dict[str, object]:
+    return {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in names and value is not None
+    }
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    return sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+
+
+# Commands
+
+
+def _generate(client: Client, arguments: argparse.Namespace) -> None:
+    options: GenerateOptions = _given(arguments, set(GenerateOptions.__annotations__))  # type: ignore[assignment]  # names checked by the set
+    text = _prompt(arguments)
+    prompt = [{"role": "user", "content": text}] if arguments.chat else text
+    stream = client.generate(prompt, **options)
+    at_line_start = True
+    try:
+        for tokens in stream:
+            print(tokens.text, end="", flush=True)
+            at_line_start = tokens.text.endswith("\n") if tokens.text else at_line_start
+    finally:
+        if not at_line_start:
+            print(flush=True)
+    for relegation in stream.relegations:
+        print(f"relegated: {relegation.reason}", file=sys.stderr)
+    for finished in stream.completions.values():
+        print(_summary(stream.request_id or "", finished), file=sys.stderr)
+
+
+def _summary(request_id: str, finished: Finished) -> str:
+    usage, timings = finished.usage, finished.timings
+    lines = [
+        f"{request_id}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
+        f"{usage.output_tokens} output tokens, ended by {finished.reason.value}",
+        f"  queue {_ms(timings.queue)}  TTFT {_ms(timings.ttft)}  TBT mean {_ms(timings.mean_tbt)} "
+        f"worst {_ms(timings.worst_tbt)}  TTLT {_ms(timings.ttlt)}",
+    ]
+    for result in finished.targets:
+        verdict = "met" if result.met else "MISSED"
+        lines.append(f"  {result.name.upper()} target {_ms(result.target)}: {verdict}")
+    return "\n".join(lines)
+
+
+def _info(client: Client, arguments: argparse.Namespace) -> None:
+    info = client.server_info()
+    model, limits = info.model, info.limits
+    print(f"server    {info.version}, policy {info.policy}")
+    print(f"model     {model.name} ({model.architecture}), {model.parameters:,} parameters")
+    print(f"          {model.dtype} on {model.device}, vocabulary {model.vocabulary_size:,}")
+    print(f"context   {model.context_length:,} tokens")
+    print(
+        f"limits    {limits.max_requests:,} requests, {limits.max_batch_size:,} per iteration, "
+        f"{limits.kv_tokens:,} tokens in memory"
+    )
+    for tier in info.tiers:
+        default = "  (default)" if tier.name == info.default_tier else ""
+        importance = f"importance {tier.importance.value}"
+        print(f"tier      {tier.name}: {_targets(tier.targets)}, {importance}{default}")
+
+
+def _estimate(client: Client, arguments: argparse.Namespace) -> None:
+    qos: QosOptions = _given(arguments, set(QosOptions.__annotations__))  # type: ignore[assignment]  # names checked by the set
+    estimate = client.estimate(arguments.prompt_tokens, arguments.output_tokens, **qos)
+    forecast = estimate.forecast
+    print("on time" if forecast.on_time else "LATE")
+    print(f"predicted TTFT {_ms(forecast.ttft)}  TTLT {_ms(forecast.ttlt)}")
+    print(f"targets   {_resolved(estimate.targets)}")
+
+
+def _explain(client: Client, arguments: argparse.Namespace) -> None:
+    story = client.explain(arguments.request_id)
+    print(f"{story.request_id}: {_resolved(story.targets)}")
+    for decision in story.decisions:
+        predicted = (
+            "" if decision.predicted_at is None else f"  (predicted {_ms(decision.predicted_at)})"
+        )
+        print(f"{_ms(decision.at):>12}  {decision.kind:<12} {decision.detail}{predicted}")
+    print(story.summary)
+
+
+def _count(client: Client, arguments: argparse.Namespace) -> None:
+    print(client.count_tokens(_prompt(arguments)).count)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.1f} ms"
+
+
+def _targets(targets: Targets) -> str:
+    named = (("TTFT", targets.ttft), ("TBT", targets.tbt), ("TTLT", targets.ttlt))
+    stated = [f"{name} {_ms(value)}" for name, value in named if value is not None]
+    return ", ".join(stated) or "best effort"
+
+
+def _resolved(resolved: ResolvedTargets) -> str:
+    origin = f"tier {resolved.tier}" if resolved.tier else f"from {resolved.source}"
+    return f"{_targets(resolved.targets)} ({origin}), importance {resolved.importance.value}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The two clients: AsyncClient for code with an event loop, Client for code without.
+
+Both have the same methods with the same arguments (`client.options` states them), send one call
+per method and translate its errors (`client.errors`). Durations are float seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from types import TracebackType
+from typing import TypeVar, Unpack, cast
+
+import grpc
+
+from client import convert, values
+from client.errors import translate
+from client.options import GenerateOptions, Prompt, QosOptions
+from client.streams import AsyncCall, AsyncStream, Stream
+from proto.niyama.v1 import inference_pb2_grpc
+
+DEFAULT_SERVER = "localhost:50051"
+
+ChannelOptions = Sequence[tuple[str, object]]
+Response = TypeVar("Response")
+
+
+def _channel_options(given: ChannelOptions) -> list[tuple[str, object]]:
+    # A queue can be long: notice a dead peer by pings, not by the absence of tokens. The interval
+    # is the shortest that a gRPC server allows by default (5 minutes), or its ping strikes add up.
+    return [
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.max_receive_message_length", -1),
+        *given,
+    ]
+
+
+def _split_timeout(options: GenerateOptions) -> tuple[dict[str, object], float | None]:
+    """The request's own options, and the call's timeout."""
+    others = {name: value for name, value in options.items() if name != "timeout"}
+    return others, options.get("timeout")
+
+
+class AsyncClient:
+    """A connection to a server. `timeout` (seconds) is for the calls that generate nothing.
+
+    async with AsyncClient("localhost:50051") as client:
+        async for token in client.generate("Once upon", tier="interactive", max_tokens=64):
+            print(token.text, end="")
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout: float = 10.0,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        self.server = server
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(server, options=_channel_options(channel_options))
+        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncStream:
+        """Sends the request; iterate over the result for its tokens.
+
+        Raises InvalidRequest at once for arguments that make no request.
+        """
+        others, timeout = _split_timeout(options)
+        request = convert.to_stream_request(prompt, others)
+        call = self._stub.GenerateStream(request, timeout=timeout)
+        return AsyncStream(cast(AsyncCall, call))
+
+    async def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
+        """Generates and answers once, when all is done."""
+        others, timeout = _split_timeout(options)
+        request = convert.to_generate_request(prompt, others)
+        response = await _answer(self._stub.Generate(request, timeout=timeout))
+        return convert.from_generate_response(response)
+
+    async def server_info(self) -> values.ServerInfo:
+        """The model, the tiers, the policy and the limits."""
+        request = convert.to_info_request()
+        response = await _answer(self._stub.GetServerInfo(request, timeout=self._timeout))
+        return convert.from_info_response(response)
+
+    async def count_tokens(self, prompt: Prompt) -> values.TokenCount:
+        """The tokens of a prompt as the served model sees it."""
+        request = convert.to_count_request(prompt)
+        response = await _answer(self._stub.CountTokens(request, timeout=self._timeout))
+        return convert.from_count_response(response)
+
+    async def estimate(
+        self,
+        prompt_tokens: int,
+        output_tokens: int = 0,
+        **qos: Unpack[QosOptions],
+    ) -> values.Estimate:
+        """Whether a request sent now would meet its targets, without sending it.
+
+        output_tokens 0: what the application's history says.
+        """
+        request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
+        response = await _answer(self._stub.Estimate(request, timeout=self._timeout))
+        return convert.from_estimate_response(response)
+
+    async def explain(self, request_id: str) -> values.Explanation:
+        """The story of a request of the recent past; NotFound when it is forgotten."""
+        request = convert.to_explain_request(request_id)
+        response = await _answer(self._stub.Explain(request, timeout=self._timeout))
+        return convert.from_explain_response(response)
+
+    async def close(self) -> None:
+        """Cancels what is in flight and closes the connection."""
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+async def _answer(call: Awaitable[Response]) -> Response:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise translate(cast(grpc.Call, error)) from None
+
+
+class Client:
+    """A connection to a server, for code without an event loop. Safe to share among threads.
+
+    `timeout` (seconds) is for the calls that generate nothing.
+
+    with Client("localhost:50051") as client:
+        for token in client.generate("Once upon", tier="interactive", max_tokens=64):
+            print(token.text, end="")
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout: float = 10.0,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        self.server = server
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(server, options=_channel_options(channel_options))
+        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
+        """Sends the request; iterate over the result for its tokens.
+
+        Raises InvalidRequest at once for arguments that make no request.
+        """
+        others, timeout = _split_timeout(options)
+        request = convert.to_stream_request(prompt, others)
+        return Stream(self._stub.GenerateStream(request, timeout=timeout))
+
+    def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
+        """Generates and answers once, when all is done."""
+        others, timeout = _split_timeout(options)
+        request = convert.to_generate_request(prompt, others)
+        return convert.from_generate_response(_call(self._stub.Generate, request, timeout))
+
+    def server_info(self) -> values.ServerInfo:
+        """The model, the tiers, the policy and the limits."""
+        request = convert.to_info_request()
+        return convert.from_info_response(_call(self._stub.GetServerInfo, request, self._timeout))
+
+    def count_tokens(self, prompt: Prompt) -> values.TokenCount:
+        """The tokens of a prompt as the served model sees it."""
+        request = convert.to_count_request(prompt)
+        return convert.from_count_response(_call(self._stub.CountTokens, request, self._timeout))
+
+    def estimate(
+        self,
+        prompt_tokens: int,
+        output_tokens: int = 0,
+        **qos: Unpack[QosOptions],
+    ) -> values.Estimate:
+        """Whether a request sent now would meet its targets, without sending it.
+
+        output_tokens 0: what the application's history says.
+        """
+        request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
+        return convert.from_estimate_response(_call(self._stub.Estimate, request, self._timeout))
+
+    def explain(self, request_id: str) -> values.Explanation:
+        """The story of a request of the recent past; NotFound when it is forgotten."""
+        request = convert.to_explain_request(request_id)
+        return convert.from_explain_response(_call(self._stub.Explain, request, self._timeout))
+
+    def close(self) -> None:
+        """Cancels what is in flight and closes the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+Request = TypeVar("Request")
+
+
+def _call(
+    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    timeout: float | None,
+) -> Response:
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise translate(cast(grpc.Call, error)) from None

@@ -1,0 +1,51 @@
+"""The keyword arguments of a call, stated once for every method that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from client.values import Importance
+
+# Plain text, token ids, or chat messages ({"role": "user", "content": "..."}, oldest first).
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+
+class QosOptions(TypedDict, total=False):
+    """The latency a request needs. Without any: its application's preset, its timeout, or the
+    server's default tier. Explicit targets cannot be combined with a tier or with each other."""
+
+    tier: str  # a tier that the server knows
+    ttft: float  # explicit: seconds to the first token; needs tbt
+    tbt: float  # explicit: seconds between tokens; needs ttft
+    ttlt: float  # explicit: seconds to the last token
+    best_effort: bool  # explicit: nothing is promised
+    importance: Importance | str  # "low", "normal" or "high"
+    application: str  # selects its preset, and groups requests with similar output lengths
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are picked and when to stop; what is left out takes the server's default."""
+
+    temperature: float  # 0 is greedy; default 1
+    top_k: int  # 0 is all tokens
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int  # same seed, request and model: same tokens
+    max_tokens: int
+    min_tokens: int
+    stop: str | Sequence[str]  # texts that end the output; not part of it
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int  # log probabilities of the picked token and the k likeliest
+    n: int  # number of independent completions
+
+
+class GenerateOptions(QosOptions, SamplingOptions, total=False):
+    """Everything a generation takes besides its prompt."""
+
+    request_id: str  # chosen by the caller, unique among the requests in flight
+    timeout: float  # seconds after which the call is given up, and frees what it holds

@@ -1,0 +1,168 @@
+"""A generation as it comes: iterate over its tokens; what else the server said stands beside them.
+
+The stream knows the protocol's events (accepted, tokens, relegated, finished), not how they travel.
+Leaving the loop early cancels the call, which frees what it holds on the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import cast
+
+import grpc
+
+from client import convert
+from client.errors import Cancelled, ServerError, translate
+from client.values import Accepted, Finished, Relegated, Timings, Tokens
+from proto.niyama.v1 import inference_pb2 as pb
+
+AsyncCall = grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStreamResponse]
+
+
+class Heard:
+    """What the server has said so far. The attributes fill while the stream is read."""
+
+    def __init__(self) -> None:
+        self.accepted: Accepted | None = None
+        self.relegations: list[Relegated] = []
+        self.completions: dict[int, Finished] = {}  # by index, where several were asked for
+        self._texts: dict[int, list[str]] = {}
+
+    @property
+    def request_id(self) -> str | None:
+        """The request's id, given or made; None before the server accepted it."""
+        return self.accepted.request_id if self.accepted else None
+
+    @property
+    def finished(self) -> Finished | None:
+        """How the (first) completion ended; None before."""
+        return self.completions.get(0)
+
+    @property
+    def timings(self) -> Timings | None:
+        """The server's timings of the (first) completion; None before its end."""
+        return self.finished.timings if self.finished else None
+
+    @property
+    def on_time(self) -> bool | None:
+        """Whether every target of every completion was met; None before the first one's end."""
+        return all(each.on_time for each in self.completions.values()) if self.finished else None
+
+    @property
+    def text(self) -> str:
+        """All text of the (first) completion so far."""
+        return self.text_of(0)
+
+    def text_of(self, index: int) -> str:
+        """All text of one completion so far."""
+        return "".join(self._texts.get(index, ()))
+
+    def _hear(self, message: pb.GenerateStreamResponse) -> Tokens | None:
+        """Notes the event; returns it where it is tokens."""
+        event = convert.from_stream_response(message)
+        if isinstance(event, Tokens):
+            self._texts.setdefault(event.index, []).append(event.text)
+            return event
+        if isinstance(event, Accepted):
+            self.accepted = event
+        elif isinstance(event, Relegated):
+            self.relegations.append(event)
+        elif isinstance(event, Finished):
+            self.completions[event.index] = event
+        return None
+
+    def _check_complete(self) -> None:
+        if self.finished is None:
+            raise ServerError("the stream ended without its last event")
+
+
+class AsyncStream(Heard):
+    """`async for tokens in stream: ...`, once; then `stream.finished`, `stream.timings`.
+
+    The request is sent when the stream is made. Raises the errors of `client.errors` from the
+    loop. Use `async with` to cancel at an exact place, or `cancel()`.
+    """
+
+    def __init__(self, call: AsyncCall) -> None:
+        super().__init__()
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[Tokens]:
+        try:
+            async for message in self._call:
+                tokens = self._hear(message)
+                if tokens is not None:
+                    yield tokens
+        except grpc.aio.AioRpcError as error:
+            raise translate(cast(grpc.Call, error)) from None
+        finally:
+            self._call.cancel()  # does nothing to a call that is done
+        self._check_complete()
+
+    async def read(self) -> str:
+        """Reads to the end; returns the (first) completion's text."""
+        async for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """Gives the call up. A loop over it, in another task, sees asyncio.CancelledError."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._call.cancel()
+
+
+class Stream(Heard):
+    """`for tokens in stream: ...`, once; then `stream.finished`, `stream.timings`.
+
+    The twin of AsyncStream for code without an event loop; `cancel()` may come from any thread.
+    """
+
+    def __init__(self, call: grpc.CallIterator[pb.GenerateStreamResponse]) -> None:
+        super().__init__()
+        self._call = call
+
+    def __iter__(self) -> Iterator[Tokens]:
+        try:
+            for message in self._call:
+                tokens = self._hear(message)
+                if tokens is not None:
+                    yield tokens
+        except grpc.RpcError as error:
+            raise translate(cast(grpc.Call, error)) from None
+        except grpc.FutureCancelledError:
+            raise Cancelled("the call was cancelled") from None
+        finally:
+            self._call.cancel()
+        self._check_complete()
+
+    def read(self) -> str:
+        """Reads to the end; returns the (first) completion's text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def cancel(self) -> None:
+        """Gives the call up. A loop over it, in another thread, sees Cancelled."""
+        self._call.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._call.cancel()

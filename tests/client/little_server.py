@@ -1,0 +1,277 @@
+"""A real grpc.aio server on port 0 with a servicer that behaves: it counts, echoes and fails on
+request. What the client is tested against where a failure must happen on cue.
+
+The prompt is the command: "hello there" is answered by its own words, one per token; see
+`LittleInference.GenerateStream` for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from proto.niyama.v1 import inference_pb2 as pb
+from proto.niyama.v1 import inference_pb2_grpc
+
+TIERS = (
+    pb.Tier(
+        name="interactive",
+        ttft=Duration(nanos=500_000_000),
+        tbt=Duration(nanos=50_000_000),
+        importance=pb.IMPORTANCE_HIGH,
+    ),
+    pb.Tier(name="standard", ttlt=Duration(seconds=30), importance=pb.IMPORTANCE_NORMAL),
+    pb.Tier(name="batch", ttlt=Duration(seconds=600), importance=pb.IMPORTANCE_LOW),
+)
+INFO = pb.GetServerInfoResponse(
+    version="0.0.1",
+    model=pb.ModelInfo(
+        name="little",
+        architecture="Words",
+        context_length=512,
+        vocabulary_size=1000,
+        parameters=7,
+        dtype="float32",
+        device="cpu",
+    ),
+    policy="fcfs",
+    tiers=TIERS,
+    default_tier="standard",
+    limits=pb.Limits(
+        max_requests=100, max_batch_size=8, kv_tokens=4096, max_message_bytes=4_194_304
+    ),
+)
+
+
+class LittleInference(inference_pb2_grpc.InferenceServicer):
+    """Answers a prompt of words with those words; token ids with as many tokens as asked for.
+
+    Prompts that act: "full" (RESOURCE_EXHAUSTED), "bad" (INVALID_ARGUMENT), "bug" (an exception),
+    "cut" (the stream ends without its last event), "relegate ..." (an event before the tokens),
+    "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N tokens).
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
+        self.timeouts: list[float | None] = []
+        self.ended = asyncio.Queue[str]()  # ids of the streams that are over, however
+        self.num_tokens_to_live: int | None = None  # tokens sent over all calls until `exhausted`
+        self.exhausted = asyncio.Event()
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        self.requests.append(request)
+        self.timeouts.append(context.time_remaining())
+        request_id = request.request_id or f"little-{len(self.requests)}"
+        try:
+            await _refuse(request, context)
+            yield pb.GenerateStreamResponse(accepted=_accepted(request, request_id))
+            for event in _events(request):
+                self._count_down()
+                yield event
+            if request.input.text.startswith("stay"):
+                await asyncio.Event().wait()
+            if request.input.text.startswith("die"):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine was lost")
+            if request.input.text != "cut":
+                for index in range(request.sampling.n or 1):
+                    yield pb.GenerateStreamResponse(finished=_finished(request, index))
+        finally:
+            self.ended.put_nowait(request_id)
+
+    def _count_down(self) -> None:
+        if self.num_tokens_to_live is not None:
+            self.num_tokens_to_live -= 1
+            if self.num_tokens_to_live <= 0:
+                self.exhausted.set()
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GenerateResponse:
+        self.requests.append(request)
+        await _refuse(request, context)
+        text = "".join(event.tokens.text for event in _events(request))
+        return pb.GenerateResponse(
+            request_id=request.request_id or "little",
+            targets=_accepted(request, "").targets,
+            completions=[
+                pb.Completion(text=text, token_ids=[1, 2], finished=_finished(request, 0))
+            ],
+        )
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        return INFO
+
+    async def CountTokens(
+        self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CountTokensResponse:
+        count = len(request.input.text.split())
+        return pb.CountTokensResponse(count=count, token_ids=range(count))
+
+    async def Estimate(
+        self, request: pb.EstimateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.EstimateResponse:
+        seconds = request.prompt_tokens + request.output_tokens
+        return pb.EstimateResponse(
+            targets=pb.ResolvedTargets(
+                ttlt=request.qos.deadline.ttlt,
+                importance=pb.IMPORTANCE_NORMAL,
+                source=pb.TARGET_SOURCE_REQUEST,
+            ),
+            forecast=pb.Forecast(
+                on_time=seconds <= request.qos.deadline.ttlt.seconds,
+                ttft=Duration(seconds=request.prompt_tokens),
+                ttlt=Duration(seconds=seconds),
+            ),
+        )
+
+    async def Explain(
+        self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ExplainResponse:
+        if request.request_id != "known":
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id}")
+        return pb.ExplainResponse(
+            request_id="known",
+            targets=pb.ResolvedTargets(tier="batch", source=pb.TARGET_SOURCE_TIER),
+            decisions=[
+                pb.Decision(kind="admitted", detail="behind 3 others"),
+                pb.Decision(
+                    at=Duration(nanos=20_000_000),
+                    kind="chunk",
+                    detail="64 tokens",
+                    predicted_at=Duration(nanos=18_000_000),
+                    values={"tokens": 64.0},
+                ),
+            ],
+            summary="On time.",
+        )
+
+
+Generation = pb.GenerateRequest | pb.GenerateStreamRequest
+
+
+async def _refuse(request: Generation, context: grpc.aio.ServicerContext) -> None:
+    text = request.input.text
+    if text == "full":
+        detail = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
+        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", detail)
+    if text == "bad":
+        detail = error_details_pb2.BadRequest()
+        detail.field_violations.add(field="sampling.top_p", description="too large")
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p: too large", detail)
+    if text == "again":
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, "request id in flight")
+    if text == "bug":
+        await context.abort(grpc.StatusCode.INTERNAL, "a fault")
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext,
+    code: grpc.StatusCode,
+    message: str,
+    detail: error_details_pb2.RetryInfo | error_details_pb2.BadRequest,
+) -> None:
+    packed = Any()
+    packed.Pack(detail)
+    status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _accepted(request: Generation, request_id: str) -> pb.Accepted:
+    qos = request.qos
+    tier = next((tier for tier in TIERS if tier.name == qos.tier), None)
+    targets = pb.ResolvedTargets(
+        importance=qos.importance or pb.IMPORTANCE_NORMAL,
+        source=pb.TARGET_SOURCE_TIER if tier else pb.TARGET_SOURCE_REQUEST,
+        tier=qos.tier,
+    )
+    for name in ("ttft", "tbt"):
+        source = qos.interactive if qos.HasField("interactive") else tier
+        if source is not None and source.HasField(name):
+            getattr(targets, name).CopyFrom(getattr(source, name))
+    return pb.Accepted(
+        request_id=request_id,
+        targets=targets,
+        prompt_tokens=_prompt_len(request),
+        forecast=pb.Forecast(on_time=True, ttft=Duration(nanos=1_000_000)),
+    )
+
+
+def _prompt_len(request: Generation) -> int:
+    return len(request.input.token_ids.ids) or len(request.input.text.split())
+
+
+def _events(request: Generation) -> list[pb.GenerateStreamResponse]:
+    text = request.input.text
+    if request.input.HasField("token_ids"):
+        words = ["x"] * request.sampling.max_tokens
+    elif text.startswith("die"):
+        words = ["x"] * int(text.split()[1])
+    elif text.startswith("stay"):
+        words = text.split()[1:]
+    else:
+        words = text.split()
+    events = [
+        pb.GenerateStreamResponse(
+            tokens=pb.Tokens(index=index, text=f"{word} ", token_ids=[number])
+        )
+        for number, word in enumerate(words)
+        for index in range(request.sampling.n or 1)
+    ]
+    if text.startswith("relegate"):
+        relegated = pb.Relegated(reason="a long queue", expected_ttlt=Duration(seconds=9))
+        events.insert(0, pb.GenerateStreamResponse(relegated=relegated))
+    return events
+
+
+def _finished(request: Generation, index: int) -> pb.Finished:
+    ms = 1_000_000
+    return pb.Finished(
+        index=index,
+        reason=pb.FINISH_REASON_LENGTH,
+        usage=pb.Usage(prompt_tokens=_prompt_len(request), output_tokens=len(_events(request))),
+        timings=pb.Timings(
+            queue=Duration(nanos=ms),
+            ttft=Duration(nanos=2 * ms),
+            mean_tbt=Duration(nanos=3 * ms),
+            worst_tbt=Duration(nanos=60 * ms),
+            ttlt=Duration(seconds=1),
+        ),
+        targets=[
+            pb.TargetResult(
+                name=pb.TARGET_NAME_TTFT,
+                target=Duration(nanos=500 * ms),
+                actual=Duration(nanos=2 * ms),
+                met=True,
+            ),
+            pb.TargetResult(
+                name=pb.TARGET_NAME_TBT,
+                target=Duration(nanos=50 * ms),
+                actual=Duration(nanos=60 * ms),
+                met=False,
+            ),
+        ],
+    )
+
+
+@contextlib.asynccontextmanager
+async def serving(servicer: LittleInference) -> AsyncIterator[str]:
+    """Serves on a free port of the loopback while the block lasts; yields HOST:PORT."""
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(grace=None)

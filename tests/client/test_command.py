@@ -1,0 +1,90 @@
+"""`python -m client`: a bare prompt streams; the subcommands answer; failures are one line."""
+
+import asyncio
+import io
+import socket
+
+import pytest
+
+from client.__main__ import main
+from tests.client.little_server import LittleInference
+
+Capture = pytest.CaptureFixture[str]
+
+
+async def run(*argv: str) -> int:
+    return await asyncio.to_thread(main, argv)
+
+
+async def test_a_bare_prompt_streams_and_prints_the_timings(address: str, capsys: Capture) -> None:
+    assert await run("one two", "--tier", "interactive", "--server", address) == 0
+    output = capsys.readouterr()
+    assert output.out == "one two \n"
+    assert "TTFT 2.0 ms" in output.err
+    assert "TTFT target 500.0 ms: met" in output.err
+    assert "TBT target 50.0 ms: MISSED" in output.err
+
+
+async def test_options_may_come_before_the_prompt(address: str, servicer: LittleInference) -> None:
+    assert await run("--server", address, "--ttlt", "9", "--seed", "4", "--stop", ".", "hi") == 0
+    request = servicer.requests[0]
+    assert request.qos.deadline.ttlt.seconds == 9
+    assert (request.sampling.seed, list(request.sampling.stop)) == (4, ["."])
+
+
+async def test_a_prompt_that_is_a_command_word_is_sent_by_generate(
+    address: str, capsys: Capture
+) -> None:
+    assert await run("generate", "info", "--server", address) == 0
+    assert capsys.readouterr().out == "info \n"
+
+
+async def test_a_dash_reads_standard_input(
+    address: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    assert await run("-", "--server", address) == 0
+    assert capsys.readouterr().out == "from a pipe \n"
+
+
+async def test_info_shows_the_tiers(address: str, capsys: Capture) -> None:
+    assert await run("info", "--server", address) == 0
+    output = capsys.readouterr().out
+    assert "interactive: TTFT 500.0 ms, TBT 50.0 ms, importance high" in output
+    assert "standard: TTLT 30,000.0 ms, importance normal  (default)" in output
+
+
+async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> None:
+    assert await run("estimate", "10", "15", "--ttlt", "20", "--server", address) == 0
+    assert capsys.readouterr().out.startswith("LATE\npredicted TTFT 10,000.0 ms")
+    assert await run("explain", "known", "--server", address) == 0
+    assert "20.0 ms  chunk        64 tokens  (predicted 18.0 ms)" in capsys.readouterr().out
+    assert await run("count", "a b c", "--server", address) == 0
+    assert capsys.readouterr().out == "3\n"
+
+
+async def test_failures_are_one_line_and_an_exit_status(address: str, capsys: Capture) -> None:
+    for prompt, status, message in (
+        ("full", 1, "the queue is full (retry after 1.5 s)"),
+        ("bad", 2, "sampling.top_p: too large"),
+        ("die 1", 1, "the engine was lost"),
+    ):
+        assert await run(prompt, "--server", address) == status
+        error = capsys.readouterr().err
+        assert error == f"niyama: {address}: {message}\n"
+
+
+def test_an_unreachable_server_is_one_line(capsys: Capture) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        assert main(["hi", "--server", address]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"niyama: {address}: ")
+    assert error.count("\n") == 1
+
+
+def test_a_prompt_is_required(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2

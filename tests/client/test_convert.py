@@ -1,0 +1,92 @@
+"""Arguments become the request that they say, and nothing that was left out is sent."""
+
+import pytest
+
+from client import Importance, InvalidRequest
+from client.convert import to_estimate_request, to_stream_request
+from proto.niyama.v1 import inference_pb2 as pb
+
+
+def test_a_bare_prompt_sends_nothing_else() -> None:
+    assert to_stream_request("hi", {}) == pb.GenerateStreamRequest(input=pb.Input(text="hi"))
+
+
+def test_none_is_the_same_as_leaving_out() -> None:
+    assert to_stream_request("hi", {"tier": None, "seed": None}) == to_stream_request("hi", {})
+
+
+def test_prompts_of_three_forms() -> None:
+    assert to_stream_request([5, 6], {}).input.token_ids.ids == [5, 6]
+    assert to_stream_request("", {}).input.WhichOneof("form") == "text"
+    chat = to_stream_request([{"role": "user", "content": "hi"}], {}).input.chat
+    assert [(message.role, message.content) for message in chat.messages] == [("user", "hi")]
+
+
+def test_zero_is_sent_where_it_differs_from_the_default() -> None:
+    sampling = to_stream_request("hi", {"temperature": 0.0, "logprobs": 0}).sampling
+    assert sampling.HasField("temperature")
+    assert sampling.HasField("logprobs")
+    assert not sampling.HasField("top_k")
+
+
+def test_sampling_arguments_arrive() -> None:
+    sampling = to_stream_request(
+        "hi", {"stop": "\n", "stop_token_ids": [7], "seed": 2**64 - 1, "ignore_eos": True, "n": 3}
+    ).sampling
+    assert (list(sampling.stop), list(sampling.stop_token_ids)) == (["\n"], [7])
+    assert (sampling.seed, sampling.ignore_eos, sampling.n) == (2**64 - 1, True, 3)
+    assert list(to_stream_request("hi", {"stop": ["a", "b"]}).sampling.stop) == ["a", "b"]
+
+
+def test_explicit_targets_are_durations() -> None:
+    qos = to_stream_request("hi", {"ttft": 0.5, "tbt": 0.05}).qos
+    assert qos.WhichOneof("targets") == "interactive"
+    assert qos.interactive.ttft.ToNanoseconds() == 500_000_000
+    assert qos.interactive.tbt.ToNanoseconds() == 50_000_000
+    assert to_stream_request("hi", {"ttlt": 30}).qos.deadline.ttlt.seconds == 30
+    assert to_stream_request("hi", {"best_effort": True}).qos.WhichOneof("targets") == "best_effort"
+
+
+@pytest.mark.parametrize("importance", ["high", Importance.HIGH])
+def test_importance_is_a_word_or_a_member(importance: Importance | str) -> None:
+    assert to_stream_request("hi", {"importance": importance}).qos.importance == pb.IMPORTANCE_HIGH
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"ttft": 0.5}, "qos.interactive.tbt"),
+        ({"tbt": 0.5}, "qos.interactive.ttft"),
+        ({"ttft": 0.5, "tbt": 0.05, "ttlt": 3.0}, "qos"),
+        ({"ttlt": 3.0, "best_effort": True}, "qos"),
+        ({"ttlt": float("nan")}, "qos.deadline.ttlt"),
+        ({"ttlt": float("inf")}, "qos.deadline.ttlt"),
+        ({"importance": "huge"}, "qos.importance"),
+        ({"max_tokens": -1}, "sampling.max_tokens"),
+        ({"top_k": -1}, "sampling.top_k"),
+        ({"seed": 2**64}, "sampling.seed"),
+        ({"temperature": "hot"}, "sampling.temperature"),
+    ],
+)
+def test_arguments_that_make_no_request_name_their_field(
+    options: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        to_stream_request("hi", options)
+    assert caught.value.field == field
+
+
+def test_prompts_that_make_no_request() -> None:
+    with pytest.raises(InvalidRequest, match="token_ids"):
+        to_stream_request([-1], {})
+    with pytest.raises(InvalidRequest, match="role and content"):
+        to_stream_request([{"role": "user"}], {})
+    with pytest.raises(TypeError, match="text, token ids or chat"):
+        to_stream_request(5, {})  # type: ignore[arg-type]  # what is tested
+
+
+def test_a_misspelt_argument_is_an_error() -> None:
+    with pytest.raises(TypeError, match="max_token"):
+        to_stream_request("hi", {"max_token": 3})
+    with pytest.raises(TypeError, match="seed"):
+        to_estimate_request(1, 1, {"seed": 1})  # type: ignore[typeddict-unknown-key]  # what is tested

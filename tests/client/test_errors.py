@@ -1,0 +1,76 @@
+"""Every gRPC status that the service uses becomes one exception, with what the caller needs."""
+
+import asyncio
+import socket
+
+import grpc
+import pytest
+
+from client import (
+    AsyncClient,
+    InvalidRequest,
+    NiyamaError,
+    NotFound,
+    QueueFull,
+    RequestIdInUse,
+    ServerError,
+    TimedOut,
+    Unavailable,
+)
+from tests.client.little_server import LittleInference
+
+
+async def test_an_invalid_request_names_its_field(client: AsyncClient) -> None:
+    with pytest.raises(InvalidRequest, match="too large") as caught:
+        await client.generate("bad").read()
+    assert caught.value.field == "sampling.top_p"
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(InvalidRequest) as caught:
+        await client.complete("bad")
+    assert caught.value.field == "sampling.top_p"
+
+
+async def test_a_full_queue_says_when_to_retry(client: AsyncClient) -> None:
+    with pytest.raises(QueueFull, match="the queue is full") as caught:
+        await client.generate("full").read()
+    assert caught.value.retry_after == 1.5
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("again", RequestIdInUse), ("bug", ServerError), ("die 1", Unavailable)],
+)
+async def test_other_statuses(
+    client: AsyncClient, prompt: str, expected: type[NiyamaError]
+) -> None:
+    with pytest.raises(expected):
+        await client.generate(prompt).read()
+
+
+async def test_an_unknown_request_is_not_found(client: AsyncClient) -> None:
+    with pytest.raises(NotFound, match="no request nobody"):
+        await client.explain("nobody")
+
+
+async def test_a_passed_timeout_is_a_timeout_error(
+    client: AsyncClient, servicer: LittleInference
+) -> None:
+    stream = client.generate("stay here", timeout=0.05, request_id="late")
+    with pytest.raises(TimedOut) as caught:
+        await stream.read()
+    assert isinstance(caught.value, TimeoutError)
+    assert await asyncio.wait_for(servicer.ended.get(), 10) == "late"
+
+
+async def test_a_stream_without_its_last_event_is_a_server_error(client: AsyncClient) -> None:
+    with pytest.raises(ServerError, match="without its last event"):
+        await client.generate("cut").read()
+
+
+async def test_nobody_listening_is_unavailable() -> None:
+    with socket.socket() as held:  # bound, not listening: connections are refused
+        held.bind(("127.0.0.1", 0))
+        async with AsyncClient(f"127.0.0.1:{held.getsockname()[1]}") as client:
+            with pytest.raises(Unavailable):
+                await client.server_info()
