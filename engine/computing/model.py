@@ -1,0 +1,173 @@
+"""The decoder-only model: Llama and its relatives, in one file.
+
+A forward pass sees an iteration as one flat batch of T tokens, whichever sequences they belong
+to. All it depends on comes as an argument. Legend: T tokens, S rows that are sampled, E hidden
+size, H query heads, KH key-value heads, D head size, F intermediate size, V vocabulary.
+
+Weight matrices are stored [in, out] (x @ w): with few rows that reads them faster than [out, in].
+Queries, keys and values are one matrix, the MLP's gate and up another. Sources: Llama
+(arXiv 2302.13971), RoFormer (arXiv 2104.09864); rotary halves as Hugging Face lays them out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.computing.attention import AttentionPlan, attend
+from engine.computing.config import ModelConfig, RopeConfig
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Radians per position of each rotary pair: [D / 2] float32."""
+    inverse = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rope.scaling == "linear":
+        return inverse / rope.factor
+    if rope.scaling == "llama3":
+        return _llama3(inverse, rope)
+    return inverse
+
+
+def _llama3(inverse: Tensor, rope: RopeConfig) -> Tensor:
+    """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
+    turns = rope.original_max_positions * inverse / (2 * math.pi)  # over the trained context
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = smooth.clamp(0, 1)
+    return inverse * (kept + (1 - kept) / rope.factor)
+
+
+def rotary_table(config: ModelConfig) -> Tensor:
+    """[positions, 2, D] float32: cosines, and sines signed for `rotate`."""
+    angles = torch.outer(
+        torch.arange(config.max_positions, dtype=torch.float32),
+        inverse_frequencies(config.rope, config.head_dim),
+    )
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)), 1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates pairs (i, i + D / 2) of x [T, heads, D]; cos and signed sin [T, 1, D]."""
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.addcmul(x * cos, swapped, sin)
+
+
+class Block(nn.Module):
+    """One layer. Tensors are empty until a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        e, d, f = config.hidden_size, config.head_dim, config.intermediate_size
+        q, qkv = config.num_heads * d, (config.num_heads + 2 * config.num_kv_heads) * d
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+
+        self.attention_norm = weight(e)
+        self.qkv = weight(e, qkv)
+        self.qkv_bias = weight(qkv) if config.qkv_bias else None
+        self.q_norm = weight(d) if config.qk_norm else None
+        self.k_norm = weight(d) if config.qk_norm else None
+        self.out = weight(q, e)
+        self.out_bias = weight(e) if config.out_bias else None
+        self.mlp_norm = weight(e)
+        self.gate_up = weight(e, 2 * f)
+        self.gate_up_bias = weight(2 * f) if config.mlp_bias else None
+        self.down = weight(f, e)
+        self.down_bias = weight(e) if config.mlp_bias else None
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        layer: tuple[Tensor, Tensor],
+        plan: AttentionPlan,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """[T, E] to [T, E], or to [S, E] when only `rows` are needed after attention."""
+        config = self.config
+        heads = config.num_heads + config.num_kv_heads
+        normed = F.rms_norm(x, x.shape[1:], self.attention_norm, config.rms_norm_eps)
+        qkv = _linear(normed, self.qkv, self.qkv_bias).unflatten(1, (-1, config.head_dim))
+        qk = self._normed_heads(qkv) if config.qk_norm else qkv[:, :heads]
+        qkv = torch.cat((rotate(qk, cos, sin), qkv[:, heads:]), 1)
+        attended = attend(qkv, layer, plan, config.num_kv_heads)
+        if rows is not None:
+            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        x = _add_linear(x, attended, self.out, self.out_bias)
+        normed = F.rms_norm(x, x.shape[1:], self.mlp_norm, config.rms_norm_eps)
+        gate, up = _linear(normed, self.gate_up, self.gate_up_bias).chunk(2, 1)
+        return _add_linear(x, F.silu(gate) * up, self.down, self.down_bias)
+
+    def _normed_heads(self, qkv: Tensor) -> Tensor:
+        """QK-norm (Qwen 3): each query and key head by itself, [T, H + KH, D]."""
+        config = self.config
+        q, k, _ = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
+        shape = (config.head_dim,)
+        return torch.cat(
+            (
+                F.rms_norm(q, shape, self.q_norm, config.rms_norm_eps),
+                F.rms_norm(k, shape, self.k_norm, config.rms_norm_eps),
+            ),
+            1,
+        )
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, final norm and output matrix; rotary table for every position."""
+
+    rotary: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        device = torch.device(device)
+        self.config = config
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        self.blocks = nn.ModuleList(Block(config, dtype, device) for _ in range(config.num_layers))
+        self.norm = nn.Parameter(torch.empty(shape[1], dtype=dtype, device=device), False)
+        self.head = (  # [V, E], as the embedding is
+            self.embedding
+            if config.tied_embeddings
+            else nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        )
+        self.register_buffer("rotary", rotary_table(config).to(device), persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        layers: list[tuple[Tensor, Tensor]],
+        plan: AttentionPlan,
+    ) -> Tensor:
+        """Logits [S, V] of the rows to be sampled.
+
+        tokens and positions [T], rows [S] (all int64); `layers` of KvMemory, written in place.
+        """
+        x = F.embedding(tokens, self.embedding)
+        cos, sin = self.rotary.index_select(0, positions).to(x.dtype)[:, None].unbind(2)
+        last = len(self.blocks) - 1
+        for index, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
+            x = block(x, cos, sin, layer, plan, rows if index == last else None)
+        x = F.rms_norm(x, x.shape[1:], self.norm, self.config.rms_norm_eps)
+        return F.linear(x, self.head)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.addmm(residual, x, weight)
+    return out if bias is None else out + bias

@@ -1,0 +1,108 @@
+"""The executor of plans: builds the batch, runs the model, samples.
+
+One `run` is one iteration. It knows pages and tokens; what for, and by when, it does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.computing.batch import Batch, BatchBuilder
+from engine.computing.checkpoint import load_model, read_config
+from engine.computing.config import CheckpointError
+from engine.computing.kv import KvMemory, pages_in
+from engine.computing.model import Decoder
+from engine.computing.sampler import Sampler
+from engine.deciding.plan import Chunk, Plan, Token, Work
+from engine.deciding.request import Request, Sampling
+from engine.deciding.sequence import Sequence
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DEFAULT_KV_BYTES = 256 << 20
+
+
+class ModelExecutor:
+    """Implements engine.deciding.plan.Executor with a model and its KV memory on one device."""
+
+    def __init__(self, model: Decoder, kv: KvMemory) -> None:
+        self.model = model
+        self.kv = kv
+        self.config = model.config
+        self.device = kv.slots.device
+        self.dtype = model.embedding.dtype
+        self._layers = kv.layers()
+        self._builder = BatchBuilder(kv.page_size, self.dtype, self.device)
+        self._sampler = Sampler()
+
+    @property
+    def num_pages(self) -> int:
+        return self.kv.num_pages
+
+    @property
+    def page_size(self) -> int:
+        return self.kv.page_size
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> list[Token]:
+        """One token for each sequence of `plan.sampling`, in that order."""
+        logits = self.step(self._builder.build(plan))
+        sampling = plan.sampling
+        return self._sampler.sample(logits, sampling) if sampling else []
+
+    def step(self, batch: Batch) -> Tensor:
+        """Logits [S, V] of one iteration. The boundary of what may be compiled."""
+        return self.model(batch.tokens, batch.positions, batch.rows, self._layers, batch.attention)
+
+    def warm_up(self, num_tokens: int = 64) -> None:
+        """Runs a prefill and a decode in page 0 on, before any sequence owns pages."""
+        room = min(self.num_pages * self.page_size, self.config.max_positions)
+        length = max(1, min(num_tokens, room - 1))
+        request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
+        sequence = Sequence(request, admitted_at=0.0)
+        sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
+        chunk = Chunk(sequence, 0, length, True)
+        sequence.output += [token.id for token in self.run(_warm_up_plan(chunks=(chunk,)))]
+        sequence.num_computed = length
+        if length < room:
+            self.run(_warm_up_plan(decodes=(sequence,)))
+
+
+def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:
+    return Plan(decodes, chunks, Work(), planned_at=0.0, predicted_s=0.0)
+
+
+def load(
+    folder: Path | str,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    num_pages: int | None = None,
+    kv_bytes: int | None = None,
+    page_size: int = 16,
+    threads: int | None = None,
+) -> ModelExecutor:
+    """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served.
+
+    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is float32 on
+    a CPU and the checkpoint's own elsewhere. `threads` sets torch's number for the process.
+    """
+    folder = Path(folder)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = read_config(folder)
+    torch_dtype = _dtype(dtype, config.dtype, device)
+    model = load_model(folder, torch_dtype, device)
+    if num_pages is None:
+        num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
+    return ModelExecutor(model, KvMemory(config, num_pages, page_size, torch_dtype, device))
+
+
+def _dtype(name: str, stored: str, device: str) -> torch.dtype:
+    if name == "auto":
+        name = "float32" if device == "cpu" else stored
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not supported (auto, {', '.join(DTYPES)} are)")
+    return DTYPES[name]
