@@ -1,36 +1,36 @@
 """What the server is told: the only place where its flags have defaults.
 
-Every field made with `option` is a flag (`max_requests` is `--max-requests`); the engine's own
-options are flags too. Durations in seconds.
+Every field marked with `Flag` is a flag (`max_requests` is `--max-requests`), the engine's own
+included. Durations in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from engine.driving.config import EngineConfig, option
+from engine.driving.config import EngineConfig, Flag
 
 LOG_FORMATS = ("auto", "console", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Raises ValueError, naming the field first, for a value out of range."""
 
-    host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(50051, "port to listen on (0: any free one; the ready line names it)")
-    config: Path | None = option(None, "TOML file with tiers and application presets")
-    max_requests: int = option(1024, "most requests waiting or running; beyond it, try later")
-    max_message_bytes: int = option(4 << 20, "most bytes in one incoming message")
-    drain_s: float = option(30.0, "seconds that running requests get to finish after SIGTERM")
-    metrics_port: int = option(0, "port of the Prometheus metrics (0: none)")
-    log_format: str = option("auto", "auto is json unless a terminal reads", choices=LOG_FORMATS)
-    log_level: str = option("info", "least level logged", choices=("debug", "info", "warning"))
+    host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
+    config: Annotated[Path | None, Flag("TOML file with tiers and application presets")] = None
+    max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
+    max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
+    drain_s: Annotated[float, Flag("seconds that running calls get after SIGTERM")] = 30.0
+    metrics_port: Annotated[int, Flag("port of the Prometheus metrics (0: none)")] = 0
+    log_format: Annotated[str, Flag("auto: json unless a terminal reads", LOG_FORMATS)] = "auto"
+    log_level: Annotated[str, Flag("least level logged", LOG_LEVELS)] = "info"
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -49,34 +49,33 @@ def parse(argv: Sequence[str]) -> ServerConfig:
     parser = argparse.ArgumentParser(
         prog="niyama-server", description="Serves one model, many latency targets, one queue."
     )
-    _add_flags(parser, ServerConfig)
-    _add_flags(parser, EngineConfig)
-    arguments = vars(parser.parse_args(argv))
+    server_flags = _add_flags(parser, ServerConfig)
+    engine_flags = _add_flags(parser, EngineConfig)
+    chosen = vars(parser.parse_args(argv))
     try:
-        engine = EngineConfig(**_chosen(arguments, EngineConfig))
-        return ServerConfig(**_chosen(arguments, ServerConfig), engine=engine)
+        engine = EngineConfig(**{name: chosen[name] for name in engine_flags})
+        return ServerConfig(**{name: chosen[name] for name in server_flags}, engine=engine)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         parser.error(f"--{name.replace('_', '-')} {rest}")
 
 
-def _options(config: type) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(config) if "help" in f.metadata]
-
-
-def _add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    hints = get_type_hints(config)
-    for f in _options(config):
-        kind = Path if hints[f.name] in (Path, Path | None) else hints[f.name]
-        note = "" if f.default in (None, "", 0) or f.name == "model" else " (default: %(default)s)"
+def _add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> list[str]:
+    """One flag for each field that is marked as one; returns their names."""
+    hints = get_type_hints(config, include_extras=True)
+    defaults = {f.name: f.default for f in fields(config)}
+    names = []
+    for name, hint in hints.items():
+        kind, *marks = get_args(hint) or (hint,)
+        if not marks or not isinstance(marks[0], Flag):
+            continue
+        text = marks[0].help
         parser.add_argument(
-            f"--{f.name.replace('_', '-')}",
-            type=kind,
-            default=f.default,
-            choices=f.metadata.get("choices"),
-            help=f.metadata["help"] + note,
+            f"--{name.replace('_', '-')}",
+            type=Path if kind == Path | None else kind,
+            default=defaults[name],
+            choices=marks[0].choices,
+            help=text if "(" in text or name == "config" else f"{text} (default: %(default)s)",
         )
-
-
-def _chosen(arguments: dict[str, Any], config: type) -> dict[str, Any]:
-    return {f.name: arguments[f.name] for f in _options(config)}
+        names.append(name)
+    return names

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from server.convert import InvalidRequest
+from server.convert.inbound import InvalidRequest
 
 DOMAIN = "niyama.v1"
 RETRY_AFTER_S = 1

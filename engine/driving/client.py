@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Request
@@ -128,26 +128,25 @@ class RequestStream:
 class _Wire(asyncio.Protocol):
     """Frames in, frames out; commands of one turn of the event loop leave in one write."""
 
-    def __init__(self, receive: Callable[[Any], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+    def __init__(self, receive: Callable[[Any], None], on_closed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
         self._receive = receive
+        self._on_closed = on_closed
         self._unpacker = Unpacker()
         self._outbox: list[Command] = []
         self._transport: asyncio.Transport | None = None
-        self.closed: asyncio.Future[None] = loop.create_future()
+        self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class, which is one
 
     def data_received(self, data: bytes) -> None:
         for message in self._unpacker.feed(data):
             self._receive(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.closed.set()
+        self._on_closed()
 
     def post(self, command: Command) -> None:
         if not self._outbox:
@@ -188,7 +187,7 @@ class EngineClient:
         self._call_ids = itertools.count(1)
         self._process: EngineProcess | None = None
         self._wire: _Wire | None = None
-        self._first: asyncio.Future[Ready | Failed] | None = None
+        self._first: asyncio.Future[Ready | Failed | None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._started_at = 0.0
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
@@ -205,6 +204,8 @@ class EngineClient:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
+        if self.info is None:  # it is still loading, and looks at the pipe only when it is done
+            self.kill()
         self._fail_all("the server is stopping")
         await self._end_process()
 
@@ -226,7 +227,7 @@ class EngineClient:
         return request_id in self._streams
 
     def submit(self, requests: Sequence[Request]) -> RequestStream:
-        """Raises EngineLost while no engine serves, DuplicateRequest; then nothing was submitted."""
+        """All or, raising EngineLost or DuplicateRequest, none of them."""
         wire = self._serving_wire()
         for request in requests:
             if request.id in self._streams:
@@ -263,12 +264,10 @@ class EngineClient:
         first = self._first = loop.create_future()
         self._process = process = EngineProcess(self._config)
         self._started_at = time.monotonic()
-        _, wire = await loop.create_unix_connection(
-            lambda: _Wire(self._received), sock=process.socket
+        _, self._wire = await loop.create_unix_connection(
+            lambda: _Wire(self._received, self._closed), sock=process.socket
         )
-        self._wire = wire
-        await asyncio.wait([first, wire.closed], return_when=asyncio.FIRST_COMPLETED)
-        outcome = first.result() if first.done() else None
+        outcome = await first
         if isinstance(outcome, Ready):
             self.info = outcome.info
             return outcome.info
@@ -279,7 +278,7 @@ class EngineClient:
     async def _end_process(self) -> int | None:
         if self._wire is not None:
             self._wire.close()
-            await self._wire.closed
+            await self._wire.closed.wait()
             self._wire = None
         process, self._process = self._process, None
         return None if process is None else await process.ended(EXIT_PATIENCE_S)
@@ -288,7 +287,7 @@ class EngineClient:
         delay_s = FIRST_DELAY_S
         while True:
             assert self._wire is not None
-            await self._wire.closed
+            await self._wire.closed.wait()
             lived_s = time.monotonic() - self._started_at
             self._fail_all("the engine was lost")
             code = await self._end_process()
@@ -320,8 +319,14 @@ class EngineClient:
             return
         if isinstance(message, Failed):
             self._on_failed(message)
+        self._settle_start(message)
+
+    def _closed(self) -> None:
+        self._settle_start(None)
+
+    def _settle_start(self, outcome: Ready | Failed | None) -> None:
         if self._first is not None and not self._first.done():
-            self._first.set_result(message)
+            self._first.set_result(outcome)
 
     def _deliver(self, report: Report) -> None:
         streams = self._streams

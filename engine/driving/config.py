@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, NamedTuple
 
 from engine.embedded import FOLDER
 
 POLICIES = ("niyama", "fcfs", "edf", "srpf")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A field that is also a command-line flag; `help` carries its unit."""
-    return field(default=default, metadata={"help": help, **metadata})
+class Flag(NamedTuple):
+    """Marks a field that is a command-line flag of the server. `help` carries its unit."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Raises ValueError, naming the field first, for a value out of range."""
 
-    model: Path = option(FOLDER, "checkpoint folder laid out as Hugging Face does")
-    model_name: str = option("", "name to serve it by (default: the folder's name)")
-    device: str = option("auto", "auto, cpu, or a CUDA device such as cuda:0")
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16")
-    policy: str = option("niyama", "scheduling policy", choices=POLICIES)
-    chunk_size: int = option(256, "tokens per iteration, decodes included, for fixed chunks")
-    max_batch_size: int = option(64, "most sequences in one iteration")
-    page_size: int = option(16, "tokens per KV page")
-    kv_memory_mib: int = option(0, "KV memory in MiB (0: chosen for the device)")
-    context_len: int = option(0, "most tokens of prompt and output together (0: the model's own)")
-    torch_threads: int = option(0, "threads of the engine process (0: torch's own choice)")
+    model: Annotated[Path, Flag("checkpoint folder laid out as Hugging Face does")] = FOLDER
+    model_name: Annotated[str, Flag("name to serve it by (default: the folder's)")] = ""
+    device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
+    dtype: Annotated[str, Flag("number format of the weights", DTYPES)] = "auto"
+    policy: Annotated[str, Flag("scheduling policy", POLICIES)] = "niyama"
+    chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = 256
+    max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = 64
+    page_size: Annotated[int, Flag("tokens per KV page")] = 16
+    kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
+    context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
+    torch_threads: Annotated[int, Flag("threads of the engine process (0: torch's choice)")] = 0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.
     factory: str = "engine.driving.build:build"
 

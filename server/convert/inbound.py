@@ -1,24 +1,21 @@
-"""Between protobuf and the engine's values: the only file of the server that knows both.
+"""From request messages to the engine's values, or to the list of what is wrong with them.
 
-Reading checks everything that can be checked without a tokenizer and collects what is wrong, each
-with the path of its field (`sampling.top_p`); what needs the prompt's length is checked in
-`engine_requests`. Wire durations become float seconds.
+Reading checks everything that can be checked without a tokenizer and names each bad field by its
+path (`sampling.top_p`); what needs the prompt's length is checked in `engine_requests`. Durations
+of the wire become float seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
-from engine.deciding.sequence import FinishReason
-from engine.driving.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2 as pb
-from server.tiers import Resolved, TargetSource, Tier, Tiers
+from server.tiers import Resolved, Tiers
 
 DEFAULT_MAX_TOKENS = 128
 MAX_NAME_BYTES = 128
@@ -40,22 +37,10 @@ _TARGET_FIELDS = {
     "deadline": {"ttlt": "ttlt_s"},
     "best_effort": {},
 }
-_SOURCES = {
-    TargetSource.REQUEST: pb.TARGET_SOURCE_REQUEST,
-    TargetSource.TIER: pb.TARGET_SOURCE_TIER,
-    TargetSource.APPLICATION: pb.TARGET_SOURCE_APPLICATION,
-    TargetSource.RPC_DEADLINE: pb.TARGET_SOURCE_RPC_DEADLINE,
-    TargetSource.DEFAULT: pb.TARGET_SOURCE_DEFAULT,
-}
-_IMPORTANCES = {
+IMPORTANCES = {
     pb.IMPORTANCE_LOW: Importance.LOW,
     pb.IMPORTANCE_NORMAL: Importance.NORMAL,
     pb.IMPORTANCE_HIGH: Importance.HIGH,
-}
-_TO_IMPORTANCE = {value: key for key, value in _IMPORTANCES.items()}
-_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
 
 
@@ -95,7 +80,6 @@ class Input:
 class Asked:
     """A checked request, before its prompt is tokenized."""
 
-    request_id: str
     input: Input
     sampling: dict[str, Any]  # arguments of engine Sampling, without max_tokens
     max_tokens: int | None
@@ -136,7 +120,6 @@ def read_generate(
     assert quality is not None
     wire = request.sampling
     return Asked(
-        request_id=request.request_id,
         input=prompt,
         sampling=sampling,
         max_tokens=wire.max_tokens if wire.HasField("max_tokens") else None,
@@ -222,24 +205,22 @@ def _read_sampling(reader: _Reader, wire: pb.Sampling, vocab_size: int) -> dict[
         if wire.HasField(name):
             read[name] = getattr(wire, name)
     most = wire.max_tokens if wire.HasField("max_tokens") else max(1, wire.min_tokens)
-    # One at a time, so that each bad field is named; then together, for min_tokens.
-    for name, value in read.items() - {("min_tokens", wire.min_tokens)}:
-        _refused(reader, lambda name=name, value=value: Sampling(**{name: value}))
-    if _refused(reader, lambda: Sampling(max_tokens=most)):
-        return read
-    _refused(reader, lambda: Sampling(max_tokens=most, min_tokens=wire.min_tokens))
+    # One at a time, so that each bad field is named; min_tokens only beside its limit.
+    fields = [{name: value} for name, value in read.items() if name != "min_tokens"]
+    for arguments in [*fields, {"max_tokens": most}]:
+        _check_sampling(reader, arguments)
+    if most:
+        _check_sampling(reader, {"max_tokens": most, "min_tokens": wire.min_tokens})
     return read
 
 
-def _refused(reader: _Reader, build: Callable[[], object]) -> bool:
-    """Whether the engine refuses the value; its message begins with the field's name."""
+def _check_sampling(reader: _Reader, arguments: dict[str, Any]) -> None:
+    """What the engine refuses; its message begins with the field's name."""
     try:
-        build()
+        Sampling(**arguments)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         reader.refuse(f"sampling.{name}", rest)
-        return True
-    return False
 
 
 def _check_stops(reader: _Reader, wire: pb.Sampling, vocab_size: int) -> None:
@@ -258,12 +239,12 @@ def _read_quality(
 ) -> Resolved | None:
     _check_name(reader, "qos.tier", wire.tier)
     _check_name(reader, "qos.application", wire.application)
-    if wire.importance and wire.importance not in _IMPORTANCES:
+    if wire.importance and wire.importance not in IMPORTANCES:
         reader.refuse("qos.importance", f"unknown value {wire.importance}")
     explicit = _read_targets(reader, wire)
     if explicit is not None and wire.tier:
         reader.refuse("qos.tier", "cannot be combined with explicit targets")
-    importance = _IMPORTANCES.get(wire.importance)
+    importance = IMPORTANCES.get(wire.importance)
     try:
         return tiers.resolve(explicit, wire.tier, wire.application, timeout_s, importance)
     except ValueError as error:
@@ -299,10 +280,16 @@ class Limits(NamedTuple):
 
 
 def engine_requests(
-    asked: Asked, prompt: Sequence[int], limits: Limits, seed: int, arrived_at: float
+    asked: Asked,
+    request_id: str,
+    prompt: Sequence[int],
+    limits: Limits,
+    seed: int,
+    arrived_at: float,
 ) -> list[Request]:
-    """One engine request per completion. `seed` is used where none was given. Raises
-    InvalidRequest for a prompt that leaves no room for output, or more than memory ever holds.
+    """One engine request per completion. `request_id` and `seed` are the call's, given or made.
+
+    Raises InvalidRequest for a prompt that leaves no room for output, or more than memory holds.
     """
     max_tokens = _max_tokens(asked, len(prompt), limits)
     sampling = dict(asked.sampling)
@@ -313,7 +300,7 @@ def engine_requests(
     quality = asked.quality
     return [
         Request(
-            id=asked.request_id if asked.n == 1 else f"{asked.request_id}/{i}",
+            id=request_id if asked.n == 1 else f"{request_id}/{i}",
             prompt=prompt,
             sampling=Sampling(**sampling, seed=(seed + i) % 2**SEED_BITS, max_tokens=max_tokens),
             arrived_at=arrived_at,
@@ -354,152 +341,3 @@ def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:
 
 def to_seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos * 1e-9
-
-
-def to_duration(seconds: float) -> Duration:
-    nanos = round(seconds * 1e9)
-    return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
-
-
-def _maybe(seconds: float | None) -> Duration | None:
-    return None if seconds is None else to_duration(seconds)
-
-
-def to_targets(quality: Resolved) -> pb.ResolvedTargets:
-    targets = quality.targets
-    return pb.ResolvedTargets(
-        tier=quality.tier,
-        ttft=_maybe(targets.ttft_s),
-        tbt=_maybe(targets.tbt_s),
-        ttlt=_maybe(targets.ttlt_s),
-        importance=_TO_IMPORTANCE[quality.importance],
-        source=_SOURCES[quality.source],
-    )
-
-
-def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
-    return pb.Forecast(on_time=on_time, ttft=to_duration(ttft_s), ttlt=to_duration(ttlt_s))
-
-
-def to_accepted(
-    request_id: str, quality: Resolved, prompt_len: int, event: Accepted
-) -> pb.Accepted:
-    return pb.Accepted(
-        request_id=request_id,
-        targets=to_targets(quality),
-        prompt_tokens=prompt_len,
-        forecast=to_forecast(event.on_time, event.predicted_ttft_s, event.predicted_ttlt_s),
-    )
-
-
-def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
-    """Empty unless log probabilities were asked for."""
-    return [
-        pb.TokenLogprobs(
-            logprob=token.logprob,
-            top=[pb.TokenLogprob(token_id=i, logprob=value) for i, value in token.top],
-        )
-        for token in tokens
-        if token.logprob is not None
-    ]
-
-
-def to_tokens(index: int, text: str, tokens: Sequence[Token]) -> pb.Tokens:
-    return pb.Tokens(
-        index=index,
-        text=text,
-        token_ids=[token.id for token in tokens],
-        logprobs=to_logprobs(tokens),
-    )
-
-
-def to_relegated(index: int, event: Relegated) -> pb.Relegated:
-    return pb.Relegated(
-        index=index, reason=event.reason, expected_ttlt=to_duration(event.expected_ttlt_s)
-    )
-
-
-def to_finished(index: int, event: Finished, matched_stop: str, num_tokens: int) -> pb.Finished:
-    """`num_tokens` were handed to the client: the engine may have been a token ahead of a stop."""
-    return pb.Finished(
-        index=index,
-        reason=pb.FINISH_REASON_STOP if matched_stop else _REASONS[event.reason],
-        matched_stop=matched_stop,
-        usage=pb.Usage(
-            prompt_tokens=event.prompt_tokens,
-            cached_tokens=event.cached_tokens,
-            output_tokens=num_tokens,
-            preemptions=event.num_preemptions,
-        ),
-        timings=_to_timings(event.timings),
-        targets=_to_results(event.targets, event.timings),
-        relegated=event.relegated,
-    )
-
-
-def _to_timings(timings: Timings) -> pb.Timings:
-    return pb.Timings(
-        queue=_maybe(timings.queue_s),
-        ttft=_maybe(timings.ttft_s),
-        mean_tbt=_maybe(timings.mean_tbt_s),
-        worst_tbt=_maybe(timings.worst_tbt_s),
-        ttlt=_maybe(timings.ttlt_s),
-    )
-
-
-def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
-    """A single token has no gap, so its TBT is met."""
-    rows = (
-        (pb.TARGET_NAME_TTFT, targets.ttft_s, timings.ttft_s, timings.ttft_met),
-        (pb.TARGET_NAME_TBT, targets.tbt_s, timings.worst_tbt_s, timings.tbt_met is not False),
-        (pb.TARGET_NAME_TTLT, targets.ttlt_s, timings.ttlt_s, timings.ttlt_met),
-    )
-    return [
-        pb.TargetResult(name=name, target=_maybe(target), actual=_maybe(actual), met=bool(met))
-        for name, target, actual, met in rows
-        if target is not None
-    ]
-
-
-def to_completion(
-    index: int, text: str, tokens: Sequence[Token], finished: pb.Finished
-) -> pb.Completion:
-    return pb.Completion(
-        index=index,
-        text=text,
-        token_ids=[token.id for token in tokens],
-        logprobs=to_logprobs(tokens),
-        finished=finished,
-    )
-
-
-def to_tier(tier: Tier) -> pb.Tier:
-    return pb.Tier(
-        name=tier.name,
-        ttft=_maybe(tier.targets.ttft_s),
-        tbt=_maybe(tier.targets.tbt_s),
-        ttlt=_maybe(tier.targets.ttlt_s),
-        importance=_TO_IMPORTANCE[tier.importance],
-    )
-
-
-def to_server_info(
-    version: str, info: EngineInfo, tiers: Tiers, limits: pb.Limits, has_chat_template: bool
-) -> pb.GetServerInfoResponse:
-    return pb.GetServerInfoResponse(
-        version=version,
-        model=pb.ModelInfo(
-            name=info.model_name,
-            architecture=info.architecture,
-            context_length=info.context_len,
-            vocabulary_size=info.vocab_size,
-            parameters=info.num_parameters,
-            dtype=info.dtype,
-            device=info.device,
-            has_chat_template=has_chat_template,
-        ),
-        policy=info.policy,
-        tiers=[to_tier(tier) for tier in tiers.tiers.values()],
-        default_tier=tiers.default,
-        limits=limits,
-    )

@@ -1,0 +1,118 @@
+"""One Generate or GenerateStream call: its state, its messages, its metrics, its log line."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import structlog
+
+from engine.deciding.plan import Accepted
+from engine.deciding.sequence import FinishReason
+from proto.niyama.v1 import inference_pb2 as pb
+from server.convert import outbound
+from server.convert.inbound import Asked
+from server.generation import Ended, Generation, Output, Piece
+from server.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class Call:
+    """Made on arrival; `begin` when it was admitted; `close` whatever happened."""
+
+    asked: Asked
+    generation: Generation
+
+    def __init__(self, arrived_at: float, context: grpc.aio.ServicerContext, metrics: Metrics):
+        self.arrived_at = arrived_at
+        self.context = context
+        self.request_id = ""
+        self.outcome = ""  # name of the status it ended with
+        self.is_admitted = False
+        self._metrics = metrics
+        self._ended: list[Ended] = []
+
+    def begin(self, asked: Asked, generation: Generation) -> None:
+        self.asked = asked
+        self.generation = generation
+        self.is_admitted = True
+
+    def to_message(self, output: Output) -> pb.GenerateStreamResponse:
+        if isinstance(output, Piece):
+            return pb.GenerateStreamResponse(tokens=outbound.to_tokens(*output))
+        if isinstance(output, Ended):
+            return pb.GenerateStreamResponse(finished=self.finish(output))
+        if isinstance(output, Accepted):
+            accepted = outbound.to_accepted(
+                self.request_id, self.asked.quality, self.generation.prompt_len, output
+            )
+            return pb.GenerateStreamResponse(accepted=accepted)
+        return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
+
+    def to_response(
+        self, pieces: list[list[Piece]], ended: dict[int, pb.Finished]
+    ) -> pb.GenerateResponse:
+        """`pieces` of each completion in order; its end in `ended`."""
+        return pb.GenerateResponse(
+            request_id=self.request_id,
+            targets=outbound.to_targets(self.asked.quality),
+            completions=[
+                outbound.to_completion(
+                    index,
+                    "".join(piece.text for piece in parts),
+                    [token for piece in parts for token in piece.tokens],
+                    ended[index],
+                )
+                for index, parts in enumerate(pieces)
+            ],
+        )
+
+    def finish(self, ended: Ended) -> pb.Finished:
+        """The message for the end of one completion; counts it."""
+        self._ended.append(ended)
+        finished = outbound.to_finished(*ended)
+        tier, timings = self.asked.quality.tier or "explicit", ended.finished.timings
+        on_time = all(target.met for target in finished.targets)
+        self._metrics.completions.labels(tier, str(on_time).lower()).inc()
+        self._metrics.prompt_tokens.inc(ended.finished.prompt_tokens)
+        if timings.ttft_s is not None:
+            self._metrics.ttft.labels(tier).observe(timings.ttft_s)
+        if timings.ttlt_s is not None:
+            self._metrics.ttlt.labels(tier).observe(timings.ttlt_s)
+        return finished
+
+    def close(self) -> None:
+        """Frees what the engine still holds, counts the call and logs it."""
+        if self.is_admitted:
+            if not self.generation.is_done:
+                self._leave()
+            self._metrics.output_tokens.inc(self.generation.num_tokens)
+        outcome = self.outcome or "OK"
+        self._metrics.calls.labels(outcome).inc()
+        log.info("call", request_id=self.request_id, outcome=outcome, **self._story())
+
+    def _leave(self) -> None:
+        """The call ends before its completions: the client left, or its deadline passed."""
+        remaining = self.context.time_remaining()
+        is_late = remaining is not None and remaining <= 0
+        self.outcome = self.outcome or ("DEADLINE_EXCEEDED" if is_late else "CANCELLED")
+        self.generation.close(FinishReason.TIMEOUT if is_late else FinishReason.CANCELLED)
+
+    def _story(self) -> dict[str, object]:
+        lived_s = time.monotonic() - self.arrived_at
+        story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
+        if not self.is_admitted:
+            return story
+        story |= {
+            "tier": self.asked.quality.tier,
+            "application": self.asked.application,
+            "prompt_tokens": self.generation.prompt_len,
+            "output_tokens": self.generation.num_tokens,
+        }
+        for ended in self._ended[:1]:
+            ttft_s = ended.finished.timings.ttft_s
+            story["reason"] = ended.finished.reason.value
+            story["relegated"] = ended.finished.relegated
+            story["ttft_ms"] = None if ttft_s is None else round(ttft_s * 1000, 1)
+        return story

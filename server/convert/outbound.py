@@ -1,0 +1,238 @@
+"""From the engine's values to response messages. Float seconds become durations of the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from google.protobuf.duration_pb2 import Duration
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
+from engine.deciding.request import Request, Targets
+from engine.deciding.sequence import FinishReason
+from engine.driving.messages import EngineInfo
+from proto.niyama.v1 import inference_pb2 as pb
+from server.convert.inbound import IMPORTANCES
+from server.tiers import Resolved, TargetSource, Tier, Tiers
+
+_SOURCES = {
+    TargetSource.REQUEST: pb.TARGET_SOURCE_REQUEST,
+    TargetSource.TIER: pb.TARGET_SOURCE_TIER,
+    TargetSource.APPLICATION: pb.TARGET_SOURCE_APPLICATION,
+    TargetSource.RPC_DEADLINE: pb.TARGET_SOURCE_RPC_DEADLINE,
+    TargetSource.DEFAULT: pb.TARGET_SOURCE_DEFAULT,
+}
+_TO_IMPORTANCE = {value: key for key, value in IMPORTANCES.items()}
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+class Forecast(Protocol):
+    """What the scheduler predicts; `Accepted` is one. Seconds from arrival."""
+
+    @property
+    def on_time(self) -> bool: ...
+
+    @property
+    def predicted_ttft_s(self) -> float: ...
+
+    @property
+    def predicted_ttlt_s(self) -> float: ...
+
+
+class Entry(Protocol):
+    """One decision about a request. Seconds since its arrival."""
+
+    at_s: float
+    kind: str
+    detail: str
+    predicted_at_s: float | None
+    values: dict[str, float]
+
+
+class Story(Protocol):
+    """What the scheduler remembers of a request."""
+
+    request: Request
+    entries: Sequence[Entry]
+    summary: str
+
+
+def to_duration(seconds: float) -> Duration:
+    nanos = round(seconds * 1e9)
+    return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
+
+
+def _maybe(seconds: float | None) -> Duration | None:
+    return None if seconds is None else to_duration(seconds)
+
+
+def to_targets(quality: Resolved) -> pb.ResolvedTargets:
+    targets = quality.targets
+    return pb.ResolvedTargets(
+        tier=quality.tier,
+        ttft=_maybe(targets.ttft_s),
+        tbt=_maybe(targets.tbt_s),
+        ttlt=_maybe(targets.ttlt_s),
+        importance=_TO_IMPORTANCE[quality.importance],
+        source=_SOURCES[quality.source],
+    )
+
+
+def to_forecast(forecast: Forecast) -> pb.Forecast:
+    return pb.Forecast(
+        on_time=forecast.on_time,
+        ttft=to_duration(forecast.predicted_ttft_s),
+        ttlt=to_duration(forecast.predicted_ttlt_s),
+    )
+
+
+def to_accepted(
+    request_id: str, quality: Resolved, prompt_len: int, event: Accepted
+) -> pb.Accepted:
+    return pb.Accepted(
+        request_id=request_id,
+        targets=to_targets(quality),
+        prompt_tokens=prompt_len,
+        forecast=to_forecast(event),
+    )
+
+
+def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
+    """Empty unless log probabilities were asked for."""
+    return [
+        pb.TokenLogprobs(
+            logprob=token.logprob,
+            top=[pb.TokenLogprob(token_id=i, logprob=value) for i, value in token.top],
+        )
+        for token in tokens
+        if token.logprob is not None
+    ]
+
+
+def to_tokens(index: int, text: str, tokens: Sequence[Token]) -> pb.Tokens:
+    return pb.Tokens(
+        index=index,
+        text=text,
+        token_ids=[token.id for token in tokens],
+        logprobs=to_logprobs(tokens),
+    )
+
+
+def to_relegated(index: int, event: Relegated) -> pb.Relegated:
+    return pb.Relegated(
+        index=index, reason=event.reason, expected_ttlt=to_duration(event.expected_ttlt_s)
+    )
+
+
+def to_finished(index: int, event: Finished, matched_stop: str, num_tokens: int) -> pb.Finished:
+    """`num_tokens` were handed to the client: the engine may have been a token ahead of a stop."""
+    return pb.Finished(
+        index=index,
+        reason=pb.FINISH_REASON_STOP if matched_stop else _REASONS[event.reason],
+        matched_stop=matched_stop,
+        usage=pb.Usage(
+            prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
+            output_tokens=num_tokens,
+            preemptions=event.num_preemptions,
+        ),
+        timings=_to_timings(event.timings),
+        targets=_to_results(event.targets, event.timings),
+        relegated=event.relegated,
+    )
+
+
+def _to_timings(timings: Timings) -> pb.Timings:
+    return pb.Timings(
+        queue=_maybe(timings.queue_s),
+        ttft=_maybe(timings.ttft_s),
+        mean_tbt=_maybe(timings.mean_tbt_s),
+        worst_tbt=_maybe(timings.worst_tbt_s),
+        ttlt=_maybe(timings.ttlt_s),
+    )
+
+
+def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
+    """A single token has no gap, so its TBT is met."""
+    rows = (
+        (pb.TARGET_NAME_TTFT, targets.ttft_s, timings.ttft_s, timings.ttft_met),
+        (pb.TARGET_NAME_TBT, targets.tbt_s, timings.worst_tbt_s, timings.tbt_met is not False),
+        (pb.TARGET_NAME_TTLT, targets.ttlt_s, timings.ttlt_s, timings.ttlt_met),
+    )
+    return [
+        pb.TargetResult(name=name, target=_maybe(target), actual=_maybe(actual), met=bool(met))
+        for name, target, actual, met in rows
+        if target is not None
+    ]
+
+
+def to_estimate(quality: Resolved, forecast: Forecast) -> pb.EstimateResponse:
+    return pb.EstimateResponse(targets=to_targets(quality), forecast=to_forecast(forecast))
+
+
+def to_explanation(story: Story) -> pb.ExplainResponse:
+    request = story.request
+    source = TargetSource.TIER if request.tier else TargetSource.REQUEST
+    quality = Resolved(request.targets, request.importance, source, request.tier)
+    return pb.ExplainResponse(
+        request_id=request.id,
+        targets=to_targets(quality),
+        decisions=[
+            pb.Decision(
+                at=to_duration(entry.at_s),
+                kind=entry.kind,
+                detail=entry.detail,
+                predicted_at=_maybe(entry.predicted_at_s),
+                values=entry.values,
+            )
+            for entry in story.entries
+        ],
+        summary=story.summary,
+    )
+
+
+def to_completion(
+    index: int, text: str, tokens: Sequence[Token], finished: pb.Finished
+) -> pb.Completion:
+    return pb.Completion(
+        index=index,
+        text=text,
+        token_ids=[token.id for token in tokens],
+        logprobs=to_logprobs(tokens),
+        finished=finished,
+    )
+
+
+def to_tier(tier: Tier) -> pb.Tier:
+    return pb.Tier(
+        name=tier.name,
+        ttft=_maybe(tier.targets.ttft_s),
+        tbt=_maybe(tier.targets.tbt_s),
+        ttlt=_maybe(tier.targets.ttlt_s),
+        importance=_TO_IMPORTANCE[tier.importance],
+    )
+
+
+def to_server_info(
+    version: str, info: EngineInfo, tiers: Tiers, limits: pb.Limits, has_chat_template: bool
+) -> pb.GetServerInfoResponse:
+    return pb.GetServerInfoResponse(
+        version=version,
+        model=pb.ModelInfo(
+            name=info.model_name,
+            architecture=info.architecture,
+            context_length=info.context_len,
+            vocabulary_size=info.vocab_size,
+            parameters=info.num_parameters,
+            dtype=info.dtype,
+            device=info.device,
+            has_chat_template=has_chat_template,
+        ),
+        policy=info.policy,
+        tiers=[to_tier(tier) for tier in tiers.tiers.values()],
+        default_tier=tiers.default,
+        limits=limits,
+    )

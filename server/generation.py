@@ -1,0 +1,161 @@
+"""One call that generates: n completions of a prompt, from engine tokens to what a client sees.
+
+Tokens arrive as they are sampled, in batches when the client reads slowly; each batch becomes one
+piece per completion. A stop string is found here, where there is text: the text is cut, the engine
+is told to stop, and the end is reported when the engine confirms it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Token
+from engine.deciding.request import Sampling
+from engine.deciding.sequence import FinishReason
+from engine.driving.client import RequestStream
+from engine.tokenizer import Detokenizer, StopChecker
+
+
+class Piece(NamedTuple):
+    """New output of one completion. Its text may lag its tokens."""
+
+    completion: int  # which, 0 to n - 1
+    text: str
+    tokens: Sequence[Token]
+
+
+class RelegatedAt(NamedTuple):
+    completion: int  # which, 0 to n - 1
+    event: Relegated
+
+
+class Ended(NamedTuple):
+    """The end of one completion; `num_tokens` of its tokens were handed out."""
+
+    completion: int  # which, 0 to n - 1
+    finished: Finished
+    matched_stop: str
+    num_tokens: int
+
+
+class GenerationFailed(Exception):
+    """The engine ended a completion for a reason that is no result."""
+
+    def __init__(self, finished: Finished) -> None:
+        super().__init__(finished.detail or f"the engine ended it: {finished.reason.value}")
+        self.reason = finished.reason
+
+
+class Text:
+    """The text of one completion, piece by piece."""
+
+    def __init__(self, detokenizer: Detokenizer, sampling: Sampling, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._sampling = sampling
+        self._checker = StopChecker(stops) if stops else None
+        self.num_tokens = 0
+        self.matched_stop = ""
+
+    def take(self, tokens: Iterable[Token]) -> tuple[str, list[Token]]:
+        """The text they add, and those of them that belong to the completion: all, until a stop
+        string is complete.
+        """
+        text, taken = "", []
+        for token in tokens:
+            if self.matched_stop:
+                break
+            self.num_tokens += 1
+            taken.append(token)
+            text += self._examine(self._spell(token.id))
+        return text, taken
+
+    def rest(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.matched_stop:
+            return ""
+        text = self._detokenizer.finish()
+        if self._checker is None:
+            return text
+        return self._examine(text) + ("" if self.matched_stop else self._checker.finish())
+
+    def _spell(self, token_id: int) -> str:
+        """A token that ends the output is none of its text."""
+        past_minimum = self.num_tokens > self._sampling.min_tokens
+        if past_minimum and token_id in self._sampling.stop_token_ids:
+            return ""
+        return self._detokenizer.feed(token_id)
+
+    def _examine(self, text: str) -> str:
+        """`text` without what a stop string cuts off or may yet turn out to cut off."""
+        if self._checker is None or self.num_tokens <= self._sampling.min_tokens or not text:
+            return text
+        text, matched = self._checker.feed(text)
+        self.matched_stop = matched or ""
+        return text
+
+
+Output = Accepted | Piece | RelegatedAt | Ended
+
+
+class Generation:
+    """Iterate with `next` until `is_done`; `close` in a `finally`."""
+
+    def __init__(self, stream: RequestStream, prompt_len: int, texts: Sequence[Text]) -> None:
+        self._stream = stream
+        self._texts = texts
+        self._accepted = False
+        self.prompt_len = prompt_len
+
+    @property
+    def is_done(self) -> bool:
+        return self._stream.is_done
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(text.num_tokens for text in self._texts)
+
+    def close(self, reason: FinishReason) -> None:
+        """Frees what the engine still holds for the call."""
+        self._stream.close(reason)
+
+    async def next(self) -> list[Output]:
+        """What came since the last call, in order, the tokens of a completion in one piece.
+
+        `Accepted` comes once, whatever the number of completions. Raises EngineLost and
+        GenerationFailed.
+        """
+        outputs: list[Output] = []
+        tokens: dict[int, list[Token]] = {}
+        for index, item in await self._stream.next():
+            if isinstance(item, Token):
+                tokens.setdefault(index, []).append(item)
+            elif isinstance(item, Finished):
+                self._spell(index, tokens.pop(index, ()), outputs)
+                self._end(index, item, outputs)
+            elif isinstance(item, Relegated):
+                outputs.append(RelegatedAt(index, item))
+            elif not self._accepted:
+                self._accepted = True
+                outputs.append(item)
+        for index, sampled in tokens.items():
+            self._spell(index, sampled, outputs)
+        return outputs
+
+    def _spell(self, index: int, sampled: Iterable[Token], outputs: list[Output]) -> None:
+        output = self._texts[index]
+        if output.matched_stop:
+            return
+        text, tokens = output.take(sampled)
+        if tokens:
+            outputs.append(Piece(index, text, tokens))
+        if output.matched_stop:
+            self._stream.cancel(index, FinishReason.STOP)
+
+    def _end(self, index: int, finished: Finished, outputs: list[Output]) -> None:
+        output = self._texts[index]
+        if finished.reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            raise GenerationFailed(finished)
+        if rest := output.rest():
+            outputs.append(Piece(index, rest, ()))
+        outputs.append(Ended(index, finished, output.matched_stop, output.num_tokens))

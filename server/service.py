@@ -1,0 +1,232 @@
+"""The Inference service: every RPC from its message to its last byte, and its line in the log.
+
+Arrival is stamped here, once. A bad request ends here, before any engine state exists; whatever
+ends a call, a client that leaves or a deadline included, frees what the engine holds for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import grpc
+
+from engine.deciding.sequence import FinishReason
+from engine.driving.client import CallFailed, DuplicateRequest, EngineClient, EngineLost
+from engine.driving.messages import EngineInfo
+from engine.tokenizer import Tokenizer
+from proto.niyama.v1 import inference_pb2 as pb
+from proto.niyama.v1 import inference_pb2_grpc
+from server import errors
+from server.call import Call
+from server.config import ServerConfig
+from server.convert import inbound, outbound
+from server.convert.inbound import InvalidRequest, Limits
+from server.errors import CallError
+from server.generation import Ended, Generation, GenerationFailed, Piece, Text
+from server.metrics import Metrics
+from server.prompts import Prompts
+from server.tiers import Tiers
+
+FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext
+GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """`tiers` may be replaced when an engine proposes others; everything else stays."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        tiers: Tiers,
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
+        self._prompts = Prompts(tokenizer)
+        self._metrics = metrics
+        self._info: EngineInfo | None = None  # of the last engine that was ready
+        self._ids: set[str] = set()  # of the calls in flight
+        self._num_calls = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.tiers = tiers
+
+    async def drain(self) -> None:
+        """Refuses new calls from now on; returns when the running ones have ended."""
+        self._draining = True
+        await self._idle.wait()
+
+    # RPCs
+
+    async def GenerateStream(self, request: pb.GenerateStreamRequest, context: Context) -> None:
+        await self._serve(request, context, _stream)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        return await self._serve(request, context, _gather)
+
+    async def CountTokens(
+        self, request: pb.CountTokensRequest, context: Context
+    ) -> pb.CountTokensResponse:
+        async with _aborting(context):
+            asked = inbound.read_input(request, self._tokenizer.vocab_size)
+            ids = await self._prompts.encode(asked)
+        return pb.CountTokensResponse(count=len(ids), token_ids=ids)
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        async with _aborting(context):
+            info = self._known_info()
+        limits = pb.Limits(
+            max_requests=self._config.max_requests,
+            max_batch_size=info.max_batch_size,
+            kv_tokens=info.kv_len,
+            max_message_bytes=self._config.max_message_bytes,
+        )
+        has_chat = self._tokenizer.has_chat_template
+        return outbound.to_server_info(version("niyama"), info, self.tiers, limits, has_chat)
+
+    async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
+        async with _aborting(context):
+            prompt_len, output_len, quality = inbound.read_estimate(
+                request, self.tiers, context.time_remaining()
+            )
+            forecast = await self._ask(
+                "estimate",
+                prompt_len=prompt_len,
+                output_len=output_len,
+                targets=quality.targets,
+                application=request.qos.application,
+                importance=quality.importance,
+            )
+        return outbound.to_estimate(quality, forecast)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        async with _aborting(context):
+            story = await self._ask("explain", request_id=inbound.read_request_id(request))
+        return outbound.to_explanation(story)
+
+    # What they share
+
+    async def _ask(self, name: str, **arguments: Any) -> Any:
+        """Puts a question to the engine; its refusals become statuses here and nowhere else."""
+        try:
+            return await self._engine.call(name, **arguments)
+        except CallFailed as error:
+            make = errors.unimplemented if error.unknown else errors.not_found
+            raise make(str(error)) from error
+
+    def _known_info(self) -> EngineInfo:
+        """Of the engine that serves now, or the last that did."""
+        self._info = self._engine.info or self._info
+        if self._info is None:
+            raise EngineLost("the engine is starting")
+        return self._info
+
+    async def _serve(
+        self,
+        request: GenerateMessage,
+        context: Context,
+        answer: Callable[[Call], Awaitable[Answer]],
+    ) -> Answer:
+        """From arrival to log line; the engine holds nothing for the call afterwards."""
+        call = Call(time.monotonic(), context, self._metrics)
+        self._num_calls += 1
+        self._idle.clear()
+        self._metrics.in_flight.inc()
+        try:
+            await self._start(call, request)
+            return await answer(call)
+        except FAILURES as error:
+            failure = _translate(error)
+            call.outcome = failure.code.name
+            await errors.abort(context, failure)
+        finally:
+            call.close()
+            if call.is_admitted:
+                self._ids.discard(call.request_id)
+            self._metrics.in_flight.dec()
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._idle.set()
+
+    async def _start(self, call: Call, request: GenerateMessage) -> None:
+        """Checks, tokenizes and submits. Raises what `_aborting` translates."""
+        call.request_id = request.request_id or secrets.token_hex(8)
+        if self._draining:
+            raise errors.draining()
+        info = self._engine.info
+        if info is None:
+            raise EngineLost("the engine is starting")
+        timeout_s = call.context.time_remaining()
+        asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s)
+        prompt = await self._prompts.encode(asked.input)
+        limits = Limits(info.context_len, info.kv_len, info.eos_token_ids | self._eos_ids)
+        requests = inbound.engine_requests(
+            asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
+        )
+        if self._engine.num_in_flight + asked.n > self._config.max_requests:
+            raise errors.queue_full(self._config.max_requests)
+        if call.request_id in self._ids:
+            raise DuplicateRequest(call.request_id)
+        stream = self._engine.submit(requests)
+        self._ids.add(call.request_id)
+        texts = [
+            Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
+        ]
+        call.begin(asked, Generation(stream, len(prompt), texts))
+
+
+async def _stream(call: Call) -> None:
+    """One message per completion for whatever came while the last ones were being written."""
+    while not call.generation.is_done:
+        for output in await call.generation.next():
+            await call.context.write(call.to_message(output))
+
+
+async def _gather(call: Call) -> pb.GenerateResponse:
+    pieces: list[list[Piece]] = [[] for _ in range(call.asked.n)]
+    ended: dict[int, pb.Finished] = {}
+    while not call.generation.is_done:
+        for output in await call.generation.next():
+            if isinstance(output, Piece):
+                pieces[output.completion].append(output)
+            elif isinstance(output, Ended):
+                ended[output.completion] = call.finish(output)
+    return call.to_response(pieces, ended)
+
+
+@asynccontextmanager
+async def _aborting(context: Context) -> AsyncIterator[None]:
+    """For RPCs that hold nothing: ends them with the status that an exception stands for."""
+    try:
+        yield
+    except FAILURES as error:
+        await errors.abort(context, _translate(error))
+
+
+def _translate(error: Exception) -> CallError:
+    """The only place that knows which status an exception stands for."""
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, InvalidRequest):
+        return errors.invalid(error)
+    if isinstance(error, DuplicateRequest):
+        return errors.in_flight(str(error))
+    if isinstance(error, GenerationFailed):
+        is_error = error.reason is FinishReason.ERROR
+        return (errors.engine_error if is_error else errors.cancelled)(str(error))
+    return errors.engine_lost(str(error))
