@@ -85,7 +85,7 @@ class RequestStream:
     @property
     def is_done(self) -> bool:
         """Whether every request has finished and been handed over."""
-        return not self._open and not self._items
+        return not self._open and not self._items and self._error is None
 
     async def next(self) -> list[tuple[int, Item]]:
         """All that has come since the last call; waits for the first. Raises EngineLost."""

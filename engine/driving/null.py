@@ -1,0 +1,41 @@
+"""An engine without a model, for measuring what stands in front of it: the scheduler is real, an
+iteration costs nothing, and the tokens depend on a request's seed and their position alone.
+"""
+
+from __future__ import annotations
+
+from engine.computing.config import ModelConfig
+from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
+from engine.deciding.plan import Plan, Token
+from engine.driving.assemble import assemble
+from engine.driving.config import EngineConfig
+from engine.driving.loop import Engine
+
+_BYTES_PER_TOKEN = 2048
+_DEFAULT_KV_MIB = 256
+_PROFILE = LatencyProfile("null", (Segment(UNBOUNDED, 1e-4, 1e-7),))
+
+
+class NullExecutor:
+    """Samples without computing. Tokens are drawn from the upper half of the vocabulary, where
+    no special ones are.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._first = vocab_size // 2
+        self._count = vocab_size - self._first
+
+    def run(self, plan: Plan) -> list[Token]:
+        return [
+            Token(self._first + ((s.request.sampling.seed or 0) + 7 * s.num_known) % self._count)
+            for s in plan.sampling
+        ]
+
+
+def build(config: EngineConfig) -> Engine:
+    """A factory for EngineConfig: "engine.driving.null:build". Imports no torch."""
+    model = ModelConfig.from_folder(config.model)
+    kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
+    num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)
+    executor = NullExecutor(model.vocab_size)
+    return assemble(config, model, executor, _PROFILE, num_pages, dtype="none", device="none")

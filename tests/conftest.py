@@ -1,0 +1,19 @@
+"""One real server for the whole session: `python -m server`, as a user starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Serves the embedded model; `server.address` is host:port. Leave it as you found it."""
+    log: Path = tmp_path_factory.mktemp("server") / "log"
+    with ServerProcess(log, "--torch-threads", "1") as process:
+        process.wait_ready()
+        yield process

@@ -1,0 +1,42 @@
+"""Factories of engines for tests; the engine process imports them by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from engine.deciding.plan import Plan, Token
+from engine.driving import null
+from engine.driving.config import EngineConfig
+from engine.driving.loop import Engine
+
+NULL = "engine.driving.null:build"
+
+
+class Failing:
+    """Computes until a request asks for the seed that breaks it."""
+
+    BREAKING_SEED = 666
+
+    def __init__(self, inner: null.NullExecutor) -> None:
+        self._inner = inner
+
+    def run(self, plan: Plan) -> list[Token]:
+        if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
+            raise RuntimeError("the executor broke")
+        return self._inner.run(plan)
+
+
+def build_failing(config: EngineConfig) -> Engine:
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    return engine._replace(executor=Failing(engine.executor))
+
+
+def build_never(config: EngineConfig) -> Engine:
+    raise TypeError("a mistake of ours")
+
+
+def build_dying(config: EngineConfig) -> Engine:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError

@@ -1,0 +1,234 @@
+"""The asyncio side against a real engine process (without a model, so that it starts at once)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from engine.deciding.plan import Accepted, Finished, Token
+from engine.deciding.request import Request, Sampling
+from engine.deciding.sequence import FinishReason
+from engine.driving.client import (
+    CallFailed,
+    DuplicateRequest,
+    EngineClient,
+    EngineLost,
+    EngineStartError,
+    RequestStream,
+)
+from engine.driving.config import EngineConfig
+from tests.engine.driving import engines
+
+WAIT_S = 60.0
+T = TypeVar("T")
+
+
+async def within(work: Awaitable[T]) -> T:
+    return await asyncio.wait_for(work, WAIT_S)
+
+
+class Watched(EngineClient):
+    """Records what it reports about its engine."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.news: asyncio.Queue[str] = asyncio.Queue()
+        super().__init__(
+            config,
+            on_ready=lambda info: self.news.put_nowait("ready"),
+            on_lost=lambda line: self.news.put_nowait(line),
+            on_failed=lambda failed: self.news.put_nowait(failed.trace),
+        )
+
+
+@asynccontextmanager
+async def running(factory: str = engines.NULL, **options: object) -> AsyncIterator[Watched]:
+    client = Watched(EngineConfig(factory=factory, **options))  # type: ignore[arg-type]
+    await within(client.start())
+    try:
+        yield client
+    finally:
+        await within(client.stop())
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[Watched]:
+    async with running() as client:
+        yield client
+
+
+def make_request(request_id: str, max_tokens: int = 5, seed: int = 0) -> Request:
+    sampling = Sampling(max_tokens=max_tokens, seed=seed)
+    return Request(request_id, (1, 2, 3), sampling, arrived_at=time.monotonic())
+
+
+async def read(stream: RequestStream) -> list[tuple[int, object]]:
+    items: list[tuple[int, object]] = []
+    while not stream.is_done:
+        items += await within(stream.next())
+    return items
+
+
+async def test_events_of_a_request_come_in_order(client: Watched) -> None:
+    items = await read(client.submit([make_request("a")]))
+    kinds = [type(item) for _, item in items]
+    assert kinds == [Accepted, *[Token] * 5, Finished]
+    assert client.num_in_flight == 0
+
+
+async def test_requests_submitted_together_share_a_stream(client: Watched) -> None:
+    requests = [make_request(f"a/{i}", max_tokens=2 + i, seed=i) for i in range(3)]
+    items = await read(client.submit(requests))
+    for i in range(3):
+        own = [item for index, item in items if index == i]
+        assert [type(item) for item in own] == [Accepted, *[Token] * (2 + i), Finished]
+
+
+async def test_a_slow_reader_gets_everything_at_once(client: Watched) -> None:
+    """Nothing is lost, and nothing waits for the reader: the engine has long finished."""
+    slow = client.submit([make_request("slow", max_tokens=50)])
+    other = client.submit([make_request("other", max_tokens=200)])
+    await read(other)
+    items = await within(slow.next())
+    assert [type(item) for _, item in items] == [Accepted, *[Token] * 50, Finished]
+    assert slow.is_done
+
+
+async def test_a_cancelled_request_finishes_with_the_reason(client: Watched) -> None:
+    stream = client.submit([make_request("a", max_tokens=4000)])
+    await within(stream.next())
+    stream.cancel(0, FinishReason.STOP)
+    last = (await read(stream))[-1][1]
+    assert isinstance(last, Finished)
+    assert last.reason is FinishReason.STOP
+    assert last.output_tokens < 4000
+
+
+async def test_closing_a_stream_frees_its_pages(client: Watched) -> None:
+    stream = client.submit([make_request("a", max_tokens=4000)])
+    await within(stream.next())
+    stream.close(FinishReason.CANCELLED)
+    stats = await within(client.call("stats"))
+    assert stats.pages_free == stats.pages_total
+    assert stats.num_running == stats.num_waiting == 0
+
+
+async def test_an_id_is_taken_until_the_engine_has_finished_it(client: Watched) -> None:
+    stream = client.submit([make_request("a", max_tokens=4000)])
+    with pytest.raises(DuplicateRequest, match="a"):
+        client.submit([make_request("b"), make_request("a")])
+    assert client.num_in_flight == 1  # and "b" was not submitted
+    stream.close(FinishReason.CANCELLED)
+    with pytest.raises(DuplicateRequest):
+        client.submit([make_request("a")])
+    await within(client.call("stats"))
+    assert len(await read(client.submit([make_request("a")]))) == 7
+
+
+async def test_unknown_questions_say_so(client: Watched) -> None:
+    with pytest.raises(CallFailed, match="nonsense") as caught:
+        await within(client.call("nonsense"))
+    assert caught.value.unknown
+
+
+async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched) -> None:
+    stream = client.submit([make_request("a", max_tokens=4000)])
+    first = client.info
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(EngineLost):
+        await read(stream)
+    with pytest.raises(EngineLost):
+        client.submit([make_request("b")])
+    with pytest.raises(EngineLost):
+        await within(client.call("stats"))
+    assert "-9" in await within(client.news.get())
+    assert await within(client.news.get()) == "ready"
+    assert client.info is not None
+    assert client.info.pid != first.pid
+    assert len(await read(client.submit([make_request("a")]))) == 7
+
+
+async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
+    async with running("tests.engine.driving.engines:build_failing") as client:
+        good = client.submit([make_request("good", max_tokens=4000)])
+        client.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
+        with pytest.raises(EngineLost):
+            await read(good)
+        assert "RuntimeError: the executor broke" in await within(client.news.get())
+        assert "code 1" in await within(client.news.get())
+        assert await within(client.news.get()) == "ready"
+
+
+@pytest.mark.parametrize(
+    ("factory", "line"),
+    [
+        ("build_never", "TypeError: a mistake of ours"),
+        ("build_dying", "the engine process ended with code -9"),
+    ],
+)
+async def test_an_engine_that_cannot_start_says_why_in_one_line(factory: str, line: str) -> None:
+    client = Watched(EngineConfig(factory=f"tests.engine.driving.engines:{factory}"))
+    with pytest.raises(EngineStartError) as caught:
+        await within(client.start())
+    assert str(caught.value) == line
+    await within(client.stop())
+
+
+async def test_a_folder_without_a_model_is_a_start_error(tmp_path: Path) -> None:
+    client = Watched(EngineConfig(model=tmp_path, factory=engines.NULL))
+    with pytest.raises(EngineStartError, match=r"no config\.json in"):
+        await within(client.start())
+    await within(client.stop())
+
+
+async def test_stopping_fails_open_streams_and_ends_the_process(client: Watched) -> None:
+    stream = client.submit([make_request("a", max_tokens=4000)])
+    assert client.info is not None
+    process = psutil.Process(client.info.pid)
+    await within(client.stop())
+    with pytest.raises(EngineLost):
+        await read(stream)
+    assert not process.is_running()
+
+
+ORPHAN = """
+import asyncio, os
+from engine.driving.client import EngineClient
+from engine.driving.config import EngineConfig
+
+async def main():
+    client = EngineClient(EngineConfig(factory="engine.driving.null:build"))
+    info = await client.start()
+    print(info.pid, flush=True)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+def test_the_engine_exits_when_its_front_end_dies() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ORPHAN], capture_output=True, timeout=WAIT_S, check=True
+    )
+    with contextlib.suppress(psutil.NoSuchProcess):  # already gone
+        psutil.Process(int(ran.stdout)).wait(WAIT_S)
+
+
+def test_the_front_end_s_side_imports_no_torch() -> None:
+    code = (
+        "import sys, engine.driving.client, engine.driving.null; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=WAIT_S).returncode == 0

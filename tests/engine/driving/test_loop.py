@@ -1,0 +1,166 @@
+"""The loop, turn by turn, with a scripted pipe, a moved clock and the real scheduler."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
+
+from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
+from engine.deciding.plan import Accepted, Plan, Token
+from engine.deciding.request import Request, Sampling
+from engine.deciding.scheduler import Scheduler, SchedulerConfig
+from engine.deciding.sequence import FinishReason
+from engine.driving.loop import HELD_BACK_S, EngineLoop
+from engine.driving.messages import Call, Cancel, Command, Report, Submit
+
+PAGES = 16
+
+
+class ScriptedPipe:
+    """Hands out one batch of commands per turn, then reports that the front end is gone."""
+
+    def __init__(self, *batches: Sequence[Command]) -> None:
+        self._batches = deque(batches)
+        self.timeouts: list[float | None] = []
+        self.sent: list[Report] = []
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        self.timeouts.append(timeout_s)
+        if not self._batches:
+            raise EOFError
+        return list(self._batches.popleft())
+
+    def send(self, report: Report) -> None:
+        self.sent.append(report)
+
+
+class CountingExecutor:
+    """Token n of the n-th plan, for each sequence that samples."""
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+
+    def run(self, plan: Plan) -> list[Token]:
+        self.plans.append(plan)
+        return [Token(len(self.plans)) for _ in plan.sampling]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def make_scheduler() -> Scheduler:
+    profile = LatencyProfile("test", (Segment(UNBOUNDED, 1e-3),))
+    config = SchedulerConfig(num_pages=PAGES, context_len=64, page_size=4, policy="fcfs")
+    return Scheduler(config, LatencyModel(profile))
+
+
+def make_loop(pipe: ScriptedPipe, scheduler: Scheduler | None = None) -> EngineLoop:
+    return EngineLoop(scheduler or make_scheduler(), CountingExecutor(), pipe, Clock())
+
+
+def submit(request_id: str, max_tokens: int = 4, prompt_len: int = 3) -> Submit:
+    sampling = Sampling(max_tokens=max_tokens)
+    return Submit(Request(request_id, tuple(range(prompt_len)), sampling, arrived_at=0.0))
+
+
+def test_one_report_per_iteration_tells_of_every_stream() -> None:
+    pipe = ScriptedPipe([submit("a"), submit("b"), submit("c")], [], [])
+    make_loop(pipe).run()
+    accepted, *iterations = pipe.sent
+    assert [type(event) for event in accepted.news] == [Accepted] * 3
+    assert [report.sampled for report in iterations] == [
+        [("a", n), ("b", n), ("c", n)] for n in (1, 2, 3)
+    ]
+
+
+def test_an_idle_engine_waits_for_the_pipe_and_a_busy_one_does_not() -> None:
+    pipe = ScriptedPipe([submit("a", max_tokens=2)], [], [])
+    make_loop(pipe).run()
+    # Idle at first; two iterations; a look that finds nothing; then idle for ever.
+    assert pipe.timeouts == [None, 0.0, 0.0, None]
+
+
+def test_work_that_is_held_back_is_looked_at_again_without_spinning() -> None:
+    class HoldingBack(Scheduler):
+        def plan(self, now: float) -> Plan | None:
+            return None
+
+    scheduler = HoldingBack(make_scheduler().config, make_scheduler().latency)
+    pipe = ScriptedPipe([submit("a")], [])
+    make_loop(pipe, scheduler).run()
+    assert pipe.timeouts == [None, HELD_BACK_S, HELD_BACK_S]
+
+
+def test_a_cancelled_request_holds_no_page_at_the_next_iteration() -> None:
+    pipe = ScriptedPipe(
+        [submit("a", max_tokens=30), submit("b", max_tokens=30)],
+        [Cancel("a", FinishReason.CANCELLED), Call(1, "stats", {})],
+    )
+    make_loop(pipe).run()
+    report = next(report for report in pipe.sent if report.replies)
+    assert [(f.request_id, f.reason) for f in report.finished] == [("a", FinishReason.CANCELLED)]
+    assert report.replies[0].value.pages_free == PAGES - 1
+    assert [sampled[0] for sampled in pipe.sent[-1].sampled] == ["b"]
+
+
+def test_cancelling_what_is_not_in_flight_says_nothing() -> None:
+    pipe = ScriptedPipe([Cancel("a", FinishReason.CANCELLED)])
+    make_loop(pipe).run()
+    assert pipe.sent == []
+
+
+def test_a_refused_request_ends_with_an_error_and_the_others_go_on() -> None:
+    pipe = ScriptedPipe([submit("big", prompt_len=60, max_tokens=60), submit("a", max_tokens=1)])
+    make_loop(pipe).run()
+    first, second = pipe.sent
+    (refused,) = first.finished
+    assert (refused.request_id, refused.reason) == ("big", FinishReason.ERROR)
+    assert "context" in refused.detail
+    assert [f.request_id for f in second.finished] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["submit", "__class__", "no_such_question"])
+def test_only_questions_are_answered(name: str) -> None:
+    pipe = ScriptedPipe([Call(3, name, {})])
+    make_loop(pipe).run()
+    (reply,) = pipe.sent[0].replies
+    assert (reply.call_id, reply.value, reply.unknown) == (3, None, True)
+    assert name in reply.error
+
+
+def test_an_estimate_is_asked_for_the_present_moment() -> None:
+    class Estimating(Scheduler):
+        def estimate(self, prompt_len: int, now: float) -> tuple[int, float]:
+            if not prompt_len:
+                raise ValueError("prompt_len must be at least 1")
+            return prompt_len, now
+
+    scheduler = Estimating(make_scheduler().config, make_scheduler().latency)
+    pipe = ScriptedPipe(
+        [Call(1, "estimate", {"prompt_len": 5}), Call(2, "estimate", {"prompt_len": 0})]
+    )
+    make_loop(pipe, scheduler).run()
+    answered, refused = pipe.sent[0].replies
+    assert answered.value == (5, pytest.approx(0.001))
+    assert refused.error == "prompt_len must be at least 1"
+    assert not refused.unknown
+
+
+def test_a_broken_executor_ends_the_loop() -> None:
+    """The process reports it and exits; nothing goes on with a state that nobody knows."""
+
+    class Broken:
+        def run(self, plan: Plan) -> list[Token]:
+            raise RuntimeError("out of memory")
+
+    loop = EngineLoop(make_scheduler(), Broken(), ScriptedPipe([submit("a")]), Clock())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.run()

@@ -1,0 +1,71 @@
+"""What crosses the pipe arrives whole, in order, however it is split."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
+from engine.deciding.request import BEST_EFFORT, Request, Sampling
+from engine.deciding.sequence import FinishReason
+from engine.driving.messages import (
+    Call,
+    Cancel,
+    Reply,
+    Report,
+    Submit,
+    Unpacker,
+    pack,
+    token_of,
+)
+
+REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
+FINISHED = Finished(
+    "a", FinishReason.STOP, 3, 0, 2, BEST_EFFORT, False, 0, Timings(*([None] * 5), *([None] * 3))
+)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.data())
+def test_messages_survive_any_split_of_the_stream(bodies: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(map(pack, bodies))
+    unpacker, received = Unpacker(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        received += unpacker.feed(stream[:size])
+        stream = stream[size:]
+    assert received == bodies
+
+
+def test_commands_come_back_equal() -> None:
+    commands = [
+        Submit(REQUEST),
+        Cancel("a", FinishReason.TIMEOUT),
+        Call(7, "explain", {"request_id": "a"}),
+    ]
+    assert list(Unpacker().feed(pack(commands))) == [commands]
+
+
+def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
+    report = Report()
+    top = ((9, -0.5), (8, -1.0))
+    relegated = Relegated("a", "late", 3.0)
+    report.add(
+        [
+            Accepted("a", True, 0.1, 0.2),
+            Sampled("a", Token(4)),
+            relegated,
+            Sampled("a", Token(9, -0.5, top)),
+            FINISHED,
+        ]
+    )
+    report.replies.append(Reply(1, {"x": 2}))
+    (back,) = Unpacker().feed(pack(report))
+    assert back == report
+    assert back.news == [Accepted("a", True, 0.1, 0.2), relegated]
+    assert [token_of(s) for s in back.sampled] == [Token(4), Token(9, -0.5, top)]
+    assert back.finished == [FINISHED]
+
+
+def test_a_report_without_anything_to_tell_is_false() -> None:
+    assert not Report()
+    assert Report(replies=[Reply(1, None)])

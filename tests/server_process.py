@@ -1,0 +1,73 @@
+"""A server in a process of its own, on any free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+START_S = 120.0  # torch alone takes seconds to import on a busy machine
+EXIT_S = 60.0
+
+
+class ServerProcess:
+    """`python -m server --port 0 FLAGS`; its log goes to a file. Ends with the `with` block."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        self._log = log
+        self.address = ""
+        with log.open("wb") as stderr:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "server", "--port", "0", *flags],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.child.poll() is None:
+            self.child.terminate()
+            try:
+                self.child.wait(EXIT_S)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
+        assert self.child.stdout is not None
+        self.child.stdout.close()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_ready(self) -> str:
+        """Returns the ready line."""
+        line = self._read_line()
+        match = re.search(r"ready on (\S+):", line)
+        assert match, f"no ready line but {line!r}; log: {self.log}"
+        self.address = match[1]
+        return line
+
+    def wait_exit(self) -> int:
+        return self.child.wait(EXIT_S)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.child.send_signal(number)
+
+    def _read_line(self) -> str:
+        assert self.child.stdout is not None
+        fd, data, until = self.child.stdout.fileno(), b"", time.monotonic() + START_S
+        while not data.endswith(b"\n"):
+            readable, _, _ = select.select([fd], [], [], max(0, until - time.monotonic()))
+            assert readable, f"no ready line in {START_S} s; log: {self.log}"
+            more = os.read(fd, 4096)
+            if not more:
+                break
+            data += more
+        return data.decode()

@@ -1,0 +1,49 @@
+"""The wire: stubs are fresh, and twins are twins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import proto
+from proto.niyama.v1 import inference_pb2
+
+ROOT = Path(proto.__file__).parent.parent
+SOURCE = Path("proto/niyama/v1/inference.proto")
+STUBS = ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py")
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stubs")
+    outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, str(SOURCE)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return folder / SOURCE.parent
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_committed_stubs_are_what_the_proto_generates(generated: Path, name: str) -> None:
+    """`make proto` was run after the last change."""
+    committed = (ROOT / SOURCE).with_name(name).read_text()
+    assert committed == (generated / name).read_text()
+
+
+def test_both_generate_requests_have_the_same_fields() -> None:
+    """The API promises it, and the server reads both with one function."""
+    unary, streaming = (
+        [(f.number, f.name, f.message_type and f.message_type.full_name) for f in m.fields]
+        for m in (
+            inference_pb2.GenerateRequest.DESCRIPTOR,
+            inference_pb2.GenerateStreamRequest.DESCRIPTOR,
+        )
+    )
+    assert unary == streaming
+
+
+def test_every_enum_starts_unspecified() -> None:
+    for enum in inference_pb2.DESCRIPTOR.enum_types_by_name.values():
+        assert enum.values_by_number[0].name.endswith("_UNSPECIFIED")
