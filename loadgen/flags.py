@@ -1,0 +1,190 @@
+"""The command line: its flags, and the workload that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from client.client import DEFAULT_SERVER
+from client.values import Importance
+from loadgen import workload_file
+from loadgen.arrivals import Process, parse_rate
+from loadgen.lengths import Distribution, parse_distribution
+from loadgen.spec import Spec, TierSpec
+from loadgen.units import parse_duration, parse_shares
+from loadgen.workload import SharedPrefix
+
+V = TypeVar("V")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="niyama-loadgen",
+        description="Sends an open-loop load of several tiers and reports who was on time.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
+    )
+    _add_target(parser.add_argument_group("target"))
+    _add_load(parser.add_argument_group("load"))
+    _add_requests(
+        parser.add_argument_group("requests", "LENGTH: 100 fixed, 80/200 lognormal by p50/p90")
+    )
+    _add_measuring(parser.add_argument_group("measuring and reporting"))
+    return parser
+
+
+_EPILOG = """\
+rates       40; 2..5/15m (square wave); step:2..5/15m; ramp:2..5; sine:1..9/24h
+durations   500ms, 30 or 30s, 15m, 4h
+exit status 0; 1 the target was not reached or was lost; 2 bad arguments; 3 the gate is shut;
+            4 the run is invalid (only with a gate or a search); 130 interrupted
+"""
+
+
+def _typed(parse: Callable[[str], V]) -> Callable[[str], V]:
+    """An argparse type that keeps the parser's own message."""
+
+    def convert(text: str) -> V:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _add_target(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--target", metavar="HOST:PORT", default=DEFAULT_SERVER, help="default %(default)s"
+    )
+    group.add_argument("--channels", type=int, default=4, help="connections (default %(default)s)")
+    group.add_argument(
+        "--drain",
+        type=_typed(parse_duration),
+        default=60.0,
+        metavar="DURATION",
+        help="longest wait for the last answers (default 60s)",
+    )
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    duration = _typed(parse_duration)
+    group.add_argument("--workload", type=Path, metavar="FILE", help="TOML file; flags override it")
+    group.add_argument("--rps", type=_typed(parse_rate), metavar="RATE", help="requests per second")
+    group.add_argument("--duration", type=duration, help="default 30s, or the replayed trace")
+    group.add_argument("--seed", type=int, help="same seed, same requests (default 0)")
+    group.add_argument(
+        "--mix",
+        type=_typed(parse_shares),
+        metavar="TIER:SHARE,...",
+        help="the other tiers get equal parts of the rest (default: all equal)",
+    )
+    group.add_argument(
+        "--arrivals", type=Process, choices=list(Process), metavar="poisson|gamma|constant"
+    )
+    group.add_argument("--cv", type=float, help="coefficient of variation of gamma arrivals")
+    group.add_argument(
+        "--replay", type=Path, metavar="TRACE", help="arrival times and lengths of a trace's rows"
+    )
+
+
+def _add_requests(group: argparse._ArgumentGroup) -> None:
+    shares = _typed(parse_shares)
+    for name in ("prompt", "output"):
+        group.add_argument(
+            f"--{name}-tokens",
+            type=_typed(_tier_length),
+            action="append",
+            default=[],
+            metavar="[TIER:]LENGTH",
+        )
+    group.add_argument("--trace", type=Path, help="lengths drawn from a trace's rows")
+    group.add_argument("--importance", type=_typed(_importance), metavar="low:0.2,normal:0.8")
+    group.add_argument("--tenants", type=shares, metavar="NAME:SHARE,...")
+    group.add_argument("--applications", type=shares, metavar="NAME:SHARE,...")
+    group.add_argument(
+        "--shared-prefix",
+        type=_typed(_prefix),
+        metavar="TOKENS[:SHARE[:COUNT]]",
+        help="that share of the prompts starts with one of COUNT common prefixes",
+    )
+    group.add_argument("--cancel-rate", type=float, help="share of clients that leave early")
+    group.add_argument(
+        "--timeout", type=_typed(parse_duration), help="deadline of each call (default: none)"
+    )
+
+
+def _add_measuring(group: argparse._ArgumentGroup) -> None:
+    duration = _typed(parse_duration)
+    group.add_argument("--warmup", type=duration, default=0.0, help="not measured at the start")
+    group.add_argument("--cooldown", type=duration, default=0.0, help="not measured at the end")
+    group.add_argument(
+        "--max-lag",
+        type=duration,
+        default=0.05,
+        help="schedule lag p99 beyond which a run is invalid (default 50ms)",
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write a row per request")
+
+
+def to_spec(arguments: argparse.Namespace) -> Spec:
+    """What the flags ask for, over the workload file where one is given. Raises ValueError."""
+    everyone = TierSpec(
+        prompt=dict(arguments.prompt_tokens).get(""),
+        output=dict(arguments.output_tokens).get(""),
+        trace=arguments.trace,
+        importance=arguments.importance,
+        timeout_s=arguments.timeout,
+        cancel_rate=arguments.cancel_rate,
+        prefix=arguments.shared_prefix,
+    )
+    spec = Spec(
+        rate=arguments.rps,
+        duration_s=arguments.duration,
+        seed=arguments.seed,
+        process=arguments.arrivals,
+        cv=arguments.cv,
+        replay=arguments.replay,
+        mix=arguments.mix,
+        tenants=arguments.tenants,
+        applications=arguments.applications,
+        everyone=everyone,
+        tiers=_tier_lengths(arguments.prompt_tokens, arguments.output_tokens),
+    )
+    if arguments.workload is None:
+        return spec
+    return spec.over(workload_file.load(arguments.workload))
+
+
+TierLength = tuple[str, Distribution]
+
+
+def _tier_lengths(
+    prompts: Sequence[TierLength], outputs: Sequence[TierLength]
+) -> dict[str, TierSpec]:
+    prompt, output = dict(prompts), dict(outputs)
+    names = [name for name in {**prompt, **output} if name]
+    return {name: TierSpec(prompt=prompt.get(name), output=output.get(name)) for name in names}
+
+
+def _tier_length(text: str) -> TierLength:
+    tier, _, length = text.rpartition(":")
+    return tier, parse_distribution(length)
+
+
+def _importance(text: str) -> dict[Importance, float]:
+    return {Importance(name): share for name, share in parse_shares(text).items()}
+
+
+def _prefix(text: str) -> SharedPrefix:
+    parts = text.split(":")
+    try:
+        length = int(parts[0])
+        share = float(parts[1]) if len(parts) > 1 else 1.0
+        count = int(parts[2]) if len(parts) > 2 else 1
+    except ValueError:
+        raise ValueError(f"{text!r} is not TOKENS[:SHARE[:COUNT]]") from None
+    return SharedPrefix(length, share, count)

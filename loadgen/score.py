@@ -1,0 +1,177 @@
+"""How good a run was. Every definition stands here, once.
+
+All latencies run from the *scheduled* instant of a request, never from its sending.
+* TTFT: to the first token. TTLT: to the last token. TBT: each gap between neighbouring tokens.
+* On time (deadline envelope): every token came, token n by TTFT + (n - 1) * TBT, or the last by
+  TTLT. A best-effort request is on time when it finishes.
+* On pace (raw inter-token latency): on time, and moreover no gap was longer than TBT: credit from
+  an early token buys no pause.
+* Attainment: the share of *all arrivals* that were on time. Late, rejected, timed out, failed and
+  unfinished requests are misses. Left out are only those in flight when the user interrupted the
+  run, and those outside the measured part (warm-up, cool-down).
+* A request whose own client left as planned is judged by what it received: on time when no token
+  was late (interactive), or when its client left before the deadline.
+* Goodput: requests on time per second of the measured part.
+* Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
+  equal, 1/n when one has everything.
+* Percentile p: the smallest value with at least p % of all values at or below it (nearest rank).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from client.values import Targets
+from loadgen.record import Outcome, Record
+
+
+class Percentiles(NamedTuple):
+    """Seconds; None where there are no values."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """Nearest rank among ascending values; None where there are none."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def percentiles(values: Iterable[float]) -> Percentiles:
+    ordered = sorted(values)
+    return Percentiles(*(percentile(ordered, percent) for percent in (50, 90, 99)))
+
+
+def ttft_s(record: Record) -> float | None:
+    return record.token_at[0] - record.request.at if record.token_at else None
+
+
+def ttlt_s(record: Record) -> float | None:
+    """None unless the last token came."""
+    if record.outcome is not Outcome.FINISHED or not record.token_at:
+        return None
+    return record.token_at[-1] - record.request.at
+
+
+def gaps_s(record: Record) -> list[float]:
+    """Every time between two neighbouring tokens."""
+    return [later - earlier for earlier, later in pairwise(record.token_at)]
+
+
+def token_due_s(targets: Targets, n: int) -> float:
+    """Deadline of token n (1 is the first), from the scheduled instant; inf where there is none."""
+    if targets.ttft is not None and targets.tbt is not None:
+        return targets.ttft + (n - 1) * targets.tbt
+    return math.inf
+
+
+def is_on_time(record: Record) -> bool:
+    """By the deadline envelope."""
+    if record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED):
+        return False
+    request = record.request
+    if request.targets.ttlt is not None:
+        end = record.token_at[-1] if record.token_at else (record.ended_at or math.inf)
+        return end - request.at <= request.targets.ttlt
+    return all(
+        at - request.at <= token_due_s(request.targets, n)
+        for n, at in enumerate(record.token_at, start=1)
+    )
+
+
+def is_on_pace(record: Record) -> bool:
+    """On time, and no gap longer than the TBT target."""
+    tbt = record.request.targets.tbt
+    return is_on_time(record) and (tbt is None or all(gap <= tbt for gap in gaps_s(record)))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One group of requests. Counts are of requests; shares are None for an empty group."""
+
+    group: str
+    num_sent: int
+    num_finished: int
+    num_cancelled: int  # by their own clients, as planned
+    num_rejected: int
+    num_failed: int  # failed or timed out
+    num_unfinished: int
+    num_relegated: int
+    num_on_time: int
+    num_on_pace: int
+    ttft: Percentiles
+    tbt: Percentiles
+    ttlt: Percentiles
+    worst_gap_s: float | None
+    gaps_within_tbt: float | None  # share of all gaps not longer than their TBT target
+    output_tokens: int  # received
+    goodput_rps: float
+    goodput_tokens_per_s: float  # output tokens of the requests that were on time
+
+    @property
+    def attainment(self) -> float | None:
+        return self.num_on_time / self.num_sent if self.num_sent else None
+
+    @property
+    def pace_attainment(self) -> float | None:
+        return self.num_on_pace / self.num_sent if self.num_sent else None
+
+
+def score(group: str, records: Sequence[Record], measured_s: float) -> Score:
+    """Of records that all count (`counted`), over the `measured_s` seconds they arrived in."""
+    outcomes = [record.outcome for record in records]
+    on_time = [record for record in records if is_on_time(record)]
+    gaps = [(gap, record.request.targets.tbt) for record in records for gap in gaps_s(record)]
+    bound = [gap <= tbt for gap, tbt in gaps if tbt is not None]
+    return Score(
+        group=group,
+        num_sent=len(records),
+        num_finished=outcomes.count(Outcome.FINISHED),
+        num_cancelled=outcomes.count(Outcome.CANCELLED),
+        num_rejected=outcomes.count(Outcome.REJECTED),
+        num_failed=outcomes.count(Outcome.FAILED) + outcomes.count(Outcome.TIMED_OUT),
+        num_unfinished=outcomes.count(Outcome.UNFINISHED),
+        num_relegated=sum(record.relegated for record in records),
+        num_on_time=len(on_time),
+        num_on_pace=sum(is_on_pace(record) for record in on_time),
+        ttft=percentiles(value for record in records if (value := ttft_s(record)) is not None),
+        tbt=percentiles(gap for gap, _ in gaps),
+        ttlt=percentiles(value for record in records if (value := ttlt_s(record)) is not None),
+        worst_gap_s=max((gap for gap, _ in gaps), default=None),
+        gaps_within_tbt=sum(bound) / len(bound) if bound else None,
+        output_tokens=sum(len(record.token_at) for record in records),
+        goodput_rps=len(on_time) / measured_s,
+        goodput_tokens_per_s=sum(len(record.token_at) for record in on_time) / measured_s,
+    )
+
+
+def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Record]:
+    """The records that a score is over: scheduled in [start_s, end_s), not abandoned."""
+    return [
+        record
+        for record in records
+        if start_s <= record.request.at < end_s and record.outcome is not Outcome.ABANDONED
+    ]
+
+
+def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    """By group, in order of first appearance."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def jain_index(values: Sequence[float]) -> float | None:
+    """None without values; 1 where all are 0: nobody has more than another."""
+    if not values:
+        return None
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0

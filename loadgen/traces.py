@@ -1,0 +1,89 @@
+"""Request traces in the format of the Azure Public Dataset's LLM inference traces.
+
+A header `TIMESTAMP,ContextTokens,GeneratedTokens`, then one request per row, in order of time, the
+time stamp with up to nine fractional digits ("2023-11-16 18:15:46.6805900"), CR, LF or CRLF line
+ends. Other columns may follow. Source: github.com/Azure/AzurePublicDataset.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)?")
+
+
+class Row(NamedTuple):
+    """One request: seconds since the first row's, and lengths in tokens."""
+
+    at: float
+    prompt_len: int
+    output_len: int
+
+
+class BadTrace(ValueError):
+    """A trace that cannot be used: the message names file and line."""
+
+
+def load(path: Path) -> tuple[Row, ...]:
+    """All rows; times start at 0 and never decrease. Raises BadTrace, or OSError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadTrace(f"{path}: not a text file") from None
+    rows = tuple(_parse(text.splitlines(), path))
+    if not rows:
+        raise BadTrace(f"{path}: no requests")
+    return rows
+
+
+def _parse(lines: Iterable[str], path: Path) -> Iterable[Row]:
+    reader = csv.reader(lines)
+    header = [name.strip() for name in next(reader, [])]
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise BadTrace(f"{path}, line 1: no column {', '.join(missing)} in the header")
+    columns = [header.index(name) for name in COLUMNS]
+    start, last = None, 0.0
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        try:
+            stamp, prompt, output = (cells[column].strip() for column in columns)
+            instant = _instant(stamp)
+            start = instant if start is None else start
+            row = Row(instant - start, _tokens(prompt, "ContextTokens"), _tokens(output, "Gen"))
+        except (IndexError, ValueError) as error:
+            reason = "too few columns" if isinstance(error, IndexError) else error
+            raise BadTrace(f"{path}, line {reader.line_num}: {reason}") from None
+        if row.at < last:
+            raise BadTrace(f"{path}, line {reader.line_num}: {stamp} is before the row above")
+        last = row.at
+        yield row
+
+
+def _instant(stamp: str) -> float:
+    """Seconds since the epoch. The fraction is added apart: datetime keeps only six digits."""
+    match = _STAMP.fullmatch(stamp)
+    if match is None:
+        raise ValueError(f"{stamp!r} is not a time stamp such as 2023-11-16 18:15:46.6805900")
+    whole = datetime.fromisoformat(match[1] + (match[3] or ""))
+    if whole.tzinfo is None:
+        whole = whole.replace(tzinfo=UTC)
+    return whole.timestamp() + float(match[2] or 0.0)
+
+
+def _tokens(text: str, column: str) -> int:
+    """At least 1: a request without prompt or output would be none."""
+    try:
+        tokens = int(text)
+    except ValueError:
+        tokens = -1
+    if tokens < 0:
+        raise ValueError(f"{text!r} is not a number of tokens ({column})")
+    return max(1, tokens)
