@@ -33,32 +33,20 @@ class Batch:
     attention: AttentionPlan
 
 
-def group_decodes(pages: List[int]) -> list[tuple[int, int]]:
+def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
     """Cuts decodes, given their page counts from most to least, into [start, stop) groups.
 
-    A group's padding may cost at most as much as one more group would.
+    A group has at most `spare_pages` pages of padding.
     """
     groups, start, padding = [], 0, 0
-    for index, count in enumerate(pages):
-        padding += pages[start] - count
-        if padding > GROUP_COST // 16 and pages[start] > count:
+    for index, count in enumerate(counts):
+        padding += counts[start] - count
+        if padding > spare_pages:
             groups.append((start, index))
             start, padding = index, 0
-    if pages:
-        groups.append((start, len(pages)))
+    if counts:
+        groups.append((start, len(counts)))
     return groups
-
-
-def slots_of(pages: List[int], start: int, stop: int, page_size: int) -> list[int]:
-    """The slots of positions [start, stop) of a sequence with this page table."""
-    slots: list[int] = []
-    while start < stop:
-        index, offset = divmod(start, page_size)
-        count = min(page_size - offset, stop - start)
-        first = pages[index] * page_size + offset
-        slots.extend(range(first, first + count))
-        start += count
-    return slots
 
 
 class BatchBuilder:
@@ -72,17 +60,17 @@ class BatchBuilder:
     def build(self, plan: Plan) -> Batch:
         order = sorted(range(len(plan.decodes)), key=lambda i: -plan.decodes[i].num_computed)
         decodes = [plan.decodes[i] for i in order]
-        tokens = [s.token_at(s.num_computed) for s in decodes]
         positions = [s.num_computed for s in decodes]
-        slots = [slots_of(s.pages, p, p + 1, self._page_size)[0] for s, p in self._at(decodes)]
+        tokens = [s.token_at(s.num_computed) for s in decodes]
+        slots = [slot for s in decodes for slot in self._slots(s, s.num_computed, 1)]
         rows = [0] * len(order)
         for row, index in enumerate(order):
             rows[index] = row
         for chunk in plan.chunks:
-            start, stop = chunk.start, chunk.start + chunk.length
-            tokens += chunk.sequence.tokens(start, stop)
-            positions += range(start, stop)
-            slots += slots_of(chunk.sequence.pages, start, stop, self._page_size)
+            stop = chunk.start + chunk.length
+            tokens += chunk.sequence.tokens(chunk.start, stop)
+            positions += range(chunk.start, stop)
+            slots += self._slots(chunk.sequence, chunk.start, chunk.length)
             if chunk.samples:
                 rows.append(len(tokens) - 1)
         columns = self._to_device(tokens, positions, slots, rows)
@@ -90,9 +78,20 @@ class BatchBuilder:
         chunks = self._chunks(plan.chunks, len(decodes))
         return Batch(columns[0], columns[1], columns[3], AttentionPlan(columns[2], groups, chunks))
 
-    @staticmethod
-    def _at(decodes: list[Sequence]) -> list[tuple[Sequence, int]]:
-        return [(s, s.num_computed) for s in decodes]
+    def _slots(self, sequence: Sequence, start: int, length: int) -> list[int]:
+        """Where the keys and values of positions [start, start + length) go."""
+        size, pages = self._page_size, sequence.pages
+        if length == 1:
+            return [pages[start // size] * size + start % size]
+        stop = start + length
+        return [
+            slot
+            for index in range(start // size, -(-stop // size))
+            for slot in range(
+                pages[index] * size + max(0, start - index * size),
+                pages[index] * size + min(size, stop - index * size),
+            )
+        ]
 
     def _to_device(self, *columns: list[int]) -> tuple[Tensor, ...]:
         flat = torch.tensor([i for column in columns for i in column]).to(self._device)
@@ -103,7 +102,7 @@ class BatchBuilder:
         contexts = [s.num_computed + 1 for s in decodes]
         counts = [-(-context // size) for context in contexts]
         groups = []
-        for start, stop in group_decodes(counts):
+        for start, stop in group_decodes(counts, GROUP_COST // size):
             width = counts[start]
             table = [
                 page
