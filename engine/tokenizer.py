@@ -31,16 +31,17 @@ _INVALID = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # bytes that are no U
 class Spelling:
     """What each token id contributes to a text, as bytes; b"" for special tokens."""
 
-    def __init__(self, pieces: Sequence[bytes], strips_space: bool) -> None:
+    def __init__(self, pieces: Sequence[bytes], opening: Sequence[bytes]) -> None:
         self._pieces = pieces
-        self.strips_space = strips_space  # the text's first space is the tokenizer's own
+        self._opening = opening  # as the text's first: without the space the tokenizer put there
 
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def of(self, token_id: int) -> bytes:
+    def of(self, token_id: int, opens: bool = False) -> bytes:
         """Empty for ids beyond the vocabulary: models pad theirs."""
-        return self._pieces[token_id] if 0 <= token_id < len(self._pieces) else b""
+        pieces = self._opening if opens else self._pieces
+        return pieces[token_id] if 0 <= token_id < len(pieces) else b""
 
 
 class Detokenizer:
@@ -53,14 +54,12 @@ class Detokenizer:
     def __init__(self, spelling: Spelling, prompt: Iterable[int] = ()) -> None:
         self._spelling = spelling
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._at_start = spelling.strips_space and not any(spelling.of(i) for i in prompt)
+        self._opens = not any(spelling.of(token_id) for token_id in prompt)
 
     def feed(self, token_id: int) -> str:
         """The text that is certain now; "" in the middle of a character."""
-        piece = self._spelling.of(token_id)
-        if self._at_start and piece:
-            self._at_start = False
-            piece = piece.removeprefix(b" ")
+        piece = self._spelling.of(token_id, self._opens)
+        self._opens = self._opens and not self._spelling.of(token_id)
         return self._utf8.decode(piece).translate(_INVALID)
 
     def finish(self) -> str:
@@ -202,7 +201,8 @@ class SentencePiece:
         special = {
             model.id_to_piece(i): i for i in range(len(pieces)) if model.is_control(i)
         } | _added_tokens(folder, settings, pieces)
-        self.spelling = Spelling(pieces, strips_space=self._adds_space())
+        opening = [self._open(i, piece) for i, piece in enumerate(pieces)]
+        self.spelling = Spelling(pieces, opening if self._adds_space() else pieces)
         self.bos_id = _special_id(settings, "bos_token", special, model.bos_id())
         self.eos_id = _special_id(settings, "eos_token", special, model.eos_id())
         self._special = special
@@ -230,6 +230,12 @@ class SentencePiece:
         if model.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])
         return piece.replace(SPACE, " ").encode()
+
+    def _open(self, token_id: int, piece: bytes) -> bytes:
+        """Drops a piece's own space, but keeps a space spelled as a byte."""
+        if token_id < self._first.get_piece_size() and self._first.is_byte(token_id):
+            return piece
+        return piece.removeprefix(b" ")
 
     def _adds_space(self) -> bool:
         return self._first.encode("a") != self._rest.encode("a")
@@ -260,7 +266,8 @@ class HuggingFace:
                 pieces[token_id] = _spell_bytes(text) if byte_level else _spell_text(text)
             elif not added[token_id].get("special"):
                 pieces[token_id] = added[token_id]["content"].encode()
-        self.spelling = Spelling(pieces, strips_space)
+        opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
+        self.spelling = Spelling(pieces, opening)
         first = self._tokenizer.encode("", add_special_tokens=True).ids[:1]
         self.bos_id = _special_id(settings, "bos_token", vocab, first[0] if first else -1)
         self.eos_id = _special_id(settings, "eos_token", vocab, -1)
