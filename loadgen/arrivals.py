@@ -125,10 +125,10 @@ def parse_rate(text: str) -> Rate:
         if not dots:
             if colon or slash:
                 raise ValueError
-            rate = float(low)
-            return Rate(rate, rate)
-        shape = Shape(shape_name) if colon else Shape.SQUARE
-        bounds = float(low), float(high)
+            shape, bounds = Shape.CONSTANT, (float(low), float(low))
+        else:
+            shape = Shape(shape_name) if colon else Shape.SQUARE
+            bounds = float(low), float(high)
     except ValueError:
         raise ValueError(
             f"{text!r} is not a rate such as 40, 2..5/15m (square), step:2..5/15m, ramp:2..5 "

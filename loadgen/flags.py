@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from client.client import DEFAULT_SERVER
 from client.values import Importance
-from loadgen import workload_file
+from loadgen import gate, workload_file
 from loadgen.arrivals import Process, parse_rate
 from loadgen.lengths import Distribution, parse_distribution
 from loadgen.spec import Spec, TierSpec
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     _add_requests(
         parser.add_argument_group("requests", "LENGTH: 100 fixed, 80/200 lognormal by p50/p90")
     )
+    _add_modes(parser.add_argument_group("modes (one run where none is given)"))
     _add_measuring(parser.add_argument_group("measuring and reporting"))
     return parser
 
@@ -114,6 +115,53 @@ def _add_requests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=_typed(parse_duration), help="deadline of each call (default: none)"
     )
+
+
+def _add_modes(group: argparse._ArgumentGroup) -> None:
+    modes = group.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--sweep", type=_typed(_rates), metavar="RATE,RATE,...", help="a run at each rate"
+    )
+    modes.add_argument(
+        "--find-capacity", action="store_true", help="the largest rate that is served"
+    )
+    modes.add_argument(
+        "--compare",
+        type=_typed(_names),
+        metavar="NAME,...",
+        help="the same requests to each: a policy (a server is started), or NAME=HOST:PORT",
+    )
+    modes.add_argument(
+        "--slo-gate",
+        type=_typed(gate.parse_gate),
+        nargs="?",
+        const=gate.parse_gate("0.99"),
+        metavar="SHARE|TIER:SHARE,...",
+        help="exit status 3 unless that share is on time (default 0.99 of every tier)",
+    )
+    group.add_argument("--max-misses", type=float, default=0.01, help="capacity: share allowed")
+    group.add_argument("--precision", type=float, default=0.05, help="capacity: relative")
+    group.add_argument("--repeats", type=int, default=3, help="capacity: runs per rate")
+    group.add_argument(
+        "--server-flags", default="", metavar="FLAGS", help="compare: for the servers started"
+    )
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or min(rates) <= 0:
+        raise ValueError(f"{text!r} is not a list of rates such as 10,20,40")
+    return rates
+
+
+def _names(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{text!r} is not a list of different names")
+    return names
 
 
 def _add_measuring(group: argparse._ArgumentGroup) -> None:

@@ -1,4 +1,4 @@
-"""A summary as JSON. The schema is documented in loadgen/README.md; `schema` carries its version.
+"""Figures as JSON. The schema is documented in loadgen/README.md; `schema` carries its version.
 
 Durations are float seconds, rates per second, shares between 0 and 1, null where there is none.
 """
@@ -7,20 +7,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen.capacity import Capacity
+from loadgen.modes import Measurement
 from loadgen.score import Score
 from loadgen.summary import Summary
 
 SCHEMA = "niyama.loadgen/1"
 
+Document = dict[str, Any]
 
-def to_json(summary: Summary, arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments`: what the run was asked for, so that it can be asked for again."""
+
+def to_json(
+    mode: str,
+    arguments: Mapping[str, str],
+    measurements: Sequence[Measurement],
+    capacity: Capacity | None = None,
+) -> Document:
+    """`arguments`: what was asked for, so that it can be asked for again."""
+    document: Document = {"schema": SCHEMA, "mode": mode, "arguments": dict(arguments)}
+    if capacity is not None:
+        document["capacity"] = {
+            "passed_rps": capacity.passed,
+            "failed_rps": capacity.failed if math.isfinite(capacity.failed) else None,
+        }
+    document["runs"] = [{"name": each.name} | _summary(each.summary) for each in measurements]
+    return document
+
+
+def write(document: Document, path: Path) -> None:
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _summary(summary: Summary) -> Document:
     return {
-        "schema": SCHEMA,
-        "arguments": arguments,
         "target": _target(summary),
         "end": summary.end.value,
         "problem": summary.problem,
@@ -29,6 +53,7 @@ def to_json(summary: Summary, arguments: dict[str, Any]) -> dict[str, Any]:
         "requested_rps": summary.requested_rps,
         "achieved_rps": summary.achieved_rps,
         "lag": dataclasses.asdict(summary.lag),
+        "backlog_growth": summary.backlog_growth,
         "num_abandoned": summary.num_abandoned,
         "fairness": summary.fairness,
         "long_prompt_tokens": summary.long_prompt_tokens,
@@ -41,11 +66,7 @@ def to_json(summary: Summary, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _target(summary: Summary) -> dict[str, Any]:
+def _target(summary: Summary) -> Document:
     target = summary.target
     return {
         "name": target.name,
@@ -64,7 +85,7 @@ def _target(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score(score: Score) -> Document:
     document = dataclasses.asdict(score)
     for name in ("ttft", "tbt", "ttlt"):
         document[f"{name}_s"] = getattr(score, name)._asdict()

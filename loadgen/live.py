@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from client import (
     AsyncClient,
     AsyncStream,
@@ -62,8 +60,7 @@ class LiveTarget:
 
 
 def _run(main: Any) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    return asyncio.run(main)
 
 
 async def _ask_info(server: str) -> ServerInfo:

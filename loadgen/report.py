@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from loadgen.capacity import Capacity
+from loadgen.modes import Measurement
 from loadgen.score import Percentiles, Score
 from loadgen.summary import Summary
 from loadgen.target import End
@@ -62,6 +64,65 @@ def score_table(title: str, scores: Iterable[Score]) -> Table:
     return table
 
 
+def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
+    """One row per run, one column of attainment per tier."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    tiers = [score.group for score in measurements[0].summary.by_tier]
+    headings = (
+        "sent",
+        "failed",
+        "on time",
+        *tiers,
+        "on pace",
+        "goodput/s",
+        "TTFT p99",
+        "longest gap",
+    )
+    for heading in (*headings, "lag p99"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for each in measurements:
+        summary, total = each.summary, each.summary.total
+        table.add_row(
+            each.name,
+            str(total.num_sent),
+            str(total.num_failed + total.num_rejected + total.num_unfinished),
+            _share(total.attainment),
+            *(_share(score.attainment) for score in summary.by_tier),
+            _share(total.pace_attainment),
+            f"{total.goodput_rps:.2f}",
+            _ms(total.ttft.p99),
+            _ms(total.worst_gap_s),
+            _ms(summary.lag.p99_s),
+            "partial" if summary.end is not End.COMPLETE else "invalid" if summary.invalid else "",
+        )
+    return table
+
+
+def search_line(measurement: Measurement, passed: bool) -> str:
+    """One step of the search for capacity."""
+    summary = measurement.summary
+    verdict = "[green]passes[/]" if passed else "[red]fails[/]"
+    return (
+        f"{measurement.name:>14}  {_share(summary.total.attainment):>6} on time, "
+        f"backlog {summary.backlog_growth:+.1%} of arrivals: {verdict}"
+    )
+
+
+def capacity_line(capacity: Capacity, max_misses: float) -> str:
+    """The result of the search."""
+    condition = f"with at most {max_misses:g} of all requests late and a backlog that does not grow"
+    if capacity.passed == 0:
+        return f"no rate was found that is served {condition}; {capacity.failed:.4g}/s is not"
+    if not capacity.is_bracketed:
+        return f"capacity: at least {capacity.passed:.4g} requests/s {condition}"
+    return (
+        f"capacity: [bold]{capacity.passed:.4g} requests/s[/] {condition} "
+        f"({capacity.failed:.4g}/s is too much)"
+    )
+
+
 def _lines(summary: Summary) -> Iterable[str]:
     total, lag = summary.total, summary.lag
     yield (
@@ -74,6 +135,7 @@ def _lines(summary: Summary) -> Iterable[str]:
         f"requests on time, longest gap {_ms(total.worst_gap_s)} ms, "
         f"{total.num_relegated} relegated"
     )
+    yield f"backlog growth {summary.backlog_growth:+.1%} of the arriving tokens"
     if len(summary.by_prompt) > 1:
         yield f"long prompts are those over {summary.long_prompt_tokens} tokens (p90)"
     if len(summary.by_tenant) > 1 and summary.fairness is not None:

@@ -14,6 +14,10 @@ All latencies run from the *scheduled* instant of a request, never from its send
 * Goodput: requests on time per second of the measured part.
 * Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
   equal, 1/n when one has everything.
+* Backlog: prompt and output tokens of the requests that have arrived and not ended. Its growth is
+  the mean over the last quarter of the measured part minus the mean over the second quarter, as a
+  share of the tokens that arrived between the middles of those quarters: the part of the load that
+  is not being served. A deadline of minutes hides an overload of minutes; this does not.
 * Percentile p: the smallest value with at least p % of all values at or below it (nearest rank).
 """
 
@@ -167,6 +171,33 @@ def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str
     for record in records:
         groups.setdefault(key(record), []).append(record)
     return groups
+
+
+def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """Share of the arriving tokens that are left behind; at most 0 where the load is sustained."""
+    quarter = (end_s - start_s) / 4
+    early = _mean_backlog(records, start_s + quarter, start_s + 2 * quarter)
+    late = _mean_backlog(records, start_s + 3 * quarter, end_s)
+    arrived = sum(
+        _tokens(record)
+        for record in records
+        if start_s + 1.5 * quarter <= record.request.at < start_s + 3.5 * quarter
+    )
+    return (late - early) / arrived if arrived else 0.0
+
+
+def _mean_backlog(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """Mean over [start_s, end_s) of the tokens in the system."""
+    total = 0.0
+    for record in records:
+        ended_at = math.inf if record.ended_at is None else record.ended_at
+        present = min(ended_at, end_s) - max(record.request.at, start_s)
+        total += _tokens(record) * max(0.0, present)
+    return total / (end_s - start_s)
+
+
+def _tokens(record: Record) -> int:
+    return record.request.prompt_len + record.request.output_len
 
 
 def jain_index(values: Sequence[float]) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadgen.record import Outcome, Record
-from loadgen.score import Score, counted, grouped, jain_index, percentile, score
+from loadgen.score import Score, backlog_growth, counted, grouped, jain_index, percentile, score
 from loadgen.target import End, Run, TargetInfo
 from loadgen.workload import Workload
 
@@ -50,6 +50,7 @@ class Summary:
     by_tenant: tuple[Score, ...]
     by_prompt: tuple[Score, ...]  # short and long: above the 90th percentile of prompt lengths
     long_prompt_tokens: int  # that percentile
+    backlog_growth: float  # share of the arriving tokens that are left behind
     fairness: float | None  # Jain's index of the tenants' attainments
     num_abandoned: int
     end: End
@@ -100,6 +101,7 @@ def summarise(
         by_tenant=by_tenant,
         by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
         long_prompt_tokens=int(long_tokens),
+        backlog_growth=backlog_growth(run.records, window.start_s, window.end_s),
         fairness=jain_index([each.attainment or 0.0 for each in by_tenant]),
         num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
         end=run.end,

@@ -59,23 +59,28 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     """
 
     def __init__(self) -> None:
+        self.acts_as = ""  # what a prompt of token ids is taken for; "": itself
         self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
         self.timeouts: list[float | None] = []
         self.ended = asyncio.Queue[str]()  # ids of the streams that are over, however
-        self.num_tokens_to_live: int | None = None  # tokens sent over all calls until `exhausted`
-        self.exhausted = asyncio.Event()
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         self.requests.append(request)
         self.timeouts.append(context.time_remaining())
+        if self.acts_as and request.input.HasField("token_ids"):
+            request = pb.GenerateStreamRequest(
+                input=pb.Input(text=self.acts_as),
+                sampling=request.sampling,
+                qos=request.qos,
+                request_id=request.request_id,
+            )
         request_id = request.request_id or f"little-{len(self.requests)}"
         try:
             await _refuse(request, context)
             yield pb.GenerateStreamResponse(accepted=_accepted(request, request_id))
             for event in _events(request):
-                self._count_down()
                 yield event
             if request.input.text.startswith("stay"):
                 await asyncio.Event().wait()
@@ -86,12 +91,6 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
                     yield pb.GenerateStreamResponse(finished=_finished(request, index))
         finally:
             self.ended.put_nowait(request_id)
-
-    def _count_down(self) -> None:
-        if self.num_tokens_to_live is not None:
-            self.num_tokens_to_live -= 1
-            if self.num_tokens_to_live <= 0:
-                self.exhausted.set()
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext

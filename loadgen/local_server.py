@@ -1,0 +1,72 @@
+"""A server of our own for a demo or a comparison: `python -m server` in a child process, on a free
+port of the loopback. Its log goes to a file that is shown where it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from loadgen.target import Unreachable
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+
+_READY = re.compile(r"ready on (\S+:\d+)")
+
+
+@contextlib.contextmanager
+def serving(flags: Sequence[str] = ()) -> Iterator[str]:
+    """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`.
+
+    Raises Unreachable where the server does not come up, or does not end well.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        command = [sys.executable, "-m", "server", "--port", "0", *flags]
+        with log.open("wb") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                yield _ready_address(process, process.stdout, log)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                status = _wait(process)
+        if status:
+            raise Unreachable(f"the server ended with status {status}: {_last_line(log)}")
+
+
+def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -> str:
+    """Waits for the ready line, the only one that a server prints."""
+    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    timer.start()
+    try:
+        for line in output:
+            if match := _READY.search(line):
+                return match[1]
+    finally:
+        timer.cancel()
+    process.wait()
+    raise Unreachable(f"the server did not start: {_last_line(log)}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _wait(process: subprocess.Popen[str]) -> int:
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
