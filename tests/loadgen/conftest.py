@@ -39,6 +39,10 @@ class LittleServer:
             self.thread.join(WAIT_S)
             self.loop.close()
 
+    def next_end(self) -> str:
+        """Waits until one more call is over; returns its request's id."""
+        return str(self._call(self.servicer.ended.get()))
+
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(WAIT_S)
 

@@ -1,0 +1,259 @@
+"""`python -m loadgen` as typed: reports, files, exit statuses. The real server where the figures
+matter, a little one where a failure must happen on cue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen import demo
+from loadgen.cli import main
+from loadgen.records_csv import COLUMNS
+from tests.loadgen.conftest import WAIT_S, LittleServer
+from tests.server_process import ServerProcess
+
+Capture = pytest.CaptureFixture[str]
+
+SMALL = ("--prompt-tokens", "10", "--output-tokens", "3", "--drain", "20")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_text())
+    assert document["schema"] == "niyama.loadgen/1"
+    assert isinstance(document, dict)
+    return document
+
+
+def test_a_mixed_load_on_the_real_server(
+    server: ServerProcess, tmp_path: Path, capsys: Capture
+) -> None:
+    """Every request that was planned is answered with exactly the tokens it asked for."""
+    figures, records = tmp_path / "run.json", tmp_path / "run.csv"
+    load = ("--rps", "20", "--mix", "interactive:0.6", "--duration", "2", "--seed", "4")
+    files = ("--json", str(figures), "--csv", str(records))
+    assert main(["--target", server.address, *load, *SMALL, *files, "--max-lag", "10s"]) == 0
+
+    document = read_json(figures)
+    assert (document["mode"], document["arguments"]["target"]) == ("run", server.address)
+    (run,) = document["runs"]
+    assert (run["end"], run["errors"]) == ("complete", [])
+    assert [tier["group"] for tier in run["by_tier"]] == ["interactive", "standard", "batch"]
+    total = run["total"]
+    assert total["num_sent"] == total["num_finished"] > 20
+    assert total["output_tokens"] == 3 * total["num_sent"]
+    assert 0 < total["ttft_s"]["p50"] <= total["ttft_s"]["p99"] <= total["ttlt_s"]["p99"]
+    assert total["attainment"] == total["num_on_time"] / total["num_sent"]
+
+    with records.open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == total["num_sent"]
+    assert {(row["outcome"], row["received_tokens"]) for row in rows} == {("finished", "3")}
+    assert sum(int(row["on_time"]) for row in rows) == total["num_on_time"]
+
+    printed = capsys.readouterr().out
+    for word in ("interactive", "standard", "batch", "all", "TTFT", "on time", "schedule lag"):
+        assert word in printed
+
+
+def test_prefixes_timeouts_and_departures_on_the_real_server(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    """The same server serves on afterwards: nothing that left holds anything."""
+    figures = tmp_path / "run.json"
+    load = ("--rps", "30", "--duration", "1", "--prompt-tokens", "5", "--output-tokens", "20")
+    leaving = ("--cancel-rate", "0.5", "--shared-prefix", "64", "--timeout", "60s")
+    kinds = ("--arrivals", "gamma", "--cv", "2", "--importance", "low:0.5,high:0.5")
+    command = ["--target", server.address, *load, *leaving, *kinds, "--json", str(figures)]
+    assert main(command) == 0
+    (run,) = read_json(figures)["runs"]
+    total = run["total"]
+    assert total["num_cancelled"] > 0
+    assert total["num_finished"] + total["num_cancelled"] == total["num_sent"]
+    assert [each["group"] for each in run["by_importance"]] == ["high", "low"]
+    assert main(["--target", server.address, "--rps", "10", "--duration", "1", *SMALL]) == 0
+
+
+def test_a_comparison_sends_the_same_requests_to_each(
+    server: ServerProcess, little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    """The first contender's tiers are sent as explicit targets to all."""
+    figures, records = tmp_path / "compare.json", tmp_path / "compare.csv"
+    contenders = f"real={server.address},little={little.address}"
+    files = ("--json", str(figures), "--csv", str(records))
+    load = ("--rps", "10", "--duration", "1", "--max-lag", "10s")
+    assert main(["--compare", contenders, *load, *SMALL, *files]) == 0
+    runs = read_json(figures)["runs"]
+    assert [run["name"] for run in runs] == ["real", "little"]
+    with records.open() as file:
+        rows = list(csv.DictReader(file))
+    real, small = (
+        [
+            (row["scheduled_at"], row["tier"], row["importance"])
+            for row in rows
+            if row["run"] == name
+        ]
+        for name in ("real", "little")
+    )
+    assert real == small
+    assert {request.qos.tier for request in little.servicer.requests} == {""}
+    assert "little" in capsys.readouterr().out
+
+
+def test_the_demo_streams_a_completion_and_a_table(capsys: Capture) -> None:
+    """With a server of its own, which it stops."""
+    load = ("--rps", "5", "--duration", "1", *SMALL)
+    assert demo.main(["--torch-threads", "1"], load) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("server ready on 127.0.0.1:")
+    assert "> In the beginning\n" in output.out
+    assert "interactive" in output.out
+    assert "TTFT target" in output.err
+
+
+def test_a_demo_whose_server_does_not_start_says_why(capsys: Capture) -> None:
+    assert demo.main(["--model", "/nowhere"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("demo: the server did not start: ")
+    assert "/nowhere" in error
+
+
+def test_a_sweep_is_a_run_at_each_rate(
+    little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    figures = tmp_path / "sweep.json"
+    command = ["--target", little.address, "--sweep", "20,40", "--duration", "0.5s"]
+    assert main([*command, "--json", str(figures), "--max-lag", "10s"]) == 0
+    runs = read_json(figures)["runs"]
+    assert [run["name"] for run in runs] == ["20/s", "40/s"]
+    assert runs[0]["total"]["num_sent"] < runs[1]["total"]["num_sent"]
+    assert "40/s" in capsys.readouterr().out
+
+
+def test_the_search_finds_the_rate_below_which_nothing_fails(
+    little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    little.servicer.acts_as = "full"
+    figures = tmp_path / "capacity.json"
+    load = ("--rps", "300", "--duration", "0.05s", "--repeats", "1", "--max-lag", "10s")
+    command = ["--target", little.address, "--find-capacity", *load, "--json", str(figures)]
+    assert main([*command, "--arrivals", "constant", "--seed", "1"]) == 0
+    capacity = read_json(figures)["capacity"]
+    assert 0 < capacity["passed_rps"] < 20 < capacity["failed_rps"]  # below one arrival per run
+    assert "capacity:" in capsys.readouterr().out
+
+
+def test_the_gate_is_an_exit_status(little: LittleServer, capsys: Capture) -> None:
+    load = ("--rps", "50", "--duration", "0.5s", "--max-lag", "10s", "--mix", "standard:1")
+    command = ["--target", little.address, *load, "--slo-gate"]
+    assert main(command) == 0
+    assert "gate open" in capsys.readouterr().out
+    little.servicer.acts_as = "full"
+    assert main([*command, "standard:0.5"]) == 3
+    assert "GATE SHUT standard: 0.00% on time, 50.0% required" in capsys.readouterr().out
+
+
+def test_a_gate_on_an_invalid_run_is_no_verdict(little: LittleServer, capsys: Capture) -> None:
+    load = ("--rps", "50", "--duration", "0.2s", "--max-lag", "0ms", "--mix", "standard:1")
+    assert main(["--target", little.address, *load, "--slo-gate", "all:0.01"]) == 4
+    assert "INVALID the generator could not keep up" in capsys.readouterr().out
+
+
+def test_a_server_that_dies_leaves_a_partial_report(
+    little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    figures = tmp_path / "partial.json"
+    dying = threading.Thread(target=die_at, args=(little, 5))
+    dying.start()
+    command = ["--target", little.address, "--rps", "50", "--duration", "1h"]
+    assert main([*command, "--json", str(figures)]) == 1
+    dying.join(WAIT_S)
+    printed = capsys.readouterr().out
+    assert f"PARTIAL {little.address}: lost during the run" in printed
+    (run,) = read_json(figures)["runs"]
+    assert run["end"] == "target_lost"
+    assert run["total"]["num_finished"] >= 4
+
+
+def die_at(little: LittleServer, num_ended: int) -> None:
+    for _ in range(num_ended):
+        little.next_end()
+    little.stop()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mix", "interactive:0.7,batch:0.4"], "add up to 1.1, more than 1"),
+        (["--mix", "gold:0.5"], "unknown tier gold; the target has interactive, standard, batch"),
+        (["--trace", "/nowhere.csv"], "No such file or directory: '/nowhere.csv'"),
+        (["--workload", "/nowhere.toml"], "No such file or directory: '/nowhere.toml'"),
+        (["--prompt-tokens", "gold:5"], "unknown tier gold"),
+        (["--warmup", "20", "--cooldown", "10"], "leave nothing of the run to measure"),
+        (["--channels", "0"], "at least 1 channel"),
+    ],
+)
+def test_bad_input_is_one_line(
+    little: LittleServer, capsys: Capture, flags: list[str], message: str
+) -> None:
+    assert main(["--target", little.address, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("niyama-loadgen: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_malformed_trace_row_is_one_line(
+    little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,x,1\n")
+    assert main(["--target", little.address, "--trace", str(trace)]) == 2
+    assert capsys.readouterr().err == (
+        f"niyama-loadgen: {trace}, line 2: 'x' is not a number of tokens (ContextTokens)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mix", "interactive"], "'interactive' is not NAME:SHARE"),
+        (["--rps", "fast"], "'fast' is not a rate"),
+        (["--duration", "soon"], "'soon' is not a duration"),
+        (["--sweep", "1,x"], "'1,x' is not a list of rates"),
+        (["--compare", "a,a"], "not a list of different names"),
+        (["--sweep", "1", "--compare", "a"], "not allowed with"),
+    ],
+)
+def test_flags_that_make_no_sense_say_why(capsys: Capture, flags: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def unreachable() -> tuple[socket.socket, str]:
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    return held, f"127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [lambda a: ["--target", a], lambda a: ["--compare", f"x={a}"]]
+)
+def test_an_unreachable_server_is_one_line(
+    capsys: Capture, arguments: Callable[[str], list[str]]
+) -> None:
+    held, address = unreachable()
+    with held:
+        assert main(arguments(address)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"niyama-loadgen: {address}: ")
+    assert error.count("\n") == 1
