@@ -95,7 +95,7 @@ class Server:
 
     def _adopt(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
-        self.service.tiers = _tiers(self.config, info.tiers)
+        self.service.adopt(info, _tiers(self.config, info.tiers))
 
     def _engine_ready(self, info: EngineInfo) -> None:
         log.info("engine recovered", engine_pid=info.pid)

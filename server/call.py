@@ -17,6 +17,9 @@ from server.metrics import Metrics
 
 log = structlog.get_logger()
 
+# The client's clock for its deadline runs a little ahead of ours: its cancellation comes first.
+DEADLINE_SKEW_S = 0.05
+
 
 class Call:
     """Made on arrival; `begin` when it was admitted; `close` whatever happened."""
@@ -95,7 +98,7 @@ class Call:
     def _leave(self) -> None:
         """The call ends before its completions: the client left, or its deadline passed."""
         remaining = self.context.time_remaining()
-        is_late = remaining is not None and remaining <= 0
+        is_late = remaining is not None and remaining <= DEADLINE_SKEW_S
         self.outcome = self.outcome or ("DEADLINE_EXCEEDED" if is_late else "CANCELLED")
         self.generation.close(FinishReason.TIMEOUT if is_late else FinishReason.CANCELLED)
 

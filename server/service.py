@@ -40,7 +40,7 @@ GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """`tiers` may be replaced when an engine proposes others; everything else stays."""
+    """`tiers` are replaced when an engine proposes others (`adopt`); everything else stays."""
 
     def __init__(
         self,
@@ -56,18 +56,22 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
         self._prompts = Prompts(tokenizer)
         self._metrics = metrics
-        self._info: EngineInfo | None = None  # of the last engine that was ready
         self._ids: set[str] = set()  # of the calls in flight
         self._num_calls = 0
         self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()  # no call that generates is being served
+        self.idle.set()
         self.tiers = tiers
+        self.info: EngineInfo | None = None  # of the last engine that was ready
+
+    def adopt(self, info: EngineInfo, tiers: Tiers) -> None:
+        """An engine is ready."""
+        self.info, self.tiers = info, tiers
 
     async def drain(self) -> None:
         """Refuses new calls from now on; returns when the running ones have ended."""
         self._draining = True
-        await self._idle.wait()
+        await self.idle.wait()
 
     # RPCs
 
@@ -89,7 +93,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         async with _aborting(context):
-            info = self._known_info()
+            if self.info is None:
+                raise EngineLost("the engine is starting")
+            info = self.info
         limits = pb.Limits(
             max_requests=self._config.max_requests,
             max_batch_size=info.max_batch_size,
@@ -129,13 +135,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             make = errors.unimplemented if error.unknown else errors.not_found
             raise make(str(error)) from error
 
-    def _known_info(self) -> EngineInfo:
-        """Of the engine that serves now, or the last that did."""
-        self._info = self._engine.info or self._info
-        if self._info is None:
-            raise EngineLost("the engine is starting")
-        return self._info
-
     async def _serve(
         self,
         request: GenerateMessage,
@@ -145,7 +144,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """From arrival to log line; the engine holds nothing for the call afterwards."""
         call = Call(time.monotonic(), context, self._metrics)
         self._num_calls += 1
-        self._idle.clear()
+        self.idle.clear()
         self._metrics.in_flight.inc()
         try:
             await self._start(call, request)
@@ -161,7 +160,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             self._metrics.in_flight.dec()
             self._num_calls -= 1
             if not self._num_calls:
-                self._idle.set()
+                self.idle.set()
 
     async def _start(self, call: Call, request: GenerateMessage) -> None:
         """Checks, tokenizes and submits. Raises what `_aborting` translates."""

@@ -79,7 +79,7 @@ class Tiers:
     applications: Mapping[str, Tier] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.default not in self.tiers:
+        if self.default not in list(self.tiers):
             raise ValueError(f"default_tier {self.default!r} is not one of the tiers")
 
     def resolve(

@@ -183,6 +183,7 @@ class EngineClient:
         self._on_lost = on_lost
         self._on_failed = on_failed
         self._streams: dict[str, tuple[RequestStream, int]] = {}
+        self._ending: set[str] = set()  # of the streams' ids, those cancelled
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count(1)
         self._process: EngineProcess | None = None
@@ -220,8 +221,10 @@ class EngineClient:
 
     @property
     def num_in_flight(self) -> int:
-        """Requests that the engine has not finished, those being cancelled included."""
-        return len(self._streams)
+        """Requests that the engine has not finished, but for those that it has been told to end:
+        they are gone before it looks at anything submitted after.
+        """
+        return len(self._streams) - len(self._ending)
 
     def has(self, request_id: str) -> bool:
         return request_id in self._streams
@@ -240,6 +243,7 @@ class EngineClient:
 
     def cancel(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._streams and self._wire is not None:
+            self._ending.add(request_id)
             self._wire.post(Cancel(request_id, reason))
 
     async def call(self, name: str, **arguments: Any) -> Any:
@@ -307,6 +311,7 @@ class EngineClient:
     def _fail_all(self, why: str) -> None:
         self.info = None
         streams, self._streams = self._streams, {}
+        self._ending.clear()
         for stream, _ in streams.values():
             stream.fail(EngineLost(why))
         for future in self._calls.values():
@@ -337,6 +342,7 @@ class EngineClient:
             if found := streams.get(sampled[0]):
                 found[0].put(found[1], token_of(sampled))
         for finished in report.finished:
+            self._ending.discard(finished.request_id)
             if found := streams.pop(finished.request_id, None):
                 found[0].put(found[1], finished)
         for reply in report.replies:

@@ -23,6 +23,7 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_N = 16
 SEED_BITS = 64
+MAX_DURATION_S = 315_576_000_000  # by the definition of google.protobuf.Duration
 
 _FLOATS = (
     "temperature",
@@ -260,9 +261,12 @@ def _read_targets(reader: _Reader, wire: pb.QualityOfService) -> Targets | None:
     seconds = {}
     for name, argument in _TARGET_FIELDS[kind].items():
         path = f"qos.{kind}.{name}"
-        value = to_seconds(getattr(message, name))
+        duration = getattr(message, name)
+        value = to_seconds(duration)
         if not message.HasField(name):
             reader.refuse(path, "is required")
+        elif not (0 <= duration.nanos < 10**9 and duration.seconds <= MAX_DURATION_S):
+            reader.refuse(path, "is not a valid google.protobuf.Duration above 0")
         elif not value > 0:
             reader.refuse(path, f"must be positive, got {value:g} s")
         else:

@@ -1,0 +1,75 @@
+"""A server inside the tests' own process, with its engine process and the embedded model, so that
+tests can look at the engine's counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.driving.config import EngineConfig
+from proto.niyama.v1 import inference_pb2_grpc
+from server.app import SERVICE, Server
+from server.config import ServerConfig
+
+WAIT_S = 60.0
+BATCH = 4  # sequences in an iteration: few, so that a queue is easily had
+MAX_REQUESTS = 8
+T = TypeVar("T")
+
+
+async def within(work: Awaitable[T]) -> T:
+    return await asyncio.wait_for(work, WAIT_S)
+
+
+class Stubs:
+    """Of both services."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.inference: Any = inference_pb2_grpc.InferenceStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
+
+
+class Running:
+    """A server of this process and a channel to it."""
+
+    def __init__(self, server: Server, channel: grpc.aio.Channel) -> None:
+        self.server = server
+        self.channel = channel
+        stubs = Stubs(channel)
+        self.stub, self.health = stubs.inference, stubs.health
+
+    async def stats(self) -> Any:
+        """The engine's own counters."""
+        return await within(self.server.engine.call("stats"))
+
+    async def until(self, is_true: Callable[[Any], bool]) -> Any:
+        """Asks the engine, once an iteration, until its counters are as wanted."""
+
+        async def ask() -> Any:
+            while not is_true(stats := await self.stats()):
+                pass
+            return stats
+
+        return await within(ask())
+
+    async def status(self, service: str = SERVICE) -> str:
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = await within(self.health.Check(request))
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def running() -> AsyncIterator[Running]:
+    """Tests that use it run on the session's event loop and leave nothing in flight."""
+    engine = EngineConfig(max_batch_size=BATCH, torch_threads=1)
+    server = Server(ServerConfig(port=0, max_requests=MAX_REQUESTS, engine=engine))
+    await within(server.start())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield Running(server, channel)
+    await within(server.stop())

@@ -1,0 +1,130 @@
+"""Whoever leaves frees what they held, and the server does not mind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from proto.niyama.v1 import inference_pb2 as pb
+from tests.server.conftest import BATCH, Running, within
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+LONG = 4000  # tokens: more than the tests wait for
+BRIEF_S = 0.4
+
+
+def asked(max_tokens: int = LONG, kind: type = pb.GenerateStreamRequest) -> object:
+    sampling = pb.Sampling(seed=1, max_tokens=max_tokens, ignore_eos=True)
+    return kind(input=pb.Input(text="Once"), sampling=sampling)
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def nothing_is_left(running: Running) -> AsyncIterator[None]:
+    """After each test: all pages free, nothing in flight, health SERVING."""
+    yield
+    await within(running.server.service.idle.wait())
+    stats = await running.stats()
+    assert stats.pages_free == stats.pages_total
+    assert stats.num_waiting == stats.num_running == 0
+    assert running.server.engine.num_in_flight == 0
+    assert await running.status() == "SERVING"
+
+
+def outcome(running: Running, name: str) -> float:
+    counter = running.server.metrics.calls.labels(name)
+    return counter._value.get()
+
+
+async def started(running: Running, timeout_s: float | None = None) -> grpc.aio.UnaryStreamCall:
+    """A stream that has sent tokens."""
+    call = running.stub.GenerateStream(asked(), timeout=timeout_s)
+    while not (await within(call.read())).HasField("tokens"):
+        pass
+    return call
+
+
+async def to_the_end(call: grpc.aio.UnaryStreamCall) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_client_that_disconnects_mid_stream_frees_its_pages(running: Running) -> None:
+    before = await running.stats()
+    call = await started(running)
+    assert (await running.stats()).pages_free < before.pages_total
+    call.cancel()
+    await within(running.server.service.idle.wait())
+    # The cancellation was posted before this question, so one turn of the loop sees both.
+    after = await running.stats()
+    assert after.pages_free == after.pages_total
+    assert after.decode_tokens - before.decode_tokens < LONG - 1
+
+
+async def test_a_vanished_connection_counts_as_leaving(running: Running) -> None:
+    address = f"127.0.0.1:{running.server.port}"
+    async with grpc.aio.insecure_channel(address) as channel:
+        method = "/niyama.v1.Inference/GenerateStream"
+        call = channel.unary_stream(method, pb.GenerateStreamRequest.SerializeToString)(asked())
+        await within(call.read())
+    await within(running.server.service.idle.wait())
+    assert (await running.stats()).num_running == 0
+
+
+async def test_a_unary_caller_that_leaves_frees_its_pages(running: Running) -> None:
+    call = running.stub.Generate(asked(kind=pb.GenerateRequest))
+    sending = asyncio.ensure_future(call)
+    await running.until(lambda stats: stats.num_running == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(sending)
+
+
+async def test_a_deadline_while_decoding_ends_the_request(running: Running) -> None:
+    late = outcome(running, "DEADLINE_EXCEEDED")
+    call = await started(running, timeout_s=BRIEF_S)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await within(to_the_end(call))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await within(running.server.service.idle.wait())
+    assert outcome(running, "DEADLINE_EXCEEDED") == late + 1
+
+
+async def test_a_deadline_while_queued_ends_the_request(running: Running) -> None:
+    """A full batch of long streams ahead; the fifth never computes anything."""
+    ahead = [await started(running) for _ in range(BATCH)]
+    submitted = (await running.stats()).num_submitted
+    queued = running.stub.GenerateStream(asked(), timeout=BRIEF_S)
+    assert (await within(queued.read())).HasField("accepted")
+    stats = await running.stats()
+    assert (stats.num_submitted, stats.num_waiting) == (submitted + 1, 1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await within(queued.read())
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    stats = await running.until(lambda stats: stats.num_waiting == 0)
+    assert stats.num_running == BATCH
+    for call in ahead:
+        call.cancel()
+
+
+async def test_of_several_completions_all_are_freed(running: Running) -> None:
+    request = asked()
+    request.sampling.n = BATCH
+    call = running.stub.GenerateStream(request)
+    await running.until(lambda stats: stats.num_running == BATCH)
+    call.cancel()
+
+
+async def test_a_storm_of_cancellations_leaves_nothing(running: Running) -> None:
+    """Cancelled at every stage: before the server saw them, queued, and decoding."""
+    for round_ in range(3):
+        calls = [running.stub.GenerateStream(asked()) for _ in range(2 * BATCH)]
+        for index, call in enumerate(calls):
+            if index % 3 <= round_:
+                await within(call.read())
+            call.cancel()
+        await within(running.server.service.idle.wait())

@@ -1,0 +1,183 @@
+"""From sampled tokens to what a client sees: pieces, stop strings, ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
+from engine.deciding.request import BEST_EFFORT, Sampling
+from engine.deciding.sequence import FinishReason
+from engine.driving.client import EngineLost, RequestStream
+from engine.embedded import FOLDER
+from engine.tokenizer import Tokenizer
+from server.generation import Ended, Generation, GenerationFailed, Piece, RelegatedAt, Text
+
+ACCEPTED = Accepted("a", True, 0.1, 0.2)
+NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
+
+
+def finished(reason: FinishReason = FinishReason.LENGTH, detail: str = "") -> Finished:
+    return Finished("a", reason, 3, 0, 9, BEST_EFFORT, False, 0, NO_TIMINGS, detail)
+
+
+class Played:
+    """A generation whose engine is played by the test."""
+
+    def __init__(self, n: int = 1, stop: tuple[str, ...] = (), **sampling: object) -> None:
+        self.tokenizer = Tokenizer.load(FOLDER)
+        self.cancelled: list[tuple[str, FinishReason]] = []
+        self.stream = RequestStream(
+            [f"a/{i}" for i in range(n)], lambda *cancel: self.cancelled.append(cancel)
+        )
+        prompt = self.tokenizer.encode("The")
+        texts = [
+            Text(self.tokenizer.detokenizer(prompt), Sampling(**sampling), stop)  # type: ignore[arg-type]
+            for _ in range(n)
+        ]
+        self.generation = Generation(self.stream, len(prompt), texts)
+
+    def tokens_of(self, text: str) -> list[Token]:
+        """`text` begins with a space, which sentencepiece puts there by itself."""
+        return [Token(i) for i in self.tokenizer.encode(text.removeprefix(" "), add_bos=False)]
+
+    def put(self, *items: object, index: int = 0) -> None:
+        for item in items:
+            self.stream.put(index, item)  # type: ignore[arg-type]
+
+
+async def test_everything_a_slow_reader_missed_is_one_piece() -> None:
+    played = Played()
+    tokens = played.tokens_of(" cat sat on the mat")
+    played.put(ACCEPTED, *tokens, finished())
+    accepted, piece, ended = await played.generation.next()
+    assert accepted == ACCEPTED
+    assert piece == Piece(0, " cat sat on the mat", tokens)
+    assert ended == Ended(0, finished(), "", len(tokens))
+    assert played.generation.is_done
+
+
+async def test_a_waiting_reader_gets_each_token_as_it_comes() -> None:
+    played = Played()
+    texts = []
+    for token in played.tokens_of(" cat sat on"):
+        reading = asyncio.create_task(played.generation.next())
+        await asyncio.sleep(0)
+        played.put(token)
+        (piece,) = await reading
+        assert isinstance(piece, Piece)
+        assert piece.tokens == [token]
+        texts.append(piece.text)
+    assert "".join(texts) == " cat sat on"
+
+
+async def test_a_stop_string_cuts_the_text_and_stops_the_engine() -> None:
+    """It spans tokens and batches; nothing of it is shown, not even while it might be one."""
+    played = Played(stop=("sat on",))
+    tokens = played.tokens_of(" cat sat on the mat")
+    text, used, outputs = "", 0, []
+    for token in tokens:
+        played.put(token)
+        for output in await played.generation.next() if not played.cancelled else []:
+            assert isinstance(output, Piece)
+            text, used = text + output.text, used + len(output.tokens)
+    assert text == " cat "
+    assert played.cancelled == [("a/0", FinishReason.STOP)]
+    played.put(finished(FinishReason.STOP))
+    outputs = await played.generation.next()
+    assert outputs == [Ended(0, finished(FinishReason.STOP), "sat on", used)]
+    assert used < len(tokens)
+
+
+async def test_a_stop_string_in_the_last_tokens_is_a_stop_whatever_the_engine_says() -> None:
+    played = Played(stop=("mat",))
+    played.put(*played.tokens_of(" cat mat"), finished(FinishReason.LENGTH))
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " cat "
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == "mat"
+
+
+async def test_text_held_back_for_a_stop_string_is_given_out_at_the_end() -> None:
+    played = Played(stop=("on the moon",))
+    played.put(*played.tokens_of(" sat on the"))
+    (first,) = await played.generation.next()
+    played.put(finished())
+    rest, ended = await played.generation.next()
+    assert isinstance(first, Piece)
+    assert first.text == " sat "
+    assert rest == Piece(0, "on the", ())
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == ""
+
+
+async def test_a_stop_string_counts_only_after_the_fewest_tokens() -> None:
+    probe = Played()
+    least = len(probe.tokens_of(" cat sat"))
+    played = Played(stop=("cat",), min_tokens=least)
+    played.put(*played.tokens_of(" cat sat on the cat again"), finished())
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " cat sat on the "
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == "cat"
+
+
+async def test_a_stop_token_is_counted_but_not_spelled() -> None:
+    *others, last = tokens = Played().tokens_of(" cat sits")
+    assert last not in others
+    played = Played(stop_token_ids=frozenset({last.id}))
+    played.put(*tokens, finished(FinishReason.STOP))
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.tokens == tokens
+    spell = played.tokenizer.detokenizer(played.tokenizer.encode("The")).feed
+    assert piece.text == "".join(spell(token.id) for token in others)
+    assert isinstance(ended, Ended)
+    assert ended.num_tokens == len(tokens)
+
+
+async def test_completions_keep_their_tokens_apart() -> None:
+    played = Played(n=2)
+    one, two = played.tokens_of(" one"), played.tokens_of(" two")
+    played.put(ACCEPTED, index=0)
+    played.put(ACCEPTED, index=1)
+    for i in range(max(len(one), len(two))):
+        played.put(*one[i : i + 1], index=0)
+        played.put(*two[i : i + 1], index=1)
+    outputs = await played.generation.next()
+    assert outputs == [ACCEPTED, Piece(0, " one", one), Piece(1, " two", two)]
+    played.put(finished(), index=1)
+    assert await played.generation.next() == [Ended(1, finished(), "", len(two))]
+    assert not played.generation.is_done
+    played.generation.close(FinishReason.CANCELLED)
+    assert played.cancelled == [("a/0", FinishReason.CANCELLED)]
+
+
+async def test_relegation_is_passed_on() -> None:
+    played = Played()
+    event = Relegated("a", "its deadline is lost", 9.0)
+    played.put(event)
+    assert await played.generation.next() == [RelegatedAt(0, event)]
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.CANCELLED])
+async def test_an_end_that_is_no_result_is_raised(reason: FinishReason) -> None:
+    played = Played()
+    played.put(finished(reason, "why"))
+    with pytest.raises(GenerationFailed, match="why") as caught:
+        await played.generation.next()
+    assert caught.value.reason is reason
+
+
+async def test_a_lost_engine_is_raised_after_what_had_arrived() -> None:
+    played = Played()
+    played.put(*played.tokens_of(" cat"))
+    played.stream.fail(EngineLost("gone"))
+    (piece,) = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert not played.generation.is_done
+    with pytest.raises(EngineLost, match="gone"):
+        await played.generation.next()

@@ -1,0 +1,237 @@
+"""Start, loss, recovery, drain and refusal to start, on `python -m server` as it is run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2
+
+from engine.embedded import FOLDER
+from proto.niyama.v1 import inference_pb2 as pb
+from tests.server.conftest import Stubs, within
+from tests.server_process import ServerProcess
+
+Start = Callable[..., ServerProcess]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[ServerProcess] = []
+
+    def start(*flags: str) -> ServerProcess:
+        log = tmp_path / f"log{len(started)}"
+        started.append(ServerProcess(log, "--torch-threads", "1", *flags))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.__exit__()
+
+
+@asynccontextmanager
+async def stubs_of(process: ServerProcess) -> AsyncIterator[Stubs]:
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        yield Stubs(channel)
+
+
+def asked(max_tokens: int) -> pb.GenerateStreamRequest:
+    sampling = pb.Sampling(seed=1, max_tokens=max_tokens, ignore_eos=True)
+    return pb.GenerateStreamRequest(
+        input=pb.Input(text="Once"), sampling=sampling, request_id=f"of-{max_tokens}"
+    )
+
+
+def engine_of(process: ServerProcess) -> psutil.Process:
+    (engine,) = psutil.Process(process.child.pid).children()
+    return engine
+
+
+async def started(stubs: Stubs, max_tokens: int) -> grpc.aio.UnaryStreamCall:
+    call = stubs.inference.GenerateStream(asked(max_tokens))
+    while not (await within(call.read())).HasField("tokens"):
+        pass
+    return call
+
+
+async def finish(call: grpc.aio.UnaryStreamCall) -> pb.Finished:
+    while not (event := await within(call.read())).HasField("finished"):
+        pass
+    return event.finished
+
+
+async def status_of(call: grpc.aio.UnaryStreamCall) -> grpc.StatusCode:
+    """The status that ends a stream, after whatever messages still come."""
+
+    async def read() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await within(read())
+    return await within(call.code())
+
+
+async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(start: Start) -> None:
+    process = start("--drain-s", "60")
+    assert "embedded" in process.wait_ready()
+    async with stubs_of(process) as stubs:
+        watch = stubs.health.Watch(health_pb2.HealthCheckRequest(service="niyama.v1.Inference"))
+        assert (await within(watch.read())).status == SERVING
+        running = await started(stubs, 800)
+        process.signal(signal.SIGTERM)
+        assert (await within(watch.read())).status == NOT_SERVING
+        refused = stubs.inference.GenerateStream(asked(5))
+        assert await status_of(refused) is grpc.StatusCode.UNAVAILABLE
+        assert "draining" in await refused.details()
+        assert (await finish(running)).usage.output_tokens == 800
+        watch.cancel()
+    assert await asyncio.to_thread(process.wait_exit) == 0
+    lines = [json.loads(line) for line in process.log.splitlines()]
+    finished = [line for line in lines if line.get("request_id") == "of-800"]
+    assert [(line["event"], line["outcome"]) for line in finished] == [("call", "OK")]
+
+
+async def test_drain_time_is_limited_and_a_second_signal_ends_it_at_once(start: Start) -> None:
+    brief, patient = start("--drain-s", "0"), start("--drain-s", "600")
+    for process in (brief, patient):
+        process.wait_ready()
+    async with stubs_of(brief) as stubs:
+        cut = await started(stubs, 4000)
+        brief.signal(signal.SIGTERM)
+        assert await status_of(cut) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert await asyncio.to_thread(brief.wait_exit) == 0
+    async with stubs_of(patient) as stubs:
+        cut = await started(stubs, 4000)
+        watch = stubs.health.Watch(health_pb2.HealthCheckRequest())
+        await within(watch.read())
+        engine = engine_of(patient)
+        patient.signal(signal.SIGTERM)
+        assert (await within(watch.read())).status == NOT_SERVING
+        patient.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(patient.wait_exit) == 128 + signal.SIGTERM
+        assert await status_of(cut) is grpc.StatusCode.UNAVAILABLE
+        assert not engine.is_running()
+
+
+async def test_a_lost_engine_fails_its_calls_and_the_service_recovers(start: Start) -> None:
+    process = start()
+    process.wait_ready()
+    async with stubs_of(process) as stubs:
+        watch = stubs.health.Watch(health_pb2.HealthCheckRequest(service="niyama.v1.Inference"))
+        assert (await within(watch.read())).status == SERVING
+        running = await started(stubs, 4000)
+        engine_of(process).kill()
+        assert await status_of(running) is grpc.StatusCode.UNAVAILABLE
+        assert (await within(watch.read())).status == NOT_SERVING
+        refused = stubs.inference.GenerateStream(asked(5))
+        assert await status_of(refused) is grpc.StatusCode.UNAVAILABLE
+        info = await within(stubs.inference.GetServerInfo(pb.GetServerInfoRequest()))
+        assert info.model.name == "embedded"  # known from the engine before
+        assert (await within(watch.read())).status == SERVING
+        assert (await finish(stubs.inference.GenerateStream(asked(5)))).usage.output_tokens == 5
+        watch.cancel()
+    assert "engine lost" in process.log
+    assert "engine recovered" in process.log
+
+
+async def test_a_hugging_face_folder_is_served(
+    start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = make_checkpoint(tmp_path_factory.mktemp("random-llama"))
+    process = start("--model", str(folder), "--model-name", "random")
+    assert "random" in process.wait_ready()
+    async with stubs_of(process) as stubs:
+        info = await within(stubs.inference.GetServerInfo(pb.GetServerInfoRequest()))
+        assert (info.model.name, info.model.context_length) == ("random", 96)
+        assert not info.model.has_chat_template
+        finished = await finish(stubs.inference.GenerateStream(asked(7)))
+        assert finished.usage.output_tokens == 7
+        chat = pb.Input(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")]))
+        refused = stubs.inference.CountTokens(pb.CountTokensRequest(input=chat))
+        assert await within(refused.code()) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """A random Llama with a word tokenizer, laid out as Hugging Face does."""
+    import tokenizers
+    import transformers
+
+    words = ["<unk>", *["Once", "upon", "a", "time", "there", "was"], *map(str, range(57))]
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def copy(folder: Path, *names: str) -> Path:
+    """Some files of the embedded model."""
+    for name in names:
+        (folder / name).write_bytes((FOLDER / name).read_bytes())
+    return folder
+
+
+def bad_tiers(tmp: Path) -> list[str]:
+    (tmp / "tiers.toml").write_text("[tiers.a]\nttft_s = 1")
+    return ["--config", str(tmp / "tiers.toml")]
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "no folder": (lambda tmp: ["--model", f"{tmp}/none"], "no checkpoint folder"),
+    "no tokenizer": (lambda tmp: ["--model", str(tmp)], "no tokenizer.model or tokenizer.json"),
+    "no weights": (
+        lambda tmp: ["--model", str(copy(tmp, "tokenizer.model", "config.json"))],
+        "no model.safetensors",
+    ),
+    "bad tiers": (bad_tiers, "tiers.a.tbt_s is required"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_server_that_cannot_start_says_why_in_one_line(
+    start: Start, tmp_path: Path, name: str
+) -> None:
+    flags, line = REFUSALS[name]
+    process = start(*flags(tmp_path))
+    assert process.wait_exit() == 1
+    (said,) = process.log.splitlines()
+    assert said.startswith("niyama-server: error: ")
+    assert line in said
+
+
+def test_a_taken_port_is_told(start: Start, server: ServerProcess) -> None:
+    process = start("--port", server.address.rpartition(":")[2])
+    assert process.wait_exit() == 1
+    said = process.log.splitlines()
+    assert any(line.startswith("niyama-server: error: cannot listen on") for line in said)
+
+
+def test_sigterm_while_loading_leaves_quietly(start: Start) -> None:
+    process = start()
+    parent = psutil.Process(process.child.pid)
+    while not parent.children():  # the engine process, which takes seconds to load
+        assert process.child.poll() is None
+    process.signal(signal.SIGTERM)
+    assert process.wait_exit() == 0
