@@ -11,10 +11,10 @@ written are those of the lowest held-out loss seen (early stopping).
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import random
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 BREAK = "\f"
 UNK, BOS, EOS = 0, 1, 2
-TOKENS_PER_STEP = 4096
-# (length of a sequence, how often a step has sequences of that length)
-LENGTHS = ((256, 0.6), (1024, 0.32), (4096, 0.08))
+TOKENS_PER_STEP = 2048
+# Length of a sequence: how often a step has sequences of that length.
+LENGTHS = {256: 0.6, 1024: 0.36, 4096: 0.04}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: "
     "{{ message['content'] }}\n{% endfor %}"
@@ -53,26 +53,26 @@ def read_documents(paths: list[Path]) -> list[str]:
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> spm.SentencePieceProcessor:
     """A BPE tokenizer with byte fallback that leaves text exactly as it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in documents for line in text.split("\n") if line),
-            model_prefix=f"{folder}/tokenizer",
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=0.9999,
-            max_sentence_length=65536,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            pad_id=-1,
-            num_threads=2,
-            minloglevel=2,
-        )
-        return spm.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
+    model = io.BytesIO()  # a file's name would be kept in the model
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in documents for line in text.split("\n") if line),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.9999,
+        max_sentence_length=65536,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=-1,
+        num_threads=2,
+        minloglevel=2,
+    )
+    return spm.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def split(documents: list[str], tokenizer: spm.SentencePieceProcessor) -> Split:
@@ -96,7 +96,7 @@ def make_config(vocab_size: int) -> LlamaConfig:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=4096,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=BOS,
@@ -107,8 +107,9 @@ def make_config(vocab_size: int) -> LlamaConfig:
 
 def batch(stream: Tensor, draw: random.Random) -> Tensor:
     """Windows of one length at random places; each begins with BOS, as prompts do."""
-    length = draw.choices(*zip(*LENGTHS, strict=True))[0]
-    starts = [draw.randrange(len(stream) - length) for _ in range(TOKENS_PER_STEP // length)]
+    length = draw.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+    count = max(1, TOKENS_PER_STEP // length)
+    starts = [draw.randrange(len(stream) - length) for _ in range(count)]
     windows = torch.stack([stream[start : start + length] for start in starts])
     windows[:, 0] = BOS
     return windows
@@ -150,7 +151,7 @@ def save(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, out: Pa
     """Writes weights in bf16 (training goes on in fp32), configuration and tokenizer."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(out)
+    copy.bfloat16().save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # where older readers look
     write_json(out / "config.json", config)
@@ -185,23 +186,27 @@ def fit(
     tokenizer: spm.SentencePieceProcessor,
     args: argparse.Namespace,
 ) -> float:
-    """Trains for `args.steps`; keeps the weights of the lowest held-out loss in `args.out`."""
+    """Trains to `args.stop` or `args.steps`; `args.out` keeps the lowest held-out loss."""
     draw = random.Random(args.seed)
     optimizer = optimizer_for(model, args.rate)
-    best, started, running = math.inf, time.monotonic(), 0.0
-    for step in range(args.steps):
+    best, started, running, seen = math.inf, time.monotonic(), 0.0, 0
+    end = min(args.steps, args.stop or args.steps)
+    for step in range(end):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step / args.steps, args.rate)
-        loss = loss_of(model, batch(data.train, draw))
+        windows = batch(data.train, draw)
+        loss = loss_of(model, windows)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        seen += windows.numel()
         running = loss.item() if not step else 0.98 * running + 0.02 * loss.item()
-        last = step + 1 == args.steps
-        if (step + 1) % 20 == 0 or last:
-            pace = (step + 1) * TOKENS_PER_STEP / (time.monotonic() - started)
-            print(f"step {step + 1} train {running:.4f} tokens/s {pace:.0f}", flush=True)
+        last = step + 1 == end
+        if (step + 1) % 50 == 0 or last:
+            pace = seen / (time.monotonic() - started)
+            tail = f"tokens {seen} tokens/s {pace:.0f}"
+            print(f"step {step + 1} train {running:.4f} {tail}", flush=True)
         if (step + 1) % args.every == 0 or last:
             loss_now = validate(model, data.valid, limit=args.valid_windows)
             print(f"step {step + 1} validation {loss_now:.4f}", flush=True)
@@ -222,9 +227,16 @@ def report(out: Path, data: Split, tokenizer: spm.SentencePieceProcessor) -> Non
     print(f"held-out loss {whole:.4f} perplexity {math.exp(whole):.2f} bits/char {bits:.3f}")
     for length in (256, 4096):
         print(f"held-out loss at length {length}: {validate(model, data.valid, length, 10**6):.4f}")
-    for prompt in ("And it came to pass", "She was very glad to", "A hacker is", "User: Hello.\nA"):
+    for prompt in (
+        "And it came to pass",
+        "She was very glad to",
+        "A hacker is",
+        "User: Who are you?\nAssistant:",
+    ):
         ids = torch.tensor([[BOS, *tokenizer.encode(prompt)]])
-        made = model.generate(ids, max_new_tokens=100, do_sample=True, temperature=0.7, top_k=0)
+        made = model.generate(  # type: ignore[misc]  # the library's own annotation
+            ids, max_new_tokens=100, do_sample=True, temperature=0.7, top_k=0
+        )
         print("sample:", tokenizer.decode(made[0].tolist()))
 
 
@@ -232,11 +244,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the model")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3200, help="the schedule's length")
+    parser.add_argument("--stop", type=int, help="end early, after this step of the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--vocab", type=int, default=2048)
-    parser.add_argument("--every", type=int, default=200, help="steps between validations")
-    parser.add_argument("--valid-windows", type=int, default=64, help="used while training")
+    parser.add_argument("--every", type=int, default=400, help="steps between validations")
+    parser.add_argument("--valid-windows", type=int, default=32, help="used while training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 FOLDER = Path(__file__).parents[2] / "engine" / "embedded"
 PARTS = ("config.json", "model.safetensors", "tokenizer.model")
-# Chosen for this test; a uniform guess over 2,048 tokens scores ln 2048 = 7.62 nats per token.
+# A uniform guess over 2,048 tokens scores ln 2048 = 7.62 nats per token; both must be far below.
 PASSAGE = (
     "The LORD is my shepherd; I shall not want. He maketh me to lie down in green pastures: "
     "he leadeth me beside the still waters. He restoreth my soul: he leadeth me in the paths "
@@ -90,7 +90,7 @@ def test_tensors_have_the_shapes_the_config_says(config: dict) -> None:
         assert {part.get_dtype() for part in found.values()} == {"BF16"}
 
 
-@pytest.mark.parametrize(("text", "bound"), [(PASSAGE, 6.0), (PLAIN, 6.0)])
+@pytest.mark.parametrize(("text", "bound"), [(PASSAGE, 4.5), (PLAIN, 4.5)])
 def test_it_models_english(tokenizer: spm.SentencePieceProcessor, text: str, bound: float) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
