@@ -99,6 +99,7 @@ class _Sender:
     problem: str = ""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     probe: asyncio.Task[None] | None = None
+    bug: BaseException | None = None
 
     def now(self) -> float:
         return time.monotonic() - self.start
@@ -115,6 +116,8 @@ class _Sender:
                 if self.probe is not None:
                     self.probe.cancel()
             self.watch(self._progress())
+        if self.bug is not None:
+            raise self.bug
         elapsed = max((record.ended_at or 0.0 for record in self.records), default=0.0)
         return Run(self.records, elapsed, self.end, self.problem)
 
@@ -164,14 +167,10 @@ class _Sender:
             await asyncio.gather(sending, stopped, *self.followers, return_exceptions=True)
 
     async def _drain(self, stopped: asyncio.Task[bool]) -> None:
-        deadline = time.monotonic() + self.target.drain_s
-        while self.followers and not stopped.done():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return
-            await asyncio.wait(
-                (*self.followers, stopped), timeout=remaining, return_when=asyncio.FIRST_COMPLETED
-            )
+        ended = asyncio.gather(*self.followers, return_exceptions=True)
+        await asyncio.wait(
+            (ended, stopped), timeout=self.target.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
 
     async def _send_all(self, requests: Iterator[PlannedRequest]) -> None:
         for request in requests:
@@ -184,7 +183,14 @@ class _Sender:
             self.num_in_flight += 1
             follower = asyncio.create_task(self._follow(record, stream))
             self.followers.add(follower)
-            follower.add_done_callback(self.followers.discard)
+            follower.add_done_callback(self._ended)
+
+    def _ended(self, follower: asyncio.Task[None]) -> None:
+        """Nothing but a bug of ours makes a follower raise: it ends the run."""
+        self.followers.discard(follower)
+        if not follower.cancelled() and (bug := follower.exception()) is not None:
+            self.bug = bug
+            self.stopping.set()
 
     def _options(self, request: PlannedRequest) -> GenerateOptions:
         options: GenerateOptions = {

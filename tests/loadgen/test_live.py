@@ -146,7 +146,7 @@ def test_an_unreachable_server_is_said_in_one_line() -> None:
 
 
 def test_a_server_that_dies_ends_the_run_with_what_was_recorded(little: LittleServer) -> None:
-    requests = every(0.02, 100_000)  # over half an hour, were it not for the end
+    requests = every(0.02, 3000)  # a minute, were it not for the end
     watch = once(lambda progress: progress.num_finished >= 5, little.stop)
     run = target(little).run(iter(requests), watch)
     assert run.end is End.TARGET_LOST
@@ -161,7 +161,7 @@ def test_ctrl_c_ends_the_run_with_what_was_recorded(little: LittleServer) -> Non
     """In flight at the interruption is neither a success nor a failure of the server."""
     requests = [
         replace(request, cancel_after=None if request.index % 2 else 1)
-        for request in every(0.02, 100_000)
+        for request in every(0.02, 3000)
     ]
     little.servicer.acts_as = "stay a b"
     watch = once(lambda progress: progress.num_sent >= 6, lambda: signal.raise_signal(2))
