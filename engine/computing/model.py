@@ -40,7 +40,7 @@ def _llama3(inverse: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def rotary_table(config: ModelConfig) -> Tensor:
-    """[positions, 2, D] float32: cosines, and sines signed for `rotate`."""
+    """[positions, 2, D] float32: cosines, and sines signed for `rotate_`."""
     angles = torch.outer(
         torch.arange(config.max_positions, dtype=torch.float32),
         inverse_frequencies(config.rope, config.head_dim),
@@ -49,10 +49,10 @@ def rotary_table(config: ModelConfig) -> Tensor:
     return torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)), 1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates pairs (i, i + D / 2) of x [T, heads, D]; cos and signed sin [T, 1, D]."""
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return torch.addcmul(x * cos, swapped, sin)
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotates pairs (i, i + D / 2) of x [T, heads, D] in place; cos and signed sin [T, 1, D]."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(swapped, sin)
 
 
 class Block(nn.Module):
@@ -91,11 +91,11 @@ class Block(nn.Module):
     ) -> Tensor:
         """[T, E] to [T, E], or to [S, E] when only `rows` are needed after attention."""
         config = self.config
-        heads = config.num_heads + config.num_kv_heads
         normed = F.rms_norm(x, x.shape[1:], self.attention_norm, config.rms_norm_eps)
         qkv = _linear(normed, self.qkv, self.qkv_bias).unflatten(1, (-1, config.head_dim))
-        qk = self._normed_heads(qkv) if config.qk_norm else qkv[:, :heads]
-        qkv = torch.cat((rotate(qk, cos, sin), qkv[:, heads:]), 1)
+        if config.qk_norm:
+            qkv = self._with_normed_heads(qkv)
+        rotate_(qkv[:, : config.num_heads + config.num_kv_heads], cos, sin)
         attended = attend(qkv, layer, plan, config.num_kv_heads)
         if rows is not None:
             x, attended = x.index_select(0, rows), attended.index_select(0, rows)
@@ -104,18 +104,13 @@ class Block(nn.Module):
         gate, up = _linear(normed, self.gate_up, self.gate_up_bias).chunk(2, 1)
         return _add_linear(x, F.silu(gate) * up, self.down, self.down_bias)
 
-    def _normed_heads(self, qkv: Tensor) -> Tensor:
-        """QK-norm (Qwen 3): each query and key head by itself, [T, H + KH, D]."""
+    def _with_normed_heads(self, qkv: Tensor) -> Tensor:
+        """QK-norm (Qwen 3): each query and key head by itself, [T, H + 2 * KH, D]."""
         config = self.config
-        q, k, _ = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
-        shape = (config.head_dim,)
-        return torch.cat(
-            (
-                F.rms_norm(q, shape, self.q_norm, config.rms_norm_eps),
-                F.rms_norm(k, shape, self.k_norm, config.rms_norm_eps),
-            ),
-            1,
-        )
+        q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
+        shape, eps = (config.head_dim,), config.rms_norm_eps
+        q = F.rms_norm(q, shape, self.q_norm, eps)
+        return torch.cat((q, F.rms_norm(k, shape, self.k_norm, eps), v), 1)
 
 
 class Decoder(nn.Module):

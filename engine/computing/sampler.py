@@ -23,8 +23,8 @@ from engine.deciding.plan import Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
 
-# With fewer likeliest tokens than this than reach top_p, all are sorted.
-LIKELIEST = 256
+# Tokens of a row that are ranked at first; eight times more when they do not decide.
+LIKELIEST = 32
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -150,51 +150,63 @@ class Sampler:
 
 def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
     """Token ids [S]: random ones, and the likeliest where temperature is 0."""
-    device = logits.device
     numbers = [
-        (p.temperature, uniform(_seed(s), len(s.output)) if p.temperature > 0 else 0.0)
+        (p.temperature or 1.0, uniform(_seed(s), len(s.output)) if p.temperature > 0 else 0.0)
         for s, p in zip(sequences, params, strict=True)
     ]
-    temperature, draws = torch.tensor(numbers, dtype=torch.float64, device=device)[
-        ..., None
-    ].unbind(1)
-    greedy = temperature == 0
-    scale = torch.where(greedy, 1.0, temperature).float()
-    probs = torch.softmax(logits / scale, 1)
-    if any(_truncates(p) for p in params):
-        probs = torch.where(probs < _floors(probs, params), 0.0, probs)
+    table = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+    temperature, draws = table[:, :, None].unbind(1)
+    probs = torch.softmax(logits / temperature.float(), 1)
+    cut = [row for row, p in enumerate(params) if _truncates(p)]
+    if cut:
+        index = torch.tensor(cut, device=logits.device)
+        some = probs[index]
+        probs[index] = some.masked_fill_(some < _floors(some, [params[row] for row in cut]), 0.0)
     below = probs.cumsum(1, dtype=torch.float64)
-    # The first token whose share holds the draw; one of no probability never is, whatever the
-    # rounding of a parallel sum.
-    holds = (below > draws * below[:, -1:]) & (probs > 0)
-    picked = holds.to(torch.uint8).argmax(1)
-    return torch.where(greedy[:, 0], logits.argmax(1), picked)
+    picked = torch.searchsorted(below, draws * below[:, -1:], right=True)[:, 0]
+    picked.clamp_(max=logits.shape[1] - 1)  # only ever reached by logits that are not numbers
+    greedy = [row for row, p in enumerate(params) if p.temperature == 0]
+    if greedy:
+        index = torch.tensor(greedy, device=logits.device)
+        picked[index] = logits[index].argmax(1)
+    return picked
 
 
 def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
-    """The least probability [S, 1] that top_k, top_p and min_p leave; 0 where all stay."""
+    """The least probability [S, 1] that top_k, top_p and min_p leave.
+
+    Ranks the few likeliest tokens, and more of them only for the rows where those do not decide.
+    """
     vocab, device = probs.shape[1], probs.device
-    limits = [
-        (min(p.top_k or vocab, vocab), p.top_p, p.min_p) if _truncates(p) else (vocab, 1.0, 0.0)
-        for p in params
-    ]
-    table = torch.tensor(limits, dtype=torch.float64, device=device)[..., None]
-    top_k, top_p, min_p = table.unbind(1)
-    wide = LIKELIEST if any(k == vocab and p < 1 for k, p, _ in limits) else 1
-    width = min(vocab, max([wide, *(k for k, _, _ in limits if k < vocab)]))
-    while True:
-        ranked = probs.topk(width, 1).values
-        kept = torch.arange(width, device=device) < top_k
-        share = torch.where(kept, ranked, 0.0).cumsum(1, dtype=torch.float64)
-        enough = (top_k < vocab) | (top_p >= 1) | (share[:, -1:] >= top_p)
-        if width == vocab or bool(enough.all()):
-            break
-        width = vocab
-    whole = torch.where(top_k < vocab, share[:, -1:], 1.0)
-    kept &= share - ranked < top_p * whole
+    floors = probs.new_empty(len(params), 1)
+    limits = [(min(p.top_k or vocab, vocab), p.top_p, p.min_p) for p in params]
+    open_rows, width = list(range(len(params))), LIKELIEST
+    while open_rows:
+        width = min(width, vocab)
+        index = torch.tensor(open_rows, device=device)
+        table = torch.tensor([limits[row] for row in open_rows], dtype=torch.float64, device=device)
+        ranked = probs[index].topk(width, 1).values
+        floors[index], decided = _floors_of(ranked, table[:, :, None], vocab)
+        open_rows = [row for row, done in zip(open_rows, decided.tolist(), strict=True) if not done]
+        width *= 8
+    return floors
+
+
+def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """Floors [S, 1] from the likeliest probabilities [S, W] in order, and for which rows [S]
+    those were enough. Limits [S, 3, 1] are top_k (vocab: none), top_p and min_p.
+    """
+    top_k, top_p, min_p = limits.unbind(1)
+    width = ranked.shape[1]
+    kept = torch.arange(width, device=ranked.device) < top_k
+    share = torch.where(kept, ranked, 0.0).cumsum(1, dtype=torch.float64)
+    no_k, no_p = top_k == vocab, top_p >= 1
+    decided = torch.where(no_k, no_p | (share[:, -1:] >= top_p), top_k <= width)
+    kept &= share - ranked < top_p * torch.where(no_k, 1.0, share[:, -1:])
     least = torch.where(kept, ranked, torch.inf).amin(1, keepdim=True)
-    least = torch.where((top_k == vocab) & (top_p >= 1), 0.0, least)
-    return torch.maximum(least, (min_p * ranked[:, :1]).float())
+    least = torch.where(no_k & no_p, 0.0, least)
+    floors = torch.maximum(least, (min_p * ranked[:, :1]).float())
+    return floors, decided[:, 0] | (width == vocab)
 
 
 def _with_logprobs(

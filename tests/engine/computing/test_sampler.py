@@ -85,11 +85,11 @@ def test_frequencies_are_those_of_the_distribution_asked_for(
 
 def test_top_p_over_more_tokens_than_are_ranked_at_first() -> None:
     """A flat distribution: 90 % of it is 90 % of the tokens, beyond LIKELIEST."""
-    logits = torch.linspace(0, 1e-3, 4 * LIKELIEST)
+    logits = torch.linspace(0, 1e-3, 20 * LIKELIEST)
     seen = frequencies(logits, Sampling(top_p=0.9))
     cut = round(0.1 * len(logits))
     assert sum(seen[: cut - 2]) == 0
-    assert sum(share > 0 for share in seen) > LIKELIEST
+    assert sum(share > 0 for share in seen) > 10 * LIKELIEST
 
 
 def test_temperature_zero_is_the_likeliest_token_also_beside_random_rows() -> None:
@@ -185,7 +185,7 @@ def test_a_row_gets_the_same_token_alone_and_in_any_company(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = [sequence(s, prompt=(1, 2), output=(3, i)) for i, s in enumerate(samplings)]
-    logits = 2 * torch.randn(len(rows), 2 * LIKELIEST, generator=generator)
+    logits = 2 * torch.randn(len(rows), 512, generator=generator)
     together = Sampler().sample(logits, rows)
     alone = [Sampler().sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
     assert [t.id for t in together] == [t.id for t in alone]
