@@ -48,7 +48,7 @@ class Server:
             raise StartError(f"no checkpoint folder {config.engine.model}")
         try:
             tokenizer = Tokenizer.load(config.engine.model)
-            known = _tiers(config, ())
+            known = choose_tiers(config, ())
         except (ValueError, OSError) as error:
             raise StartError(str(error)) from error
         self.service = InferenceService(config, self.engine, tokenizer, known, self.metrics)
@@ -91,11 +91,12 @@ class Server:
         # The grace is for the last status of calls that have just finished.
         await self._grpc.stop(grace=LAST_WORDS_S)
         await self.engine.stop()
+        await asyncio.to_thread(self.metrics.stop)
         await asyncio.gather(*self._tasks)
 
     def _adopt(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
-        self.service.adopt(info, _tiers(self.config, info.tiers))
+        self.service.adopt(info, choose_tiers(self.config, info.tiers))
 
     def _engine_ready(self, info: EngineInfo) -> None:
         log.info("engine recovered", engine_pid=info.pid)
@@ -122,7 +123,7 @@ class Server:
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def _tiers(config: ServerConfig, proposed: Sequence[TierInfo]) -> Tiers:
+def choose_tiers(config: ServerConfig, proposed: Sequence[TierInfo]) -> Tiers:
     """Of the configuration file; else those that the engine proposes; else the built-in ones."""
     built_in = tuple(Tier(*tier) for tier in proposed) or tiers.BUILT_IN
     if config.config is not None:

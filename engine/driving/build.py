@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from engine.computing import runner
@@ -27,7 +29,7 @@ def build(config: EngineConfig) -> Engine:
         dtype=config.dtype,
         kv_bytes=(config.kv_memory_mib << 20) or _kv_bytes(config, device),
         page_size=config.page_size,
-        threads=config.torch_threads or None,
+        threads=config.torch_threads or _threads(),
     )
     executor.warm_up()
     return assemble(
@@ -45,6 +47,13 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _threads() -> int:
+    """One core is left to the front end: torch's threads wait for each other in every layer, and
+    one that shares its core delays all (with 2 threads on 2 busy cores, tokens took 10x as long).
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _kv_bytes(config: EngineConfig, device: str) -> int:

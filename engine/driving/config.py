@@ -33,7 +33,7 @@ class EngineConfig:
     page_size: Annotated[int, Flag("tokens per KV page")] = 16
     kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
     context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
-    torch_threads: Annotated[int, Flag("threads of the engine process (0: torch's choice)")] = 0
+    torch_threads: Annotated[int, Flag("torch threads (0: all cores but one, the front end's)")] = 0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.
     factory: str = "engine.driving.build:build"
 

@@ -1,0 +1,65 @@
+"""What the parts of a server agree on: tiers, metrics, keep-alive, message sizes."""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+
+from engine.deciding.request import Importance, Targets
+from engine.driving.messages import TierInfo
+from proto.niyama.v1 import inference_pb2 as pb
+from server.app import choose_tiers
+from server.config import ServerConfig
+from server.metrics import Metrics
+from tests.server.conftest import Running, within
+
+PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
+
+
+def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tiers.own]\nttlt_s = 3")
+    plain, own = ServerConfig(), ServerConfig(config=path)
+    assert choose_tiers(plain, ()).default == "interactive"
+    assert choose_tiers(plain, PROPOSED).resolve().targets == Targets(ttlt_s=1.0)
+    assert choose_tiers(plain, PROPOSED).resolve().importance is Importance.HIGH
+    assert list(choose_tiers(own, PROPOSED).tiers) == ["own"]
+
+
+def test_metrics_are_served_until_they_are_stopped() -> None:
+    metrics = Metrics()
+    metrics.calls.labels("OK").inc()
+    url = f"http://127.0.0.1:{metrics.serve('127.0.0.1', 0)}/metrics"
+    with urllib.request.urlopen(url, timeout=60) as response:
+        assert 'niyama_calls_total{outcome="OK"} 1.0' in response.read().decode()
+    metrics.stop()
+    with pytest.raises(OSError):
+        urllib.request.urlopen(url, timeout=60)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_what_was_served_is_counted(running: Running) -> None:
+    metrics = running.server.metrics
+    before = metrics.registry.get_sample_value("niyama_output_tokens_total")
+    assert before is not None
+    sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
+    request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
+    request.qos.tier = "batch"
+    await within(running.stub.Generate(request))
+    await within(running.server.service.idle.wait())
+    sample = metrics.registry.get_sample_value
+    assert sample("niyama_output_tokens_total") == before + 4
+    assert sample("niyama_ttlt_seconds_count", {"tier": "batch"}) == 1
+    assert sample("niyama_completions_total", {"tier": "batch", "on_time": "true"}) == 1
+    assert sample("niyama_calls_in_flight") == 0
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_message_beyond_the_limit_is_refused_by_the_transport(running: Running) -> None:
+    text = "x" * running.server.config.max_message_bytes
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await within(running.stub.CountTokens(pb.CountTokensRequest(input=pb.Input(text=text))))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
