@@ -74,18 +74,19 @@ def _attend_group(q: Tensor, pages: Tensor, group: DecodeGroup, slots: Tensor) -
 
 
 def _attend_chunk(qkv: Tensor, pages: Tensor, chunk: ChunkSpan, slots: Tensor) -> Tensor:
-    """[n, H + 2 * KH, D] to [n, H * D]."""
+    """[n, H + 2 * KH, D] to [n, H * D].
+
+    To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
+    """
     _, _, num_kv, dim = slots.shape
-    heads = qkv.shape[1] - 2 * num_kv
-    if chunk.pages is None or chunk.mask is None:
-        q, k, v = (part[None] for part in qkv.transpose(0, 1).split((heads, num_kv, num_kv)))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    else:
-        context = pages.index_select(0, chunk.pages).view(1, -1, 2, num_kv, dim)
-        k, v = context[:, : chunk.mask.shape[1]].transpose(1, 3).unbind(2)  # [1, KH, L, D]
-        q = qkv[None, :, :heads].transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk.mask, enable_gqa=True)
-    return out.transpose(1, 2).reshape(qkv.shape[0], -1)
+    q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv, num_kv, num_kv), 1)
+    if chunk.pages is not None and chunk.mask is not None:
+        context = pages.index_select(0, chunk.pages).view(-1, 2, num_kv, dim)
+        k, v = context[: chunk.mask.shape[1]].unbind(1)  # [L, KH, D]
+    q = q.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)  # [KH, G, n, D]
+    k, v = (x.transpose(0, 1)[:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, chunk.mask, is_causal=chunk.mask is None)
+    return out.permute(2, 0, 1, 3).reshape(qkv.shape[0], -1)
 
 
 def attend_slowly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
