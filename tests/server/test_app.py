@@ -9,9 +9,10 @@ import grpc
 import pytest
 
 from engine.deciding.request import Importance, Targets
+from engine.driving.config import EngineConfig
 from engine.driving.messages import TierInfo
 from proto.niyama.v1 import inference_pb2 as pb
-from server.app import choose_tiers
+from server.app import Server, choose_tiers
 from server.config import ServerConfig
 from server.metrics import Metrics
 from tests.server.conftest import Running, within
@@ -63,3 +64,25 @@ async def test_a_message_beyond_the_limit_is_refused_by_the_transport(running: R
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await within(running.stub.CountTokens(pb.CountTokensRequest(input=pb.Input(text=text))))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_client_that_does_not_read_gets_its_tokens_in_few_messages_later() -> None:
+    """The engine never waits for a reader; what piles up leaves together, so memory is bounded by
+    the tokens themselves.
+    """
+    length, engine = 4000, EngineConfig(factory="engine.driving.null:build")
+    server = Server(ServerConfig(port=0, engine=engine))
+    await within(server.start())
+    sampling = pb.Sampling(max_tokens=length, ignore_eos=True)
+    request = pb.GenerateStreamRequest(input=pb.Input(text="Once"), sampling=sampling)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        running = Running(server, channel)
+        call = running.stub.GenerateStream(request)
+        await running.until(lambda stats: stats.num_finished == 1)
+        counts = []
+        while (event := await within(call.read())) is not grpc.aio.EOF:
+            counts.append(len(event.tokens.token_ids))
+    await within(server.stop())
+    assert sum(counts) == length
+    assert len(counts) < length / 2
