@@ -26,6 +26,7 @@ from client import (
 )
 from client.options import GenerateOptions
 from client.values import ServerInfo
+from loadgen import priority
 from loadgen.record import Outcome, Record
 from loadgen.target import End, Progress, Run, TargetInfo, Unreachable, Watch
 from loadgen.workload import PlannedRequest, prompt_ids
@@ -56,7 +57,8 @@ class LiveTarget:
         return _target_info(self.server, _run(_ask_info(self.server)))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
-        return _run(_Sender(self, watch).run(iter(requests)))
+        with priority.raised():
+            return _run(_Sender(self, watch).run(iter(requests)))
 
 
 def _run(main: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -170,6 +171,27 @@ def test_ctrl_c_ends_the_run_with_what_was_recorded(little: LittleServer) -> Non
     outcomes = [record.outcome for record in run.records]
     assert set(outcomes) == {Outcome.CANCELLED, Outcome.ABANDONED}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def may_go_before_others() -> bool:
+    """Whether this process may lower its niceness: the kernel's own answer."""
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, usual - 10)
+    except PermissionError:
+        return False
+    os.setpriority(os.PRIO_PROCESS, 0, usual)
+    return True
+
+
+def test_the_sender_goes_before_others_only_while_it_runs(little: LittleServer) -> None:
+    """Where that is permitted; elsewhere nothing changes."""
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    during: list[int] = []
+    watch = once(lambda _: True, lambda: during.append(os.getpriority(os.PRIO_PROCESS, 0)))
+    target(little).run(iter(every(0.01, 3)), watch)
+    assert during == [usual - 10 if may_go_before_others() else usual]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == usual
 
 
 def test_progress_adds_up(little: LittleServer) -> None:
