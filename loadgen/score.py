@@ -24,9 +24,11 @@ All latencies run from the *scheduled* instant of a request, never from its send
 from __future__ import annotations
 
 import math
+import operator
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from typing import NamedTuple
 
 from client.values import Targets
@@ -64,9 +66,9 @@ def ttlt_s(record: Record) -> float | None:
     return record.token_at[-1] - record.request.at
 
 
-def gaps_s(record: Record) -> list[float]:
+def gaps_s(record: Record) -> array[float]:
     """Every time between two neighbouring tokens."""
-    return [later - earlier for earlier, later in pairwise(record.token_at)]
+    return array("d", map(operator.sub, record.token_at[1:], record.token_at))
 
 
 def token_due_s(targets: Targets, n: int) -> float:
@@ -93,7 +95,24 @@ def is_on_time(record: Record) -> bool:
 def is_on_pace(record: Record) -> bool:
     """On time, and no gap longer than the TBT target."""
     tbt = record.request.targets.tbt
-    return is_on_time(record) and (tbt is None or all(gap <= tbt for gap in gaps_s(record)))
+    return is_on_time(record) and (tbt is None or max(gaps_s(record), default=0.0) <= tbt)
+
+
+class Judged(NamedTuple):
+    """A record and what the definitions say of it, so that they are asked once."""
+
+    record: Record
+    on_time: bool
+    on_pace: bool
+    gaps_s: array[float]
+    num_gaps_within: int | None  # gaps not longer than the TBT target; None without one
+
+
+def judge(record: Record) -> Judged:
+    gaps, tbt = gaps_s(record), record.request.targets.tbt
+    within = None if tbt is None else sum(gap <= tbt for gap in gaps)
+    on_time = is_on_time(record)
+    return Judged(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +147,14 @@ class Score:
         return self.num_on_pace / self.num_sent if self.num_sent else None
 
 
-def score(group: str, records: Sequence[Record], measured_s: float) -> Score:
-    """Of records that all count (`counted`), over the `measured_s` seconds they arrived in."""
+def score(group: str, judged: Sequence[Judged], measured_s: float) -> Score:
+    """Of requests that all count (`counted`), over the `measured_s` seconds they arrived in."""
+    records = [each.record for each in judged]
     outcomes = [record.outcome for record in records]
-    on_time = [record for record in records if is_on_time(record)]
-    gaps = [(gap, record.request.targets.tbt) for record in records for gap in gaps_s(record)]
-    bound = [gap <= tbt for gap, tbt in gaps if tbt is not None]
+    on_time = [each.record for each in judged if each.on_time]
+    bound = [each for each in judged if each.num_gaps_within is not None]
+    num_bound = sum(len(each.gaps_s) for each in bound)
+    gaps = sorted(chain.from_iterable(each.gaps_s for each in judged))
     return Score(
         group=group,
         num_sent=len(records),
@@ -144,12 +165,14 @@ def score(group: str, records: Sequence[Record], measured_s: float) -> Score:
         num_unfinished=outcomes.count(Outcome.UNFINISHED),
         num_relegated=sum(record.relegated for record in records),
         num_on_time=len(on_time),
-        num_on_pace=sum(is_on_pace(record) for record in on_time),
+        num_on_pace=sum(each.on_pace for each in judged),
         ttft=percentiles(value for record in records if (value := ttft_s(record)) is not None),
-        tbt=percentiles(gap for gap, _ in gaps),
+        tbt=percentiles(gaps),
         ttlt=percentiles(value for record in records if (value := ttlt_s(record)) is not None),
-        worst_gap_s=max((gap for gap, _ in gaps), default=None),
-        gaps_within_tbt=sum(bound) / len(bound) if bound else None,
+        worst_gap_s=gaps[-1] if gaps else None,
+        gaps_within_tbt=(
+            sum(each.num_gaps_within or 0 for each in bound) / num_bound if num_bound else None
+        ),
         output_tokens=sum(len(record.token_at) for record in records),
         goodput_rps=len(on_time) / measured_s,
         goodput_tokens_per_s=sum(len(record.token_at) for record in on_time) / measured_s,
@@ -165,11 +188,11 @@ def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Rec
     ]
 
 
-def grouped(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
-    """By group, in order of first appearance."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def grouped(judged: Iterable[Judged], key: Callable[[Record], str]) -> dict[str, list[Judged]]:
+    """By a property of the records, in order of first appearance."""
+    groups: dict[str, list[Judged]] = {}
+    for each in judged:
+        groups.setdefault(key(each.record), []).append(each)
     return groups
 
 

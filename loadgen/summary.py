@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadgen.record import Outcome, Record
-from loadgen.score import Score, backlog_growth, counted, grouped, jain_index, percentile, score
+from loadgen.score import (
+    Score,
+    backlog_growth,
+    counted,
+    grouped,
+    jain_index,
+    judge,
+    percentile,
+    score,
+)
 from loadgen.target import End, Run, TargetInfo
 from loadgen.workload import Workload
 
@@ -73,27 +83,27 @@ def summarise(
     if run.end is not End.COMPLETE:
         end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
     window = Window(warmup_s, max(end_s, warmup_s + 1e-9))
-    records = counted(run.records, window.start_s, window.end_s)
+    judged = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
     sent = sum(window.start_s <= r.sent_at < window.end_s for r in run.records)
     lag = _lag(due)
     requested = len(due) / window.length_s
     achieved = sent / window.length_s
-    long_tokens = percentile(sorted(r.request.prompt_len for r in records), 90) or 0
+    long_tokens = percentile(sorted(each.record.request.prompt_len for each in judged), 90) or 0
 
     def split(key: Callable[[Record], str]) -> tuple[Score, ...]:
-        groups = grouped(records, key)
+        groups = grouped(judged, key)
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
 
     by_tenant = split(lambda r: r.request.tenant)
-    tiers = grouped(records, lambda r: r.request.tier)
+    tiers = grouped(judged, lambda r: r.request.tier)
     return Summary(
         target=target,
         window=window,
         requested_rps=requested,
         achieved_rps=achieved,
         lag=lag,
-        total=score("all", records, window.length_s),
+        total=score("all", judged, window.length_s),
         by_tier=tuple(
             score(load.tier, tiers.get(load.tier, []), window.length_s) for load in workload.tiers
         ),
@@ -135,6 +145,5 @@ def _invalid(lag: Lag, requested: float, achieved: float, max_lag_s: float) -> s
 
 
 def _errors(records: Sequence[Record]) -> tuple[tuple[str, int], ...]:
-    groups = grouped((record for record in records if record.error), lambda r: r.error)
-    counts = [(error, len(group)) for error, group in groups.items()]
-    return tuple(sorted(counts, key=lambda each: -each[1]))
+    counts = Counter(record.error for record in records if record.error)
+    return tuple(counts.most_common())

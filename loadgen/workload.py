@@ -13,7 +13,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from client.values import Importance, Targets
 from loadgen.arrivals import Process, Rate, arrival_times, unit_gaps
@@ -173,15 +173,18 @@ def plan(workload: Workload) -> Iterator[PlannedRequest]:
     times = workload.arrivals.times(workload.duration_s, stream("arrivals"))
     rows: Sequence[Row] = workload.arrivals.replay if workload.replay_lengths else ()
     for index, at in enumerate(times):
-        load = next_tier()
         length = Length(rows[index].prompt_len, rows[index].output_len) if rows else None
-        request = drawers[load.tier].draw(index, at, length, workload.context_length)
-        yield replace(
-            request,
-            tenant=next_tenant(),
-            application=next_application(),
-            seed=content.getrandbits(63),
-        )
+        who = _Who(next_tenant(), next_application(), content.getrandbits(63))
+        drawer = drawers[next_tier().tier]
+        yield drawer.draw(index, at, who, length, workload.context_length)
+
+
+class _Who(NamedTuple):
+    """What is drawn for a request whatever its tier."""
+
+    tenant: str
+    application: str
+    seed: int
 
 
 class _Drawer:
@@ -199,7 +202,7 @@ class _Drawer:
         self._next_importance = _chooser(importance or [(None, 1.0)], stream("importance"))
 
     def draw(
-        self, index: int, at: float, length: Length | None, context_length: int | None
+        self, index: int, at: float, who: _Who, length: Length | None, context_length: int | None
     ) -> PlannedRequest:
         load = self._load
         drawn = load.lengths.draw(self._lengths)
@@ -218,10 +221,13 @@ class _Drawer:
             output_len,
             explicit=load.explicit,
             importance=self._next_importance(),
+            tenant=who.tenant,
+            application=who.application,
             prefix=prefix,
             prefix_len=min(prefix_len, prompt_len),
             cancel_after=self._draw_cancel(output_len),
             timeout_s=load.timeout_s,
+            seed=who.seed,
         )
 
     def _draw_prefix(self) -> tuple[int | None, int]:

@@ -11,6 +11,7 @@ from loadgen.score import (
     is_on_pace,
     is_on_time,
     jain_index,
+    judge,
     percentile,
     percentiles,
     score,
@@ -30,7 +31,7 @@ def test_latencies_run_from_the_scheduled_instant_not_from_the_sending() -> None
     late_sent = chat(10.9, 11.0, 11.05, lag_s=0.8)
     assert ttft_s(late_sent) == pytest.approx(0.9)
     assert ttlt_s(late_sent) == pytest.approx(1.05)
-    assert gaps_s(late_sent) == pytest.approx([0.1, 0.05])
+    assert list(gaps_s(late_sent)) == pytest.approx([0.1, 0.05])
     assert late_sent.lag_s == pytest.approx(0.8)
 
 
@@ -50,6 +51,7 @@ def test_interactive_requests_by_envelope_and_by_pace(
 ) -> None:
     assert is_on_time(chat(*token_at)) is on_time
     assert is_on_pace(chat(*token_at)) is on_pace
+    assert judge(chat(*token_at))[1:3] == (on_time, on_pace)
 
 
 def test_a_deadline_request_counts_by_its_last_token() -> None:
@@ -100,7 +102,7 @@ def test_a_score_counts_every_arrival() -> None:
         chat(outcome=Outcome.REJECTED),
         chat(10.2, outcome=Outcome.UNFINISHED),
     ]
-    result = score("interactive", records, measured_s=10.0)
+    result = score("interactive", [judge(each) for each in records], measured_s=10.0)
     assert result.num_sent == 5
     assert (result.num_finished, result.num_rejected, result.num_unfinished) == (3, 1, 1)
     assert (result.attainment, result.pace_attainment) == (0.4, 0.2)
