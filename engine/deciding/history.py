@@ -19,6 +19,7 @@ class OutputLengths:
     def __init__(self, deviations: float = 2.0, max_applications: int = 10_000) -> None:
         self._deviations = deviations
         self._max_applications = max_applications
+        self._estimates: dict[str, int] = {}
         self._moments: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
     def observe(self, application: str, length: int) -> None:
@@ -30,15 +31,16 @@ class OutputLengths:
         mean += weight * delta
         variance = (1 - weight) * (variance + weight * delta * delta)
         self._moments[application] = (count, mean, variance)
+        if count >= self.MIN_OBSERVED:
+            high = mean + self._deviations * math.sqrt(variance)
+            self._estimates[application] = max(1, math.ceil(high))
         if len(self._moments) > self._max_applications:
-            self._moments.popitem(last=False)
+            forgotten, _ = self._moments.popitem(last=False)
+            self._estimates.pop(forgotten, None)
 
     def estimate(self, application: str, max_tokens: int) -> int:
         """A length that the output will rarely exceed, at most max_tokens, at least 1."""
-        count, mean, variance = self._moments.get(application, (0, 0.0, 0.0))
-        if count < self.MIN_OBSERVED:
-            return max_tokens
-        return max(1, min(max_tokens, math.ceil(mean + self._deviations * math.sqrt(variance))))
+        return min(max_tokens, self._estimates.get(application, max_tokens))
 
     def mean(self, application: str, max_tokens: int) -> float:
         """The expected length, at most max_tokens."""

@@ -219,6 +219,20 @@ class LatencyModel:
             distance[min(len(distance) - 1, int(0.95 * len(distance)))],
         )
 
+    def prefill_seconds(self, start: int, stop: int, chunk: int) -> float:
+        """Predicted time to prefill positions [start, stop) alone, in chunks of that size."""
+        seconds = 0.0
+        while start < stop:
+            length = min(chunk, stop - start)
+            seconds += self.predict(add_chunk(Work(), start, length)) * 1.0
+            start += length
+        return seconds
+
+    def decode_seconds(self, context: int) -> float:
+        """Predicted time that one more decode of that context adds to a large iteration."""
+        segment, scale = self._segments[-1], self._scales[-1]
+        return max(0.0, scale * (segment.decode + segment.decode_context * context))
+
     def saturating_chunk(self, share: float = 0.98, most: int = 8192) -> int:
         """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
         `most`: larger ones only delay everybody else.

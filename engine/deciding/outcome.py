@@ -14,9 +14,11 @@ def note_token(sequence: Sequence, now: float) -> None:
     else:
         gap = now - sequence.last_token_at
         sequence.worst_tbt_s = max(sequence.worst_tbt_s, gap)
-        if now > sequence.request.token_due_at(len(sequence.output)):
+        if now > sequence.due_at:
             sequence.num_late_tokens += 1
     sequence.last_token_at = now
+    if sequence.request.targets.tbt_s is not None:
+        sequence.due_at = sequence.request.token_due_at(len(sequence.output) + 1)
 
 
 def timings(sequence: Sequence, now: float) -> Timings:

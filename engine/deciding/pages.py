@@ -152,9 +152,7 @@ class PagePool:
             assert count <= 1 or page in self._hash_of, "a page that is not cached has two owners"
         unread = {page for page, count in enumerate(readers) if count == 0}
         assert len(set(self._free)) == len(self._free), "a page is free twice"
-        assert set(self._free) | set(self._idle) == unread, (
-            "a page is lost"
-        )
+        assert set(self._free) | set(self._idle) == unread, "a page is lost"
         assert not set(self._free) & set(self._idle), "a page is free and cached"
         assert {self._page_of[h]: h for h in self._page_of} == self._hash_of, "the index disagrees"
         assert set(self._idle) <= set(self._hash_of), "an idle page without a hash"

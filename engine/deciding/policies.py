@@ -2,36 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple, Protocol
 
+from engine.deciding.backlog import Backlog
+from engine.deciding.demand import Demand
 from engine.deciding.plan import Work
+from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
+
+KEPT, BEST_EFFORT, RELEGATED = 0, 1, 2  # ranks of keys
+
+
+class MoveKind(Enum):
+    RELEGATE = "relegated"
+    RESTORE = "restored"
+    REORDER = "reordered"
+
+
+class Move(NamedTuple):
+    """A waiting sequence gets another place. `for_whom`: the request that is saved by it."""
+
+    sequence: Sequence
+    key: Key
+    kind: MoveKind
+    reason: str = ""
+    for_whom: str = ""
 
 
 class Policy(Protocol):
-    """The decisions of one policy."""
+    """The decisions of one policy. The scheduler tells it of every change that it needs to know."""
 
-    def key(self, sequence: Sequence) -> float:
-        """Place among the waiting: smaller is earlier."""
+    @property
+    def alpha(self) -> float:
+        """Weight of work against deadline in the order of prefills; 0 where it has none."""
+
+    def enter(self, sequence: Sequence, now: float) -> Key:
+        """The sequence starts to wait (again): its place."""
+
+    def progress(self, sequence: Sequence) -> Key:
+        """Computed tokens of the waiting sequence changed: its place from now on."""
+
+    def leave(self, sequence: Sequence) -> None:
+        """The sequence waits no longer."""
+
+    def review(self, now: float) -> list[Move]:
+        """Whoever is to be moved before an iteration is planned."""
+
+    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+        """Running sequences that sit this iteration out."""
+
+    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+        """An iteration with these decodes is being planned."""
+
+    def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
+        """Whose prefill goes into it, first to last."""
 
     def room(self, work: Work, sequence: Sequence) -> int:
         """Most tokens of `sequence` that may join an iteration of `work`."""
 
+    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        """An iteration with these chunks (sequence, length) took that long."""
+
+    def ahead_s(self, sequence: Sequence, now: float) -> float:
+        """Predicted seconds of waiting work that is served before the sequence (queued or not)."""
+
 
 class FixedChunk:
     """Sarathi-Serve (arXiv 2403.02310): all decodes, then prefills in order, up to a fixed number
-    of tokens in all."""
+    of tokens in all. Nobody is relegated."""
 
-    def __init__(self, order: Callable[[Sequence], float], chunk_size: int) -> None:
+    alpha = 0.0
+
+    def __init__(self, order: Callable[[Sequence], float], chunk_size: int, demand: Demand) -> None:
         self._order = order
         self._chunk_size = chunk_size
+        self._demand = demand
+        self._backlog = Backlog()
 
-    def key(self, sequence: Sequence) -> float:
-        return self._order(sequence)
+    def enter(self, sequence: Sequence, now: float) -> Key:
+        value = self._order(sequence)
+        self._backlog.add(sequence, value, self._demand.seconds(sequence))
+        return (KEPT, value)
+
+    def progress(self, sequence: Sequence) -> Key:
+        self._backlog.remove(sequence)
+        return self.enter(sequence, 0.0)
+
+    def leave(self, sequence: Sequence) -> None:
+        self._backlog.remove(sequence)
+
+    def review(self, now: float) -> list[Move]:
+        return []
+
+    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+        return []
+
+    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+        pass
+
+    def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
+        return iter(waiting)
 
     def room(self, work: Work, sequence: Sequence) -> int:
         return self._chunk_size - work.num_tokens
+
+    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        pass
+
+    def ahead_s(self, sequence: Sequence, now: float) -> float:
+        own = self._backlog.work(sequence) if sequence in self._backlog else 0.0
+        return max(0.0, self._backlog.work_until(self._order(sequence)) - own)
 
 
 def first_come(sequence: Sequence) -> float:
@@ -39,7 +121,7 @@ def first_come(sequence: Sequence) -> float:
 
 
 def earliest_deadline(sequence: Sequence) -> float:
-    """The first token's deadline; for a TTLT target, the last token's. Best effort comes last."""
+    """Of the first token; for a TTLT target, of the last. Best effort comes last."""
     return sequence.request.token_due_at(1)
 
 
@@ -52,12 +134,4 @@ ORDERS: dict[str, Callable[[Sequence], float]] = {
     "edf": earliest_deadline,
     "srpf": shortest_remaining_prefill,
 }
-
-
-def make_policy(name: str, chunk_size: int) -> Policy:
-    """Raises ValueError for an unknown name."""
-    if name == "niyama":
-        name = "edf"
-    if name not in ORDERS:
-        raise ValueError(f"policy must be one of niyama, {', '.join(ORDERS)}, got {name!r}")
-    return FixedChunk(ORDERS[name], chunk_size)
+POLICIES = ("niyama", *ORDERS)

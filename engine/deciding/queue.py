@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from sortedcontainers import SortedList
 
 from engine.deciding.sequence import Sequence
 
+Key = tuple[int, float]  # rank, then value: smaller is earlier
+
 
 class SequenceQueue:
     """Every operation is O(log n); iterating from the front costs O(log n) a step."""
 
     def __init__(self) -> None:
-        self._sorted: SortedList[tuple[float, int, Sequence]] = SortedList()
-        self._entries: dict[Sequence, tuple[float, int, Sequence]] = {}
+        self._sorted: SortedList[tuple[Key, int, Sequence]] = SortedList()
+        self._entries: dict[Sequence, tuple[Key, int, Sequence]] = {}
         self._num_added = 0
 
     def __len__(self) -> int:
@@ -29,7 +32,11 @@ class SequenceQueue:
     def __reversed__(self) -> Iterator[Sequence]:
         return (entry[2] for entry in reversed(self._sorted))
 
-    def add(self, sequence: Sequence, key: float) -> None:
+    def from_rank(self, rank: int) -> Iterator[Sequence]:
+        """In order, from the first whose key has at least that rank."""
+        return (entry[2] for entry in self._sorted.irange(minimum=((rank, -math.inf),)))
+
+    def add(self, sequence: Sequence, key: Key) -> None:
         """Ties are broken by the order of adding, so that nothing is left to chance."""
         assert sequence not in self._entries, "already queued"
         self._num_added += 1
@@ -40,7 +47,7 @@ class SequenceQueue:
     def remove(self, sequence: Sequence) -> None:
         self._sorted.remove(self._entries.pop(sequence))
 
-    def rekey(self, sequence: Sequence, key: float) -> None:
+    def rekey(self, sequence: Sequence, key: Key) -> None:
         """Give a queued sequence another key; its place among ties stays."""
         old = self._entries[sequence]
         if old[0] != key:
@@ -48,10 +55,10 @@ class SequenceQueue:
             entry = self._entries[sequence] = (key, old[1], sequence)
             self._sorted.add(entry)
 
-    def rekey_all(self, keys: dict[Sequence, float]) -> None:
+    def rekey_all(self, keys: dict[Sequence, Key]) -> None:
         """New keys for everybody, in O(n log n)."""
-        self._entries = {s: (keys[s], old[1], s) for s, old in self._entries.items()}
+        self._entries = {s: (keys.get(s, old[0]), old[1], s) for s, old in self._entries.items()}
         self._sorted = SortedList(self._entries.values())
 
-    def key(self, sequence: Sequence) -> float:
+    def key(self, sequence: Sequence) -> Key:
         return self._entries[sequence][0]

@@ -5,86 +5,79 @@
     events = scheduler.commit(plan, tokens, now)
 
 The scheduler owns every sequence and every page. What differs between policies (order of prefills,
-size of the chunk, who is relegated) is in policies.py; everything else is here and shared.
-It never reads a clock: `now` is always the caller's, in seconds on the clock of `arrived_at`.
+size of the chunk, who is relegated) is in policies.py and niyama.py; everything else is here and
+shared. It never reads a clock: `now` is always the caller's, in seconds on the clock of
+`arrived_at`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as ListOf
-from dataclasses import dataclass
+from typing import Any
 
+from engine.deciding.config import SchedulerConfig, SchedulerStats
+from engine.deciding.demand import Demand
+from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
+from engine.deciding.niyama import Niyama
 from engine.deciding.outcome import finished, note_token
 from engine.deciding.pages import PagePool
-from engine.deciding.plan import Accepted, Chunk, Event, Plan, Sampled, Token, Work
-from engine.deciding.policies import Policy, make_policy
+from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
+from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
 from engine.deciding.queue import SequenceQueue
-from engine.deciding.request import Request
+from engine.deciding.record import DecisionLog, Timeline
+from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence, Status
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """Sizes in tokens unless said otherwise."""
-
-    num_pages: int
-    context_len: int
-    page_size: int = 16
-    policy: str = "niyama"
-    chunk_size: int = 256  # of the fixed-chunk policies: all tokens of an iteration
-    max_batch_size: int = 256  # sequences that have started and not finished
-    prefix_caching: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("num_pages", "context_len", "page_size", "chunk_size", "max_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Counters and gauges at one moment."""
-
-    num_waiting: int  # known tokens without KV, prefill not complete
-    num_running: int  # decoding
-    num_relegated: int  # of the waiting, those relegated
-    pages_total: int
-    pages_free: int  # free or reclaimable
-    pages_cached: int
-    num_iterations: int
-    num_submitted: int
-    num_finished: int
-    num_preemptions: int
-    num_relegations: int
-    prefill_tokens: int
-    decode_tokens: int
-    cached_tokens: int
-    backlog_s: float  # predicted seconds of prefill work waiting
-
-
 class Scheduler:
-    """See the module. Single-threaded; the loop or the simulator that drives it owns it."""
+    """See the module. Single-threaded; the loop or the simulator that drives it owns it.
 
-    def __init__(self, config: SchedulerConfig, latency: LatencyModel) -> None:
+    `decision_sink` gets every entry of the record as a plain dict, for an append-only log.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        latency: LatencyModel,
+        decision_sink: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.config = config
         self.latency = latency
         self.history = OutputLengths()
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
-        self.policy: Policy = make_policy(config.policy, config.chunk_size)
+        self.record = (
+            DecisionLog(config.record_capacity, decision_sink) if config.record_capacity else None
+        )
+        chunk = latency.saturating_chunk() if config.policy == "niyama" else config.chunk_size
+        self._demand = Demand(latency, self.history, chunk)
+        self.policy = self._make_policy()
         self._sequences: dict[str, Sequence] = {}
         self._waiting = SequenceQueue()
+        self._partial: dict[Sequence, None] = {}  # waiting, and holding pages
         self._running: dict[Sequence, None] = {}
+        self._held: set[Sequence] = set()  # running, and sitting out the last planned iteration
         self._events: list[Event] = []  # that planning caused; handed out by the next commit
-        self._num_partial = 0  # waiting sequences that hold pages
+        self._iteration_s = 0.0  # recent duration of an iteration
+        self._num_relegated = 0  # of the waiting
         self.num_iterations = 0
         self.num_submitted = 0
         self.num_finished = 0
         self.num_preemptions = 0
+        self.num_relegations = 0
+        self.num_holds = 0
         self.prefill_tokens = 0
         self.decode_tokens = 0
         self.cached_tokens = 0
+
+    def _make_policy(self) -> Policy:
+        config = self.config
+        if config.policy != "niyama":
+            return FixedChunk(ORDERS[config.policy], config.chunk_size, self._demand)
+        held = int(config.niyama.max_held_share * config.num_pages)
+        return Niyama(config.niyama, self.latency, self._demand, config.chunk_size, held)
 
     # Arrivals and departures
 
@@ -111,8 +104,21 @@ class Scheduler:
         sequence = Sequence(request, admitted_at=now)
         self._sequences[request.id] = sequence
         self.num_submitted += 1
-        self._waiting.add(sequence, self.policy.key(sequence))
-        return [Accepted(request.id, True, 0.0, 0.0)]
+        self._waiting.add(sequence, self.policy.enter(sequence, now))
+        expected = self._forecast(sequence, now)
+        if self.record is not None:
+            self.record.open(request)
+            self.record.note(
+                request.id,
+                now,
+                "admitted",
+                f"{sequence.prompt_len} prompt tokens",
+                predicted_at=request.arrived_at + expected.ttft_s,
+                on_time=float(expected.on_time),
+                ahead_s=expected.ahead_s,
+                predicted_ttlt_s=expected.ttlt_s,
+            )
+        return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]:
         """End a request early; its pages are free at once. No event if it is not in flight."""
@@ -122,13 +128,18 @@ class Scheduler:
         if sequence.status is Status.WAITING:
             self._leave_queue(sequence)
         else:
-            del self._running[sequence]
+            self._leave_running(sequence)
         return [self._finish(sequence, reason, now)]
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
-        if sequence.pages:
-            self._num_partial -= 1
+        self.policy.leave(sequence)
+        self._partial.pop(sequence, None)
+        self._num_relegated -= sequence.relegated
+
+    def _leave_running(self, sequence: Sequence) -> None:
+        del self._running[sequence]
+        self._held.discard(sequence)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> Event:
         sequence.status, sequence.finish_reason = Status.FINISHED, reason
@@ -140,104 +151,163 @@ class Scheduler:
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             request = sequence.request
             self.history.observe(request.application or request.tier, len(sequence.output))
-        return finished(sequence, now)
+        event = finished(sequence, now)
+        if self.record is not None:
+            self.record.close(event, now)
+        return event
 
     # Planning
 
     def plan(self, now: float) -> Plan | None:
         """The next iteration, or None when there is nothing to compute."""
-        while self._sequences:
-            decodes = self._grant_decodes()
-            context = sum(s.num_known for s in decodes)
-            work = Work(len(decodes), context)
-            chunks, work = self._grant_chunks(decodes, work, now)
+        if not self._sequences:
+            return None
+        self._apply(self.policy.review(now), now)
+        while True:
+            decodes = self._grant_decodes(now)
+            work = Work(len(decodes), sum(s.num_known for s in decodes))
+            self.policy.begin(decodes, work, now)
+            chunks, work = self._grant_chunks(work, now)
             if decodes or chunks:
                 predicted = self.latency.predict(work)
                 return Plan(tuple(decodes), tuple(chunks), work, now, predicted)
             # Partly prefilled sequences hold all memory: the last in order gives up its pages.
-            self._preempt(next(s for s in reversed(self._waiting) if s.pages))
-        return None
+            self._preempt(next(s for s in reversed(self._waiting) if s.pages), now)
 
-    def _grant_decodes(self) -> list[Sequence]:
-        """Every running sequence, each with a page for its next position."""
-        for sequence in list(self._running):
-            while sequence in self._running and not self.pages.grow(sequence, sequence.num_known):
-                self._preempt(self._victim())
-        return list(self._running)
+    def _apply(self, moves: list[Move], now: float) -> None:
+        reordered = {m.sequence: m.key for m in moves if m.kind is MoveKind.REORDER}
+        if reordered:
+            self._waiting.rekey_all(reordered)
+        for move in moves:
+            if move.kind is not MoveKind.REORDER:
+                self._waiting.rekey(move.sequence, move.key)
+                self._note_move(move, now)
 
-    def _victim(self) -> Sequence:
-        """Whose pages are taken when a decode needs one: a waiting sequence if any holds pages,
-        the last in order first; else the running one that started last."""
-        for sequence in reversed(self._waiting):
-            if sequence.pages:
-                return sequence
-        return next(reversed(self._running))
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take all pages; what was computed is recomputed later."""
-        if sequence.status is Status.DECODING:
-            del self._running[sequence]
-            sequence.status = Status.WAITING
-            sequence.num_computed = 0
-            self.pages.release(sequence)
-            self._waiting.add(sequence, self.policy.key(sequence))
+    def _note_move(self, move: Move, now: float) -> None:
+        sequence = move.sequence
+        expected = self._forecast(sequence, now)
+        if move.kind is MoveKind.RELEGATE:
+            self.num_relegations += 1
+            self._num_relegated += 1
+            self._events.append(Relegated(sequence.id, move.reason, expected.ttlt_s))
         else:
-            self._num_partial -= 1
-            sequence.num_computed = 0
-            self.pages.release(sequence)
-            self._waiting.rekey(sequence, self.policy.key(sequence))
+            sequence.relegated = False
+            self._num_relegated -= 1
+        if self.record is not None:
+            self.record.note(
+                sequence.id,
+                now,
+                move.kind.value,
+                move.reason + (f" (saves {move.for_whom})" if move.for_whom else ""),
+                predicted_at=sequence.request.arrived_at + expected.ttlt_s,
+                slack_s=sequence.due_at - now,
+                ahead_s=expected.ahead_s,
+            )
+
+    def _grant_decodes(self, now: float) -> list[Sequence]:
+        """The running sequences that decode now, each with a page for its next position."""
+        held = self.policy.hold(list(self._running), now)
+        self._note_holds(held, now)
+        for sequence in [s for s in self._running if s not in self._held]:
+            while sequence in self._running and not self.pages.grow(sequence, sequence.num_known):
+                self._preempt(self._victim(now), now)
+        return [s for s in self._running if s not in self._held]
+
+    def _note_holds(self, held: list[Sequence], now: float) -> None:
+        before, self._held = self._held, set(held)
+        self.num_holds += len(held)
+        if self.record is not None:
+            for sequence in held:
+                if sequence not in before:
+                    slack_s = sequence.due_at - now
+                    self.record.note(
+                        sequence.id, now, "held", "tokens of others are due", slack_s=slack_s
+                    )
+
+    def _victim(self, now: float) -> Sequence:
+        """Whose pages are taken when a decode needs one: a partly prefilled sequence, the last in
+        order, if there is any; else the running one that has most slack for being computed again.
+        """
+        if self._partial:
+            return next(s for s in reversed(self._waiting) if s in self._partial)
+
+        def slack_after(sequence: Sequence) -> tuple[float, float, str]:
+            again_s = self.latency.prefill_seconds(0, sequence.num_known, self._demand.chunk)
+            return (sequence.due_at - now - again_s, -again_s, sequence.id)
+
+        return max(self._running, key=slack_after)
+
+    def _preempt(self, sequence: Sequence, now: float) -> None:
+        """Take all pages; what was computed is computed again later."""
+        num_lost, sequence.num_computed = sequence.num_computed, 0
+        self.pages.release(sequence)
+        if sequence.status is Status.DECODING:
+            self._leave_running(sequence)
+            sequence.status = Status.WAITING
+            self._num_relegated += sequence.relegated
+            self._waiting.add(sequence, self.policy.enter(sequence, now))
+        else:
+            del self._partial[sequence]
+            self._waiting.rekey(sequence, self.policy.progress(sequence))
         sequence.num_preemptions += 1
         self.num_preemptions += 1
+        if self.record is not None:
+            self.record.note(
+                sequence.id, now, "preempted", "memory ran out", tokens_lost=float(num_lost)
+            )
 
-    def _grant_chunks(
-        self, decodes: list[Sequence], work: Work, now: float
-    ) -> tuple[list[Chunk], Work]:
+    def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
         """Prefill chunks in the policy's order, as far as its budget, memory and batch reach."""
         chunks: list[Chunk] = []
-        for sequence in self._waiting:
-            started = bool(sequence.pages)
-            if not started and (
-                len(self._running) + self._num_partial >= self.config.max_batch_size
-                or not self._has_memory_for(sequence)
-            ):
-                break
-            if not started:
-                self._attach_prefix(sequence)
-            room = self.policy.room(work, sequence)
-            length = min(room, sequence.num_uncomputed)
+        blocked = False  # the first that could not start: only what has begun may follow
+        for sequence in self.policy.order(self._waiting, now):
+            if sequence not in self._partial:
+                if blocked or not self._can_start(sequence):
+                    blocked = True
+                    if len(chunks) >= len(self._partial):
+                        break
+                    continue
+                self._start(sequence)
+            length = min(self.policy.room(work, sequence), sequence.num_uncomputed)
             start = sequence.num_computed
             if length <= 0 or not self.pages.grow(sequence, start + length):
-                self._settle(sequence, started)
                 break
-            self._settle(sequence, started)
+            self._partial[sequence] = None
             if sequence.first_scheduled_at is None:
                 sequence.first_scheduled_at = now
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
             work = add_chunk(work, start, length)
         return chunks, work
 
-    def _has_memory_for(self, sequence: Sequence) -> bool:
-        """A sequence starts only when its whole prompt fits beside a page for every decode."""
-        cached = self.pages.cached_prefix(sequence.request)
-        needed = self.pages.pages_for(sequence.num_known + 1 - cached)
-        if not self._running and not self._num_partial:
+    def _can_start(self, sequence: Sequence) -> bool:
+        """A sequence starts only when the batch has a place for it, and the memory holds its whole
+        prompt beside a page for every running sequence."""
+        num_started = len(self._running) + len(self._partial)
+        if num_started == 0:
             return True
+        if num_started >= self.config.max_batch_size:
+            return False
+        cached = self.pages.cached_prefix(sequence.request)
+        needed = self.pages.pages_for(sequence.num_known + 1) - cached // self.pages.page_size
         return needed + len(self._running) <= self.pages.num_available
 
-    def _attach_prefix(self, sequence: Sequence) -> None:
-        sequence.num_computed = self.pages.attach(sequence)
-        sequence.num_cached = max(sequence.num_cached, sequence.num_computed)
-
-    def _settle(self, sequence: Sequence, started: bool) -> None:
-        """Count the sequence among the partly prefilled if it came to hold pages."""
-        if not started and sequence.pages:
-            self._num_partial += 1
+    def _start(self, sequence: Sequence) -> None:
+        """Take from the prefix index what it has."""
+        cached = self.pages.attach(sequence)
+        if cached:
+            sequence.num_computed = cached
+            sequence.num_cached = max(sequence.num_cached, cached)
+            self.cached_tokens += cached
+            self._partial[sequence] = None
 
     # Committing
 
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
         """The plan was carried out and gave `tokens`, in the order of `plan.sampling`."""
-        self.latency.observe(plan.work, now - plan.planned_at)
+        duration = now - plan.planned_at
+        self.latency.observe(plan.work, duration)
+        self._iteration_s += 0.1 * (duration - self._iteration_s)
+        self.policy.computed(duration, [(c.sequence, c.length) for c in plan.chunks])
         self.num_iterations += 1
         self.decode_tokens += plan.work.num_decodes
         self.prefill_tokens += plan.work.num_prefill
@@ -245,26 +315,41 @@ class Scheduler:
         for sequence in plan.decodes:
             sequence.num_computed += 1
         for chunk in plan.chunks:
-            sequence = chunk.sequence
-            sequence.num_computed += chunk.length
-            self.pages.publish(sequence, chunk.start, sequence.num_computed)
-            if chunk.samples:
-                self._leave_queue(sequence)
-                sequence.status = Status.DECODING
-                self._running[sequence] = None
-            else:
-                self._waiting.rekey(sequence, self.policy.key(sequence))
+            self._commit_chunk(chunk, plan, now)
         for sequence, token in zip(plan.sampling, tokens, strict=True):
             self._advance(sequence, token, now, events)
         return events
+
+    def _commit_chunk(self, chunk: Chunk, plan: Plan, now: float) -> None:
+        sequence = chunk.sequence
+        sequence.num_computed += chunk.length
+        self.pages.publish(sequence, chunk.start, sequence.num_computed)
+        if chunk.samples:
+            self._leave_queue(sequence)
+            sequence.status = Status.DECODING
+            self._running[sequence] = None
+        else:
+            self._waiting.rekey(sequence, self.policy.progress(sequence))
+        if self.record is not None:
+            self.record.note(
+                sequence.id,
+                now,
+                "chunk",
+                f"tokens {chunk.start} to {sequence.num_computed} of {sequence.num_known}",
+                predicted_at=plan.planned_at + plan.predicted_s,
+                tokens=float(chunk.length),
+                batch_tokens=float(plan.work.num_tokens),
+            )
 
     def _advance(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         sequence.output.append(token.id)
         note_token(sequence, now)
         events.append(Sampled(sequence.id, token))
+        if self.record is not None and len(sequence.output) == 1:
+            self.record.note(sequence.id, now, "first_token")
         reason = self._end_of(sequence, token.id)
         if reason is not None:
-            del self._running[sequence]
+            self._leave_running(sequence)
             events.append(self._finish(sequence, reason, now))
 
     def _end_of(self, sequence: Sequence, token: int) -> FinishReason | None:
@@ -275,13 +360,42 @@ class Scheduler:
             return FinishReason.LENGTH
         return None
 
-    # Inspection
+    # Questions
+
+    def _forecast(self, sequence: Sequence, now: float) -> Forecast:
+        ahead_s = self.policy.ahead_s(sequence, now)
+        return forecast(sequence, ahead_s, self._demand, self._iteration_s, now)
+
+    def estimate(
+        self,
+        prompt_len: int,
+        output_len: int | None,
+        targets: Targets,
+        application: str,
+        importance: Importance,
+        now: float,
+        tier: str = "",
+    ) -> Forecast:
+        """What would come of a request sent now. `output_len` None: what history says."""
+        sampling = Sampling(max_tokens=output_len or self.config.context_len)
+        request = Request(
+            "", range(prompt_len), sampling, now, targets, importance, tier, application
+        )
+        return self._forecast(Sequence(request, admitted_at=now), now)
+
+    def explain(self, request_id: str) -> Timeline:
+        """The story of a request. Raises LookupError when it is not remembered."""
+        timeline = None if self.record is None else self.record.timeline(request_id)
+        if timeline is None:
+            raise LookupError(f"request_id {request_id!r} is not remembered")
+        return timeline
 
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_waiting=len(self._waiting),
             num_running=len(self._running),
-            num_relegated=0,
+            num_relegated=self._num_relegated,
+            num_held=len(self._held),
             pages_total=self.pages.num_pages,
             pages_free=self.pages.num_available,
             pages_cached=self.pages.num_cached,
@@ -289,19 +403,23 @@ class Scheduler:
             num_submitted=self.num_submitted,
             num_finished=self.num_finished,
             num_preemptions=self.num_preemptions,
-            num_relegations=0,
+            num_relegations=self.num_relegations,
+            num_holds=self.num_holds,
             prefill_tokens=self.prefill_tokens,
             decode_tokens=self.decode_tokens,
             cached_tokens=self.cached_tokens,
-            backlog_s=0.0,
+            alpha=self.policy.alpha,
+            latency_errors=self.latency.errors(),
         )
 
     def check(self) -> None:
         """Assert the invariants that hold between any two calls."""
         self.pages.check(list(self._sequences.values()))
-        waiting = [s for s in self._sequences.values() if s.status is Status.WAITING]
-        assert set(waiting) == set(self._waiting), "queue and sequences disagree"
-        assert self._num_partial == sum(bool(s.pages) for s in waiting)
+        waiting = {s for s in self._sequences.values() if s.status is Status.WAITING}
+        assert waiting == set(self._waiting), "queue and sequences disagree"
+        assert set(self._partial) == {s for s in waiting if s.pages}
+        assert self._num_relegated == sum(s.relegated for s in waiting)
+        assert len(self._running) + len(self._partial) <= self.config.max_batch_size
         for sequence in self._sequences.values():
             assert (sequence.status is Status.DECODING) == (sequence in self._running)
             assert sequence.num_computed <= len(sequence.pages) * self.pages.page_size

@@ -34,6 +34,7 @@ class Sequence:
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     relegated: bool = False
+    due_at: float = field(init=False)  # deadline of the next token; for a TTLT target, of the last
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
     first_scheduled_at: float | None = None
@@ -42,6 +43,9 @@ class Sequence:
     worst_tbt_s: float = 0.0
     num_late_tokens: int = 0  # tokens after their deadline (interactive), or late last token
     finished_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.due_at = self.request.token_due_at(1)
 
     @property
     def id(self) -> str:

@@ -1,0 +1,268 @@
+"""Work waiting, in order of deadline: what lies ahead of an instant, and who would be late.
+
+A treap (Seidel and Aragon, 1996) keyed by deadline. Each node also knows, of its subtree, the sum
+of work, the largest piece of work, and the lateness: the maximum over its entries k of
+
+    (work of the subtree's entries up to and including k) - due_k
+
+so that, served in this order from `now` on without a pause, entry k ends at now + (work up to k),
+and all are on time exactly when now + lateness <= 0. Every operation is O(log n) expected.
+Work and instants in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from engine.deciding.sequence import Sequence
+
+NEVER: Final = -math.inf
+
+
+class _Node:
+    __slots__ = (
+        "due",
+        "heap",
+        "late",
+        "left",
+        "number",
+        "right",
+        "sequence",
+        "top",
+        "total",
+        "work",
+    )
+
+    def __init__(self, sequence: Sequence, due: float, number: int, work: float) -> None:
+        self.sequence = sequence
+        self.due = due
+        self.number = number  # breaks ties in order of arrival
+        self.heap = (number * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF  # repeatable randomness
+        self.work = work
+        self.left: _Node | None = None
+        self.right: _Node | None = None
+        self.total = work
+        self.top = work
+        self.late = work - due
+
+    def pull(self) -> None:
+        """Recompute the sums over the subtree from those of the children."""
+        left, right = self.left, self.right
+        total = top = self.work
+        if left is None:
+            late = total - self.due
+        else:
+            total += left.total
+            late = total - self.due
+            if left.late > late:
+                late = left.late
+            if left.top > top:
+                top = left.top
+        if right is not None:
+            if total + right.late > late:
+                late = total + right.late
+            total += right.total
+            if right.top > top:
+                top = right.top
+        self.total, self.top, self.late = total, top, late
+
+
+def _merge(a: _Node | None, b: _Node | None) -> _Node | None:
+    """All of a before all of b."""
+    if a is None or b is None:
+        return a or b
+    if a.heap > b.heap:
+        a.right = _merge(a.right, b)
+        a.pull()
+        return a
+    b.left = _merge(a, b.left)
+    b.pull()
+    return b
+
+
+def _split(node: _Node | None, due: float, number: int) -> tuple[_Node | None, _Node | None]:
+    """Those before (due, number), and the rest."""
+    if node is None:
+        return None, None
+    if (node.due, node.number) < (due, number):
+        middle, rest = _split(node.right, due, number)
+        node.right = middle
+        node.pull()
+        return node, rest
+    first, middle = _split(node.left, due, number)
+    node.left = middle
+    node.pull()
+    return first, node
+
+
+class Backlog:
+    """Entries: a sequence, the instant it is due, and the work left before that."""
+
+    def __init__(self) -> None:
+        self._root: _Node | None = None
+        self._nodes: dict[Sequence, _Node] = {}
+        self._num_added = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._nodes
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """In order; the first costs O(log n)."""
+        path: list[_Node] = []
+        node = self._root
+        while path or node is not None:
+            while node is not None:
+                path.append(node)
+                node = node.left
+            node = path.pop()
+            yield node.sequence
+            node = node.right
+
+    def add(self, sequence: Sequence, due: float, work: float) -> None:
+        assert sequence not in self._nodes, "already in the backlog"
+        self._num_added += 1
+        node = self._nodes[sequence] = _Node(sequence, due, self._num_added, work)
+        before, after = _split(self._root, due, node.number)
+        self._root = _merge(_merge(before, node), after)
+
+    def remove(self, sequence: Sequence) -> None:
+        node = self._nodes.pop(sequence)
+        path = self._path(node)
+        assert path.pop() is node
+        below = _merge(node.left, node.right)
+        if not path:
+            self._root = below
+            return
+        if path[-1].left is node:
+            path[-1].left = below
+        else:
+            path[-1].right = below
+        for parent in reversed(path):
+            parent.pull()
+
+    def set_work(self, sequence: Sequence, work: float) -> None:
+        node = self._nodes[sequence]
+        node.work = work
+        for parent in reversed(self._path(node)):
+            parent.pull()
+
+    def _path(self, node: _Node) -> list[_Node]:
+        """From the root to the node."""
+        path = []
+        at, key = self._root, (node.due, node.number)
+        while at is not node:
+            assert at is not None
+            path.append(at)
+            at = at.left if key < (at.due, at.number) else at.right
+        path.append(node)
+        return path
+
+    def work(self, sequence: Sequence) -> float:
+        return self._nodes[sequence].work
+
+    @property
+    def total(self) -> float:
+        """All work."""
+        return 0.0 if self._root is None else self._root.total
+
+    @property
+    def lateness(self) -> float:
+        """Minus the latest start at which everybody is on time; -inf when empty."""
+        return NEVER if self._root is None else self._root.late
+
+    def work_until(self, due: float) -> float:
+        """Work of the entries due at or before that instant."""
+        node, total = self._root, 0.0
+        while node is not None:
+            if node.due <= due:
+                total += node.work + (node.left.total if node.left else 0.0)
+                node = node.right
+            else:
+                node = node.left
+        return total
+
+    def lateness_after(self, due: float) -> float:
+        """Lateness of the entries due after that instant, with all work before them counted."""
+        node, total, late = self._root, 0.0, NEVER
+        while node is not None:
+            through = total + (node.left.total if node.left else 0.0) + node.work
+            if node.due <= due:
+                total, node = through, node.right
+            else:
+                late = max(late, through - node.due)
+                if node.right is not None:
+                    late = max(late, through + node.right.late)
+                node = node.left
+        return late
+
+    def lateness_before(self, due: float) -> float:
+        """Lateness of the entries due before that instant."""
+        node, total, late = self._root, 0.0, NEVER
+        while node is not None:
+            if node.due < due:
+                through = total + (node.left.total if node.left else 0.0) + node.work
+                if node.left is not None:
+                    late = max(late, total + node.left.late)
+                late = max(late, through - node.due)
+                total, node = through, node.right
+            else:
+                node = node.left
+        return late
+
+    def first_late(self, start: float) -> Sequence | None:
+        """The first entry, in order, that would end late if work began at `start`."""
+        node, at = self._root, start
+        if node is None or at + node.late <= 0:
+            return None
+        while node is not None:
+            left = node.left
+            if left is not None and at + left.late > 0:
+                node = left
+                continue
+            at += (left.total if left else 0.0) + node.work
+            if at > node.due:
+                return node.sequence
+            node = node.right
+        return None  # only rounding could lead here
+
+    def largest_until(self, due: float) -> Sequence | None:
+        """The entry with most work among those due at or before that instant."""
+        best: _Node | None = None  # a node, or the root of a subtree that lies wholly before due
+        subtree = False
+        node, top = self._root, NEVER
+        while node is not None:
+            if node.due <= due:
+                if node.work > top:
+                    best, top, subtree = node, node.work, False
+                if node.left is not None and node.left.top > top:
+                    best, top, subtree = node.left, node.left.top, True
+                node = node.right
+            else:
+                node = node.left
+        while best is not None and subtree and best.work != top:
+            best = best.left if best.left is not None and best.left.top == top else best.right
+        return None if best is None else best.sequence
+
+    def check(self) -> None:
+        """Assert that the tree is a heap, in order, and that its sums are right."""
+
+        def walk(node: _Node | None) -> list[_Node]:
+            if node is None:
+                return []
+            for child in (node.left, node.right):
+                assert child is None or child.heap <= node.heap
+            total, top, late = node.total, node.top, node.late
+            nodes = [*walk(node.left), node, *walk(node.right)]
+            node.pull()
+            assert (total, top, late) == (node.total, node.top, node.late), "stale sums"
+            return nodes
+
+        nodes = walk(self._root)
+        keys = [(n.due, n.number) for n in nodes]
+        assert keys == sorted(keys)
+        assert {n.sequence for n in nodes} == set(self._nodes)

@@ -1,0 +1,57 @@
+"""What an operator sets, and what a scheduler reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.deciding.latency import LatencyErrors
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.policies import POLICIES
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Sizes in tokens unless said otherwise. Raises ValueError, naming the field."""
+
+    num_pages: int
+    context_len: int
+    page_size: int = 16
+    policy: str = "niyama"
+    chunk_size: int = 256  # of the fixed-chunk policies: all tokens of an iteration
+    max_batch_size: int = 256  # sequences that have started and not finished
+    prefix_caching: bool = True
+    record_capacity: int = 10_000  # requests whose story is remembered; 0 for none
+    niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_pages", "context_len", "page_size", "chunk_size", "max_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.record_capacity < 0:
+            raise ValueError(f"record_capacity must be 0 or more, got {self.record_capacity}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """Gauges and counters at one moment."""
+
+    num_waiting: int  # prefill not complete
+    num_running: int  # decoding
+    num_relegated: int  # of the waiting
+    num_held: int  # of the running: sat the last iteration out
+    pages_total: int
+    pages_free: int  # free or reclaimable
+    pages_cached: int
+    num_iterations: int
+    num_submitted: int
+    num_finished: int
+    num_preemptions: int
+    num_relegations: int
+    num_holds: int
+    prefill_tokens: int
+    decode_tokens: int
+    cached_tokens: int
+    alpha: float  # weight of work against deadline in the order of prefills
+    latency_errors: LatencyErrors | None

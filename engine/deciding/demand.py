@@ -1,0 +1,34 @@
+"""How much engine time a request still needs: the unit in which deadlines are weighed."""
+
+from __future__ import annotations
+
+from engine.deciding.history import OutputLengths
+from engine.deciding.latency import LatencyModel
+from engine.deciding.sequence import Sequence
+
+
+class Demand:
+    """Predicted seconds, for prefills in chunks of `chunk` tokens (the size a loaded engine runs).
+
+    A decode is charged what one more sequence adds to an iteration: iterations run anyway.
+    """
+
+    def __init__(self, latency: LatencyModel, history: OutputLengths, chunk: int) -> None:
+        self._latency = latency
+        self._history = history
+        self.chunk = chunk
+
+    def output_left(self, sequence: Sequence) -> int:
+        """Tokens still expected, at least 1 while the sequence is not finished."""
+        request = sequence.request
+        group = request.application or request.tier
+        expected = self._history.estimate(group, request.sampling.max_tokens)
+        return max(1, expected - len(sequence.output))
+
+    def prefill_s(self, sequence: Sequence) -> float:
+        return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
+
+    def seconds(self, sequence: Sequence) -> float:
+        """All that is left: prefill, and the expected decodes."""
+        decode_s = self._latency.decode_seconds(sequence.num_known)
+        return self.prefill_s(sequence) + self.output_left(sequence) * decode_s

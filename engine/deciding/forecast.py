@@ -1,0 +1,40 @@
+"""What is to be expected of a request, from the load at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.deciding.demand import Demand
+from engine.deciding.request import TargetKind
+from engine.deciding.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Durations in seconds, from the request's arrival."""
+
+    on_time: bool
+    ttft_s: float
+    ttlt_s: float
+    ahead_s: float  # work that is served before it
+
+
+def forecast(
+    sequence: Sequence, ahead_s: float, demand: Demand, iteration_s: float, now: float
+) -> Forecast:
+    """For a waiting sequence with that much work ahead, while iterations take `iteration_s`.
+
+    First token: what has passed, the work ahead, its own prefill, and the iteration in progress.
+    Each further token: one iteration.
+    """
+    targets = sequence.request.targets
+    waited_s = now - sequence.request.arrived_at
+    ttft_s = waited_s + ahead_s + demand.prefill_s(sequence) + iteration_s / 2
+    ttlt_s = ttft_s + (demand.output_left(sequence) - 1) * iteration_s
+    if targets.kind is TargetKind.INTERACTIVE:
+        assert targets.ttft_s is not None
+        assert targets.tbt_s is not None
+        on_time = ttft_s <= targets.ttft_s and iteration_s <= targets.tbt_s
+    else:
+        on_time = targets.ttlt_s is None or ttlt_s <= targets.ttlt_s
+    return Forecast(on_time, ttft_s, ttlt_s, ahead_s)

@@ -1,0 +1,342 @@
+"""The Niyama policy (arXiv 2503.22562; QoServe, ASPLOS 2026), and where it goes beyond.
+
+Order: P = deadline + alpha * work left, in seconds of predicted engine time. alpha is read off the
+queue: the work that waits for a deadline, over the smallest slack that serving it in order of
+deadline would leave. An idle engine has alpha 0 (earliest deadline first); as the queue stops being
+feasible alpha grows without bound (shortest work first), and a step of importance weighs as much as
+the costliest recent request. While nobody had to be relegated lately, nobody is overtaken who would
+be late for it; and a prefill that has begun is never overtaken at the price of its target.
+
+Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
+who gives way. What was relegated is served after everybody else, apart from a small share of the
+engine that keeps it moving; it is taken back when there turns out to be time for it.
+
+Chunk: as large as pace.py allows, up to the size at which throughput saturates. Decodes that have
+time sit an iteration out when others would be late with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from sortedcontainers import SortedKeyList, SortedList
+
+from engine.deciding.demand import Demand
+from engine.deciding.latency import LatencyModel
+from engine.deciding.pace import PaceConfig, deadline_budget, iteration_budget
+from engine.deciding.plan import Work
+from engine.deciding.policies import BEST_EFFORT, KEPT, RELEGATED, Move, MoveKind
+from engine.deciding.promises import Promises
+from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.sequence import Sequence
+
+MAX_ALPHA = 1024.0
+RECENT = 1000  # requests whose work tells what "costly" is
+PRESSURE_WEIGHT = 1 / 64  # of one request in the share that was relegated lately
+CALM = 0.5 * PRESSURE_WEIGHT  # below this share the queue counts as feasible: none in 45 requests
+
+
+@dataclass(frozen=True, slots=True)
+class NiyamaConfig:
+    """What an operator may set. The switches exist to measure what each part is worth."""
+
+    pace: PaceConfig = field(default_factory=PaceConfig)
+    allowance: float = 0.0  # share of requests that may be relegated early, costliest first
+    background_share: float = 0.02  # of prefill tokens, for best effort and relegated requests
+    max_held_share: float = 0.25  # of the memory, for decodes that sit out
+    dynamic_chunks: bool = True
+    hybrid: bool = True
+    relegation: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("allowance", "background_share", "max_held_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+class Niyama:
+    """See the module. `fixed_chunk` is used only where dynamic chunks are switched off."""
+
+    def __init__(
+        self,
+        config: NiyamaConfig,
+        latency: LatencyModel,
+        demand: Demand,
+        fixed_chunk: int,
+        max_held_pages: int,
+    ) -> None:
+        self.config = config
+        self._latency = latency
+        self._demand = demand
+        self._fixed_chunk = fixed_chunk
+        self._max_held_pages = max_held_pages
+        self._promises = Promises()
+        self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(key=lambda s: s.due_at)
+        self._background_s = 0.0  # work of best effort and relegated requests
+        self._background: dict[Sequence, float] = {}
+        self._credit = 0.0  # prefill tokens that the background may take before the others
+        self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
+        self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
+        self._pressure = 0.0  # share of the recent requests that had to be relegated
+        self._alpha = 0.0
+        self._plans_since_reorder = 0
+        self._budget_s = math.inf
+        self._virtual_s = 0.0  # best effort: virtual time, and each tenant's last finish in it
+        self._tenant_finish: dict[str, float] = {}
+        self._num_entered = 0
+        self._num_spent = 0  # relegations charged to the allowance
+        self._tags: dict[Sequence, float] = {}
+        self._recent: SortedList[float] = SortedList()
+        self._recent_order: list[float] = []
+
+    @property
+    def alpha(self) -> float:
+        """Seconds of deadline that one second of work weighs."""
+        return self._alpha
+
+    @property
+    def num_promised(self) -> int:
+        return len(self._promises)
+
+    # Places in the queue
+
+    def enter(self, sequence: Sequence, now: float) -> Key:
+        work_s = self._demand.seconds(sequence)
+        if sequence.due_at == math.inf:
+            return self._enter_background(
+                sequence, BEST_EFFORT, self._fair_tag(sequence, work_s), work_s
+            )
+        if sequence.relegated:
+            return self._enter_background(sequence, RELEGATED, sequence.request.arrived_at, work_s)
+        self._promises.add(sequence, work_s)
+        self._note_work(work_s)
+        self._pressure *= 1 - PRESSURE_WEIGHT
+        return self._key(sequence, work_s)
+
+    def _enter_background(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
+        self._background[sequence] = work_s
+        self._background_s += work_s
+        return (rank, value)
+
+    def _key(self, sequence: Sequence, work_s: float) -> Key:
+        step = self._recent[-1] if self._recent else 0.0
+        work_s += (1 - sequence.request.importance) * step
+        return (KEPT, sequence.due_at + self._alpha * work_s)
+
+    def _fair_tag(self, sequence: Sequence, work_s: float) -> float:
+        """Start-time fair queueing (Goyal et al., 1996) among the tenants of best effort."""
+        tenant = sequence.request.tenant
+        start = max(self._virtual_s, self._tenant_finish.get(tenant, 0.0))
+        self._tags[sequence] = start
+        self._tenant_finish[tenant] = start + work_s
+        return start
+
+    def progress(self, sequence: Sequence) -> Key:
+        work_s = self._demand.seconds(sequence)
+        if sequence in self._promises:
+            self._promises.set_work(sequence, work_s)
+            if sequence.num_computed:
+                self._begun[sequence] = None
+            else:
+                self._begun.pop(sequence, None)
+            return self._key(sequence, work_s)
+        self._background_s += work_s - self._background[sequence]
+        self._background[sequence] = work_s
+        rank = RELEGATED if sequence.relegated else BEST_EFFORT
+        return (rank, -math.inf)  # what has begun holds memory: it goes on
+
+    def leave(self, sequence: Sequence) -> None:
+        if sequence in self._promises:
+            self._promises.remove(sequence)
+            self._begun.pop(sequence, None)
+            return
+        self._tags.pop(sequence, None)
+        self._background_s = max(0.0, self._background_s - self._background.pop(sequence))
+        if sequence in self._hopeful:
+            self._hopeful.remove(sequence)
+
+    def _note_work(self, work_s: float) -> None:
+        self._num_entered += 1
+        if len(self._recent_order) == RECENT:
+            self._recent.remove(self._recent_order[self._num_entered % RECENT])
+            self._recent_order[self._num_entered % RECENT] = work_s
+        else:
+            self._recent_order.append(work_s)
+        self._recent.add(work_s)
+
+    # Relegation
+
+    def review(self, now: float) -> list[Move]:
+        moves: list[Move] = []
+        if self.config.relegation:
+            while (pair := self._promises.victim(now + self._step_s)) is not None:
+                moves.append(self._relegate(*pair))
+            if not moves:
+                moves += self._restore(now)
+            moves += self._spend_allowance()
+        if self.config.hybrid:
+            moves += self._reorder(now)
+        return moves
+
+    def _relegate(self, victim: Sequence, late: Sequence) -> Move:
+        work_s = self._promises.all.work(victim)
+        self.leave(victim)
+        self._pressure += PRESSURE_WEIGHT
+        if not victim.relegated:
+            self._hopeful.add(victim)  # the first time; nobody goes back and forth for ever
+        victim.relegated = True
+        key = self._enter_background(victim, RELEGATED, victim.request.arrived_at, work_s)
+        if victim is late:
+            return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
+        return Move(victim, key, MoveKind.RELEGATE, "others could not be on time", late.id)
+
+    def _spend_allowance(self) -> list[Move]:
+        """Under load, give up the costliest request before it costs others their deadline, as far
+        as the operator allows."""
+        allowed = int(self.config.allowance * self._num_entered)
+        if self._alpha < 1 or self._num_spent >= allowed or len(self._recent) < RECENT // 10:
+            return []
+        costly = self._recent[int((1 - self.config.allowance) * len(self._recent))]
+        victim = self._promises.all.largest_until(math.inf)
+        if victim is None or self._promises.all.work(victim) < costly:
+            return []
+        self._num_spent += 1
+        move = self._relegate(victim, victim)
+        self._hopeful.discard(victim)
+        return [move._replace(reason="within the allowance: among the costliest, under load")]
+
+    def _restore(self, now: float) -> list[Move]:
+        """Take back the relegated request that is due next, if there is twice the time for it."""
+        while self._hopeful and self._hopeful[0].due_at <= now:
+            self._hopeful.pop(0)
+        if not self._hopeful:
+            return []
+        sequence = self._hopeful[0]
+        work_s, everybody = self._background[sequence], self._promises.all
+        own = now + everybody.work_until(sequence.due_at) + 2 * work_s - sequence.due_at
+        others = now + everybody.lateness_after(sequence.due_at) + 2 * work_s
+        if max(own, others) > 0:
+            return []
+        self.leave(sequence)
+        self._promises.add(sequence, work_s)
+        return [
+            Move(sequence, self._key(sequence, work_s), MoveKind.RESTORE, "there is time again")
+        ]
+
+    def _reorder(self, now: float) -> list[Move]:
+        """Follow the load with alpha, in powers of two; amortised, as everybody's key changes."""
+        everybody = self._promises.all
+        self._plans_since_reorder += 1
+        if 16 * self._plans_since_reorder <= len(everybody):
+            return []
+        slack = -(now + everybody.lateness)
+        load = everybody.total / slack if slack > 0 else math.inf
+        alpha = 0.0 if load < 0.5 else 2.0 ** round(math.log2(min(load, MAX_ALPHA)))
+        if alpha == self._alpha:
+            return []
+        self._alpha, self._plans_since_reorder = alpha, 0
+        return [Move(s, self._key(s, everybody.work(s)), MoveKind.REORDER) for s in everybody]
+
+    # The iteration
+
+    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+        """Deadline streams with time to spare, most first, as long as the interactive ones would
+        be late with them; bounded by the memory that they keep."""
+        elastic = [s for s in running if s.request.targets.ttlt_s is not None and s.due_at > now]
+        if not elastic or len(elastic) == len(running):
+            return []
+        strict = ((s, 1) for s in running if s.request.targets.tbt_s is not None)
+        budget_s = iteration_budget(self.config.pace, strict, 0.0, now)
+        work = Work(len(running), sum(s.num_known for s in running))
+        expected_s = self._latency.predict(work)
+        if expected_s * self._latency.margin <= budget_s:
+            return []
+        left = self._demand.output_left
+        spare = [(deadline_budget(s.due_at, left(s), now), s.id, s) for s in elastic]
+        held: list[Sequence] = []
+        pages = 0
+        for per_token_s, _, sequence in sorted(spare, reverse=True):
+            pages += len(sequence.pages)
+            if per_token_s < 2 * expected_s or pages > self._max_held_pages:
+                break
+            held.append(sequence)
+            work = work._replace(
+                num_decodes=work.num_decodes - 1,
+                decode_context=work.decode_context - sequence.num_known,
+            )
+            if self._latency.predict(work) * self._latency.margin <= budget_s:
+                break
+        return held
+
+    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+        floor_s = self._latency.predict(work) if decodes else 0.0
+        left = self._demand.output_left
+        streams = ((s, left(s)) for s in decodes)
+        self._budget_s = iteration_budget(self.config.pace, streams, floor_s, now)
+
+    def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
+        """By key, except for whoever would be late for being overtaken (see the module); and the
+        background first when its share is due."""
+        taken: set[Sequence] = set()
+        if self._credit >= self._demand.chunk:
+            first = next(self._in_background(waiting), None)
+            if first is not None:
+                taken.add(first)
+                yield first
+        in_order = iter(self._promises)
+        for sequence in waiting:
+            while sequence not in taken:
+                urgent = self._overtaken(sequence, in_order, taken, now) or sequence
+                taken.add(urgent)
+                yield urgent
+
+    def _in_background(self, waiting: SequenceQueue) -> Iterator[Sequence]:
+        return waiting.from_rank(BEST_EFFORT)
+
+    def _overtaken(
+        self, sequence: Sequence, in_order: Iterator[Sequence], taken: set[Sequence], now: float
+    ) -> Sequence | None:
+        """Who must go before the sequence, because a step of it would make them late."""
+        work_s = self._demand_of(sequence)
+        step_s = min(work_s, self._step_s)
+        for begun in self._begun:
+            if begun not in taken and begun is not sequence:
+                spare_s = begun.due_at - now - self._promises.all.work(begun)
+                if 0 <= spare_s < step_s:
+                    return begun
+        everybody = self._promises.all
+        if self._pressure > CALM or now + step_s + everybody.lateness_before(sequence.due_at) <= 0:
+            return None
+        earliest = next((s for s in in_order if s not in taken and s in everybody), None)
+        return None if earliest is None or earliest.due_at >= sequence.due_at else earliest
+
+    def _demand_of(self, sequence: Sequence) -> float:
+        if sequence in self._promises:
+            return self._promises.all.work(sequence)
+        return self._background[sequence]
+
+    def room(self, work: Work, sequence: Sequence) -> int:
+        if not self.config.dynamic_chunks:
+            return self._fixed_chunk - work.num_tokens
+        limit = min(self._demand.chunk - work.num_prefill, sequence.num_uncomputed)
+        if limit <= 0 or self._budget_s == math.inf:
+            return max(0, limit)
+        return self._latency.largest_chunk(work, sequence.num_computed, limit, self._budget_s)
+
+    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        """Keep the account of the background's share: it earns while others are served."""
+        for sequence, length in chunks:
+            if sequence in self._background:
+                self._credit = max(0.0, self._credit - length)
+                if not sequence.relegated:
+                    self._virtual_s = max(self._virtual_s, self._tags.get(sequence, 0.0))
+            elif self._background:
+                self._credit += self.config.background_share * length
+
+    def ahead_s(self, sequence: Sequence, now: float) -> float:
+        if sequence.due_at == math.inf or sequence.relegated:
+            return self._promises.all.total + self._background_s
+        own = self._promises.all.work(sequence) if sequence in self._promises else 0.0
+        return max(0.0, self._promises.all.work_until(sequence.due_at) - own)

@@ -1,0 +1,82 @@
+"""How long the next iteration may take, so that no running stream gets a token late.
+
+Two bounds for a stream with targets TTFT and TBT (instants are absolute, `due` is the deadline of
+its next token):
+
+  envelope  the iteration ends by `due`, and leaves a reserve of slack for errors of prediction;
+            a stream without that much slack is served a little faster than its pace, which builds
+            the reserve
+  gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
+            first token left: accumulated slack must not turn into a visible stall
+
+and one for a stream that only has to be complete by a deadline: its share of the time left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.deciding.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PaceConfig:
+    """In units of a stream's TBT target."""
+
+    max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
+    reserve: float = 2.0  # slack that no iteration may spend
+    catch_up: float = 0.9  # longest iteration while the reserve is not full
+
+    def __post_init__(self) -> None:
+        if not self.max_gap >= 1:
+            raise ValueError(f"max_gap must be at least 1, got {self.max_gap}")
+        if not self.reserve >= 0:
+            raise ValueError(f"reserve must be 0 or more, got {self.reserve}")
+        if not 0 < self.catch_up <= 1:
+            raise ValueError(f"catch_up must be in (0, 1], got {self.catch_up}")
+
+
+def interactive_budget(
+    config: PaceConfig, tbt_s: float, due: float, last_token_at: float, now: float
+) -> float:
+    """Seconds the iteration that gives a stream its next token may take."""
+    slack = due - now
+    gap = last_token_at + config.max_gap * tbt_s - now
+    if slack <= 0:
+        return gap  # this token is late already; its deadline has nothing left to protect
+    spare = slack - config.reserve * tbt_s
+    return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
+
+
+def deadline_budget(due: float, output_left: int, now: float) -> float:
+    """Seconds per iteration with which a stream has all its tokens by `due`."""
+    return (due - now) / output_left
+
+
+def iteration_budget(
+    config: PaceConfig, decodes: Iterable[tuple[Sequence, int]], floor_s: float, now: float
+) -> float:
+    """The tightest bound over (stream, tokens it is expected to have left); inf without any.
+
+    `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
+    not relax by waiting binds nobody: prefills must not starve for what cannot be had.
+    """
+    budget = math.inf
+    for sequence, output_left in decodes:
+        request = sequence.request
+        tbt_s, last = request.targets.tbt_s, sequence.last_token_at
+        if tbt_s is not None and last is not None:
+            if config.catch_up * tbt_s < floor_s:
+                bound = config.max_gap * floor_s
+            else:
+                bound = interactive_budget(config, tbt_s, sequence.due_at, last, now)
+        elif request.targets.ttlt_s is not None:
+            bound = deadline_budget(sequence.due_at, output_left, now)
+            if bound < floor_s:
+                continue  # lost, or so close that no chunk would save it
+        else:
+            continue
+        budget = min(budget, bound)
+    return budget

@@ -1,0 +1,85 @@
+"""The waiting requests whose deadlines are to be kept, and who gives way when not all can be.
+
+Served in order of deadline from now on, they are all on time or they are not (backlog.py). When
+they are not, Moore and Hodgson (1968) lose the fewest: at the first request that would be late,
+give up the one with the most work among those due no later. Here the choice is first narrowed to
+the lowest importance, then to tenants that hold more than their share of the waiting work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.deciding.backlog import Backlog
+from engine.deciding.request import Importance
+from engine.deciding.sequence import Sequence
+
+# A tenant is over its share with more than this many times the mean waiting work per tenant.
+OVER_SHARE = 1.5
+
+
+class Promises:
+    """A Backlog of everybody, and one for each importance and tenant."""
+
+    def __init__(self) -> None:
+        self.all = Backlog()
+        self._groups: dict[Importance, dict[str, Backlog]] = {}
+        self._tenants: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self.all
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.all)
+
+    def add(self, sequence: Sequence, work_s: float) -> None:
+        due = sequence.due_at
+        self.all.add(sequence, due, work_s)
+        self._group(sequence).add(sequence, due, work_s)
+
+    def set_work(self, sequence: Sequence, work_s: float) -> None:
+        self.all.set_work(sequence, work_s)
+        self._group(sequence).set_work(sequence, work_s)
+
+    def remove(self, sequence: Sequence) -> None:
+        self.all.remove(sequence)
+        group = self._group(sequence)
+        group.remove(sequence)
+        if not group:
+            del self._groups[sequence.request.importance][sequence.request.tenant]
+
+    def _group(self, sequence: Sequence) -> Backlog:
+        tenants = self._groups.setdefault(sequence.request.importance, {})
+        group = tenants.get(sequence.request.tenant)
+        if group is None:
+            group = tenants[sequence.request.tenant] = Backlog()
+        return group
+
+    def victim(self, start: float) -> tuple[Sequence, Sequence] | None:
+        """With work beginning at `start`: who should give way, and for whom; None if all are on
+        time. The two may be the same.
+        """
+        late = self.all.first_late(start)
+        if late is None:
+            return None
+        for importance in sorted(self._groups):
+            victim = self._largest(self._groups[importance], late.due_at)
+            if victim is not None:
+                return victim, late
+        raise AssertionError("the late request itself is a candidate")
+
+    def _largest(self, tenants: dict[str, Backlog], due: float) -> Sequence | None:
+        """Most work among those due by then, of tenants over their share if any has one."""
+        mean = sum(group.total for group in tenants.values()) / max(1, len(tenants))
+        best: tuple[bool, float] | None = None
+        found = None
+        for group in tenants.values():
+            sequence = group.largest_until(due)
+            if sequence is not None:
+                rank = (group.total > OVER_SHARE * mean, group.work(sequence))
+                if best is None or rank > best:
+                    best, found = rank, sequence
+        return found

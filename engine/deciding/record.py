@@ -1,0 +1,153 @@
+"""The record: every decision that changed a request's fate, with predicted and actual instants.
+
+Bounded: requests are forgotten oldest first, and one request keeps at most MAX_DECISIONS entries
+(its chunks are then told together). A sink, where one is given, gets each entry as a plain dict.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.deciding.plan import Finished
+from engine.deciding.request import Request, TargetKind
+from engine.deciding.sequence import FinishReason
+
+MAX_DECISIONS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One entry. `predicted_at`: what the scheduler then expected, where it expected an instant."""
+
+    at: float
+    kind: str
+    detail: str
+    values: Mapping[str, float]
+    predicted_at: float | None = None
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What is remembered of one request."""
+
+    request: Request
+    decisions: list[Decision] = field(default_factory=list)
+    summary: str = "in flight"
+
+
+class DecisionLog:
+    """Timelines of the last `capacity` requests, by id."""
+
+    def __init__(
+        self, capacity: int = 10_000, sink: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self._capacity = capacity
+        self._sink = sink
+        self._timelines: OrderedDict[str, Timeline] = OrderedDict()
+
+    def open(self, request: Request) -> None:
+        """A request came in. An id that is used again starts anew."""
+        self._timelines.pop(request.id, None)
+        self._timelines[request.id] = Timeline(request)
+        while len(self._timelines) > self._capacity:
+            self._timelines.popitem(last=False)
+
+    def note(
+        self,
+        request_id: str,
+        at: float,
+        kind: str,
+        detail: str = "",
+        predicted_at: float | None = None,
+        **values: float,
+    ) -> None:
+        """Append to a request's timeline; nothing if it has been forgotten."""
+        timeline = self._timelines.get(request_id)
+        if timeline is None:
+            return
+        decision = Decision(at, kind, detail, values, predicted_at)
+        decisions = timeline.decisions
+        if len(decisions) >= MAX_DECISIONS and decisions[-1].kind == kind:
+            decisions[-1] = _joined(decisions[-1], decision)
+        else:
+            decisions.append(decision)
+        if self._sink is not None:
+            self._sink(
+                {"request_id": request_id, "at": at, "kind": kind, "detail": detail}
+                | ({} if predicted_at is None else {"predicted_at": predicted_at})
+                | values
+            )
+
+    def close(self, event: Finished, at: float) -> None:
+        """The request ended."""
+        timeline = self._timelines.get(event.request_id)
+        if timeline is not None:
+            timeline.summary = summary(timeline, event)
+        self.note(
+            event.request_id,
+            at,
+            "finished",
+            event.reason.value,
+            output_tokens=event.output_tokens,
+        )
+
+    def timeline(self, request_id: str) -> Timeline | None:
+        return self._timelines.get(request_id)
+
+
+def _joined(old: Decision, new: Decision) -> Decision:
+    """Two entries of one kind told as one; values that both have are added."""
+    values = {k: old.values.get(k, 0.0) + v for k, v in new.values.items()}
+    return Decision(new.at, new.kind, "(several, told together)", values, new.predicted_at)
+
+
+def summary(timeline: Timeline, event: Finished) -> str:
+    """Was it late, and why: one paragraph for a person."""
+    request, timings = timeline.request, event.timings
+    if event.reason in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
+        return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
+    if event.reason is FinishReason.ERROR:
+        return f"Failed: {event.detail}"
+    missed = [
+        f"{name} was {_ms(actual)} against a target of {_ms(target)}"
+        for name, met, actual, target in (
+            ("TTFT", timings.ttft_met, timings.ttft_s, request.targets.ttft_s),
+            ("TTLT", timings.ttlt_met, timings.ttlt_s, request.targets.ttlt_s),
+        )
+        if met is False
+    ]
+    if timings.tbt_met is False:
+        missed.append(
+            f"tokens came later than {_ms(request.targets.ttft_s)} + n * "
+            f"{_ms(request.targets.tbt_s)} (longest gap {_ms(timings.worst_tbt_s)})"
+        )
+    if request.targets.kind is TargetKind.BEST_EFFORT:
+        return f"Best effort; complete after {_ms(timings.ttlt_s)}."
+    if not missed:
+        return f"On time: every target was met; complete after {_ms(timings.ttlt_s)}."
+    return "Late: " + "; ".join(missed) + ". " + _causes(timeline, event)
+
+
+def _causes(timeline: Timeline, event: Finished) -> str:
+    """The decisions that can have made a request late, in words."""
+    causes = []
+    for decision in timeline.decisions:
+        if decision.kind == "relegated":
+            causes.append(f"It was relegated: {decision.detail}.")
+        elif decision.kind == "admitted" and not decision.values.get("on_time", 1.0):
+            causes.append(
+                f"Already at admission {_ms(decision.values.get('ahead_s'))} of work was ahead."
+            )
+    if event.num_preemptions:
+        causes.append(f"Its memory was taken {event.num_preemptions} time(s) and computed again.")
+    queue_s = event.timings.queue_s
+    if queue_s is not None and event.timings.ttlt_s and queue_s > event.timings.ttlt_s / 2:
+        causes.append(f"It waited {_ms(queue_s)} before the engine began with it.")
+    return " ".join(causes) or "No decision made it so: iterations took longer than predicted."
+
+
+def _ms(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{1e3 * seconds:.0f} ms"
