@@ -190,8 +190,7 @@ class SentencePiece:
         path = folder / "tokenizer.model"
         try:
             self._first = sentencepiece.SentencePieceProcessor(model_file=str(path))
-            # For what follows a special token: no space is put before it.
-            self._rest = sentencepiece.SentencePieceProcessor(
+            unprefixed = sentencepiece.SentencePieceProcessor(
                 model_proto=self._first.serialized_model_proto() + _NO_PREFIX
             )
         except RuntimeError as error:
@@ -202,7 +201,10 @@ class SentencePiece:
             model.id_to_piece(i): i for i in range(len(pieces)) if model.is_control(i)
         } | _added_tokens(folder, settings, pieces)
         opening = [self._open(i, piece) for i, piece in enumerate(pieces)]
-        self.spelling = Spelling(pieces, opening if self._adds_space() else pieces)
+        adds_space = model.encode("a") != unprefixed.encode("a")
+        self.spelling = Spelling(pieces, opening if adds_space else pieces)
+        # Whether a space is put before what follows a special token, too: Hugging Face's key.
+        self._rest = unprefixed if settings.get("legacy") is False else model
         self.bos_id = _special_id(settings, "bos_token", special, model.bos_id())
         self.eos_id = _special_id(settings, "eos_token", special, model.eos_id())
         self._special = special
@@ -236,9 +238,6 @@ class SentencePiece:
         if token_id < self._first.get_piece_size() and self._first.is_byte(token_id):
             return piece
         return piece.removeprefix(b" ")
-
-    def _adds_space(self) -> bool:
-        return self._first.encode("a") != self._rest.encode("a")
 
 
 class HuggingFace:

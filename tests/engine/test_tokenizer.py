@@ -50,7 +50,7 @@ def _write_sentencepiece(folder: Path) -> None:
     added = {
         str(i): {"content": text, "special": True, "lstrip": False} for text, i in ADDED.items()
     }
-    _write_settings(folder, added_tokens_decoder=added, chat_template=CHATML)
+    _write_settings(folder, added_tokens_decoder=added, chat_template=CHATML, legacy=False)
 
 
 def _write_byte_level(folder: Path) -> None:
@@ -220,6 +220,18 @@ def test_special_tokens_in_text_become_their_ids_and_spell_nothing(
     ids = tokenizer.encode("<|im_start|>the fox<|im_end|></s>", add_bos=False)
     assert [ids[0], *ids[-2:]] == [*start, *end, tokenizer.eos_id]
     assert tokenizer.decode(tokenizer.encode("the") + ids) == "thethe fox"
+
+
+def test_a_space_goes_before_what_follows_a_special_token_unless_legacy_is_off(
+    folders: dict[str, Path], loaded: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    """sentencepiece's own way, which older checkpoints were trained with."""
+    path = folders["sentencepiece"] / "tokenizer.model"
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    legacy = Tokenizer.load(tmp_path)
+    assert legacy.encode("<s>the", add_bos=False) == legacy.encode("the")
+    tokenizer = loaded["sentencepiece"]
+    assert tokenizer.encode("<s>the", add_bos=False) != tokenizer.encode("the")
 
 
 def test_added_tokens_that_are_not_special_are_spelled(loaded: dict[str, Tokenizer]) -> None:

@@ -60,6 +60,25 @@ def test_half_precision_weights_are_read(llama: Saved, copy: Path, stored: torch
     torch.testing.assert_close(load_model(copy).embedding.data, expected, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3"])
+def test_half_precision_computes_nearly_the_same(
+    saved: Callable[[str], Saved], name: str, dtype: str
+) -> None:
+    """Chunked prefill and a decode; bf16 has 8 bits of mantissa, logits reach about 5."""
+    checkpoint = saved(name)
+    executor = load(checkpoint.folder, dtype=dtype, num_pages=8)
+    sequence = make_sequence(checkpoint.texts[0, :40].tolist(), [6, 1, 3])
+    executor.run(make_plan(chunks=[Chunk(sequence, 0, 25, False)]))
+    executor.run(make_plan(chunks=[Chunk(sequence, 25, 15, True)]))
+    sequence.num_computed = 40
+    sequence.output.append(int(checkpoint.texts[0, 40]))
+    logits: list[torch.Tensor] = []
+    executor.model.register_forward_hook(lambda *a: logits.append(a[-1].float()))
+    executor.run(make_plan([sequence]))
+    torch.testing.assert_close(logits[0][0], checkpoint.logits[0, 40], atol=0.25, rtol=0)
+
+
 def test_load_sizes_memory_and_keeps_the_stored_dtype_when_asked(copy: Path) -> None:
     config = ModelConfig.from_folder(copy)
     page = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 16 * 4
