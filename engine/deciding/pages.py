@@ -50,31 +50,37 @@ class PagePool:
     def pages_for(self, num_positions: int) -> int:
         return -(-num_positions // self.page_size)
 
-    def missing(self, sequence: Sequence, num_positions: int) -> int:
-        """How many more pages the sequence needs to hold that many positions."""
-        return max(0, self.pages_for(num_positions) - len(sequence.pages))
-
     def grow(self, sequence: Sequence, num_positions: int) -> bool:
         """Give the sequence pages for that many positions; False, and nothing done, if short."""
-        missing = self.missing(sequence, num_positions)
-        if missing > self.num_available:
+        missing = -(-num_positions // self.page_size) - len(sequence.pages)
+        if missing <= 0:
+            return True
+        if missing > len(self._free) + len(self._idle):
             return False
-        for _ in range(missing):
-            page = self._take()
+        while len(self._free) < missing:
+            self._evict()
+        granted = self._free[-missing:]
+        del self._free[-missing:]
+        for page in granted:
             self._readers[page] = 1
-            sequence.pages.append(page)
+        sequence.pages += granted
         return True
 
-    def _take(self) -> int:
-        if self._free:
-            return self._free.pop()
+    def _evict(self) -> None:
+        """Give up the cached page that has been idle longest."""
         page, _ = self._idle.popitem(last=False)
         self.num_evictions += 1
         del self._page_of[self._hash_of.pop(page)]
-        return page
+        self._free.append(page)
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages back. Later pages of a prefix become the first to be evicted."""
+        if not self._hash_of:  # nothing is shared: the common case without prefix caching
+            for page in sequence.pages:
+                self._readers[page] = 0
+            self._free += sequence.pages
+            sequence.pages.clear()
+            return
         for page in reversed(sequence.pages):
             self._readers[page] -= 1
             if self._readers[page] == 0:
