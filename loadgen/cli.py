@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from loadgen import flags, gate, json_report, modes, records_csv, report, targets
 from loadgen.capacity import Capacity
@@ -67,7 +68,10 @@ class _Command:
         if self.arguments.slo_gate is None:
             return status
         reasons = gate.shut(self.arguments.slo_gate, done.summary)
-        self.out.print("\n".join(f"[red]GATE SHUT[/] {each}" for each in reasons) or "gate open")
+        for reason in reasons:
+            self.out.print(f"[red]GATE SHUT[/] {escape(reason)}", highlight=False)
+        if not reasons:
+            self.out.print("gate open")
         if status or done.summary.invalid:
             return status or EXIT_INVALID
         return EXIT_GATE if reasons else 0

@@ -54,6 +54,7 @@ def _summary(summary: Summary) -> Document:
         "achieved_rps": summary.achieved_rps,
         "lag": dataclasses.asdict(summary.lag),
         "backlog_growth": summary.backlog_growth,
+        "backlog_noise": summary.backlog_noise,
         "num_abandoned": summary.num_abandoned,
         "fairness": summary.fairness,
         "long_prompt_tokens": summary.long_prompt_tokens,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from loadgen.capacity import Capacity
@@ -15,6 +16,7 @@ from loadgen.summary import Summary
 from loadgen.target import End
 
 _WIDTH = 118  # where the output is no terminal
+_NARROW = 100  # columns below which the tables leave something out
 _MOST_ERRORS = 5
 
 
@@ -27,46 +29,48 @@ def console() -> Console:
 def print_report(summary: Summary, out: Console) -> None:
     target, window = summary.target, summary.window
     out.print(
-        f"[bold]{target.name}[/]: {target.model}, policy {target.policy}; "
+        f"[bold]{escape(target.name)}[/]: {escape(target.model)}, policy {escape(target.policy)}; "
         f"measured {window.start_s:g} to {window.end_s:.4g} s",
         highlight=False,
     )
-    out.print(score_table("tier", [*summary.by_tier, summary.total]))
+    narrow = out.width < _NARROW
+    out.print(score_table("tier", [*summary.by_tier, summary.total], narrow))
     for title, scores in (
         ("importance", summary.by_importance),
         ("tenant", summary.by_tenant),
         ("prompt", summary.by_prompt),
     ):
         if len(scores) > 1:
-            out.print(score_table(title, scores))
+            out.print(score_table(title, scores, narrow))
     for line in _lines(summary):
         out.print(line, highlight=False)
 
 
-def score_table(title: str, scores: Iterable[Score]) -> Table:
-    """One row per group."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Table:
+    """One row per group; fits 80 columns when narrow."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column(title, no_wrap=True)
-    latencies = (f"{name} ms\np50/p90/p99" for name in ("TTFT", "TBT", "TTLT"))
-    for heading in ("sent", "finished", "failed", *latencies, "on time", "on pace", "goodput/s"):
+    quantiles = "p50/p99" if narrow else "p50/p90/p99"
+    latencies = (f"{name} ms\n{quantiles}" for name in ("TTFT", "TBT", "TTLT"))
+    more = () if narrow else ("on pace", "goodput/s")
+    for heading in ("sent", "finished", "failed", *latencies, "on time", *more):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in scores:
         table.add_row(
-            each.group or "(none)",
+            escape(each.group or "(none)"),
             str(each.num_sent),
             str(each.num_finished + each.num_cancelled),
             str(each.num_failed + each.num_rejected + each.num_unfinished),
-            *(_percentiles(values) for values in (each.ttft, each.tbt, each.ttlt)),
+            *(_percentiles(values, narrow) for values in (each.ttft, each.tbt, each.ttlt)),
             _share(each.attainment),
-            _share(each.pace_attainment),
-            f"{each.goodput_rps:.2f}",
+            *(() if narrow else (_share(each.pace_attainment), f"{each.goodput_rps:.2f}")),
         )
     return table
 
 
 def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
     """One row per run, one column of attainment per tier."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column(title, no_wrap=True)
     tiers = [score.group for score in measurements[0].summary.by_tier]
     headings = (
@@ -85,7 +89,7 @@ def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
     for each in measurements:
         summary, total = each.summary, each.summary.total
         table.add_row(
-            each.name,
+            escape(each.name),
             str(total.num_sent),
             str(total.num_failed + total.num_rejected + total.num_unfinished),
             _share(total.attainment),
@@ -112,7 +116,7 @@ def search_line(measurement: Measurement, passed: bool) -> str:
 
 def capacity_line(capacity: Capacity, max_misses: float) -> str:
     """The result of the search."""
-    condition = f"with at most {max_misses:g} of all requests late and a backlog that does not grow"
+    condition = f"with at most {max_misses:.2%} of all requests late and no growing backlog"
     if capacity.passed == 0:
         return f"no rate was found that is served {condition}; {capacity.failed:.4g}/s is not"
     if not capacity.is_bracketed:
@@ -131,6 +135,10 @@ def _lines(summary: Summary) -> Iterable[str]:
         f"max {lag.max_s * 1e3:.1f} ms"
     )
     yield (
+        f"on time {_share(total.attainment)}, on pace {_share(total.pace_attainment)}, "
+        f"goodput {total.goodput_rps:.2f} requests/s"
+    )
+    yield (
         f"output {total.output_tokens:,} tokens, {total.goodput_tokens_per_s:,.0f} tokens/s of "
         f"requests on time, longest gap {_ms(total.worst_gap_s)} ms, "
         f"{total.num_relegated} relegated"
@@ -145,15 +153,15 @@ def _lines(summary: Summary) -> Iterable[str]:
     if summary.num_abandoned:
         yield f"{summary.num_abandoned} in flight at the interruption, not counted"
     for error, count in summary.errors[:_MOST_ERRORS]:
-        yield f"[red]{count} x[/] {error}"
+        yield f"[red]{count} x[/] {escape(error)}"
     if summary.end is not End.COMPLETE:
-        yield f"[red bold]PARTIAL[/] {summary.problem}"
+        yield f"[red bold]PARTIAL[/] {escape(summary.problem)}"
     if summary.invalid:
         yield f"[red bold]INVALID[/] {summary.invalid}"
 
 
-def _percentiles(values: Percentiles) -> str:
-    return "/".join(_ms(value) for value in values)
+def _percentiles(values: Percentiles, narrow: bool) -> str:
+    return "/".join(_ms(value) for value in ((values.p50, values.p99) if narrow else values))
 
 
 def _ms(seconds: float | None) -> str:

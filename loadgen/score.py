@@ -196,6 +196,15 @@ def grouped(judged: Iterable[Judged], key: Callable[[Record], str]) -> dict[str,
     return groups
 
 
+def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """The growth that chance alone brings to a sustained load (one standard deviation): how far
+    the tokens of half the measured part stray from their mean, for Poisson arrivals."""
+    sizes = [_tokens(record) for record in records if start_s <= record.request.at < end_s]
+    if not sizes:
+        return 0.0
+    return math.sqrt(sum(size * size for size in sizes) * 2) / sum(sizes)
+
+
 def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
     """Share of the arriving tokens that are left behind; at most 0 where the load is sustained."""
     quarter = (end_s - start_s) / 4

@@ -10,6 +10,7 @@ from loadgen.record import Outcome, Record
 from loadgen.score import (
     Score,
     backlog_growth,
+    backlog_noise,
     counted,
     grouped,
     jain_index,
@@ -61,6 +62,7 @@ class Summary:
     by_prompt: tuple[Score, ...]  # short and long: above the 90th percentile of prompt lengths
     long_prompt_tokens: int  # that percentile
     backlog_growth: float  # share of the arriving tokens that are left behind
+    backlog_noise: float  # standard deviation of that by chance
     fairness: float | None  # Jain's index of the tenants' attainments
     num_abandoned: int
     end: End
@@ -112,6 +114,7 @@ def summarise(
         by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
         long_prompt_tokens=int(long_tokens),
         backlog_growth=backlog_growth(run.records, window.start_s, window.end_s),
+        backlog_noise=backlog_noise(run.records, window.start_s, window.end_s),
         fairness=jain_index([each.attainment or 0.0 for each in by_tenant]),
         num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
         end=run.end,

@@ -1,11 +1,14 @@
 """Every definition of loadgen.score against figures worked out by hand."""
 
+import math
+
 import pytest
 
 from client.values import Targets
 from loadgen.record import Outcome, Record
 from loadgen.score import (
     backlog_growth,
+    backlog_noise,
     counted,
     gaps_s,
     is_on_pace,
@@ -158,6 +161,17 @@ def test_a_server_at_half_the_load_leaves_half_behind() -> None:
     """Request n ends at 2 n: of the 20 that arrive between the quarters' middles, 10 remain."""
     records = [record(planned(n, at=float(n)), [2.0 * n + 1e-9]) for n in range(40)]
     assert backlog_growth(records, 0.0, 40.0) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_chance_does_to_the_backlog() -> None:
+    """Of n equal requests, half arrive in half the time, give or take sqrt(n / 2): 40 requests make
+    that sqrt(20) of 20, more where their sizes vary."""
+    assert backlog_noise(steady(2.0), 0.0, 40.0) == pytest.approx(1 / math.sqrt(20))
+    sizes = [record(planned(n, at=float(n), prompt_len=7 + 10 * (n % 2))) for n in range(40)]
+    assert backlog_noise(sizes, 0.0, 40.0) == pytest.approx(
+        math.sqrt(2 * 20 * (10**2 + 20**2)) / (20 * 30)
+    )
+    assert backlog_noise([], 0.0, 1.0) == 0.0
 
 
 def test_nothing_arriving_is_no_growth() -> None:

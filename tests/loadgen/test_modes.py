@@ -1,0 +1,138 @@
+"""Sweeps, the search for capacity and comparisons, on a target whose behaviour is known: one server
+that takes the same time for every request, first come first served, in virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from client.values import Importance
+from loadgen.modes import (
+    Measurement,
+    Measuring,
+    NotMeasured,
+    Search,
+    compare,
+    measure,
+    pinned,
+    search_capacity,
+    sweep,
+)
+from loadgen.target import End, Progress, Run, Target, TargetInfo, Watch
+from loadgen.workload import PlannedRequest, Workload
+from tests.loadgen.examples import CHAT, INFO, REPORT, record, workload
+
+SERVICE_S = 0.05  # capacity: 20 requests/s
+
+
+@dataclass
+class FifoTarget:
+    """`lost_after`: the instant at which it dies."""
+
+    service_s: float = SERVICE_S
+    lost_after: float = float("inf")
+    policy: str = "fifo"
+
+    def info(self) -> TargetInfo:
+        return replace(INFO, policy=self.policy)
+
+    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        free_at, records = 0.0, []
+        for request in requests:
+            if request.at > self.lost_after:
+                return Run(records, free_at, End.TARGET_LOST, "lost")
+            free_at = max(free_at, request.at) + self.service_s
+            records.append(record(request, [free_at] * request.output_len))
+        watch(Progress(free_at, len(records), 0, len(records), 0))
+        return Run(records, free_at)
+
+
+def measuring(target: Target) -> Callable[[Workload, str], Measurement]:
+    out = Console(file=io.StringIO())
+    return lambda load, name: measure(target, target.info(), load, Measuring(), out, name)
+
+
+LONG = workload((("standard", 1.0, REPORT),), duration_s=200.0)
+TIGHT = workload((("interactive", 1.0, CHAT),), duration_s=200.0)
+
+
+def test_a_sweep_shows_attainment_fall_as_the_rate_passes_capacity() -> None:
+    done = sweep(measuring(FifoTarget()), TIGHT, [5.0, 15.0, 25.0])
+    assert [each.name for each in done] == ["5/s", "15/s", "25/s"]
+    light, busy, over = (each.summary.total.attainment or 0.0 for each in done)
+    assert light > 0.999
+    assert light >= busy > 0.95
+    assert over < 0.1
+
+
+def test_a_sweep_stops_where_the_target_is_lost() -> None:
+    done = sweep(measuring(FifoTarget(lost_after=100.0)), LONG, [5.0, 15.0])
+    assert [each.summary.end for each in done] == [End.TARGET_LOST]
+
+
+def test_the_search_finds_a_known_capacity() -> None:
+    """Utilisation must stay below 1; at 10 s of patience it may come close to it."""
+    capacity, done = search_capacity(
+        measuring(FifoTarget()), LONG, Search(guess=3.0, precision=0.02)
+    )
+    assert 17.5 < capacity.passed < capacity.failed <= 20.6
+    assert len({each.name for each in done}) == len(done)
+
+
+def test_a_long_deadline_does_not_pass_for_capacity() -> None:
+    """With an hour of patience nothing is late in 200 s at any rate: the backlog decides."""
+    patient = workload((("batch", 1.0, replace(REPORT, ttlt=3600.0)),), duration_s=200.0)
+    capacity, _ = search_capacity(measuring(FifoTarget()), patient, Search(guess=10.0, repeats=1))
+    assert 18.0 < capacity.passed < 22.5
+
+
+def test_a_search_stops_at_a_run_that_says_nothing() -> None:
+    with pytest.raises(NotMeasured, match="lost"):
+        search_capacity(measuring(FifoTarget(lost_after=1.0)), LONG, Search(guess=5.0))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"guess": 0.0}, {"precision": 0.0}, {"max_misses": 1.0}, {"repeats": 0}]
+)
+def test_a_search_states_what_it_needs(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"search needs|at least once"):
+        Search(**{"guess": 1.0, **bad})  # type: ignore[arg-type]  # test values
+
+
+def test_a_comparison_builds_its_workload_once() -> None:
+    """From the first contender; the second gets the same requests, whatever its tiers."""
+    targets = {"a": FifoTarget(policy="one"), "b": FifoTarget(policy="two", service_s=0.1)}
+    built: list[str] = []
+
+    def build(info: TargetInfo) -> Workload:
+        built.append(info.policy)
+        return TIGHT
+
+    @contextlib.contextmanager
+    def opened(name: str) -> Iterator[Target]:
+        yield targets[name.partition("=")[0]]
+
+    done = compare(
+        opened,
+        ["a=somewhere", "b"],
+        build,
+        lambda target, info, load, name: measuring(target)(load, name),
+    )
+    assert built == ["one"]
+    assert [each.name for each in done] == ["a", "b"]
+    assert [each.summary.target.policy for each in done] == ["one", "two"]
+    one, two = ([record.request for record in each.records] for each in done)
+    assert one == two
+    assert all(request.explicit for request in one)
+
+
+def test_pinned_requests_carry_the_importance_of_their_tier() -> None:
+    load = pinned(TIGHT, INFO)
+    assert load.tiers[0].importance == {Importance.HIGH: 1.0}
+    own = replace(load.tiers[0], importance={Importance.LOW: 1.0})
+    assert pinned(replace(load, tiers=(own,)), INFO).tiers[0].importance == {Importance.LOW: 1.0}

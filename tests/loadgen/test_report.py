@@ -1,0 +1,53 @@
+"""What is printed: the tables fit, and no name is taken for markup."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from loadgen.modes import Measurement
+from loadgen.report import print_report, runs_table
+from loadgen.summary import Summary, summarise
+from loadgen.target import End, Run
+from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
+
+
+@pytest.fixture
+def summary() -> Summary:
+    load = workload((("interactive", 0.5, CHAT), ("standard", 0.5, REPORT)), rate=100.0)
+    records = [
+        record(planned(n, n / 100, tenant=f"[{n % 2}]"), [n / 100 + 12.345] * 3)
+        for n in range(1000)
+    ]
+    return summarise(load, INFO, Run(records, 10.0, End.TARGET_LOST, "[Errno 5] lost"))
+
+
+def printed(summary: Summary, width: int) -> str:
+    out = io.StringIO()
+    print_report(summary, Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 118])
+def test_the_tables_are_not_cut_off(summary: Summary, width: int) -> None:
+    text = printed(summary, width)
+    assert "…" not in text
+    quantiles = "12.3s/12.3s" if width == 80 else "12.3s/12.3s/12.3s"
+    row = next(line.split() for line in text.splitlines() if line.startswith(" interactive"))
+    assert row[:5] == ["interactive", "1000", "1000", "0", quantiles]
+    assert ("goodput/s" in text) == (width == 118)
+
+
+def test_brackets_are_printed_as_they_are(summary: Summary) -> None:
+    text = printed(summary, 118)
+    assert "[0]" in text
+    assert "PARTIAL [Errno 5] lost" in text
+
+
+def test_a_run_is_a_row_and_a_tier_a_column(summary: Summary) -> None:
+    out = io.StringIO()
+    table = runs_table("rate", [Measurement("10/s", summary, []), Measurement("[x]", summary, [])])
+    Console(file=out, width=118).print(table)
+    text = out.getvalue()
+    for word in ("10/s", "[x]", "interactive", "standard", "partial"):
+        assert word in text
