@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.deciding.plan import Finished, Timings
 from engine.deciding.request import TargetKind
-from engine.deciding.sequence import Sequence
+from engine.deciding.sequence import FinishReason, Sequence
 
 
 def note_token(sequence: Sequence, now: float) -> None:
@@ -27,20 +27,21 @@ def timings(sequence: Sequence, now: float) -> Timings:
     targets, kind = request.targets, request.targets.kind
     first, last, count = sequence.first_token_at, sequence.last_token_at, len(sequence.output)
     ttft = None if first is None else first - arrived
-    many = first is not None and last is not None and count > 1
     ttlt = (last if last is not None else now) - arrived
+    mean = None if first is None or last is None or count < 2 else (last - first) / (count - 1)
+    complete = sequence.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
     interactive, deadline = kind is TargetKind.INTERACTIVE, kind is TargetKind.DEADLINE
     return Timings(
         queue_s=None
         if sequence.first_scheduled_at is None
         else sequence.first_scheduled_at - arrived,
         ttft_s=ttft,
-        mean_tbt_s=(last - first) / (count - 1) if many and last and first is not None else None,
-        worst_tbt_s=sequence.worst_tbt_s if many else None,
+        mean_tbt_s=mean,
+        worst_tbt_s=sequence.worst_tbt_s if count > 1 else None,
         ttlt_s=ttlt,
         ttft_met=ttft is not None and ttft <= (targets.ttft_s or 0.0) if interactive else None,
-        tbt_met=sequence.num_late_tokens == 0 if interactive else None,
-        ttlt_met=ttlt <= (targets.ttlt_s or 0.0) if deadline else None,
+        tbt_met=first is not None and sequence.num_late_tokens == 0 if interactive else None,
+        ttlt_met=complete and ttlt <= (targets.ttlt_s or 0.0) if deadline else None,
     )
 
 
