@@ -15,7 +15,15 @@ from collections.abc import Callable, Sequence
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
 from client.options import GenerateOptions, QosOptions
-from client.values import Finished, ResolvedTargets, Targets
+from client.values import (
+    Accepted,
+    Finished,
+    Forecast,
+    Relegated,
+    ResolvedTargets,
+    Targets,
+    Tokens,
+)
 
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
     ("max-tokens", int, "most tokens to generate"),
@@ -137,16 +145,27 @@ def _generate(client: Client, arguments: argparse.Namespace) -> None:
     stream = client.generate(prompt, **options)
     at_line_start = True
     try:
-        for tokens in stream:
-            print(tokens.text, end="", flush=True)
-            at_line_start = tokens.text.endswith("\n") if tokens.text else at_line_start
+        for event in stream.events():
+            if isinstance(event, Tokens):
+                print(event.text, end="", flush=True)
+                at_line_start = event.text.endswith("\n") if event.text else at_line_start
+            elif isinstance(event, Accepted) and event.forecast and not event.forecast.on_time:
+                print(f"expected late: {_forecast(event.forecast)}", file=sys.stderr)
+            elif isinstance(event, Relegated):
+                print(_relegation(event), file=sys.stderr)
     finally:
         if not at_line_start:
             print(flush=True)
-    for relegation in stream.relegations:
-        print(f"relegated: {relegation.reason}", file=sys.stderr)
     for finished in stream.completions.values():
         print(_summary(stream.request_id or "", finished), file=sys.stderr)
+
+
+def _relegation(event: Relegated) -> str:
+    return f"relegated: {event.reason}; complete {_ms(event.expected_ttlt)} after it was sent"
+
+
+def _forecast(forecast: Forecast) -> str:
+    return f"TTFT {_ms(forecast.ttft)}  TTLT {_ms(forecast.ttlt)}"
 
 
 def _summary(request_id: str, finished: Finished) -> str:
@@ -185,7 +204,7 @@ def _estimate(client: Client, arguments: argparse.Namespace) -> None:
     estimate = client.estimate(arguments.prompt_tokens, arguments.output_tokens, **qos)
     forecast = estimate.forecast
     print("on time" if forecast.on_time else "LATE")
-    print(f"predicted TTFT {_ms(forecast.ttft)}  TTLT {_ms(forecast.ttlt)}")
+    print(f"predicted {_forecast(forecast)}")
     print(f"targets   {_resolved(estimate.targets)}")
 
 
@@ -215,7 +234,9 @@ def _targets(targets: Targets) -> str:
 
 
 def _resolved(resolved: ResolvedTargets) -> str:
-    origin = f"tier {resolved.tier}" if resolved.tier else f"from {resolved.source}"
+    origin = f"from {resolved.source.replace('_', ' ')}"
+    if resolved.tier:
+        origin = f"tier {resolved.tier}, {origin}"
     return f"{_targets(resolved.targets)} ({origin}), importance {resolved.importance.value}"
 
 

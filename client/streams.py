@@ -6,13 +6,15 @@ Leaving the loop early cancels the call, which frees what it holds on the server
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
 from typing import cast
 
 import grpc
 
 from client import convert
+from client.convert import Event
 from client.errors import Cancelled, ServerError, translate
 from client.values import Accepted, Finished, Relegated, Timings, Tokens
 from proto.niyama.v1 import inference_pb2 as pb
@@ -58,19 +60,18 @@ class Heard:
         """All text of one completion so far."""
         return "".join(self._texts.get(index, ()))
 
-    def _hear(self, message: pb.GenerateStreamResponse) -> Tokens | None:
-        """Notes the event; returns it where it is tokens."""
+    def _hear(self, message: pb.GenerateStreamResponse) -> Event | None:
+        """Notes the event and returns it."""
         event = convert.from_stream_response(message)
         if isinstance(event, Tokens):
             self._texts.setdefault(event.index, []).append(event.text)
-            return event
-        if isinstance(event, Accepted):
+        elif isinstance(event, Accepted):
             self.accepted = event
         elif isinstance(event, Relegated):
             self.relegations.append(event)
         elif isinstance(event, Finished):
             self.completions[event.index] = event
-        return None
+        return event
 
     def _check_complete(self) -> None:
         if self.finished is None:
@@ -80,8 +81,10 @@ class Heard:
 class AsyncStream(Heard):
     """`async for tokens in stream: ...`, once; then `stream.finished`, `stream.timings`.
 
-    The request is sent when the stream is made. Raises the errors of `client.errors` from the
-    loop. Use `async with` to cancel at an exact place, or `cancel()`.
+    `events()` in its place also yields what else the server says when it says it, that the request
+    was relegated, say, so that the caller may give it up. The request is sent when the stream is
+    made. Raises the errors of `client.errors` from the loop. Use `async with` to cancel at an exact
+    place, or `cancel()`.
     """
 
     def __init__(self, call: AsyncCall) -> None:
@@ -89,11 +92,18 @@ class AsyncStream(Heard):
         self._call = call
 
     async def __aiter__(self) -> AsyncIterator[Tokens]:
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    yield event
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """Every event, in place of a loop over the tokens alone."""
         try:
             async for message in self._call:
-                tokens = self._hear(message)
-                if tokens is not None:
-                    yield tokens
+                event = self._hear(message)
+                if event is not None:
+                    yield event
         except grpc.aio.AioRpcError as error:
             raise translate(cast(grpc.Call, error)) from None
         finally:
@@ -133,11 +143,18 @@ class Stream(Heard):
         self._call = call
 
     def __iter__(self) -> Iterator[Tokens]:
+        with contextlib.closing(self.events()) as events:
+            for event in events:
+                if isinstance(event, Tokens):
+                    yield event
+
+    def events(self) -> Generator[Event]:
+        """Every event, in place of a loop over the tokens alone."""
         try:
             for message in self._call:
-                tokens = self._hear(message)
-                if tokens is not None:
-                    yield tokens
+                event = self._hear(message)
+                if event is not None:
+                    yield event
         except grpc.RpcError as error:
             raise translate(cast(grpc.Call, error)) from None
         except grpc.FutureCancelledError:

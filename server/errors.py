@@ -14,7 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from server.convert.inbound import InvalidRequest
+from engine.driving.messages import Failure
+from server.convert.inbound import InvalidRequest, Violation
 
 DOMAIN = "niyama.v1"
 RETRY_AFTER_S = 1
@@ -59,11 +60,13 @@ def engine_lost(message: str) -> CallError:
     return _with_reason(grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST", message)
 
 
-def not_found(message: str) -> CallError:
-    return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
-
-
-def unimplemented(message: str) -> CallError:
+def unanswered(failure: Failure, message: str) -> CallError:
+    """A question to the engine that has no answer. An invalid one names its field first."""
+    if failure is Failure.INVALID:
+        field, _, rest = message.partition(" ")
+        return invalid(InvalidRequest([Violation(field, rest)]))
+    if failure is Failure.NOT_FOUND:
+        return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
     return _with_reason(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_QUESTION", message)
 
 

@@ -26,7 +26,7 @@ from server import errors
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
-from server.convert.inbound import InvalidRequest, Limits
+from server.convert.inbound import InvalidRequest, Limits, completion_id
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, Text
 from server.metrics import Metrics
@@ -107,33 +107,49 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         async with _aborting(context):
-            prompt_len, output_len, quality = inbound.read_estimate(
-                request, self.tiers, context.time_remaining()
-            )
+            supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
+            quality = supposed.quality
             forecast = await self._ask(
                 "estimate",
-                prompt_len=prompt_len,
-                output_len=output_len,
+                prompt_len=supposed.prompt_len,
+                output_len=supposed.output_len,
                 targets=quality.targets,
-                application=request.qos.application,
+                application=supposed.application,
                 importance=quality.importance,
+                tier=quality.tier,
+                default_output_len=supposed.default_output_len,
             )
         return outbound.to_estimate(quality, forecast)
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         async with _aborting(context):
-            story = await self._ask("explain", request_id=inbound.read_request_id(request))
-        return outbound.to_explanation(story)
+            request_id = inbound.read_request_id(request)
+            try:
+                timeline = await self._ask("explain", request_id=request_id)
+            except CallError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                # A call of several completions: the first speaks for it.
+                timeline = await self._ask("explain", request_id=completion_id(request_id, 0))
+        return outbound.to_explanation(timeline)
 
     # What they share
+
+    def _ready(self) -> EngineInfo:
+        """What the engine that serves now says of itself. Raises EngineLost when none does."""
+        if self._engine.info is None:
+            raise EngineLost("the engine is starting")
+        return self._engine.info
+
+    def _limits(self, info: EngineInfo) -> Limits:
+        return Limits(info.context_len, info.kv_len, info.eos_token_ids | self._eos_ids)
 
     async def _ask(self, name: str, **arguments: Any) -> Any:
         """Puts a question to the engine; its refusals become statuses here and nowhere else."""
         try:
             return await self._engine.call(name, **arguments)
         except CallFailed as error:
-            make = errors.unimplemented if error.unknown else errors.not_found
-            raise make(str(error)) from error
+            raise errors.unanswered(error.failure, str(error)) from error
 
     async def _serve(
         self,
@@ -167,13 +183,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         call.request_id = request.request_id or secrets.token_hex(8)
         if self._draining:
             raise errors.draining()
-        info = self._engine.info
-        if info is None:
-            raise EngineLost("the engine is starting")
+        info = self._ready()
         timeout_s = call.context.time_remaining()
         asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s)
         prompt = await self._prompts.encode(asked.input)
-        limits = Limits(info.context_len, info.kv_len, info.eos_token_ids | self._eos_ids)
+        limits = self._limits(info)
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
         )

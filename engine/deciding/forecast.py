@@ -20,17 +20,24 @@ class Forecast:
 
 
 def forecast(
-    sequence: Sequence, ahead_s: float, demand: Demand, iteration_s: float, now: float
+    sequence: Sequence,
+    ahead_s: float,
+    demand: Demand,
+    iteration_s: float,
+    now: float,
+    output_len: int | None = None,
 ) -> Forecast:
     """For a waiting sequence with that much work ahead, while iterations take `iteration_s`.
 
+    `output_len` stands in for what history says, where it is known.
     First token: what has passed, the work ahead, its own prefill, and the iteration in progress.
     Each further token: one iteration.
     """
     targets = sequence.request.targets
     waited_s = now - sequence.request.arrived_at
     ttft_s = waited_s + ahead_s + demand.prefill_s(sequence) + iteration_s / 2
-    ttlt_s = ttft_s + (demand.output_left(sequence) - 1) * iteration_s
+    output_left = demand.output_left(sequence) if output_len is None else output_len
+    ttlt_s = ttft_s + (output_left - 1) * iteration_s
     if targets.kind is TargetKind.INTERACTIVE:
         assert targets.ttft_s is not None
         assert targets.tbt_s is not None

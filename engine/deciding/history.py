@@ -42,6 +42,10 @@ class OutputLengths:
         """A length that the output will rarely exceed, at most max_tokens, at least 1."""
         return min(max_tokens, self._estimates.get(application, max_tokens))
 
+    def known(self, application: str) -> int | None:
+        """The estimate by itself; None before there is one."""
+        return self._estimates.get(application)
+
     def mean(self, application: str, max_tokens: int) -> float:
         """The expected length, at most max_tokens."""
         count, mean, _ = self._moments.get(application, (0, 0.0, 0.0))

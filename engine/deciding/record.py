@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.deciding.plan import Finished
@@ -31,7 +31,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Timeline:
-    """What is remembered of one request."""
+    """What is remembered of one request: of its prompt only the length."""
 
     request: Request
     decisions: list[Decision] = field(default_factory=list)
@@ -51,7 +51,7 @@ class DecisionLog:
     def open(self, request: Request) -> None:
         """A request came in. An id that is used again starts anew."""
         self._timelines.pop(request.id, None)
-        self._timelines[request.id] = Timeline(request)
+        self._timelines[request.id] = Timeline(replace(request, prompt=range(len(request.prompt))))
         while len(self._timelines) > self._capacity:
             self._timelines.popitem(last=False)
 

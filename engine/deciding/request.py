@@ -117,6 +117,7 @@ class Request:
     tier: str = ""  # name of the tier the targets came from, "" when they were explicit
     application: str = ""  # whose output lengths are alike
     tenant: str = ""  # who shares prefixes with whom, and shares the engine fairly with others
+    target_source: str = ""  # what stated the targets, for the record: "request", "tier", ...
 
     def __post_init__(self) -> None:
         if not len(self.prompt):

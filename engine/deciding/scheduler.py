@@ -362,9 +362,9 @@ class Scheduler:
 
     # Questions
 
-    def _forecast(self, sequence: Sequence, now: float) -> Forecast:
+    def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
         ahead_s = self.policy.ahead_s(sequence, now)
-        return forecast(sequence, ahead_s, self._demand, self._iteration_s, now)
+        return forecast(sequence, ahead_s, self._demand, self._iteration_s, now, output_len)
 
     def estimate(
         self,
@@ -375,13 +375,17 @@ class Scheduler:
         importance: Importance,
         now: float,
         tier: str = "",
+        default_output_len: int = 128,
     ) -> Forecast:
-        """What would come of a request sent now. `output_len` None: what history says."""
-        sampling = Sampling(max_tokens=output_len or self.config.context_len)
+        """What would come of a request sent now. `output_len` None: what history says, and the
+        default where it says nothing yet."""
+        if output_len is None:
+            output_len = self.history.known(application or tier) or default_output_len
+        sampling = Sampling(max_tokens=output_len)
         request = Request(
             "", range(prompt_len), sampling, now, targets, importance, tier, application
         )
-        return self._forecast(Sequence(request, admitted_at=now), now)
+        return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str) -> Timeline:
         """The story of a request. Raises LookupError when it is not remembered."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from engine.computing.config import ModelConfig
+from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
-from engine.deciding.scheduler import Scheduler, SchedulerConfig
+from engine.deciding.scheduler import Scheduler
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 from engine.driving.messages import EngineInfo

@@ -24,6 +24,7 @@ from engine.driving.messages import (
     Command,
     EngineInfo,
     Failed,
+    Failure,
     Ready,
     Report,
     Submit,
@@ -48,7 +49,7 @@ class EngineError(Exception):
      |- EngineLost       the engine is starting, was lost, or is stopped: try again
      |- EngineStartError it cannot start: the line says why
      |- DuplicateRequest a request of that id is in flight
-     |- CallFailed       the engine has no answer; `unknown` when it knows no such question
+     |- CallFailed       the engine has no answer; `failure` says why
     """
 
 
@@ -65,9 +66,9 @@ class DuplicateRequest(EngineError):
 
 
 class CallFailed(EngineError):
-    def __init__(self, message: str, unknown: bool) -> None:
+    def __init__(self, message: str, failure: Failure) -> None:
         super().__init__(message)
-        self.unknown = unknown
+        self.failure = failure
 
 
 class RequestStream:
@@ -349,7 +350,7 @@ class EngineClient:
             future = self._calls.get(reply.call_id)
             if future is None or future.done():
                 continue
-            if reply.error:
-                future.set_exception(CallFailed(reply.error, reply.unknown))
+            if reply.failure is not None:
+                future.set_exception(CallFailed(reply.error, reply.failure))
             else:
                 future.set_result(reply.value)

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, Protocol
 from engine.deciding.plan import Event, Executor, Finished, Plan, Timings, Token
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
-from engine.driving.messages import Call, Cancel, Command, EngineInfo, Reply, Report, Submit
+from engine.driving.messages import (
+    Call,
+    Cancel,
+    Command,
+    EngineInfo,
+    Failure,
+    Reply,
+    Report,
+    Submit,
+)
 
 QUESTIONS = frozenset({"stats", "explain", "estimate"})
 # With work but nothing to plan (all of it held back), look again after this many seconds.
@@ -131,9 +140,12 @@ class EngineLoop:
     def _answer(self, call: Call, now: float) -> Reply:
         method = getattr(self._scheduler, call.name, None) if call.name in QUESTIONS else None
         if method is None:
-            return Reply(call.call_id, None, f"the engine has no {call.name!r}", unknown=True)
+            error = f"the engine has no {call.name!r}"
+            return Reply(call.call_id, None, error, Failure.UNKNOWN_QUESTION)
         arguments = call.arguments | ({"now": now} if call.name == "estimate" else {})
         try:
             return Reply(call.call_id, method(**arguments))
-        except (ValueError, LookupError) as error:
-            return Reply(call.call_id, None, str(error))
+        except LookupError as error:
+            return Reply(call.call_id, None, str(error), Failure.NOT_FOUND)
+        except ValueError as error:
+            return Reply(call.call_id, None, str(error), Failure.INVALID)

@@ -14,6 +14,7 @@ import pickle
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
@@ -45,13 +46,21 @@ class Call(NamedTuple):
 Command = Submit | Cancel | Call
 
 
+class Failure(Enum):
+    """Why a question has no answer."""
+
+    UNKNOWN_QUESTION = "unknown question"
+    NOT_FOUND = "not found"
+    INVALID = "invalid"
+
+
 class Reply(NamedTuple):
-    """`error` is empty, or says why there is no value; `unknown` then tells an unknown name."""
+    """`failure` is None, or the kind of reason why there is no value; `error` puts it in words."""
 
     call_id: int
     value: Any
     error: str = ""
-    unknown: bool = False
+    failure: Failure | None = None
 
 
 class TierInfo(NamedTuple):

@@ -91,6 +91,14 @@ class Asked:
     quality: Resolved
 
 
+class Limits(NamedTuple):
+    """What a prompt and its output must fit into, in tokens."""
+
+    context_len: int
+    kv_len: int
+    eos_token_ids: frozenset[int]
+
+
 class _Reader:
     """Collects violations, so that one answer names all of them."""
 
@@ -140,17 +148,33 @@ def read_input(request: pb.CountTokensRequest, vocab_size: int) -> Input:
     return prompt
 
 
-def read_estimate(
-    request: pb.EstimateRequest, tiers: Tiers, timeout_s: float | None
-) -> tuple[int, int | None, Resolved]:
-    """Prompt length, output length if stated, targets. Raises InvalidRequest."""
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """A request that could be sent. Lengths in tokens."""
+
+    prompt_len: int
+    output_len: int | None  # None: not stated
+    default_output_len: int  # then, where the engine has no history
+    application: str
+    quality: Resolved
+
+
+def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> Supposed:
+    """The call's own deadline says nothing of the request in question. Raises InvalidRequest."""
     reader = _Reader()
-    if request.prompt_tokens < 1:
+    prompt_len, output_len = request.prompt_tokens, request.output_tokens
+    room = min(limits.context_len, limits.kv_len) - prompt_len
+    if prompt_len < 1:
         reader.refuse("prompt_tokens", "must be at least 1")
-    quality = _read_quality(reader, request.qos, tiers, timeout_s)
+    elif room < 1:
+        reader.refuse("prompt_tokens", f"must be below {room + prompt_len}, got {prompt_len}")
+    elif output_len > room:
+        reader.refuse("output_tokens", f"must be at most {room} with such a prompt")
+    quality = _read_quality(reader, request.qos, tiers, None)
     reader.finish()
     assert quality is not None
-    return request.prompt_tokens, request.output_tokens or None, quality
+    default_len = min(DEFAULT_MAX_TOKENS, room)
+    return Supposed(prompt_len, output_len or None, default_len, request.qos.application, quality)
 
 
 def read_request_id(request: pb.ExplainRequest) -> str:
@@ -275,12 +299,9 @@ def _read_targets(reader: _Reader, wire: pb.QualityOfService) -> Targets | None:
     return Targets(**seconds) if complete else BEST_EFFORT  # the refusal stands either way
 
 
-class Limits(NamedTuple):
-    """What a prompt and its output must fit into, in tokens."""
-
-    context_len: int
-    kv_len: int
-    eos_token_ids: frozenset[int]
+def completion_id(request_id: str, index: int) -> str:
+    """The engine's name for one of several completions of a call."""
+    return f"{request_id}/{index}"
 
 
 def engine_requests(
@@ -304,7 +325,7 @@ def engine_requests(
     quality = asked.quality
     return [
         Request(
-            id=request_id if asked.n == 1 else f"{request_id}/{i}",
+            id=request_id if asked.n == 1 else completion_id(request_id, i),
             prompt=prompt,
             sampling=Sampling(**sampling, seed=(seed + i) % 2**SEED_BITS, max_tokens=max_tokens),
             arrived_at=arrived_at,
@@ -312,6 +333,7 @@ def engine_requests(
             importance=quality.importance,
             tier=quality.tier,
             application=asked.application,
+            target_source=quality.source.value,
         )
         for i in range(asked.n)
     ]

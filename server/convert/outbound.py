@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
 
+from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
-from engine.deciding.request import Request, Targets
+from engine.deciding.record import Decision, Timeline
+from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2 as pb
@@ -27,37 +28,6 @@ _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
-
-
-class Forecast(Protocol):
-    """What the scheduler predicts; `Accepted` is one. Seconds from arrival."""
-
-    @property
-    def on_time(self) -> bool: ...
-
-    @property
-    def predicted_ttft_s(self) -> float: ...
-
-    @property
-    def predicted_ttlt_s(self) -> float: ...
-
-
-class Entry(Protocol):
-    """One decision about a request. Seconds since its arrival."""
-
-    at_s: float
-    kind: str
-    detail: str
-    predicted_at_s: float | None
-    values: dict[str, float]
-
-
-class Story(Protocol):
-    """What the scheduler remembers of a request."""
-
-    request: Request
-    entries: Sequence[Entry]
-    summary: str
 
 
 def to_duration(seconds: float) -> Duration:
@@ -81,12 +51,9 @@ def to_targets(quality: Resolved) -> pb.ResolvedTargets:
     )
 
 
-def to_forecast(forecast: Forecast) -> pb.Forecast:
-    return pb.Forecast(
-        on_time=forecast.on_time,
-        ttft=to_duration(forecast.predicted_ttft_s),
-        ttlt=to_duration(forecast.predicted_ttlt_s),
-    )
+def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
+    """Seconds from arrival."""
+    return pb.Forecast(on_time=on_time, ttft=to_duration(ttft_s), ttlt=to_duration(ttlt_s))
 
 
 def to_accepted(
@@ -96,7 +63,7 @@ def to_accepted(
         request_id=request_id,
         targets=to_targets(quality),
         prompt_tokens=prompt_len,
-        forecast=to_forecast(event),
+        forecast=to_forecast(event.on_time, event.predicted_ttft_s, event.predicted_ttlt_s),
     )
 
 
@@ -170,27 +137,32 @@ def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
 
 
 def to_estimate(quality: Resolved, forecast: Forecast) -> pb.EstimateResponse:
-    return pb.EstimateResponse(targets=to_targets(quality), forecast=to_forecast(forecast))
+    return pb.EstimateResponse(
+        targets=to_targets(quality),
+        forecast=to_forecast(forecast.on_time, forecast.ttft_s, forecast.ttlt_s),
+    )
 
 
-def to_explanation(story: Story) -> pb.ExplainResponse:
-    request = story.request
-    source = TargetSource.TIER if request.tier else TargetSource.REQUEST
+def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
+    request = timeline.request
+    source = TargetSource(request.target_source)
     quality = Resolved(request.targets, request.importance, source, request.tier)
     return pb.ExplainResponse(
         request_id=request.id,
         targets=to_targets(quality),
-        decisions=[
-            pb.Decision(
-                at=to_duration(entry.at_s),
-                kind=entry.kind,
-                detail=entry.detail,
-                predicted_at=_maybe(entry.predicted_at_s),
-                values=entry.values,
-            )
-            for entry in story.entries
-        ],
-        summary=story.summary,
+        decisions=[_to_decision(entry, request.arrived_at) for entry in timeline.decisions],
+        summary=timeline.summary,
+    )
+
+
+def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
+    predicted = None if entry.predicted_at is None else entry.predicted_at - arrived_at
+    return pb.Decision(
+        at=to_duration(entry.at - arrived_at),
+        kind=entry.kind,
+        detail=entry.detail,
+        predicted_at=_maybe(predicted),
+        values=entry.values,
     )
 
 

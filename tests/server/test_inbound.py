@@ -224,11 +224,24 @@ def test_top_k_beyond_the_vocabulary_is_all_of_it() -> None:
 
 
 def test_an_estimate_needs_a_prompt_length() -> None:
-    tiers = Tiers()
-    assert violations(lambda: read_estimate(pb.EstimateRequest(), tiers, None)) == ["prompt_tokens"]
-    asked = pb.EstimateRequest(prompt_tokens=5, qos=pb.QualityOfService(tier="batch"))
-    prompt_len, output_len, quality = read_estimate(asked, tiers, None)
-    assert (prompt_len, output_len, quality.tier) == (5, None, "batch")
+    tiers, limits = Tiers(), Limits(100, 80, frozenset())
+
+    def fields(prompt_tokens: int, output_tokens: int = 0, tier: str = "") -> list[str]:
+        qos = pb.QualityOfService(tier=tier)
+        asked = pb.EstimateRequest(
+            prompt_tokens=prompt_tokens, output_tokens=output_tokens, qos=qos
+        )
+        return violations(lambda: read_estimate(asked, tiers, limits))
+
+    assert fields(0) == fields(80) == ["prompt_tokens"]
+    assert fields(60, 21) == ["output_tokens"]
+    assert fields(0, tier="none") == ["prompt_tokens", "qos.tier"]
+    asked = pb.EstimateRequest(prompt_tokens=60, qos=pb.QualityOfService(tier="batch"))
+    supposed = read_estimate(asked, tiers, limits)
+    assert (supposed.prompt_len, supposed.output_len, supposed.quality.tier) == (60, None, "batch")
+    assert supposed.default_output_len == 20
+    asked.output_tokens = 20
+    assert read_estimate(asked, tiers, limits).output_len == 20
 
 
 def test_explain_needs_an_id() -> None:

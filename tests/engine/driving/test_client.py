@@ -30,6 +30,7 @@ from engine.driving.client import (
     RequestStream,
 )
 from engine.driving.config import EngineConfig
+from engine.driving.messages import Failure
 from tests.engine.driving import engines
 
 WAIT_S = 60.0
@@ -140,7 +141,7 @@ async def test_an_id_is_taken_until_the_engine_has_finished_it(client: Watched) 
 async def test_unknown_questions_say_so(client: Watched) -> None:
     with pytest.raises(CallFailed, match="nonsense") as caught:
         await within(client.call("nonsense"))
-    assert caught.value.unknown
+    assert caught.value.failure is Failure.UNKNOWN_QUESTION
 
 
 async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched) -> None:

@@ -13,7 +13,7 @@ from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.loop import HELD_BACK_S, EngineLoop
-from engine.driving.messages import Call, Cancel, Command, Report, Submit
+from engine.driving.messages import Call, Cancel, Command, Failure, Report, Submit
 
 PAGES = 16
 
@@ -132,7 +132,8 @@ def test_only_questions_are_answered(name: str) -> None:
     pipe = ScriptedPipe([Call(3, name, {})])
     make_loop(pipe).run()
     (reply,) = pipe.sent[0].replies
-    assert (reply.call_id, reply.value, reply.unknown) == (3, None, True)
+    assert (reply.call_id, reply.value) == (3, None)
+    assert reply.failure is Failure.UNKNOWN_QUESTION
     assert name in reply.error
 
 
@@ -151,7 +152,7 @@ def test_an_estimate_is_asked_for_the_present_moment() -> None:
     answered, refused = pipe.sent[0].replies
     assert answered.value == (5, pytest.approx(0.001))
     assert refused.error == "prompt_len must be at least 1"
-    assert not refused.unknown
+    assert refused.failure is Failure.INVALID
 
 
 def test_a_broken_executor_ends_the_loop() -> None:
