@@ -11,7 +11,7 @@ demo: install            ## set up, stream one completion, run a mixed-tier load
 	$(BIN)/python -m loadgen.demo
 
 test: install            ## set up, run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

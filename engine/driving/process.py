@@ -7,6 +7,7 @@ engine holds one end of a socket pair and exits when the other closes, so it out
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -28,7 +29,11 @@ class EngineProcess:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             fd = theirs.fileno()
             command = [sys.executable, "-m", "engine.driving", str(fd)]
-            self._child = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
+            # OpenMP threads that wait must sleep, not spin: the cores are shared with the front end.
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+            self._child = subprocess.Popen(
+                command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment
+            )
         ours.sendall(pack(config))
         self.socket = ours
 
