@@ -53,7 +53,7 @@ class Summary:
     target: TargetInfo
     window: Window
     requested_rps: float  # requests due in the window, per second
-    achieved_rps: float  # requests sent in the window, per second
+    achieved_rps: float  # the same requests, over the time that sending them took
     lag: Lag
     total: Score
     by_tier: tuple[Score, ...]
@@ -87,10 +87,10 @@ def summarise(
     window = Window(warmup_s, max(end_s, warmup_s + 1e-9))
     judged = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
-    sent = sum(window.start_s <= r.sent_at < window.end_s for r in run.records)
     lag = _lag(due)
     requested = len(due) / window.length_s
-    achieved = sent / window.length_s
+    last_sent_at = max((r.sent_at for r in due), default=0.0)
+    achieved = len(due) / max(window.length_s, last_sent_at - window.start_s)
     long_tokens = percentile(sorted(each.record.request.prompt_len for each in judged), 90) or 0
 
     def split(key: Callable[[Record], str]) -> tuple[Score, ...]:

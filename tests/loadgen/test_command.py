@@ -142,16 +142,16 @@ def test_the_search_finds_the_rate_below_which_nothing_fails(
 ) -> None:
     little.servicer.acts_as = "full"
     figures = tmp_path / "capacity.json"
-    load = ("--rps", "300", "--duration", "0.05s", "--repeats", "1", "--max-lag", "10s")
+    load = ("--rps", "40", "--duration", "0.2s", "--repeats", "1", "--max-lag", "10s")
     command = ["--target", little.address, "--find-capacity", *load, "--json", str(figures)]
     assert main([*command, "--arrivals", "constant", "--seed", "1"]) == 0
     capacity = read_json(figures)["capacity"]
-    assert 0 < capacity["passed_rps"] < 20 < capacity["failed_rps"]  # below one arrival per run
+    assert capacity["passed_rps"] <= 5 < capacity["failed_rps"]  # 5/s: none in 0.2 s
     assert "capacity:" in capsys.readouterr().out
 
 
 def test_the_gate_is_an_exit_status(little: LittleServer, capsys: Capture) -> None:
-    load = ("--rps", "50", "--duration", "0.5s", "--max-lag", "10s", "--mix", "standard:1")
+    load = ("--rps", "50", "--duration", "1s", "--max-lag", "10s", "--mix", "standard:1")
     command = ["--target", little.address, *load, "--slo-gate"]
     assert main(command) == 0
     assert "gate open" in capsys.readouterr().out

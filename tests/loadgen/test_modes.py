@@ -76,11 +76,12 @@ def test_a_sweep_stops_where_the_target_is_lost() -> None:
 
 
 def test_the_search_finds_a_known_capacity() -> None:
-    """Utilisation must stay below 1; at 10 s of patience it may come close to it."""
+    """Utilisation must stay below 1; at 10 s of patience it may come close to it. In 200 s chance
+    brings up to 3 % fewer arrivals than planned."""
     capacity, done = search_capacity(
         measuring(FifoTarget()), LONG, Search(guess=3.0, precision=0.02)
     )
-    assert 17.5 < capacity.passed < capacity.failed <= 20.6
+    assert 17.5 < capacity.passed < capacity.failed < 21.2
     assert len({each.name for each in done}) == len(done)
 
 
