@@ -1,0 +1,238 @@
+"""Requests and sequences in a line, and a driver that holds a scheduler to its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from engine.deciding.config import SchedulerConfig
+from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
+from engine.deciding.plan import (
+    Accepted,
+    Event,
+    Finished,
+    Plan,
+    Relegated,
+    Sampled,
+    Timings,
+    Token,
+    Work,
+)
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.scheduler import Scheduler
+from engine.deciding.sequence import FinishReason, Sequence
+
+# 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.
+MILLI = LatencyProfile("milli", (Segment(UNBOUNDED, base=1e-3, prefill=1e-3, decode=1e-4),))
+
+
+def make_request(
+    name: str = "r",
+    prompt: int | ListOf[int] = 10,
+    output: int = 5,
+    at: float = 0.0,
+    targets: Targets = BEST_EFFORT,
+    importance: Importance = Importance.NORMAL,
+    tenant: str = "",
+    application: str = "",
+    sampling: Sampling | None = None,
+) -> Request:
+    return Request(
+        name,
+        range(prompt) if isinstance(prompt, int) else prompt,
+        sampling or Sampling(temperature=0.0, max_tokens=output),
+        at,
+        targets,
+        importance,
+        tenant=tenant,
+        application=application,
+    )
+
+
+def make_sequence(name: str = "r", **of_request: object) -> Sequence:
+    request = make_request(name, **of_request)  # type: ignore[arg-type] # passed on as they are
+    return Sequence(request, admitted_at=request.arrived_at)
+
+
+def interactive(ttft_s: float, tbt_s: float) -> Targets:
+    return Targets(ttft_s=ttft_s, tbt_s=tbt_s)
+
+
+def deadline(ttlt_s: float) -> Targets:
+    return Targets(ttlt_s=ttlt_s)
+
+
+def work_of(plan: Plan) -> Work:
+    """The work of a plan, token by token from its definition in plan.py."""
+    positions = [range(c.start, c.start + c.length) for c in plan.chunks]
+    return Work(
+        num_decodes=len(plan.decodes),
+        decode_context=sum(s.num_computed + 1 for s in plan.decodes),
+        num_prefill=sum(len(p) for p in positions),
+        prefill_context=sum(c.start + c.length for c in plan.chunks),
+        prefill_pairs=sum(i + 1 for p in positions for i in p),
+        num_chunks=len(plan.chunks),
+    )
+
+
+def timings_of(request: Request, token_at: list[float], ended_at: float, done: bool) -> Timings:
+    """What `Finished` must say, from the instants of the tokens and the definitions alone."""
+    targets, arrived = request.targets, request.arrived_at
+    gaps = [b - a for a, b in pairwise(token_at)]
+    last = (token_at[-1] if token_at else ended_at) - arrived
+    ttft = token_at[0] - arrived if token_at else None
+    on_pace = all(t <= request.token_due_at(n) for n, t in enumerate(token_at[1:], start=2))
+    return Timings(
+        queue_s=None,
+        ttft_s=ttft,
+        mean_tbt_s=sum(gaps) / len(gaps) if gaps else None,
+        worst_tbt_s=max(gaps) if gaps else None,
+        ttlt_s=last,
+        ttft_met=None if targets.ttft_s is None else ttft is not None and ttft <= targets.ttft_s,
+        tbt_met=None if targets.tbt_s is None else bool(token_at) and on_pace,
+        ttlt_met=None if targets.ttlt_s is None else done and last <= targets.ttlt_s,
+    )
+
+
+@dataclass
+class Story:
+    """All that the outside saw of one request."""
+
+    request: Request
+    token_at: list[float] = field(default_factory=list)
+    started_at: float | None = None
+    relegations: int = 0
+    finished: Finished | None = None
+
+
+class Driver:
+    """Plans, executes and commits, asserting what every policy owes on each call.
+
+    Token n of each request has id n, so that a lost, doubled or swapped token shows.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.stories: dict[str, Story] = {}
+        self.now = 0.0
+        self.num_planned = Work()
+
+    def submit(self, request: Request) -> None:
+        (event,) = self.scheduler.submit(request, self.now)
+        assert isinstance(event, Accepted)
+        assert event.request_id == request.id
+        self.stories[request.id] = Story(request)
+        self.scheduler.check()
+
+    def cancel(self, name: str) -> None:
+        events = self.scheduler.cancel(name, FinishReason.CANCELLED, self.now)
+        expected = self.stories[name].finished is None
+        assert len(events) == expected, "cancelling ends exactly those in flight"
+        self._take(events)
+        self.scheduler.check()
+
+    def step(self, slowdown: float = 1.0) -> Plan | None:
+        """One iteration that takes `slowdown` times what was predicted."""
+        plan = self.scheduler.plan(self.now)
+        self.scheduler.check()
+        assert (plan is None) == (not self.in_flight)
+        if plan is None:
+            return None
+        self._check_plan(plan)
+        tokens = [Token(len(s.output)) for s in plan.sampling]
+        self.now += slowdown * plan.predicted_s
+        self._take(self.scheduler.commit(plan, tokens, self.now))
+        self.scheduler.check()
+        return plan
+
+    @property
+    def in_flight(self) -> list[str]:
+        return [name for name, story in self.stories.items() if story.finished is None]
+
+    def _check_plan(self, plan: Plan) -> None:
+        config, pages = self.scheduler.config, self.scheduler.pages
+        members = [*plan.decodes, *(c.sequence for c in plan.chunks)]
+        assert members, "no plan is empty"
+        assert len(set(members)) == len(members), "a sequence appears once"
+        assert plan.work == work_of(plan)
+        assert plan.planned_at == self.now
+        assert plan.predicted_s == self.scheduler.latency.predict(plan.work)
+        writes = [(s, s.num_computed, 1) for s in plan.decodes]
+        assert all(s.num_uncomputed == 1 for s in plan.decodes)
+        for sequence, start, length, samples in plan.chunks:
+            assert start == sequence.num_computed
+            assert 1 <= length <= sequence.num_uncomputed
+            assert samples == (length == sequence.num_uncomputed)
+            writes.append((sequence, start, length))
+            story = self.stories[sequence.id]
+            story.started_at = self.now if story.started_at is None else story.started_at
+        for sequence, start, length in writes:
+            assert start + length <= len(sequence.pages) * pages.page_size, "unbacked position"
+        self._check_writers(writes, pages.page_size)
+        if config.policy != "niyama":
+            room = max(0, config.chunk_size - plan.work.num_decodes)
+            assert plan.work.num_prefill <= room, "the token budget holds"
+
+    def _check_writers(self, writes: list[tuple[Sequence, int, int]], size: int) -> None:
+        """A page that is written in this iteration is in nobody else's page table."""
+        sequences = self.scheduler._sequences.values()
+        for sequence, start, length in writes:
+            written = set(sequence.pages[start // size : (start + length - 1) // size + 1])
+            for other in sequences:
+                assert other is sequence or not written & set(other.pages), "a page has one writer"
+
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            story = self.stories[event.request_id]
+            assert story.finished is None, "nothing follows the end"
+            if isinstance(event, Sampled):
+                assert event.token.id == len(story.token_at), "tokens come in order"
+                story.token_at.append(self.now)
+            elif isinstance(event, Relegated):
+                story.relegations += 1
+            elif isinstance(event, Finished):
+                story.finished = event
+                self._check_finished(story, event)
+
+    def _check_finished(self, story: Story, event: Finished) -> None:
+        request, count = story.request, len(story.token_at)
+        done = event.reason in (FinishReason.LENGTH, FinishReason.STOP)
+        assert (event.prompt_tokens, event.output_tokens) == (len(request.prompt), count)
+        assert done == (count == request.sampling.max_tokens)
+        expected = timings_of(request, story.token_at, self.now, done)
+        actual = event.timings
+        if story.started_at is None:
+            assert actual.queue_s is None
+        else:
+            assert actual.queue_s == story.started_at - request.arrived_at
+        for name in ("ttft_s", "worst_tbt_s", "ttlt_s", "ttft_met", "tbt_met", "ttlt_met"):
+            assert getattr(actual, name) == getattr(expected, name), name
+        assert (actual.mean_tbt_s is None) == (expected.mean_tbt_s is None)
+        if actual.mean_tbt_s is not None and expected.mean_tbt_s is not None:
+            assert abs(actual.mean_tbt_s - expected.mean_tbt_s) < 1e-9
+
+    def drain(self, most: int = 100_000) -> None:
+        """Until nothing is in flight; then everything must be free and accounted for."""
+        while self.in_flight:
+            assert most > 0, "no progress"
+            most -= 1
+            self.step()
+        scheduler, stats = self.scheduler, self.scheduler.stats()
+        assert not scheduler.has_work
+        assert scheduler.plan(self.now) is None
+        assert stats.pages_free == stats.pages_total, "all pages are free at the end"
+        assert stats.num_submitted == stats.num_finished == len(self.stories)
+        assert (stats.num_waiting, stats.num_running, stats.num_held) == (0, 0, 0)
+        assert stats.num_relegated == 0
+
+
+def make_scheduler(
+    policy: str = "niyama",
+    num_pages: int = 1000,
+    profile: LatencyProfile = MILLI,
+    **changes: object,
+) -> Scheduler:
+    config = SchedulerConfig(num_pages, policy=policy, **{"context_len": 10_000, **changes})  # type: ignore[arg-type] # any field
+    return Scheduler(config, LatencyModel(profile))

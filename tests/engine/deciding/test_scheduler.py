@@ -1,0 +1,178 @@
+"""What every policy owes under random schedules: the Driver of parts.py asserts it on each call."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from engine.deciding.plan import Event, Finished, Token
+from engine.deciding.policies import POLICIES
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.sequence import FinishReason
+from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
+
+PAGE_SIZE = 4
+CONTEXT = 64
+TARGETS = [
+    BEST_EFFORT,
+    interactive(0.05, 0.004),
+    interactive(0.5, 0.02),
+    deadline(0.05),
+    deadline(0.5),
+    deadline(5.0),
+]
+
+
+def random_request(rng: random.Random, name: str, at: float) -> Request:
+    """Prompts share prefixes within and across tenants; most need several small chunks."""
+    output = rng.randint(1, 12)
+    prompt = [rng.choice((1, 2))] * rng.randint(1, 24) + [rng.randrange(9)] * rng.randint(0, 24)
+    return make_request(
+        name,
+        prompt=prompt[: CONTEXT - output],
+        output=output,
+        at=at,
+        targets=rng.choice(TARGETS),
+        importance=rng.choice(list(Importance)),
+        tenant=rng.choice("ab"),
+        application=rng.choice(("", "chat", "code")),
+    )
+
+
+def random_run(policy: str, seed: int, num_requests: int = 6) -> Driver:
+    """Arrivals at any time, also long before they are taken in; slow and quick iterations;
+    cancellations of anybody at any moment; memory that seldom suffices."""
+    rng = random.Random(seed)
+    scheduler = make_scheduler(
+        policy,
+        num_pages=rng.choice((16, 16, 20, 60)),  # 16 hold one sequence of CONTEXT
+        page_size=PAGE_SIZE,
+        context_len=CONTEXT,
+        chunk_size=rng.choice((4, 9, 16, 64)),
+        max_batch_size=rng.choice((1, 2, 4, 100)),
+        prefix_caching=rng.random() < 0.5,
+    )
+    driver = Driver(scheduler)
+    for i in range(num_requests):
+        driver.submit(random_request(rng, f"r{i}", driver.now - rng.choice((0.0, 0.01))))
+        for _ in range(rng.choice((0, 0, 1, 3, 10))):
+            if driver.step(rng.choice((0.5, 1.0, 1.0, 3.0))) is None:
+                driver.now += rng.expovariate(50)
+        if rng.random() < 0.15:
+            driver.cancel(f"r{rng.randint(0, i)}")
+    driver.drain()
+    return driver
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_random_schedules_keep_every_invariant(policy: str) -> None:
+    """Preemption and relegation are rare enough to be missed: the runs must have had both."""
+    runs = [random_run(policy, seed) for seed in range(400)]
+    finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
+    assert sum(f.num_preemptions for f in finished) > 50
+    assert sum(f.cached_tokens for f in finished) > 100
+    assert sum(f.reason is FinishReason.CANCELLED for f in finished) > 100
+    relegated = sum(s.relegations for run in runs for s in run.stories.values())
+    assert relegated > 100 if policy == "niyama" else relegated == 0
+
+
+class Schedules(RuleBasedStateMachine):
+    """The same contract, with sequences of calls that hypothesis chooses and shrinks."""
+
+    @initialize(
+        policy=st.sampled_from(POLICIES),
+        num_pages=st.integers(16, 24),
+        chunk_size=st.integers(1, 20),
+        max_batch_size=st.integers(1, 4),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, policy: str, **config: int) -> None:
+        self.driver = Driver(
+            make_scheduler(policy, page_size=PAGE_SIZE, context_len=CONTEXT, **config)
+        )
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=52),
+        output=st.integers(1, 12),
+        waited=st.sampled_from((0.0, 0.02)),
+        slo=st.sampled_from(TARGETS),
+        importance=st.sampled_from(Importance),
+        tenant=st.sampled_from("ab"),
+    )
+    def submit(
+        self,
+        prompt: list[int],
+        output: int,
+        waited: float,
+        slo: Targets,
+        importance: Importance,
+        tenant: str,
+    ) -> None:
+        driver = self.driver
+        name, at = f"r{len(driver.stories)}", driver.now - waited
+        driver.submit(make_request(name, prompt, output, at, slo, importance, tenant))
+
+    @rule(slowdown=st.sampled_from((0.5, 1.0, 4.0)), times=st.integers(1, 6))
+    def step(self, slowdown: float, times: int) -> None:
+        for _ in range(times):
+            self.driver.step(slowdown)
+
+    @rule(seconds=st.floats(0.0, 1.0))
+    def wait(self, seconds: float) -> None:
+        self.driver.now += seconds
+
+    @precondition(lambda self: self.driver.stories)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.driver.cancel(data.draw(st.sampled_from(sorted(self.driver.stories))))
+
+    def teardown(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.drain()
+
+
+TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(
+    max_examples=200, stateful_step_count=20, deadline=None, derandomize=True
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_stop_token_ends_a_request_once_min_tokens_are_reached(policy: str) -> None:
+    """Token n has id n here: 1 is too early, 3 ends the request after its fourth token."""
+    scheduler = make_scheduler(policy)
+    sampling = Sampling(max_tokens=9, min_tokens=2, stop_token_ids=frozenset({1, 3}))
+    scheduler.submit(make_request("r", sampling=sampling), 0.0)
+    events: list[Event] = []
+    while plan := scheduler.plan(0.0):
+        (sequence,) = plan.sampling
+        events += scheduler.commit(plan, [Token(len(sequence.output))], 0.0)
+    *sampled, end = events
+    assert len(sampled) == 4
+    assert isinstance(end, Finished)
+    assert (end.reason, end.output_tokens) == (FinishReason.STOP, 4)
+
+
+def test_what_could_never_be_served_is_refused_before_any_state_exists() -> None:
+    scheduler = make_scheduler(num_pages=4, page_size=16, context_len=100)
+    scheduler.submit(make_request("fits", prompt=60, output=4), 0.0)
+    with pytest.raises(ValueError, match="together are 65 tokens"):
+        scheduler.submit(make_request("page", prompt=61, output=4), 0.0)
+    with pytest.raises(ValueError, match="in flight"):
+        scheduler.submit(make_request("fits", prompt=1), 0.0)
+    assert scheduler.stats().num_submitted == 1
+    scheduler.check()
+
+
+def test_the_context_length_ends_a_sequence() -> None:
+    """Prompt 6 + max_tokens 4 is the context of 10: the last token comes at known length 10."""
+    driver = Driver(make_scheduler(context_len=10))
+    driver.submit(make_request("r", prompt=6, output=4))
+    driver.drain()
+    finished = driver.stories["r"].finished
+    assert finished is not None
+    assert (finished.reason, finished.output_tokens) == (FinishReason.LENGTH, 4)
