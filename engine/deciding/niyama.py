@@ -11,7 +11,8 @@ Relegation: whenever the queue, served in order of deadline, cannot be on time, 
 who gives way. What was relegated is served after everybody else, apart from a small share of the
 engine that keeps it moving; it is taken back when there turns out to be time for it.
 
-Chunk: as large as pace.py allows, up to the size at which throughput saturates. Decodes that have
+Chunk: as large as pace.py allows, up to the size at which throughput saturates; while alpha is 0,
+no larger than keeps every raw gap within the TBT target. Decodes that have
 time sit an iteration out when others would be late with them.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sortedcontainers import SortedKeyList, SortedList
 
@@ -34,8 +35,8 @@ from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
 RECENT = 1000  # requests whose work tells what "costly" is
-PRESSURE_WEIGHT = 1 / 64  # of one request in the share that was relegated lately
-CALM = 0.5 * PRESSURE_WEIGHT  # below this share the queue counts as feasible: none in 45 requests
+ARRIVAL_WEIGHT = 1 / 64  # of one request in what is known of the recent ones
+CALM = 0.5 * ARRIVAL_WEIGHT  # below this share the queue counts as feasible: none in 45 requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Niyama:
         self._demand = demand
         self._fixed_chunk = fixed_chunk
         self._max_held_pages = max_held_pages
+        # While the queue is light there is no reason to let tokens come unevenly.
+        self._light_pace = replace(config.pace, max_gap=1.0)
         self._promises = Promises()
         self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(key=lambda s: s.due_at)
         self._background_s = 0.0  # work of best effort and relegated requests
@@ -79,6 +82,7 @@ class Niyama:
         self._credit = 0.0  # prefill tokens that the background may take before the others
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
+        self._shortest_ttft_s = math.inf  # asked for lately
         self._pressure = 0.0  # share of the recent requests that had to be relegated
         self._alpha = 0.0
         self._plans_since_reorder = 0
@@ -111,8 +115,7 @@ class Niyama:
         if sequence.relegated:
             return self._enter_background(sequence, RELEGATED, sequence.request.arrived_at, work_s)
         self._promises.add(sequence, work_s)
-        self._note_work(work_s)
-        self._pressure *= 1 - PRESSURE_WEIGHT
+        self._note_arrival(sequence, work_s)
         return self._key(sequence, work_s)
 
     def _enter_background(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
@@ -157,8 +160,13 @@ class Niyama:
         if sequence in self._hopeful:
             self._hopeful.remove(sequence)
 
-    def _note_work(self, work_s: float) -> None:
+    def _note_arrival(self, sequence: Sequence, work_s: float) -> None:
+        """Keep what is known of the recent requests: how costly, how hurried, how many too many."""
         self._num_entered += 1
+        self._pressure *= 1 - ARRIVAL_WEIGHT
+        self._shortest_ttft_s *= 1 + ARRIVAL_WEIGHT
+        if sequence.request.targets.ttft_s is not None:
+            self._shortest_ttft_s = min(self._shortest_ttft_s, sequence.request.targets.ttft_s)
         if len(self._recent_order) == RECENT:
             self._recent.remove(self._recent_order[self._num_entered % RECENT])
             self._recent_order[self._num_entered % RECENT] = work_s
@@ -171,7 +179,7 @@ class Niyama:
     def review(self, now: float) -> list[Move]:
         moves: list[Move] = []
         if self.config.relegation:
-            while (pair := self._promises.victim(now + self._step_s)) is not None:
+            while (pair := self._promises.victim(now + self._lead_s)) is not None:
                 moves.append(self._relegate(*pair))
             if not moves:
                 moves += self._restore(now)
@@ -183,7 +191,7 @@ class Niyama:
     def _relegate(self, victim: Sequence, late: Sequence) -> Move:
         work_s = self._promises.all.work(victim)
         self.leave(victim)
-        self._pressure += PRESSURE_WEIGHT
+        self._pressure += ARRIVAL_WEIGHT
         if not victim.relegated:
             self._hopeful.add(victim)  # the first time; nobody goes back and forth for ever
         victim.relegated = True
@@ -274,7 +282,9 @@ class Niyama:
         floor_s = self._latency.predict(work) if decodes else 0.0
         left = self._demand.output_left
         streams = ((s, left(s)) for s in decodes)
-        self._budget_s = iteration_budget(self.config.pace, streams, floor_s, now)
+        pace = self._light_pace if self._alpha == 0 else self.config.pace
+        budget_s = iteration_budget(pace, streams, floor_s, now)
+        self._budget_s = min(budget_s, max(self._response_s, floor_s))
 
     def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
         """By key, except for whoever would be late for being overtaken (see the module); and the
@@ -300,7 +310,7 @@ class Niyama:
     ) -> Sequence | None:
         """Who must go before the sequence, because a step of it would make them late."""
         work_s = self._demand_of(sequence)
-        step_s = min(work_s, self._step_s)
+        step_s = min(work_s, self._lead_s)
         for begun in self._begun:
             if begun not in taken and begun is not sequence:
                 spare_s = begun.due_at - now - self._promises.all.work(begun)
@@ -311,6 +321,16 @@ class Niyama:
             return None
         earliest = next((s for s in in_order if s not in taken and s in everybody), None)
         return None if earliest is None or earliest.due_at >= sequence.due_at else earliest
+
+    @property
+    def _response_s(self) -> float:
+        """Longest iteration with which new arrivals can still be answered in time."""
+        return self.config.pace.response * self._shortest_ttft_s
+
+    @property
+    def _lead_s(self) -> float:
+        """Time that passes before a decision can take effect: one large iteration."""
+        return min(self._step_s, self._response_s)
 
     def _demand_of(self, sequence: Sequence) -> float:
         if sequence in self._promises:

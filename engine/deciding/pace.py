@@ -10,6 +10,9 @@ its next token):
             first token left: accumulated slack must not turn into a visible stall
 
 and one for a stream that only has to be complete by a deadline: its share of the time left.
+
+Whoever arrives during an iteration waits for its end, so no iteration takes longer than a share of
+the shortest TTFT that is being asked for.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from engine.deciding.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class PaceConfig:
-    """In units of a stream's TBT target."""
+    """In units of a stream's TBT target, unless said otherwise."""
 
     max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
     reserve: float = 2.0  # slack that no iteration may spend
     catch_up: float = 0.9  # longest iteration while the reserve is not full
+    response: float = 0.1  # longest iteration, in units of the shortest TTFT asked for lately
 
     def __post_init__(self) -> None:
         if not self.max_gap >= 1:
@@ -36,6 +40,8 @@ class PaceConfig:
             raise ValueError(f"reserve must be 0 or more, got {self.reserve}")
         if not 0 < self.catch_up <= 1:
             raise ValueError(f"catch_up must be in (0, 1], got {self.catch_up}")
+        if not self.response > 0:
+            raise ValueError(f"response must be positive, got {self.response}")
 
 
 def interactive_budget(
