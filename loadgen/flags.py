@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from client.client import DEFAULT_SERVER
 from client.values import Importance
-from loadgen import gate, workload_file
+from loadgen import gate, simulation_flags, workload_file
 from loadgen.arrivals import Process, parse_rate
 from loadgen.lengths import Distribution, parse_distribution
 from loadgen.spec import Spec, TierSpec
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     _add_target(parser.add_argument_group("target"))
+    simulation_flags.add(parser.add_argument_group("simulation"), _typed)
     _add_load(parser.add_argument_group("load"))
     _add_requests(
         parser.add_argument_group("requests", "LENGTH: 100 fixed, 80/200 lognormal by p50/p90")
@@ -64,9 +65,8 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--drain",
         type=_typed(parse_duration),
-        default=60.0,
         metavar="DURATION",
-        help="longest wait for the last answers (default 60s)",
+        help="longest wait for the last answers (default 60s; simulated: none)",
     )
 
 

@@ -7,9 +7,12 @@ import contextlib
 import shlex
 from collections.abc import Iterator
 
-from loadgen import local_server
+from loadgen import flags, local_server, simulation_flags
 from loadgen.live import LiveTarget
+from loadgen.simulated import SimulatedTarget
 from loadgen.target import Target
+
+_LIVE_DRAIN_S = 60.0
 
 
 @contextlib.contextmanager
@@ -17,8 +20,11 @@ def opened(arguments: argparse.Namespace, contender: str | None = None) -> Itera
     """The target while the block lasts.
 
     A contender of a comparison is NAME=HOST:PORT, a server that runs already, or the name of a
-    policy, for which a server is started here. Raises Unreachable.
+    policy, for which a server is started here, or simulated. Raises Unreachable, or ValueError.
     """
+    if arguments.simulate is not None:
+        yield _simulated(arguments, contender)
+        return
     name, _, address = (contender or "").partition("=")
     if contender is None or address:
         yield _live(arguments, address or arguments.target)
@@ -28,4 +34,14 @@ def opened(arguments: argparse.Namespace, contender: str | None = None) -> Itera
 
 
 def _live(arguments: argparse.Namespace, address: str) -> LiveTarget:
-    return LiveTarget(address, arguments.channels, arguments.drain)
+    drain_s = _LIVE_DRAIN_S if arguments.drain is None else arguments.drain
+    return LiveTarget(address, arguments.channels, drain_s)
+
+
+def _simulated(arguments: argparse.Namespace, contender: str | None) -> Target:
+    spec = flags.to_spec(arguments)
+    shared = any(tier.prefix is not None for tier in (spec.everyone, *spec.tiers.values()))
+    setup = simulation_flags.setup(arguments, prefix_caching=shared)
+    if contender is not None:
+        setup = simulation_flags.contender(setup, contender)
+    return SimulatedTarget(setup)

@@ -21,6 +21,7 @@ class SchedulerConfig:
     max_batch_size: int = 256  # sequences that have started and not finished
     prefix_caching: bool = True
     record_capacity: int = 10_000  # requests whose story is remembered; 0 for none
+    token_events: bool = True  # a Sampled for every token; a simulation has no streams to feed
     niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
 
     def __post_init__(self) -> None:

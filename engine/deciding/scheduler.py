@@ -344,7 +344,8 @@ class Scheduler:
     def _advance(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         sequence.output.append(token.id)
         note_token(sequence, now)
-        events.append(Sampled(sequence.id, token))
+        if self.config.token_events:
+            events.append(Sampled(sequence.id, token))
         if self.record is not None and len(sequence.output) == 1:
             self.record.note(sequence.id, now, "first_token")
         reason = self._end_of(sequence, token.id)
@@ -361,6 +362,10 @@ class Scheduler:
         return None
 
     # Questions
+
+    def sequence(self, request_id: str) -> Sequence:
+        """The state of a request in flight. Raises KeyError where there is none of that id."""
+        return self._sequences[request_id]
 
     def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
         ahead_s = self.policy.ahead_s(sequence, now)

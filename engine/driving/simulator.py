@@ -1,31 +1,59 @@
 """Runs the real scheduler in virtual time: the executor is a cost function, the clock a number.
 
-Knows nothing of workloads or reports: it takes requests in order of arrival and yields what became
-of each. The decisions are those of the service, since the code is the same. Seconds throughout.
+Knows nothing of workloads or reports: it takes calls in order of arrival and yields what became of
+each. The decisions are those of the service, since the code is the same. Seconds throughout.
+
+A token has no text here: its id is the number of the iteration that made it, so that a sequence's
+output says when each of its tokens came (`Replica.ends`), and nothing is kept per token.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
-from engine.deciding.plan import Event, Finished, Plan, Token, Work
+from engine.deciding.plan import Event, Finished, Plan, Relegated, Token, Work
 from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.sequence import FinishReason, Sequence
 
 Cost = Callable[[Work], float]
 Observer = Callable[["Replica", Plan], None]
 
-_TOKEN = Token(0)
+_DRAIN_STEP_S = 60.0
+
+
+class Call(NamedTuple):
+    """A request and how long its caller waits."""
+
+    request: Request
+    leaves_after: int | None = None  # tokens after which the caller hangs up
+    timeout_s: float | None = None  # from its arrival
+
+
+class Refusal(Enum):
+    """Why a call never got into the engine."""
+
+    QUEUE_FULL = "queue full"
+    INVALID = "invalid"
 
 
 class Outcome(NamedTuple):
-    """How a request ended, on which replica."""
+    """What became of a call. `finished` is None where it was refused or is still going on."""
 
     request: Request
-    finished: Finished
     replica: int
+    finished: Finished | None
+    token_at: array[float]  # the instant of each token
+    ended_at: float | None = None  # None: it is still going on
+    relegated: bool = False  # at any time
+    refusal: Refusal | None = None
+    error: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,18 +63,45 @@ class Replica:
     index: int
     scheduler: Scheduler
     cost: Cost
+    max_requests: float = math.inf  # waiting or running
     now: float = 0.0
     busy_s: float = 0.0
-    num_in_flight: int = 0
+    ends: array[float] = field(default_factory=lambda: array("d"))  # of every iteration
+    _calls: dict[str, Call] = field(default_factory=dict)  # in flight
+    _leaving: dict[str, int] = field(default_factory=dict)  # callers that hang up, after how many
+    _patience: list[tuple[float, str]] = field(default_factory=list)  # heap of timeouts
+    _relegated: set[str] = field(default_factory=set)
 
-    def submit(self, request: Request) -> list[Event]:
-        self.num_in_flight += 1
-        return self.scheduler.submit(request, self.now)
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._calls)
 
-    def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Finished]:
+    def submit(self, call: Call) -> Outcome | None:
+        """None where the call is taken in."""
+        request, id = call.request, call.request.id
+        if len(self._calls) >= self.max_requests:
+            return self._refuse(request, Refusal.QUEUE_FULL, "the queue is full")
+        try:
+            self.scheduler.submit(request, self.now)
+        except ValueError as error:
+            return self._refuse(request, Refusal.INVALID, str(error))
+        self._calls[id] = call
+        if call.leaves_after is not None:
+            self._leaving[id] = call.leaves_after
+        if call.timeout_s is not None:
+            heapq.heappush(self._patience, (request.arrived_at + call.timeout_s, id))
+        return None
+
+    def _refuse(self, request: Request, refusal: Refusal, error: str) -> Outcome:
+        at = request.arrived_at
+        return Outcome(request, self.index, None, array("d"), at, refusal=refusal, error=error)
+
+    def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Outcome]:
         """Every iteration that starts before `instant`; the last may end after it."""
-        scheduler, cost = self.scheduler, self.cost
+        scheduler, cost, ends = self.scheduler, self.cost, self.ends
         while self.now < instant:
+            if self._patience and self._patience[0][0] <= self.now:
+                yield from self._time_out()
             plan = scheduler.plan(self.now)
             if plan is None:
                 self.now = instant
@@ -56,10 +111,63 @@ class Replica:
             seconds = cost(plan.work)
             self.now += seconds
             self.busy_s += seconds
-            for event in scheduler.commit(plan, [_TOKEN] * len(plan.sampling), self.now):
-                if type(event) is Finished:
-                    self.num_in_flight -= 1
-                    yield event
+            token = Token(len(ends))
+            ends.append(self.now)
+            sampling = plan.sampling
+            events = scheduler.commit(plan, [token] * len(sampling), self.now)
+            if events:
+                yield from self._ended(events, sampling)
+            if self._leaving:
+                yield from self._hang_up(sampling)
+
+    def in_flight(self) -> Iterator[Outcome]:
+        """The calls that have not ended, with the tokens they have so far."""
+        for id, call in self._calls.items():
+            token_at = self._instants(self.scheduler.sequence(id).output)
+            relegated = id in self._relegated
+            yield Outcome(call.request, self.index, None, token_at, relegated=relegated)
+
+    def _ended(self, events: list[Event], sampling: list[Sequence]) -> Iterator[Outcome]:
+        """Those that an iteration finished; also notes whom it relegated."""
+        for event in events:
+            if type(event) is Finished:
+                output = next(s.output for s in sampling if s.id == event.request_id)
+                yield self._outcome(event, output)
+            elif type(event) is Relegated:
+                self._relegated.add(event.request_id)
+
+    def _hang_up(self, sampling: list[Sequence]) -> Iterator[Outcome]:
+        for sequence in sampling:
+            leaves_after = self._leaving.get(sequence.id)
+            if leaves_after is not None and len(sequence.output) >= leaves_after:
+                yield from self._cancel(sequence.id, FinishReason.CANCELLED)
+
+    def _time_out(self) -> Iterator[Outcome]:
+        while self._patience and self._patience[0][0] <= self.now:
+            _, id = heapq.heappop(self._patience)
+            if id in self._calls:
+                yield from self._cancel(id, FinishReason.TIMEOUT)
+
+    def _cancel(self, id: str, reason: FinishReason) -> Iterator[Outcome]:
+        output = self.scheduler.sequence(id).output
+        for event in self.scheduler.cancel(id, reason, self.now):
+            if type(event) is Finished:
+                yield self._outcome(event, output)
+
+    def _outcome(self, finished: Finished, output: list[int]) -> Outcome:
+        id = finished.request_id
+        self._leaving.pop(id, None)
+        relegated = id in self._relegated
+        self._relegated.discard(id)
+        request = self._calls.pop(id).request
+        token_at = self._instants(output)
+        return Outcome(request, self.index, finished, token_at, self.now, relegated)
+
+    def _instants(self, output: list[int]) -> array[float]:
+        if output and output[-1] - output[0] == len(output) - 1:  # a token in every iteration
+            return self.ends[output[0] : output[-1] + 1]
+        ends = self.ends
+        return array("d", [ends[iteration] for iteration in output])
 
 
 Route = Callable[[list[Replica], Request], Replica]
@@ -83,29 +191,28 @@ def least_loaded(replicas: list[Replica], request: Request) -> Replica:
 
 
 def simulate(
-    requests: Iterable[Request],
+    calls: Iterable[Call],
     replicas: list[Replica],
     route: Route = least_loaded,
-    until: float = float("inf"),
+    drain_s: float = math.inf,
     observe: Observer | None = None,
 ) -> Iterator[Outcome]:
-    """What became of each request, in the order of their ends on each replica.
+    """What became of each call, exactly once each, in the order of their ends on each replica.
 
-    Requests must come in order of arrival. Those not finished by `until` yield nothing.
+    Calls must come in order of arrival. Those still going on `drain_s` after the last arrival come
+    at the end, as they are then.
     """
-    in_flight: dict[str, Request] = {}
-
-    def advance(instant: float) -> Iterator[Outcome]:
+    last_at = 0.0
+    for call in calls:
+        last_at = call.request.arrived_at
         for replica in replicas:
-            for event in replica.run_until(instant, observe):
-                yield Outcome(in_flight.pop(event.request_id), event, replica.index)
-
-    for request in requests:
-        yield from advance(min(request.arrived_at, until))
-        if request.arrived_at > until:
-            break
-        in_flight[request.id] = request
-        route(replicas, request).submit(request)
-    while in_flight and any(r.now < until for r in replicas):
-        ahead = max(r.now for r in replicas) + 60.0
-        yield from advance(min(ahead, until))
+            if replica.now < last_at:
+                yield from replica.run_until(last_at, observe)
+        refused = route(replicas, call.request).submit(call)
+        if refused is not None:
+            yield refused
+    for replica in replicas:
+        while replica.num_in_flight and replica.now < last_at + drain_s:
+            until = min(replica.now + _DRAIN_STEP_S, last_at + drain_s)
+            yield from replica.run_until(until, observe)
+        yield from replica.in_flight()

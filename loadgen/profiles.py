@@ -1,0 +1,258 @@
+"""What is simulated: how long the iterations of one model on one device take, and what fits.
+
+* `a100-llama3-8b`: the coefficients published with Niyama (arXiv 2503.22562; QoServe, ASPLOS 2026).
+* `roofline:DEVICE:CONFIG.json`: from a device's data sheet and the config.json of a model.
+* a JSON file with the calibration that a live server saved (`LatencyProfile.to_dict`); beside its
+  coefficients it may say `kv_tokens`, `context_len` and `max_batch_size`.
+
+Seconds, bytes, FLOP/s, tokens. A roofline (Williams et al., 2009) charges an iteration for the
+weights it reads or for the arithmetic of its tokens, whichever takes longer, and for the attention
+on top; EFFICIENCY says how much of a data sheet's figures a good implementation gets.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from client.values import Importance, Targets, Tier
+from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
+
+# The tiers of the paper's evaluation (section 4): Q1, Q2, Q3.
+PAPER_TIERS = (
+    Tier("interactive", Targets(ttft=6.0, tbt=0.05), Importance.NORMAL),
+    Tier("standard", Targets(ttlt=600.0), Importance.NORMAL),
+    Tier("batch", Targets(ttlt=1800.0), Importance.NORMAL),
+)
+# Those of a server that was told nothing.
+SERVER_TIERS = (
+    Tier("interactive", Targets(ttft=1.0, tbt=0.05), Importance.NORMAL),
+    Tier("standard", Targets(ttlt=10.0), Importance.NORMAL),
+    Tier("batch", Targets(ttlt=60.0), Importance.NORMAL),
+)
+HOST_OVERHEAD_S = 2e-3  # per iteration of a roofline: launching kernels, scheduling
+_UNKNOWN_KV_TOKENS = 1 << 20  # of a saved calibration that says nothing: memory never binds
+_UNKNOWN_CONTEXT_LEN = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One replica: a model on a device."""
+
+    name: str
+    latency: LatencyProfile
+    kv_tokens: int  # positions that the KV memory holds
+    context_len: int
+    max_batch_size: int = 256
+    tiers: tuple[Tier, ...] = SERVER_TIERS
+
+    def with_overhead(self, seconds: float) -> Profile:
+        """Every iteration takes that much longer."""
+        latency = self.latency
+        slower = tuple(s._replace(base=s.base + seconds) for s in latency.segments)
+        return replace(self, latency=replace(latency, segments=slower))
+
+
+# A100-80GB: 80 GB, of which Llama-3-8B's weights take 16; 128 KiB of KV per token.
+A100 = Profile("a100-llama3-8b", A100_LLAMA3_8B, 430_000, 8192, tiers=PAPER_TIERS)
+
+
+class Device(NamedTuple):
+    """Dense bf16 FLOP/s, bytes per second and bytes of memory, by its data sheet."""
+
+    flops: float
+    bandwidth: float
+    memory: float
+
+
+# NVIDIA data sheets: A100 80GB (PCIe 1,935 and SXM 2,039 GB/s), H100 SXM, H200 SXM, L4, L40S; the
+# dense figures, half of those that a sheet gives with sparsity.
+DEVICES = {
+    "a100-80gb": Device(312e12, 2.039e12, 80e9),
+    "h100": Device(989.5e12, 3.35e12, 80e9),
+    "h200": Device(989.5e12, 4.8e12, 141e9),
+    "l4": Device(121e12, 0.3e12, 24e9),
+    "l40s": Device(362e12, 0.864e12, 48e9),
+}
+
+
+class Efficiency(NamedTuple):
+    """Shares of the data sheet that are reached; assumptions, not measurements."""
+
+    flops: float = 0.5
+    bandwidth: float = 0.8
+    memory: float = 0.9  # the rest: activations, the runtime
+
+
+EFFICIENCY = Efficiency()
+
+
+class ModelShape(NamedTuple):
+    """What a roofline needs of a model. Counts of parameters; bytes are those of 16-bit numbers."""
+
+    layer_parameters: int  # of all layers: read, and multiplied with every token
+    head_parameters: int  # of the output layer: only for tokens that are sampled from
+    embedding_parameters: int  # kept in memory, hardly read; 0 where tied to the output layer
+    kv_bytes: int  # per position
+    attention_flops: int  # per (token, position it attends to)
+    context_len: int
+
+
+BYTES_PER_NUMBER = 2
+
+
+class BadProfile(ValueError):
+    """A profile that cannot be used; the message is one line."""
+
+
+def load(text: str, efficiency: Efficiency = EFFICIENCY) -> Profile:
+    """What `--simulate` names. Raises BadProfile, or OSError."""
+    if text == A100.name:
+        return A100
+    if text.startswith("roofline:"):
+        device, _, path = text.removeprefix("roofline:").partition(":")
+        shape = _model_shape(_read_json(Path(path)), path)
+        return roofline(text, _device(device), shape, efficiency)
+    return _saved(Path(text))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise BadProfile(
+            f"{str(path)!r} is no file; a profile is {A100.name}, roofline:DEVICE:CONFIG.json, or "
+            "the file of a saved calibration"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadProfile(f"{path}: not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise BadProfile(f"{path}: not a JSON object")
+    return document
+
+
+def _saved(path: Path) -> Profile:
+    document = _read_json(path)
+    try:
+        latency = LatencyProfile.from_dict(dict(document))
+        return Profile(
+            latency.name,
+            latency,
+            int(document.get("kv_tokens", _UNKNOWN_KV_TOKENS)),
+            int(document.get("context_len", _UNKNOWN_CONTEXT_LEN)),
+            int(document.get("max_batch_size", 256)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadProfile(f"{path}: not a saved calibration: {error}") from None
+
+
+def _device(text: str) -> Device:
+    """A name of the table, or FLOPS,BANDWIDTH,MEMORY."""
+    if text in DEVICES:
+        return DEVICES[text]
+    try:
+        flops, bandwidth, memory = (float(part) for part in text.split(","))
+    except ValueError:
+        known = ", ".join(DEVICES)
+        raise BadProfile(
+            f"unknown device {text!r}: one of {known}, or FLOPS,BANDWIDTH,MEMORY such as "
+            "312e12,2e12,80e9"
+        ) from None
+    if not min(flops, bandwidth, memory) > 0:
+        raise BadProfile(f"the figures of a device are positive, got {text}")
+    return Device(flops, bandwidth, memory)
+
+
+def _model_shape(config: Mapping[str, Any], path: str) -> ModelShape:
+    """Of a decoder with gated MLPs (Llama, Mistral, Qwen), from its config.json."""
+    try:
+        hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
+        mlp, context_len = int(config["intermediate_size"]), int(config["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadProfile(f"{path}: not a model's config.json: {error}") from None
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    tied = bool(config.get("tie_word_embeddings", False))
+    return ModelShape(
+        layer_parameters=layers * (attention + 3 * hidden * mlp),
+        head_parameters=hidden * vocabulary,
+        embedding_parameters=0 if tied else hidden * vocabulary,
+        kv_bytes=layers * 2 * kv_heads * head_dim * BYTES_PER_NUMBER,
+        attention_flops=layers * 4 * heads * head_dim,
+        context_len=context_len,
+    )
+
+
+def roofline(
+    name: str,
+    device: Device,
+    model: ModelShape,
+    efficiency: Efficiency = EFFICIENCY,
+    host_overhead_s: float = HOST_OVERHEAD_S,
+) -> Profile:
+    """Raises BadProfile where the weights do not fit."""
+    flops = device.flops * efficiency.flops
+    bandwidth = device.bandwidth * efficiency.bandwidth
+    weights = (model.layer_parameters + model.head_parameters) * BYTES_PER_NUMBER
+    all_weights = weights + model.embedding_parameters * BYTES_PER_NUMBER
+    free = device.memory * efficiency.memory - all_weights
+    kv_tokens = int(free / model.kv_bytes)
+    if kv_tokens < 1:
+        raise BadProfile(
+            f"{name}: the weights take {all_weights / 1e9:.1f} GB, the device has "
+            f"{device.memory / 1e9:.0f}"
+        )
+    reading_s = weights / bandwidth
+    token_s = 2 * model.layer_parameters / flops
+    sampled_s = 2 * model.head_parameters / flops
+    context_s = model.kv_bytes / bandwidth
+    pair_s = model.attention_flops / flops
+
+    def segment(up_to: int, base_s: float, per_token_s: float) -> Segment:
+        return Segment(
+            up_to,
+            host_overhead_s + base_s,
+            prefill=per_token_s,
+            decode=per_token_s + (sampled_s if per_token_s else 0.0),
+            decode_context=context_s,
+            prefill_context=context_s,
+            prefill_pairs=pair_s,
+        )
+
+    # Below this many tokens the weights take longer to read than the arithmetic.
+    ridge = max(1, int(reading_s / token_s))
+    segments = (segment(ridge, reading_s, 0.0), segment(UNBOUNDED, 0.0, token_s))
+    return Profile(name, LatencyProfile(name, segments), kv_tokens, model.context_len)
+
+
+def load_tiers(path: Path) -> tuple[Tier, ...]:
+    """The tables [tiers.NAME] of a server's TOML file (its presets for applications do not matter
+    here: every request names its tier or its targets). Raises BadProfile, or OSError.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = document.get("tiers", {})
+        tiers = tuple(_tier(name, dict(table)) for name, table in tables.items())
+    except (ValueError, TypeError) as error:
+        raise BadProfile(f"{path}: {error}") from None
+    if not tiers:
+        raise BadProfile(f"{path}: no table [tiers.NAME]")
+    return tiers
+
+
+def _tier(name: str, table: dict[str, Any]) -> Tier:
+    importance = Importance(table.pop("importance", "normal"))
+    durations = {key.removesuffix("_s"): float(value) for key, value in table.items()}
+    unknown = durations.keys() - {"ttft", "tbt", "ttlt"}
+    if unknown:
+        raise ValueError(f"tiers.{name}: unknown key {', '.join(sorted(unknown))}_s")
+    ttft, tbt, ttlt = (durations.get(key) for key in ("ttft", "tbt", "ttlt"))
+    if (ttft is None) != (tbt is None) or (ttlt is not None and ttft is not None):
+        raise ValueError(f"tiers.{name}: targets are ttft_s with tbt_s, or ttlt_s alone, or none")
+    return Tier(name, Targets(ttft, tbt, ttlt), importance)

@@ -1,0 +1,82 @@
+"""`--simulate` in every mode, as typed: the same flags, the same report, the same exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.cli import EXIT_GATE, EXIT_USAGE, main
+
+SIMULATED = ("--simulate", "a100-llama3-8b", "--duration", "40s", "--prompt-tokens", "2000")
+
+
+def report(tmp_path: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+    path = tmp_path / "report.json"
+    status = main([*SIMULATED, "--json", str(path), *flags])
+    return status, json.loads(path.read_text())
+
+
+def test_one_run_prints_the_report_of_a_live_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, document = report(tmp_path, "--rps", "2", "--mix", "interactive:0.6")
+    (run,) = document["runs"]
+    assert status == 0
+    assert run["target"]["name"] == "simulated a100-llama3-8b"
+    assert [tier["group"] for tier in run["by_tier"]] == ["interactive", "standard", "batch"]
+    assert run["total"]["attainment"] == 1.0
+    assert run["lag"]["max_s"] == 0.0
+    printed = capsys.readouterr().out
+    assert "schedule lag" in printed
+    assert "policy niyama" in printed
+
+
+def test_the_gate_shuts_on_an_overloaded_replica_and_opens_with_enough(tmp_path: Path) -> None:
+    gate = ("--rps", "20", "--slo-gate", "0.9", "--tier", "standard=5s", "--tier", "batch=5s")
+    assert report(tmp_path, *gate)[0] == EXIT_GATE
+    assert report(tmp_path, *gate, "--replicas", "8")[0] == 0
+
+
+def test_capacity_grows_with_the_replicas(tmp_path: Path) -> None:
+    """--precision 0.5: a factor of two is seen through it."""
+    search = ("--find-capacity", "--precision", "0.5", "--repeats", "1", "--rps", "4")
+    capacity = [
+        report(tmp_path, *search, "--replicas", replicas)[1]["capacity"]["passed_rps"]
+        for replicas in ("1", "4")
+    ]
+    assert capacity[1] >= 2 * capacity[0] > 0
+
+
+def test_a_sweep_has_a_run_for_each_rate(tmp_path: Path) -> None:
+    _, document = report(tmp_path, "--sweep", "1,2")
+    assert [run["name"] for run in document["runs"]] == ["1/s", "2/s"]
+
+
+def test_a_comparison_serves_the_same_requests_by_each_policy(tmp_path: Path) -> None:
+    _, document = report(tmp_path, "--rps", "4", "--compare", "niyama,fcfs,edf/512")
+    assert [run["name"] for run in document["runs"]] == ["niyama", "fcfs", "edf/512"]
+    assert len({run["total"]["num_sent"] for run in document["runs"]}) == 1
+    assert [run["target"]["policy"] for run in document["runs"]] == ["niyama", "fcfs", "edf"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--simulate", "nowhere.json"), "'nowhere.json' is no file"),
+        (("--compare", "niyama,lifo"), "unknown policy 'lifo'"),
+        (("--compare", "edf/x"), "POLICY/CHUNK"),
+        (("--replicas", "0"), "replicas"),
+        (("--max-gap", "0.5"), "max_gap"),
+        (("--mix", "interactive:0.5,q9:0.5"), "unknown tier q9"),
+    ],
+)
+def test_a_bad_flag_is_one_line(
+    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SIMULATED, *flags]) == EXIT_USAGE
+    error = capsys.readouterr().err
+    assert problem in error
+    assert error.count("\n") == 1
