@@ -42,7 +42,7 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
-        with Client(arguments.server) as client:
+        with Client(arguments.server, tenant=arguments.tenant) as client:
             command: Callable[[Client, argparse.Namespace], None] = arguments.command
             command(client, arguments)
     except NiyamaError as error:
@@ -69,6 +69,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     common.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help="default %(default)s"
     )
+    common.add_argument("--tenant", default="", metavar="NAME", help="on whose behalf to call")
     found, rest = common.parse_known_args(argv)
     parser = argparse.ArgumentParser(
         prog="niyama",
@@ -89,7 +90,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     names = set(commands.choices or ())
     if rest and rest[0] not in names | {"-h", "--help"}:
         rest = ["generate", *rest]
-    return parser.parse_args(rest, argparse.Namespace(server=found.server))
+    return parser.parse_args(rest, found)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

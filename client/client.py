@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from types import TracebackType
-from typing import TypeVar, Unpack, cast
+from typing import TypedDict, TypeVar, Unpack, cast
 
 import grpc
 
@@ -19,6 +19,8 @@ from client.streams import AsyncCall, AsyncStream, Stream
 from proto.niyama.v1 import inference_pb2_grpc
 
 DEFAULT_SERVER = "localhost:50051"
+
+_OF_THE_CALL = {"timeout", "tenant"}  # not part of the message
 
 ChannelOptions = Sequence[tuple[str, object]]
 Response = TypeVar("Response")
@@ -34,14 +36,27 @@ def _channel_options(given: ChannelOptions) -> list[tuple[str, object]]:
     ]
 
 
-def _split_timeout(options: GenerateOptions) -> tuple[dict[str, object], float | None]:
-    """The request's own options, and the call's timeout."""
-    others = {name: value for name, value in options.items() if name != "timeout"}
-    return others, options.get("timeout")
+class _Call(TypedDict):
+    """What goes beside a message."""
+
+    timeout: float | None
+    metadata: tuple[tuple[str, str], ...] | None
+
+
+def _call_of(tenant: str, timeout: float | None) -> _Call:
+    """Raises InvalidRequest for a tenant that cannot be sent."""
+    return _Call(timeout=timeout, metadata=convert.to_metadata(tenant))
+
+
+def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _Call]:
+    """The request's own options, and the call's. `tenant` is the client's."""
+    others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
+    return others, _call_of(options.get("tenant", tenant), options.get("timeout"))
 
 
 class AsyncClient:
-    """A connection to a server. `timeout` (seconds) is for the calls that generate nothing.
+    """A connection to a server. `timeout` (seconds) is for the calls that generate nothing;
+    `tenant` is on whose behalf all calls are made.
 
     async with AsyncClient("localhost:50051") as client:
         async for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -53,10 +68,12 @@ class AsyncClient:
         server: str = DEFAULT_SERVER,
         *,
         timeout: float = 10.0,
+        tenant: str = "",
         channel_options: ChannelOptions = (),
     ) -> None:
         self.server = server
-        self._timeout = timeout
+        self._tenant = tenant
+        self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
         self._channel = grpc.aio.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -65,28 +82,27 @@ class AsyncClient:
 
         Raises InvalidRequest at once for arguments that make no request.
         """
-        others, timeout = _split_timeout(options)
+        others, call = _split(options, self._tenant)
         request = convert.to_stream_request(prompt, others)
-        call = self._stub.GenerateStream(request, timeout=timeout)
-        return AsyncStream(cast(AsyncCall, call))
+        return AsyncStream(cast(AsyncCall, self._stub.GenerateStream(request, **call)))
 
     async def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
         """Generates and answers once, when all is done."""
-        others, timeout = _split_timeout(options)
+        others, call = _split(options, self._tenant)
         request = convert.to_generate_request(prompt, others)
-        response = await _answer(self._stub.Generate(request, timeout=timeout))
+        response = await _answer(self._stub.Generate(request, **call))
         return convert.from_generate_response(response)
 
     async def server_info(self) -> values.ServerInfo:
         """The model, the tiers, the policy and the limits."""
         request = convert.to_info_request()
-        response = await _answer(self._stub.GetServerInfo(request, timeout=self._timeout))
+        response = await _answer(self._stub.GetServerInfo(request, **self._other))
         return convert.from_info_response(response)
 
     async def count_tokens(self, prompt: Prompt) -> values.TokenCount:
         """The tokens of a prompt as the served model sees it."""
         request = convert.to_count_request(prompt)
-        response = await _answer(self._stub.CountTokens(request, timeout=self._timeout))
+        response = await _answer(self._stub.CountTokens(request, **self._other))
         return convert.from_count_response(response)
 
     async def estimate(
@@ -100,13 +116,13 @@ class AsyncClient:
         output_tokens 0: what the application's history says.
         """
         request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
-        response = await _answer(self._stub.Estimate(request, timeout=self._timeout))
+        response = await _answer(self._stub.Estimate(request, **self._other))
         return convert.from_estimate_response(response)
 
     async def explain(self, request_id: str) -> values.Explanation:
         """The story of a request of the recent past; NotFound when it is forgotten."""
         request = convert.to_explain_request(request_id)
-        response = await _answer(self._stub.Explain(request, timeout=self._timeout))
+        response = await _answer(self._stub.Explain(request, **self._other))
         return convert.from_explain_response(response)
 
     async def close(self) -> None:
@@ -135,7 +151,8 @@ async def _answer(call: Awaitable[Response]) -> Response:
 class Client:
     """A connection to a server, for code without an event loop. Safe to share among threads.
 
-    `timeout` (seconds) is for the calls that generate nothing.
+    `timeout` (seconds) is for the calls that generate nothing; `tenant` is on whose behalf all
+    calls are made.
 
     with Client("localhost:50051") as client:
         for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -147,10 +164,12 @@ class Client:
         server: str = DEFAULT_SERVER,
         *,
         timeout: float = 10.0,
+        tenant: str = "",
         channel_options: ChannelOptions = (),
     ) -> None:
         self.server = server
-        self._timeout = timeout
+        self._tenant = tenant
+        self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
         self._channel = grpc.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -159,25 +178,25 @@ class Client:
 
         Raises InvalidRequest at once for arguments that make no request.
         """
-        others, timeout = _split_timeout(options)
+        others, call = _split(options, self._tenant)
         request = convert.to_stream_request(prompt, others)
-        return Stream(self._stub.GenerateStream(request, timeout=timeout))
+        return Stream(self._stub.GenerateStream(request, **call))
 
     def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
         """Generates and answers once, when all is done."""
-        others, timeout = _split_timeout(options)
+        others, call = _split(options, self._tenant)
         request = convert.to_generate_request(prompt, others)
-        return convert.from_generate_response(_call(self._stub.Generate, request, timeout))
+        return convert.from_generate_response(_call(self._stub.Generate, request, call))
 
     def server_info(self) -> values.ServerInfo:
         """The model, the tiers, the policy and the limits."""
         request = convert.to_info_request()
-        return convert.from_info_response(_call(self._stub.GetServerInfo, request, self._timeout))
+        return convert.from_info_response(_call(self._stub.GetServerInfo, request, self._other))
 
     def count_tokens(self, prompt: Prompt) -> values.TokenCount:
         """The tokens of a prompt as the served model sees it."""
         request = convert.to_count_request(prompt)
-        return convert.from_count_response(_call(self._stub.CountTokens, request, self._timeout))
+        return convert.from_count_response(_call(self._stub.CountTokens, request, self._other))
 
     def estimate(
         self,
@@ -190,12 +209,12 @@ class Client:
         output_tokens 0: what the application's history says.
         """
         request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
-        return convert.from_estimate_response(_call(self._stub.Estimate, request, self._timeout))
+        return convert.from_estimate_response(_call(self._stub.Estimate, request, self._other))
 
     def explain(self, request_id: str) -> values.Explanation:
         """The story of a request of the recent past; NotFound when it is forgotten."""
         request = convert.to_explain_request(request_id)
-        return convert.from_explain_response(_call(self._stub.Explain, request, self._timeout))
+        return convert.from_explain_response(_call(self._stub.Explain, request, self._other))
 
     def close(self) -> None:
         """Cancels what is in flight and closes the connection."""
@@ -219,9 +238,9 @@ Request = TypeVar("Request")
 def _call(
     method: grpc.UnaryUnaryMultiCallable[Request, Response],
     request: Request,
-    timeout: float | None,
+    call: _Call,
 ) -> Response:
     try:
-        return method(request, timeout=timeout)
+        return method(request, **call)
     except grpc.RpcError as error:
         raise translate(cast(grpc.Call, error)) from None

@@ -13,6 +13,7 @@ from client.errors import InvalidRequest
 from client.options import Prompt, QosOptions
 from proto.niyama.v1 import inference_pb2 as pb
 
+TENANT_KEY = "niyama-tenant"
 _SAMPLING_SCALARS = (
     "temperature",
     "top_k",
@@ -42,7 +43,14 @@ _FINISH_REASON = {
 }
 
 
-# To protobuf
+# To the wire
+
+
+def to_metadata(tenant: str) -> tuple[tuple[str, str], ...] | None:
+    """What a call says of its caller. Raises InvalidRequest for a name that gRPC cannot carry."""
+    if not (tenant.isascii() and tenant.isprintable()):
+        raise InvalidRequest(f"a tenant is printable ASCII, got {tenant!r}", TENANT_KEY)
+    return ((TENANT_KEY, tenant),) if tenant else None
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:

@@ -49,3 +49,4 @@ class GenerateOptions(QosOptions, SamplingOptions, total=False):
 
     request_id: str  # chosen by the caller, unique among the requests in flight
     timeout: float  # seconds after which the call is given up, and frees what it holds
+    tenant: str  # instead of the client's: on whose behalf, for one client that serves many

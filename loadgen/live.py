@@ -201,6 +201,7 @@ class _Sender:
             "temperature": self.target.temperature,
             "seed": request.seed,
             "application": request.application,
+            "tenant": request.tenant,
         }
         targets = request.targets
         if not request.explicit:

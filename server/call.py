@@ -110,6 +110,7 @@ class Call:
         story |= {
             "tier": self.asked.quality.tier,
             "application": self.asked.application,
+            "tenant": self.asked.tenant,
             "prompt_tokens": self.generation.prompt_len,
             "output_tokens": self.generation.num_tokens,
         }

@@ -70,6 +70,10 @@ def unanswered(failure: Failure, message: str) -> CallError:
     return _with_reason(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_QUESTION", message)
 
 
+def not_remembered(request_id: str) -> CallError:
+    return unanswered(Failure.NOT_FOUND, f"request_id {request_id!r} is not remembered")
+
+
 def engine_error(message: str) -> CallError:
     return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)
 

@@ -124,14 +124,24 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         async with _aborting(context):
             request_id = inbound.read_request_id(request)
-            try:
-                timeline = await self._ask("explain", request_id=request_id)
-            except CallError as error:
-                if error.code is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                # A call of several completions: the first speaks for it.
-                timeline = await self._ask("explain", request_id=completion_id(request_id, 0))
+            tenant = inbound.read_tenant(context.invocation_metadata() or ())
+            timeline = await self._timeline(request_id)
+            if timeline.request.tenant != tenant:
+                raise errors.not_remembered(request_id)  # as if it had never been
         return outbound.to_explanation(timeline)
+
+    async def _timeline(self, request_id: str) -> Any:
+        try:
+            return await self._ask("explain", request_id=request_id)
+        except CallError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+        try:  # A call of several completions: the first speaks for it.
+            return await self._ask("explain", request_id=completion_id(request_id, 0))
+        except CallError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise errors.not_remembered(request_id) from error
 
     # What they share
 
@@ -185,7 +195,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             raise errors.draining()
         info = self._ready()
         timeout_s = call.context.time_remaining()
-        asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s)
+        metadata = call.context.invocation_metadata() or ()
+        asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s, metadata)
         prompt = await self._prompts.encode(asked.input)
         limits = self._limits(info)
         requests = inbound.engine_requests(

@@ -7,7 +7,7 @@ of the wire become float seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from server.tiers import Resolved, Tiers
 
 DEFAULT_MAX_TOKENS = 128
 MAX_NAME_BYTES = 128
+TENANT_KEY = "niyama-tenant"
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_N = 16
@@ -43,6 +44,9 @@ IMPORTANCES = {
     pb.IMPORTANCE_NORMAL: Importance.NORMAL,
     pb.IMPORTANCE_HIGH: Importance.HIGH,
 }
+
+
+Metadata = Iterable[tuple[str, str]]
 
 
 class Violation(NamedTuple):
@@ -89,6 +93,7 @@ class Asked:
     n: int
     application: str
     quality: Resolved
+    tenant: str = ""
 
 
 class Limits(NamedTuple):
@@ -118,9 +123,11 @@ def read_generate(
     tiers: Tiers,
     vocab_size: int,
     timeout_s: float | None,
+    metadata: Metadata = (),
 ) -> Asked:
     """`timeout_s` is what the call's deadline leaves. Raises InvalidRequest."""
     reader = _Reader()
+    tenant = _read_tenant(reader, metadata)
     _check_name(reader, "request_id", request.request_id)
     prompt = _read_input(reader, request, vocab_size)
     sampling = _read_sampling(reader, request.sampling, vocab_size)
@@ -137,6 +144,7 @@ def read_generate(
         n=wire.n if wire.HasField("n") else 1,
         application=request.qos.application,
         quality=quality,
+        tenant=tenant,
     )
 
 
@@ -185,6 +193,23 @@ def read_request_id(request: pb.ExplainRequest) -> str:
         reader.refuse("request_id", "is required")
     reader.finish()
     return request.request_id
+
+
+def read_tenant(metadata: Metadata) -> str:
+    """Who calls, by the call's metadata; "" where it does not say. Raises InvalidRequest."""
+    reader = _Reader()
+    tenant = _read_tenant(reader, metadata)
+    reader.finish()
+    return tenant
+
+
+def _read_tenant(reader: _Reader, metadata: Metadata) -> str:
+    names = [value for key, value in metadata if key == TENANT_KEY]
+    if len(names) > 1:
+        reader.refuse(TENANT_KEY, "must be given once")
+    name = names[0] if names else ""
+    _check_name(reader, TENANT_KEY, name)
+    return name
 
 
 def _check_name(reader: _Reader, field: str, name: str) -> None:
@@ -333,6 +358,7 @@ def engine_requests(
             importance=quality.importance,
             tier=quality.tier,
             application=asked.application,
+            tenant=asked.tenant,
             target_source=quality.source.value,
         )
         for i in range(asked.n)

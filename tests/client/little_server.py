@@ -62,6 +62,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
         self.acts_as = ""  # what a prompt of token ids is taken for; "": itself
         self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
         self.timeouts: list[float | None] = []
+        self.tenants: list[str] = []  # of the calls that generate or explain
         self.ended = asyncio.Queue[str]()  # ids of the streams that are over, however
 
     async def GenerateStream(
@@ -69,6 +70,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         self.requests.append(request)
         self.timeouts.append(context.time_remaining())
+        self.tenants.append(_tenant(context))
         if self.acts_as and request.input.HasField("token_ids"):
             request = pb.GenerateStreamRequest(
                 input=pb.Input(text=self.acts_as),
@@ -96,6 +98,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenerateResponse:
         self.requests.append(request)
+        self.tenants.append(_tenant(context))
         await _refuse(request, context)
         text = "".join(event.tokens.text for event in _events(request))
         return pb.GenerateResponse(
@@ -137,6 +140,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def Explain(
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
     ) -> pb.ExplainResponse:
+        self.tenants.append(_tenant(context))
         if request.request_id != "known":
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id}")
         return pb.ExplainResponse(
@@ -157,6 +161,10 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
 
 
 Generation = pb.GenerateRequest | pb.GenerateStreamRequest
+
+
+def _tenant(context: grpc.aio.ServicerContext) -> str:
+    return str(dict(context.invocation_metadata() or ()).get("niyama-tenant", ""))
 
 
 async def _refuse(request: Generation, context: grpc.aio.ServicerContext) -> None:

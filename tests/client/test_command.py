@@ -88,3 +88,11 @@ def test_a_prompt_is_required(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
+
+
+async def test_the_tenant_goes_with_every_call(address: str, servicer: LittleInference) -> None:
+    """Beside the message: before the command, after it, or not at all."""
+    assert await run("--tenant", "acme", "hi", "--server", address) == 0
+    assert await run("explain", "known", "--server", address) == 0
+    assert await run("hi", "--tenant", "zen", "--server", address) == 0
+    assert servicer.tenants == ["acme", "", "zen"]

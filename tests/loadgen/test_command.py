@@ -7,6 +7,7 @@ import csv
 import json
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def test_prefixes_timeouts_and_departures_on_the_real_server(
     assert total["num_finished"] + total["num_cancelled"] == total["num_sent"]
     assert [each["group"] for each in run["by_importance"]] == ["high", "low"]
     assert main(["--target", server.address, "--rps", "10", "--duration", "1", *SMALL]) == 0
+
+
+def test_each_tenant_has_a_score_and_a_prefix_cache_of_its_own(
+    server: ServerProcess, little: LittleServer, tmp_path: Path
+) -> None:
+    figures = tmp_path / "run.json"
+    load = ("--rps", "20", "--duration", "1", "--tenants", "a:0.7,b:0.3", *SMALL)
+    assert main(["--target", server.address, *load, "--json", str(figures)]) == 0
+    (run,) = read_json(figures)["runs"]
+    assert [each["group"] for each in run["by_tenant"]] == ["a", "b"]
+    a, b = (each["num_finished"] for each in run["by_tenant"])
+    assert a + b == run["total"]["num_sent"]
+    assert main(["--target", little.address, *load]) == 0
+    assert Counter(little.servicer.tenants) == {"a": a, "b": b}
 
 
 def test_a_comparison_sends_the_same_requests_to_each(

@@ -17,6 +17,7 @@ from server.convert.inbound import (
     read_estimate,
     read_generate,
     read_request_id,
+    read_tenant,
     to_seconds,
 )
 from server.tiers import TargetSource, Tiers
@@ -252,3 +253,28 @@ def test_explain_needs_an_id() -> None:
 def test_durations_are_seconds() -> None:
     assert to_seconds(Duration(seconds=1, nanos=500_000_000)) == 1.5
     assert to_seconds(Duration(seconds=-1, nanos=-500_000_000)) == -1.5
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [("niyama-tenant", "x" * 129)],
+        [("niyama-tenant", "tab\t")],
+        [("niyama-tenant", "naïve")],
+        [("niyama-tenant", "a"), ("niyama-tenant", "a")],
+    ],
+)
+def test_a_tenant_is_one_short_printable_name(metadata: list[tuple[str, str]]) -> None:
+    assert violations(lambda: read_tenant(metadata)) == ["niyama-tenant"]
+    request = make_request(request_id="é")
+    both = violations(lambda: read_generate(request, Tiers(), VOCAB, None, metadata))
+    assert both == ["niyama-tenant", "request_id"]
+
+
+def test_every_engine_request_carries_the_tenant_of_its_call() -> None:
+    metadata = [("user-agent", "x"), ("niyama-tenant", "acme")]
+    request = make_request(sampling=pb.Sampling(n=2))
+    asked = read_generate(request, Tiers(), VOCAB, None, metadata)
+    made = engine_requests(asked, "id", range(3), LIMITS, 77, 1.5)
+    assert [each.tenant for each in made] == ["acme", "acme"]
+    assert {each.tenant for each in admitted(request)} == {""}

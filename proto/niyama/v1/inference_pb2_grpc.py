@@ -31,6 +31,11 @@ class InferenceStub:
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
     Cancelling a call, or passing its deadline, frees everything it holds.
 
+    The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
+    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
+    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
+    as those who can reach the port are.
+
     buf:lint:ignore SERVICE_SUFFIX
     """
 
@@ -77,6 +82,11 @@ class InferenceServicer:
     field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
     Cancelling a call, or passing its deadline, frees everything it holds.
+
+    The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
+    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
+    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
+    as those who can reach the port are.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
@@ -169,6 +179,11 @@ class Inference:
     field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
     Cancelling a call, or passing its deadline, frees everything it holds.
+
+    The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
+    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
+    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
+    as those who can reach the port are.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
