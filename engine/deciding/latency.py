@@ -24,6 +24,7 @@ from sortedcontainers import SortedList
 from engine.deciding.plan import Work
 
 UNBOUNDED = 1 << 60  # the last segment's up_to
+DEFAULT_MAX_CHUNK = 8192
 
 
 class Segment(NamedTuple):
@@ -68,6 +69,7 @@ class LatencyProfile:
 
     name: str
     segments: tuple[Segment, ...]
+    max_chunk: int = DEFAULT_MAX_CHUNK  # the largest measured: none larger is ever planned
 
     def __post_init__(self) -> None:
         bounds = [s.up_to for s in self.segments]
@@ -77,15 +79,23 @@ class LatencyProfile:
             raise ValueError("coefficients must be finite")
         if any(min(s.prefill + s.prefill_context, s.prefill_pairs) < 0 for s in self.segments):
             raise ValueError("more prefill tokens must not cost less")
+        if self.max_chunk < 1:
+            raise ValueError(f"max_chunk must be at least 1, got {self.max_chunk}")
+
+    def seconds(self, work: Work) -> float:
+        """What an iteration is expected to take, before anything has been learnt."""
+        return next(s for s in self.segments if work.num_tokens <= s.up_to).seconds(work)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: {"name": ..., "segments": [{"up_to": ..., "base": ..., ...}]}."""
-        return {"name": self.name, "segments": [s._asdict() for s in self.segments]}
+        """As JSON: {"name": ..., "max_chunk": ..., "segments": [{"up_to": ..., "base": ...}]}."""
+        segments = [s._asdict() for s in self.segments]
+        return {"name": self.name, "max_chunk": self.max_chunk, "segments": segments}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatencyProfile:
         """Raises KeyError or TypeError or ValueError when it is not such a dict."""
-        return cls(str(data["name"]), tuple(Segment(**s) for s in data["segments"]))
+        segments = tuple(Segment(**s) for s in data["segments"])
+        return cls(str(data["name"]), segments, int(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
 
 
 def _published(
@@ -186,6 +196,12 @@ class LatencyModel:
             n -= 1
         return n
 
+    def chunk_steps(self, work: Work, most: int) -> list[int]:
+        """Chunk sizes at which efficiency can jump: the first of each segment, and the largest."""
+        tokens = work.num_decodes + work.num_prefill
+        steps = [bound + 1 - tokens for bound in self._bounds[:-1]]
+        return [n for n in steps if 0 < n < most] + [most]
+
     def observe(self, work: Work, actual_s: float) -> None:
         """Learn from an iteration that was predicted from `work` and took `actual_s`."""
         i = self._index(work.num_decodes + work.num_prefill)
@@ -237,10 +253,11 @@ class LatencyModel:
         """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
         `most`: larger ones only delay everybody else.
         """
+        most = min(most, self.profile.max_chunk)
         rates = {n: n / self.predict(add_chunk(Work(), 0, n)) for n in _chunk_sizes(most)}
         best = max(rates.values())
         return min(n for n, rate in rates.items() if rate >= share * best)
 
 
 def _chunk_sizes(most: int) -> Iterable[int]:
-    return range(64, most + 1, 64)
+    return range(min(64, most), most + 1, 64)

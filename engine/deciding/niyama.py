@@ -11,8 +11,8 @@ Relegation: whenever the queue, served in order of deadline, cannot be on time, 
 who gives way. What was relegated is served after everybody else, apart from a small share of the
 engine that keeps it moving; it is taken back when there turns out to be time for it.
 
-Chunk: as large as pace.py allows, up to the size at which throughput saturates; while alpha is 0,
-no larger than keeps every raw gap within the TBT target. Decodes that have
+Chunk: as large as pace.py allows, up to the size at which throughput saturates; while the
+queue is light, no larger than keeps every raw gap within the TBT target. Decodes that have
 time sit an iteration out when others would be late with them.
 """
 
@@ -25,8 +25,8 @@ from dataclasses import dataclass, field, replace
 from sortedcontainers import SortedKeyList, SortedList
 
 from engine.deciding.demand import Demand
-from engine.deciding.latency import LatencyModel
-from engine.deciding.pace import PaceConfig, deadline_budget, iteration_budget
+from engine.deciding.latency import LatencyModel, add_chunk
+from engine.deciding.pace import Budget, PaceConfig, deadline_budget, iteration_budget
 from engine.deciding.plan import Work
 from engine.deciding.policies import BEST_EFFORT, KEPT, RELEGATED, Move, MoveKind
 from engine.deciding.promises import Promises
@@ -34,7 +34,9 @@ from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
+THRIFT = 1.05  # another size of chunk must be at least this much more efficient
 RECENT = 1000  # requests whose work tells what "costly" is
+LIGHT = 0.05  # load below which there is no hurry
 ARRIVAL_WEIGHT = 1 / 64  # of one request in what is known of the recent ones
 CALM = 0.5 * ARRIVAL_WEIGHT  # below this share the queue counts as feasible: none in 45 requests
 
@@ -86,7 +88,7 @@ class Niyama:
         self._pressure = 0.0  # share of the recent requests that had to be relegated
         self._alpha = 0.0
         self._plans_since_reorder = 0
-        self._budget_s = math.inf
+        self._budget = Budget(math.inf, None)
         self._virtual_s = 0.0  # best effort: virtual time, and each tenant's last finish in it
         self._tenant_finish: dict[str, float] = {}
         self._num_entered = 0
@@ -233,14 +235,19 @@ class Niyama:
             Move(sequence, self._key(sequence, work_s), MoveKind.RESTORE, "there is time again")
         ]
 
+    def _load(self, now: float) -> float:
+        """Waiting work over the smallest slack; 0 for an empty queue, inf for a hopeless one."""
+        everybody = self._promises.all
+        slack_s = -(now + everybody.lateness)
+        return everybody.total / slack_s if slack_s > 0 else math.inf
+
     def _reorder(self, now: float) -> list[Move]:
         """Follow the load with alpha, in powers of two; amortised, as everybody's key changes."""
         everybody = self._promises.all
         self._plans_since_reorder += 1
         if 16 * self._plans_since_reorder <= len(everybody):
             return []
-        slack = -(now + everybody.lateness)
-        load = everybody.total / slack if slack > 0 else math.inf
+        load = self._load(now)
         alpha = 0.0 if load < 0.5 else 2.0 ** round(math.log2(min(load, MAX_ALPHA)))
         if alpha == self._alpha:
             return []
@@ -256,7 +263,7 @@ class Niyama:
         if not elastic or len(elastic) == len(running):
             return []
         strict = ((s, 1) for s in running if s.request.targets.tbt_s is not None)
-        budget_s = iteration_budget(self.config.pace, strict, 0.0, now)
+        budget_s = iteration_budget(self.config.pace, strict, 0.0, now).seconds
         work = Work(len(running), sum(s.num_known for s in running))
         expected_s = self._latency.predict(work)
         if expected_s * self._latency.margin <= budget_s:
@@ -282,9 +289,9 @@ class Niyama:
         floor_s = self._latency.predict(work) if decodes else 0.0
         left = self._demand.output_left
         streams = ((s, left(s)) for s in decodes)
-        pace = self._light_pace if self._alpha == 0 else self.config.pace
-        budget_s = iteration_budget(pace, streams, floor_s, now)
-        self._budget_s = min(budget_s, max(self._response_s, floor_s))
+        pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
+        budget = iteration_budget(pace, streams, floor_s, now)
+        self._budget = budget._replace(seconds=min(budget.seconds, max(self._response_s, floor_s)))
 
     def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
         """By key, except for whoever would be late for being overtaken (see the module); and the
@@ -341,9 +348,38 @@ class Niyama:
         if not self.config.dynamic_chunks:
             return self._fixed_chunk - work.num_tokens
         limit = min(self._demand.chunk - work.num_prefill, sequence.num_uncomputed)
-        if limit <= 0 or self._budget_s == math.inf:
+        if limit <= 0 or self._budget.seconds == math.inf:
             return max(0, limit)
-        return self._latency.largest_chunk(work, sequence.num_computed, limit, self._budget_s)
+        start = sequence.num_computed
+        length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
+        if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
+            return self._thrifty(work, start, length, self._budget.tbt_s)
+        return length
+
+    def _thrifty(self, work: Work, start: int, length: int, tbt_s: float) -> int:
+        """How many of the `length` tokens that fit to take, where a stream's slack is what limits.
+
+        Each iteration gives that stream a token, chunk or no chunk, so what a chunk of n tokens
+        costs is the time it adds, t(n) - t(0). Where a smaller one is clearly cheaper per token,
+        take it and keep the slack. Where a larger one would be, decode alone now and let the slack
+        that this saves pay for it: at a pace of tbt a share (tbt - t(0)) / (t(n) - t(0)) of the
+        iterations can carry it.
+        """
+        predict = self._latency.predict
+        idle_s = predict(work)
+        rate = length / max(predict(add_chunk(work, start, length)) - idle_s, 1e-9)
+        best, best_rate = length, THRIFT * rate
+        longest_s = min(self.config.pace.max_gap * tbt_s, self._response_s)
+        for size in self._latency.chunk_steps(work, self._demand.chunk):
+            full_s = predict(add_chunk(work, start, size))
+            if size <= length:
+                if size / (full_s - idle_s) > best_rate:
+                    best, best_rate = size, size / (full_s - idle_s)
+            elif idle_s < tbt_s < full_s <= longest_s:
+                share = (tbt_s - idle_s) / (full_s - idle_s)
+                if share * size > THRIFT * length:
+                    return 0
+        return best
 
     def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
         """Keep the account of the background's share: it earns while others are served."""

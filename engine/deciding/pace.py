@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.deciding.sequence import Sequence
 
@@ -61,15 +62,22 @@ def deadline_budget(due: float, output_left: int, now: float) -> float:
     return (due - now) / output_left
 
 
+class Budget(NamedTuple):
+    """How long the iteration may take, and the TBT target of the stream that says so."""
+
+    seconds: float
+    tbt_s: float | None
+
+
 def iteration_budget(
     config: PaceConfig, decodes: Iterable[tuple[Sequence, int]], floor_s: float, now: float
-) -> float:
+) -> Budget:
     """The tightest bound over (stream, tokens it is expected to have left); inf without any.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
     not relax by waiting binds nobody: prefills must not starve for what cannot be had.
     """
-    budget = math.inf
+    budget = Budget(math.inf, None)
     for sequence, output_left in decodes:
         request = sequence.request
         tbt_s, last = request.targets.tbt_s, sequence.last_token_at
@@ -84,5 +92,6 @@ def iteration_budget(
                 continue  # lost, or so close that no chunk would save it
         else:
             continue
-        budget = min(budget, bound)
+        if bound < budget.seconds:
+            budget = Budget(bound, tbt_s)
     return budget
