@@ -26,7 +26,7 @@ from sortedcontainers import SortedKeyList, SortedList
 
 from engine.deciding.demand import Demand
 from engine.deciding.latency import LatencyModel, add_chunk
-from engine.deciding.pace import Budget, PaceConfig, deadline_budget, iteration_budget
+from engine.deciding.pace import LOST_GAP, Budget, PaceConfig, deadline_budget, iteration_budget
 from engine.deciding.plan import Work
 from engine.deciding.policies import BEST_EFFORT, KEPT, RELEGATED, Move, MoveKind
 from engine.deciding.promises import Promises
@@ -291,7 +291,8 @@ class Niyama:
         streams = ((s, left(s)) for s in decodes)
         pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
         budget = iteration_budget(pace, streams, floor_s, now)
-        self._budget = budget._replace(seconds=min(budget.seconds, max(self._response_s, floor_s)))
+        longest_s = max(self._response_s, LOST_GAP * floor_s)
+        self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
 
     def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
         """By key, except for whoever would be late for being overtaken (see the module); and the

@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from engine.deciding.sequence import Sequence
 
+LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long as decodes alone
+
 
 @dataclass(frozen=True, slots=True)
 class PaceConfig:
@@ -83,7 +85,7 @@ def iteration_budget(
         tbt_s, last = request.targets.tbt_s, sequence.last_token_at
         if tbt_s is not None and last is not None:
             if config.catch_up * tbt_s < floor_s:
-                bound = config.max_gap * floor_s
+                bound = max(config.max_gap, LOST_GAP) * floor_s
             else:
                 bound = interactive_budget(config, tbt_s, sequence.due_at, last, now)
         elif request.targets.ttlt_s is not None:
