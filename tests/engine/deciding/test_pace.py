@@ -1,0 +1,107 @@
+"""Budgets of one iteration, worked out by hand. TBT is 50 ms unless said otherwise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.deciding.pace import (
+    PaceConfig,
+    deadline_budget,
+    interactive_budget,
+    iteration_budget,
+)
+from engine.deciding.request import BEST_EFFORT, Targets
+from engine.deciding.sequence import Sequence
+from tests.engine.deciding.parts import (
+    Driver,
+    deadline,
+    interactive,
+    make_request,
+    make_scheduler,
+    make_sequence,
+)
+
+TBT = 0.05
+CONFIG = PaceConfig(max_gap=2.0, reserve=2.0, catch_up=0.9)
+
+
+def stream(targets: Targets, due_at: float, last_token_at: float = 0.0) -> Sequence:
+    sequence = make_sequence(targets=targets)
+    sequence.due_at, sequence.last_token_at = due_at, last_token_at
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("slack", "since_last", "expected"),
+    [
+        (1.0, 0.0, 0.1),  # 0.9 s to spare, but a gap of at most 2 TBT
+        (1.0, 0.06, 0.04),  # of which 60 ms have passed already
+        (0.16, 0.0, 0.06),  # all but the reserve of 0.1 s
+        (0.12, 0.0, 0.045),  # only 20 ms above the reserve: build it up, at 0.9 of the pace
+        (0.10, 0.0, 0.045),
+        (0.03, 0.0, 0.03),  # on time before anything else
+        (0.0, 0.0, 0.1),  # late: nothing left to protect but the gap
+        (-1.0, 0.06, 0.04),
+    ],
+)
+def test_interactive_budget_by_hand(slack: float, since_last: float, expected: float) -> None:
+    now = 7.0
+    actual = interactive_budget(CONFIG, TBT, now + slack, now - since_last, now)
+    assert actual == pytest.approx(expected)
+
+
+def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
+    config = PaceConfig(max_gap=math.inf)
+    assert interactive_budget(config, TBT, 1.0, 0.0, 0.0) == pytest.approx(0.9)
+    assert interactive_budget(PaceConfig(math.inf, reserve=0), TBT, 1.0, 0.0, 0.0) == 1.0
+
+
+def test_a_deadline_is_shared_among_the_tokens_left() -> None:
+    assert deadline_budget(due=12.0, output_left=20, now=2.0) == 0.5
+
+
+def test_the_tightest_stream_sets_the_budget() -> None:
+    """100 ms by the gap of one stream, 40 ms a token for 1 s and 25 tokens of the other."""
+    easy = stream(interactive(1.0, TBT), due_at=1.0)
+    batch = stream(deadline(1.0), due_at=1.0)
+    free = stream(BEST_EFFORT, due_at=math.inf)
+    assert iteration_budget(CONFIG, [], 0.0, 0.0).seconds == math.inf
+    assert iteration_budget(CONFIG, [(free, 1)], 0.01, 0.0).seconds == math.inf
+    assert iteration_budget(CONFIG, [(easy, 99), (free, 1)], 0.01, 0.0).seconds == 0.1
+    assert iteration_budget(CONFIG, [(easy, 99), (batch, 25)], 0.01, 0.0).seconds == 0.04
+
+
+def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
+    """Decodes alone take 60 ms: a TBT of 50 ms is lost, and 20 ms a token for a deadline too; what
+    stays is that no gap exceeds twice the possible. At a TBT of 70 ms, 0.9 * 70 is possible."""
+    lost = stream(interactive(1.0, TBT), due_at=0.02)
+    late = stream(deadline(1.0), due_at=0.5)
+    possible = stream(interactive(1.0, 0.07), due_at=0.5)
+    assert iteration_budget(CONFIG, [(lost, 9)], 0.06, 0.0).seconds == pytest.approx(0.12)
+    assert iteration_budget(CONFIG, [(late, 25)], 0.06, 0.0).seconds == math.inf
+    assert iteration_budget(CONFIG, [(possible, 9)], 0.06, 0.0).seconds == pytest.approx(0.14)
+
+
+@pytest.mark.parametrize("targets", [interactive(9.0, 1.0), deadline(9.0), BEST_EFFORT])
+@pytest.mark.parametrize("impossible", [interactive(0.1, 1e-3), interactive(1e-3, 1.0)])
+def test_an_impossible_target_starves_no_prefill(targets: Targets, impossible: Targets) -> None:
+    """A decode alone takes 1.1 ms, the stream wants a token each 1 ms, or its first within that:
+    whoever waits, waits only for a share of the engine, not for the end of the stream."""
+    driver = Driver(make_scheduler())
+    driver.submit(make_request("greedy", prompt=5, output=5000, targets=impossible))
+    driver.step()
+    driver.submit(make_request("waits", prompt=100, output=2, targets=targets, at=driver.now))
+    while driver.stories["waits"].finished is None:
+        assert driver.stories["greedy"].finished is None, "it waited for the end of the stream"
+        driver.step()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_gap", 0.9), ("max_gap", math.nan), ("reserve", -0.1), ("catch_up", 0.0)],
+)
+def test_nonsense_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        PaceConfig(**{field: value})

@@ -1,0 +1,153 @@
+"""Who gives way: the fewest, the least important, and first of all whoever takes too much."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.deciding.promises import Promises
+from engine.deciding.request import Importance
+from engine.deciding.sequence import Sequence
+from tests.engine.deciding.parts import deadline, make_sequence
+
+LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
+Job = tuple[int, int]  # due, work
+JOB = st.tuples(st.integers(1, 12), st.integers(1, 6))
+
+
+def add(
+    promises: Promises, name: str, due: float, work: float, importance: Importance, tenant: str = ""
+) -> Sequence:
+    sequence = make_sequence(name, targets=deadline(due), importance=importance, tenant=tenant)
+    promises.add(sequence, work)
+    return sequence
+
+
+def give_up(promises: Promises, start: float = 0.0) -> list[Sequence]:
+    """All victims, in order, until the rest is on time."""
+    victims = []
+    while (pair := promises.victim(start)) is not None:
+        promises.remove(pair[0])
+        victims.append(pair[0])
+    return victims
+
+
+def on_time(jobs: tuple[Job, ...]) -> bool:
+    """In order of deadline from 0, which is best for all of a set to be on time (Jackson, 1955)."""
+    at = 0
+    for due, work in sorted(jobs):
+        at += work
+        if at > due:
+            return False
+    return True
+
+
+def fewest_late(jobs: list[Job]) -> int:
+    return next(
+        lost
+        for lost in range(len(jobs) + 1)
+        if any(on_time(kept) for kept in combinations(jobs, len(jobs) - lost))
+    )
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(JOB, max_size=8))
+def test_among_equals_the_fewest_are_given_up(jobs: list[Job]) -> None:
+    promises = Promises()
+    for i, (due, work) in enumerate(jobs):
+        add(promises, f"r{i}", due, work, NORMAL)
+    assert len(give_up(promises)) == fewest_late(jobs)
+    assert promises.all.lateness <= 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(JOB, st.sampled_from(Importance)), max_size=8))
+def test_nobody_gives_way_while_a_less_important_request_could(
+    jobs: list[tuple[Job, Importance]],
+) -> None:
+    promises = Promises()
+    waiting = {
+        add(promises, f"r{i}", due, work, importance): due
+        for i, ((due, work), importance) in enumerate(jobs)
+    }
+    while (pair := promises.victim(0.0)) is not None:
+        victim, late = pair
+        candidates = [s for s, due in waiting.items() if due <= waiting[late]]
+        assert victim in candidates, "whoever is due later cannot save it"
+        assert victim.request.importance == min(s.request.importance for s in candidates)
+        promises.remove(victim)
+        del waiting[victim]
+
+
+def test_moore_and_hodgson_by_hand() -> None:
+    """Due 4, 5 and 6 with 3, 1 and 3 s: the third would end at 7. Giving up either 3 s saves it;
+    the second, which ends at 1 + 3 = 4 then, stays."""
+    promises = Promises()
+    add(promises, "a", 4, 3, NORMAL)
+    b = add(promises, "b", 5, 1, NORMAL)
+    c = add(promises, "c", 6, 3, NORMAL)
+    pair = promises.victim(0.0)
+    assert pair is not None
+    assert pair[1] is c
+    promises.remove(pair[0])
+    assert pair[0] is not b
+    assert promises.victim(0.0) is None
+    assert promises.victim(2.0) is None or pair[0] is c
+    later = promises.victim(3.5)
+    assert later is not None
+
+
+def test_low_importance_goes_first_even_when_more_of_it_must_go() -> None:
+    """The high one alone needs 9 of 10 s: three low ones of 1 s leave 7, so two of them go."""
+    promises = Promises()
+    low = [add(promises, f"low{i}", 5 + i, 1, LOW) for i in range(3)]
+    add(promises, "high", 10, 9, HIGH)
+    victims = give_up(promises)
+    assert len(victims) == 2
+    assert set(victims) < set(low)
+
+
+def test_a_tenant_over_its_share_gives_way_first() -> None:
+    """The flood's pieces are small (1 s), the other tenant's are large (2 s), so that size alone
+    would take the latter: 8 s of 10 are the flood's, the mean is 5, and 8 > 1.5 * 5."""
+    promises = Promises()
+    flood = [add(promises, f"flood{i}", 9, 1, NORMAL, "flood") for i in range(8)]
+    add(promises, "other", 9, 2, NORMAL, "other")
+    (victim,) = give_up(promises)
+    assert victim in flood
+
+
+def test_tenants_within_their_share_are_equals() -> None:
+    """5 s and 6 s of 11: nobody is over 1.5 times the mean, so the largest piece goes."""
+    promises = Promises()
+    for i in range(5):
+        add(promises, f"small{i}", 9, 1, NORMAL, "small")
+    large = [add(promises, f"large{i}", 9, 3, NORMAL, "large") for i in range(2)]
+    (victim,) = give_up(promises)
+    assert victim in large
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 7), JOB, st.sampled_from(Importance), st.sampled_from("ab")),
+        max_size=25,
+    )
+)
+def test_the_groups_hold_what_the_whole_holds(
+    operations: list[tuple[int, Job, Importance, str]],
+) -> None:
+    promises, waiting = Promises(), dict[int, Sequence]()
+    for number, (due, work), importance, tenant in operations:
+        if number not in waiting:
+            waiting[number] = add(promises, f"r{number}", due, work, importance, tenant)
+        elif work < 4:
+            promises.set_work(waiting[number], work)
+        else:
+            promises.remove(waiting.pop(number))
+        groups = [g for tenants in promises._groups.values() for g in tenants.values()]
+        assert {s for g in groups for s in g} == set(promises) == set(waiting.values())
+        assert sum(g.total for g in groups) == promises.all.total
+        assert all(groups), "an empty group stays behind"
