@@ -9,11 +9,12 @@ from engine.deciding.sequence import FinishReason, Sequence
 
 def note_token(sequence: Sequence, now: float) -> None:
     """The sequence's newest token (already in its output) came out at `now`."""
-    if sequence.first_token_at is None or sequence.last_token_at is None:
+    last = sequence.last_token_at
+    if last is None:
         sequence.first_token_at = now
     else:
-        gap = now - sequence.last_token_at
-        sequence.worst_tbt_s = max(sequence.worst_tbt_s, gap)
+        if now - last > sequence.worst_tbt_s:
+            sequence.worst_tbt_s = now - last
         if now > sequence.due_at:
             sequence.num_late_tokens += 1
     sequence.last_token_at = now

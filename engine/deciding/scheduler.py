@@ -12,7 +12,7 @@ shared. It never reads a clock: `now` is always the caller's, in seconds on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
 from typing import Any
 
@@ -206,12 +206,23 @@ class Scheduler:
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
         """The running sequences that decode now, each with a page for its next position."""
-        held = self.policy.hold(list(self._running), now)
-        self._note_holds(held, now)
-        for sequence in [s for s in self._running if s not in self._held]:
-            while sequence in self._running and not self.pages.grow(sequence, sequence.num_known):
-                self._preempt(self._victim(now), now)
+        decodes = list(self._running)
+        held = self.policy.hold(decodes, now)
+        if held or self._held:
+            self._note_holds(held, now)
+            decodes = [s for s in decodes if s not in self._held]
+        page_size, num_preemptions = self.pages.page_size, self.num_preemptions
+        for sequence in decodes:
+            if sequence.num_known > len(sequence.pages) * page_size:
+                self._grant_page(sequence, now)
+        if self.num_preemptions == num_preemptions:
+            return decodes
         return [s for s in self._running if s not in self._held]
+
+    def _grant_page(self, sequence: Sequence, now: float) -> None:
+        """Preempts until there is one, or the sequence itself had to give way."""
+        while sequence in self._running and not self.pages.grow(sequence, sequence.num_known):
+            self._preempt(self._victim(now), now)
 
     def _note_holds(self, held: list[Sequence], now: float) -> None:
         before, self._held = self._held, set(held)
@@ -259,14 +270,8 @@ class Scheduler:
     def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
         """Prefill chunks in the policy's order, as far as its budget, memory and batch reach."""
         chunks: list[Chunk] = []
-        blocked = False  # the first that could not start: only what has begun may follow
-        for sequence in self.policy.order(self._waiting, now):
+        for sequence in self._candidates(now):
             if sequence not in self._partial:
-                if blocked or not self._can_start(sequence):
-                    blocked = True
-                    if len(chunks) >= len(self._partial):
-                        break
-                    continue
                 self._start(sequence)
             length = min(self.policy.room(work, sequence), sequence.num_uncomputed)
             start = sequence.num_computed
@@ -278,6 +283,17 @@ class Scheduler:
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
             work = add_chunk(work, start, length)
         return chunks, work
+
+    def _candidates(self, now: float) -> Iterator[Sequence]:
+        """In the policy's order, up to the first that cannot start; then what has begun."""
+        seen: set[Sequence] = set()
+        for sequence in self.policy.order(self._waiting, now):
+            if sequence not in self._partial and not self._can_start(sequence):
+                begun = [s for s in self._partial if s not in seen]
+                yield from sorted(begun, key=self._waiting.key)
+                return
+            seen.add(sequence)
+            yield sequence
 
     def _can_start(self, sequence: Sequence) -> bool:
         """A sequence starts only when the batch has a place for it, and the memory holds its whole
@@ -346,7 +362,7 @@ class Scheduler:
         note_token(sequence, now)
         if self.config.token_events:
             events.append(Sampled(sequence.id, token))
-        if self.record is not None and len(sequence.output) == 1:
+        if len(sequence.output) == 1 and self.record is not None:
             self.record.note(sequence.id, now, "first_token")
         reason = self._end_of(sequence, token.id)
         if reason is not None:
@@ -355,9 +371,10 @@ class Scheduler:
 
     def _end_of(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling, count = sequence.request.sampling, len(sequence.output)
-        if token in sampling.stop_token_ids and count > sampling.min_tokens:
+        stops = sampling.stop_token_ids
+        if stops and token in stops and count > sampling.min_tokens:
             return FinishReason.STOP
-        if count >= sampling.max_tokens or sequence.num_known >= self.config.context_len:
+        if count >= sampling.max_tokens or sequence.prompt_len + count >= self.config.context_len:
             return FinishReason.LENGTH
         return None
 

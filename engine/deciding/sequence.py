@@ -34,6 +34,7 @@ class Sequence:
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     relegated: bool = False
+    prompt_len: int = field(init=False)
     due_at: float = field(init=False)  # deadline of the next token; for a TTLT target, of the last
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
@@ -45,6 +46,7 @@ class Sequence:
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
+        self.prompt_len = len(self.request.prompt)
         self.due_at = self.request.token_due_at(1)
 
     @property
@@ -52,17 +54,13 @@ class Sequence:
         return self.request.id
 
     @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt)
-
-    @property
     def num_known(self) -> int:
-        return len(self.request.prompt) + len(self.output)
+        return self.prompt_len + len(self.output)
 
     @property
     def num_uncomputed(self) -> int:
         """Known tokens without KV: 1 for a decode, more (or a whole prompt) while waiting."""
-        return self.num_known - self.num_computed
+        return self.prompt_len + len(self.output) - self.num_computed
 
     def token_at(self, position: int) -> int:
         prompt = self.request.prompt
