@@ -40,26 +40,29 @@ class Segment(NamedTuple):
     chunk: float = 0.0  # per chunk
 
     def seconds(self, work: Work) -> float:
+        _, base, prefill, decode, decode_context, prefill_context, prefill_pairs, chunk = self
+        num_decodes, decode_positions, num_prefill, prefill_positions, pairs, num_chunks = work
         return (
-            self.base
-            + self.prefill * work.num_prefill
-            + self.decode * work.num_decodes
-            + self.decode_context * work.decode_context
-            + self.prefill_context * work.prefill_context
-            + self.prefill_pairs * work.prefill_pairs
-            + self.chunk * work.num_chunks
+            base
+            + prefill * num_prefill
+            + decode * num_decodes
+            + decode_context * decode_positions
+            + prefill_context * prefill_positions
+            + prefill_pairs * pairs
+            + chunk * num_chunks
         )
 
 
 def add_chunk(work: Work, start: int, length: int) -> Work:
     """The work with one more prefill chunk of positions [start, start + length)."""
+    num_decodes, decode_context, num_prefill, prefill_context, pairs, num_chunks = work
     return Work(
-        work.num_decodes,
-        work.decode_context,
-        work.num_prefill + length,
-        work.prefill_context + start + length,
-        work.prefill_pairs + length * start + length * (length + 1) // 2,
-        work.num_chunks + 1,
+        num_decodes,
+        decode_context,
+        num_prefill + length,
+        prefill_context + start + length,
+        pairs + length * start + length * (length + 1) // 2,
+        num_chunks + 1,
     )
 
 
