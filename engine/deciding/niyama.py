@@ -286,7 +286,7 @@ class Niyama:
         return held
 
     def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
-        floor_s = self._latency.predict(work) if decodes else 0.0
+        floor_s = self._latency.predict(work)
         left = self._demand.output_left
         streams = ((s, left(s)) for s in decodes)
         pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
@@ -353,6 +353,8 @@ class Niyama:
             return max(0, limit)
         start = sequence.num_computed
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
+        if length == 0 and not work.num_tokens:
+            return 1  # an iteration computes something, however little time there is
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
