@@ -42,7 +42,11 @@ class Server:
         self.config = config
         self.metrics = Metrics()
         self.engine = EngineClient(
-            config.engine, self._engine_ready, self._engine_lost, self._engine_failed
+            config.engine,
+            self._engine_ready,
+            self._engine_lost,
+            self._engine_failed,
+            lambda line: log.warning("engine", notice=line),
         )
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
@@ -96,6 +100,8 @@ class Server:
 
     def _adopt(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
+        if info.calibration is not None:
+            log.info("calibration", **info.calibration._asdict())
         self.service.adopt(info, choose_tiers(self.config, info.tiers))
 
     def _engine_ready(self, info: EngineInfo) -> None:

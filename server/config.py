@@ -72,13 +72,23 @@ def _add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> list[str]:
         kind, *marks = get_args(hint) or (hint,)
         if not marks or not isinstance(marks[0], Flag):
             continue
-        text = marks[0].help
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=Path if kind == Path | None else kind,
-            default=defaults[name],
-            choices=marks[0].choices,
-            help=text if "(" in text or name == "config" else f"{text} (default: %(default)s)",
-        )
+        _add_flag(parser, name, kind, marks[0], defaults[name])
         names.append(name)
     return names
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser, name: str, kind: Any, flag: Flag, default: Any
+) -> None:
+    option = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        parser.add_argument(option, action="store_true", help=flag.help)
+        return
+    shows_default = default is not None and "(" not in flag.help
+    parser.add_argument(
+        option,
+        type=Path if kind == Path | None else kind,
+        default=default,
+        choices=flag.choices,
+        help=f"{flag.help} (default: %(default)s)" if shows_default else flag.help,
+    )

@@ -16,14 +16,16 @@ EXIT_S = 60.0
 
 
 class ServerProcess:
-    """`python -m server --port 0 FLAGS`; its log goes to a file. Ends with the `with` block."""
+    """`python -m server --port 0 FLAGS`, calibrated for a second; its log goes to a file. Ends with
+    the `with` block.
+    """
 
     def __init__(self, log: Path, *flags: str) -> None:
         self._log = log
         self.address = ""
         with log.open("wb") as stderr:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "server", "--port", "0", *flags],
+                [sys.executable, "-m", "server", "--port", "0", "--calibration-s", "1", *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )

@@ -7,6 +7,7 @@ leaves signals to the front end, so that a signal to the whole group still drain
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import socket
@@ -31,7 +32,10 @@ def serve(pipe: SocketPipe) -> None:
     config = pipe.receive_first()
     engine = build(config)
     pipe.send(Ready(engine.info))
-    EngineLoop(engine.scheduler, engine.executor, pipe, time.monotonic).run()
+    with contextlib.ExitStack() as stack:
+        if engine.decisions is not None:
+            stack.callback(engine.decisions.close)
+        EngineLoop(engine.scheduler, engine.executor, pipe, time.monotonic, engine.decisions).run()
 
 
 def describe(error: Exception) -> Failed:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 
 from engine.computing.config import ModelConfig
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
 from engine.deciding.scheduler import Scheduler
+from engine.driving import tiers
 from engine.driving.config import EngineConfig
+from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
-from engine.driving.messages import EngineInfo
+from engine.driving.messages import Calibration, EngineInfo
 
 
 def assemble(
@@ -23,9 +26,17 @@ def assemble(
     *,
     dtype: str,
     device: str,
+    calibration: Calibration | None = None,
 ) -> Engine:
-    """`num_pages` is what the executor's memory holds; `profile` is where its costs start."""
-    context_len = min(config.context_len or model.max_positions, model.max_positions)
+    """`num_pages` is what the executor's memory holds; `profile` is where its costs start. Raises
+    OSError for a decision log that cannot be opened.
+    """
+    context_len = context_length(config, model)
+    decisions = (
+        None
+        if config.decision_log is None
+        else DecisionFile(config.decision_log, time.time() - time.monotonic())
+    )
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,
@@ -34,8 +45,11 @@ def assemble(
             policy=config.policy,
             chunk_size=config.chunk_size,
             max_batch_size=config.max_batch_size,
+            record_capacity=config.record_capacity,
+            niyama=config.niyama(),
         ),
         LatencyModel(profile),
+        None if decisions is None else decisions.write,
     )
     info = EngineInfo(
         model_name=config.model_name or config.model.resolve().name,
@@ -51,5 +65,12 @@ def assemble(
         max_batch_size=config.max_batch_size,
         pid=os.getpid(),
         eos_token_ids=frozenset(model.eos_ids),
+        tiers=tiers.propose(profile, config.max_batch_size, context_len),
+        calibration=calibration,
     )
-    return Engine(scheduler, executor, info)
+    return Engine(scheduler, executor, info, decisions)
+
+
+def context_length(config: EngineConfig, model: ModelConfig) -> int:
+    """Most tokens of prompt and output together."""
+    return min(config.context_len or model.max_positions, model.max_positions)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
-from engine.computing import runner
+from engine.computing import calibration, runner
 from engine.computing.checkpoint import read_config
+from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from engine.driving.assemble import assemble
+from engine.driving import profiles
+from engine.driving.assemble import assemble, context_length
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
+from engine.driving.messages import Calibration
 
 # Where the scheduler starts before it has seen an iteration; it learns from every one.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
@@ -32,15 +37,57 @@ def build(config: EngineConfig) -> Engine:
         threads=config.torch_threads or _threads(),
     )
     executor.warm_up()
+    profile, calibration = _profile(config, executor)
+    if config.save_profile is not None:
+        profiles.save(profile, config.save_profile)
     return assemble(
         config,
         executor.config,
         executor,
-        UNCALIBRATED,
+        profile,
         executor.num_pages,
         dtype=str(executor.dtype).removeprefix("torch."),
         device=str(executor.device),
+        calibration=calibration,
     )
+
+
+def _profile(
+    config: EngineConfig, executor: ModelExecutor
+) -> tuple[LatencyProfile, Calibration | None]:
+    if not config.calibration_s:
+        return UNCALIBRATED, None
+    context_len = context_length(config, executor.config)
+
+    def measure() -> calibration.Measurements:
+        return calibration.measure(
+            executor, context_len, config.max_batch_size, config.calibration_s
+        )
+
+    key = {
+        "model": profiles.model_fingerprint(config.model),
+        "model_name": config.model_name or config.model.resolve().name,
+        "device": _device_name(executor.device),
+        "dtype": str(executor.dtype),
+        "threads": torch.get_num_threads(),
+        "page_size": config.page_size,
+        "num_pages": executor.num_pages,
+        "max_batch_size": config.max_batch_size,
+        "context_len": context_len,
+        "torch": torch.__version__,
+    }
+    folder = config.calibration_cache or profiles.default_folder()
+    return profiles.obtain(folder, key, measure, config.recalibrate)
+
+
+def _device_name(device: torch.device) -> str:
+    """What it is, not where: "cuda:0" is another device on another machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def _device(name: str) -> str:

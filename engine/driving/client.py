@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
@@ -168,8 +169,9 @@ class _Wire(asyncio.Protocol):
 class EngineClient:
     """Owns an engine process: starts it, talks to it, starts it again when it is lost.
 
-    `on_lost(line)` and `on_ready(info)` are told of each later loss and recovery, and `on_failed`
-    of an engine that reports why it cannot go on.
+    `on_lost(line)` and `on_ready(info)` are told of each later loss and recovery, `on_failed` of an
+    engine that reports why it cannot go on, and `on_notice(line)` of what belongs in the log. An
+    engine that has work and gives no sign of life for `config.patience_s` is killed, hence lost.
     """
 
     def __init__(
@@ -178,11 +180,13 @@ class EngineClient:
         on_ready: Callable[[EngineInfo], None] = lambda info: None,
         on_lost: Callable[[str], None] = lambda line: None,
         on_failed: Callable[[Failed], None] = lambda failed: None,
+        on_notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._config = config
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_failed = on_failed
+        self._on_notice = on_notice
         self._streams: dict[str, tuple[RequestStream, int]] = {}
         self._ending: set[str] = set()  # of the streams' ids, those cancelled
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -190,22 +194,26 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._wire: _Wire | None = None
         self._first: asyncio.Future[Ready | Failed | None] | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []  # while the engine is kept alive
         self._started_at = 0.0
+        self._heard_at = 0.0  # last sign of life, or the moment from which one is due
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
 
     async def start(self) -> EngineInfo:
         """Returns when the engine can serve. Raises EngineStartError when it cannot."""
         info = await self._launch()
-        self._supervisor = asyncio.create_task(self._supervise())
+        self._tasks = [
+            asyncio.create_task(self._supervise()),
+            asyncio.create_task(self._watch()),
+        ]
         return info
 
     async def stop(self) -> None:
         """Ends the engine process; streams still open fail with EngineLost."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+                await task
         if self.info is None:  # it is still loading, and looks at the pipe only when it is done
             self.kill()
         self._fail_all("the server is stopping")
@@ -236,6 +244,7 @@ class EngineClient:
         for request in requests:
             if request.id in self._streams:
                 raise DuplicateRequest(request.id)
+        self._expect_life()
         stream = RequestStream([r.id for r in requests], self.cancel)
         for index, request in enumerate(requests):
             self._streams[request.id] = (stream, index)
@@ -252,12 +261,28 @@ class EngineClient:
         wire = self._serving_wire()
         call_id = next(self._call_ids)
         future = asyncio.get_running_loop().create_future()
+        self._expect_life()
         self._calls[call_id] = future
         try:
             wire.post(Call(call_id, name, arguments))
             return await future
         finally:
             self._calls.pop(call_id, None)
+
+    def _expect_life(self) -> None:
+        """To be called before work is added: an idle engine is silent, and may be."""
+        if not self._streams and not self._calls:
+            self._heard_at = time.monotonic()
+
+    async def _watch(self) -> None:
+        """Kills an engine that has work and hangs; the supervisor then starts another."""
+        patience_s = self._config.patience_s
+        while True:
+            await asyncio.sleep(patience_s / 4)
+            is_busy = self.info is not None and (self._streams or self._calls)
+            if is_busy and time.monotonic() - self._heard_at > patience_s:
+                self._on_notice(f"no sign of life from the engine for {patience_s:g} s")
+                self.kill()
 
     def _serving_wire(self) -> _Wire:
         if self.info is None or self._wire is None:
@@ -275,6 +300,7 @@ class EngineClient:
         outcome = await first
         if isinstance(outcome, Ready):
             self.info = outcome.info
+            self._config = replace(self._config, recalibrate=False)  # once is enough
             return outcome.info
         code = await self._end_process()
         line = outcome.line if outcome else f"the engine process ended with code {code}"
@@ -320,6 +346,7 @@ class EngineClient:
                 future.set_exception(EngineLost(why))
 
     def _received(self, message: Report | Ready | Failed) -> None:
+        self._heard_at = time.monotonic()
         if isinstance(message, Report):
             self._deliver(message)
             return
@@ -336,6 +363,8 @@ class EngineClient:
 
     def _deliver(self, report: Report) -> None:
         streams = self._streams
+        for line in report.notices:
+            self._on_notice(line)
         for event in report.news:
             if found := streams.get(event.request_id):
                 found[0].put(found[1], event)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
+from engine.deciding.policies import POLICIES
 from engine.embedded import FOLDER
 
-POLICIES = ("niyama", "fcfs", "edf", "srpf")
+_NIYAMA = NiyamaConfig()  # the defaults
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -34,6 +38,31 @@ class EngineConfig:
     kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
     context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
     torch_threads: Annotated[int, Flag("torch threads (0: all cores but one, the front end's)")] = 0
+    max_gap: Annotated[float, Flag("longest time between two tokens, in TBT targets")] = (
+        _NIYAMA.pace.max_gap
+    )
+    reserve: Annotated[float, Flag("slack kept for each stream, in TBT targets")] = (
+        _NIYAMA.pace.reserve
+    )
+    relegation_allowance: Annotated[
+        float, Flag("share of requests that may be relegated early to save others")
+    ] = _NIYAMA.allowance
+    background_share: Annotated[
+        float, Flag("share of prefill tokens for best effort and relegated requests")
+    ] = _NIYAMA.background_share
+    decision_log: Annotated[Path | None, Flag("JSONL file that gets every decision (none)")] = None
+    record_capacity: Annotated[int, Flag("requests that Explain remembers")] = 10_000
+    calibration_s: Annotated[
+        float, Flag("seconds of measuring at the first start (0: none, learn in service)")
+    ] = 8.0
+    calibration_cache: Annotated[
+        Path | None, Flag("folder of measured latency profiles (default: niyama in XDG_CACHE_HOME)")
+    ] = None
+    recalibrate: Annotated[bool, Flag("measure though a profile is remembered")] = False
+    save_profile: Annotated[Path | None, Flag("JSON file for the profile, to simulate with")] = None
+    patience_s: Annotated[
+        float, Flag("seconds without a sign of life after which a busy engine is started again")
+    ] = 60.0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.
     factory: str = "engine.driving.build:build"
 
@@ -41,8 +70,25 @@ class EngineConfig:
         for name in ("chunk_size", "max_batch_size", "page_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("kv_memory_mib", "context_len", "torch_threads"):
+        for name in ("kv_memory_mib", "context_len", "torch_threads", "record_capacity"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if not 0 <= self.calibration_s < math.inf:
+            raise ValueError(f"calibration_s must not be negative, got {self.calibration_s}")
+        if not self.patience_s > 0:
+            raise ValueError(f"patience_s must be positive, got {self.patience_s}")
+        self.niyama()
+
+    def niyama(self) -> NiyamaConfig:
+        """What of it the Niyama policy is told."""
+        if not 0 <= self.relegation_allowance < 1:  # named otherwise there
+            raise ValueError(
+                f"relegation_allowance must be in [0, 1), got {self.relegation_allowance}"
+            )
+        return NiyamaConfig(
+            pace=PaceConfig(max_gap=self.max_gap, reserve=self.reserve),
+            allowance=self.relegation_allowance,
+            background_share=self.background_share,
+        )

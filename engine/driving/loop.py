@@ -8,12 +8,14 @@ the processes of a machine share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from engine.deciding.plan import Event, Executor, Finished, Plan, Timings, Token
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
+from engine.driving.decision_file import DecisionFile
 from engine.driving.messages import (
     Call,
     Cancel,
@@ -28,6 +30,7 @@ from engine.driving.messages import (
 QUESTIONS = frozenset({"stats", "explain", "estimate"})
 # With work but nothing to plan (all of it held back), look again after this many seconds.
 HELD_BACK_S = 0.02
+SIGN_OF_LIFE_S = 1.0  # while it works, the front end hears of it at least this often
 
 _NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
 
@@ -55,6 +58,7 @@ class Engine(NamedTuple):
     scheduler: Scheduler
     executor: Executor
     info: EngineInfo
+    decisions: DecisionFile | None = None
 
 
 class Pipe(Protocol):
@@ -70,13 +74,20 @@ class EngineLoop:
     """`step` until the pipe raises EOFError."""
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, pipe: Pipe, clock: Callable[[], float]
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        pipe: Pipe,
+        clock: Callable[[], float],
+        decisions: DecisionFile | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._pipe = pipe
         self._clock = clock
+        self._decisions = decisions
         self._wait_s: float | None = None
+        self._sent_at = math.inf  # nothing is due before the first report
 
     def run(self) -> None:
         """Returns when the front end is gone."""
@@ -90,20 +101,25 @@ class EngineLoop:
         """One turn. What the commands led to is sent before the iteration computes."""
         commands = self._pipe.receive(self._wait_s)
         if commands:
-            self._send(self._apply(commands))
+            self._send(self._apply(commands), self._clock())
         plan = self._scheduler.plan(self._clock())
         if plan is None:
             self._wait_s = HELD_BACK_S if self._scheduler.has_work else None
             return
         self._wait_s = 0.0
         tokens = self._executor.run(plan)
+        now = self._clock()
         report = Report()
-        report.add(self._scheduler.commit(plan, tokens, self._clock()))
-        self._send(report)
+        report.add(self._scheduler.commit(plan, tokens, now))
+        self._send(report, now)
 
-    def _send(self, report: Report) -> None:
-        if report:
+    def _send(self, report: Report, now: float) -> None:
+        """Also notes on disk what was decided, after whoever waits for it has been told."""
+        if report or now - self._sent_at >= SIGN_OF_LIFE_S:
             self._pipe.send(report)
+            self._sent_at = now
+        if self._decisions is not None and (line := self._decisions.flush()):
+            self._pipe.send(Report(notices=[line]))
 
     def _apply(self, commands: list[Command]) -> Report:
         report = Report()

@@ -71,6 +71,17 @@ class TierInfo(NamedTuple):
     importance: Importance = Importance.NORMAL
 
 
+class Calibration(NamedTuple):
+    """How the latency profile came to be. Seconds; `median_error` of |actual / predicted - 1| over
+    iterations that it was not made from, None where there were none. `note` is for the log.
+    """
+
+    took_s: float
+    median_error: float | None
+    from_cache: bool
+    note: str
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What the engine process tells of itself once it can serve. Lengths in tokens."""
@@ -89,6 +100,7 @@ class EngineInfo:
     pid: int
     eos_token_ids: frozenset[int] = frozenset()
     tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
+    calibration: Calibration | None = None  # None: it learns in service only
 
     @property
     def kv_len(self) -> int:
@@ -113,12 +125,16 @@ SampledTuple = tuple[str, int] | tuple[str, int, float | None, tuple[tuple[int, 
 
 @dataclass(slots=True)
 class Report:
-    """The events of one iteration, to be delivered in the order of the fields."""
+    """The events of one iteration, to be delivered in the order of the fields.
+
+    An empty one says that the engine is alive. `notices` are lines for the log.
+    """
 
     news: list[Accepted | Relegated] = field(default_factory=list)
     sampled: list[SampledTuple] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -135,10 +151,10 @@ class Report:
                 self.news.append(event)
 
     def __bool__(self) -> bool:
-        return bool(self.sampled or self.news or self.finished or self.replies)
+        return bool(self.sampled or self.news or self.finished or self.replies or self.notices)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Report, (self.news, self.sampled, self.finished, self.replies)
+        return Report, (self.news, self.sampled, self.finished, self.replies, self.notices)
 
 
 def token_of(sampled: SampledTuple) -> Token:

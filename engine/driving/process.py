@@ -29,7 +29,7 @@ class EngineProcess:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             fd = theirs.fileno()
             command = [sys.executable, "-m", "engine.driving", str(fd)]
-            # OpenMP threads that wait must sleep, not spin: the cores are shared with the front end.
+            # Waiting OpenMP threads must sleep, not spin: the front end shares the cores.
             environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
             self._child = subprocess.Popen(
                 command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment

@@ -1,0 +1,40 @@
+"""The decision log on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from engine.driving.decision_file import DecisionFile
+
+ENTRY = {"request_id": "a", "at": 2.5, "kind": "admitted", "detail": "", "slack_s": math.inf}
+
+
+def test_entries_are_lines_appended_when_flushed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("earlier\n")
+    decisions = DecisionFile(path, unix_offset_s=100.0)
+    decisions.write(ENTRY)
+    assert path.read_text() == "earlier\n"
+    assert decisions.flush() == ""
+    line = path.read_text().splitlines()[1]
+    assert json.loads(line) == ENTRY | {"unix_s": 102.5, "slack_s": None}
+    decisions.close()
+    decisions.write(ENTRY)
+    assert decisions.flush() == ""
+
+
+def test_a_full_disk_ends_the_log_and_says_so_once() -> None:
+    decisions = DecisionFile(Path("/dev/full"), 0.0)
+    decisions.write(ENTRY)
+    assert "No space left" in decisions.flush()
+    decisions.write(ENTRY)
+    assert decisions.flush() == ""
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no-such-folder"):
+        DecisionFile(tmp_path / "no-such-folder" / "log", 0.0)

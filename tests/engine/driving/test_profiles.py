@@ -1,0 +1,108 @@
+"""Profiles on disk, and the tiers made from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from engine.computing.calibration import Measurements
+from engine.deciding.fit import Sample
+from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment, add_chunk
+from engine.deciding.plan import Work
+from engine.deciding.request import Targets
+from engine.driving import profiles, tiers
+
+SEGMENT = Segment(UNBOUNDED, 1e-3, 1e-5, 1e-4)
+KEY = {"model_name": "tiny", "device": "abacus", "threads": 1}
+
+
+@dataclass
+class Measure:
+    """Measures SEGMENT, and counts how often it is asked to."""
+
+    count: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    def __call__(self) -> Measurements:
+        self.count += 1
+        works = [add_chunk(Work(n, 100 * n), 0, 8 * c) for n in range(5) for c in range(1, 9)]
+        samples = [Sample(w, SEGMENT.seconds(w)) for w in works]
+        return Measurements(samples[:30], samples[30:], 64)
+
+
+def test_a_profile_is_measured_once_for_a_key_and_remembered(tmp_path: Path) -> None:
+    measure = Measure()
+    first, made = profiles.obtain(tmp_path / "new", KEY, measure, again=False)
+    second, read = profiles.obtain(tmp_path / "new", KEY, measure, again=False)
+    assert measure.count == 1
+    assert first == second
+    assert first.name == "tiny on abacus"
+    assert first.max_chunk == 64
+    assert (made.from_cache, read.from_cache) == (False, True)
+    assert made.median_error == read.median_error == pytest.approx(0, abs=1e-6)
+
+
+def test_another_key_or_asking_again_measures(tmp_path: Path) -> None:
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    profiles.obtain(tmp_path, KEY | {"threads": 2}, measure, again=False)
+    profiles.obtain(tmp_path, KEY, measure, again=True)
+    assert measure.count == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"profile": {"name": "x", "segments": []}}'])
+def test_a_file_that_is_no_profile_is_measured_over(tmp_path: Path, text: str) -> None:
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    (path,) = tmp_path.iterdir()
+    path.write_text(text)
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert measure.count == 2
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert measure.count == 2
+
+
+def test_a_folder_that_cannot_be_written_to_costs_the_memory_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    profile, calibration = profiles.obtain(tmp_path / "file", KEY, Measure(), again=False)
+    assert profile.max_chunk == 64
+    assert calibration.note.startswith("not remembered: ")
+
+
+def test_a_saved_profile_is_what_a_simulation_reads(tmp_path: Path) -> None:
+    profile = LatencyProfile("mine", (SEGMENT,), 512)
+    profiles.save(profile, tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text())
+    assert LatencyProfile.from_dict(data) == profile
+
+
+def test_a_checkpoint_is_known_by_its_shape(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").write_bytes(b"1234")
+    one = profiles.model_fingerprint(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"5678")
+    assert profiles.model_fingerprint(tmp_path) == one
+    (tmp_path / "a.safetensors").write_bytes(b"56789")
+    assert profiles.model_fingerprint(tmp_path) != one
+
+
+def test_a_quick_machine_gets_the_usual_tiers() -> None:
+    proposed = tiers.propose(LatencyProfile("quick", (Segment(UNBOUNDED, 1e-3, 1e-5),)), 64, 4096)
+    assert [(t.name, t.targets) for t in proposed] == [
+        ("interactive", Targets(ttft_s=1.0, tbt_s=0.05)),
+        ("standard", Targets(ttlt_s=10.0)),
+        ("batch", Targets(ttlt_s=60.0)),
+    ]
+
+
+def test_a_slow_machine_gets_tiers_that_it_can_keep() -> None:
+    """32 decodes of 5 ms and 64 tokens of 1 ms: 224 ms, so 300. Four prompts of 1,024 tokens: some
+    4.1 s, so 5. Everything else follows the slower of both, TBT: sixfold."""
+    segment = Segment(UNBOUNDED, 0.0, prefill=1e-3, decode=5e-3)
+    proposed = tiers.propose(LatencyProfile("slow", (segment,)), 64, 4096)
+    assert proposed[0].targets == Targets(ttft_s=5.0, tbt_s=0.3)
+    assert proposed[1].targets == Targets(ttlt_s=60.0)
+    assert proposed[2].targets == Targets(ttlt_s=360.0)
