@@ -21,6 +21,8 @@ TARGETS = [
     BEST_EFFORT,
     interactive(0.05, 0.004),
     interactive(0.5, 0.02),
+    interactive(1e-5, 1e-6),  # impossible
+    deadline(1e-5),
     deadline(0.05),
     deadline(0.5),
     deadline(5.0),
