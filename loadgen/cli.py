@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
 
 from loadgen import flags, gate, json_report, modes, records_csv, report, targets
 from loadgen.capacity import Capacity
-from loadgen.modes import Measurement, Measuring, NotMeasured
+from loadgen.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.spec import Spec, build
 from loadgen.target import End, Target, TargetInfo, Unreachable
 from loadgen.workload import Workload
@@ -22,13 +22,11 @@ EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 4,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status, as `--help` lists them."""
-    arguments = flags.parser().parse_args(argv)
+    arguments = flags.parse(argv)
     try:
         return _Command(arguments, flags.to_spec(arguments), report.console()).run()
     except Unreachable as error:
         return _fail(str(error), EXIT_TARGET)
-    except NotMeasured as error:
-        return _fail(str(error), EXIT_INVALID)
     except (ValueError, OSError) as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
@@ -40,53 +38,75 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Command:
-    """One invocation: the mode that the flags ask for, and its reports."""
+    """One invocation: the mode that the flags ask for, and its reports. What was done until it
+    ended, however it ends, is reported."""
 
     arguments: argparse.Namespace
     spec: Spec
     out: Console
+    done: list[Measurement] = field(default_factory=list)  # every run so far
+    capacities: dict[str, Capacity] = field(default_factory=dict)  # by contender
 
     def run(self) -> int:
+        try:
+            self._send_all()
+        except NotMeasured as error:
+            return _fail(str(error), _ended(self.done) or EXIT_INVALID)
+        finally:
+            if self.done:
+                self._show()
+                self._write()
+        if self.arguments.find_capacity and not self._are_bracketed():
+            return EXIT_INVALID
+        gate_status = self._gate()
+        return _ended(self.done) or gate_status
+
+    @property
+    def mode(self) -> str:
+        for name in ("compare", "sweep", "find_capacity"):
+            if getattr(self.arguments, name):
+                return name.replace("_", "-")
+        return "run"
+
+    def _send_all(self) -> None:
         if self.arguments.compare:
-            return self._compare()
+            modes.compare(
+                lambda contender: targets.opened(self.arguments, contender),
+                self.arguments.compare,
+                lambda info: build(self.spec, info),
+                self._send,
+            )
+            return
         with targets.opened(self.arguments) as target:
             info = target.info()
-            workload = build(self.spec, info)
-            if self.arguments.sweep:
-                return self._sweep(target, info, workload)
-            if self.arguments.find_capacity:
-                return self._find_capacity(target, info, workload)
-            return self._one(target, info, workload)
+            self._send(target, info, build(self.spec, info), "")
 
-    def _one(self, target: Target, info: TargetInfo, workload: Workload) -> int:
-        done = self._measure(target, info, workload, "")
-        report.print_report(done.summary, self.out)
-        self._write("run", [done])
-        status = _status([done])
-        if self.arguments.slo_gate is None:
-            return status
-        reasons = gate.shut(self.arguments.slo_gate, done.summary)
-        for reason in reasons:
-            self.out.print(f"[red]GATE SHUT[/] {escape(reason)}", highlight=False)
-        if not reasons:
-            self.out.print("gate open")
-        if status or done.summary.invalid:
-            return status or EXIT_INVALID
-        return EXIT_GATE if reasons else 0
+    def _send(
+        self, target: Target, info: TargetInfo, workload: Workload, contender: str
+    ) -> list[Measurement]:
+        """One contender's part: a sweep, a search or one run."""
 
-    def _sweep(self, target: Target, info: TargetInfo, workload: Workload) -> int:
-        done = modes.sweep(
-            lambda load, name: self._measure(target, info, load, name),
-            workload,
-            self.arguments.sweep,
-        )
-        self.out.print(report.runs_table("rate", done))
-        self._write("sweep", done)
-        return _status(done)
+        def measure(load: Workload, name: str) -> Measurement:
+            full_name = f"{contender} {name}".strip()
+            done = modes.measure(
+                target, info, load, self._measuring(), self.out, full_name, contender
+            )
+            self.done.append(done)
+            return done
 
-    def _find_capacity(self, target: Target, info: TargetInfo, workload: Workload) -> int:
+        if self.arguments.sweep:
+            return modes.sweep(measure, workload, self.arguments.sweep)
+        if self.arguments.find_capacity:
+            return self._search(measure, workload, contender)
+        return [measure(workload, "")]
+
+    def _measuring(self) -> Measuring:
+        arguments = self.arguments
+        return Measuring(arguments.warmup, arguments.cooldown, arguments.max_lag)
+
+    def _search(self, measure: Measure, workload: Workload, contender: str) -> list[Measurement]:
         rate = workload.arrivals.rate
         search = modes.Search(
             guess=rate.mean(workload.duration_s) if rate else 1.0,
@@ -95,44 +115,51 @@ class _Command:
             repeats=self.arguments.repeats,
         )
 
-        def measure(load: Workload, name: str) -> Measurement:
-            done = self._measure(target, info, load, name)
+        def measure_aloud(load: Workload, name: str) -> Measurement:
+            done = measure(load, name)
             passed = modes.sustains(done.summary, search.max_misses)
             self.out.print(report.search_line(done, passed), highlight=False)
             return done
 
-        capacity, done = modes.search_capacity(measure, workload, search)
-        self.out.print(report.capacity_line(capacity, search.max_misses), highlight=False)
-        self._write("find-capacity", done, capacity)
-        return 0 if capacity.is_bracketed else EXIT_INVALID
+        capacity, done = modes.search_capacity(measure_aloud, workload, search)
+        self.capacities[contender] = capacity
+        line = report.capacity_line(capacity, search.max_misses)
+        self.out.print(f"{escape(contender)} {line}".strip(), highlight=False)
+        return done
 
-    def _compare(self) -> int:
-        done = modes.compare(
-            lambda contender: targets.opened(self.arguments, contender),
-            self.arguments.compare,
-            lambda info: build(self.spec, info),
-            self._measure,
-        )
-        self.out.print(report.runs_table("contender", done))
-        self._write("compare", done)
-        return _status(done)
+    def _are_bracketed(self) -> bool:
+        return all(capacity.is_bracketed for capacity in self.capacities.values())
 
-    def _measure(
-        self, target: Target, info: TargetInfo, workload: Workload, name: str
-    ) -> Measurement:
-        measuring = Measuring(
-            self.arguments.warmup, self.arguments.cooldown, self.arguments.max_lag
-        )
-        return modes.measure(target, info, workload, measuring, self.out, name)
+    def _gate(self) -> int:
+        """The exit status that the gate asks for."""
+        if self.arguments.slo_gate is None:
+            return 0
+        summary = self.done[0].summary
+        reasons = gate.shut(self.arguments.slo_gate, summary)
+        for reason in reasons:
+            self.out.print(f"[red]GATE SHUT[/] {escape(reason)}", highlight=False)
+        if not reasons:
+            self.out.print("gate open")
+        if summary.invalid:
+            return EXIT_INVALID
+        return EXIT_GATE if reasons else 0
 
-    def _write(
-        self, mode: str, done: Sequence[Measurement], capacity: Capacity | None = None
-    ) -> None:
-        if self.arguments.json is not None:
-            document = json_report.to_json(mode, _asked(self.arguments), done, capacity)
-            json_report.write(document, self.arguments.json)
-        if self.arguments.csv is not None:
-            records_csv.write(((each.name, each.records) for each in done), self.arguments.csv)
+    def _show(self) -> None:
+        if self.mode == "run":
+            report.print_report(self.done[0].summary, self.out)
+        elif not self.arguments.find_capacity:
+            title = "contender" if self.arguments.compare else "rate"
+            self.out.print(report.runs_table(title, self.done))
+            for line in report.caveats(self.done):
+                self.out.print(line, highlight=False)
+
+    def _write(self) -> None:
+        arguments, done = self.arguments, self.done
+        if arguments.json is not None:
+            document = json_report.to_json(self.mode, _asked(arguments), done, self.capacities)
+            json_report.write(document, arguments.json)
+        if arguments.csv is not None:
+            records_csv.write(((each.name, each.records) for each in done), arguments.csv)
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, str]:
@@ -140,7 +167,8 @@ def _asked(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in vars(arguments).items() if value not in (None, [])}
 
 
-def _status(done: Sequence[Measurement]) -> int:
+def _ended(done: Sequence[Measurement]) -> int:
+    """The exit status of the last run's end."""
     end = done[-1].summary.end
     if end is End.TARGET_LOST:
         return EXIT_TARGET

@@ -45,6 +45,15 @@ exit status 0; 1 the target was not reached or was lost; 2 bad arguments; 3 the 
 """
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Exits with a usage line where the arguments make no sense."""
+    made = parser()
+    arguments = made.parse_args(argv)
+    if arguments.compare and arguments.slo_gate is not None:
+        made.error("argument --compare: not allowed with argument --slo-gate")
+    return arguments
+
+
 def _typed(parse: Callable[[str], V]) -> Callable[[str], V]:
     """An argparse type that keeps the parser's own message."""
 
@@ -126,18 +135,19 @@ def _add_modes(group: argparse._ArgumentGroup) -> None:
         "--find-capacity", action="store_true", help="the largest rate that is served"
     )
     modes.add_argument(
-        "--compare",
-        type=_typed(_names),
-        metavar="NAME,...",
-        help="the same requests to each: a policy (a server is started), or NAME=HOST:PORT",
-    )
-    modes.add_argument(
         "--slo-gate",
         type=_typed(gate.parse_gate),
         nargs="?",
         const=gate.parse_gate("0.99"),
         metavar="SHARE|TIER:SHARE,...",
         help="exit status 3 unless that share is on time (default 0.99 of every tier)",
+    )
+    group.add_argument(
+        "--compare",
+        type=_typed(_names),
+        metavar="NAME,...",
+        help="the same requests to each: a policy (a server is started), or NAME=HOST:PORT; "
+        "one run each, a sweep or a search",
     )
     group.add_argument("--max-misses", type=float, default=0.01, help="capacity: share allowed")
     group.add_argument("--precision", type=float, default=0.05, help="capacity: relative")

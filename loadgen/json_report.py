@@ -26,17 +26,30 @@ def to_json(
     mode: str,
     arguments: Mapping[str, str],
     measurements: Sequence[Measurement],
-    capacity: Capacity | None = None,
+    capacities: Mapping[str, Capacity] | None = None,
 ) -> Document:
-    """`arguments`: what was asked for, so that it can be asked for again."""
+    """`arguments`: what was asked for, so that it can be asked for again. `capacities`: what was
+    found, by contender ("" where nothing was compared)."""
     document: Document = {"schema": SCHEMA, "mode": mode, "arguments": dict(arguments)}
-    if capacity is not None:
-        document["capacity"] = {
-            "passed_rps": capacity.passed,
-            "failed_rps": capacity.failed if math.isfinite(capacity.failed) else None,
-        }
-    document["runs"] = [{"name": each.name} | _summary(each.summary) for each in measurements]
+    for contender, capacity in (capacities or {}).items():
+        if contender:
+            document.setdefault("capacities", {})[contender] = _capacity(capacity)
+        else:
+            document["capacity"] = _capacity(capacity)
+    document["runs"] = [_run(each) for each in measurements]
     return document
+
+
+def _capacity(capacity: Capacity) -> Document:
+    return {
+        "passed_rps": capacity.passed,
+        "failed_rps": capacity.failed if math.isfinite(capacity.failed) else None,
+    }
+
+
+def _run(measurement: Measurement) -> Document:
+    who = {"name": measurement.name, "contender": measurement.contender}
+    return who | {"rate": measurement.rate} | _summary(measurement.summary)
 
 
 def write(document: Document, path: Path) -> None:

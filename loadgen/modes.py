@@ -25,7 +25,7 @@ BACKLOG_DEVIATIONS = 2.0
 
 
 class NotMeasured(Exception):
-    """A search or gate cannot go on: the run says nothing about the target."""
+    """A search cannot go on: its last run says nothing about the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Measurement:
     name: str
     summary: Summary
     records: list[Record]
+    contender: str = ""  # of a comparison
+    rate: float | None = None  # asked for, in requests per second; None: as a trace has it
 
 
 def measure(
@@ -53,6 +55,7 @@ def measure(
     measuring: Measuring,
     out: Console,
     name: str = "",
+    contender: str = "",
 ) -> Measurement:
     """Sends the workload once."""
     if measuring.warmup_s + measuring.cooldown_s >= workload.duration_s:
@@ -67,7 +70,9 @@ def measure(
         cooldown_s=measuring.cooldown_s,
         max_lag_s=measuring.max_lag_s,
     )
-    return Measurement(name, summary, run.records)
+    rate = workload.arrivals.rate
+    mean = rate.mean(workload.duration_s) if rate else None
+    return Measurement(name, summary, run.records, contender, mean)
 
 
 Measure = Callable[[Workload, str], Measurement]
@@ -133,17 +138,18 @@ def compare(
     opened: Callable[[str], AbstractContextManager[Target]],
     contenders: Sequence[str],
     build: Callable[[TargetInfo], Workload],
-    measure: Callable[[Target, TargetInfo, Workload, str], Measurement],
+    send: Callable[[Target, TargetInfo, Workload, str], list[Measurement]],
 ) -> list[Measurement]:
-    """The same requests to each contender, one after the other. The first one's tiers say the
-    targets, which are sent explicitly, so that all are judged by the same."""
+    """The same requests to each contender, one after the other: one run, a sweep or a search, as
+    `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
+    are judged by the same."""
     done: list[Measurement] = []
     workload: Workload | None = None
     for contender in contenders:
         with opened(contender) as target:
             info = target.info()
             workload = pinned(build(info), info) if workload is None else workload
-            done.append(measure(target, info, workload, contender.partition("=")[0]))
+            done.extend(send(target, info, workload, contender.partition("=")[0]))
         if done[-1].summary.end is not End.COMPLETE:
             break
     return done

@@ -104,6 +104,16 @@ def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
     return table
 
 
+def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
+    """Why some of several runs are partial or invalid."""
+    for each in measurements:
+        name, summary = escape(each.name), each.summary
+        if summary.end is not End.COMPLETE:
+            yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
+        if summary.invalid:
+            yield f"[red bold]INVALID[/] {name}: {summary.invalid}"
+
+
 def search_line(measurement: Measurement, passed: bool) -> str:
     """One step of the search for capacity."""
     summary = measurement.summary

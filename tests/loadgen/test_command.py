@@ -244,7 +244,7 @@ def test_a_malformed_trace_row_is_one_line(
         (["--duration", "soon"], "'soon' is not a duration"),
         (["--sweep", "1,x"], "'1,x' is not a list of rates"),
         (["--compare", "a,a"], "not a list of different names"),
-        (["--sweep", "1", "--compare", "a"], "not allowed with"),
+        (["--slo-gate", "0.9", "--compare", "a"], "not allowed with"),
     ],
 )
 def test_flags_that_make_no_sense_say_why(capsys: Capture, flags: list[str], message: str) -> None:

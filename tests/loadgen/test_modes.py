@@ -122,7 +122,7 @@ def test_a_comparison_builds_its_workload_once() -> None:
         opened,
         ["a=somewhere", "b"],
         build,
-        lambda target, info, load, name: measuring(target)(load, name),
+        lambda target, info, load, name: [measuring(target)(load, name)],
     )
     assert built == ["one"]
     assert [each.name for each in done] == ["a", "b"]
