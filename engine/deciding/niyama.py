@@ -288,7 +288,7 @@ class Niyama:
     def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
         floor_s = self._latency.predict(work)
         left = self._demand.output_left
-        streams = ((s, left(s)) for s in decodes)
+        streams = ((s, 1 if s.request.targets.ttlt_s is None else left(s)) for s in decodes)
         pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
         budget = iteration_budget(pace, streams, floor_s, now)
         longest_s = max(self._response_s, LOST_GAP * floor_s)
