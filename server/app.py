@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.driving.client import EngineClient, EngineStartError
+from engine.driving.client import EngineClient, EngineLost, EngineStartError
 from engine.driving.messages import EngineInfo, Failed, TierInfo
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
+METRICS_S = 1.0  # how old the scheduler's metrics may be
 EXIT_AT_ONCE = 128 + signal.SIGTERM
 
 
@@ -58,6 +59,7 @@ class Server:
         self.service = InferenceService(config, self.engine, tokenizer, known, self.metrics)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         self._tasks: set[asyncio.Task[None]] = set()
+        self._poll: asyncio.Task[None] | None = None
         self._grpc = grpc.aio.server(options=_options(config))
         inference_pb2_grpc.add_InferenceServicer_to_server(self.service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -82,6 +84,8 @@ class Server:
             raise StartError(str(error)) from error
         self._adopt(info)
         await self._set_health(serving=True)
+        if self.config.metrics_port:
+            self._poll = asyncio.create_task(self._poll_metrics())
         return info
 
     async def drain(self) -> None:
@@ -94,9 +98,25 @@ class Server:
         """Ends what still runs, and the engine."""
         # The grace is for the last status of calls that have just finished.
         await self._grpc.stop(grace=LAST_WORDS_S)
+        if self._poll is not None:
+            self._poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poll
         await self.engine.stop()
         await asyncio.to_thread(self.metrics.stop)
         await asyncio.gather(*self._tasks)
+
+    async def refresh_metrics(self) -> None:
+        """Asks the engine for the scheduler's counters; without an engine there are none."""
+        try:
+            self.metrics.scheduler.stats = await self.engine.call("stats")
+        except EngineLost:
+            self.metrics.scheduler.stats = None
+
+    async def _poll_metrics(self) -> None:
+        while True:
+            await self.refresh_metrics()
+            await asyncio.sleep(METRICS_S)
 
     def _adopt(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""

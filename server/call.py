@@ -75,14 +75,8 @@ class Call:
         """The message for the end of one completion; counts it."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
-        tier, timings = self.asked.quality.tier or "explicit", ended.finished.timings
-        on_time = all(target.met for target in finished.targets)
-        self._metrics.completions.labels(tier, str(on_time).lower()).inc()
-        self._metrics.prompt_tokens.inc(ended.finished.prompt_tokens)
-        if timings.ttft_s is not None:
-            self._metrics.ttft.labels(tier).observe(timings.ttft_s)
-        if timings.ttlt_s is not None:
-            self._metrics.ttlt.labels(tier).observe(timings.ttlt_s)
+        tier = self.asked.quality.tier or "explicit"
+        self._metrics.count(ended.finished, tier, all(target.met for target in finished.targets))
         return finished
 
     def close(self) -> None:

@@ -1,13 +1,82 @@
-"""Counters of the front end, in Prometheus form. One instance per server, its own registry."""
+"""Metrics in Prometheus form. One instance per server, its own registry.
+
+What the front end sees it counts itself; what the scheduler counts comes with `scheduler.stats`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.deciding.config import SchedulerStats
+from engine.deciding.plan import Finished
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
+
+_GAUGES = {
+    "num_waiting": ("waiting", "Sequences whose prefill is not complete"),
+    "num_running": ("running", "Sequences that decode"),
+    "num_relegated": ("relegated", "Waiting sequences that were relegated"),
+    "num_held": ("held", "Decoding sequences that sat the last iteration out"),
+    "pages_total": ("pages", "Pages of KV memory"),
+    "pages_free": ("pages_free", "Pages that are free or can be reclaimed"),
+    "pages_cached": ("pages_cached", "Pages that hold prefixes for requests to come"),
+    "alpha": ("alpha", "Weight of work against deadline in the order of prefills"),
+}
+_COUNTERS = {
+    "num_iterations": ("iterations", "Iterations computed"),
+    "num_submitted": ("submitted", "Sequences admitted"),
+    "num_finished": ("finished", "Sequences ended, for whatever reason"),
+    "num_preemptions": ("preemptions", "Times that a sequence's pages were taken"),
+    "num_relegations": ("relegations", "Times that a sequence was relegated"),
+    "num_holds": ("holds", "Iterations that a decoding sequence sat out"),
+    "prefill_tokens": ("prefill_tokens", "Tokens prefilled"),
+    "decode_tokens": ("decode_tokens", "Tokens decoded"),
+    "cached_tokens": ("cached_tokens", "Prompt tokens found in the prefix cache"),
+}
+_ERRORS = {
+    "ratio_p50": ("ratio", "0.5"),
+    "ratio_p95": ("ratio", "0.95"),
+    "error_p50": ("error", "0.5"),
+    "error_p95": ("error", "0.95"),
+}
+
+
+class SchedulerMetrics(Collector):
+    """The scheduler's gauges and counters as last told; none while there is no engine."""
+
+    def __init__(self) -> None:
+        self.stats: SchedulerStats | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self.stats
+        if stats is None:
+            return
+        for field, (name, text) in _GAUGES.items():
+            yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
+        for field, (name, text) in _COUNTERS.items():
+            yield CounterMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
+        if stats.latency_errors is not None:
+            yield from _latency(stats.latency_errors.to_dict())
+
+
+def _latency(errors: dict[str, float]) -> Iterator[Metric]:
+    texts = {
+        "ratio": "Actual over predicted duration of recent iterations, by quantile",
+        "error": "Distance of that ratio from 1, by quantile",
+    }
+    for kind, text in texts.items():
+        family = GaugeMetricFamily(f"niyama_scheduler_latency_{kind}", text, labels=["quantile"])
+        for field, (of_kind, quantile) in _ERRORS.items():
+            if of_kind == kind:
+                family.add_metric([quantile], errors[field])
+        yield family
 
 
 class Metrics:
@@ -15,41 +84,50 @@ class Metrics:
         self._server: WSGIServer | None = None
         self._thread: Thread | None = None
         self.registry = CollectorRegistry()
-        self.calls = Counter(
-            "niyama_calls", "Generate calls ended, by outcome", ["outcome"], registry=self.registry
-        )
-        self.completions = Counter(
-            "niyama_completions",
+        self.scheduler = SchedulerMetrics()
+        self.registry.register(self.scheduler)
+        self.calls = self._counter("calls", "Generate calls ended, by outcome", "outcome")
+        self.completions = self._counter(
+            "completions",
             "Completions finished, by tier and whether every target was met",
-            ["tier", "on_time"],
-            registry=self.registry,
+            *("tier", "on_time"),
         )
-        self.output_tokens = Counter(
-            "niyama_output_tokens", "Tokens handed to clients", registry=self.registry
+        self.relegated = self._counter(
+            "relegated_completions", "Completions that were relegated on the way", "tier"
         )
-        self.prompt_tokens = Counter(
-            "niyama_prompt_tokens", "Prompt tokens of finished completions", registry=self.registry
-        )
-        self.engine_losses = Counter(
-            "niyama_engine_losses", "Times the engine was lost", registry=self.registry
-        )
+        self.output_tokens = self._counter("output_tokens", "Tokens handed to clients")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions")
+        self.engine_losses = self._counter("engine_losses", "Times the engine was lost")
         self.in_flight = Gauge(
             "niyama_calls_in_flight", "Generate calls being served", registry=self.registry
         )
-        self.ttft = Histogram(
-            "niyama_ttft_seconds",
-            "Arrival to first token",
-            ["tier"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.ttft = self._histogram("ttft", "Arrival to first token", _SECONDS)
+        self.worst_tbt = self._histogram(
+            "worst_tbt", "Longest time between two tokens of a completion", _GAP_SECONDS
         )
-        self.ttlt = Histogram(
-            "niyama_ttlt_seconds",
-            "Arrival to last token",
-            ["tier"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self.ttlt = self._histogram("ttlt", "Arrival to last token", _SECONDS)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"niyama_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(
+            f"niyama_{name}_seconds", text, ["tier"], buckets=buckets, registry=self.registry
         )
+
+    def count(self, finished: Finished, tier: str, on_time: bool) -> None:
+        """A completion ended by itself."""
+        timings = finished.timings
+        self.completions.labels(tier, str(on_time).lower()).inc()
+        self.relegated.labels(tier).inc(finished.relegated)
+        self.prompt_tokens.inc(finished.prompt_tokens)
+        for histogram, seconds in (
+            (self.ttft, timings.ttft_s),
+            (self.worst_tbt, timings.worst_tbt_s),
+            (self.ttlt, timings.ttlt_s),
+        ):
+            if seconds is not None:
+                histogram.labels(tier).observe(seconds)
 
     def serve(self, host: str, port: int) -> int:
         """Serves /metrics from a thread of its own, until `stop`; returns the port, for port 0.

@@ -105,6 +105,7 @@ class EngineLoop:
         plan = self._scheduler.plan(self._clock())
         if plan is None:
             self._wait_s = HELD_BACK_S if self._scheduler.has_work else None
+            self._send(Report(), self._clock())
             return
         self._wait_s = 0.0
         tokens = self._executor.run(plan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -43,19 +45,65 @@ def test_metrics_are_served_until_they_are_stopped() -> None:
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_what_was_served_is_counted(running: Running) -> None:
-    metrics = running.server.metrics
-    before = metrics.registry.get_sample_value("niyama_output_tokens_total")
-    assert before is not None
+    batch = {"tier": "batch"}
+    counts: dict[str, dict[str, str]] = {
+        "niyama_output_tokens_total": {},
+        "niyama_ttlt_seconds_count": batch,
+        "niyama_ttft_seconds_count": batch,
+        "niyama_worst_tbt_seconds_count": batch,
+        "niyama_completions_total": batch | {"on_time": "true"},
+    }
+    sample = running.server.metrics.registry.get_sample_value
+    before = [sample(name, labels) or 0 for name, labels in counts.items()]
     sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
     request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
     request.qos.tier = "batch"
     await within(running.stub.Generate(request))
     await within(running.server.service.idle.wait())
-    sample = metrics.registry.get_sample_value
-    assert sample("niyama_output_tokens_total") == before + 4
-    assert sample("niyama_ttlt_seconds_count", {"tier": "batch"}) == 1
-    assert sample("niyama_completions_total", {"tier": "batch", "on_time": "true"}) == 1
+    after = [sample(name, labels) or 0 for name, labels in counts.items()]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [4, 1, 1, 1, 1]
+    assert sample("niyama_relegated_completions_total", batch) == 0
     assert sample("niyama_calls_in_flight") == 0
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
+    sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
+    request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
+    await within(running.stub.Generate(request))
+    await within(running.server.refresh_metrics())
+    stats, sample = await running.stats(), running.server.metrics.registry.get_sample_value
+    assert sample("niyama_scheduler_iterations_total") == stats.num_iterations > 0
+    assert sample("niyama_scheduler_finished_total") == stats.num_finished
+    assert sample("niyama_scheduler_pages_free") == sample("niyama_scheduler_pages") > 0
+    assert sample("niyama_scheduler_running") == sample("niyama_scheduler_alpha") == 0
+    for quantile in ("0.5", "0.95"):
+        for kind in ("ratio", "error"):
+            value = sample(f"niyama_scheduler_latency_{kind}", {"quantile": quantile})
+            assert value is not None
+            assert value >= 0
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_metrics_port_serves_the_scheduler_s_metrics_too(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = EngineConfig(factory="engine.driving.null:build")
+    server = Server(ServerConfig(port=0, metrics_port=port, engine=engine))
+    await within(server.start())
+
+    def scrape() -> str:
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return str(response.read().decode())
+
+    async def until_told() -> None:
+        while "niyama_scheduler_waiting 0.0" not in await asyncio.to_thread(scrape):
+            pass
+
+    await within(until_told())
+    await within(server.stop())
 
 
 @pytest.mark.asyncio(loop_scope="session")

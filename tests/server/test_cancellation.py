@@ -103,7 +103,7 @@ async def test_a_deadline_while_queued_ends_the_request(running: Running) -> Non
     stats = await running.stats()
     assert (stats.num_submitted, stats.num_waiting) == (submitted + 1, 1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await within(queued.read())
+        await within(to_the_end(queued))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     stats = await running.until(lambda stats: stats.num_waiting == 0)
     assert stats.num_running == BATCH

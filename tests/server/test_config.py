@@ -7,9 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from engine.computing.config import ModelConfig
+from engine.deciding.config import SchedulerConfig
+from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
+from engine.deciding.plan import Plan, Token
+from engine.deciding.scheduler import Scheduler
+from engine.driving.assemble import assemble
 from engine.driving.config import EngineConfig
 from engine.embedded import FOLDER
 from server.config import ServerConfig, parse
+
+PROFILE = LatencyProfile("test", (Segment(UNBOUNDED, 1e-3),))
+
+
+class Unused:
+    def run(self, plan: Plan) -> list[Token]:
+        raise AssertionError
 
 
 def test_no_flags_give_the_defaults_of_the_dataclasses() -> None:
@@ -23,6 +38,37 @@ def test_every_flag_reaches_its_field() -> None:
     engine = EngineConfig(model=Path("m"), chunk_size=64, policy="edf")
     expected = replace(ServerConfig(engine=engine), port=0, drain_s=2.5, config=Path("t.toml"))
     assert parse(flags.split()) == expected
+
+
+def test_the_scheduler_s_flags_reach_it() -> None:
+    flags = (
+        "--policy srpf --chunk-size 64 --max-gap 3 --reserve 1 --relegation-allowance 0.1"
+        " --background-share 0.05 --record-capacity 7 --max-batch-size 5"
+    )
+    config = parse(flags.split()).engine
+    model = ModelConfig.from_folder(FOLDER)
+    engine = assemble(config, model, Unused(), PROFILE, 10, dtype="none", device="none")
+    assert isinstance(engine.scheduler, Scheduler)
+    niyama = NiyamaConfig(
+        pace=PaceConfig(max_gap=3, reserve=1), allowance=0.1, background_share=0.05
+    )
+    assert engine.scheduler.config == SchedulerConfig(
+        num_pages=10,
+        context_len=model.max_positions,
+        policy="srpf",
+        chunk_size=64,
+        max_batch_size=5,
+        record_capacity=7,
+        niyama=niyama,
+    )
+
+
+def test_engine_flags_that_take_no_value_and_paths() -> None:
+    flags = "--recalibrate --calibration-cache c --save-profile p --decision-log d --patience-s 9"
+    engine = parse(flags.split()).engine
+    assert engine.recalibrate
+    assert (engine.calibration_cache, engine.save_profile) == (Path("c"), Path("p"))
+    assert (engine.decision_log, engine.patience_s) == (Path("d"), 9)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +87,14 @@ def test_every_flag_reaches_its_field() -> None:
         "--context-len -5",
         "--torch-threads -1",
         "--policy magic",
+        "--max-gap 0.5",
+        "--reserve -1",
+        "--relegation-allowance 1",
+        "--background-share 1.5",
+        "--record-capacity -1",
+        "--calibration-s -1",
+        "--calibration-s nan",
+        "--patience-s 0",
         "--dtype float8",
         "--port many",
     ],

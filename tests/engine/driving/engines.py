@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from engine.deciding.plan import Plan, Token
 from engine.driving import null
@@ -25,6 +26,21 @@ class Failing:
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             raise RuntimeError("the executor broke")
         return self._inner.run(plan)
+
+
+class Hanging(Failing):
+    """Computes until a request asks for the seed that makes it sleep for ever."""
+
+    def run(self, plan: Plan) -> list[Token]:
+        if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
+            threading.Event().wait()
+        return super().run(plan)
+
+
+def build_hanging(config: EngineConfig) -> Engine:
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    return engine._replace(executor=Hanging(engine.executor))
 
 
 def build_failing(config: EngineConfig) -> Engine:

@@ -51,6 +51,7 @@ class Watched(EngineClient):
             on_ready=lambda info: self.news.put_nowait("ready"),
             on_lost=lambda line: self.news.put_nowait(line),
             on_failed=lambda failed: self.news.put_nowait(failed.trace),
+            on_notice=self.news.put_nowait,
         )
 
 
@@ -171,6 +172,19 @@ async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
         assert "RuntimeError: the executor broke" in await within(client.news.get())
         assert "code 1" in await within(client.news.get())
         assert await within(client.news.get()) == "ready"
+
+
+async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
+    factory = "tests.engine.driving.engines:build_hanging"
+    async with running(factory, patience_s=0.5) as client:
+        good = client.submit([make_request("good", max_tokens=4000)])
+        client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
+        with pytest.raises(EngineLost):
+            await read(good)
+        assert "no sign of life" in await within(client.news.get())
+        assert "code -9" in await within(client.news.get())
+        assert await within(client.news.get()) == "ready"
+        assert len(await read(client.submit([make_request("a")]))) == 7
 
 
 @pytest.mark.parametrize(

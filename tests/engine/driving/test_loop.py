@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,8 @@ from engine.deciding.plan import Accepted, Plan, Token
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
-from engine.driving.loop import HELD_BACK_S, EngineLoop
+from engine.driving.decision_file import DecisionFile
+from engine.driving.loop import HELD_BACK_S, SIGN_OF_LIFE_S, EngineLoop
 from engine.driving.messages import Call, Cancel, Command, Failure, Report, Submit
 
 PAGES = 16
@@ -153,6 +156,36 @@ def test_an_estimate_is_asked_for_the_present_moment() -> None:
     assert answered.value == (5, pytest.approx(0.001))
     assert refused.error == "prompt_len must be at least 1"
     assert refused.failure is Failure.INVALID
+
+
+def test_a_long_prefill_shows_signs_of_life() -> None:
+    """Its chunks have no token to report; an empty report says that the engine is at work."""
+
+    class SlowClock(Clock):
+        def __call__(self) -> float:
+            self.now += SIGN_OF_LIFE_S
+            return self.now
+
+    base = make_scheduler()
+    scheduler = Scheduler(replace(base.config, chunk_size=8), base.latency)
+    pipe = ScriptedPipe([submit("long", prompt_len=24)], [], [])
+    EngineLoop(scheduler, CountingExecutor(), pipe, SlowClock()).run()
+    accepted, *signs, first_token = pipe.sent
+    assert accepted.news
+    assert first_token.sampled
+    assert len(signs) == 2
+    assert not any(signs)
+
+
+def test_a_decision_log_that_ends_is_told() -> None:
+    full = DecisionFile(Path("/dev/full"), 0.0)
+    base = make_scheduler()
+    scheduler = Scheduler(base.config, base.latency, full.write)
+    pipe = ScriptedPipe([submit("a")], [])
+    EngineLoop(scheduler, CountingExecutor(), pipe, Clock(), full).run()
+    (told,) = [report.notices for report in pipe.sent if report.notices]
+    assert "No space left" in told[0]
+    assert any(report.sampled for report in pipe.sent)
 
 
 def test_a_broken_executor_ends_the_loop() -> None:

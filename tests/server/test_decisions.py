@@ -1,0 +1,80 @@
+"""What the scheduler decided and predicted, as a live server shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from pathlib import Path
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from engine.driving.config import EngineConfig
+from proto.niyama.v1 import inference_pb2 as pb
+from server.app import Server
+from server.config import ServerConfig
+from tests.server.conftest import BATCH, Running, within
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def asked(request_id: str, max_tokens: int = 4, tier: str = "", prompt_len: int = 5) -> object:
+    return pb.GenerateRequest(
+        input=pb.Input(token_ids=pb.TokenIds(ids=[7 + i % 90 for i in range(prompt_len)])),
+        sampling=pb.Sampling(max_tokens=max_tokens, ignore_eos=True),
+        qos=pb.QualityOfService(tier=tier),
+        request_id=request_id,
+    )
+
+
+async def serve_one(engine: EngineConfig) -> list[object]:
+    """Starts a server, serves a request, drains; returns what was logged."""
+    with capture_logs() as logs:
+        server = Server(ServerConfig(port=0, engine=engine))
+        await within(server.start())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            running = Running(server, channel)
+            response = await within(running.stub.Generate(asked("noted")))
+            assert response.completions[0].finished.usage.output_tokens == 4
+            await running.stats()  # answered after the last decision was written
+        await within(server.stop())
+    return [line.get("notice") for line in logs]
+
+
+async def test_the_decision_log_has_every_decision_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    await serve_one(EngineConfig(factory="engine.driving.null:build", decision_log=path))
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {entry["request_id"] for entry in entries} == {"noted"}
+    kinds = [entry["kind"] for entry in entries]
+    assert kinds == ["admitted", "chunk", "first_token", "finished"]
+    assert entries[0]["predicted_at"] >= entries[0]["at"]
+
+
+async def test_a_full_disk_costs_the_decision_log_and_nothing_else() -> None:
+    """/dev/full refuses every write."""
+    engine = EngineConfig(factory="engine.driving.null:build", decision_log=Path("/dev/full"))
+    notices = await serve_one(engine)
+    assert [n for n in notices if n] == ["decision log /dev/full ends: No space left on device"]
+
+
+async def test_every_iteration_of_a_mixed_load_is_judged_against_its_prediction(
+    running: Running,
+) -> None:
+    before = (await running.stats()).num_iterations
+    tiers = ("interactive", "standard", "batch")
+    number = 0
+    while (await running.stats()).num_iterations < before + 300:
+        calls = [
+            running.stub.Generate(asked(f"mixed-{number}-{i}", 40, tiers[i % 3], 20 + 90 * i))
+            for i in range(2 * BATCH)
+        ]
+        await within(asyncio.gather(*calls))
+        number += 1
+    errors = (await running.stats()).latency_errors
+    assert errors.count >= 300
+    assert all(math.isfinite(v) and v >= 0 for v in errors.to_dict().values())
+    assert errors.ratio_p50 <= errors.ratio_p95
+    assert errors.error_p50 <= errors.error_p95
