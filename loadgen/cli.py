@@ -12,10 +12,11 @@ from rich.markup import escape
 
 from loadgen import flags, gate, json_report, modes, records_csv, report, targets
 from loadgen.capacity import Capacity
+from loadgen.cluster import SiloTarget
 from loadgen.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.spec import Spec, build
 from loadgen.target import End, Target, TargetInfo, Unreachable
-from loadgen.workload import Workload
+from loadgen.workload import Workload, plan
 
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -87,6 +88,10 @@ class _Command:
         self, target: Target, info: TargetInfo, workload: Workload, contender: str
     ) -> list[Measurement]:
         """One contender's part: a sweep, a search or one run."""
+        if isinstance(target, SiloTarget) and not target.silos:
+            target = target.sized(plan(workload))
+            info = target.info()
+            self.out.print(f"the fewest silos that serve this load: {info.name}", highlight=False)
 
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()

@@ -115,6 +115,11 @@ class SimulatedTarget:
         return _Recorder(self.setup, watch).run(requests)
 
 
+def records(setup: Setup, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
+    """The record of each request, as it ends: whoever has seen enough may stop."""
+    return _Recorder(setup, lambda progress: None).ended(requests)
+
+
 def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
     profile = setup.profile
     name = f"simulated {profile.name}" + (f" x {replicas}" if replicas > 1 else "")
@@ -137,19 +142,11 @@ class _Recorder:
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
         """Ctrl-C ends the run instead of the program, so that there is a report."""
-        setup = self.setup
-        outcomes = simulator.simulate(
-            self._calls(requests),
-            setup.make_replicas(),
-            ROUTINGS[setup.routing](),
-            setup.drain_s,
-        )
         run = Run(self.records)
         try:
-            for number, outcome in enumerate(outcomes):
-                self._note(outcome)
+            for number, record in enumerate(self.ended(requests)):
                 if number % _WATCH_EVERY == 0:
-                    self._show(outcome.ended_at or 0.0)
+                    self._show(record.ended_at or 0.0)
         except KeyboardInterrupt:
             run.end, run.problem = End.INTERRUPTED, "interrupted"
             for record in self.by_id.values():
@@ -157,6 +154,14 @@ class _Recorder:
         run.elapsed_s = max((record.ended_at or 0.0 for record in self.records), default=0.0)
         self.watch(self._progress(run.elapsed_s))
         return run
+
+    def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
+        setup = self.setup
+        route = ROUTINGS[setup.routing]()
+        for outcome in simulator.simulate(
+            self._calls(requests), setup.make_replicas(), route, setup.drain_s
+        ):
+            yield self._note(outcome)
 
     def _calls(self, requests: Iterable[PlannedRequest]) -> Iterator[Call]:
         importance = {tier.name: tier.importance for tier in self.setup.profile.tiers}
@@ -171,7 +176,7 @@ class _Recorder:
             self.by_id[call.request.id] = record
             yield call
 
-    def _note(self, outcome: simulator.Outcome) -> None:
+    def _note(self, outcome: simulator.Outcome) -> Record:
         record = self.by_id.pop(outcome.request.id)
         record.token_at = outcome.token_at
         record.ended_at = outcome.ended_at
@@ -181,6 +186,7 @@ class _Recorder:
             self.num_finished += 1
         elif record.outcome is not Outcome.CANCELLED:
             self.num_failed += 1
+        return record
 
     def _show(self, now: float) -> None:
         wall = time.monotonic()

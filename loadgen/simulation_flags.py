@@ -14,8 +14,9 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
 from loadgen import profiles
+from loadgen.cluster import SiloTarget, parse_silos
 from loadgen.profiles import Profile
-from loadgen.simulated import ROUTINGS, Setup
+from loadgen.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.units import parse_duration
 
 _PROFILES = "a100-llama3-8b, roofline:DEVICE:CONFIG.json, or a saved calibration"
@@ -32,6 +33,7 @@ def add(group: argparse._ArgumentGroup, typed: Callable[[Parse], Parse]) -> None
     add("--policy", choices=POLICIES, default="niyama", help="default %(default)s")
     add("--chunk-size", type=int, default=256, help="of fcfs, edf, srpf (default %(default)s)")
     add("--replicas", type=int, default=1, help="engines that share the requests (default 1)")
+    add("--silo", metavar="TIER:COUNT,...", help="compare silo: replicas (default: the fewest)")
     add("--routing", choices=list(ROUTINGS), default="least-loaded", help="default %(default)s")
     add("--tiers", type=Path, metavar="FILE", help="TOML file of tiers, as the server reads it")
     add("--tier", type=typed(parse_tier), action="append", metavar="NAME=6s/50ms|NAME=600s")
@@ -91,13 +93,15 @@ def _profile(arguments: argparse.Namespace) -> Profile:
     return replace(profile, tiers=tuple(named.values()), **given)
 
 
-def contender(base: Setup, name: str) -> Setup:
-    """Of a comparison: POLICY, or POLICY/CHUNK. Raises ValueError."""
+def contender(base: Setup, name: str, silos: str | None) -> SimulatedTarget | SiloTarget:
+    """Of a comparison: POLICY, POLICY/CHUNK, or silo. Raises ValueError."""
+    if name == "silo":
+        return SiloTarget(base, parse_silos(silos, base.profile.tiers) if silos else ())
     policy, slash, chunk = name.partition("/")
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}: one of {', '.join(POLICIES)}, or silo")
     if not slash:
-        return replace(base, policy=policy)
+        return SimulatedTarget(replace(base, policy=policy))
     if not chunk.isdigit():
         raise ValueError(f"{name!r} is not POLICY/CHUNK such as edf/512")
-    return replace(base, policy=policy, chunk_size=int(chunk))
+    return SimulatedTarget(replace(base, policy=policy, chunk_size=int(chunk)))

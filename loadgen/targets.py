@@ -42,6 +42,6 @@ def _simulated(arguments: argparse.Namespace, contender: str | None) -> Target:
     spec = flags.to_spec(arguments)
     shared = any(tier.prefix is not None for tier in (spec.everyone, *spec.tiers.values()))
     setup = simulation_flags.setup(arguments, prefix_caching=shared)
-    if contender is not None:
-        setup = simulation_flags.contender(setup, contender)
-    return SimulatedTarget(setup)
+    if contender is None:
+        return SimulatedTarget(setup)
+    return simulation_flags.contender(setup, contender, arguments.silo)

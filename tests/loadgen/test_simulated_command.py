@@ -62,12 +62,23 @@ def test_a_comparison_serves_the_same_requests_by_each_policy(tmp_path: Path) ->
     assert [run["target"]["policy"] for run in document["runs"]] == ["niyama", "fcfs", "edf"]
 
 
+def test_silos_are_sized_or_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = ("--rps", "4", "--compare", "niyama,silo")
+    _, document = report(tmp_path, *compare)
+    assert "the fewest silos that serve this load" in capsys.readouterr().out
+    assert document["runs"][1]["total"]["attainment"] >= 0.99
+    _, given = report(tmp_path, *compare, "--silo", "interactive:3,standard:1,batch:2/1024")
+    name = "simulated a100-llama3-8b x 6 (interactive 3 + standard 1 + batch 2)"
+    assert given["runs"][1]["target"]["name"] == name
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
         (("--simulate", "nowhere.json"), "'nowhere.json' is no file"),
         (("--compare", "niyama,lifo"), "unknown policy 'lifo'"),
         (("--compare", "edf/x"), "POLICY/CHUNK"),
+        (("--compare", "silo", "--silo", "q9:1"), "unknown tier 'q9'"),
         (("--replicas", "0"), "replicas"),
         (("--max-gap", "0.5"), "max_gap"),
         (("--mix", "interactive:0.5,q9:0.5"), "unknown tier q9"),
