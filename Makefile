@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH ?= scheduler
 TORCH_CPU := torch==2.13.0+cpu
 PROTO := proto/niyama/v1/inference.proto
 
@@ -19,8 +20,8 @@ lint: install
 proto: install           ## regenerate the stubs beside the .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
-bench: install
-	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+bench: install           ## BENCH=NAME picks another; `python -m tests.bench` lists them
+	$(BIN)/python -m tests.bench $(BENCH)
 
 install: $(VENV)/.installed
 
