@@ -6,9 +6,11 @@ as in the artifact of Niyama (arXiv 2503.22562), which fits two ranges split at 
     seconds = base + prefill * P + decode * D + decode_context * Cd
               + prefill_context * Cp + prefill_pairs * A + chunk * K
 
-A correction learnt from every iteration multiplies each range, and the distribution of
-actual / predicted is kept, whose quantile is the margin with which the scheduler plans.
-Seconds throughout.
+Two corrections are learnt from every iteration. A slow one for each range makes up for what the
+profile has wrong. A quick one for all of them follows the machine's present state (other processes,
+clock rates), in which neighbouring iterations are alike: it counts for the next iteration, not for
+what is planned seconds ahead. The distribution of actual / predicted is kept, whose quantile is the
+margin with which the scheduler plans. Seconds throughout.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ class LatencyErrors:
 class LatencyModel:
     """Predicts iterations with a profile, corrected by what was observed."""
 
-    LEARNING_RATE = 0.03  # weight of one iteration in the correction of its segment
+    SLOW, QUICK = 0.03, 0.25  # weight of one iteration in the corrections
     WINDOW = 512  # iterations over which the error quantiles are taken
     MARGIN_QUANTILE = 0.9
     MAX_MARGIN = 1.5  # a rare stall must not shrink every chunk; the streams' reserve covers it
@@ -145,7 +147,8 @@ class LatencyModel:
         self._learns = learns
         self._segments = profile.segments
         self._bounds = [s.up_to for s in profile.segments]
-        self._scales = [1.0] * len(profile.segments)
+        self._scales = [1.0] * len(profile.segments)  # the slow corrections
+        self._present = 1.0  # the quick one
         self._recent: deque[float] = deque()
         self._sorted: SortedList[float] = SortedList()
         self._margin = 1.0
@@ -157,7 +160,11 @@ class LatencyModel:
         return i
 
     def predict(self, work: Work) -> float:
-        """Seconds that an iteration is expected to take."""
+        """Seconds that the next iteration is expected to take."""
+        return self._present * self.usual(work)
+
+    def usual(self, work: Work) -> float:
+        """Seconds that such an iteration takes, in whatever state the machine usually is."""
         i = self._index(work.num_decodes + work.num_prefill)
         return self._scales[i] * self._segments[i].seconds(work)
 
@@ -175,7 +182,7 @@ class LatencyModel:
             low = 1 if i == 0 else max(1, self._bounds[i - 1] + 1 - tokens)
             high = min(limit, self._bounds[i] - tokens)
             if low <= high:
-                n = self._largest_in(i, work, start, high, budget_s / self._margin)
+                n = self._largest_in(i, work, start, high, budget_s / self._margin / self._present)
                 if n >= low:
                     return n
         return 0
@@ -208,7 +215,8 @@ class LatencyModel:
     def observe(self, work: Work, actual_s: float) -> None:
         """Learn from an iteration that was predicted from `work` and took `actual_s`."""
         i = self._index(work.num_decodes + work.num_prefill)
-        predicted = self._scales[i] * self._segments[i].seconds(work)
+        usual = self._scales[i] * self._segments[i].seconds(work)
+        predicted = self._present * usual
         if predicted <= 0 or actual_s <= 0:
             return
         ratio = actual_s / predicted
@@ -217,9 +225,8 @@ class LatencyModel:
         self._recent.append(ratio)
         self._sorted.add(ratio)
         if self._learns:
-            # A step in the logarithm, bounded, so that one stall moves the model little.
-            step = math.log(min(max(ratio, 0.5), 2.0))
-            self._scales[i] *= math.exp(self.LEARNING_RATE * step)
+            self._scales[i] *= _step(actual_s / usual) ** self.SLOW
+            self._present *= _step(ratio) ** self.QUICK
         self._margin = min(max(1.0, self._quantile(self.MARGIN_QUANTILE)), self.MAX_MARGIN)
 
     def _quantile(self, q: float) -> float:
@@ -243,7 +250,7 @@ class LatencyModel:
         seconds = 0.0
         while start < stop:
             length = min(chunk, stop - start)
-            seconds += self.predict(add_chunk(Work(), start, length)) * 1.0
+            seconds += self.usual(add_chunk(Work(), start, length))
             start += length
         return seconds
 
@@ -257,9 +264,14 @@ class LatencyModel:
         `most`: larger ones only delay everybody else.
         """
         most = min(most, self.profile.max_chunk)
-        rates = {n: n / self.predict(add_chunk(Work(), 0, n)) for n in _chunk_sizes(most)}
+        rates = {n: n / self.usual(add_chunk(Work(), 0, n)) for n in _chunk_sizes(most)}
         best = max(rates.values())
         return min(n for n, rate in rates.items() if rate >= share * best)
+
+
+def _step(ratio: float) -> float:
+    """Bounded, so that one stall moves the model little."""
+    return min(max(ratio, 0.5), 2.0)
 
 
 def _chunk_sizes(most: int) -> Iterable[int]:

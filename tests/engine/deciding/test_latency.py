@@ -124,21 +124,41 @@ def test_learning_approaches_a_slower_machine() -> None:
     Only the range that was observed learns."""
     model = LatencyModel(A100_LLAMA3_8B)
     small, large = add_chunk(Work(), 0, 100), add_chunk(Work(), 0, 1000)
-    before, untouched = model.predict(small), model.predict(large)
+    before, untouched = model.usual(small), model.usual(large)
     for _ in range(100):
         model.observe(small, 1.3 * before)
-    assert model.predict(small) == pytest.approx(before * 1.3 ** (1 - 0.97**100))
+    assert model.usual(small) == pytest.approx(before * 1.3 ** (1 - 0.97**100))
     for _ in range(200):
         model.observe(small, 1.3 * before)
+    assert model.usual(small) == pytest.approx(1.3 * before, rel=1e-3)
     assert model.predict(small) == pytest.approx(1.3 * before, rel=1e-3)
-    assert model.predict(large) == untouched
+    assert model.usual(large) == untouched
+
+
+def test_the_state_of_the_machine_is_followed_quickly_in_every_range() -> None:
+    """Half as slow again, then as usual: the next iteration is expected so within a few others,
+    while plans for later hardly move."""
+    model = LatencyModel(A100_LLAMA3_8B)
+    small, large = add_chunk(Work(), 0, 100), add_chunk(Work(), 0, 1000)
+    usual_small, usual_large = model.usual(small), model.usual(large)
+    model.observe(small, 1.5 * usual_small)
+    assert model.predict(large) == pytest.approx(usual_large * 1.5**0.25)
+    for _ in range(9):
+        model.observe(small, 1.5 * usual_small)
+    assert model.predict(small) == pytest.approx(1.5 * usual_small, rel=0.05)
+    assert model.usual(small) == pytest.approx(usual_small * 1.5 ** (1 - 0.97**10))
+    for _ in range(10):
+        model.observe(small, usual_small)
+    assert model.predict(small) == pytest.approx(usual_small, rel=0.05)
 
 
 def test_one_stall_moves_the_model_little() -> None:
-    """However long, it counts as twice the prediction: a factor of 2 ** 0.03 = 1.021."""
+    """However long, it counts as twice the prediction: 2 ** 0.25 for the next iteration, 2 ** 0.03
+    for later ones."""
     model = LatencyModel(linear(1e-3, 1e-3))
     model.observe(Work(), 1000.0)
-    assert model.predict(Work()) == pytest.approx(1e-3 * 2**0.03)
+    assert model.usual(Work()) == pytest.approx(1e-3 * 2**0.03)
+    assert model.predict(Work()) == pytest.approx(1e-3 * 2**0.28)
 
 
 def test_no_errors_before_the_first_iteration() -> None:

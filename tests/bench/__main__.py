@@ -1,0 +1,22 @@
+"""`python -m tests.bench NAME [FLAGS]`: runs the benchmark of that name, a module beside this."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = sorted(m.name for m in modules if not m.name.startswith("_"))
+    if not argv or argv[0] not in names:
+        print(f"usage: python -m tests.bench {{{','.join(names)}}} [FLAGS]", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"tests.bench.{argv[0]}").main(argv[1:]) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
