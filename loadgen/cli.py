@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from platform import python_version
 
 from rich.console import Console
 from rich.markup import escape
 
-from loadgen import flags, gate, json_report, modes, records_csv, report, targets
+from loadgen import flags, gate, html_report, json_report, modes, records_csv, report, targets
 from loadgen.capacity import Capacity
 from loadgen.cluster import SiloTarget
+from loadgen.html.page import Asked, page
 from loadgen.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.spec import Spec, build
 from loadgen.target import End, Target, TargetInfo, Unreachable
@@ -25,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status, as `--help` lists them."""
     arguments = flags.parse(argv)
     try:
-        return _Command(arguments, flags.to_spec(arguments), report.console()).run()
+        asked = sys.argv[1:] if argv is None else argv
+        return _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
     except Unreachable as error:
         return _fail(str(error), EXIT_TARGET)
     except (ValueError, OSError) as error:
@@ -47,6 +53,7 @@ class _Command:
     arguments: argparse.Namespace
     spec: Spec
     out: Console
+    argv: Sequence[str]
     done: list[Measurement] = field(default_factory=list)  # every run so far
     capacities: dict[str, Capacity] = field(default_factory=dict)  # by contender
 
@@ -165,6 +172,23 @@ class _Command:
             json_report.write(document, arguments.json)
         if arguments.csv is not None:
             records_csv.write(((each.name, each.records) for each in done), arguments.csv)
+        if arguments.html is not None:
+            html_report.write(page(self._asked(), done, self.capacities), arguments.html)
+
+    def _asked(self) -> Asked:
+        """The head of the HTML report."""
+        versions = {name: version(name) for name in ("niyama", "grpcio")}
+        servers = dict.fromkeys(each.summary.target.version for each in self.done)
+        if any(servers):
+            versions["server"] = " and ".join(filter(None, servers))
+        return Asked(
+            self.mode,
+            shlex.join(["python", "-m", "loadgen", *self.argv]),
+            self.spec.seed or 0,
+            self.arguments.max_misses,
+            versions | {"Python": python_version()},
+            datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        )
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, str]:

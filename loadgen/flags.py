@@ -185,6 +185,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         help="schedule lag p99 beyond which a run is invalid (default 50ms)",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write a page of charts")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write a row per request")
 
 

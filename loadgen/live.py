@@ -76,7 +76,13 @@ async def _ask_info(server: str) -> ServerInfo:
 def _target_info(server: str, info: ServerInfo) -> TargetInfo:
     model = info.model
     return TargetInfo(
-        server, info.policy, model.name, info.tiers, model.vocabulary_size, model.context_length
+        server,
+        info.policy,
+        model.name,
+        info.tiers,
+        model.vocabulary_size,
+        model.context_length,
+        info.version,
     )
 
 

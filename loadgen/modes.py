@@ -15,7 +15,7 @@ from loadgen.capacity import Capacity, find_capacity, majority
 from loadgen.progress import showing
 from loadgen.record import Record
 from loadgen.summary import Summary, summarise
-from loadgen.target import End, Target, TargetInfo
+from loadgen.target import End, Series, Target, TargetInfo
 from loadgen.workload import TierLoad, Workload, plan
 
 # A rate is not sustained when more than this share of the arriving tokens is left behind, and more
@@ -46,6 +46,7 @@ class Measurement:
     records: list[Record]
     contender: str = ""  # of a comparison
     rate: float | None = None  # asked for, in requests per second; None: as a trace has it
+    series: Series | None = None
 
 
 def measure(
@@ -72,7 +73,7 @@ def measure(
     )
     rate = workload.arrivals.rate
     mean = rate.mean(workload.duration_s) if rate else None
-    return Measurement(name, summary, run.records, contender, mean)
+    return Measurement(name, summary, run.records, contender, mean, run.series)
 
 
 Measure = Callable[[Workload, str], Measurement]

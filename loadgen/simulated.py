@@ -26,6 +26,7 @@ from engine.driving import simulator
 from engine.driving.simulator import Call, Cost, Refusal, Replica, Route
 from loadgen.profiles import Profile
 from loadgen.record import Outcome, Record
+from loadgen.series import SeriesRecorder
 from loadgen.target import End, Progress, Run, TargetInfo, Watch
 from loadgen.workload import PlannedRequest
 
@@ -57,6 +58,7 @@ class Setup:
     prefix_caching: bool = False
     niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
     seed: int = 0  # of the noise
+    keeps_series: bool = False  # chunk size and queue length over time
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
@@ -139,6 +141,7 @@ class _Recorder:
     num_finished: int = 0
     num_failed: int = 0
     watched_at: float = 0.0
+    series: SeriesRecorder | None = None
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
         """Ctrl-C ends the run instead of the program, so that there is a report."""
@@ -152,14 +155,18 @@ class _Recorder:
             for record in self.by_id.values():
                 record.outcome = Outcome.ABANDONED
         run.elapsed_s = max((record.ended_at or 0.0 for record in self.records), default=0.0)
+        run.series = None if self.series is None else self.series.series()
         self.watch(self._progress(run.elapsed_s))
         return run
 
     def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
         setup = self.setup
         route = ROUTINGS[setup.routing]()
+        if setup.keeps_series:
+            self.series = SeriesRecorder()
+        observe = None if self.series is None else self.series.observe
         for outcome in simulator.simulate(
-            self._calls(requests), setup.make_replicas(), route, setup.drain_s
+            self._calls(requests), setup.make_replicas(), route, setup.drain_s, observe
         ):
             yield self._note(outcome)
 

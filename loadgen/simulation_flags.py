@@ -78,6 +78,7 @@ def setup(arguments: argparse.Namespace, prefix_caching: bool) -> Setup:
             pace=PaceConfig(max_gap=arguments.max_gap), allowance=arguments.relegation_allowance
         ),
         seed=arguments.seed or 0,
+        keeps_series=arguments.html is not None,
     )
 
 

@@ -6,7 +6,7 @@ else (workloads, scores, reports, modes) does not know which it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -30,6 +30,7 @@ class TargetInfo:
     tiers: tuple[Tier, ...]
     vocabulary_size: int
     context_length: int
+    version: str = ""  # of its software, where it is known
 
 
 class Progress(NamedTuple):
@@ -51,6 +52,15 @@ class End(Enum):
     TARGET_LOST = "target_lost"  # the server died
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What a target says of itself: a mean for each `step_s` seconds of the run."""
+
+    step_s: float
+    chunk_len: Sequence[float]  # prompt tokens per iteration that prefills
+    num_waiting: Sequence[float]  # requests in the queue of one replica
+
+
 @dataclass(slots=True)
 class Run:
     """The records of everything that was due before the run ended."""
@@ -59,6 +69,7 @@ class Run:
     elapsed_s: float = 0.0  # to the last record's end
     end: End = End.COMPLETE
     problem: str = ""  # one line, where it did not complete
+    series: Series | None = None  # only of a target that tells
 
 
 class Target(Protocol):

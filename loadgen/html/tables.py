@@ -1,0 +1,130 @@
+"""Figures in rows and columns, as text: latencies in milliseconds, shares in per cent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from client.values import Targets
+from loadgen.html.runs import contender
+from loadgen.modes import Measurement
+from loadgen.score import Percentiles, Score
+from loadgen.target import End
+
+DASH = "–"
+_SCORES = (
+    "sent",
+    "finished",
+    "failed",
+    "on time",
+    "on pace",
+    "goodput /s",
+    "TTFT p50 ms",
+    "TTFT p99 ms",
+    "TBT p50 ms",
+    "TBT p99 ms",
+    "TTLT p50 ms",
+    "TTLT p99 ms",
+    "longest gap ms",
+    "relegated",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The first column of each row is its name."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def runs_table(runs: Sequence[Measurement]) -> Table:
+    """A row per run, a column of attainment per tier."""
+    tiers = list(dict.fromkeys(score.group for run in runs for score in run.summary.by_tier))
+    own = [f"{tier} on time" for tier in tiers]
+    return Table(
+        "Runs",
+        ["run", "load /s", *_SCORES[:4], *own, *_SCORES[4:], "lag p99 ms", "remark"],
+        [_run_row(run, tiers) for run in runs],
+    )
+
+
+def _run_row(run: Measurement, tiers: Sequence[str]) -> list[str]:
+    summary = run.summary
+    cells = score_cells(summary.total)
+    by_tier = {score.group: score.attainment for score in summary.by_tier}
+    remark = "partial" if summary.end is not End.COMPLETE else "invalid" if summary.invalid else ""
+    return [
+        run.name or contender(run),
+        f"{summary.requested_rps:.4g}",
+        *cells[:4],
+        *(share(by_tier.get(tier)) for tier in tiers),
+        *cells[4:],
+        milliseconds(summary.lag.p99_s),
+        remark,
+    ]
+
+
+def score_tables(run: Measurement) -> Iterator[Table]:
+    """By tier; by importance, tenant and prompt length where there are several."""
+    summary = run.summary
+    yield _scores("Tiers", "tier", [*summary.by_tier, summary.total])
+    for title, name, scores in (
+        ("Importance", "importance", summary.by_importance),
+        ("Tenants", "tenant", summary.by_tenant),
+        ("Prompt length", "prompts", summary.by_prompt),
+    ):
+        if len(scores) > 1:
+            yield _scores(title, name, scores)
+
+
+def _scores(title: str, name: str, scores: Sequence[Score]) -> Table:
+    rows = [[score.group or "(none)", *score_cells(score)] for score in scores]
+    return Table(title, [name, *_SCORES], rows)
+
+
+def score_cells(score: Score) -> list[str]:
+    """As the header _SCORES has it."""
+    return [
+        f"{score.num_sent:,}",
+        f"{score.num_finished + score.num_cancelled:,}",
+        f"{score.num_rejected + score.num_failed + score.num_unfinished:,}",
+        share(score.attainment),
+        share(score.pace_attainment),
+        f"{score.goodput_rps:.2f}",
+        *_two(score.ttft),
+        *_two(score.tbt),
+        *_two(score.ttlt),
+        milliseconds(score.worst_gap_s),
+        f"{score.num_relegated:,}",
+    ]
+
+
+def _two(values: Percentiles) -> tuple[str, str]:
+    return milliseconds(values.p50), milliseconds(values.p99)
+
+
+def share(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return DASH
+    return f"{seconds * 1e3:.1f}" if seconds < 0.01 else f"{seconds * 1e3:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """With its unit: in milliseconds below a second, to three digits."""
+    if seconds is None:
+        return DASH
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
+
+
+def targets_text(targets: Targets) -> str:
+    named = (("TTFT", targets.ttft), ("TBT", targets.tbt), ("TTLT", targets.ttlt))
+    return ", ".join(f"{name} {duration(s)}" for name, s in named if s is not None) or "best effort"
