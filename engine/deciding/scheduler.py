@@ -386,7 +386,9 @@ class Scheduler:
 
     def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
         ahead_s = self.policy.ahead_s(sequence, now)
-        return forecast(sequence, ahead_s, self._demand, self._iteration_s, now, output_len)
+        alone_s = self.latency.usual(Work(1, sequence.num_known))
+        iteration_s = max(self._iteration_s, alone_s)
+        return forecast(sequence, ahead_s, self._demand, iteration_s, now, output_len)
 
     def estimate(
         self,
