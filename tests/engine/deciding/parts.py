@@ -64,6 +64,19 @@ def deadline(ttlt_s: float) -> Targets:
     return Targets(ttlt_s=ttlt_s)
 
 
+# For random requests under MILLI: none, impossible, tight and easy ones.
+TARGETS = [
+    BEST_EFFORT,
+    interactive(0.05, 0.004),
+    interactive(0.5, 0.02),
+    interactive(1e-5, 1e-6),  # impossible
+    deadline(1e-5),
+    deadline(0.05),
+    deadline(0.5),
+    deadline(5.0),
+]
+
+
 def work_of(plan: Plan) -> Work:
     """The work of a plan, token by token from its definition in plan.py."""
     positions = [range(c.start, c.start + c.length) for c in plan.chunks]

@@ -11,22 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from engine.deciding.plan import Event, Finished, Token
 from engine.deciding.policies import POLICIES
-from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
-from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
+from tests.engine.deciding.parts import TARGETS, Driver, make_request, make_scheduler
 
 PAGE_SIZE = 4
 CONTEXT = 64
-TARGETS = [
-    BEST_EFFORT,
-    interactive(0.05, 0.004),
-    interactive(0.5, 0.02),
-    interactive(1e-5, 1e-6),  # impossible
-    deadline(1e-5),
-    deadline(0.05),
-    deadline(0.5),
-    deadline(5.0),
-]
 
 
 def random_request(rng: random.Random, name: str, at: float) -> Request:
