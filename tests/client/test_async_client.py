@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from client import AsyncClient, FinishReason, Importance, Targets
-from client.values import TargetResult
+from client.values import Accepted, Finished, Relegated, TargetResult, Tokens
 from tests.client.little_server import LittleInference
 
 WAIT_S = 10.0
@@ -49,6 +49,13 @@ async def test_several_completions_keep_their_own_text(client: AsyncClient) -> N
     assert indices == [0, 1, 0, 1]
     assert (stream.text_of(0), stream.text_of(1)) == ("a b ", "a b ")
     assert sorted(stream.completions) == [0, 1]
+
+
+async def test_every_event_can_be_had_in_its_order(client: AsyncClient) -> None:
+    stream = client.generate("relegate me")
+    kinds = [type(event) async for event in stream.events()]
+    assert kinds == [Accepted, Relegated, *[Tokens] * 2, Finished]
+    assert stream.text == "relegate me "
 
 
 async def test_a_relegation_is_told_and_the_stream_goes_on(client: AsyncClient) -> None:

@@ -63,6 +63,12 @@ async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> 
     assert capsys.readouterr().out == "3\n"
 
 
+async def test_a_relegation_is_shown_when_it_comes(address: str, capsys: Capture) -> None:
+    assert await run("relegate me", "--server", address) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "relegated: a long queue; complete 9,000.0 ms after it was sent"
+
+
 async def test_failures_are_one_line_and_an_exit_status(address: str, capsys: Capture) -> None:
     for prompt, status, message in (
         ("full", 1, "the queue is full (retry after 1.5 s)"),

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from client import Client, NotFound, Targets, Unavailable
+from client.values import Relegated
 from tests.client.little_server import LittleInference
 
 WAIT_S = 10.0
@@ -19,6 +20,9 @@ async def test_tokens_come_one_by_one(address: str) -> None:
             assert stream.accepted is not None
             assert stream.accepted.targets.tier == "interactive"
             assert client.generate("a b").read() == "a b "
+            events = list(client.generate("relegate me").events())
+            assert isinstance(events[1], Relegated)
+            assert events[1].expected_ttlt == 9
 
     await asyncio.to_thread(use)
 

@@ -97,6 +97,8 @@ async def test_an_estimate_predicts_without_a_trace(running: Running) -> None:
     assert easy.targets.source == pb.TARGET_SOURCE_TIER
     assert easy.forecast.on_time
     assert 0 < easy.forecast.ttft.ToNanoseconds() <= easy.forecast.ttlt.ToNanoseconds()
+    wordy = await estimate(10, 500, tier="batch")
+    assert wordy.forecast.ttlt.ToNanoseconds() > 10 * easy.forecast.ttlt.ToNanoseconds()
     long = await estimate(4000, 5, tier="batch")
     assert long.forecast.ttft.ToNanoseconds() > easy.forecast.ttft.ToNanoseconds()
     assert not (await estimate(4000, 5, deadline=IMPOSSIBLE.deadline)).forecast.on_time
