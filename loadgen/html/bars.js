@@ -2,7 +2,7 @@
 
 function drawBars(figure, spec, width) {
   legend(figure, spec.series.map((series) => ({ ...series, isArea: true })));
-  const box = frame(figure, spec, width, 280);
+  const box = frame(figure, spec, width, spec.is_wide ? 230 : 280);
   box.bottom += 14; // groups need no title
   const [, high] = extent(spec.series.flatMap(({ values }) => values.map((value) => value ?? 0)));
   const y = linearScale(spec.y, 0, spec.y.is_share ? 1 : high, box.bottom, box.top + 14, 5);
@@ -12,7 +12,9 @@ function drawBars(figure, spec, width) {
   const each = room / spec.series.length;
   spec.groups.forEach((group, g) => {
     const middle = box.left + (g + 0.5) * step;
-    svg(box.root, "text", { class: "strong", x: middle, y: box.bottom + 18, "text-anchor": "middle" }, group);
+    const size = Math.max(8, Math.min(12, step / (0.64 * group.length))); // wide names are written small
+    const place = { x: middle, y: box.bottom + 18, "text-anchor": "middle", style: `font-size: ${size}px` };
+    svg(box.root, "text", { class: "strong", ...place }, group);
     spec.series.forEach((series, s) => {
       const left = middle - room / 2 + s * each;
       drawBar(box, spec, group, series, series.values[g], y, left, each);

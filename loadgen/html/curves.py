@@ -13,7 +13,7 @@ from loadgen.score import Percentiles, Score, gaps_s, ttft_s, ttlt_s
 
 MOST_POINTS = 160  # of a distribution: more cannot be told apart on a screen
 MOST_GAPS = 200_000  # of a tier, sorted for one; of more, those of every k-th request
-_SECONDS_FROM = 10.0  # values this large are written in seconds
+_SECONDS_FROM = 2.0  # values this large are written in seconds
 
 
 class Metric(NamedTuple):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loadgen.capacity import Capacity
+from loadgen.html.chart import colour
 from loadgen.html.curves import late_shares
-from loadgen.html.runs import contender, contenders
+from loadgen.html.runs import contender, contenders, load_rps
 from loadgen.html.tables import duration, share
 from loadgen.modes import Measurement
 
@@ -25,16 +26,11 @@ def headline(
     runs: Sequence[Measurement], capacities: Mapping[str, Capacity], max_misses: float
 ) -> str:
     """One sentence."""
-    limit = f"at most {max_misses * 100:g} % late"
     names = contenders(runs)
     if capacities:
-        found = {name: each.passed for name, each in capacities.items()}
-        return f"Capacity with {limit}: {_rates(found)}"
+        return _served({name: each.passed for name, each in capacities.items()}, max_misses)
     if has_loads(runs):
-        found = {name: sustained(runs, name, max_misses) for name in names}
-        if not any(found.values()):
-            return f"More than {max_misses * 100:g} % late at every load"
-        return f"{limit.capitalize()} up to {_rates(found)}"
+        return _served({name: sustained(runs, name, max_misses) for name in names}, max_misses)
     if len(names) > 1:
         ordered = sorted(runs, key=lambda run: -(run.summary.total.attainment or 0.0))
         shares = (f"{contender(r)} {share(r.summary.total.attainment)}" for r in ordered)
@@ -45,24 +41,25 @@ def headline(
     return f"{share(total.attainment)} of {total.num_sent:,} requests were on time"
 
 
+def _served(rates: Mapping[str, float], max_misses: float) -> str:
+    """The largest first; a single one without its name."""
+    limit = f"at most {max_misses * 100:g} % late"
+    (best, rate), *others = sorted(rates.items(), key=lambda item: -item[1])
+    if not rate:
+        return f"No load was served with {limit}"
+    who = f"{best} serves" if others else "Serves"
+    rest = (f", {name} {rate:.3g}" if rate else f", {name} none" for name, rate in others)
+    return f"{who} {rate:.3g} requests/s with {limit}" + "".join(rest)
+
+
 def has_loads(runs: Sequence[Measurement]) -> bool:
     """Whether there is more than one load."""
     return len({run.rate for run in runs}) > 1
 
 
-def _rates(found: Mapping[str, float]) -> str:
-    """The largest first; a single one without its name."""
-    if len(found) == 1:
-        return f"{next(iter(found.values())):.4g} requests/s"
-    ordered = sorted(found.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {rate:.4g}" if rate else f"{name} none" for name, rate in ordered) + (
-        " requests/s"
-    )
-
-
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:
     """The largest load up to which at most that share was late; 0 where none was."""
-    scores = [(r.summary.requested_rps, r.summary.total) for r in runs if contender(r) == name]
+    scores = [(load_rps(r), r.summary.total) for r in runs if contender(r) == name]
     largest = 0.0
     for load, late in late_shares(scores):
         if late > max_misses:
@@ -74,20 +71,20 @@ def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> floa
 def tiles(
     runs: Sequence[Measurement], capacities: Mapping[str, Capacity], max_misses: float
 ) -> list[Tile]:
-    """Of one run its main figures; of several one tile per contender."""
-    if len(runs) == 1:
-        return list(_of_run(runs[0]))
+    """Of one run its main figures; of several contenders one tile each."""
     names = contenders(runs)
-    shades = {name: f"c{i % 8}" if len(names) > 1 else "" for i, name in enumerate(names)}
+    if len(names) == 1:
+        return list(_of_run(runs[0])) if len(runs) == 1 else []
+    shades = {name: colour(i) for i, name in enumerate(names)}
     if capacities:
         return [
-            Tile(f"{each.passed:.4g} /s", name or names[0], _range(each), shades.get(name, ""))
+            Tile(f"{each.passed:.3g} /s", name, _range(each), shades[name])
             for name, each in capacities.items()
         ]
     if has_loads(runs):
         limit = f"served with at most {max_misses * 100:g} % late"
         return [
-            Tile(f"{rate:.4g} /s" if rate else "none", name, limit, shades[name])
+            Tile(f"{rate:.3g} /s" if rate else "none", name, limit, shades[name])
             for name in names
             for rate in [sustained(runs, name, max_misses)]
         ]

@@ -9,7 +9,7 @@ from client.values import Targets
 from loadgen.capacity import Capacity
 from loadgen.html.chart import Absent, Axis, Bar, Chart, Curves, Line, Mark, Point, Ranking, colour
 from loadgen.html.curves import TTFT, TTLT, Metric, in_unit, late_shares, latencies, unit_for
-from loadgen.html.runs import contender, contenders, tier_targets
+from loadgen.html.runs import contender, contenders, load_rps, tier_targets
 from loadgen.modes import Measurement
 from loadgen.score import Score
 
@@ -39,7 +39,7 @@ def over_loads(runs: Sequence[Measurement], max_misses: float) -> list[Chart]:
 
 def _scores(runs: Sequence[Measurement], name: str, group: str) -> list[LoadScore]:
     return [
-        (run.summary.requested_rps, score)
+        (load_rps(run), score)
         for run in runs
         if contender(run) == name
         for score in (run.summary.total, *run.summary.by_tier)

@@ -75,6 +75,7 @@ class Page:
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
     choices: Sequence[str] = ()  # loads, of which one is looked at
+    chosen: str = ""  # at first
     tables: Sequence[Table] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     definitions: Mapping[str, str] = field(default_factory=lambda: DEFINITIONS)
@@ -94,6 +95,7 @@ def page(
         tiles=tiles(runs, found, asked.max_misses),
         sections=[*_over_all(asked, runs, found), *_of_views(shown)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],
+        chosen=_most_telling(shown, asked.max_misses),
         tables=list(score_tables(runs[0])) if len(runs) == 1 else [runs_table(runs)],
         facts=_facts(asked, runs),
     )
@@ -129,9 +131,18 @@ def _over_all(
 def _of_views(shown: Sequence[View]) -> Iterator[Section]:
     for view in shown:
         choice = view.load if len(shown) > 1 else ""
-        yield Section("Who was on time", list(attainment(view)), choice)
+        yield Section("Who was on time", attainment(view), choice)
         yield Section("How long it took", distributions(view), choice)
         yield Section("Over time", list(over_time(view)), choice)
+
+
+def _most_telling(shown: Sequence[View], max_misses: float) -> str:
+    """The smallest load that somebody did not serve; the largest where all did."""
+    for view in shown:
+        shares = [run.summary.total.attainment for run in view.runs]
+        if any(share is not None and 1 - share > max_misses for share in shares):
+            return view.load
+    return shown[-1].load
 
 
 def _facts(asked: Asked, runs: Sequence[Measurement]) -> dict[str, str]:

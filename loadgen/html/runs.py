@@ -6,6 +6,7 @@ lines are tiers; with several, lines are contenders, and each tier has a chart o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ def contender(run: Measurement) -> str:
     return run.contender or run.summary.target.policy
 
 
+def load_rps(run: Measurement) -> float:
+    """What was asked for; of a trace at its own pace, what came of it."""
+    return run.summary.requested_rps if run.rate is None else run.rate
+
+
 def contenders(runs: Iterable[Measurement]) -> list[str]:
     return list(dict.fromkeys(contender(run) for run in runs))
 
@@ -47,19 +53,19 @@ def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
 def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> list[View]:
     """By load, ascending. Of a search, only the rates between which a capacity lies, and of
     repeats only the first."""
-    wanted = {rate for each in capacities for rate in (each.passed, each.failed)}
+    wanted = [rate for each in capacities for rate in (each.passed, each.failed)]
+    runs = list(runs)
     by_load: dict[str, dict[str, Measurement]] = {}
     for run in runs:
-        if not wanted or run.rate in wanted:
-            by_load.setdefault(_load(run), {}).setdefault(contender(run), run)
-    found = [View(load, tuple(by_name.values())) for load, by_name in by_load.items()]
-    found.sort(key=lambda view: view.runs[0].summary.requested_rps)
+        if not wanted or any(math.isclose(load_rps(run), rate) for rate in wanted):
+            by_load.setdefault(f"{load_rps(run):.4g}/s", {}).setdefault(contender(run), run)
+    num_contenders = len(contenders(runs))
+    found = []
+    for load, by_name in by_load.items():
+        who = "" if len(by_name) == num_contenders else f" {', '.join(by_name)}"
+        found.append(View(load + who, tuple(by_name.values())))
+    found.sort(key=lambda view: load_rps(view.runs[0]))
     return [found[i] for i in evenly(len(found), MOST_VIEWS)]
-
-
-def _load(run: Measurement) -> str:
-    rate = run.summary.requested_rps if run.rate is None else run.rate
-    return f"{rate:.4g} requests/s"
 
 
 def evenly(num: int, most: int) -> list[int]:

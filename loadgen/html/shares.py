@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from client.values import Targets
 from loadgen.html.chart import Absent, Axis, Bars, Chart, Series, colour
@@ -17,17 +18,22 @@ _ON_TIME = Axis("on time (% of requests)", is_share=True)
 _PACE_NOTE = "On pace: on time, and no gap between two tokens longer than the TBT target."
 
 
-def attainment(view: View) -> Iterator[Chart]:
+def attainment(view: View) -> list[Chart]:
     """On time by tier; by importance, tenant and prompt length where there are several."""
     first = view.runs[0].summary
-    yield _bars(view, "tier", ["all", *_groups(first.by_tier)])
-    for title, scores in (
-        ("importance", first.by_importance),
-        ("tenant", first.by_tenant),
-        ("prompt length", first.by_prompt),
-    ):
-        if len(scores) > 1:
-            yield _bars(view, title, _groups(scores))
+    if not first.total.num_sent:
+        return [Absent("On time", "Nothing was sent.")]
+    others = [
+        _bars(view, title, _groups(scores))
+        for title, scores in (
+            ("importance", first.by_importance),
+            ("tenant", first.by_tenant),
+            ("prompt length", first.by_prompt),
+        )
+        if len(scores) > 1
+    ]
+    tiers = _bars(view, "tier", ["all", *_groups(first.by_tier)])
+    return [replace(tiers, is_wide=len(others) != 1), *others]
 
 
 def _groups(scores: Sequence[Score]) -> list[str]:
@@ -44,7 +50,7 @@ def _bars(view: View, title: str, groups: Sequence[str]) -> Bars:
             Series(contender(run), [_attainment(scores, g) for g in groups], colour(i))
             for i, (run, scores) in enumerate(zip(view.runs, by_run, strict=True))
         ]
-        return Bars(name, _ON_TIME, shown, series, is_wide=title == "tier")
+        return Bars(name, _ON_TIME, shown, series)
     (scores,) = by_run
     series = [
         Series("on time", [_attainment(scores, g) for g in groups], "good"),

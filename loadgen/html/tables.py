@@ -12,6 +12,7 @@ from loadgen.score import Percentiles, Score
 from loadgen.target import End
 
 DASH = "–"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _SCORES = (
     "sent",
     "finished",
@@ -107,7 +108,7 @@ def _two(values: Percentiles) -> tuple[str, str]:
 
 
 def share(value: float | None) -> str:
-    return DASH if value is None else f"{value:.1%}".replace("%", " %")
+    return DASH if value is None else f"{value:.1%}".replace("%", f"{_NO_BREAK}%")
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -121,8 +122,8 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return DASH
     if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
+        return f"{seconds * 1e3:.3g}{_NO_BREAK}ms"
+    return (f"{seconds:.3g}" if seconds < 1000 else f"{seconds:,.0f}") + f"{_NO_BREAK}s"
 
 
 def targets_text(targets: Targets) -> str:
