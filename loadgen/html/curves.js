@@ -46,7 +46,7 @@ function xScale(spec, lines, box) {
   const all = values(spec, lines, 0, "x"), room = (box.right - box.left) / 64;
   if (spec.x.is_log) {
     const [low, high] = extent(all.filter((value) => value > 0));
-    return logScale(Math.max(low / 1.05, high / 1e4), high * 1.05, box.left, box.right, room);
+    return logScale(Math.max(low / 1.05, high / 1e5), high * 1.05, box.left, box.right, room);
   }
   const [, high] = extent(all);
   const made = linearScale(spec.x, 0, high, box.left, box.right, room);
