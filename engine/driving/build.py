@@ -98,7 +98,9 @@ def _device(name: str) -> str:
 
 def _threads() -> int:
     """One core is left to the front end: torch's threads wait for each other in every layer, and
-    one that shares its core delays all (with 2 threads on 2 busy cores, tokens took 10x as long).
+    one that shares its core delays all. Measured on 2 cores shared with front end and load
+    generator (`python -m tests.bench prediction`, 8 requests/s): an iteration takes 4.2 ms with
+    one thread and 6.1 ms with two, the p90 of TTFT is 453 and 590 ms.
     """
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
