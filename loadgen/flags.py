@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from client.client import DEFAULT_SERVER
 from client.values import Importance
@@ -19,8 +20,15 @@ from loadgen.workload import SharedPrefix
 V = TypeVar("V")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; the flags are too many to be listed each time."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="niyama-loadgen",
         description="Sends an open-loop load of several tiers and reports who was on time.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,7 +59,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = made.parse_args(argv)
     if arguments.compare and arguments.slo_gate is not None:
         made.error("argument --compare: not allowed with argument --slo-gate")
+    for name in ("json", "html", "csv"):
+        path: Path | None = getattr(arguments, name)
+        if path is not None and not _can_be_written(path):
+            made.error(f"argument --{name}: {path} cannot be written")
     return arguments
+
+
+def _can_be_written(path: Path) -> bool:
+    """Asked before the run, not after it."""
+    place = path if path.exists() else path.parent
+    return not path.is_dir() and os.access(place, os.W_OK)
 
 
 def _typed(parse: Callable[[str], V]) -> Callable[[str], V]:

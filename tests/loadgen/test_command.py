@@ -245,13 +245,18 @@ def test_a_malformed_trace_row_is_one_line(
         (["--sweep", "1,x"], "'1,x' is not a list of rates"),
         (["--compare", "a,a"], "not a list of different names"),
         (["--slo-gate", "0.9", "--compare", "a"], "not allowed with"),
+        (["--json", "/nowhere/run.json"], "--json: /nowhere/run.json cannot be written"),
+        (["--html", "/"], "--html: / cannot be written"),
     ],
 )
 def test_flags_that_make_no_sense_say_why(capsys: Capture, flags: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(flags)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("niyama-loadgen: ")
+    assert error.count("\n") == 1
 
 
 def unreachable() -> tuple[socket.socket, str]:
