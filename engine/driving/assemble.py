@@ -29,7 +29,7 @@ def assemble(
     calibration: Calibration | None = None,
 ) -> Engine:
     """`num_pages` is what the executor's memory holds; `profile` is where its costs start. Raises
-    OSError for a decision log that cannot be opened.
+    ValueError for a decision log that cannot be opened.
     """
     context_len = context_length(config, model)
     decisions = (

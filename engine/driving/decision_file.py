@@ -17,7 +17,7 @@ from typing import Any
 
 
 class DecisionFile:
-    """`write` is a scheduler's decision sink; `flush` once per iteration. Raises OSError where the
+    """`write` is a scheduler's decision sink; `flush` once per iteration. Raises ValueError where the
     file cannot be opened.
     """
 
@@ -26,7 +26,10 @@ class DecisionFile:
         self._path = path
         self._offset_s = unix_offset_s
         self._lines: list[str] = []
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--decision-log {path}: {error.strerror}") from error
         self._is_open = True
 
     def write(self, entry: dict[str, Any]) -> None:

@@ -56,8 +56,11 @@ def obtain(
 
 
 def save(profile: LatencyProfile, path: Path) -> None:
-    """As `LatencyProfile.from_dict` reads it. Raises OSError."""
-    path.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
+    """As `LatencyProfile.from_dict` reads it. Raises ValueError where it cannot be written."""
+    try:
+        path.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--save-profile {path}: {error.strerror}") from error
 
 
 def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:

@@ -205,6 +205,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda tmp: ["--model", str(copy(tmp, "tokenizer.model", "config.json"))],
         "no model.safetensors",
     ),
+    "bad decision log": (
+        lambda tmp: ["--decision-log", f"{tmp}/none/log"],
+        "none/log: No such file or directory",
+    ),
+    "bad profile": (
+        lambda tmp: ["--save-profile", f"{tmp}/none/p"],
+        "none/p: No such file or directory",
+    ),
     "bad tiers": (bad_tiers, "tiers.a.tbt_s is required"),
 }
 
