@@ -17,8 +17,8 @@ from typing import Any
 
 
 class DecisionFile:
-    """`write` is a scheduler's decision sink; `flush` once per iteration. Raises ValueError where the
-    file cannot be opened.
+    """`write` is a scheduler's decision sink; `flush` once per iteration. Raises ValueError where
+    the file cannot be opened.
     """
 
     def __init__(self, path: Path, unix_offset_s: float) -> None:
