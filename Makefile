@@ -6,7 +6,7 @@ BENCH ?= scheduler
 TORCH_CPU := torch==2.13.0+cpu
 PROTO := proto/niyama/v1/inference.proto
 
-.PHONY: demo test lint proto bench install clean
+.PHONY: demo test lint proto bench paper install clean
 
 demo: install            ## set up, stream one completion, run a mixed-tier load test
 	$(BIN)/python -m loadgen.demo
@@ -22,6 +22,9 @@ proto: install           ## regenerate the stubs beside the .proto
 
 bench: install           ## BENCH=NAME picks another; `python -m tests.bench` lists them
 	$(BIN)/python -m tests.bench $(BENCH)
+
+paper: install           ## the papers' evaluation in simulation: half an hour on 2 cores (PAPER_ARGS=--quick)
+	$(BIN)/python -m loadgen.paper $(PAPER_ARGS)
 
 install: $(VENV)/.installed
 

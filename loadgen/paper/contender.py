@@ -1,0 +1,50 @@
+"""Who serves: a policy, its parts and its replicas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
+from loadgen.paper.load import CONTEXT_LEN
+from loadgen.profiles import A100
+from loadgen.simulated import Setup
+
+# As published; only long requests are not cut.
+PROFILE = replace(A100, context_len=CONTEXT_LEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """`max_gap` is in TBT targets: without a bound the deadline envelope alone counts, as in the
+    papers; 1 keeps the raw token pace."""
+
+    policy: str = "niyama"
+    chunk: int = 256
+    replicas: int = 1
+    dynamic_chunks: bool = True
+    relegation: bool = True
+    hybrid: bool = True
+    max_gap: float = math.inf
+    predictor_error: float = 0.0
+
+    def setup(self) -> Setup:
+        niyama = NiyamaConfig(
+            pace=PaceConfig(max_gap=self.max_gap),
+            dynamic_chunks=self.dynamic_chunks,
+            relegation=self.relegation,
+            hybrid=self.hybrid,
+        )
+        return Setup(
+            PROFILE,
+            policy=self.policy,
+            chunk_size=self.chunk,
+            replicas=self.replicas,
+            predictor_error=self.predictor_error,
+            niyama=niyama,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.policy if self.policy == "niyama" else f"{self.policy}/{self.chunk}"

@@ -1,0 +1,306 @@
+"""Every experiment of the papers: what it asks, and the lines of the table that come of it.
+
+The figures of the papers are those of Niyama (arXiv 2503.22562) and QoServe (ASPLOS 2026), for
+Llama-3-8B on A100s. Beside each stands ours as the papers run it (baselines with chunk 256), then
+against every baseline with its best chunk, then our share of what the engine could do at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from loadgen.cluster import BULK_CHUNK, PACED_CHUNK
+from loadgen.paper.contender import PROFILE, Contender
+from loadgen.paper.jobs import Experiment, Job
+from loadgen.paper.load import Load, compute_bound, source_of
+from loadgen.paper.serving import Capacity, Judge, Lateness
+from loadgen.profiles import PAPER_TIERS
+
+BASELINES = ("fcfs", "edf", "srpf")
+NIYAMA = Contender()
+DYNAMIC = Contender(hybrid=False, relegation=False)
+RELEGATING = Contender(hybrid=False)
+ENVELOPE, PACE = Judge(), Judge(pace=True)
+NONE_LATE = Judge(max_misses=0.0)
+
+
+class Line(NamedTuple):
+    """A line of the table."""
+
+    experiment: str
+    paper: str
+    ours: str
+    best_fixed: str = ""  # ours against each baseline with its best chunk
+    bound: str = ""  # our share of the compute bound
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How long the runs are, in hours of arrivals, and how much of each experiment is run."""
+
+    hours: float = 1.0
+    cluster_hours: float = 0.5  # at 35 requests/s
+    wave_hours: float = 4.0
+    datasets: tuple[str, ...] = ("azure-code", "azure-conv", "sharegpt")
+    overload_rates: tuple[float, ...] = (3.0, 3.5, 4.0, 5.0, 6.0)
+
+    def load(self, lengths: str = "azure-code", **rest: Any) -> Load:
+        return Load(lengths, **({"hours": self.hours} | rest))
+
+
+class Variant(NamedTuple):
+    """A circumstance under which the main experiments are repeated."""
+
+    name: str
+    load: dict[str, Any]
+    contender: dict[str, Any]
+    judge: Judge = ENVELOPE
+
+    def of(self, contender: Contender) -> Contender:
+        return replace(contender, **self.contender)
+
+
+AS_PUBLISHED = Variant("", {}, {})
+VARIANTS = (
+    Variant("bursts: gamma arrivals, CV 3", {"cv": 3.0}, {}),
+    Variant("TTFT 1 s", {"ttft_s": 1.0}, {}),
+    Variant("5 % predictor error", {}, {"predictor_error": 0.05}),
+    Variant("raw token pace", {}, {"max_gap": 1.0}, PACE),
+)
+
+
+def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
+    """GPUs for Azure-Code at 35 requests/s: shared, and silos sized tier by tier."""
+    load = scale.load(rate="35", hours=scale.cluster_hours, **variant.load)
+    niyama, fcfs = variant.of(NIYAMA), variant.of(Contender("fcfs"))
+    chunks = (PACED_CHUNK, BULK_CHUNK, BULK_CHUNK)
+    silos = [replace(fcfs, chunk=chunk) for chunk in chunks]
+    names = [tier.name for tier in PAPER_TIERS]
+    shared, edf, *sizes = yield [
+        Job("replicas", load, niyama, variant.judge),
+        Job("replicas", load, variant.of(Contender("edf", 512)), variant.judge),
+        *(
+            Job("replicas", load, silo, variant.judge, tier)
+            for silo, tier in zip(silos, names, strict=True)
+        ),
+    ]
+    fewer = _reduced(sizes, shared)
+    answers = yield [
+        Job("lateness", load, replace(niyama, replicas=shared), variant.judge),
+        *(
+            Job("lateness", load, replace(silo, replicas=count), variant.judge, tier)
+            for silo, tier, count in zip(silos, names, fewer, strict=True)
+        ),
+    ]
+    ours, *theirs = [Lateness(*answer) for answer in answers]
+    bound = 35 / compute_bound(PROFILE.latency, load) / shared
+    line = Line(
+        _named("GPUs, Azure-Code at 35/s", variant),
+        "silo 13 (7+3+3), Niyama 10: 1.30x; silo with 10: 60 % late, Niyama 0 %",
+        f"silo {sum(sizes)} ({'+'.join(map(str, sizes))}), niyama {shared}:"
+        f" {sum(sizes) / shared:.2f}x; silo with {sum(fewer)}: {_all_late(theirs):.1%} late,"
+        f" niyama {ours.late:.2%} (p99 TTFT {ours.ttft_p99_s:.1f} s, TTLT {ours.ttlt_p99_s:.0f} s)",
+        f"shared edf/512: {edf}",
+        f"{bound:.0%}",
+        "" if sum(sizes) / shared >= 1.3 or variant.name else _SILO_REMARK,
+    )
+    return [line]
+
+
+_SILO_REMARK = "a silo of chunk 2,048 loses nothing here, one of 256 a third"
+
+
+def _reduced(sizes: Sequence[int], total: int) -> list[int]:
+    """The silos with so few replicas in all: the largest give up theirs first."""
+    left = list(sizes)
+    while sum(left) > max(total, len(left)):
+        left[left.index(max(left))] -= 1
+    return left
+
+
+def _all_late(parts: Sequence[Lateness]) -> float:
+    return sum(p.late * p.num_requests for p in parts) / sum(p.num_requests for p in parts)
+
+
+def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Line]]:
+    """Requests/s of one replica at most 1 % late."""
+    load = scale.load(lengths, **variant.load)
+    answers = yield [
+        Job("capacity", load, variant.of(NIYAMA), variant.judge),
+        *(
+            Job("best_chunk", load, variant.of(Contender(policy)), variant.judge)
+            for policy in BASELINES
+        ),
+    ]
+    ours = Capacity(*answers[0])
+    small = {name: Capacity(*pair[0]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
+    best = {name: Capacity(*pair[1]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
+    fcfs, edf = (_ratio(ours, small[name]) for name in ("fcfs", "edf"))
+    remark = "" if (fcfs >= 1.5 and edf >= 1.2) or variant.name else _goodput_remark(best)
+    line = Line(
+        _named(f"goodput, {lengths} ({source_of(lengths)})", variant),
+        "1.5x to 2.4x FCFS, 1.2x to 1.4x EDF",
+        f"{ours.rps:.2f}/s: " + _against(ours, small),
+        _against(ours, best),
+        f"{ours.share:.0%}",
+        remark,
+    )
+    return [line]
+
+
+def _goodput_remark(best: dict[str, Capacity]) -> str:
+    return f"EDF with chunk {best['edf'].chunk} reaches {best['edf'].share:.0%} of the bound"
+
+
+def _ratio(ours: Capacity, theirs: Capacity) -> float:
+    return ours.rps / theirs.rps if theirs.rps else float("inf")
+
+
+def _against(ours: Capacity, theirs: dict[str, Capacity]) -> str:
+    return ", ".join(
+        f"{_ratio(ours, capacity):.2f}x {name}/{capacity.chunk}"
+        for name, capacity in theirs.items()
+    )
+
+
+def overload(scale: Scale) -> Experiment[list[Line]]:
+    """Late share against load, and how far each stays without any late request."""
+    contenders = [NIYAMA, *(Contender(policy) for policy in BASELINES), Contender("edf", 512)]
+    load = scale.load()
+    none_late = yield [Job("capacity", load, c, NONE_LATE) for c in (NIYAMA, Contender("edf"))]
+    niyama, edf = (Capacity(*answer) for answer in none_late)
+    lines = [
+        Line(
+            "most load without a late request",
+            "1.30x EDF",
+            f"{niyama.rps:.2f}/s, {_ratio(niyama, edf):.2f}x edf/256",
+            bound=f"{niyama.share:.0%}",
+        )
+    ]
+    for rate in scale.overload_rates:
+        at_rate = replace(load, rate=f"{rate:g}")
+        answers = yield [Job("lateness", at_rate, c) for c in contenders]
+        late = {c.name: Lateness(*a).late for c, a in zip(contenders, answers, strict=True)}
+        fixed = late.pop("edf/512")
+        ours = ", ".join(f"{name} {share:.1%}" for name, share in late.items())
+        paper = "ten times fewer late than others" if rate == scale.overload_rates[-1] else ""
+        lines.append(Line(f"late at {rate:g}/s", paper, ours, f"edf/512 {fixed:.1%}"))
+    return lines
+
+
+def ablation(scale: Scale) -> Experiment[list[Line]]:
+    """Each part of the policy, one after the other: goodput, and late share under overload."""
+    parts = {
+        "EDF, chunk 256": Contender("edf"),
+        "+ dynamic chunks": DYNAMIC,
+        "+ relegation": RELEGATING,
+        "+ hybrid order": NIYAMA,
+    }
+    papers = (("2.75", "100 %"), ("3.3", "74 %"), ("3.6", "26 %"), ("3.65", "16 %"))
+    load = scale.load()
+    lines = []
+    for (name, contender), (rps, late) in zip(parts.items(), papers, strict=True):
+        found, share = yield [
+            Job("capacity", load, contender),
+            Job("lateness", replace(load, rate="6"), contender),
+        ]
+        capacity, lateness = Capacity(*found), Lateness(*share)
+        lines.append(
+            Line(
+                f"ablation: {name}",
+                f"{rps}/s; at 6/s {late} late",
+                f"{capacity.rps:.2f}/s; at 6/s {lateness.late:.1%} late",
+                bound=f"{capacity.share:.0%}",
+            )
+        )
+    return lines
+
+
+def square_wave(scale: Scale) -> Experiment[list[Line]]:
+    """2 and 5 requests/s, every 15 minutes; a fifth of low importance."""
+    load = scale.load(rate="2..5/15m", hours=scale.wave_hours, low=0.2)
+    contenders = [NIYAMA, Contender("fcfs"), Contender("edf")]
+    fixed = [Contender("fcfs", 512), Contender("edf", 512)]
+    answers = yield [Job("lateness", load, each) for each in (*contenders, *fixed)]
+    ours, fcfs, edf, *tuned = [Lateness(*answer) for answer in answers]
+    line = Line(
+        "square wave 2 to 5/s, 20 % low importance",
+        "FCFS 81.9 %, EDF 84.1 %, Niyama 8.64 % late, 0 % of the important;"
+        " slowest relegated 3,900 s",
+        f"fcfs {fcfs.late:.1%}, edf {edf.late:.1%}, niyama {ours.late:.2%} late,"
+        f" {ours.late_important:.2%} of the important;"
+        f" slowest relegated {ours.slowest_relegated_s:,.0f} s",
+        ", ".join(f"{c.name} {each.late:.1%}" for c, each in zip(fixed, tuned, strict=True)),
+    )
+    return [line]
+
+
+def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
+    """At 4.5 requests/s, mostly interactive and mostly batch."""
+    lines = []
+    for shares, paper in (
+        ((0.7, 0.15, 0.15), "EDF 98 %, Niyama 5 % late"),
+        ((0.15, 0.15, 0.7), "EDF 82.8 %, Niyama 0.5 % late"),
+    ):
+        load = scale.load(rate="4.5", shares=shares, hours=2 * scale.hours)
+        contenders = (NIYAMA, Contender("edf"), Contender("edf", 512))
+        answers = yield [Job("lateness", load, each) for each in contenders]
+        ours, edf, fixed = [Lateness(*answer) for answer in answers]
+        offered = 4.5 / compute_bound(PROFILE.latency, load)
+        lines.append(
+            Line(
+                "mix " + "/".join(f"{share:.0%}"[:-1] for share in shares) + " at 4.5/s",
+                paper,
+                f"edf {edf.late:.1%}, niyama {ours.late:.2%} late",
+                f"edf/512 {fixed.late:.1%}",
+                remark=f"the load is {offered:.0%} of the compute bound",
+            )
+        )
+    return lines
+
+
+def long_prompts(scale: Scale) -> Experiment[list[Line]]:
+    """Dynamic chunks alone, 10,000-token prompts in order of arrival, all interactive. Without
+    slack (`max_gap` 1) the chunk adapts to the prefill alone."""
+    load = scale.load("10k-prompts", shares=(1.0, 0.0, 0.0))
+    adaptive = replace(DYNAMIC, max_gap=1.0)
+    ours, theirs, fixed = yield [
+        Job("capacity", load, DYNAMIC),
+        Job("capacity", load, adaptive),
+        Job("best_chunk", load, Contender("fcfs")),
+    ]
+    found, prefill_only, best = Capacity(*ours), Capacity(*theirs), Capacity(*fixed[1])
+    line = Line(
+        "dynamic chunks alone, 10k prompts",
+        "0.32 against 0.26/s, 1.23x",
+        f"{found.rps:.2f} against {prefill_only.rps:.2f}/s, {_ratio(found, prefill_only):.2f}x",
+        f"{_ratio(found, best):.2f}x fcfs/{best.chunk}",
+        f"{found.share:.0%}",
+        "outputs as in ShareGPT: the papers do not say",
+    )
+    return [line]
+
+
+def _named(what: str, variant: Variant) -> str:
+    return f"{what}; {variant.name}" if variant.name else what
+
+
+def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Line]]]]:
+    """With the name of the group that each belongs to."""
+    yield "cluster", cluster(scale, AS_PUBLISHED)
+    for lengths in scale.datasets:
+        yield "goodput", goodput(scale, lengths, AS_PUBLISHED)
+    yield "overload", overload(scale)
+    yield "ablation", ablation(scale)
+    yield "wave", square_wave(scale)
+    yield "mixes", skewed_mixes(scale)
+    yield "long-prompts", long_prompts(scale)
+    for variant in VARIANTS:
+        yield "variants", cluster(scale, variant)
+        yield "variants", goodput(scale, "azure-code", variant)
+
+
+GROUPS = ("cluster", "goodput", "overload", "ablation", "wave", "mixes", "long-prompts", "variants")

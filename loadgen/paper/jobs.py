@@ -1,0 +1,149 @@
+"""Independent pieces of work, done by several processes, and kept in a file as they end, so that an
+interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
+
+import engine.deciding
+import engine.driving
+import loadgen
+from loadgen.paper import serving
+from loadgen.paper.contender import Contender
+from loadgen.paper.load import Load
+from loadgen.paper.serving import Judge
+
+T = TypeVar("T")
+
+
+class Job(NamedTuple):
+    """A question about one load and one contender. `what` is a function of `serving`."""
+
+    what: str
+    load: Load
+    contender: Contender = Contender()
+    judge: Judge = Judge()
+    tier: str = ""  # of `replicas` and `lateness`: this one alone
+
+    @property
+    def key(self) -> str:
+        return repr(tuple(self))
+
+    @property
+    def title(self) -> str:
+        load = self.load
+        rate = f" at {load.rate}/s" if load.rate else ""
+        return f"{self.what} of {self.contender.name}, {load.lengths}{rate} {self.tier}".strip()
+
+    def answer(self) -> Any:
+        function = getattr(serving, self.what)
+        given = (self.load, self.contender, self.judge)
+        return function(*given, self.tier) if self.tier else function(*given)
+
+
+# What an experiment is: it asks jobs, is sent their answers, and may ask again.
+Experiment = Generator[Sequence[Job], list[Any], T]
+
+
+class Answered(NamedTuple):
+    value: Any
+    seconds: float
+
+
+def _timed(job: Job) -> Answered:
+    start = monotonic()
+    return Answered(job.answer(), monotonic() - start)
+
+
+@dataclass
+class Answers:
+    """By job, in a JSON file that belongs to one state of the code: other code, other answers."""
+
+    path: Path | None
+    code: str = field(default_factory=lambda: fingerprint())
+    by_key: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.is_file():
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            if document.get("code") == self.code:
+                self.by_key = document["answers"]
+
+    def add(self, job: Job, value: Any) -> None:
+        self.by_key[job.key] = value
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            document = {"code": self.code, "answers": self.by_key}
+            self.path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def fingerprint() -> str:
+    """Of every file that an answer depends on."""
+    digest = hashlib.sha256()
+    for package in (engine.deciding, engine.driving, loadgen):
+        folder = Path(package.__path__[0])
+        names = ("simulator.py",) if package is engine.driving else ("*.py", "paper/*.py")
+        for path in sorted(path for name in names for path in folder.glob(name)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_all(
+    experiments: Sequence[Experiment[T]],
+    answers: Answers,
+    processes: int,
+    say: Callable[[str], None],
+) -> list[T]:
+    """What each experiment comes to. `say` gets a line for every job that ends."""
+    waiting: dict[int, Sequence[Job]] = {i: next(each) for i, each in enumerate(experiments)}
+    results: dict[int, T] = {}
+    running: dict[Future[Answered], Job] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        while True:
+            _advance(experiments, waiting, results, answers)
+            asked = {job.key: job for jobs in waiting.values() for job in jobs}
+            started = {job.key for job in running.values()}
+            for key, job in asked.items():
+                if key not in answers.by_key and key not in started:
+                    running[pool.submit(_timed, job)] = job
+            if not running:
+                return [results[i] for i in range(len(experiments))]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                value, seconds = future.result()
+                answers.add(job, value)
+                say(f"{seconds:5.0f} s  {job.title}: {_short(value)} ({len(running)} to go)")
+
+
+def _advance(
+    experiments: Sequence[Experiment[T]],
+    waiting: dict[int, Sequence[Job]],
+    results: dict[int, T],
+    answers: Answers,
+) -> None:
+    """Sends every experiment the answers that it waits for, as often as all of them are there."""
+    for i in list(waiting):
+        while i in waiting and all(job.key in answers.by_key for job in waiting[i]):
+            values = [answers.by_key[job.key] for job in waiting[i]]
+            try:
+                waiting[i] = experiments[i].send(values)
+            except StopIteration as end:
+                results[i] = end.value
+                del waiting[i]
+
+
+def _short(value: Any) -> str:
+    """Numbers to three digits; values are what JSON holds."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(_short(each) for each in value)
+    return str(value)

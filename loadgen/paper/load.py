@@ -1,0 +1,102 @@
+"""What the experiments send: request lengths, tiers and arrivals. Seconds, tokens, requests/s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from client.values import Importance, Targets
+from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
+from engine.deciding.plan import Work
+from loadgen import traces
+from loadgen.arrivals import Process, Rate, parse_rate
+from loadgen.lengths import Fixed, FromTrace, Independent, Lengths, Lognormal
+from loadgen.profiles import PAPER_TIERS
+from loadgen.workload import Arrivals, TierLoad, Workload, plan
+
+# The Azure LLM inference traces of 2023, as the Azure Public Dataset publishes them.
+TRACES = Path("../shared/traces")
+TRACE_FILES = {"azure-code": "azure-2023-code.csv", "azure-conv": "azure-2023-conv.csv"}
+# Quantiles that the papers publish (p50 and p90 of prompts and outputs), for where there is no
+# trace; and long prompts with the outputs of ShareGPT.
+PUBLISHED: dict[str, Lengths] = {
+    "sharegpt": Independent(Lognormal(1730, 5696), Lognormal(415, 834)),
+    "azure-conv": Independent(Lognormal(928, 3830), Lognormal(41, 342)),
+    "azure-code": Independent(Lognormal(1930, 6251), Lognormal(8, 43)),
+    "10k-prompts": Independent(Fixed(10_000), Lognormal(415, 834)),
+}
+# Longer than the model's 8,192, so that no row of a trace is cut.
+CONTEXT_LEN = 16_384
+THIRDS = (1 / 3, 1 / 3, 1 / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Everything about the requests but, where it is searched, their rate."""
+
+    lengths: str = "azure-code"
+    hours: float = 1.0
+    rate: str = ""  # as `--rps` takes it
+    shares: tuple[float, float, float] = THIRDS  # of the tiers
+    cv: float = 1.0  # coefficient of variation of the gaps; 1 is Poisson
+    ttft_s: float = 6.0
+    low: float = 0.0  # share of low importance
+    seed: int = 0
+
+    def workload(self, rate: float | None = None) -> Workload:
+        """At its own rate, or at another constant one."""
+        importance = {Importance.LOW: self.low, Importance.NORMAL: 1 - self.low}
+        tiers = tuple(
+            TierLoad(
+                tier.name,
+                share,
+                _targets(tier.targets, self.ttft_s),
+                lengths_of(self.lengths),
+                importance=importance if self.low else {},
+            )
+            for tier, share in zip(PAPER_TIERS, self.shares, strict=True)
+            if share
+        )
+        process = Process.POISSON if self.cv == 1 else Process.GAMMA
+        shape = parse_rate(self.rate) if rate is None else Rate(rate, rate)
+        arrivals = Arrivals(shape, process, self.cv)
+        return Workload(arrivals, tiers, self.hours * 3600, self.seed, context_length=CONTEXT_LEN)
+
+
+def _targets(targets: Targets, ttft_s: float) -> Targets:
+    return targets if targets.ttft is None else replace(targets, ttft=ttft_s)
+
+
+@cache
+def lengths_of(name: str) -> Lengths:
+    """From the trace where it is present, else lognormal."""
+    file = TRACES / TRACE_FILES.get(name, "")
+    return FromTrace(traces.load(file)) if file.is_file() else PUBLISHED[name]
+
+
+def source_of(name: str) -> str:
+    return "trace" if isinstance(lengths_of(name), FromTrace) else "lognormal"
+
+
+def compute_bound(profile: LatencyProfile, load: Load, num_requests: int = 15_000) -> float:
+    """Requests/s that no policy can exceed: every prefill in chunks of the most efficient size,
+    every decode beside one, and no iteration for a decode's sake."""
+    requests = list(plan(replace(load, hours=1.0).workload(num_requests / 3600)))
+    seconds = sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in requests)
+    return len(requests) / seconds
+
+
+def pure_seconds(profile: LatencyProfile, prompt_len: int, output_len: int) -> float:
+    """The first token comes with the prefill; the k-th further one reads prompt + k positions."""
+    segment = profile.segments[-1]
+    decodes = output_len - 1
+    positions = decodes * prompt_len + decodes * (decodes + 1) // 2
+    prefill_s = prompt_len * _least_token_s(profile)
+    return prefill_s + decodes * segment.decode + positions * segment.decode_context
+
+
+@cache
+def _least_token_s(profile: LatencyProfile) -> float:
+    predict = LatencyModel(profile).predict
+    return min(predict(add_chunk(Work(), 0, n)) / n for n in range(64, profile.max_chunk + 1, 64))
