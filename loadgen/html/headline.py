@@ -89,14 +89,17 @@ def tiles(
             for rate in [sustained(runs, name, max_misses)]
         ]
     return [
-        Tile(
-            share(run.summary.total.attainment),
-            contender(run),
-            f"on time; goodput {run.summary.total.goodput_rps:.2f} /s",
-            shades[contender(run)],
-        )
+        Tile(share(run.summary.total.attainment), contender(run), _detail(run, runs), shades[name])
         for run in runs
+        for name in [contender(run)]
     ]
+
+
+def _detail(run: Measurement, runs: Sequence[Measurement]) -> str:
+    """With the target where they differ: one may have more machines than another."""
+    names = {each.summary.target.name for each in runs}
+    where = f", {run.summary.target.name}" if len(names) > 1 else ""
+    return f"on time; goodput {run.summary.total.goodput_rps:.2f} /s{where}"
 
 
 def _range(capacity: Capacity) -> str:

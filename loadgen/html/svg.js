@@ -116,7 +116,6 @@ function drawXTitle(box, label) {
 }
 
 function legend(figure, entries) {
-  if (entries.length < 2 && !entries[0].isArea) return;
   const list = html(figure, "ul", "legend");
   for (const { name, colour, dashed, isArea } of entries) {
     const item = html(list, "li");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from loadgen.html.chart import Absent, Axis, Chart, Curves, Draw, Line, Mark, colour
@@ -156,8 +157,13 @@ def _own_series(view: View, clock: _Clock) -> Iterator[Chart]:
             for i, run, series in known
         ]
 
-    yield clock.chart("Chunk size", "prompt tokens/iteration", lines(lambda s: s.chunk_len))
-    yield clock.chart("Queue length", "requests/replica", lines(lambda s: s.num_waiting))
+    silent = [contender(run) for run in view.runs if run.series is None]
+    note = f"{', '.join(silent)} does not tell." if silent else ""
+    for title, y, values in (
+        ("Chunk size", "prompt tokens/iteration", lambda s: s.chunk_len),
+        ("Queue length", "requests/replica", lambda s: s.num_waiting),
+    ):
+        yield replace(clock.chart(title, y, lines(values)), note=note)
 
 
 def _points(series: Series, values: Sequence[float], clock: _Clock) -> list[tuple[float, float]]:
