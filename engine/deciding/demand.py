@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
+from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 
 
@@ -19,16 +20,24 @@ class Demand:
         self.chunk = chunk
 
     def output_left(self, sequence: Sequence) -> int:
-        """Tokens still expected, at least 1 while the sequence is not finished."""
+        """Tokens that it will rarely exceed, at least 1 while the sequence is not finished."""
         request = sequence.request
-        group = request.application or request.tier
-        expected = self._history.estimate(group, request.sampling.max_tokens)
+        expected = self._history.estimate(_group(request), request.sampling.max_tokens)
         return max(1, expected - len(sequence.output))
 
     def prefill_s(self, sequence: Sequence) -> float:
         return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
 
     def seconds(self, sequence: Sequence) -> float:
-        """All that is left: prefill, and the expected decodes."""
-        decode_s = self._latency.decode_seconds(sequence.num_known)
-        return self.prefill_s(sequence) + self.output_left(sequence) * decode_s
+        """All that is left on average: prefill and decodes. Sums over a queue stay unbiased."""
+        request = sequence.request
+        mean = self._history.mean(_group(request), request.sampling.max_tokens)
+        decodes = max(1.0, mean - len(sequence.output))
+        context = sequence.num_known + int(decodes / 2)
+        decode_s = self._latency.decode_seconds(context, self.chunk)
+        return self.prefill_s(sequence) + decodes * decode_s
+
+
+def _group(request: Request) -> str:
+    """Requests with similar output lengths."""
+    return request.application or request.tier

@@ -254,10 +254,11 @@ class LatencyModel:
             start += length
         return seconds
 
-    def decode_seconds(self, context: int) -> float:
-        """Predicted time that one more decode of that context adds to a large iteration."""
-        segment, scale = self._segments[-1], self._scales[-1]
-        return max(0.0, scale * (segment.decode + segment.decode_context * context))
+    def decode_seconds(self, context: int, num_tokens: int) -> float:
+        """Usual time that one more decode of that context adds to an iteration of `num_tokens`."""
+        i = self._index(num_tokens)
+        segment = self._segments[i]
+        return max(0.0, self._scales[i] * (segment.decode + segment.decode_context * context))
 
     def saturating_chunk(self, share: float = 0.98, most: int = 8192) -> int:
         """The smallest chunk whose tokens per second reach `share` of the best among sizes up to

@@ -185,8 +185,8 @@ def test_a_prefill_is_predicted_chunk_by_chunk() -> None:
 def test_a_decode_costs_what_it_adds_but_never_less_than_nothing() -> None:
     """Published, above 512 tokens: 2.719e-5 - 4.144e-5 + 1.663e-7 * context: negative below 86."""
     model = LatencyModel(A100_LLAMA3_8B)
-    assert model.decode_seconds(50) == 0.0
-    assert model.decode_seconds(1000) == pytest.approx(1.5205e-4)
+    assert model.decode_seconds(50, 513) == 0.0
+    assert model.decode_seconds(1000, 513) == pytest.approx(1.5205e-4)
 
 
 def test_a_profile_survives_json() -> None:
