@@ -36,5 +36,5 @@ def test_a_full_disk_ends_the_log_and_says_so_once() -> None:
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--decision-log .*no-such-folder"):
+    with pytest.raises(ValueError, match=r"--decision-log .*no-such-folder"):
         DecisionFile(tmp_path / "no-such-folder" / "log", 0.0)
