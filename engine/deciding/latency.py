@@ -247,11 +247,15 @@ class LatencyModel:
 
     def prefill_seconds(self, start: int, stop: int, chunk: int) -> float:
         """Predicted time to prefill positions [start, stop) alone, in chunks of that size."""
-        seconds = 0.0
-        while start < stop:
-            length = min(chunk, stop - start)
-            seconds += self.usual(add_chunk(Work(), start, length))
-            start += length
+        num_full, rest = divmod(stop - start, chunk)
+        seconds = self.usual(add_chunk(Work(), stop - rest, rest)) if rest else 0.0
+        if num_full:
+            i, positions = self._index(chunk), num_full * chunk
+            starts = num_full * start + chunk * (num_full * (num_full - 1) // 2)
+            pairs = chunk * starts + positions * (chunk + 1) // 2
+            segment, work = self._segments[i], Work(0, 0, positions, starts + positions, pairs)
+            others = (num_full - 1) * segment.base + num_full * segment.chunk
+            seconds += self._scales[i] * (segment.seconds(work) + others)
         return seconds
 
     def decode_seconds(self, context: int, num_tokens: int) -> float:
