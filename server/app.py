@@ -120,6 +120,8 @@ class Server:
 
     def _adopt(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
+        if info.context_note:
+            log.warning("context", note=info.context_note)
         if info.calibration is not None:
             log.info("calibration", **info.calibration._asdict())
         self.service.adopt(info, choose_tiers(self.config, info.tiers))

@@ -65,6 +65,7 @@ def assemble(
         max_batch_size=config.max_batch_size,
         pid=os.getpid(),
         eos_token_ids=frozenset(model.eos_ids),
+        context_note=model.context_note,
         tiers=tiers.propose(profile, config.max_batch_size, context_len),
         calibration=calibration,
     )

@@ -99,6 +99,7 @@ class EngineInfo:
     max_batch_size: int
     pid: int
     eos_token_ids: frozenset[int] = frozenset()
+    context_note: str = ""  # why the context is shorter than the checkpoint states
     tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
     calibration: Calibration | None = None  # None: it learns in service only
 
