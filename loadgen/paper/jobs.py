@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import process_time
 from typing import Any, NamedTuple, TypeVar
 
 import engine.deciding
@@ -55,12 +55,12 @@ Experiment = Generator[Sequence[Job], list[Any], T]
 
 class Answered(NamedTuple):
     value: Any
-    seconds: float
+    seconds: float  # of processor time
 
 
 def _timed(job: Job) -> Answered:
-    start = monotonic()
-    return Answered(job.answer(), monotonic() - start)
+    start = process_time()
+    return Answered(job.answer(), process_time() - start)
 
 
 @dataclass
