@@ -29,9 +29,6 @@ class SequenceQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return (entry[2] for entry in self._sorted)
 
-    def __reversed__(self) -> Iterator[Sequence]:
-        return (entry[2] for entry in reversed(self._sorted))
-
     def from_rank(self, rank: int) -> Iterator[Sequence]:
         """In order, from the first whose key has at least that rank."""
         return (entry[2] for entry in self._sorted.irange(minimum=((rank, -math.inf),)))
@@ -60,5 +57,7 @@ class SequenceQueue:
         self._entries = {s: (keys.get(s, old[0]), old[1], s) for s, old in self._entries.items()}
         self._sorted = SortedList(self._entries.values())
 
-    def key(self, sequence: Sequence) -> Key:
-        return self._entries[sequence][0]
+    def place(self, sequence: Sequence) -> tuple[Key, int]:
+        """What the order goes by: the key, then the order of adding."""
+        key, number, _ = self._entries[sequence]
+        return key, number

@@ -171,8 +171,9 @@ class Scheduler:
             if decodes or chunks:
                 predicted = self.latency.predict(work)
                 return Plan(tuple(decodes), tuple(chunks), work, now, predicted)
-            # Partly prefilled sequences hold all memory: the last in order gives up its pages.
-            self._preempt(next(s for s in reversed(self._waiting) if s.pages), now)
+            if self._partial:  # they hold all memory: the last in order gives up its pages
+                self._preempt(self._last_partial(), now)
+            # Else all that runs sat out for a stream that has lost its pages: now it need not.
 
     def _apply(self, moves: list[Move], now: float) -> None:
         reordered = {m.sequence: m.key for m in moves if m.kind is MoveKind.REORDER}
@@ -240,13 +241,18 @@ class Scheduler:
         order, if there is any; else the running one that has most slack for being computed again.
         """
         if self._partial:
-            return next(s for s in reversed(self._waiting) if s in self._partial)
+            return self._last_partial()
 
         def slack_after(sequence: Sequence) -> tuple[float, float, str]:
             again_s = self.latency.prefill_seconds(0, sequence.num_known, self._demand.chunk)
             return (sequence.due_at - now - again_s, -again_s, sequence.id)
 
         return max(self._running, key=slack_after)
+
+    def _last_partial(self) -> Sequence:
+        """Of the partly prefilled sequences the last in order. Their number, not the queue's, is
+        what this costs."""
+        return max(self._partial, key=self._waiting.place)
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take all pages; what was computed is computed again later."""
@@ -290,7 +296,7 @@ class Scheduler:
         for sequence in self.policy.order(self._waiting, now):
             if sequence not in self._partial and not self._can_start(sequence):
                 begun = [s for s in self._partial if s not in seen]
-                yield from sorted(begun, key=self._waiting.key)
+                yield from sorted(begun, key=self._waiting.place)
                 return
             seen.add(sequence)
             yield sequence
