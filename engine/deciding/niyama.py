@@ -8,8 +8,9 @@ the costliest recent request. While nobody had to be relegated lately, nobody is
 be late for it; and a prefill that has begun is never overtaken at the price of its target.
 
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
-who gives way. What was relegated is served after everybody else, apart from a small share of the
-engine that keeps it moving; it is taken back when there turns out to be time for it.
+who gives way. What was relegated is served with best effort, the older first, from what the others
+leave over and from a small share of the engine that keeps it moving; it is taken back when there
+turns out to be time for it.
 
 Chunk: as large as pace.py allows, up to the size at which throughput saturates; while the
 queue is light, no larger than keeps every raw gap within the TBT target. Decodes that have
@@ -18,9 +19,11 @@ time sit an iteration out when others would be late with them.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from sortedcontainers import SortedKeyList, SortedList
 
@@ -157,7 +160,8 @@ class Niyama:
             self._promises.remove(sequence)
             self._begun.pop(sequence, None)
             return
-        self._tags.pop(sequence, None)
+        if self._tags.pop(sequence, None) is not None and not self._tags:
+            self._tenant_finish.clear()  # nobody waits: nobody owes anybody a turn
         self._background_s = max(0.0, self._background_s - self._background.pop(sequence))
         if sequence in self._hopeful:
             self._hopeful.remove(sequence)
@@ -194,8 +198,7 @@ class Niyama:
         work_s = self._promises.all.work(victim)
         self.leave(victim)
         self._pressure += ARRIVAL_WEIGHT
-        if not victim.relegated:
-            self._hopeful.add(victim)  # the first time; nobody goes back and forth for ever
+        self._hopeful.add(victim)  # until its deadline has passed
         victim.relegated = True
         key = self._enter_background(victim, RELEGATED, victim.request.arrived_at, work_s)
         if victim is late:
@@ -230,6 +233,7 @@ class Niyama:
         if max(own, others) > 0:
             return []
         self.leave(sequence)
+        sequence.relegated = False
         self._promises.add(sequence, work_s)
         return [
             Move(sequence, self._key(sequence, work_s), MoveKind.RESTORE, "there is time again")
@@ -299,19 +303,16 @@ class Niyama:
         background first when its share is due."""
         taken: set[Sequence] = set()
         if self._credit >= self._demand.chunk:
-            first = next(self._in_background(waiting), None)
+            first = next(_background(waiting), None)
             if first is not None:
                 taken.add(first)
                 yield first
         in_order = iter(self._promises)
-        for sequence in waiting:
+        for sequence in chain(waiting.of_rank(KEPT), _background(waiting)):
             while sequence not in taken:
                 urgent = self._overtaken(sequence, in_order, taken, now) or sequence
                 taken.add(urgent)
                 yield urgent
-
-    def _in_background(self, waiting: SequenceQueue) -> Iterator[Sequence]:
-        return waiting.from_rank(BEST_EFFORT)
 
     def _overtaken(
         self, sequence: Sequence, in_order: Iterator[Sequence], taken: set[Sequence], now: float
@@ -396,6 +397,17 @@ class Niyama:
 
     def ahead_s(self, sequence: Sequence, now: float) -> float:
         if sequence.due_at == math.inf or sequence.relegated:
-            return self._promises.all.total + self._background_s
+            others_s = self._background_s - self._background.get(sequence, 0.0)
+            return self._promises.all.total + max(0.0, others_s)
         own = self._promises.all.work(sequence) if sequence in self._promises else 0.0
         return max(0.0, self._promises.all.work_until(sequence.due_at) - own)
+
+
+def _background(waiting: SequenceQueue) -> Iterator[Sequence]:
+    """Best effort and relegated, each in its order, and of the two in front the older: neither
+    can keep the other from being served. What has begun holds memory and goes on."""
+
+    def age(sequence: Sequence) -> float:
+        return -math.inf if sequence.num_computed else sequence.request.arrived_at
+
+    return heapq.merge(waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED), key=age)

@@ -126,7 +126,7 @@ class Finished:
     cached_tokens: int
     output_tokens: int
     targets: Targets
-    relegated: bool
+    relegated: bool  # at any time
     num_preemptions: int
     timings: Timings
     detail: str = ""  # for ERROR: what happened

@@ -29,9 +29,10 @@ class SequenceQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return (entry[2] for entry in self._sorted)
 
-    def from_rank(self, rank: int) -> Iterator[Sequence]:
-        """In order, from the first whose key has at least that rank."""
-        return (entry[2] for entry in self._sorted.irange(minimum=((rank, -math.inf),)))
+    def of_rank(self, rank: int) -> Iterator[Sequence]:
+        """In order, those whose key has that rank."""
+        low, high = ((rank, -math.inf),), ((rank + 1, -math.inf),)
+        return (entry[2] for entry in self._sorted.irange(low, high))
 
     def add(self, sequence: Sequence, key: Key) -> None:
         """Ties are broken by the order of adding, so that nothing is left to chance."""

@@ -188,11 +188,11 @@ class Scheduler:
         sequence = move.sequence
         expected = self._forecast(sequence, now)
         if move.kind is MoveKind.RELEGATE:
+            sequence.num_relegations += 1
             self.num_relegations += 1
             self._num_relegated += 1
             self._events.append(Relegated(sequence.id, move.reason, expected.ttlt_s))
         else:
-            sequence.relegated = False
             self._num_relegated -= 1
         if self.record is not None:
             self.record.note(

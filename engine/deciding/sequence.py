@@ -33,7 +33,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)  # page table: ids in order of position
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
-    relegated: bool = False
+    relegated: bool = False  # now; a request may be taken back
+    num_relegations: int = 0
     prompt_len: int = field(init=False)
     due_at: float = field(init=False)  # deadline of the next token; for a TTLT target, of the last
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed

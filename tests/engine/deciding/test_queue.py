@@ -36,7 +36,7 @@ def test_order_is_by_key_and_then_by_arrival(
         assert list(queue) == expected
         assert sorted(model, key=queue.place) == expected
         for rank in range(3):
-            assert list(queue.from_rank(rank)) == [s for s in expected if model[s][0] >= rank]
+            assert list(queue.of_rank(rank)) == [s for s in expected if model[s][0] == rank]
     assert len(queue) == len(model)
 
 
