@@ -11,7 +11,7 @@ from tests.engine.deciding.parts import Driver, deadline, make_request, make_sch
 
 def test_a_flood_of_best_effort_cannot_keep_a_relegated_request_from_its_end() -> None:
     """Each iteration has room for one of the flood, and each brings another."""
-    driver = Driver(make_scheduler())
+    driver = Driver(make_scheduler(prefix_caching=False))
     for i in range(3):
         driver.submit(make_request(f"before-{i}", prompt=64, output=1))
     driver.submit(make_request("lost", prompt=64, output=1, at=driver.now, targets=deadline(1e-5)))
@@ -25,7 +25,7 @@ def test_a_flood_of_best_effort_cannot_keep_a_relegated_request_from_its_end() -
 
 
 def test_a_flood_of_lost_requests_cannot_keep_best_effort_from_its_end() -> None:
-    driver = Driver(make_scheduler())
+    driver = Driver(make_scheduler(prefix_caching=False))
     for i in range(3):
         driver.submit(make_request(f"lost-{i}", prompt=64, output=1, targets=deadline(1e-5)))
     driver.submit(make_request("calm", prompt=64, output=1))
@@ -41,7 +41,7 @@ def test_a_request_that_was_taken_back_is_forecast_as_kept_and_still_says_it_was
     None
 ):
     """Five times 102 ms of prefill cannot be done by 450 ms; when the others leave, one can."""
-    driver = Driver(make_scheduler())
+    driver = Driver(make_scheduler(prefix_caching=False))
     for i in range(5):
         driver.submit(make_request(f"r{i}", prompt=100, output=2, targets=deadline(0.45)))
     driver.step()
@@ -61,13 +61,13 @@ def test_a_request_that_was_taken_back_is_forecast_as_kept_and_still_says_it_was
 
 def test_a_best_effort_request_does_not_wait_for_itself() -> None:
     """On an idle engine: 11 ms of prefill, and half an iteration of a decode alone."""
-    (accepted,) = make_scheduler().submit(make_request(prompt=10), 0.0)
+    (accepted,) = make_scheduler(prefix_caching=False).submit(make_request(prompt=10), 0.0)
     assert isinstance(accepted, Accepted)
     assert accepted.predicted_ttft_s == pytest.approx(0.011 + 0.0011 / 2)
 
 
 def test_tenants_of_the_past_are_forgotten() -> None:
-    driver = Driver(make_scheduler())
+    driver = Driver(make_scheduler(prefix_caching=False))
     for i in range(50):
         driver.submit(make_request(f"r{i}", tenant=f"tenant-{i}", at=driver.now))
         driver.drain()
