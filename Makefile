@@ -6,18 +6,18 @@ BENCH ?= scheduler
 TORCH_CPU := torch==2.13.0+cpu
 PROTO := proto/niyama/v1/inference.proto
 
-.PHONY: demo test lint proto bench paper install clean
+.PHONY: demo test lint proto bench paper install develop clean
 
 demo: install            ## set up, stream one completion, run a mixed-tier load test
 	$(BIN)/python -m loadgen.demo
 
-test: install            ## set up, run every test
+test: develop            ## set up, run every test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: install
+lint: develop
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-proto: install           ## regenerate the stubs beside the .proto
+proto: develop           ## regenerate the stubs beside the .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
 bench: install           ## BENCH=NAME picks another; `python -m tests.bench` lists them
@@ -26,13 +26,18 @@ bench: install           ## BENCH=NAME picks another; `python -m tests.bench` li
 paper: install           ## the papers' evaluation in simulation: half an hour on 2 cores (PAPER_ARGS=--quick)
 	$(BIN)/python -m loadgen.paper $(PAPER_ARGS)
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed     ## what it takes to run
+develop: $(VENV)/.developing    ## and to test
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# GPU wheels only where there is a GPU; elsewhere the CPU build, from the configured index or PyTorch's own.
 	if command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(BIN)/pip install -q 'torch>=2.11'; \
 	else $(BIN)/pip install -q '$(TORCH_CPU)' || $(BIN)/pip install -q '$(TORCH_CPU)' --index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install -q -e '.[hf]'
+	touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/pip install -q -e '.[dev,hf]'
 	touch $@
 
