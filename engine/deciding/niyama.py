@@ -38,6 +38,7 @@ from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
 THRIFT = 1.05  # another size of chunk must be at least this much more efficient
+PACE_WEIGHT = 0.05  # of one iteration in the pace that is expected
 RECENT = 1000  # requests whose work tells what "costly" is
 LIGHT = 0.05  # load below which there is no hurry
 ARRIVAL_WEIGHT = 1 / 64  # of one request in what is known of the recent ones
@@ -81,11 +82,14 @@ class Niyama:
         # While the queue is light there is no reason to let tokens come unevenly.
         self._light_pace = replace(config.pace, max_gap=1.0)
         self._promises = Promises()
-        self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(key=lambda s: s.due_at)
+        self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(
+            key=lambda s: s.prefill_due_at
+        )
         self._background_s = 0.0  # work of best effort and relegated requests
         self._background: dict[Sequence, float] = {}
         self._credit = 0.0  # prefill tokens that the background may take before the others
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
+        self._pace_s = latency.predict(Work(1, 1))  # recent duration of an iteration
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
         self._shortest_ttft_s = math.inf  # asked for lately
         self._pressure = 0.0  # share of the recent requests that had to be relegated
@@ -119,9 +123,18 @@ class Niyama:
             )
         if sequence.relegated:
             return self._enter_background(sequence, RELEGATED, sequence.request.arrived_at, work_s)
+        sequence.prefill_due_at = self._prefill_due_at(sequence, now)
         self._promises.add(sequence, work_s)
         self._note_arrival(sequence, work_s)
         return self._key(sequence, work_s)
+
+    def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
+        """For a TTLT, so much earlier that the expected output can follow, a token an iteration;
+        but at most half of the time left, as decodes that are in a hurry shorten iterations."""
+        if sequence.request.targets.ttlt_s is None:
+            return sequence.due_at
+        decode_s = self._demand.output_left(sequence) * self._pace_s
+        return sequence.due_at - min(decode_s, max(0.0, sequence.due_at - now) / 2)
 
     def _enter_background(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._background[sequence] = work_s
@@ -131,7 +144,7 @@ class Niyama:
     def _key(self, sequence: Sequence, work_s: float) -> Key:
         step = self._recent[-1] if self._recent else 0.0
         work_s += (1 - sequence.request.importance) * step
-        return (KEPT, sequence.due_at + self._alpha * work_s)
+        return (KEPT, sequence.prefill_due_at + self._alpha * work_s)
 
     def _fair_tag(self, sequence: Sequence, work_s: float) -> float:
         """Start-time fair queueing (Goyal et al., 1996) among the tenants of best effort."""
@@ -222,14 +235,15 @@ class Niyama:
 
     def _restore(self, now: float) -> list[Move]:
         """Take back the relegated request that is due next, if there is twice the time for it."""
-        while self._hopeful and self._hopeful[0].due_at <= now:
+        while self._hopeful and self._hopeful[0].prefill_due_at <= now:
             self._hopeful.pop(0)
         if not self._hopeful:
             return []
         sequence = self._hopeful[0]
         work_s, everybody = self._background[sequence], self._promises.all
-        own = now + everybody.work_until(sequence.due_at) + 2 * work_s - sequence.due_at
-        others = now + everybody.lateness_after(sequence.due_at) + 2 * work_s
+        due = sequence.prefill_due_at
+        own = now + everybody.work_until(due) + 2 * work_s - due
+        others = now + everybody.lateness_after(due) + 2 * work_s
         if max(own, others) > 0:
             return []
         self.leave(sequence)
@@ -322,14 +336,15 @@ class Niyama:
         step_s = min(work_s, self._lead_s)
         for begun in self._begun:
             if begun not in taken and begun is not sequence:
-                spare_s = begun.due_at - now - self._promises.all.work(begun)
+                spare_s = begun.prefill_due_at - now - self._promises.all.work(begun)
                 if 0 <= spare_s < step_s:
                     return begun
         everybody = self._promises.all
-        if self._pressure > CALM or now + step_s + everybody.lateness_before(sequence.due_at) <= 0:
+        due = sequence.prefill_due_at
+        if self._pressure > CALM or now + step_s + everybody.lateness_before(due) <= 0:
             return None
         earliest = next((s for s in in_order if s not in taken and s in everybody), None)
-        return None if earliest is None or earliest.due_at >= sequence.due_at else earliest
+        return None if earliest is None or earliest.prefill_due_at >= due else earliest
 
     @property
     def _response_s(self) -> float:
@@ -387,6 +402,7 @@ class Niyama:
 
     def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
         """Keep the account of the background's share: it earns while others are served."""
+        self._pace_s += PACE_WEIGHT * (seconds - self._pace_s)
         for sequence, length in chunks:
             if sequence in self._background:
                 self._credit = max(0.0, self._credit - length)
@@ -400,7 +416,7 @@ class Niyama:
             others_s = self._background_s - self._background.get(sequence, 0.0)
             return self._promises.all.total + max(0.0, others_s)
         own = self._promises.all.work(sequence) if sequence in self._promises else 0.0
-        return max(0.0, self._promises.all.work_until(sequence.due_at) - own)
+        return max(0.0, self._promises.all.work_until(sequence.prefill_due_at) - own)
 
 
 def _background(waiting: SequenceQueue) -> Iterator[Sequence]:

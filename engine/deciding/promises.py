@@ -36,7 +36,7 @@ class Promises:
         return iter(self.all)
 
     def add(self, sequence: Sequence, work_s: float) -> None:
-        due = sequence.due_at
+        due = sequence.prefill_due_at
         self.all.add(sequence, due, work_s)
         self._group(sequence).add(sequence, due, work_s)
 
@@ -66,7 +66,7 @@ class Promises:
         if late is None:
             return None
         for importance in sorted(self._groups):
-            victim = self._largest(self._groups[importance], late.due_at)
+            victim = self._largest(self._groups[importance], late.prefill_due_at)
             if victim is not None:
                 return victim, late
         raise AssertionError("the late request itself is a candidate")

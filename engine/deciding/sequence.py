@@ -37,6 +37,7 @@ class Sequence:
     num_relegations: int = 0
     prompt_len: int = field(init=False)
     due_at: float = field(init=False)  # deadline of the next token; for a TTLT target, of the last
+    prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
     first_scheduled_at: float | None = None
@@ -48,7 +49,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt)
-        self.due_at = self.request.token_due_at(1)
+        self.due_at = self.prefill_due_at = self.request.token_due_at(1)
 
     @property
     def id(self) -> str:
