@@ -92,9 +92,11 @@ class PagePool:
 
     # Prefix index
 
-    def cached_prefix(self, request: Request) -> int:
-        """Number of prompt tokens whose KV could be shared now; less than the whole prompt."""
-        return len(self._cached_pages(request)) * self.page_size
+    def num_missing(self, request: Request, num_positions: int) -> int:
+        """Of the available pages, how many that many positions of a request not yet begun would
+        take: all but those that others are reading."""
+        shared = sum(self._readers[page] > 0 for page in self._cached_pages(request))
+        return self.pages_for(num_positions) - shared
 
     def attach(self, sequence: Sequence) -> int:
         """Share the cached pages of the prompt with an empty sequence; returns tokens covered."""
@@ -122,6 +124,7 @@ class PagePool:
         self._prompt_hashes.pop(request_id, None)
 
     def _cached_pages(self, request: Request) -> list[int]:
+        """Pages of the prompt whose KV could be shared now; less than the whole prompt."""
         if not self._prefix_caching:
             return []
         pages = []

@@ -1,7 +1,8 @@
 """The record: every decision that changed a request's fate, with predicted and actual instants.
 
-Bounded: requests are forgotten oldest first, and one request keeps at most MAX_DECISIONS entries
-(its chunks are then told together). A sink, where one is given, gets each entry as a plain dict.
+Bounded: requests are forgotten oldest first, and one request keeps MAX_DECISIONS entries; from then
+on a further one is told together with the last of its kind. A sink, where one is given, gets each
+entry as a plain dict, of forgotten requests too.
 """
 
 from __future__ import annotations
@@ -64,16 +65,10 @@ class DecisionLog:
         predicted_at: float | None = None,
         **values: float,
     ) -> None:
-        """Append to a request's timeline; nothing if it has been forgotten."""
+        """Append to a request's timeline, unless it has been forgotten."""
         timeline = self._timelines.get(request_id)
-        if timeline is None:
-            return
-        decision = Decision(at, kind, detail, values, predicted_at)
-        decisions = timeline.decisions
-        if len(decisions) >= MAX_DECISIONS and decisions[-1].kind == kind:
-            decisions[-1] = _joined(decisions[-1], decision)
-        else:
-            decisions.append(decision)
+        if timeline is not None:
+            _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
         if self._sink is not None:
             self._sink(
                 {"request_id": request_id, "at": at, "kind": kind, "detail": detail}
@@ -96,6 +91,15 @@ class DecisionLog:
 
     def timeline(self, request_id: str) -> Timeline | None:
         return self._timelines.get(request_id)
+
+
+def _append(decisions: list[Decision], new: Decision) -> None:
+    if len(decisions) >= MAX_DECISIONS:
+        for i in range(len(decisions) - 1, -1, -1):
+            if decisions[i].kind == new.kind:
+                new = _joined(decisions.pop(i), new)
+                break
+    decisions.append(new)
 
 
 def _joined(old: Decision, new: Decision) -> Decision:

@@ -48,9 +48,8 @@ class Scheduler:
         self.latency = latency
         self.history = OutputLengths()
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
-        self.record = (
-            DecisionLog(config.record_capacity, decision_sink) if config.record_capacity else None
-        )
+        is_told = config.record_capacity > 0 or decision_sink is not None
+        self.record = DecisionLog(config.record_capacity, decision_sink) if is_told else None
         chunk = latency.saturating_chunk() if config.policy == "niyama" else config.chunk_size
         self._demand = Demand(latency, self.history, chunk)
         self.policy = self._make_policy()
@@ -309,8 +308,7 @@ class Scheduler:
             return True
         if num_started >= self.config.max_batch_size:
             return False
-        cached = self.pages.cached_prefix(sequence.request)
-        needed = self.pages.pages_for(sequence.num_known + 1) - cached // self.pages.page_size
+        needed = self.pages.num_missing(sequence.request, sequence.num_known + 1)
         return needed + len(self._running) <= self.pages.num_available
 
     def _start(self, sequence: Sequence) -> None:

@@ -15,6 +15,11 @@ NUM_PAGES, SIZE = 6, 2
 Prefix = tuple[str, tuple[int, ...]]  # tenant, and all prompt tokens up to a page's end
 
 
+def cached_prefix(pool: PagePool, sequence: Sequence) -> int:
+    """How many prompt tokens the sequence would share, leaving no trace."""
+    return len(pool._cached_pages(sequence.request)) * pool.page_size
+
+
 class Pages(RuleBasedStateMachine):
     """Sequences grow, compute, publish and leave; the model knows what each page holds.
 
@@ -51,7 +56,7 @@ class Pages(RuleBasedStateMachine):
             if page is None:
                 break
             expected.append(page)
-        assert self.pool.cached_prefix(sequence.request) == len(expected) * SIZE
+        assert cached_prefix(self.pool, sequence) == len(expected) * SIZE
         assert self.pool.attach(sequence) == len(expected) * SIZE
         assert sequence.pages == expected
         sequence.num_computed = len(expected) * SIZE
@@ -141,8 +146,25 @@ def test_a_tenant_never_sees_what_another_has_computed() -> None:
     mine = make_sequence("mine", prompt=12, tenant="a")
     pool.grow(mine, 12)
     pool.publish(mine, 0, 12)
-    assert pool.cached_prefix(make_sequence("same", prompt=13, tenant="a").request) == 12
-    assert pool.cached_prefix(make_sequence("other", prompt=13, tenant="b").request) == 0
+    assert cached_prefix(pool, make_sequence("same", prompt=13, tenant="a")) == 12
+    assert cached_prefix(pool, make_sequence("other", prompt=13, tenant="b")) == 0
+
+
+def test_a_cached_page_that_nobody_reads_is_still_taken_from_what_is_available() -> None:
+    """A prompt of 13 needs 4 pages of 4. While its first 3 are read, 1 is missing; once they are
+    idle they count among the available, and all 4 are."""
+    pool = PagePool(8, 4, prefix_caching=True)
+    first, same = make_sequence("first", prompt=13), make_sequence("same", prompt=13)
+    assert pool.num_missing(same.request, 13) == 4
+    pool.grow(first, 13)
+    pool.publish(first, 0, 13)
+    assert pool.num_missing(same.request, 13) == 1
+    pool.release(first)
+    assert pool.num_missing(same.request, 13) == 4
+    before = pool.num_available
+    pool.attach(same)
+    pool.grow(same, 13)
+    assert before - pool.num_available == 4
 
 
 def test_one_prompt_token_is_always_left_to_compute() -> None:
@@ -151,7 +173,7 @@ def test_one_prompt_token_is_always_left_to_compute() -> None:
     first = make_sequence("first", prompt=8)
     pool.grow(first, 8)
     pool.publish(first, 0, 8)
-    assert pool.cached_prefix(make_sequence("same", prompt=8).request) == 4
+    assert cached_prefix(pool, make_sequence("same", prompt=8)) == 4
 
 
 def test_output_tokens_are_not_published() -> None:
@@ -174,7 +196,7 @@ def test_the_pages_of_a_prefix_are_evicted_from_its_end() -> None:
     pool.release(old)
     pool.grow(new, 1)
     assert new.pages == pages[2:]
-    assert pool.cached_prefix(make_sequence("again", prompt=[1, 2, 3, 4]).request) == 2
+    assert cached_prefix(pool, make_sequence("again", prompt=[1, 2, 3, 4])) == 2
     assert pool.num_evictions == 1
 
 

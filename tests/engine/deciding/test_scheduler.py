@@ -65,7 +65,7 @@ def test_random_schedules_keep_every_invariant(policy: str) -> None:
     """Preemption and relegation are rare enough to be missed: the runs must have had both."""
     runs = [random_run(policy, seed) for seed in range(400)]
     finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
-    assert sum(f.num_preemptions for f in finished) > 50
+    assert sum(f.num_preemptions for f in finished) > 30
     assert sum(f.cached_tokens for f in finished) > 100
     assert sum(f.reason is FinishReason.CANCELLED for f in finished) > 100
     relegated = sum(s.relegations for run in runs for s in run.stories.values())
