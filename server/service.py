@@ -206,11 +206,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             raise errors.queue_full(self._config.max_requests)
         if call.request_id in self._ids:
             raise DuplicateRequest(call.request_id)
-        stream = self._engine.submit(requests)
-        self._ids.add(call.request_id)
         texts = [
             Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
         ]
+        stream = self._engine.submit(requests)
+        self._ids.add(call.request_id)
         call.begin(asked, Generation(stream, len(prompt), texts))
 
 

@@ -25,6 +25,8 @@ from engine.deciding.sequence import Sequence
 
 # Tokens of a row that are ranked at first; eight times more when they do not decide.
 LIKELIEST = 32
+# A lower temperature is as good as this one, and would make the logits infinite.
+MIN_TEMPERATURE = 1e-6
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -151,7 +153,10 @@ class Sampler:
 def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
     """Token ids [S]: random ones, and the likeliest where temperature is 0."""
     numbers = [
-        (p.temperature or 1.0, uniform(_seed(s), len(s.output)) if p.temperature > 0 else 0.0)
+        (
+            max(p.temperature, MIN_TEMPERATURE),
+            uniform(_seed(s), len(s.output)) if p.temperature > 0 else 0.0,
+        )
         for s, p in zip(sequences, params, strict=True)
     ]
     table = torch.tensor(numbers, dtype=torch.float64, device=logits.device)

@@ -292,7 +292,10 @@ class EngineClient:
     async def _launch(self) -> EngineInfo:
         loop = asyncio.get_running_loop()
         first = self._first = loop.create_future()
-        self._process = process = EngineProcess(self._config)
+        try:
+            self._process = process = EngineProcess(self._config)
+        except OSError as error:  # no memory or no file descriptors, at the moment
+            raise EngineStartError(f"the engine process cannot be started: {error}") from error
         self._started_at = time.monotonic()
         _, self._wire = await loop.create_unix_connection(
             lambda: _Wire(self._received, self._closed), sock=process.socket

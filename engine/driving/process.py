@@ -20,7 +20,8 @@ _SOCKET_BYTES = 1 << 22
 
 
 class EngineProcess:
-    """A running engine process and `socket`, the front end's end of the pipe."""
+    """A running engine process and `socket`, the front end's end of the pipe. Raises OSError when
+    the system starts no process."""
 
     def __init__(self, config: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
@@ -31,9 +32,13 @@ class EngineProcess:
             command = [sys.executable, "-m", "engine.driving", str(fd)]
             # Waiting OpenMP threads must sleep, not spin: the front end shares the cores.
             environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-            self._child = subprocess.Popen(
-                command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment
-            )
+            try:
+                self._child = subprocess.Popen(
+                    command, pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment
+                )
+            except OSError:
+                ours.close()
+                raise
         ours.sendall(pack(config))
         self.socket = ours
 

@@ -101,6 +101,12 @@ def test_temperature_zero_is_the_likeliest_token_also_beside_random_rows() -> No
     assert len({token.id for token in tokens}) > 3
 
 
+def test_the_least_temperature_above_zero_is_as_good_as_greedy() -> None:
+    """Logits over 1e-38 are infinite, and the difference of two infinities is no number."""
+    tiny = [sequence(Sampling(temperature=1e-38, seed=seed)) for seed in range(20)]
+    assert sample(10 * LOGITS, *tiny) == [Token(0)] * 20
+
+
 def test_repetition_penalty_reaches_tokens_of_prompt_and_output() -> None:
     sampling = Sampling(temperature=0.0, repetition_penalty=3.0)
     assert sample(LOGITS, sequence(sampling, prompt=(5,))) == [Token(0)]

@@ -187,6 +187,20 @@ async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
         assert len(await read(client.submit([make_request("a")]))) == 7
 
 
+async def test_a_system_that_starts_no_process_is_asked_again(
+    client: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory or file descriptors for a while: the supervisor must outlive it."""
+    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
+    client.kill()
+    assert "code -9" in await within(client.news.get())
+    assert "cannot be started" in await within(client.news.get())
+    monkeypatch.undo()
+    while (news := await within(client.news.get())) != "ready":
+        assert "cannot be started" in news
+    assert len(await read(client.submit([make_request("a")]))) == 7
+
+
 @pytest.mark.parametrize(
     ("factory", "line"),
     [
