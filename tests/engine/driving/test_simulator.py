@@ -135,7 +135,7 @@ def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
         for sequence in plan.sampling:
             made.setdefault(sequence.id, []).append(replica.now + cost(plan.work))
 
-    replica = make_replica(num_pages=56, page_size=4, context_len=224)
+    replica = make_replica(policy="fcfs", num_pages=56, page_size=4, context_len=224)
     outcomes = list(simulate(make_calls(4), [replica], observe=observe))
     assert replica.scheduler.stats().num_preemptions > 0
     assert {o.request.id: o.token_at for o in outcomes} == {
