@@ -41,7 +41,8 @@ class Line(NamedTuple):
 class Scale:
     """How long the runs are, in hours of arrivals, and how much of each experiment is run."""
 
-    hours: float = 1.0
+    hours: float = 0.75
+    variant_hours: float = 0.5
     cluster_hours: float = 0.5  # at 35 requests/s
     wave_hours: float = 4.0
     datasets: tuple[str, ...] = ("azure-code", "azure-conv", "sharegpt")
@@ -245,7 +246,7 @@ def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
         ((0.7, 0.15, 0.15), "EDF 98 %, Niyama 5 % late"),
         ((0.15, 0.15, 0.7), "EDF 82.8 %, Niyama 0.5 % late"),
     ):
-        load = scale.load(rate="4.5", shares=shares, hours=2 * scale.hours)
+        load = scale.load(rate="4.5", shares=shares, hours=scale.wave_hours / 2)
         contenders = (NIYAMA, Contender("edf"), Contender("edf", 512))
         answers = yield [Job("lateness", load, each) for each in contenders]
         ours, edf, fixed = [Lateness(*answer) for answer in answers]
@@ -299,8 +300,9 @@ def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Line]]]
     yield "mixes", skewed_mixes(scale)
     yield "long-prompts", long_prompts(scale)
     for variant in VARIANTS:
-        yield "variants", cluster(scale, variant)
-        yield "variants", goodput(scale, "azure-code", variant)
+        shorter = replace(scale, hours=scale.variant_hours)
+        yield "variants", cluster(shorter, variant)
+        yield "variants", goodput(shorter, "azure-code", variant)
 
 
 GROUPS = ("cluster", "goodput", "overload", "ablation", "wave", "mixes", "long-prompts", "variants")
