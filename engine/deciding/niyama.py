@@ -184,8 +184,9 @@ class Niyama:
         self._num_entered += 1
         self._pressure *= 1 - ARRIVAL_WEIGHT
         self._shortest_ttft_s *= 1 + ARRIVAL_WEIGHT
-        if sequence.request.targets.ttft_s is not None:
-            self._shortest_ttft_s = min(self._shortest_ttft_s, sequence.request.targets.ttft_s)
+        ttft_s = sequence.request.targets.ttft_s
+        if ttft_s is not None and ttft_s > self._demand.prefill_s(sequence):  # else it is lost
+            self._shortest_ttft_s = min(self._shortest_ttft_s, ttft_s)
         if len(self._recent_order) == RECENT:
             self._recent.remove(self._recent_order[self._num_entered % RECENT])
             self._recent_order[self._num_entered % RECENT] = work_s

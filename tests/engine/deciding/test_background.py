@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from engine.deciding.plan import Accepted
-from tests.engine.deciding.parts import Driver, deadline, make_request, make_scheduler
+from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
 
 
 def test_a_flood_of_best_effort_cannot_keep_a_relegated_request_from_its_end() -> None:
@@ -72,3 +72,13 @@ def test_tenants_of_the_past_are_forgotten() -> None:
         driver.submit(make_request(f"r{i}", tenant=f"tenant-{i}", at=driver.now))
         driver.drain()
     assert not driver.scheduler.policy._tenant_finish  # type: ignore[attr-defined]  # Niyama's own
+
+
+def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:
+    """A tenth of the shortest TTFT bounds an iteration: of 10 us, that would be a token at a time
+    where 64 fit, ten iterations for 640 tokens."""
+    driver = Driver(make_scheduler(prefix_caching=False))
+    driver.submit(make_request("lost", prompt=10, output=1, targets=interactive(1e-5, 1e-6)))
+    driver.submit(make_request("long", prompt=640, output=1, targets=deadline(60.0)))
+    driver.drain()
+    assert driver.scheduler.num_iterations <= 12
