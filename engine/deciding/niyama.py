@@ -332,9 +332,9 @@ class Niyama:
     def _overtaken(
         self, sequence: Sequence, in_order: Iterator[Sequence], taken: set[Sequence], now: float
     ) -> Sequence | None:
-        """Who must go before the sequence, because a step of it would make them late."""
-        work_s = self._demand_of(sequence)
-        step_s = min(work_s, self._lead_s)
+        """Who must go before the sequence, because a step of it would make them late, or leave them
+        less time than they need not to be relegated."""
+        step_s = min(self._demand_of(sequence), self._lead_s) + self._lead_s
         for begun in self._begun:
             if begun not in taken and begun is not sequence:
                 spare_s = begun.prefill_due_at - now - self._promises.all.work(begun)
