@@ -23,6 +23,7 @@ from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server import errors
+from server.admission import Admission
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
@@ -56,6 +57,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
         self._prompts = Prompts(tokenizer)
         self._metrics = metrics
+        self._admission = Admission(config.max_requests)
         self._ids: set[str] = set()  # of the calls in flight
         self._num_calls = 0
         self._draining = False
@@ -117,6 +119,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 application=supposed.application,
                 importance=quality.importance,
                 tier=quality.tier,
+                tenant=inbound.read_tenant(context.invocation_metadata() or ()),
                 default_output_len=supposed.default_output_len,
             )
         return outbound.to_estimate(quality, forecast)
@@ -202,8 +205,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
         )
-        if self._engine.num_in_flight + asked.n > self._config.max_requests:
-            raise errors.queue_full(self._config.max_requests)
+        in_flight = self._engine.in_flight_by_tenant()
+        self._admission.check(asked.tenant, asked.n, in_flight, time.monotonic())
         if call.request_id in self._ids:
             raise DuplicateRequest(call.request_id)
         texts = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
-from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 
 
@@ -22,7 +21,7 @@ class Demand:
     def output_left(self, sequence: Sequence) -> int:
         """Tokens that it will rarely exceed, at least 1 while the sequence is not finished."""
         request = sequence.request
-        expected = self._history.estimate(_group(request), request.sampling.max_tokens)
+        expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
         return max(1, expected - len(sequence.output))
 
     def prefill_s(self, sequence: Sequence) -> float:
@@ -31,13 +30,8 @@ class Demand:
     def seconds(self, sequence: Sequence) -> float:
         """All that is left on average: prefill and decodes. Sums over a queue stay unbiased."""
         request = sequence.request
-        mean = self._history.mean(_group(request), request.sampling.max_tokens)
+        mean = self._history.mean(request.output_group, request.sampling.max_tokens)
         decodes = max(1.0, mean - len(sequence.output))
         context = sequence.num_known + int(decodes / 2)
         decode_s = self._latency.decode_seconds(context, self.chunk)
         return self.prefill_s(sequence) + decodes * decode_s
-
-
-def _group(request: Request) -> str:
-    """Requests with similar output lengths."""
-    return request.application or request.tier

@@ -39,6 +39,8 @@ from engine.deciding.sequence import Sequence
 MAX_ALPHA = 1024.0
 THRIFT = 1.05  # another size of chunk must be at least this much more efficient
 PACE_WEIGHT = 0.05  # of one iteration in the pace that is expected
+MAX_RETURNS = 3  # times that a relegated request is taken back
+PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests
 RECENT = 1000  # requests whose work tells what "costly" is
 LIGHT = 0.05  # load below which there is no hurry
 ARRIVAL_WEIGHT = 1 / 64  # of one request in what is known of the recent ones
@@ -212,7 +214,8 @@ class Niyama:
         work_s = self._promises.all.work(victim)
         self.leave(victim)
         self._pressure += ARRIVAL_WEIGHT
-        self._hopeful.add(victim)  # until its deadline has passed
+        if victim.num_relegations < MAX_RETURNS:
+            self._hopeful.add(victim)  # until its deadline has passed
         victim.relegated = True
         key = self._enter_background(victim, RELEGATED, victim.request.arrived_at, work_s)
         if victim is late:
@@ -322,16 +325,13 @@ class Niyama:
             if first is not None:
                 taken.add(first)
                 yield first
-        in_order = iter(self._promises)
         for sequence in chain(waiting.of_rank(KEPT), _background(waiting)):
             while sequence not in taken:
-                urgent = self._overtaken(sequence, in_order, taken, now) or sequence
+                urgent = self._overtaken(sequence, taken, now) or sequence
                 taken.add(urgent)
                 yield urgent
 
-    def _overtaken(
-        self, sequence: Sequence, in_order: Iterator[Sequence], taken: set[Sequence], now: float
-    ) -> Sequence | None:
+    def _overtaken(self, sequence: Sequence, taken: set[Sequence], now: float) -> Sequence | None:
         """Who must go before the sequence, because a step of it would make them late, or leave them
         less time than they need not to be relegated."""
         step_s = min(self._demand_of(sequence), self._lead_s) + self._lead_s
@@ -344,7 +344,7 @@ class Niyama:
         due = sequence.prefill_due_at
         if self._pressure > CALM or now + step_s + everybody.lateness_before(due) <= 0:
             return None
-        earliest = next((s for s in in_order if s not in taken and s in everybody), None)
+        earliest = next((s for s in everybody if s not in taken), None)
         return None if earliest is None or earliest.prefill_due_at >= due else earliest
 
     @property
@@ -361,6 +361,9 @@ class Niyama:
         if sequence in self._promises:
             return self._promises.all.work(sequence)
         return self._background[sequence]
+
+    def share_to_start(self, sequence: Sequence) -> float:
+        return 1.0 if sequence.request.targets.tbt_s is not None else PATIENT_SHARE
 
     def room(self, work: Work, sequence: Sequence) -> int:
         if not self.config.dynamic_chunks:
@@ -416,8 +419,10 @@ class Niyama:
         if sequence.due_at == math.inf or sequence.relegated:
             others_s = self._background_s - self._background.get(sequence, 0.0)
             return self._promises.all.total + max(0.0, others_s)
-        own = self._promises.all.work(sequence) if sequence in self._promises else 0.0
-        return max(0.0, self._promises.all.work_until(sequence.prefill_due_at) - own)
+        if sequence not in self._promises:  # a question, not a request
+            return self._promises.all.work_until(self._prefill_due_at(sequence, now))
+        own_s = self._promises.all.work(sequence)
+        return max(0.0, self._promises.all.work_until(sequence.prefill_due_at) - own_s)
 
 
 def _background(waiting: SequenceQueue) -> Iterator[Sequence]:

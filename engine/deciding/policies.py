@@ -62,6 +62,9 @@ class Policy(Protocol):
     def room(self, work: Work, sequence: Sequence) -> int:
         """Most tokens of `sequence` that may join an iteration of `work`."""
 
+    def share_to_start(self, sequence: Sequence) -> float:
+        """Share of the batch's places and of the memory up to which the sequence may start."""
+
     def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
         """An iteration with these chunks (sequence, length) took that long."""
 
@@ -107,6 +110,9 @@ class FixedChunk:
 
     def room(self, work: Work, sequence: Sequence) -> int:
         return self._chunk_size - work.num_tokens
+
+    def share_to_start(self, sequence: Sequence) -> float:
+        return 1.0
 
     def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
         pass

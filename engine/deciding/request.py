@@ -123,6 +123,11 @@ class Request:
         if not len(self.prompt):
             raise ValueError("prompt must hold at least one token")
 
+    @property
+    def output_group(self) -> str:
+        """Whose output lengths are alike: nobody's change what is expected of another tenant."""
+        return f"{self.tenant}/{self.application or self.tier}"
+
     def token_due_at(self, n: int) -> float:
         """Deadline of token n (1 is the first); inf where the targets set none.
 

@@ -148,8 +148,7 @@ class Scheduler:
         del self._sequences[sequence.id]
         self.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            request = sequence.request
-            self.history.observe(request.application or request.tier, len(sequence.output))
+            self.history.observe(sequence.request.output_group, len(sequence.output))
         event = finished(sequence, now)
         if self.record is not None:
             self.record.close(event, now)
@@ -306,10 +305,12 @@ class Scheduler:
         num_started = len(self._running) + len(self._partial)
         if num_started == 0:
             return True
-        if num_started >= self.config.max_batch_size:
+        share = self.policy.share_to_start(sequence)
+        if num_started >= share * self.config.max_batch_size:
             return False
         needed = self.pages.num_missing(sequence.request, sequence.num_known + 1)
-        return needed + len(self._running) <= self.pages.num_available
+        kept_open = int((1 - share) * self.pages.num_pages)
+        return needed + len(self._running) <= self.pages.num_available - kept_open
 
     def _start(self, sequence: Sequence) -> None:
         """Take from the prefix index what it has."""
@@ -403,16 +404,17 @@ class Scheduler:
         importance: Importance,
         now: float,
         tier: str = "",
+        tenant: str = "",
         default_output_len: int = 128,
     ) -> Forecast:
         """What would come of a request sent now. `output_len` None: what history says, and the
         default where it says nothing yet."""
-        if output_len is None:
-            output_len = self.history.known(application or tier) or default_output_len
-        sampling = Sampling(max_tokens=output_len)
+        sampling = Sampling(max_tokens=output_len or default_output_len)
         request = Request(
-            "", range(prompt_len), sampling, now, targets, importance, tier, application
+            "", range(prompt_len), sampling, now, targets, importance, tier, application, tenant
         )
+        if output_len is None:
+            output_len = self.history.known(request.output_group) or default_output_len
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str) -> Timeline:
