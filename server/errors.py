@@ -42,7 +42,17 @@ def invalid(error: InvalidRequest) -> CallError:
 
 
 def queue_full(max_requests: int) -> CallError:
-    message = f"the queue is full: {max_requests} requests are waiting or running"
+    return _exhausted(f"the queue is full: {max_requests} requests are waiting or running")
+
+
+def share_used(share: int, num_tenants: int) -> CallError:
+    return _exhausted(
+        f"the tenant's share of the queue is used: {share} requests, while the queue is more than"
+        f" half full and {num_tenants} tenants are active"
+    )
+
+
+def _exhausted(message: str) -> CallError:
     retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
     return CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -188,7 +189,9 @@ class EngineClient:
         self._on_failed = on_failed
         self._on_notice = on_notice
         self._streams: dict[str, tuple[RequestStream, int]] = {}
-        self._ending: set[str] = set()  # of the streams' ids, those cancelled
+        # Id to tenant, without those that the engine has been told to end: they are gone before it
+        # looks at anything submitted after.
+        self._in_flight: dict[str, str] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count(1)
         self._process: EngineProcess | None = None
@@ -230,10 +233,12 @@ class EngineClient:
 
     @property
     def num_in_flight(self) -> int:
-        """Requests that the engine has not finished, but for those that it has been told to end:
-        they are gone before it looks at anything submitted after.
-        """
-        return len(self._streams) - len(self._ending)
+        """Requests that the engine has neither finished nor been told to end."""
+        return len(self._in_flight)
+
+    def in_flight_by_tenant(self) -> Counter[str]:
+        """The same, for each tenant that has any."""
+        return Counter(self._in_flight.values())
 
     def has(self, request_id: str) -> bool:
         return request_id in self._streams
@@ -248,12 +253,13 @@ class EngineClient:
         stream = RequestStream([r.id for r in requests], self.cancel)
         for index, request in enumerate(requests):
             self._streams[request.id] = (stream, index)
+            self._in_flight[request.id] = request.tenant
             wire.post(Submit(request))
         return stream
 
     def cancel(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._streams and self._wire is not None:
-            self._ending.add(request_id)
+            self._in_flight.pop(request_id, None)
             self._wire.post(Cancel(request_id, reason))
 
     async def call(self, name: str, **arguments: Any) -> Any:
@@ -341,7 +347,7 @@ class EngineClient:
     def _fail_all(self, why: str) -> None:
         self.info = None
         streams, self._streams = self._streams, {}
-        self._ending.clear()
+        self._in_flight.clear()
         for stream, _ in streams.values():
             stream.fail(EngineLost(why))
         for future in self._calls.values():
@@ -375,7 +381,7 @@ class EngineClient:
             if found := streams.get(sampled[0]):
                 found[0].put(found[1], token_of(sampled))
         for finished in report.finished:
-            self._ending.discard(finished.request_id)
+            self._in_flight.pop(finished.request_id, None)
             if found := streams.pop(finished.request_id, None):
                 found[0].put(found[1], finished)
         for reply in report.replies:
