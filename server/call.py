@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 # The client's clock for its deadline runs a little ahead of ours: its cancellation comes first.
 DEADLINE_SKEW_S = 0.05
+# Why the engine is told to end what is left of a call, by the call's outcome; else CANCELLED.
+_REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.ERROR}
 
 
 class Call:
@@ -83,18 +85,17 @@ class Call:
         """Frees what the engine still holds, counts the call and logs it."""
         if self.is_admitted:
             if not self.generation.is_done:
-                self._leave()
+                self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
         outcome = self.outcome or "OK"
         self._metrics.calls.labels(outcome).inc()
         log.info("call", request_id=self.request_id, outcome=outcome, **self._story())
 
-    def _leave(self) -> None:
-        """The call ends before its completions: the client left, or its deadline passed."""
+    def leave(self) -> None:
+        """The call ends before its answer: the client left, or its deadline passed."""
         remaining = self.context.time_remaining()
         is_late = remaining is not None and remaining <= DEADLINE_SKEW_S
-        self.outcome = self.outcome or ("DEADLINE_EXCEEDED" if is_late else "CANCELLED")
-        self.generation.close(FinishReason.TIMEOUT if is_late else FinishReason.CANCELLED)
+        self.outcome = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
 
     def _story(self) -> dict[str, object]:
         lived_s = time.monotonic() - self.arrived_at

@@ -35,6 +35,9 @@ from server.prompts import Prompts
 from server.tiers import Tiers
 
 FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
+# How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
+# before that it raises InternalError (a failed batch) or UsageError (a status was sent).
+DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext
 GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
@@ -182,6 +185,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             failure = _translate(error)
             call.outcome = failure.code.name
             await errors.abort(context, failure)
+        except DEAD:
+            call.leave()
+            raise
+        except Exception:  # a mistake of ours: gRPC logs its trace
+            call.outcome = grpc.StatusCode.INTERNAL.name
+            context.set_code(grpc.StatusCode.INTERNAL)
+            raise
         finally:
             call.close()
             if call.is_admitted:
