@@ -162,8 +162,8 @@ def _ratio(ours: Capacity, theirs: Capacity) -> float:
 
 def _against(ours: Capacity, theirs: dict[str, Capacity]) -> str:
     return ", ".join(
-        f"{_ratio(ours, capacity):.2f}x {name}/{capacity.chunk}"
-        for name, capacity in theirs.items()
+        f"{_ratio(ours, each):.2f}x {name}/{each.chunk}" if each.rps else f"{name} serves none"
+        for name, each in theirs.items()
     )
 
 

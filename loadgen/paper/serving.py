@@ -94,9 +94,12 @@ def best_chunk(load: Load, contender: Contender, judge: Judge) -> tuple[Capacity
     first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), judge, guess=60)
     for chunk in CHUNKS[1:]:
         wider = replace(contender, chunk=chunk)
+        if not best.rps:
+            best = capacity(load, wider, judge, guess=30)
+            continue
         step = round(best.share * _STEPS) + 1
-        requests = list(plan(load.workload(best.rps / max(1, step - 1) * step)))
-        if best.rps and is_served(wider, requests, judge):
+        requests = list(plan(load.workload(best.rps / (step - 1) * step)))
+        if is_served(wider, requests, judge):
             best = capacity(load, wider, judge, guess=step + 2)
     return first, best
 

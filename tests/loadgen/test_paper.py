@@ -115,6 +115,22 @@ def test_an_experiment_may_ask_again_after_an_answer() -> None:
     assert len(answers) == 2
 
 
+def test_a_baseline_that_serves_no_rate_with_a_small_chunk_is_tried_with_larger_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where 256 tokens at a time are too slow for the TTFT of the longest prompts."""
+    least = {256: 0, 512: 0, 1024: 40, 2048: 30}
+
+    def served(contender: Contender, requests: Sequence[Any], judge: Judge) -> bool:
+        rate, bound = len(requests) / 36.0, 4.6
+        return rate <= bound * least[contender.chunk] / 100
+
+    monkeypatch.setattr(serving, "is_served", served)
+    first, best = serving.best_chunk(Load(hours=0.01), Contender("edf"), Judge())
+    assert (first.rps, best.chunk) == (0.0, 1024)
+    assert experiments._against(best, {"edf": first}) == "edf serves none"
+
+
 def smallest_scale(**rest: Any) -> Scale:
     return Scale(hours=0.02, cluster_hours=0.002, wave_hours=0.02, datasets=("azure-code",), **rest)
 
