@@ -122,11 +122,11 @@ def test_a_baseline_that_serves_no_rate_with_a_small_chunk_is_tried_with_larger_
     least = {256: 0, 512: 0, 1024: 40, 2048: 30}
 
     def served(contender: Contender, requests: Sequence[Any], judge: Judge) -> bool:
-        rate, bound = len(requests) / 36.0, 4.6
+        rate, bound = len(requests) / 360.0, 4.67
         return rate <= bound * least[contender.chunk] / 100
 
     monkeypatch.setattr(serving, "is_served", served)
-    first, best = serving.best_chunk(Load(hours=0.01), Contender("edf"), Judge())
+    first, best = serving.best_chunk(Load(hours=0.1), Contender("edf"), Judge())
     assert (first.rps, best.chunk) == (0.0, 1024)
     assert experiments._against(best, {"edf": first}) == "edf serves none"
 
