@@ -218,12 +218,14 @@ class EngineClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         if self.info is None:  # it is still loading, and looks at the pipe only when it is done
-            self.kill()
+            await asyncio.to_thread(self.kill)
         self._fail_all("the server is stopping")
         await self._end_process()
 
     def kill(self) -> None:
-        """Ends the engine process at once, from any state."""
+        """Ends the engine process from any state and waits for its end, which blocks: for a front
+        end that leaves at once, and for threads.
+        """
         if self._process is not None:
             self._process.kill()
 
@@ -288,7 +290,7 @@ class EngineClient:
             is_busy = self.info is not None and (self._streams or self._calls)
             if is_busy and time.monotonic() - self._heard_at > patience_s:
                 self._on_notice(f"no sign of life from the engine for {patience_s:g} s")
-                self.kill()
+                await asyncio.to_thread(self.kill)
 
     def _serving_wire(self) -> _Wire:
         if self.info is None or self._wire is None:

@@ -57,6 +57,8 @@ class EngineProcess:
             return await asyncio.to_thread(self._child.wait)
 
     def kill(self) -> None:
-        """At once, for a front end that leaves at once."""
+        """Waits for its end, which takes seconds where a GPU's memory must be freed: not for the
+        event loop.
+        """
         self._child.kill()
         self._child.wait()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from engine.driving.client import (
 )
 from engine.driving.config import EngineConfig
 from engine.driving.messages import Failure
+from engine.driving.process import EngineProcess
 from tests.engine.driving import engines
 
 WAIT_S = 60.0
@@ -57,7 +59,7 @@ class Watched(EngineClient):
 
 @asynccontextmanager
 async def running(factory: str = engines.NULL, **options: object) -> AsyncIterator[Watched]:
-    client = Watched(EngineConfig(factory=factory, **options))  # type: ignore[arg-type]
+    client = Watched(EngineConfig(factory=factory, **options))  # type: ignore[arg-type]  # any field
     await within(client.start())
     try:
         yield client
@@ -185,6 +187,26 @@ async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
         assert "code -9" in await within(client.news.get())
         assert await within(client.news.get()) == "ready"
         assert len(await read(client.submit([make_request("a")]))) == 7
+
+
+async def test_an_engine_that_is_slow_to_die_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A killed process lives until its GPU's memory is freed; health must answer meanwhile."""
+    alive, kill = threading.Event(), EngineProcess.kill
+
+    def kill_slowly(process: EngineProcess) -> None:
+        assert alive.wait(WAIT_S), "the event loop waited for the engine's end"
+        kill(process)
+
+    monkeypatch.setattr(EngineProcess, "kill", kill_slowly)
+    factory = "tests.engine.driving.engines:build_hanging"
+    async with running(factory, patience_s=0.5) as client:
+        client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
+        assert "no sign of life" in await within(client.news.get())
+        alive.set()  # by the event loop, while the kill is under way
+        assert "code -9" in await within(client.news.get())
+        assert await within(client.news.get()) == "ready"
 
 
 async def test_a_system_that_starts_no_process_is_asked_again(
