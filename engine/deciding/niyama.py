@@ -239,15 +239,16 @@ class Niyama:
 
     def _restore(self, now: float) -> list[Move]:
         """Take back the relegated request that is due next, if there is twice the time for it."""
-        while self._hopeful and self._hopeful[0].prefill_due_at <= now:
+        start = now + self._lead_s
+        while self._hopeful and self._hopeful[0].prefill_due_at <= start:
             self._hopeful.pop(0)
         if not self._hopeful:
             return []
         sequence = self._hopeful[0]
         work_s, everybody = self._background[sequence], self._promises.all
         due = sequence.prefill_due_at
-        own = now + everybody.work_until(due) + 2 * work_s - due
-        others = now + everybody.lateness_after(due) + 2 * work_s
+        own = start + everybody.work_until(due) + 2 * work_s - due
+        others = start + everybody.lateness_after(due) + 2 * work_s
         if max(own, others) > 0:
             return []
         self.leave(sequence)
