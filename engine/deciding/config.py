@@ -22,6 +22,7 @@ class SchedulerConfig:
     prefix_caching: bool = True
     record_capacity: int = 10_000  # requests whose story is remembered; 0 for none
     token_events: bool = True  # a Sampled for every token; a simulation has no streams to feed
+    output_deviations: float = 0.0  # added to the mean output, for the guess of a request's own
     niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class Demand:
         self.chunk = chunk
 
     def output_left(self, sequence: Sequence) -> int:
-        """Tokens that it will rarely exceed, at least 1 while the sequence is not finished."""
+        """Tokens that are guessed to come, at least 1 while the sequence is not finished."""
         request = sequence.request
         expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
         return max(1, expected - len(sequence.output))

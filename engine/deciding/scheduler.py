@@ -46,7 +46,7 @@ class Scheduler:
     ) -> None:
         self.config = config
         self.latency = latency
-        self.history = OutputLengths()
+        self.history = OutputLengths(config.output_deviations)
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
         is_told = config.record_capacity > 0 or decision_sink is not None
         self.record = DecisionLog(config.record_capacity, decision_sink) if is_told else None
