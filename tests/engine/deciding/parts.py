@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from engine.deciding.config import SchedulerConfig
-from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
+from engine.deciding.latency import (
+    A100_LLAMA3_8B,
+    UNBOUNDED,
+    LatencyModel,
+    LatencyProfile,
+    Segment,
+)
 from engine.deciding.plan import (
     Accepted,
     Event,
@@ -22,7 +29,8 @@ from engine.deciding.plan import (
 )
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
-from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.sequence import FinishReason, Sequence, Status
+from engine.driving.simulator import Call, Observer, Outcome, Replica, simulate
 
 # 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.
 MILLI = LatencyProfile("milli", (Segment(UNBOUNDED, base=1e-3, prefill=1e-3, decode=1e-4),))
@@ -148,8 +156,10 @@ class Driver:
 
     def step(self, slowdown: float = 1.0) -> Plan | None:
         """One iteration that takes `slowdown` times what was predicted."""
+        before = self._holders()
         plan = self.scheduler.plan(self.now)
         self.scheduler.check()
+        self._check_victims(before)
         assert (plan is None) == (not self.in_flight)
         if plan is None:
             return None
@@ -159,6 +169,25 @@ class Driver:
         self._take(self.scheduler.commit(plan, tokens, self.now))
         self.scheduler.check()
         return plan
+
+    def _holders(self) -> list[tuple[Sequence, Status, int]]:
+        """Who holds pages, whether it decodes, and how often it has been preempted."""
+        sequences = self.scheduler._sequences.values()
+        return [(s, s.status, s.num_preemptions) for s in sequences if s.pages]
+
+    def _check_victims(self, before: list[tuple[Sequence, Status, int]]) -> None:
+        """No decode loses its pages while a partly prefilled sequence keeps its own."""
+        evicted = [
+            s.status
+            for s, status, count in before
+            if status is Status.DECODING and s.num_preemptions > count
+        ]
+        kept = [
+            s
+            for s, status, count in before
+            if status is Status.WAITING and s.num_preemptions == count
+        ]
+        assert not evicted or not kept, "a decode was evicted before a prefill"
 
     @property
     def in_flight(self) -> list[str]:
@@ -241,11 +270,57 @@ class Driver:
         assert stats.num_relegated == 0
 
 
+# Requests made here begin alike: sharing prefixes is for the tests that ask for it.
+_PLAIN = {"context_len": 10_000, "prefix_caching": False}
+
+
 def make_scheduler(
     policy: str = "niyama",
     num_pages: int = 1000,
     profile: LatencyProfile = MILLI,
     **changes: object,
 ) -> Scheduler:
-    config = SchedulerConfig(num_pages, policy=policy, **{"context_len": 10_000, **changes})  # type: ignore[arg-type] # any field
+    config = SchedulerConfig(num_pages, policy=policy, **{**_PLAIN, **changes})  # type: ignore[arg-type] # any field
     return Scheduler(config, LatencyModel(profile))
+
+
+# The simulated A100: capacity about 10,000 prompt tokens per second
+
+
+def make_replica(
+    policy: str = "niyama", profile: LatencyProfile = A100_LLAMA3_8B, **changes: object
+) -> Replica:
+    """One engine in virtual time whose iterations take exactly what is predicted."""
+    config = {"num_pages": 25_000, "context_len": 16_384, **changes}
+    return Replica(0, make_scheduler(policy, profile=profile, **config), profile.seconds)  # type: ignore[arg-type] # any field
+
+
+def serve(
+    requests: Iterable[Request], replica: Replica, observe: Observer | None = None
+) -> dict[str, Outcome]:
+    """What became of each request, by id. Requests are sorted by arrival; each ends."""
+    ordered = sorted(requests, key=lambda r: r.arrived_at)
+    outcomes = {o.request.id: o for o in simulate(map(Call, ordered), [replica], observe=observe)}
+    assert len(outcomes) == len(ordered)
+    assert all(o.finished is not None for o in outcomes.values())
+    return outcomes
+
+
+def is_late(outcome: Outcome) -> bool:
+    """Any target missed, as `Finished` tells it."""
+    assert outcome.finished is not None
+    timings = outcome.finished.timings
+    return False in (timings.ttft_met, timings.tbt_met, timings.ttlt_met)
+
+
+def late_share(outcomes: Iterable[Outcome]) -> float:
+    late = [is_late(o) for o in outcomes]
+    return sum(late) / len(late)
+
+
+def poisson(rate: float, duration_s: float, rng: random.Random) -> Iterator[float]:
+    """Instants of a Poisson process with `rate` per second."""
+    at = rng.expovariate(rate)
+    while at < duration_s:
+        yield at
+        at += rng.expovariate(rate)
