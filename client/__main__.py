@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     info.set_defaults(command=_info)
     _add_estimate(commands.add_parser("estimate", help="would a request sent now be on time?"))
     explain = commands.add_parser("explain", help="tell the story of a request")
-    explain.add_argument("request_id", metavar="ID")
+    explain.add_argument("request_id", metavar="ID", help="of several completions: ID/0, ID/1, ...")
     explain.set_defaults(command=_explain)
     count = commands.add_parser("count", help="count the tokens of a text")
     count.add_argument("prompt", help="- reads standard input")

@@ -84,7 +84,8 @@ class AsyncClient:
         """
         others, call = _split(options, self._tenant)
         request = convert.to_stream_request(prompt, others)
-        return AsyncStream(cast(AsyncCall, self._stub.GenerateStream(request, **call)))
+        sent = cast(AsyncCall, self._stub.GenerateStream(request, **call))
+        return AsyncStream(sent, request.sampling.n or 1)
 
     async def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
         """Generates and answers once, when all is done."""
@@ -120,7 +121,10 @@ class AsyncClient:
         return convert.from_estimate_response(response)
 
     async def explain(self, request_id: str) -> values.Explanation:
-        """The story of a request of the recent past; NotFound when it is forgotten."""
+        """The story of a request of the recent past; NotFound when it is forgotten.
+
+        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ...
+        """
         request = convert.to_explain_request(request_id)
         response = await _answer(self._stub.Explain(request, **self._other))
         return convert.from_explain_response(response)
@@ -180,7 +184,7 @@ class Client:
         """
         others, call = _split(options, self._tenant)
         request = convert.to_stream_request(prompt, others)
-        return Stream(self._stub.GenerateStream(request, **call))
+        return Stream(self._stub.GenerateStream(request, **call), request.sampling.n or 1)
 
     def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
         """Generates and answers once, when all is done."""
@@ -212,7 +216,10 @@ class Client:
         return convert.from_estimate_response(_call(self._stub.Estimate, request, self._other))
 
     def explain(self, request_id: str) -> values.Explanation:
-        """The story of a request of the recent past; NotFound when it is forgotten."""
+        """The story of a request of the recent past; NotFound when it is forgotten.
+
+        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ...
+        """
         request = convert.to_explain_request(request_id)
         return convert.from_explain_response(_call(self._stub.Explain, request, self._other))
 

@@ -25,7 +25,8 @@ AsyncCall = grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStream
 class Heard:
     """What the server has said so far. The attributes fill while the stream is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_completions: int = 1) -> None:
+        self._num_completions = num_completions
         self.accepted: Accepted | None = None
         self.relegations: list[Relegated] = []
         self.completions: dict[int, Finished] = {}  # by index, where several were asked for
@@ -48,8 +49,14 @@ class Heard:
 
     @property
     def on_time(self) -> bool | None:
-        """Whether every target of every completion was met; None before the first one's end."""
-        return all(each.on_time for each in self.completions.values()) if self.finished else None
+        """Whether every target of every completion was met; None before the last one's end."""
+        if not self._is_complete:
+            return None
+        return all(each.on_time for each in self.completions.values())
+
+    @property
+    def _is_complete(self) -> bool:
+        return all(index in self.completions for index in range(self._num_completions))
 
     @property
     def text(self) -> str:
@@ -74,7 +81,7 @@ class Heard:
         return event
 
     def _check_complete(self) -> None:
-        if self.finished is None:
+        if not self._is_complete:
             raise ServerError("the stream ended without its last event")
 
 
@@ -87,8 +94,8 @@ class AsyncStream(Heard):
     place, or `cancel()`.
     """
 
-    def __init__(self, call: AsyncCall) -> None:
-        super().__init__()
+    def __init__(self, call: AsyncCall, num_completions: int = 1) -> None:
+        super().__init__(num_completions)
         self._call = call
 
     async def __aiter__(self) -> AsyncIterator[Tokens]:
@@ -138,8 +145,10 @@ class Stream(Heard):
     The twin of AsyncStream for code without an event loop; `cancel()` may come from any thread.
     """
 
-    def __init__(self, call: grpc.CallIterator[pb.GenerateStreamResponse]) -> None:
-        super().__init__()
+    def __init__(
+        self, call: grpc.CallIterator[pb.GenerateStreamResponse], num_completions: int = 1
+    ) -> None:
+        super().__init__(num_completions)
         self._call = call
 
     def __iter__(self) -> Iterator[Tokens]:

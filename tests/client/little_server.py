@@ -54,8 +54,8 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     """Answers a prompt of words with those words; token ids with as many tokens as asked for.
 
     Prompts that act: "full" (RESOURCE_EXHAUSTED), "bad" (INVALID_ARGUMENT), "bug" (an exception),
-    "cut" (the stream ends without its last event), "relegate ..." (an event before the tokens),
-    "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N tokens).
+    "cut" (the stream ends without the end of its last completion), "relegate ..." (an event before
+    the tokens), "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N tokens).
     """
 
     def __init__(self) -> None:
@@ -88,9 +88,8 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
                 await asyncio.Event().wait()
             if request.input.text.startswith("die"):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine was lost")
-            if request.input.text != "cut":
-                for index in range(request.sampling.n or 1):
-                    yield pb.GenerateStreamResponse(finished=_finished(request, index))
+            for index in range((request.sampling.n or 1) - (request.input.text == "cut")):
+                yield pb.GenerateStreamResponse(finished=_finished(request, index))
         finally:
             self.ended.put_nowait(request_id)
 

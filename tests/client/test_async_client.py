@@ -51,6 +51,14 @@ async def test_several_completions_keep_their_own_text(client: AsyncClient) -> N
     assert sorted(stream.completions) == [0, 1]
 
 
+async def test_several_completions_are_on_time_or_late_when_the_last_has_ended(
+    client: AsyncClient,
+) -> None:
+    stream = client.generate("a b", n=3)
+    ended = [stream.on_time async for event in stream.events() if isinstance(event, Finished)]
+    assert ended == [None, None, False]
+
+
 async def test_every_event_can_be_had_in_its_order(client: AsyncClient) -> None:
     stream = client.generate("relegate me")
     kinds = [type(event) async for event in stream.events()]

@@ -66,6 +66,8 @@ async def test_a_passed_timeout_is_a_timeout_error(
 async def test_a_stream_without_its_last_event_is_a_server_error(client: AsyncClient) -> None:
     with pytest.raises(ServerError, match="without its last event"):
         await client.generate("cut").read()
+    with pytest.raises(ServerError, match="without its last event"):
+        await client.generate("cut", n=2).read()
 
 
 async def test_nobody_listening_is_unavailable() -> None:
