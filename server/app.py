@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine.driving.client import EngineClient, EngineLost, EngineStartError
+from engine.driving.client import CallFailed, EngineClient, EngineLost, EngineStartError
 from engine.driving.messages import EngineInfo, Failed, TierInfo
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
@@ -107,10 +107,10 @@ class Server:
         await asyncio.gather(*self._tasks)
 
     async def refresh_metrics(self) -> None:
-        """Asks the engine for the scheduler's counters; without an engine there are none."""
+        """Asks the engine for the scheduler's counters; without an answer there are none."""
         try:
             self.metrics.scheduler.stats = await self.engine.call("stats")
-        except EngineLost:
+        except (EngineLost, CallFailed):
             self.metrics.scheduler.stats = None
 
     async def _poll_metrics(self) -> None:

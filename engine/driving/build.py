@@ -20,7 +20,6 @@ from engine.driving.messages import Calibration
 
 # Where the scheduler starts before it has seen an iteration; it learns from every one.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
-CPU_KV_BYTES = 256 << 20
 # Of the GPU's free memory: the rest is for activations and the allocator's slack.
 GPU_SHARE = 0.85
 
@@ -108,7 +107,7 @@ def _threads() -> int:
 def _kv_bytes(config: EngineConfig, device: str) -> int:
     """What a GPU's free memory leaves beside the weights; on a CPU a modest constant."""
     if not device.startswith("cuda"):
-        return CPU_KV_BYTES
+        return runner.DEFAULT_KV_BYTES
     free, _ = torch.cuda.mem_get_info(torch.device(device))
     weights = read_config(config.model).num_parameters * (4 if config.dtype == "float32" else 2)
-    return max(int(free * GPU_SHARE) - weights, CPU_KV_BYTES)
+    return max(int(free * GPU_SHARE) - weights, runner.DEFAULT_KV_BYTES)

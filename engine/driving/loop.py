@@ -28,8 +28,6 @@ from engine.driving.messages import (
 )
 
 QUESTIONS = frozenset({"stats", "explain", "estimate"})
-# With work but nothing to plan (all of it held back), look again after this many seconds.
-HELD_BACK_S = 0.02
 SIGN_OF_LIFE_S = 1.0  # while it works, the front end hears of it at least this often
 
 _NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
@@ -42,14 +40,12 @@ class Scheduler(Protocol):
 
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]: ...
 
-    def plan(self, now: float) -> Plan | None: ...
+    def plan(self, now: float) -> Plan | None:
+        """None only where nothing is left to compute: the loop then waits for the pipe."""
 
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]: ...
 
     def stats(self) -> Any: ...
-
-    @property
-    def has_work(self) -> bool: ...
 
 
 class Engine(NamedTuple):
@@ -104,7 +100,7 @@ class EngineLoop:
             self._send(self._apply(commands), self._clock())
         plan = self._scheduler.plan(self._clock())
         if plan is None:
-            self._wait_s = HELD_BACK_S if self._scheduler.has_work else None
+            self._wait_s = None
             self._send(Report(), self._clock())
             return
         self._wait_s = 0.0

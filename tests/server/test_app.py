@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from engine.deciding.request import Importance, Targets
+from engine.driving.client import CallFailed
 from engine.driving.config import EngineConfig
-from engine.driving.messages import TierInfo
+from engine.driving.messages import Failure, TierInfo
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server, choose_tiers
 from server.config import ServerConfig
@@ -82,6 +83,22 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
             value = sample(f"niyama_scheduler_latency_{kind}", {"quantile": quantile})
             assert value is not None
             assert value >= 0
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_engine_that_knows_no_counters_has_no_metrics_and_is_asked_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unanswered(name: str) -> object:
+        raise CallFailed("the engine has no 'stats'", Failure.UNKNOWN_QUESTION)
+
+    sample = running.server.metrics.registry.get_sample_value
+    with monkeypatch.context() as patch:
+        patch.setattr(running.server.engine, "call", unanswered)
+        await within(running.server.refresh_metrics())
+        assert sample("niyama_scheduler_pages") is None
+    await within(running.server.refresh_metrics())
+    assert sample("niyama_scheduler_pages") is not None
 
 
 @pytest.mark.asyncio(loop_scope="session")

@@ -9,7 +9,7 @@ import pytest
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.client import EngineLost, RequestStream
+from engine.driving.client import EngineLost, Item, RequestStream
 from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
 from server.generation import Ended, Generation, GenerationFailed, Piece, RelegatedAt, Text
@@ -33,7 +33,7 @@ class Played:
         )
         prompt = self.tokenizer.encode("The")
         texts = [
-            Text(self.tokenizer.detokenizer(prompt), Sampling(**sampling), stop)  # type: ignore[arg-type]
+            Text(self.tokenizer.detokenizer(prompt), Sampling(**sampling), stop)  # type: ignore[arg-type]  # any field
             for _ in range(n)
         ]
         self.generation = Generation(self.stream, len(prompt), texts)
@@ -42,9 +42,9 @@ class Played:
         """`text` begins with a space, which sentencepiece puts there by itself."""
         return [Token(i) for i in self.tokenizer.encode(text.removeprefix(" "), add_bos=False)]
 
-    def put(self, *items: object, index: int = 0) -> None:
+    def put(self, *items: Item, index: int = 0) -> None:
         for item in items:
-            self.stream.put(index, item)  # type: ignore[arg-type]
+            self.stream.put(index, item)
 
 
 async def test_everything_a_slow_reader_missed_is_one_piece() -> None:

@@ -59,7 +59,7 @@ def test_the_nearest_source_of_targets_wins(tiers: Tiers) -> None:
         ("", TargetSource.DEFAULT, Targets(ttlt_s=30.0), "report"),
     ]
     for argument, source, targets, tier in expected:
-        resolved = tiers.resolve(**everything)  # type: ignore[arg-type]
+        resolved = tiers.resolve(**everything)  # type: ignore[arg-type]  # spelled above
         assert (resolved.source, resolved.targets, resolved.tier) == (source, targets, tier)
         everything.pop(argument, None)
 
@@ -79,7 +79,7 @@ def test_the_nearest_source_of_targets_wins(tiers: Tiers) -> None:
 def test_importance_is_the_request_s_else_that_of_the_source(
     tiers: Tiers, arguments: dict[str, object], importance: Importance
 ) -> None:
-    assert tiers.resolve(**arguments).importance is importance  # type: ignore[arg-type]
+    assert tiers.resolve(**arguments).importance is importance  # type: ignore[arg-type]  # spelled above
 
 
 def test_an_application_with_a_tier_s_targets_names_that_tier(tiers: Tiers) -> None:

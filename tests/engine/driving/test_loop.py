@@ -15,7 +15,7 @@ from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.decision_file import DecisionFile
-from engine.driving.loop import HELD_BACK_S, SIGN_OF_LIFE_S, EngineLoop
+from engine.driving.loop import SIGN_OF_LIFE_S, EngineLoop
 from engine.driving.messages import Call, Cancel, Command, Failure, Report, Submit
 
 PAGES = 16
@@ -89,17 +89,6 @@ def test_an_idle_engine_waits_for_the_pipe_and_a_busy_one_does_not() -> None:
     make_loop(pipe).run()
     # Idle at first; two iterations; a look that finds nothing; then idle for ever.
     assert pipe.timeouts == [None, 0.0, 0.0, None]
-
-
-def test_work_that_is_held_back_is_looked_at_again_without_spinning() -> None:
-    class HoldingBack(Scheduler):
-        def plan(self, now: float) -> Plan | None:
-            return None
-
-    scheduler = HoldingBack(make_scheduler().config, make_scheduler().latency)
-    pipe = ScriptedPipe([submit("a")], [])
-    make_loop(pipe, scheduler).run()
-    assert pipe.timeouts == [None, HELD_BACK_S, HELD_BACK_S]
 
 
 def test_a_cancelled_request_holds_no_page_at_the_next_iteration() -> None:
