@@ -193,6 +193,16 @@ def copy(folder: Path, *names: str) -> Path:
     return folder
 
 
+def lack_a_shard(folder: Path) -> Path:
+    """A folder whose index names two shards, of which it holds the first."""
+    copy(folder, "tokenizer.model", "config.json")
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (folder / shards[0]).write_bytes((FOLDER / "model.safetensors").read_bytes())
+    index = {"weight_map": {"model.norm.weight": shards[0], "lm_head.weight": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
 def bad_tiers(tmp: Path) -> list[str]:
     (tmp / "tiers.toml").write_text("[tiers.a]\nttft_s = 1")
     return ["--config", str(tmp / "tiers.toml")]
@@ -204,6 +214,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no weights": (
         lambda tmp: ["--model", str(copy(tmp, "tokenizer.model", "config.json"))],
         "no model.safetensors",
+    ),
+    "no shard": (
+        lambda tmp: ["--model", str(lack_a_shard(tmp))],
+        "lacks shard model-00002-of-00002.safetensors",
     ),
     "bad decision log": (
         lambda tmp: ["--decision-log", f"{tmp}/none/log"],
