@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 import proto
 from proto.niyama.v1 import inference_pb2
+from tests.node.test_node_stream import NO_NETWORK
 
 ROOT = Path(proto.__file__).parent.parent
 SOURCE = Path("proto/niyama/v1/inference.proto")
+BUF = "@bufbuild/buf@1.75.0"
 STUBS = ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py")
 
 
@@ -47,3 +50,16 @@ def test_both_generate_requests_have_the_same_fields() -> None:
 def test_every_enum_starts_unspecified() -> None:
     for enum in inference_pb2.DESCRIPTOR.enum_types_by_name.values():
         assert enum.values_by_number[0].name.endswith("_UNSPECIFIED")
+
+
+def test_buf_finds_nothing_to_lint() -> None:
+    """The rules of buf.yaml. npm keeps the linter in its cache after the first time."""
+    npx = shutil.which("npx")
+    if npx is None:
+        pytest.skip("npx is not installed")
+    ran = subprocess.run(
+        [npx, "--yes", BUF, "lint"], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    if any(word in ran.stderr for word in NO_NETWORK):
+        pytest.skip("npm cannot reach its registry")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
