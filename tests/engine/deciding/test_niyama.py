@@ -325,7 +325,7 @@ def test_batch_decodes_sit_out_and_rejoin_in_time(share: float) -> None:
 
 
 def test_the_switches_switch() -> None:
-    """Without relegation there is none; fixed chunks are never larger; without hybrid alpha is 0."""
+    """Without relegation none is relegated; fixed chunks are never larger; alpha stays 0."""
     config = NiyamaConfig(dynamic_chunks=False, hybrid=False, relegation=False)
     replica = make_replica(niyama=config, chunk_size=256)
     largest = 0
