@@ -55,7 +55,8 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
 
     Prompts that act: "full" (RESOURCE_EXHAUSTED), "bad" (INVALID_ARGUMENT), "bug" (an exception),
     "cut" (the stream ends without the end of its last completion), "relegate ..." (an event before
-    the tokens), "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N tokens).
+    the tokens), "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N
+    tokens).
     """
 
     def __init__(self) -> None:
