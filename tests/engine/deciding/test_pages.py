@@ -137,7 +137,7 @@ class Pages(RuleBasedStateMachine):
 
 TestPages = Pages.TestCase
 TestPages.settings = settings(
-    max_examples=200, stateful_step_count=25, deadline=None, derandomize=True
+    max_examples=150, stateful_step_count=25, deadline=None, derandomize=True
 )
 
 

@@ -1,0 +1,101 @@
+"""More work than one engine can do: who is late, on a simulated A100, and with what baselines do.
+
+Requests of about 900 tokens with outputs of 5 to 40, a third each with TTFT 2 s and TBT 50 ms, TTLT
+10 s and TTLT 30 s; a fifth is of low importance. Loads are prefill work at the most efficient chunk
+over time: a lower bound, as decodes and small chunks come on top.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import cache
+
+import pytest
+
+from engine.deciding.latency import A100_LLAMA3_8B, add_chunk
+from engine.deciding.plan import Work
+from engine.deciding.request import Importance, Request
+from engine.driving.simulator import Outcome
+from tests.engine.deciding.parts import (
+    deadline,
+    interactive,
+    late_share,
+    make_replica,
+    make_request,
+    poisson,
+    serve,
+)
+
+CHUNK = 1920  # where the published profile saturates
+TOKEN_S = A100_LLAMA3_8B.seconds(add_chunk(Work(), 0, CHUNK)) / CHUNK
+TARGETS = (interactive(2.0, 0.05), deadline(10.0), deadline(30.0))
+CAPACITY = 10.0  # requests per second whose prefill work is a load of about 1
+
+
+def make_requests(rate: float, duration_s: float, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    return [
+        make_request(
+            f"r{i}",
+            min(6000, max(20, int(rng.lognormvariate(math.log(800), 0.6)))),
+            rng.randint(5, 40),
+            at,
+            TARGETS[i % 3],
+            Importance.LOW if rng.random() < 0.2 else Importance.NORMAL,
+            application=f"a{i % 3}",
+        )
+        for i, at in enumerate(poisson(rate, duration_s, rng))
+    ]
+
+
+def load(requests: list[Request], duration_s: float) -> float:
+    return sum(len(r.prompt) for r in requests) * TOKEN_S / duration_s
+
+
+def is_important(outcome: Outcome) -> bool:
+    return outcome.request.importance is not Importance.LOW
+
+
+@cache
+def overloaded(policy: str, times: float, duration_s: float, seed: int) -> list[Outcome]:
+    requests = make_requests(times * CAPACITY, duration_s, seed)
+    return list(serve(requests, make_replica(policy)).values())
+
+
+def test_the_important_are_in_time_while_the_unimportant_work_exceeds_the_overload() -> None:
+    """Two minutes, four times the longest deadline, at 1.07 to 1.12 times the capacity, of which
+    a fifth is of low importance: less than 1 % of the important are late, and of the others
+    nobody more than needed. First come and earliest deadline lose most of all."""
+    duration_s, seeds = 120.0, range(3)
+    outcomes = []
+    for seed in seeds:
+        requests = make_requests(1.1 * CAPACITY, duration_s, seed)
+        low = [r for r in requests if r.importance is Importance.LOW]
+        excess = load(requests, duration_s) - 1
+        assert 0.05 < excess < load(low, duration_s)
+        outcomes += overloaded("niyama", 1.1, duration_s, seed)
+    assert late_share(filter(is_important, outcomes)) < 0.01
+    assert late_share(outcomes) < 0.12
+    for policy in ("fcfs", "edf"):
+        assert late_share(overloaded(policy, 1.1, duration_s, 0)) > 0.7
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "srpf"])
+def test_twice_the_capacity_is_no_collapse(policy: str) -> None:
+    """Half of the work cannot be done. Who is late is chosen: far fewer than with a baseline, and
+    fewer of the important."""
+    outcomes = overloaded("niyama", 2.0, 60.0, 0)
+    baseline = overloaded(policy, 2.0, 60.0, 0)
+    assert late_share(outcomes) < (0.75 if policy == "srpf" else 0.4) * late_share(baseline)
+    important = late_share(filter(is_important, outcomes))
+    assert important < 0.25
+    assert late_share(o for o in outcomes if not is_important(o)) > 3 * important
+
+
+def test_no_policy_loses_a_request() -> None:
+    for policy in ("niyama", "fcfs", "edf", "srpf"):
+        outcomes = overloaded(policy, 2.0, 60.0, 0)
+        assert len(outcomes) == len(make_requests(2.0 * CAPACITY, 60.0, 0))
+        for outcome in outcomes:
+            assert len(outcome.token_at) == outcome.request.sampling.max_tokens
