@@ -26,6 +26,7 @@ QUICK = Scale(
     hours=0.2,
     variant_hours=0.1,
     cluster_hours=0.05,
+    overload_hours=1.0,
     wave_hours=1.0,
     datasets=("azure-code",),
     overload_rates=(6.0,),
@@ -86,6 +87,7 @@ def _scale(arguments: argparse.Namespace) -> Scale:
         hours=arguments.hours,
         variant_hours=scale.variant_hours * factor,
         cluster_hours=scale.cluster_hours * factor,
+        overload_hours=scale.overload_hours * factor,
         wave_hours=scale.wave_hours * factor,
     )
 

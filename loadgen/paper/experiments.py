@@ -44,6 +44,7 @@ class Scale:
     hours: float = 0.75
     variant_hours: float = 0.5
     cluster_hours: float = 0.5  # at 35 requests/s
+    overload_hours: float = 2.0  # four times the longest deadline, for who is late in the end
     wave_hours: float = 4.0
     datasets: tuple[str, ...] = ("azure-code", "azure-conv", "sharegpt")
     overload_rates: tuple[float, ...] = (3.0, 3.5, 4.0, 5.0, 6.0)
@@ -182,7 +183,7 @@ def overload(scale: Scale) -> Experiment[list[Line]]:
         )
     ]
     for rate in scale.overload_rates:
-        at_rate = replace(load, rate=f"{rate:g}")
+        at_rate = scale.load(rate=f"{rate:g}", hours=scale.overload_hours)
         answers = yield [Job("lateness", at_rate, c) for c in contenders]
         late = {c.name: Lateness(*a).late for c, a in zip(contenders, answers, strict=True)}
         fixed = late.pop("edf/512")
@@ -206,7 +207,7 @@ def ablation(scale: Scale) -> Experiment[list[Line]]:
     for (name, contender), (rps, late) in zip(parts.items(), papers, strict=True):
         found, share = yield [
             Job("capacity", load, contender),
-            Job("lateness", replace(load, rate="6"), contender),
+            Job("lateness", scale.load(rate="6", hours=scale.overload_hours), contender),
         ]
         capacity, lateness = Capacity(*found), Lateness(*share)
         lines.append(
@@ -246,7 +247,7 @@ def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
         ((0.7, 0.15, 0.15), "EDF 98 %, Niyama 5 % late"),
         ((0.15, 0.15, 0.7), "EDF 82.8 %, Niyama 0.5 % late"),
     ):
-        load = scale.load(rate="4.5", shares=shares, hours=scale.wave_hours / 2)
+        load = scale.load(rate="4.5", shares=shares, hours=scale.overload_hours)
         contenders = (NIYAMA, Contender("edf"), Contender("edf", 512))
         answers = yield [Job("lateness", load, each) for each in contenders]
         ours, edf, fixed = [Lateness(*answer) for answer in answers]
