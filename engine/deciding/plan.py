@@ -85,9 +85,8 @@ class Accepted:
     predicted_ttlt_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The request's next token."""
+class Sampled(NamedTuple):
+    """The request's next token. The one event that is made by the thousand."""
 
     request_id: str
     token: Token
