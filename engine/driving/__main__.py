@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine, EngineLoop
@@ -46,6 +47,8 @@ def describe(error: Exception) -> Failed:
 
 
 def main(argv: list[str]) -> int:
+    # torch says at import that it lacks NumPy, which nothing here uses; the operator need not know.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=int(argv[1])) as sock:

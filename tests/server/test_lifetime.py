@@ -250,6 +250,16 @@ def test_a_taken_port_is_told(start: Start, server: ServerProcess) -> None:
     assert any(line.startswith("niyama-server: error: cannot listen on") for line in said)
 
 
+def test_a_machine_without_numpy_starts_quietly(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start()
+    process.wait_ready()
+    assert [line for line in process.log.splitlines() if not line.startswith("{")] == []
+
+
 def test_sigterm_while_loading_leaves_quietly(start: Start) -> None:
     process = start()
     parent = psutil.Process(process.child.pid)
