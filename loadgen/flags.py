@@ -56,7 +56,14 @@ exit status 0; 1 the target was not reached or was lost; 2 bad arguments; 3 the 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Exits with a usage line where the arguments make no sense."""
     made = parser()
-    arguments = made.parse_args(argv)
+    unset = argparse.Namespace(**dict.fromkeys(simulation_flags.NAMES))
+    arguments = made.parse_args(argv, unset)
+    if problem := simulation_flags.misplaced(arguments):
+        made.error(problem)
+    if arguments.simulate is not None:
+        for name in simulation_flags.NAMES:
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, made.get_default(name))
     if arguments.compare and arguments.slo_gate is not None:
         made.error("argument --compare: not allowed with argument --slo-gate")
     for name in ("json", "html", "csv"):

@@ -22,6 +22,11 @@ from loadgen.units import parse_duration
 _PROFILES = "a100-llama3-8b, roofline:DEVICE:CONFIG.json, or a saved calibration"
 Parse = Callable[[str], Any]
 
+_OF_THE_SERVER = ("policy", "chunk_size", "tiers", "tier", "kv_tokens", "context_len")
+_OF_THE_SERVER += ("max_batch_size", "max_requests", "max_gap", "relegation_allowance")
+_OF_SIMULATIONS = ("replicas", "silo", "routing", "host_overhead", "predictor_error")
+NAMES = (*_OF_THE_SERVER, *_OF_SIMULATIONS)
+
 
 def add(group: argparse._ArgumentGroup, typed: Callable[[Parse], Parse]) -> None:
     """`typed` makes an argparse type of a parser that raises ValueError."""
@@ -45,6 +50,21 @@ def add(group: argparse._ArgumentGroup, typed: Callable[[Parse], Parse]) -> None
     add("--predictor-error", type=float, default=0.0, help="standard deviation, such as 0.05")
     add("--max-gap", type=float, default=PaceConfig().max_gap, help="niyama: TBTs; inf: envelope")
     add("--relegation-allowance", type=float, default=0.0, help="niyama: share given up early")
+
+
+def misplaced(arguments: argparse.Namespace) -> str:
+    """What to say of the first flag of these that was given (not None) without `--simulate`."""
+    if arguments.simulate is not None:
+        return ""
+    name = next((name for name in NAMES if getattr(arguments, name) is not None), None)
+    if name is None:
+        return ""
+    said = f"--{name.replace('_', '-')} is for --simulate"
+    if name in _OF_SIMULATIONS:
+        return said
+    if arguments.compare:
+        return f"{said}; servers that --compare starts get it by --server-flags"
+    return f"{said}; start the server with it" + ", or use --compare" * (name == "policy")
 
 
 def parse_tier(text: str) -> Tier:
