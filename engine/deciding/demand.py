@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.sequence import Sequence
@@ -27,11 +29,15 @@ class Demand:
     def prefill_s(self, sequence: Sequence) -> float:
         return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
 
-    def seconds(self, sequence: Sequence) -> float:
-        """All that is left on average: prefill and decodes. Sums over a queue stay unbiased."""
+    def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:
+        """Of the decodes to come, on average and at most so many, each at what it adds to an
+        iteration."""
         request = sequence.request
         mean = self._history.mean(request.output_group, request.sampling.max_tokens)
-        decodes = max(1.0, mean - len(sequence.output))
+        decodes = max(1.0, min(mean - len(sequence.output), most))
         context = sequence.num_known + int(decodes / 2)
-        decode_s = self._latency.decode_seconds(context, self.chunk)
-        return self.prefill_s(sequence) + decodes * decode_s
+        return decodes * self._latency.decode_seconds(context, self.chunk)
+
+    def seconds(self, sequence: Sequence) -> float:
+        """All that is left on average: prefill and decodes. Sums over a queue stay unbiased."""
+        return self.prefill_s(sequence) + self.decodes_s(sequence)

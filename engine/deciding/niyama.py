@@ -92,6 +92,7 @@ class Niyama:
         self._credit = 0.0  # prefill tokens that the background may take before the others
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
         self._pace_s = latency.predict(Work(1, 1))  # recent duration of an iteration
+        self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
         self._shortest_ttft_s = math.inf  # asked for lately
         self._pressure = 0.0  # share of the recent requests that had to be relegated
@@ -118,7 +119,10 @@ class Niyama:
     # Places in the queue
 
     def enter(self, sequence: Sequence, now: float) -> Key:
-        work_s = self._demand.seconds(sequence)
+        # No more decodes than fit before the deadline stand in anybody's way until then.
+        most = max(0.0, sequence.due_at - now) / max(self._pace_s, 1e-9)
+        self._decodes_s[sequence] = self._demand.decodes_s(sequence, most)
+        work_s = self._work_s(sequence)
         if sequence.due_at == math.inf:
             return self._enter_background(
                 sequence, BEST_EFFORT, self._fair_tag(sequence, work_s), work_s
@@ -131,12 +135,15 @@ class Niyama:
         return self._key(sequence, work_s)
 
     def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
-        """For a TTLT, so much earlier that the expected output can follow, a token an iteration;
-        but at most half of the time left, as decodes that are in a hurry shorten iterations."""
+        """When the work of the sequence is due. Its decodes are work for those behind it, but it
+        need not wait for them itself: so later by them than its first token. For a TTLT, earlier
+        by the time in which the expected output can follow, a token an iteration; but at most by
+        half of the time left, as decodes that are in a hurry shorten iterations."""
+        due = sequence.due_at + self._decodes_s.get(sequence, 0.0)
         if sequence.request.targets.ttlt_s is None:
-            return sequence.due_at
+            return due
         decode_s = self._demand.output_left(sequence) * self._pace_s
-        return sequence.due_at - min(decode_s, max(0.0, sequence.due_at - now) / 2)
+        return due - min(decode_s, max(0.0, sequence.due_at - now) / 2)
 
     def _enter_background(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._background[sequence] = work_s
@@ -156,8 +163,12 @@ class Niyama:
         self._tenant_finish[tenant] = start + work_s
         return start
 
+    def _work_s(self, sequence: Sequence) -> float:
+        """Predicted seconds of engine time that the sequence needs: prefill, and decodes."""
+        return self._demand.prefill_s(sequence) + self._decodes_s[sequence]
+
     def progress(self, sequence: Sequence) -> Key:
-        work_s = self._demand.seconds(sequence)
+        work_s = self._work_s(sequence)
         if sequence in self._promises:
             self._promises.set_work(sequence, work_s)
             if sequence.num_computed:
@@ -171,6 +182,10 @@ class Niyama:
         return (rank, -math.inf)  # what has begun holds memory: it goes on
 
     def leave(self, sequence: Sequence) -> None:
+        del self._decodes_s[sequence]
+        self._forget_place(sequence)
+
+    def _forget_place(self, sequence: Sequence) -> None:
         if sequence in self._promises:
             self._promises.remove(sequence)
             self._begun.pop(sequence, None)
@@ -212,7 +227,7 @@ class Niyama:
 
     def _relegate(self, victim: Sequence, late: Sequence) -> Move:
         work_s = self._promises.all.work(victim)
-        self.leave(victim)
+        self._forget_place(victim)
         self._pressure += ARRIVAL_WEIGHT
         if victim.num_relegations < MAX_RETURNS:
             self._hopeful.add(victim)  # until its deadline has passed
@@ -251,7 +266,7 @@ class Niyama:
         others = start + everybody.lateness_after(due) + 2 * work_s
         if max(own, others) > 0:
             return []
-        self.leave(sequence)
+        self._forget_place(sequence)
         sequence.relegated = False
         self._promises.add(sequence, work_s)
         return [

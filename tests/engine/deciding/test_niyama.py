@@ -346,3 +346,12 @@ def test_the_switches_switch() -> None:
 def test_a_share_outside_its_range_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         NiyamaConfig(**{field: value})  # type: ignore[arg-type] # the name is a parameter
+
+
+def test_nobody_is_relegated_for_output_that_comes_after_the_deadlines() -> None:
+    """3,000 decodes of 0.1 ms each are 0.3 s of work under MILLI, more than the TTFT of 0.1 s; four
+    such requests have their first tokens by then all the same."""
+    replica = make_replica()
+    requests = [make_request(f"r{i}", 2, 3000, 0.0, interactive(0.1, 0.05)) for i in range(4)]
+    outcomes = serve(requests, replica)
+    assert not any(o.relegated or is_late(o) for o in outcomes.values())
