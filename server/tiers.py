@@ -109,7 +109,7 @@ class Tiers:
 
 
 def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
-    """Reads the TOML file. Raises ValueError, naming file and key, or OSError."""
+    """Reads the TOML file. Raises ValueError, naming file and key."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         _refuse_unknown(document, {"default_tier", "tiers", "applications"}, "")
@@ -122,6 +122,8 @@ def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
             for name, table in _tables(document, "applications").items()
         }
         return Tiers(tiers, default, applications)
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -227,6 +227,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda tmp: ["--save-profile", f"{tmp}/none/p"],
         "none/p: No such file or directory",
     ),
+    "no tiers file": (
+        lambda tmp: ["--config", "nofile.toml"],
+        "--config nofile.toml: No such file or directory",
+    ),
     "bad tiers": (bad_tiers, "tiers.a.tbt_s is required"),
 }
 
@@ -241,6 +245,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     (said,) = process.log.splitlines()
     assert said.startswith("niyama-server: error: ")
     assert line in said
+    assert "[Errno" not in said
 
 
 def test_a_taken_port_is_told(start: Start, server: ServerProcess) -> None:
