@@ -25,7 +25,7 @@ GPU_SHARE = 0.85
 
 
 def build(config: EngineConfig) -> Engine:
-    """Raises CheckpointError, one line, for a folder that cannot be served."""
+    """Raises ValueError, one line, for a folder that cannot be served or a device not there."""
     device = _device(config.device)
     executor = runner.load(
         config.model,
@@ -90,9 +90,21 @@ def _device_name(device: torch.device) -> str:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Raises ValueError, one line, for a device that this machine or this torch does not have."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: must be auto, cpu or a CUDA device") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: must be auto, cpu or a CUDA device")
+    if device.type == "cuda" and not torch.backends.cuda.is_built():
+        raise ValueError(f"--device {name}: this torch has no CUDA")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: no such device, CUDA finds {count}")
+    return name
 
 
 def _threads() -> int:
