@@ -63,9 +63,20 @@ class Rate:
 
     def __post_init__(self) -> None:
         if not (0 <= self.low < math.inf and 0 < self.high < math.inf):
-            raise ValueError(f"rates must be positive, got {self.low:g}..{self.high:g}")
+            raise ValueError(f"rates must be positive, got {self.levels}")
         if self.period_s is not None and not self.period_s > 0:
             raise ValueError(f"the period of a rate must be positive, got {self.period_s:g}")
+
+    @property
+    def levels(self) -> str:
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}..{self.high:g}"
+
+    def __str__(self) -> str:
+        """As `parse_rate` reads it, periods in seconds."""
+        if self.shape is Shape.CONSTANT:
+            return f"{self.high:g}"
+        period = "" if self.period_s is None else f"/{self.period_s:g}s"
+        return f"{self.shape.value}:{self.low:g}..{self.high:g}{period}"
 
     def scaled(self, factor: float) -> Rate:
         return Rate(self.low * factor, self.high * factor, self.shape, self.period_s)

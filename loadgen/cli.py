@@ -19,7 +19,7 @@ from loadgen.capacity import Capacity
 from loadgen.cluster import SiloTarget
 from loadgen.html.page import Asked, page
 from loadgen.modes import Measure, Measurement, Measuring, NotMeasured
-from loadgen.spec import Spec, build
+from loadgen.spec import DEFAULT_RATE, Spec, build
 from loadgen.target import End, Target, TargetInfo, Unreachable
 from loadgen.workload import Workload, plan
 
@@ -162,18 +162,29 @@ class _Command:
         elif not self.arguments.find_capacity:
             title = "contender" if self.arguments.compare else "rate"
             self.out.print(report.runs_table(title, self.done))
-            for line in report.caveats(self.done):
+            for line in (*report.caveats(self.done), f"[dim]{report.ON_PACE}[/]"):
                 self.out.print(line, highlight=False)
 
     def _write(self) -> None:
         arguments, done = self.arguments, self.done
         if arguments.json is not None:
-            document = json_report.to_json(self.mode, _asked(arguments), done, self.capacities)
+            document = json_report.to_json(self.mode, self._arguments(), done, self.capacities)
             json_report.write(document, arguments.json)
         if arguments.csv is not None:
             records_csv.write(((each.name, each.records) for each in done), arguments.csv)
         if arguments.html is not None:
             html_report.write(page(self._asked(), done, self.capacities), arguments.html)
+
+    def _arguments(self) -> dict[str, object]:
+        """The flags, and what the first run really had of the three that say which requests."""
+        first = self.done[0]
+        rate = self.spec.rate or (None if self.spec.replay else DEFAULT_RATE)
+        really = {
+            "seed": self.spec.seed or 0,
+            "rps": None if rate is None else str(rate),
+            "duration": first.duration_s,
+        }
+        return flags.as_typed(self.argv, self.arguments) | really
 
     def _asked(self) -> Asked:
         """The head of the HTML report."""
@@ -189,11 +200,6 @@ class _Command:
             versions | {"Python": python_version()},
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )
-
-
-def _asked(arguments: argparse.Namespace) -> dict[str, str]:
-    """The flags that were given or have a default, as text."""
-    return {name: str(value) for name, value in vars(arguments).items() if value not in (None, [])}
 
 
 def _ended(done: Sequence[Measurement]) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from client.client import DEFAULT_SERVER
 from client.values import Importance
@@ -71,6 +72,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if path is not None and not _can_be_written(path):
             made.error(f"argument --{name}: {path} cannot be written")
     return arguments
+
+
+def as_typed(argv: Sequence[str] | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given or have a default: numbers (durations in seconds), and the text
+    typed where the value is no plain one."""
+    made = parser()
+    for action in made._actions:
+        action.type = action.choices = None
+    texts = vars(made.parse_args(argv))
+    given = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    return {
+        name: value if _is_plain(value) else texts[name] for name, value in sorted(given.items())
+    }
+
+
+def _is_plain(value: object) -> bool:
+    """JSON has no infinity."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int)
 
 
 def _can_be_written(path: Path) -> bool:
@@ -163,7 +184,7 @@ def _add_modes(group: argparse._ArgumentGroup) -> None:
         "--slo-gate",
         type=_typed(gate.parse_gate),
         nargs="?",
-        const=gate.parse_gate("0.99"),
+        const="0.99",
         metavar="SHARE|TIER:SHARE,...",
         help="exit status 3 unless that share is on time (default 0.99 of every tier)",
     )

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 def to_json(
     mode: str,
-    arguments: Mapping[str, str],
+    arguments: Mapping[str, Any],
     measurements: Sequence[Measurement],
     capacities: Mapping[str, Capacity] | None = None,
 ) -> Document:

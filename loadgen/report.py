@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadgen.capacity import Capacity
-from loadgen.modes import Measurement
+from loadgen.modes import Measurement, falls_behind
 from loadgen.score import Percentiles, Score
 from loadgen.summary import Summary
 from loadgen.target import End
@@ -18,6 +18,9 @@ from loadgen.target import End
 _WIDTH = 118  # where the output is no terminal
 _NARROW = 100  # columns below which the tables leave something out
 _MOST_ERRORS = 5
+
+ON_PACE = "on pace: on time, and no gap above TBT (`--max-gap 1` on the server aims at that)"
+_TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --find-capacity"
 
 
 def console() -> Console:
@@ -154,6 +157,8 @@ def _lines(summary: Summary) -> Iterable[str]:
         f"{total.num_relegated} relegated"
     )
     yield f"backlog growth {summary.backlog_growth:+.1%} of the arriving tokens"
+    if falls_behind(summary):
+        yield f"[red]{_TOO_MUCH}[/]"
     if len(summary.by_prompt) > 1:
         yield f"long prompts are those over {summary.long_prompt_tokens} tokens (p90)"
     if len(summary.by_tenant) > 1 and summary.fairness is not None:
@@ -168,6 +173,7 @@ def _lines(summary: Summary) -> Iterable[str]:
         yield f"[red bold]PARTIAL[/] {escape(summary.problem)}"
     if summary.invalid:
         yield f"[red bold]INVALID[/] {summary.invalid}"
+    yield f"[dim]{ON_PACE}[/]"
 
 
 def _percentiles(values: Percentiles, narrow: bool) -> str:

@@ -22,9 +22,14 @@ from loadgen.units import parse_duration
 _PROFILES = "a100-llama3-8b, roofline:DEVICE:CONFIG.json, or a saved calibration"
 Parse = Callable[[str], Any]
 
-_OF_THE_SERVER = ("policy", "chunk_size", "tiers", "tier", "kv_tokens", "context_len")
-_OF_THE_SERVER += ("max_batch_size", "max_requests", "max_gap", "relegation_allowance")
-_OF_SIMULATIONS = ("replicas", "silo", "routing", "host_overhead", "predictor_error")
+_OF_THE_SERVER = (
+    *("policy", "chunk_size", "context_len", "max_batch_size"),
+    *("max_requests", "max_gap", "relegation_allowance"),
+)
+_OF_SIMULATIONS = (
+    *("replicas", "silo", "routing", "host_overhead", "predictor_error"),
+    *("tiers", "tier", "kv_tokens"),  # the server has others for these
+)
 NAMES = (*_OF_THE_SERVER, *_OF_SIMULATIONS)
 
 

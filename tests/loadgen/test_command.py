@@ -246,7 +246,7 @@ def test_a_malformed_trace_row_is_one_line(
         (["--compare", "a,a"], "not a list of different names"),
         (["--slo-gate", "0.9", "--compare", "a"], "not allowed with"),
         (["--policy", "edf"], "is for --simulate; start the server with it, or use --compare"),
-        (["--tier", "chat=1s/50ms"], "--tier is for --simulate; start the server with it ("),
+        (["--tier", "chat=1s/50ms"], "--tier is for --simulate ("),
         (["--replicas", "1"], "--replicas is for --simulate ("),
         (["--compare", "edf,fcfs", "--chunk-size", "256"], "get it by --server-flags"),
         (["--json", "/nowhere/run.json"], "--json: /nowhere/run.json cannot be written"),

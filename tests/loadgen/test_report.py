@@ -1,6 +1,7 @@
 """What is printed: the tables fit, and no name is taken for markup."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,15 @@ def test_the_tables_are_not_cut_off(summary: Summary, width: int) -> None:
     row = next(line.split() for line in text.splitlines() if line.startswith(" interactive"))
     assert row[:5] == ["interactive", "1000", "1000", "0", quantiles]
     assert ("goodput/s" in text) == (width == 118)
+
+
+def test_it_says_what_on_pace_means_and_what_to_do_about_an_overload(summary: Summary) -> None:
+    advice = "more was sent than this target can serve: lower --rps, or try --find-capacity"
+    served = replace(summary, backlog_growth=0.2, backlog_noise=0.1)
+    behind = replace(summary, backlog_growth=0.21, backlog_noise=0.1)
+    assert advice not in printed(served, 118)
+    assert advice in printed(behind, 118)
+    assert "on pace: on time, and no gap above TBT (`--max-gap 1`" in printed(served, 118)
 
 
 def test_brackets_are_printed_as_they_are(summary: Summary) -> None:

@@ -50,6 +50,20 @@ def test_capacity_grows_with_the_replicas(tmp_path: Path) -> None:
     assert capacity[1] >= 2 * capacity[0] > 0
 
 
+def test_the_json_has_the_flags_as_typed_and_numbers_as_numbers(tmp_path: Path) -> None:
+    """Seed, rate and duration even where no flag says them."""
+    load = ("--rps", "1..2/20s", "--mix", "interactive:0.5", "--arrivals", "gamma", "--cv", "2")
+    _, document = report(tmp_path, *load, "--warmup", "500ms", "--max-gap", "inf")
+    given = document["arguments"]
+    assert (given["rps"], given["seed"], given["duration"]) == ("square:1..2/20s", 0, 40.0)
+    assert (given["mix"], given["arrivals"], given["cv"]) == ("interactive:0.5", "gamma", 2.0)
+    assert (given["warmup"], given["max_gap"], given["replicas"]) == (0.5, "inf", 1)
+    assert given["prompt_tokens"] == ["2000"]
+    assert (
+        report(tmp_path, "--seed", "7")[1]["arguments"].items() >= {"seed": 7, "rps": "10"}.items()
+    )
+
+
 def test_a_sweep_has_a_run_for_each_rate(tmp_path: Path) -> None:
     _, document = report(tmp_path, "--sweep", "1,2")
     assert [run["name"] for run in document["runs"]] == ["1/s", "2/s"]
