@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import socket
 from collections.abc import Coroutine, Sequence
 
 import grpc
@@ -70,13 +72,7 @@ class Server:
     async def start(self) -> EngineInfo:
         """Listens, then waits for the engine. Raises StartError."""
         await self._set_health(serving=False)
-        address = f"{self.config.host}:{self.config.port}"
-        try:
-            self.port = self._grpc.add_insecure_port(address)
-            if self.config.metrics_port:
-                self.metrics.serve(self.config.host, self.config.metrics_port)
-        except (RuntimeError, OSError) as error:
-            raise StartError(f"cannot listen on {address}: {error}") from error
+        self._listen()
         await self._grpc.start()
         try:
             info = await self.engine.start()
@@ -87,6 +83,19 @@ class Server:
         if self.config.metrics_port:
             self._poll = asyncio.create_task(self._poll_metrics())
         return info
+
+    def _listen(self) -> None:
+        host, port, metrics_port = self.config.host, self.config.port, self.config.metrics_port
+        try:
+            _refuse_taken(host, port)
+            self.port = self._grpc.add_insecure_port(f"{host}:{port}")
+        except (RuntimeError, OSError) as error:
+            raise StartError(f"cannot listen on {host}:{port}: {_reason(error)}") from error
+        try:
+            if metrics_port:
+                self.metrics.serve(host, metrics_port)
+        except OSError as error:
+            raise StartError(f"cannot listen on {host}:{metrics_port}: {_reason(error)}") from error
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
@@ -157,6 +166,30 @@ def choose_tiers(config: ServerConfig, proposed: Sequence[TierInfo]) -> Tiers:
     if config.config is not None:
         return tiers.load(config.config, built_in)
     return Tiers({tier.name: tier for tier in built_in}, built_in[0].name)
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Raises OSError where no address of the host can be bound, as gRPC does with a line of its own
+    on stderr and without the reason.
+    """
+    refusal: OSError | None = None
+    addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return
+        except OSError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return "address in use" if error.errno == errno.EADDRINUSE else error.strerror
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

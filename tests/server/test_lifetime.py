@@ -250,11 +250,14 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     assert "[Errno" not in said
 
 
-def test_a_taken_port_is_told(start: Start, server: ServerProcess) -> None:
-    process = start("--port", server.address.rpartition(":")[2])
+@pytest.mark.parametrize("flags", [["--port"], ["--metrics-port"]])
+def test_a_taken_port_is_told_in_one_line(
+    start: Start, server: ServerProcess, flags: list[str]
+) -> None:
+    process = start(*flags, server.address.rpartition(":")[2])
     assert process.wait_exit() == 1
-    said = process.log.splitlines()
-    assert any(line.startswith("niyama-server: error: cannot listen on") for line in said)
+    line = f"niyama-server: error: cannot listen on {server.address}: address in use"
+    assert process.log.splitlines() == [line]
 
 
 def test_a_machine_without_numpy_starts_quietly(
