@@ -27,7 +27,9 @@ class Flag(NamedTuple):
 class EngineConfig:
     """Raises ValueError, naming the field first, for a value out of range."""
 
-    model: Annotated[Path, Flag("checkpoint folder laid out as Hugging Face does")] = FOLDER
+    model: Annotated[
+        Path, Flag("checkpoint folder laid out as Hugging Face does (default: the embedded model)")
+    ] = FOLDER
     model_name: Annotated[str, Flag("name to serve it by (default: the folder's)")] = ""
     device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
     dtype: Annotated[str, Flag("number format of the weights", DTYPES)] = "auto"

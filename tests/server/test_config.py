@@ -63,6 +63,16 @@ def test_the_scheduler_s_flags_reach_it() -> None:
     )
 
 
+def test_help_names_the_embedded_model_and_no_folder_of_this_machine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: the embedded model)" in said
+    assert str(FOLDER.parent) not in said.replace(" ", "")
+
+
 def test_engine_flags_that_take_no_value_and_paths() -> None:
     flags = "--recalibrate --calibration-cache c --save-profile p --decision-log d --patience-s 9"
     engine = parse(flags.split()).engine
