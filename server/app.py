@@ -132,7 +132,7 @@ class Server:
         if info.context_note:
             log.warning("context", note=info.context_note)
         if info.calibration is not None:
-            log.info("calibration", **info.calibration._asdict())
+            log.info("calibration", **info.calibration.log_fields())
         self.service.adopt(info, choose_tiers(self.config, info.tiers))
 
     def _engine_ready(self, info: EngineInfo) -> None:
@@ -173,7 +173,7 @@ def _refuse_taken(host: str, port: int) -> None:
     on stderr and without the reason.
     """
     refusal: OSError | None = None
-    addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    addresses = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM)
     for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:

@@ -73,13 +73,19 @@ class TierInfo(NamedTuple):
 
 class Calibration(NamedTuple):
     """How the latency profile came to be. Seconds; `median_error` of |actual / predicted - 1| over
-    iterations that it was not made from, None where there were none. `note` is for the log.
+    iterations that it was not made from, None where there were none. `took_s` is None for one from
+    the cache; `profile` is its file, None where it could not be written, and `note` why.
     """
 
-    took_s: float
+    took_s: float | None
     median_error: float | None
     from_cache: bool
-    note: str
+    profile: str | None
+    note: str | None = None
+
+    def log_fields(self) -> dict[str, Any]:
+        """What there is to say."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,19 +40,19 @@ def obtain(
     folder: Path, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
     """The profile remembered under the key, or a new one, which is then remembered."""
-    started_at = time.monotonic()
     text = json.dumps(key | {"format": FORMAT}, sort_keys=True)
     path = folder / f"profile-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
     known = None if again else _read(path)
     if known is not None:
         profile, error = known
-        took_s = time.monotonic() - started_at
-        return profile, Calibration(took_s, error, from_cache=True, note=str(path))
+        return profile, Calibration(None, error, from_cache=True, profile=str(path))
+    started_at = time.monotonic()
     measured = measure()
     profile = fit(f"{key['model_name']} on {key['device']}", measured.samples, measured.max_chunk)
     error = median_error(profile, measured.held_out) if measured.held_out else None
     note = _write(path, {"profile": profile.to_dict(), "median_error": error, "key": key})
-    return profile, Calibration(time.monotonic() - started_at, error, from_cache=False, note=note)
+    took_s, kept = time.monotonic() - started_at, str(path) if note is None else None
+    return profile, Calibration(took_s, error, from_cache=False, profile=kept, note=note)
 
 
 def save(profile: LatencyProfile, path: Path) -> None:
@@ -72,8 +72,8 @@ def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
         return None
 
 
-def _write(path: Path, data: dict[str, Any]) -> str:
-    """In one piece, so that no reader sees half of it. Returns what to say about it."""
+def _write(path: Path, data: dict[str, Any]) -> str | None:
+    """In one piece, so that no reader sees half of it. Returns why it could not be, else None."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -81,4 +81,4 @@ def _write(path: Path, data: dict[str, Any]) -> str:
         os.replace(file.name, path)
     except OSError as error:
         return f"not remembered: {error}"
-    return str(path)
+    return None

@@ -42,6 +42,10 @@ def test_a_profile_is_measured_once_for_a_key_and_remembered(tmp_path: Path) -> 
     assert first.name == "tiny on abacus"
     assert first.max_chunk == 64
     assert (made.from_cache, read.from_cache) == (False, True)
+    (path,) = (tmp_path / "new").iterdir()
+    assert made.log_fields().keys() == {"took_s", "median_error", "from_cache", "profile"}
+    assert read.log_fields().keys() == {"median_error", "from_cache", "profile"}
+    assert made.profile == read.profile == str(path)
     assert made.median_error == read.median_error == pytest.approx(0, abs=1e-6)
 
 
@@ -69,7 +73,8 @@ def test_a_folder_that_cannot_be_written_to_costs_the_memory_only(tmp_path: Path
     (tmp_path / "file").write_text("")
     profile, calibration = profiles.obtain(tmp_path / "file", KEY, Measure(), again=False)
     assert profile.max_chunk == 64
-    assert calibration.note.startswith("not remembered: ")
+    assert calibration.profile is None
+    assert str(calibration.note).startswith("not remembered: ")
 
 
 def test_a_saved_profile_is_what_a_simulation_reads(tmp_path: Path) -> None:
