@@ -1,4 +1,4 @@
-# Thin: each target is a line or two. `make demo` and `make test` need only Python 3.11 and a C++ compiler.
+# Thin: each target is a line or two. `make demo` and `make test` need only Python 3.11.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
