@@ -2,8 +2,8 @@
 
 Other uses: `info`, `estimate`, `explain ID`, `count "text"`; `generate "info"` for a prompt that is
 one of these words, `-` for a prompt on standard input. The text goes to standard output, everything
-else to standard error. Exit status: 0, 1 when the call failed, 2 for arguments that make no call,
-130 when interrupted.
+else to standard error. Exit status: 0, 1 when the call failed or nobody reads on, 2 for
+arguments that make no call, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
 from client.options import GenerateOptions, QosOptions
+from client.terminal import discard_output
 from client.values import (
     Accepted,
     Finished,
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Client(arguments.server, tenant=arguments.tenant) as client:
             command: Callable[[Client, argparse.Namespace], None] = arguments.command
             command(client, arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return 1
     except NiyamaError as error:
         print(f"niyama: {_one_line(error, arguments.server)}", file=sys.stderr)
         return 2 if isinstance(error, InvalidRequest) else 1

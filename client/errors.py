@@ -79,6 +79,8 @@ _PLAIN: dict[grpc.StatusCode, type[NiyamaError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 
+_NOBODY_THERE = ": is the server running? (python -m server)"
+
 
 def translate(call: grpc.Call) -> NiyamaError:
     """The exception for a failed call: grpc's errors of both kinds have a call's methods."""
@@ -89,6 +91,8 @@ def translate(call: grpc.Call) -> NiyamaError:
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         error = QueueFull(message, _retry_after(call))
     else:
+        if code is grpc.StatusCode.UNAVAILABLE and "Connection refused" in message:
+            message += _NOBODY_THERE
         error = _PLAIN.get(code, ServerError)(message)
     error.code = code
     return error

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import os
 import socket
+import sys
 
 import pytest
 
@@ -54,6 +56,18 @@ async def test_info_shows_the_tiers(address: str, capsys: Capture) -> None:
     assert "standard: TTLT 30,000.0 ms, importance normal  (default)" in output
 
 
+async def test_a_reader_that_leaves_early_is_no_traceback(address: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = (sys.executable, "-m", "client", "info", "--server", address)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    _, error = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, error) == (1, b"")
+
+
 async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> None:
     assert await run("estimate", "10", "15", "--ttlt", "20", "--server", address) == 0
     assert capsys.readouterr().out.startswith("LATE\npredicted TTFT 10,000.0 ms")
@@ -87,6 +101,7 @@ def test_an_unreachable_server_is_one_line(capsys: Capture) -> None:
         assert main(["hi", "--server", address]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"niyama: {address}: ")
+    assert error.endswith("is the server running? (python -m server)\n")
     assert error.count("\n") == 1
 
 
