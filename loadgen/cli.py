@@ -14,6 +14,7 @@ from platform import python_version
 from rich.console import Console
 from rich.markup import escape
 
+from client.terminal import discard_output
 from loadgen import flags, gate, html_report, json_report, modes, records_csv, report, targets
 from loadgen.capacity import Capacity
 from loadgen.cluster import SiloTarget
@@ -31,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = flags.parse(argv)
     try:
         asked = sys.argv[1:] if argv is None else argv
-        return _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
+        status = _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        discard_output()
+        return EXIT_TARGET
     except Unreachable as error:
         return _fail(str(error), EXIT_TARGET)
     except (ValueError, OSError) as error:
@@ -64,8 +70,10 @@ class _Command:
             return _fail(str(error), _ended(self.done) or EXIT_INVALID)
         finally:
             if self.done:
-                self._show()
-                self._write()
+                try:
+                    self._show()
+                finally:  # also where nobody reads what is shown
+                    self._write()
         if self.arguments.find_capacity and not self._are_bracketed():
             return EXIT_INVALID
         gate_status = self._gate()
@@ -80,6 +88,7 @@ class _Command:
 
     def _send_all(self) -> None:
         if self.arguments.compare:
+            targets.check(self.arguments, self.arguments.compare)
             modes.compare(
                 lambda contender: targets.opened(self.arguments, contender),
                 self.arguments.compare,

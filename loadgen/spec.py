@@ -97,7 +97,7 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
     return Workload(
         arrivals,
         tuple(_load(known[name], share, specs[name]) for name, share in mix.items()),
-        spec.duration_s or _default_duration(arrivals),
+        _default_duration(arrivals) if spec.duration_s is None else spec.duration_s,
         spec.seed or 0,
         spec.tenants or {},
         spec.applications or {},

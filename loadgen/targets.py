@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from engine.deciding.policies import POLICIES
 from loadgen import flags, local_server, simulation_flags
 from loadgen.live import LiveTarget
 from loadgen.simulated import SimulatedTarget
@@ -31,6 +32,19 @@ def opened(arguments: argparse.Namespace, contender: str | None = None) -> Itera
         return
     with local_server.serving(["--policy", name, *shlex.split(arguments.server_flags)]) as own:
         yield _live(arguments, own)
+
+
+def check(arguments: argparse.Namespace, contenders: Sequence[str]) -> None:
+    """Before the first one runs: can each be opened? Raises ValueError."""
+    for contender in contenders:
+        if arguments.simulate is not None:
+            _simulated(arguments, contender)
+            continue
+        name, _, address = contender.partition("=")
+        if not address and name not in POLICIES:
+            raise ValueError(
+                f"unknown policy {name!r}: one of {', '.join(POLICIES)}, or NAME=HOST:PORT"
+            )
 
 
 def _live(arguments: argparse.Namespace, address: str) -> LiveTarget:

@@ -212,6 +212,8 @@ def die_at(little: LittleServer, num_ended: int) -> None:
         (["--workload", "/nowhere.toml"], "No such file or directory: '/nowhere.toml'"),
         (["--prompt-tokens", "gold:5"], "unknown tier gold"),
         (["--warmup", "20", "--cooldown", "10"], "leave nothing of the run to measure"),
+        (["--duration", "0"], "the duration is positive, got 0"),
+        (["--compare", "x=localhost:1,foo"], "unknown policy 'foo': one of niyama"),
         (["--channels", "0"], "at least 1 channel"),
     ],
 )
@@ -240,6 +242,7 @@ def test_a_malformed_trace_row_is_one_line(
     ("flags", "message"),
     [
         (["--mix", "interactive"], "'interactive' is not NAME:SHARE"),
+        (["--rps", "-3"], "rates must be positive, got -3 ("),
         (["--rps", "fast"], "'fast' is not a rate"),
         (["--duration", "soon"], "'soon' is not a duration"),
         (["--sweep", "1,x"], "'1,x' is not a list of rates"),
@@ -280,4 +283,5 @@ def test_an_unreachable_server_is_one_line(
         assert main(arguments(address)) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"niyama-loadgen: {address}: ")
+    assert error.endswith("is the server running? (python -m server)\n")
     assert error.count("\n") == 1

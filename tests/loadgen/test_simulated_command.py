@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,17 @@ def test_the_json_has_the_flags_as_typed_and_numbers_as_numbers(tmp_path: Path) 
     assert (
         report(tmp_path, "--seed", "7")[1]["arguments"].items() >= {"seed": 7, "rps": "10"}.items()
     )
+
+
+def test_a_reader_that_leaves_early_costs_no_file_and_no_traceback(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = tmp_path / "report.json"
+    command = (sys.executable, "-m", "loadgen", *SIMULATED, "--json", str(path))
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+    assert json.loads(path.read_text())["runs"]
 
 
 def test_a_sweep_has_a_run_for_each_rate(tmp_path: Path) -> None:
