@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from engine.deciding.plan import Event, Finished, Token
 from engine.deciding.policies import POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
-from engine.deciding.sequence import FinishReason
-from tests.engine.deciding.parts import TARGETS, Driver, make_request, make_scheduler
+from engine.deciding.sequence import FinishReason, Sequence
+from tests.engine.deciding.parts import TARGETS, Driver, deadline, make_request, make_scheduler
 
 PAGE_SIZE = 4
 CONTEXT = 64
@@ -168,3 +169,42 @@ def test_the_context_length_ends_a_sequence() -> None:
     finished = driver.stories["r"].finished
     assert finished is not None
     assert (finished.reason, finished.output_tokens) == (FinishReason.LENGTH, 4)
+
+
+def test_a_decode_that_must_lose_its_pages_is_the_one_with_most_slack_for_it() -> None:
+    """Two pages of 4 each and a fifth is needed: b, due at 2 s, has 1 s more slack than a, whose
+    7 known tokens take no longer to compute again."""
+    scheduler = make_scheduler("fcfs", num_pages=4, page_size=4, context_len=16)
+    driver = Driver(scheduler)
+    for name, due in (("a", 1.0), ("b", 2.0)):
+        driver.submit(make_request(name, 6, 10, targets=deadline(due)))
+    while not scheduler.num_preemptions:
+        driver.step()
+    driver.drain()
+    preemptions = {n: s.finished and s.finished.num_preemptions for n, s in driver.stories.items()}
+    assert preemptions == {"a": 0, "b": 1}
+
+
+def test_among_equals_the_decode_that_is_cheapest_to_compute_again_loses_its_pages() -> None:
+    """Best effort has no deadline: 20 tokens against 6."""
+    scheduler = make_scheduler("fcfs", num_pages=8, page_size=4, context_len=32)
+    driver = Driver(scheduler)
+    driver.submit(make_request("long", 20, 10))
+    driver.submit(make_request("short", 6, 10))
+    while not scheduler.num_preemptions:
+        driver.step()
+    assert scheduler.sequence("short").num_preemptions == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_has_ended_leaves_no_state_behind(policy: str) -> None:
+    """A server runs for months: a sequence that stays in some dict is a leak."""
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(o) is Sequence for o in gc.get_objects())
+
+    before = count()
+    driver = random_run(policy, seed=5, num_requests=60)
+    assert len(driver.stories) == 60
+    assert count() == before
