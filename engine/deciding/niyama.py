@@ -113,6 +113,10 @@ class Niyama:
         return self._alpha
 
     @property
+    def keeps_pace(self) -> bool:
+        return self.config.dynamic_chunks
+
+    @property
     def num_promised(self) -> int:
         return len(self._promises)
 

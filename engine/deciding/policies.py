@@ -38,6 +38,10 @@ class Policy(Protocol):
     def alpha(self) -> float:
         """Weight of work against deadline in the order of prefills; 0 where it has none."""
 
+    @property
+    def keeps_pace(self) -> bool:
+        """Whether chunks are cut so that the streams of an iteration keep their TBT."""
+
     def enter(self, sequence: Sequence, now: float) -> Key:
         """The sequence starts to wait (again): its place."""
 
@@ -77,6 +81,7 @@ class FixedChunk:
     of tokens in all. Nobody is relegated."""
 
     alpha = 0.0
+    keeps_pace = False
 
     def __init__(self, order: Callable[[Sequence], float], chunk_size: int, demand: Demand) -> None:
         self._order = order

@@ -393,6 +393,11 @@ class Scheduler:
         ahead_s = self.policy.ahead_s(sequence, now)
         alone_s = self.latency.usual(Work(1, sequence.num_known))
         iteration_s = max(self._iteration_s, alone_s)
+        tbt_s = sequence.request.targets.tbt_s
+        if tbt_s is not None and self.policy.keeps_pace:
+            context = sequence.num_known + sum(s.num_known for s in self._running)
+            decodes_s = self.latency.usual(Work(1 + len(self._running), context))
+            iteration_s = min(iteration_s, max(tbt_s, decodes_s))
         return forecast(sequence, ahead_s, self._demand, iteration_s, now, output_len)
 
     def estimate(
