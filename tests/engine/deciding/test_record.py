@@ -10,9 +10,10 @@ import pytest
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
-from engine.deciding.record import MAX_DECISIONS, DecisionLog
+from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
 from engine.deciding.request import BEST_EFFORT, Importance, Targets
 from engine.deciding.scheduler import Scheduler
+from engine.driving.simulator import Outcome
 from tests.engine.deciding.parts import (
     MILLI,
     Driver,
@@ -137,33 +138,43 @@ def test_the_sink_gets_every_entry_whatever_is_remembered(capacity: int) -> None
 # What is foretold
 
 
-def test_what_is_said_at_admission_comes_true_under_light_load() -> None:
-    """Two requests a second, of a capacity of about nine, each of 20 tokens as the history soon
-    knows. The first token comes within 50 ms of what was said for nine in ten, the last within a
-    factor of two, and nobody is told wrongly whether it will be in time."""
+def told_and_come(rate: float) -> list[tuple[Decision, Outcome]]:
+    """A minute of requests of 20 tokens, as the history soon knows: what was said at admission,
+    and what became of each."""
     rng = random.Random(3)
     replica = make_replica()
+    targets = (interactive(2.0, 0.1), deadline(20.0))
     requests = [
-        make_request(f"r{i}", rng.randint(50, 2000), 20, at, rng.choice(LIGHT), application="chat")
-        for i, at in enumerate(poisson(2.0, 60.0, rng))
+        make_request(f"r{i}", rng.randint(50, 2000), 20, at, rng.choice(targets), application="a")
+        for i, at in enumerate(poisson(rate, 60.0, rng))
     ]
     outcomes = serve(requests, replica)
+    return [(replica.scheduler.explain(n).decisions[0], o) for n, o in outcomes.items()]
+
+
+def test_instants_said_at_admission_come_true_under_light_load() -> None:
+    """At two a second, of a capacity of about nine, nine in ten have their first token within
+    50 ms of what was said, and their last within a factor of two."""
     ttft_errors, ttlt_ratios = [], []
-    for name, outcome in outcomes.items():
-        admitted = replica.scheduler.explain(name).decisions[0]
-        finished = outcome.finished
-        assert finished is not None
+    for admitted, outcome in told_and_come(2.0):
+        assert outcome.finished is not None
+        ttlt_s = outcome.finished.timings.ttlt_s
+        assert ttlt_s is not None
         assert admitted.predicted_at is not None
-        assert bool(admitted.values["on_time"]) == (not is_late(outcome))
         ttft_errors.append(abs(admitted.predicted_at - outcome.token_at[0]))
-        assert finished.timings.ttlt_s is not None
-        ttlt_ratios.append(admitted.values["predicted_ttlt_s"] / finished.timings.ttlt_s)
-    assert len(outcomes) > 100
-    assert sum(error < 0.05 for error in ttft_errors) > 0.9 * len(outcomes)
-    assert sum(0.5 < ratio < 2 for ratio in ttlt_ratios) > 0.9 * len(outcomes)
+        ttlt_ratios.append(admitted.values["predicted_ttlt_s"] / ttlt_s)
+    assert len(ttft_errors) > 100
+    assert sum(error < 0.05 for error in ttft_errors) > 0.9 * len(ttft_errors)
+    assert sum(0.5 < ratio < 2 for ratio in ttlt_ratios) > 0.9 * len(ttlt_ratios)
 
 
-LIGHT = (interactive(2.0, 0.1), deadline(20.0))
+@pytest.mark.parametrize("rate", [2.0, 5.0, 8.0])
+def test_whether_in_time_is_told_rightly_at_admission(rate: float) -> None:
+    """Also near capacity, where iterations are longer than a TBT while there is slack to spend:
+    a third was once told that they would be late, and none was."""
+    told = told_and_come(rate)
+    wrong = [a for a, outcome in told if bool(a.values["on_time"]) == is_late(outcome)]
+    assert len(wrong) <= 0.01 * len(told)
 
 
 def test_the_estimate_is_what_a_request_sent_now_is_told() -> None:
