@@ -80,13 +80,17 @@ def iteration_budget(
     not relax by waiting binds nobody: prefills must not starve for what cannot be had.
     """
     budget = Budget(math.inf, None)
+    max_gap, reserve = config.max_gap, config.reserve
     for sequence, output_left in decodes:
         request = sequence.request
         tbt_s, last = request.targets.tbt_s, sequence.last_token_at
         if tbt_s is not None and last is not None:
             if config.catch_up * tbt_s < floor_s:
-                bound = max(config.max_gap, LOST_GAP) * floor_s
+                bound = max(max_gap, LOST_GAP) * floor_s
             else:
+                least = now + budget.seconds  # bounds are at least min(gap, spare): see above
+                if last + max_gap * tbt_s >= least <= sequence.due_at - reserve * tbt_s:
+                    continue
                 bound = interactive_budget(config, tbt_s, sequence.due_at, last, now)
         elif request.targets.ttlt_s is not None:
             bound = deadline_budget(sequence.due_at, output_left, now)
