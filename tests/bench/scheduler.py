@@ -34,8 +34,8 @@ from engine.deciding.policies import POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
 
-STREAMS = 56  # that decode throughout; those of the queue bring the batch to about 64
-MAX_BATCH = 72
+STREAMS = 54  # that decode throughout; those of the queue bring the batch to about 64
+MAX_BATCH = 66
 MEDIAN_MS = 0.3
 MEDIAN_RATIO = 2.0
 WARM_UP = 1000
