@@ -182,3 +182,9 @@ def test_the_number_of_replicas_starts_at_the_bound() -> None:
     sent = Load(hours=0.1, rate="2")
     assert serving.replicas(sent, Contender(), Judge()) == 1
     assert serving.replicas(replace(sent, rate="12"), Contender(), Judge()) >= 3
+
+
+def test_where_a_prompt_by_itself_takes_too_long_no_number_of_replicas_serves() -> None:
+    """7,400 tokens in chunks of 256 take more than 1 s, alone on a replica."""
+    sent = Load(hours=0.02, rate="4", ttft_s=1.0)
+    assert serving.replicas(sent, Contender("fcfs"), Judge(), "interactive") == 0
