@@ -12,7 +12,7 @@ from tests.server_process import ServerProcess
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Engines remember their latency profiles for this session alone."""
+    """Engines remember their latency profiles for one run of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
