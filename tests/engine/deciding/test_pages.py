@@ -87,7 +87,7 @@ class Pages(RuleBasedStateMachine):
             assert page not in self.content, "a published page is never written again"
         self.pool.publish(sequence, start, stop)
         if self.caching:
-            self.note_published(sequence)
+            self.note_published(sequence, start)
 
     def expect_oldest_evicted(self, taken: list[int], unread: set[int]) -> None:
         """Free pages go first, then published ones, those first whose readers left first."""
@@ -99,9 +99,10 @@ class Pages(RuleBasedStateMachine):
         for page in evicted:
             del self.content[page], self.left_at[page]
 
-    def note_published(self, sequence: Sequence) -> None:
+    def note_published(self, sequence: Sequence, start: int) -> None:
+        """Pages become known when they become full: not later, when an equal one was evicted."""
         full = min(sequence.num_computed, len(sequence.request.prompt)) // SIZE
-        for index in range(full):
+        for index in range(start // SIZE, full):
             prefix = self.prefix(sequence, index)
             if prefix not in self.content.values():
                 self.content.setdefault(sequence.pages[index], prefix)
