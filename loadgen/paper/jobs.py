@@ -20,6 +20,7 @@ from loadgen.paper import serving
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load
 from loadgen.paper.serving import Judge
+from loadgen.simulated import uncollected
 
 T = TypeVar("T")
 
@@ -60,7 +61,9 @@ class Answered(NamedTuple):
 
 def _timed(job: Job) -> Answered:
     start = process_time()
-    return Answered(job.answer(), process_time() - start)
+    with uncollected():
+        value = job.answer()
+    return Answered(value, process_time() - start)
 
 
 @dataclass
