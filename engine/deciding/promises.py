@@ -24,7 +24,6 @@ class Promises:
     def __init__(self) -> None:
         self.all = Backlog()
         self._groups: dict[Importance, dict[str, Backlog]] = {}
-        self._tenants: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.all)
