@@ -34,6 +34,8 @@ class Spelling:
     def __init__(self, pieces: Sequence[bytes], opening: Sequence[bytes]) -> None:
         self._pieces = pieces
         self._opening = opening  # as the text's first: without the space the tokenizer put there
+        # The same as text, for where no character is open; None for those that are no whole text.
+        self.texts = [_whole(piece) for piece in pieces]
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -42,6 +44,13 @@ class Spelling:
         """Empty for ids beyond the vocabulary: models pad theirs."""
         pieces = self._opening if opens else self._pieces
         return pieces[token_id] if 0 <= token_id < len(pieces) else b""
+
+
+def _whole(piece: bytes) -> str | None:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 class Detokenizer:
@@ -53,14 +62,22 @@ class Detokenizer:
 
     def __init__(self, spelling: Spelling, prompt: Iterable[int] = ()) -> None:
         self._spelling = spelling
+        self._texts = spelling.texts
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._opens = not any(spelling.of(token_id) for token_id in prompt)
+        self._is_plain = not self._opens  # whether a token's text depends on nothing before it
 
     def feed(self, token_id: int) -> str:
         """The text that is certain now; "" in the middle of a character."""
+        if self._is_plain and 0 <= token_id < len(self._texts):
+            text = self._texts[token_id]
+            if text is not None:
+                return text
         piece = self._spelling.of(token_id, self._opens)
         self._opens = self._opens and not self._spelling.of(token_id)
-        return self._utf8.decode(piece).translate(_INVALID)
+        text = self._utf8.decode(piece).translate(_INVALID)
+        self._is_plain = not self._opens and not self._utf8.getstate()[0]
+        return text
 
     def finish(self) -> str:
         """What an unfinished character leaves, when no more tokens come."""

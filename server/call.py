@@ -45,7 +45,7 @@ class Call:
 
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
         if isinstance(output, Piece):
-            return pb.GenerateStreamResponse(tokens=outbound.to_tokens(*output))
+            return outbound.to_piece(*output)
         if isinstance(output, Ended):
             return pb.GenerateStreamResponse(finished=self.finish(output))
         if isinstance(output, Accepted):

@@ -52,7 +52,8 @@ class Text:
 
     def __init__(self, detokenizer: Detokenizer, sampling: Sampling, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
-        self._sampling = sampling
+        self._min_tokens = sampling.min_tokens
+        self._stop_ids = sampling.stop_token_ids
         self._checker = StopChecker(stops) if stops else None
         self.num_tokens = 0
         self.matched_stop = ""
@@ -67,7 +68,8 @@ class Text:
                 break
             self.num_tokens += 1
             taken.append(token)
-            text += self._examine(self._spell(token.id))
+            spelled = self._spell(token.id)
+            text += spelled if self._checker is None else self._examine(self._checker, spelled)
         return text, taken
 
     def rest(self) -> str:
@@ -77,20 +79,20 @@ class Text:
         text = self._detokenizer.finish()
         if self._checker is None:
             return text
-        return self._examine(text) + ("" if self.matched_stop else self._checker.finish())
+        text = self._examine(self._checker, text)
+        return text if self.matched_stop else text + self._checker.finish()
 
     def _spell(self, token_id: int) -> str:
         """A token that ends the output is none of its text."""
-        past_minimum = self.num_tokens > self._sampling.min_tokens
-        if past_minimum and token_id in self._sampling.stop_token_ids:
+        if token_id in self._stop_ids and self.num_tokens > self._min_tokens:
             return ""
         return self._detokenizer.feed(token_id)
 
-    def _examine(self, text: str) -> str:
+    def _examine(self, checker: StopChecker, text: str) -> str:
         """`text` without what a stop string cuts off or may yet turn out to cut off."""
-        if self._checker is None or self.num_tokens <= self._sampling.min_tokens or not text:
+        if self.num_tokens <= self._min_tokens or not text:
             return text
-        text, matched = self._checker.feed(text)
+        text, matched = checker.feed(text)
         self.matched_stop = matched or ""
         return text
 
@@ -126,8 +128,12 @@ class Generation:
         GenerationFailed.
         """
         outputs: list[Output] = []
+        items = await self._stream.next()
+        if len(items) == 1 and isinstance(items[0][1], Token):  # by far the most frequent
+            self._spell(items[0][0], (items[0][1],), outputs)
+            return outputs
         tokens: dict[int, list[Token]] = {}
-        for index, item in await self._stream.next():
+        for index, item in items:
             if isinstance(item, Token):
                 tokens.setdefault(index, []).append(item)
             elif isinstance(item, Finished):

@@ -113,18 +113,22 @@ class RequestStream:
 
     def put(self, index: int, item: Item) -> None:
         self._items.append((index, item))
-        if isinstance(item, Finished):
-            self._open.pop(index, None)
-        self._wake()
+        if self._waiter is not None:
+            self._wake(self._waiter)
+
+    def end(self, index: int, finished: Finished) -> None:
+        self._open.pop(index, None)
+        self.put(index, finished)
 
     def fail(self, error: EngineLost) -> None:
         self._open.clear()
         self._error = error
-        self._wake()
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = None
+        if not waiter.done():
             waiter.set_result(None)
 
 
@@ -385,7 +389,7 @@ class EngineClient:
         for finished in report.finished:
             self._in_flight.pop(finished.request_id, None)
             if found := streams.pop(finished.request_id, None):
-                found[0].put(found[1], finished)
+                found[0].end(found[1], finished)
         for reply in report.replies:
             future = self._calls.get(reply.call_id)
             if future is None or future.done():

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
@@ -165,7 +166,11 @@ class Report:
 
 
 def token_of(sampled: SampledTuple) -> Token:
-    return Token(*sampled[1:])
+    return _plain_token(sampled[1]) if len(sampled) == 2 else Token(*sampled[1:])
+
+
+# Without log probabilities there are few different tokens, and each comes often.
+_plain_token = lru_cache(maxsize=8192)(Token)
 
 
 def pack(message: object) -> bytes:

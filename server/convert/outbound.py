@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -79,12 +80,23 @@ def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
     ]
 
 
-def to_tokens(index: int, text: str, tokens: Sequence[Token]) -> pb.Tokens:
-    return pb.Tokens(
-        index=index,
-        text=text,
-        token_ids=[token.id for token in tokens],
-        logprobs=to_logprobs(tokens),
+def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStreamResponse:
+    """A stream's message for new output."""
+    if len(tokens) == 1 and tokens[0].logprob is None:
+        return _of_one_token(index, text, tokens[0].id)
+    ids = [token.id for token in tokens]
+    return pb.GenerateStreamResponse(
+        tokens=pb.Tokens(index=index, text=text, token_ids=ids, logprobs=to_logprobs(tokens))
+    )
+
+
+@lru_cache(maxsize=8192)
+def _of_one_token(index: int, text: str, token_id: int) -> pb.GenerateStreamResponse:
+    """By far the most frequent message, and few different ones: made once, sent often, and never
+    changed.
+    """
+    return pb.GenerateStreamResponse(
+        tokens=pb.Tokens(index=index, text=text, token_ids=(token_id,))
     )
 
 

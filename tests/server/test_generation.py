@@ -44,7 +44,8 @@ class Played:
 
     def put(self, *items: Item, index: int = 0) -> None:
         for item in items:
-            self.stream.put(index, item)
+            put = self.stream.end if isinstance(item, Finished) else self.stream.put
+            put(index, item)
 
 
 async def test_everything_a_slow_reader_missed_is_one_piece() -> None:

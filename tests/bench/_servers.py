@@ -1,0 +1,99 @@
+"""The two servers that `bench frontend` compares, each in a process of its own:
+
+    python -m tests.bench._servers {echo,niyama}
+
+prints its port and serves until its standard input ends. `echo` is a bare grpc.aio server that
+repeats one message; `niyama` is the real front end before an engine that costs nothing and gives
+every stream a token per iteration, at the pace that the client names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable
+
+import grpc
+import uvloop
+
+from engine.deciding.plan import Plan, Token
+from engine.driving import null
+from engine.driving.config import EngineConfig
+from engine.driving.loop import Engine
+from proto.niyama.v1 import inference_pb2 as pb
+from proto.niyama.v1 import inference_pb2_grpc
+from server import logs
+from server.app import Server
+from server.config import ServerConfig
+
+MAX_STREAMS = 1024
+
+
+class Paced:
+    """An executor whose iterations begin at least a period apart. The period in seconds is what
+    the requests call their application; "" for none.
+    """
+
+    def __init__(self, inner: null.NullExecutor) -> None:
+        self._inner = inner
+        self._due_at = 0.0
+
+    def run(self, plan: Plan) -> list[Token]:
+        sampling = plan.sampling
+        period_s = float(sampling[0].request.application or 0) if sampling else 0.0
+        now = time.monotonic()
+        if now < self._due_at:
+            time.sleep(self._due_at - now)
+        # An iteration that comes late is not made up for: that would be a burst.
+        self._due_at = max(self._due_at, now) + period_s
+        return self._inner.run(plan)
+
+
+def build(config: EngineConfig) -> Engine:
+    """A factory for EngineConfig."""
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    return engine._replace(executor=Paced(engine.executor))
+
+
+class Echo(inference_pb2_grpc.InferenceServicer):
+    """Answers with a message of the request's own making, as often as it says."""
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: grpc.aio.ServicerContext
+    ) -> None:
+        message = pb.GenerateStreamResponse.FromString(request.input.text.encode("latin-1"))
+        for _ in range(request.sampling.max_tokens):
+            await context.write(message)
+
+
+async def serve_echo(stopped: Awaitable[object]) -> None:
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServicer_to_server(Echo(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await stopped
+    await server.stop(grace=None)
+
+
+async def serve_niyama(stopped: Awaitable[object]) -> None:
+    engine = EngineConfig(
+        factory="tests.bench._servers:build", policy="fcfs", max_batch_size=MAX_STREAMS
+    )
+    server = Server(ServerConfig(port=0, max_requests=2 * MAX_STREAMS, drain_s=0.0, engine=engine))
+    await server.start()
+    print(server.port, flush=True)
+    await stopped
+    await server.stop()
+
+
+async def main(name: str) -> None:
+    logs.configure("json", "error")
+    stopped = asyncio.to_thread(sys.stdin.read)
+    await {"echo": serve_echo, "niyama": serve_niyama}[name](stopped)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1]))

@@ -1,0 +1,236 @@
+"""The front end's message rate beside that of a bare grpc.aio streaming server.
+
+    python -m tests.bench frontend [--streams 64,256] [--repeats 5] [--seconds 3]
+
+Two servers, each in a process of its own, and one client, this process, with the generated stub on
+one channel. `echo` is a bare grpc.aio server whose handlers write one and the same protobuf message
+as fast as they can. `niyama` is the real front end before an engine that costs nothing, which
+offers every stream one token per iteration, at the pace that the bare server has just reached: to
+keep up is 100 %. Tokens that the front end merges into one message count as one message, so falling
+behind shows; `flooded` is offered three times as much, for how it falls behind. The echo repeats a
+message that was received from niyama, and the arms alternate.
+
+Printed for each number of streams: medians over the repeats of messages/s that the client received,
+their ratio, tokens per message, and the CPU time per message of the serving process, of the client
+and (per token) of the engine process. The last line is a JSON object; exit code 1 where a ratio is
+below 70 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import grpc
+import psutil
+import uvloop
+from google.protobuf import __version__ as protobuf_version
+
+from proto.niyama.v1 import inference_pb2 as pb
+from proto.niyama.v1 import inference_pb2_grpc
+
+GOAL = 0.70
+LENGTH = 4000  # tokens of a stream, more than a run reads
+PROMPT = [300] * 8
+AHEAD = 3  # times the bare server's rate is what `flooded` offers
+SETTLE_S = 0.3  # between the last stream's first message and the first measured instant
+
+
+class Arm(NamedTuple):
+    """A running server."""
+
+    process: psutil.Process
+    port: int
+
+
+class Run(NamedTuple):
+    """What the client saw of one server for some seconds. CPU times in seconds per message."""
+
+    messages_per_s: float
+    tokens_per_s: float
+    server_s: float
+    client_s: float
+    engine_s: float  # per token; 0 where there is no engine
+
+    @property
+    def tokens_per_message(self) -> float:
+        return self.tokens_per_s / self.messages_per_s
+
+
+class Counter:
+    """What the streams of one run have received."""
+
+    def __init__(self) -> None:
+        self.started = self.messages = self.tokens = 0
+        self.all_started = asyncio.Event()
+
+    async def follow(self, call: Any, num_streams: int) -> None:
+        is_first = True
+        async for message in call:
+            self.messages += 1
+            self.tokens += len(message.tokens.token_ids)
+            if is_first and message.HasField("tokens"):
+                is_first = False
+                self.started += 1
+                if self.started == num_streams:
+                    self.all_started.set()
+
+
+@contextmanager
+def serving(name: str) -> Iterator[Arm]:
+    """One of `_servers`, ended with the block."""
+    command = [sys.executable, "-m", "tests.bench._servers", name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            yield Arm(psutil.Process(child.pid), int(child.stdout.readline()))
+        finally:
+            child.stdin.close()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+async def measure(
+    arm: Arm, request: pb.GenerateStreamRequest, num_streams: int, seconds: float
+) -> Run:
+    """Follows that many streams at once, and counts once all have begun."""
+    counter = Counter()
+    own, engines = psutil.Process(), arm.process.children()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{arm.port}") as channel:
+        stub: Any = inference_pb2_grpc.InferenceStub(channel)
+        calls = [stub.GenerateStream(request) for _ in range(num_streams)]
+        followers = [asyncio.create_task(counter.follow(call, num_streams)) for call in calls]
+        await counter.all_started.wait()
+        await asyncio.sleep(SETTLE_S)
+        processes = [arm.process, own, *engines]
+        started_at, cpu = time.perf_counter(), [cpu_s(p) for p in processes]
+        messages, tokens = counter.messages, counter.tokens
+        await asyncio.sleep(seconds)
+        lasted_s = time.perf_counter() - started_at
+        messages, tokens = counter.messages - messages, counter.tokens - tokens
+        used = [cpu_s(p) - before for p, before in zip(processes, cpu, strict=True)]
+        assert not any(call.done() for call in calls), "a stream ended before the run did"
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*followers, return_exceptions=True)
+    return Run(
+        messages / lasted_s,
+        tokens / lasted_s,
+        used[0] / messages,
+        used[1] / messages,
+        sum(used[2:]) / tokens,
+    )
+
+
+def asked(text: str = "", period_s: float | None = None, length: int = LENGTH) -> Any:
+    sampling = pb.Sampling(max_tokens=length, ignore_eos=True, seed=1)
+    tokens = pb.TokenIds(ids=PROMPT)
+    form = pb.Input(text=text) if text else pb.Input(token_ids=tokens)
+    application = "" if period_s is None else f"{period_s:.9f}"
+    qos = pb.QualityOfService(best_effort=pb.BestEffortTargets(), application=application)
+    return pb.GenerateStreamRequest(input=form, sampling=sampling, qos=qos)
+
+
+async def typical_message(port: int) -> pb.GenerateStreamResponse:
+    """One token's message as niyama sends it."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = inference_pb2_grpc.InferenceStub(channel)
+        call = stub.GenerateStream(asked(period_s=0.01, length=20))
+        found = [m async for m in call if m.HasField("tokens") and len(m.tokens.token_ids) == 1]
+    return sorted(found, key=lambda m: m.ByteSize())[len(found) // 2]
+
+
+async def compare(
+    echo: Arm, niyama: Arm, num_streams: int, repeats: int, seconds: float
+) -> dict[str, Any]:
+    """The medians of alternating runs."""
+    message = await typical_message(niyama.port)
+    # The message travels as text, each of its bytes a character.
+    repeat = asked(text=message.SerializeToString().decode("latin-1"), length=1 << 30)
+    bare, real = [], []
+    for _ in range(repeats):
+        bare.append(await measure(echo, repeat, num_streams, seconds))
+        period_s = num_streams / bare[-1].messages_per_s
+        real.append(await measure(niyama, asked(period_s=period_s), num_streams, seconds))
+    ahead = asked(period_s=num_streams / bare[-1].messages_per_s / AHEAD)
+    flooded = await measure(niyama, ahead, num_streams, min(seconds, 1.0))
+    ratios = [r.messages_per_s / b.messages_per_s for r, b in zip(real, bare, strict=True)]
+    return {
+        "streams": num_streams,
+        "message_bytes": message.ByteSize(),
+        "echo": summary(bare),
+        "niyama": summary(real),
+        "flooded": summary([flooded]),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def summary(runs: Sequence[Run]) -> dict[str, float]:
+    def median(values: Iterator[float]) -> float:
+        return statistics.median(values)
+
+    return {
+        "messages_per_s": round(median(r.messages_per_s for r in runs)),
+        "tokens_per_message": round(median(r.tokens_per_message for r in runs), 3),
+        "server_us_per_message": round(1e6 * median(r.server_s for r in runs), 1),
+        "client_us_per_message": round(1e6 * median(r.client_s for r in runs), 1),
+        "engine_us_per_token": round(1e6 * median(r.engine_s for r in runs), 1),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    print(f"{row['streams']} streams, messages of {row['message_bytes']} bytes")
+    for name in ("echo", "niyama", "flooded"):
+        print(f"  {name:8s}" + "  ".join(f"{key} {value}" for key, value in row[name].items()))
+    print(f"  ratio {row['ratio']:.1%} of {row['ratios']}", flush=True)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "grpcio": grpc.__version__,
+        "protobuf": protobuf_version,
+        "uvloop": uvloop.__version__,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench frontend", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--streams", default="64,256", help="numbers of streams at once")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each arm")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measured, for each run")
+    arguments = parser.parse_args(argv)
+    print(f"messages/s to one client: {machine()}")
+    rows = []
+    with serving("echo") as echo, serving("niyama") as niyama:
+        for num_streams in map(int, arguments.streams.split(",")):
+            rows.append(
+                uvloop.run(compare(echo, niyama, num_streams, arguments.repeats, arguments.seconds))
+            )
+            show(rows[-1])
+    passed = all(row["ratio"] >= GOAL for row in rows)
+    print(json.dumps({"bench": "frontend", "machine": machine(), "rows": rows, "passed": passed}))
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
