@@ -19,7 +19,7 @@ from engine.driving.client import CallFailed, EngineClient, EngineLost, EngineSt
 from engine.driving.messages import EngineInfo, Failed, TierInfo
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
-from server import tiers
+from server import collector, tiers
 from server.config import ServerConfig
 from server.metrics import Metrics
 from server.service import InferenceService
@@ -223,6 +223,7 @@ async def serve(config: ServerConfig) -> int:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             _announce(server, starting.result())
+            collector.settle()
             await stopping
             log.info("draining", seconds=config.drain_s)
             await server.drain()

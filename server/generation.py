@@ -7,7 +7,7 @@ is told to stop, and the end is reported when the engine confirms it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import NamedTuple
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
@@ -127,8 +127,18 @@ class Generation:
         `Accepted` comes once, whatever the number of completions. Raises EngineLost and
         GenerationFailed.
         """
+        while not (outputs := self.take()):
+            await self.arrival()
+        return outputs
+
+    def arrival(self) -> Awaitable[None]:
+        """Done when `take` is worth a call."""
+        return self._stream.arrival()
+
+    def take(self) -> list[Output]:
+        """The same without waiting, perhaps nothing."""
         outputs: list[Output] = []
-        items = await self._stream.next()
+        items = self._stream.take()
         if len(items) == 1 and isinstance(items[0][1], Token):  # by far the most frequent
             self._spell(items[0][0], (items[0][1],), outputs)
             return outputs

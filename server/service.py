@@ -228,10 +228,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 
 async def _stream(call: Call) -> None:
-    """One message per completion for whatever came while the last ones were being written."""
-    while not call.generation.is_done:
-        for output in await call.generation.next():
-            await call.context.write(call.to_message(output))
+    """One message per completion for whatever came while the last ones were being written.
+
+    Every token passes here: waits on the bare future, not through coroutines of its own.
+    """
+    generation, write = call.generation, call.context.write
+    while not generation.is_done:
+        outputs = generation.take()
+        if not outputs:
+            await generation.arrival()
+        for output in outputs:
+            await write(call.to_message(output))
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:

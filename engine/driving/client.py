@@ -76,12 +76,13 @@ class CallFailed(EngineError):
 class RequestStream:
     """The events of a group of requests submitted together, in order, each with its index."""
 
-    __slots__ = ("_cancel", "_error", "_items", "_open", "_waiter")
+    __slots__ = ("_cancel", "_error", "_items", "_loop", "_open", "_waiter")
 
     def __init__(self, ids: Sequence[str], cancel: Callable[[str, FinishReason], None]) -> None:
         self._open = dict(enumerate(ids))  # index -> id, of those that have not finished
         self._cancel = cancel
         self._items: list[tuple[int, Item]] = []
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._error: EngineLost | None = None
 
@@ -92,13 +93,25 @@ class RequestStream:
 
     async def next(self) -> list[tuple[int, Item]]:
         """All that has come since the last call; waits for the first. Raises EngineLost."""
-        while not self._items:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        items, self._items = self._items, []
+        while not (items := self.take()):
+            await self.arrival()
         return items
+
+    def take(self) -> list[tuple[int, Item]]:
+        """All that has come since the last call, perhaps nothing. Raises EngineLost."""
+        items = self._items
+        if items:
+            self._items = []
+        elif self._error is not None:
+            raise self._error
+        return items
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Done when `take` has something to tell that it has not told yet. For one reader."""
+        waiter = self._waiter = self._loop.create_future()
+        if self._items or self._error is not None:
+            self._wake(waiter)
+        return waiter
 
     def cancel(self, index: int, reason: FinishReason) -> None:
         """Asks the engine to end one request; its `Finished` still comes, with this reason."""

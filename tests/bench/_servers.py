@@ -23,7 +23,7 @@ from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
-from server import logs
+from server import collector, logs
 from server.app import Server
 from server.config import ServerConfig
 
@@ -84,6 +84,7 @@ async def serve_niyama(stopped: Awaitable[object]) -> None:
     )
     server = Server(ServerConfig(port=0, max_requests=2 * MAX_STREAMS, drain_s=0.0, engine=engine))
     await server.start()
+    collector.settle()
     print(server.port, flush=True)
     await stopped
     await server.stop()
