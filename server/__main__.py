@@ -7,8 +7,9 @@ import sys
 import uvloop
 
 from server import logs
-from server.app import StartError, serve
+from server.app import serve
 from server.config import parse
+from server.frontend import StartError
 
 
 def main(argv: list[str] | None = None) -> int:

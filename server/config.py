@@ -28,6 +28,7 @@ class ServerConfig:
     max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
     drain_s: Annotated[float, Flag("seconds that running calls get after SIGTERM")] = 30.0
+    frontends: Annotated[int, Flag("front-end processes that share the port")] = 1
     metrics_port: Annotated[int, Flag("port of the Prometheus metrics (0: none)")] = 0
     log_format: Annotated[str, Flag("auto: json unless a terminal reads", LOG_FORMATS)] = "auto"
     log_level: Annotated[str, Flag("least level logged", LOG_LEVELS)] = "info"
@@ -37,7 +38,7 @@ class ServerConfig:
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")
-        for name in ("max_requests", "max_message_bytes"):
+        for name in ("max_requests", "max_message_bytes", "frontends"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.drain_s >= 0:

@@ -31,6 +31,10 @@ class CallError(Exception):
         self.message = message
         self.detail = detail
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses processes whole."""
+        return CallError, (self.code, self.message, self.detail)
+
 
 def invalid(error: InvalidRequest) -> CallError:
     violations = [

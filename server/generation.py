@@ -13,7 +13,7 @@ from typing import NamedTuple
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.client import RequestStream
+from engine.driving.streams import RequestStream
 from engine.tokenizer import Detokenizer, StopChecker
 
 

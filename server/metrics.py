@@ -1,6 +1,8 @@
-"""Metrics in Prometheus form. One instance per server, its own registry.
+"""Metrics in Prometheus form, in a registry of the server's own.
 
 What the front end sees it counts itself; what the scheduler counts comes with `scheduler.stats`.
+Several front ends count in files of a folder (prometheus_client's multiprocess mode, chosen by the
+environment variable FOLDER when a process starts), and `merged` adds them up for one scrape.
 """
 
 from __future__ import annotations
@@ -79,13 +81,22 @@ def _latency(errors: dict[str, float]) -> Iterator[Metric]:
         yield family
 
 
-class Metrics:
-    def __init__(self) -> None:
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
-        self.registry = CollectorRegistry()
+class EngineMetrics:
+    """What is known where the engine is owned."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.scheduler = SchedulerMetrics()
-        self.registry.register(self.scheduler)
+        registry.register(self.scheduler)
+        self.losses = Counter(
+            "niyama_engine_losses", "Times the engine was lost", registry=registry
+        )
+
+
+class Metrics:
+    """What a front end counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.calls = self._counter("calls", "Generate calls ended, by outcome", "outcome")
         self.completions = self._counter(
             "completions",
@@ -97,9 +108,11 @@ class Metrics:
         )
         self.output_tokens = self._counter("output_tokens", "Tokens handed to clients")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions")
-        self.engine_losses = self._counter("engine_losses", "Times the engine was lost")
         self.in_flight = Gauge(
-            "niyama_calls_in_flight", "Generate calls being served", registry=self.registry
+            "niyama_calls_in_flight",
+            "Generate calls being served",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.ttft = self._histogram("ttft", "Arrival to first token", _SECONDS)
         self.worst_tbt = self._histogram(
@@ -129,12 +142,18 @@ class Metrics:
             if seconds is not None:
                 histogram.labels(tier).observe(seconds)
 
-    def serve(self, host: str, port: int) -> int:
-        """Serves /metrics from a thread of its own, until `stop`; returns the port, for port 0.
 
-        Raises OSError when the port is taken.
-        """
-        self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+class Exposition:
+    """/metrics of a registry, from a thread of its own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._server: WSGIServer | None = None
+        self._thread: Thread | None = None
+
+    def serve(self, host: str, port: int) -> int:
+        """Serves until `stop`; returns the port, for port 0. Raises OSError when it is taken."""
+        self._server, self._thread = start_http_server(port, addr=host, registry=self._registry)
         return self._server.server_port
 
     def stop(self) -> None:

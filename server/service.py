@@ -17,19 +17,20 @@ from typing import Any, TypeVar
 import grpc
 
 from engine.deciding.sequence import FinishReason
-from engine.driving.client import CallFailed, DuplicateRequest, EngineClient, EngineLost
+from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
+from engine.driving.streams import CallFailed, DuplicateRequest, EngineError, EngineLost
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server import errors
-from server.admission import Admission
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import InvalidRequest, Limits, completion_id
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, Text
+from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
 from server.tiers import Tiers
@@ -49,10 +50,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     def __init__(
         self,
         config: ServerConfig,
-        engine: EngineClient,
+        engine: EngineLink,
         tokenizer: Tokenizer,
         tiers: Tiers,
         metrics: Metrics,
+        ledger: Entries,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -60,8 +62,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
         self._prompts = Prompts(tokenizer)
         self._metrics = metrics
-        self._admission = Admission(config.max_requests)
-        self._ids: set[str] = set()  # of the calls in flight
+        self._ledger = ledger
         self._num_calls = 0
         self._draining = False
         self.idle = asyncio.Event()  # no call that generates is being served
@@ -195,7 +196,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         finally:
             call.close()
             if call.is_admitted:
-                self._ids.discard(call.request_id)
+                self._ledger.leave(call.request_id)
             self._metrics.in_flight.dec()
             self._num_calls -= 1
             if not self._num_calls:
@@ -215,15 +216,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
         )
-        in_flight = self._engine.in_flight_by_tenant()
-        self._admission.check(asked.tenant, asked.n, in_flight, time.monotonic())
-        if call.request_id in self._ids:
-            raise DuplicateRequest(call.request_id)
         texts = [
             Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
         ]
-        stream = self._engine.submit(requests)
-        self._ids.add(call.request_id)
+        await self._ledger.enter(call.request_id, asked.tenant, asked.n)
+        try:
+            stream = self._engine.submit(requests)
+        except EngineError:
+            self._ledger.free(asked.tenant, asked.n)
+            self._ledger.leave(call.request_id)
+            raise
         call.begin(asked, Generation(stream, len(prompt), texts))
 
 

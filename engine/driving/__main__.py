@@ -1,8 +1,9 @@
-"""The engine process: `python -m engine.driving FD`, started by `engine.driving.process` only.
+"""The engine process: `python -m engine.driving FD [DOOR]`, started by `engine.driving.process`.
 
-FD is its end of a socket pair. The first message is an `EngineConfig`; the answer is `Ready`, or
-`Failed` with one line for the operator. It ends when the front end closes the pipe or dies, and
-leaves signals to the front end, so that a signal to the whole group still drains.
+FD is its end of a socket pair; DOOR, of another one, by which further front ends are let in. The
+first message is an `EngineConfig`; the answer `Ready`, or `Failed` with one line for the operator.
+It ends when who started it closes the pipe or dies, and leaves signals to that process, so that a
+signal to the whole group still drains.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import traceback
 import warnings
 
 from engine.driving.config import EngineConfig
+from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
 from engine.driving.messages import Failed, Ready
 from engine.driving.pipe import SocketPipe
@@ -29,14 +31,15 @@ def build(config: EngineConfig) -> Engine:
     return engine
 
 
-def serve(pipe: SocketPipe) -> None:
+def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> None:
     config = pipe.receive_first()
     engine = build(config)
     pipe.send(Ready(engine.info))
+    ends = pipe if door is None else Hub(sock, door, engine.info)
     with contextlib.ExitStack() as stack:
         if engine.decisions is not None:
             stack.callback(engine.decisions.close)
-        EngineLoop(engine.scheduler, engine.executor, pipe, time.monotonic, engine.decisions).run()
+        EngineLoop(engine.scheduler, engine.executor, ends, time.monotonic, engine.decisions).run()
 
 
 def describe(error: Exception) -> Failed:
@@ -51,10 +54,11 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with socket.socket(fileno=int(argv[1])) as sock:
+    sock, *doors = (socket.socket(fileno=int(fd)) for fd in argv[1:])
+    with sock:
         pipe = SocketPipe(sock)
         try:
-            serve(pipe)
+            serve(pipe, sock, doors[0] if doors else None)
         except EOFError:
             return 0
         except Exception as error:

@@ -135,7 +135,8 @@ SampledTuple = tuple[str, int] | tuple[str, int, float | None, tuple[tuple[int, 
 class Report:
     """The events of one iteration, to be delivered in the order of the fields.
 
-    An empty one says that the engine is alive. `notices` are lines for the log.
+    An empty one says that the engine is alive. `refused` are ids that are in flight for another
+    front end; `notices` are lines for the log.
     """
 
     news: list[Accepted | Relegated] = field(default_factory=list)
@@ -143,6 +144,7 @@ class Report:
     finished: list[Finished] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -159,10 +161,12 @@ class Report:
                 self.news.append(event)
 
     def __bool__(self) -> bool:
-        return bool(self.sampled or self.news or self.finished or self.replies or self.notices)
+        usual = self.sampled or self.news or self.finished
+        return bool(usual or self.replies or self.notices or self.refused)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Report, (self.news, self.sampled, self.finished, self.replies, self.notices)
+        fields = (self.news, self.sampled, self.finished, self.replies, self.notices, self.refused)
+        return Report, fields
 
 
 def token_of(sampled: SampledTuple) -> Token:

@@ -14,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.driving.config import EngineConfig
 from proto.niyama.v1 import inference_pb2_grpc
-from server.app import SERVICE, Server
+from server.app import Server
 from server.config import ServerConfig
+from server.frontend import SERVICE
 
 WAIT_S = 60.0
 BATCH = 4  # sequences in an iteration: few, so that a queue is easily had

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from engine.deciding.request import Importance, Targets
-from engine.driving.client import CallFailed
 from engine.driving.config import EngineConfig
 from engine.driving.messages import Failure, TierInfo
+from engine.driving.streams import CallFailed
 from proto.niyama.v1 import inference_pb2 as pb
-from server.app import Server, choose_tiers
+from server.app import Server
 from server.config import ServerConfig
-from server.metrics import Metrics
+from server.frontend import choose_tiers
+from server.metrics import Exposition, Metrics
 from tests.server.conftest import Running, within
 
 PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
@@ -34,12 +36,13 @@ def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path:
 
 
 def test_metrics_are_served_until_they_are_stopped() -> None:
-    metrics = Metrics()
-    metrics.calls.labels("OK").inc()
-    url = f"http://127.0.0.1:{metrics.serve('127.0.0.1', 0)}/metrics"
+    registry = CollectorRegistry()
+    exposition = Exposition(registry)
+    Metrics(registry).calls.labels("OK").inc()
+    url = f"http://127.0.0.1:{exposition.serve('127.0.0.1', 0)}/metrics"
     with urllib.request.urlopen(url, timeout=60) as response:
         assert 'niyama_calls_total{outcome="OK"} 1.0' in response.read().decode()
-    metrics.stop()
+    exposition.stop()
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=60)
 
@@ -72,7 +75,7 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
     sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
     request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
     await within(running.stub.Generate(request))
-    await within(running.server.refresh_metrics())
+    await within(running.server.owner.refresh_metrics())
     stats, sample = await running.stats(), running.server.metrics.registry.get_sample_value
     assert sample("niyama_scheduler_iterations_total") == stats.num_iterations > 0
     assert sample("niyama_scheduler_finished_total") == stats.num_finished
@@ -95,9 +98,9 @@ async def test_an_engine_that_knows_no_counters_has_no_metrics_and_is_asked_agai
     sample = running.server.metrics.registry.get_sample_value
     with monkeypatch.context() as patch:
         patch.setattr(running.server.engine, "call", unanswered)
-        await within(running.server.refresh_metrics())
+        await within(running.server.owner.refresh_metrics())
         assert sample("niyama_scheduler_pages") is None
-    await within(running.server.refresh_metrics())
+    await within(running.server.owner.refresh_metrics())
     assert sample("niyama_scheduler_pages") is not None
 
 

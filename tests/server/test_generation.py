@@ -9,7 +9,7 @@ import pytest
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.client import EngineLost, Item, RequestStream
+from engine.driving.streams import EngineLost, Item, RequestStream
 from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
 from server.generation import Ended, Generation, GenerationFailed, Piece, RelegatedAt, Text

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
-from server.app import SERVICE
+from server.frontend import SERVICE
 from tests.server.conftest import MAX_REQUESTS, Running, within
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

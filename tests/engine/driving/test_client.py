@@ -22,17 +22,17 @@ import pytest_asyncio
 from engine.deciding.plan import Accepted, Finished, Token
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.client import (
+from engine.driving.client import EngineClient
+from engine.driving.config import EngineConfig
+from engine.driving.messages import Failure
+from engine.driving.process import EngineProcess
+from engine.driving.streams import (
     CallFailed,
     DuplicateRequest,
-    EngineClient,
     EngineLost,
     EngineStartError,
     RequestStream,
 )
-from engine.driving.config import EngineConfig
-from engine.driving.messages import Failure
-from engine.driving.process import EngineProcess
 from tests.engine.driving import engines
 
 WAIT_S = 60.0

@@ -1,0 +1,58 @@
+"""A front end's engine whose process is another's: the connection comes, goes and comes again."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from engine.driving.link import EngineLink
+from engine.driving.messages import EngineInfo, Ready, Report
+from engine.driving.wire import open_wire
+
+
+class AttachedEngine(EngineLink):
+    """Serves through one connection at a time, each handed to `attach`.
+
+    `on_ready(info)` is told when one begins to serve, `on_lost()` when it has ended.
+    """
+
+    def __init__(
+        self,
+        on_ready: Callable[[EngineInfo], None],
+        on_lost: Callable[[], None],
+        on_notice: Callable[[str], None],
+        on_freed: Callable[[str], None],
+    ) -> None:
+        super().__init__(on_notice, on_freed)
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._is_stopping = False
+
+    async def stop(self) -> None:
+        """Ends the connection, whereupon the engine ends what it is at work on for it."""
+        self._is_stopping = True
+        self._fail_all("the server is stopping")
+        if self._wire is not None:
+            self._wire.close()
+            await self._wire.closed.wait()
+
+    async def attach(self, sock: socket.socket) -> None:
+        """The connection to an engine, new or the same: it takes the place of the one before."""
+        if self._wire is not None:
+            self._wire.close()
+            await self._wire.closed.wait()
+        self._wire = await open_wire(sock, self._received, self._closed)
+
+    def _received(self, message: Report | Ready) -> None:
+        if isinstance(message, Report):
+            self._deliver(message)
+        else:
+            self.info = message.info
+            self._on_ready(message.info)
+
+    def _closed(self) -> None:
+        """The one before is told of before the next is opened."""
+        self._wire = None
+        self._fail_all("the engine was lost")
+        if not self._is_stopping:
+            self._on_lost()

@@ -1,0 +1,76 @@
+"""What crosses the socket between the supervisor and a front end that it started.
+
+The supervisor's first message is a `Start`, alone; everything after it travels in lists. Frames are
+those of `engine.driving.messages`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.config import ServerConfig
+
+
+class Start(NamedTuple):
+    """`port` is held by the supervisor; `number` tells front ends apart in the log."""
+
+    config: ServerConfig
+    port: int
+    number: int
+
+
+class Enter(NamedTuple):
+    """A call of `n` requests asks to be entered in the ledger: `Verdict` answers by `number`."""
+
+    number: int
+    call_id: str
+    tenant: str
+    n: int
+
+
+class Free(NamedTuple):
+    """The engine has finished `n` of the tenant's requests, or was told to end them."""
+
+    tenant: str
+    n: int
+
+
+class Leave(NamedTuple):
+    """A call is over."""
+
+    call_id: str
+
+
+class Listening(NamedTuple):
+    """The front end takes connections, though it may have no engine yet."""
+
+
+class Attached(NamedTuple):
+    """The engine serves through this front end."""
+
+
+class Detached(NamedTuple):
+    """The connection to the engine has ended; another is wanted."""
+
+
+class CannotStart(NamedTuple):
+    """The front end is about to exit."""
+
+    line: str
+
+
+FromFrontEnd = Enter | Free | Leave | Listening | Attached | Detached | CannotStart
+
+
+class Verdict(NamedTuple):
+    """None, or why the call was not entered: a CallError or a DuplicateRequest."""
+
+    number: int
+    error: Exception | None
+
+
+class Drain(NamedTuple):
+    """Refuse new calls, let the running ones finish, exit."""
+
+
+FromSupervisor = Verdict | Drain

@@ -1,0 +1,180 @@
+"""A front end: gRPC, its services and their health, before an engine that others look after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.driving.link import EngineLink
+from engine.driving.messages import EngineInfo, TierInfo
+from engine.tokenizer import Tokenizer
+from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
+from server import tiers
+from server.config import ServerConfig
+from server.ledger import Entries
+from server.metrics import Exposition, Metrics
+from server.service import InferenceService
+from server.tiers import Tier, Tiers
+
+log = structlog.get_logger()
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+LAST_WORDS_S = 0.5
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line for the operator."""
+
+
+class FrontEnd:
+    """`start`, serve between `engine_ready` and `engine_lost`, `drain`, `stop`."""
+
+    def __init__(
+        self, config: ServerConfig, engine: EngineLink, metrics: Metrics, ledger: Entries
+    ) -> None:
+        """Raises StartError for a model folder or a configuration file that is no good."""
+        self._config = config
+        if not config.engine.model.is_dir():
+            raise StartError(f"no checkpoint folder {config.engine.model}")
+        try:
+            tokenizer = Tokenizer.load(config.engine.model)
+            known = choose_tiers(config, ())
+        except (ValueError, OSError) as error:
+            raise StartError(str(error)) from error
+        self.service = InferenceService(config, engine, tokenizer, known, metrics, ledger)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grpc = grpc.aio.server(options=_options(config))
+        inference_pb2_grpc.add_InferenceServicer_to_server(self.service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+
+    async def start(self, port: int) -> int:
+        """Listens; returns the port, for port 0. Raises StartError."""
+        host = self._config.host
+        await self._set_health(serving=False)
+        try:
+            port = self._grpc.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {host}:{port}: {error}") from error
+        await self._grpc.start()
+        return port
+
+    def engine_ready(self, info: EngineInfo) -> None:
+        """Takes over the tiers that the engine proposes for the model on this machine."""
+        self.service.adopt(info, choose_tiers(self._config, info.tiers))
+        self._spawn(self._set_health(serving=True))
+
+    def engine_lost(self) -> None:
+        self._spawn(self._set_health(serving=False))
+
+    async def drain(self) -> None:
+        """Refuses new calls and gives the running ones `drain_s` to finish."""
+        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.service.drain(), self._config.drain_s)
+
+    async def stop(self) -> None:
+        """Ends what still runs."""
+        # The grace is for the last status of calls that have just finished.
+        await self._grpc.stop(grace=LAST_WORDS_S)
+        await asyncio.gather(*self._tasks)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _set_health(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+def choose_tiers(config: ServerConfig, proposed: Sequence[TierInfo]) -> Tiers:
+    """Of the configuration file; else those that the engine proposes; else the built-in ones."""
+    built_in = tuple(Tier(*tier) for tier in proposed) or tiers.BUILT_IN
+    if config.config is not None:
+        return tiers.load(config.config, built_in)
+    return Tiers({tier.name: tier for tier in built_in}, built_in[0].name)
+
+
+def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
+    """Raises StartError."""
+    try:
+        if config.metrics_port:
+            exposition.serve(config.host, config.metrics_port)
+    except OSError as error:
+        raise _cannot_listen(config.host, config.metrics_port, error) from error
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds the port for several front ends to share; it takes no connections. Raises
+    StartError where another program has the port.
+    """
+    refuse_taken(host, port)
+    family, kind, protocol, _, address = _addresses(host, port)[0]
+    holder = socket.socket(family, kind, protocol)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind(address)
+    except OSError as error:
+        holder.close()
+        raise _cannot_listen(host, port, error) from error
+    return holder
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raises StartError where no address of the host can be bound, as gRPC does with a line of its
+    own on stderr and without the reason.
+    """
+    refusal: OSError | None = None
+    try:
+        addresses = _addresses(host, port)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                return
+        except OSError as error:
+            refusal = error
+    if refusal is not None:
+        raise _cannot_listen(host, port, refusal)
+
+
+def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    return list(socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM))
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
+    reason = "address in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    return StartError(f"cannot listen on {host}:{port}: {reason}")
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for
+        # Only front ends of one server share a port: a second server on it should fail.
+        ("grpc.so_reuseport", int(config.frontends > 1)),
+        # Gateways ping every 30 s, also when idle; gRPC's default answers "too many pings".
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        # A client that vanished without a word must not hold memory for ever.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]

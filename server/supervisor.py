@@ -1,0 +1,257 @@
+"""Several front ends before one engine: `--frontends N`.
+
+This process starts the engine and N front-end processes (`server.worker`), and serves no call. The
+front ends share the port (SO_REUSEPORT: the kernel deals connections out) and have a connection to
+the engine each, so that no token passes here. What they share is kept here: the ledger that
+admission asks, the metrics, health by way of the engine's life. A front end that dies is started
+again, and only its calls are lost; when this process ends, however it does, all of them end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+from prometheus_client import Counter as CounterMetric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from engine.driving.messages import EngineInfo, pack
+from engine.driving.streams import DuplicateRequest
+from engine.driving.wire import Wire, open_wire
+from server.config import ServerConfig
+from server.control import (
+    Attached,
+    CannotStart,
+    Detached,
+    Drain,
+    Enter,
+    Free,
+    FromFrontEnd,
+    Leave,
+    Listening,
+    Start,
+    Verdict,
+)
+from server.errors import CallError
+from server.frontend import LAST_WORDS_S, StartError, reserve
+from server.ledger import Ledger
+from server.owner import EngineOwner
+
+log = structlog.get_logger()
+
+RESTART_S = 0.5  # before a lost front end is started again
+EXIT_PATIENCE_S = 10.0  # beyond the time to drain
+COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for it
+
+
+class FrontEndProcess:
+    """A child that runs `server.worker`: its control socket and its door."""
+
+    def __init__(self, start: Start, counters: str) -> None:
+        """Raises OSError when the system starts no process."""
+        self.number = start.number
+        self.held: Counter[str] = Counter()  # requests in the ledger, by tenant
+        self.call_ids: set[str] = set()
+        self.listening = asyncio.get_running_loop().create_future()
+        self.attached = asyncio.Event()  # once it has served, or has ended
+        self.is_connected = False  # to an engine, as far as it has said
+        self._control, control = socket.socketpair()
+        self._door, door = socket.socketpair()
+        with control, door:
+            fds = [control.fileno(), door.fileno()]
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "server.worker", *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, COUNTERS_FOLDER: counters},
+            )
+        self._control.sendall(pack(start))
+        self._wire: Wire | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> int:
+        """Hands on what it says until it has ended; returns its exit code."""
+
+        def received(messages: list[FromFrontEnd]) -> None:
+            for message in messages:
+                receive(self, message)
+
+        self._wire = await open_wire(self._control, received, lambda: None)
+        try:
+            await self._wire.closed.wait()
+            return await asyncio.to_thread(self._child.wait)
+        finally:
+            self._door.close()
+            self.attached.set()
+            if not self.listening.done():
+                self.listening.set_result("the front end ended before it listened")
+
+    def post(self, message: Verdict | Drain) -> None:
+        if self._wire is not None:
+            self._wire.post(message)
+
+    def attach(self, connection: socket.socket) -> None:
+        """Gives it a connection to the engine."""
+        self.is_connected = True
+        with connection, contextlib.suppress(OSError):  # of a front end that has just ended
+            socket.send_fds(self._door, [b"\0"], [connection.fileno()])
+
+    def kill(self) -> None:
+        self._child.kill()
+
+
+class Supervisor:
+    """As `server.app.Server`: `start`, serve, `drain`, `stop`."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.port = 0
+        self._ledger = Ledger(config.max_requests)
+        self._front_ends: dict[int, FrontEndProcess] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._is_ending = False
+        self._holder: socket.socket | None = None
+        self._counters = tempfile.TemporaryDirectory(prefix="niyama-")
+        self._owner = EngineOwner(config, self._engine_ready, lambda: None, is_shared=True)
+        self.engine = self._owner.client
+        MultiProcessCollector(self._owner.registry, path=self._counters.name)
+        self._losses = CounterMetric(
+            "niyama_frontend_losses", "Times a front end was lost", registry=self._owner.registry
+        )
+
+    async def start(self) -> EngineInfo:
+        """Returns when every front end serves. Raises StartError."""
+        self._holder = reserve(self.config.host, self.config.port)
+        self.port = self._holder.getsockname()[1]
+        self._owner.listen()
+        for number in range(self.config.frontends):
+            self._launch(number)
+            self._keepers.append(asyncio.create_task(self._keep(number)))
+        starting = asyncio.create_task(self._owner.start())
+        try:
+            for front_end in list(self._front_ends.values()):
+                if problem := await front_end.listening:
+                    raise StartError(problem)
+            info = await starting
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        for front_end in list(self._front_ends.values()):
+            await front_end.attached.wait()
+        return info
+
+    async def drain(self) -> None:
+        """Has the front ends refuse new calls and finish the running ones, for `drain_s`."""
+        self._is_ending = True
+        for front_end in self._front_ends.values():
+            front_end.post(Drain())
+        patience_s = self.config.drain_s + LAST_WORDS_S + EXIT_PATIENCE_S
+        await asyncio.wait(self._keepers, timeout=patience_s)
+
+    async def stop(self) -> None:
+        """Ends what still runs."""
+        self._is_ending = True
+        for front_end in self._front_ends.values():
+            front_end.kill()
+        await asyncio.gather(*self._keepers)
+        await self._owner.stop()
+        if self._holder is not None:
+            self._holder.close()
+        self._counters.cleanup()
+
+    def kill(self) -> None:
+        """Ends the engine and the front ends at once; this process is to follow."""
+        for front_end in self._front_ends.values():
+            front_end.kill()
+        self.engine.kill()
+        self._counters.cleanup()
+
+    def _launch(self, number: int) -> None:
+        start = Start(self.config, self.port, number)
+        self._front_ends[number] = FrontEndProcess(start, self._counters.name)
+
+    async def _keep(self, number: int) -> None:
+        """Follows one front end, and each that takes its place."""
+        while True:
+            front_end = self._front_ends[number]
+            code = await front_end.follow(self._received)
+            self._forget(front_end)
+            if self._is_ending:
+                return
+            log.error("front end lost", frontend=number, reason=f"it ended with code {code}")
+            self._losses.inc()
+            if not await self._relaunch(number):
+                return
+
+    async def _relaunch(self, number: int) -> bool:
+        """False where the end has come in the meantime."""
+        while not self._is_ending:
+            await asyncio.sleep(RESTART_S)
+            try:
+                self._launch(number)
+            except OSError as error:  # no memory or no file descriptors, at the moment
+                log.error("front end not started", frontend=number, reason=str(error))
+            else:
+                return True
+        return False
+
+    def _forget(self, front_end: FrontEndProcess) -> None:
+        """The engine has been told by the end of the connection."""
+        mark_process_dead(front_end.pid, self._counters.name)
+        for tenant, n in front_end.held.items():
+            self._ledger.free(tenant, n)
+        for call_id in front_end.call_ids:
+            self._ledger.leave(call_id)
+
+    def _engine_ready(self, info: EngineInfo) -> None:
+        for front_end in self._front_ends.values():
+            self._connect(front_end)
+
+    def _connect(self, front_end: FrontEndProcess) -> None:
+        """Where there is no engine at the moment, the next one is connected."""
+        if self.engine.info is not None and not front_end.is_connected:
+            with contextlib.suppress(OSError):  # the engine has just been lost
+                front_end.attach(self.engine.connect())
+
+    def _received(self, front_end: FrontEndProcess, message: FromFrontEnd) -> None:
+        if isinstance(message, Enter):
+            front_end.post(Verdict(message.number, self._enter(front_end, message)))
+        elif isinstance(message, Free):
+            front_end.held[message.tenant] -= message.n
+            self._ledger.free(message.tenant, message.n)
+        elif isinstance(message, Leave):
+            front_end.call_ids.discard(message.call_id)
+            self._ledger.leave(message.call_id)
+        elif isinstance(message, Attached):
+            front_end.attached.set()
+        elif isinstance(message, Detached):
+            front_end.is_connected = False
+            self._connect(front_end)
+        elif isinstance(message, Listening):
+            front_end.listening.set_result(None)
+            self._connect(front_end)
+        else:
+            assert isinstance(message, CannotStart)
+            front_end.listening.set_result(message.line)
+            front_end.kill()
+
+    def _enter(self, front_end: FrontEndProcess, call: Enter) -> Exception | None:
+        try:
+            self._ledger.admit(call.call_id, call.tenant, call.n, time.monotonic())
+        except (CallError, DuplicateRequest) as error:
+            return error
+        front_end.held[call.tenant] += call.n
+        front_end.call_ids.add(call.call_id)
+        return None

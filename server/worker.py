@@ -1,0 +1,179 @@
+"""One of several front ends: `python -m server.worker CONTROL DOOR`, started by the supervisor.
+
+CONTROL carries the messages of `server.control`; through DOOR come connections to the engine. It
+leaves signals to the supervisor, so that a signal to the whole group still drains, and ends at once
+when the supervisor does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from engine.driving.attached import AttachedEngine
+from engine.driving.messages import EngineInfo
+from engine.driving.pipe import SocketPipe
+from engine.driving.wire import Wire, open_wire
+from server import collector, logs
+from server.control import (
+    Attached,
+    CannotStart,
+    Detached,
+    Drain,
+    Enter,
+    Free,
+    FromSupervisor,
+    Leave,
+    Listening,
+    Start,
+)
+from server.frontend import FrontEnd, StartError
+from server.metrics import Metrics
+
+log = structlog.get_logger()
+
+ORPHANED = 3  # exit code
+
+
+class SharedLedger:
+    """The supervisor's ledger, asked from here."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Exception | None]] = {}
+        self.wire: Wire | None = None  # to the supervisor
+
+    async def enter(self, call_id: str, tenant: str, n: int) -> None:
+        number = next(self._numbers)
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._post(Enter(number, call_id, tenant, n))
+        try:
+            error = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda told: self._withdraw(told.result(), call_id, tenant, n))
+            raise
+        if error is not None:
+            raise error
+
+    def settle(self, number: int, error: Exception | None) -> None:
+        """The supervisor has answered."""
+        self._asked.pop(number).set_result(error)
+
+    def free(self, tenant: str, n: int = 1) -> None:
+        self._post(Free(tenant, n))
+
+    def leave(self, call_id: str) -> None:
+        self._post(Leave(call_id))
+
+    def _withdraw(self, error: Exception | None, call_id: str, tenant: str, n: int) -> None:
+        """The caller did not wait for the answer."""
+        if error is None:
+            self.free(tenant, n)
+            self.leave(call_id)
+
+    def _post(self, message: object) -> None:
+        assert self.wire is not None
+        self.wire.post(message)
+
+
+class Worker:
+    """A front end between its supervisor and an engine that comes and goes."""
+
+    def __init__(self, start: Start, control: socket.socket, door: socket.socket) -> None:
+        """Raises StartError."""
+        self._start = start
+        self._control = control
+        self._door = door
+        self._ledger = SharedLedger()
+        self._asked_to_stop = asyncio.Event()
+        self._has_ended = False
+        self._attaching: asyncio.Task[None] | None = None
+        self._engine = AttachedEngine(
+            self._engine_ready,
+            self._engine_lost,
+            lambda line: log.warning("engine", notice=line),
+            self._ledger.free,
+        )
+        metrics = Metrics(CollectorRegistry())
+        self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger)
+
+    async def serve(self) -> None:
+        """Until the supervisor asks for the end."""
+        self._wire = await open_wire(self._control, self._received, self._orphaned)
+        self._ledger.wire = self._wire
+        try:
+            await self._front_end.start(self._start.port)
+        except StartError as error:
+            self._wire.post(CannotStart(str(error)))  # the supervisor ends this process
+        else:
+            self._wire.post(Listening())
+        self._door.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._door, self._let_in)
+        collector.settle()
+        await self._asked_to_stop.wait()
+        await self._front_end.drain()
+        await self._front_end.stop()
+        asyncio.get_running_loop().remove_reader(self._door)
+        await self._engine.stop()
+        self._has_ended = True
+
+    def _received(self, messages: list[FromSupervisor]) -> None:
+        for message in messages:
+            if isinstance(message, Drain):
+                self._asked_to_stop.set()
+            else:
+                self._ledger.settle(message.number, message.error)
+
+    def _let_in(self) -> None:
+        """A connection to the engine."""
+        _, fds, _, _ = socket.recv_fds(self._door, 1, 1)
+        for fd in fds:
+            self._attaching = asyncio.create_task(self._engine.attach(socket.socket(fileno=fd)))
+
+    def _engine_ready(self, info: EngineInfo) -> None:
+        self._front_end.engine_ready(info)
+        self._wire.post(Attached())
+
+    def _engine_lost(self) -> None:
+        self._front_end.engine_lost()
+        self._wire.post(Detached())
+
+    def _orphaned(self) -> None:
+        if not self._has_ended:
+            os._exit(ORPHANED)
+
+
+async def run(start: Start, control: socket.socket, door: socket.socket) -> None:
+    structlog.contextvars.bind_contextvars(frontend=start.number)
+    await Worker(start, control, door).serve()
+
+
+def main(argv: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
+    pipe = SocketPipe(control)
+    try:
+        start: Any = pipe.receive_first()
+    except EOFError:
+        return ORPHANED
+    logs.configure(start.config.log_format, start.config.log_level)
+    try:
+        uvloop.run(run(start, control, door))
+    except StartError as error:
+        pipe.send([CannotStart(str(error))])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,173 @@
+"""Several front ends before one loop: who gets what, and what happens when one is gone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from engine.deciding.plan import Accepted, Finished, Timings
+from engine.deciding.request import BEST_EFFORT, Request, Sampling
+from engine.deciding.sequence import FinishReason
+from engine.driving import hub
+from engine.driving.hub import Hub
+from engine.driving.messages import Call, Cancel, Ready, Reply, Report, Submit, Unpacker, pack
+
+INFO: Any = "what the engine tells of itself"
+NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
+
+
+class FrontEnd:
+    """The far end of a connection, blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(60)
+        self._unpacker = Unpacker()
+        self._read: list[Any] = []
+
+    def post(self, *commands: Submit | Cancel | Call) -> None:
+        self.socket.sendall(pack(list(commands)))
+
+    def read(self) -> Any:
+        while not self._read:
+            self._read += self._unpacker.feed(self.socket.recv(1 << 16))
+        return self._read.pop(0)
+
+
+class Played:
+    """A hub, who started it, and its door."""
+
+    def __init__(self) -> None:
+        first, theirs = socket.socketpair()
+        self.door, their_door = socket.socketpair()
+        self.first = FrontEnd(first)
+        self.sockets = [first, theirs, self.door, their_door]
+        self.hub = Hub(theirs, their_door, INFO)
+
+    def let_in(self) -> FrontEnd:
+        ours, theirs = socket.socketpair()
+        self.sockets.append(ours)
+        with theirs:
+            socket.send_fds(self.door, [b"\0"], [theirs.fileno()])
+        assert self.hub.receive(0.0) == []
+        front_end = FrontEnd(ours)
+        assert front_end.read() == Ready(INFO)
+        return front_end
+
+
+@pytest.fixture
+def played() -> Iterator[Played]:
+    played = Played()
+    yield played
+    for connection in played.hub.connections:
+        connection.socket.close()
+    for sock in played.sockets:
+        sock.close()
+
+
+def submit(request_id: str) -> Submit:
+    return Submit(Request(request_id, (1, 2), Sampling(), arrived_at=0.0))
+
+
+def finished(request_id: str) -> Finished:
+    reason = FinishReason.LENGTH
+    return Finished(request_id, reason, 2, 0, 1, BEST_EFFORT, False, 0, NO_TIMINGS)
+
+
+def test_each_front_end_is_told_of_its_own_requests_only(played: Played) -> None:
+    one, other = played.let_in(), played.let_in()
+    one.post(submit("a"), submit("b"))
+    assert played.hub.receive(None) == [submit("a"), submit("b")]
+    other.post(submit("c"))
+    assert played.hub.receive(None) == [submit("c")]
+    accepted = [Accepted(name, True, 0.1, 0.2) for name in "abc"]
+    played.hub.send(Report(news=list(accepted), sampled=[("a", 1), ("c", 2), ("b", 3)]))
+    played.hub.send(Report(finished=[finished("c"), finished("a")], notices=["a line"]))
+    assert one.read() == Report(news=accepted[:2], sampled=[("a", 1), ("b", 3)])
+    assert one.read() == Report(finished=[finished("a")])
+    assert other.read() == Report(news=accepted[2:], sampled=[("c", 2)])
+    assert other.read() == Report(finished=[finished("c")])
+    assert played.first.read() == Report(notices=["a line"])
+
+
+def test_answers_go_to_who_asked_under_the_number_that_was_asked(played: Played) -> None:
+    one, other = played.let_in(), played.let_in()
+    one.post(Call(7, "stats", {}))
+    (first,) = played.hub.receive(None)
+    other.post(Call(7, "explain", {}))
+    (second,) = played.hub.receive(None)
+    assert isinstance(first, Call)
+    assert isinstance(second, Call)
+    played.hub.send(Report(replies=[Reply(second.call_id, "B"), Reply(first.call_id, "A")]))
+    assert one.read() == Report(replies=[Reply(7, "A")])
+    assert other.read() == Report(replies=[Reply(7, "B")])
+
+
+def test_an_id_in_flight_elsewhere_is_refused_and_cannot_be_cancelled(played: Played) -> None:
+    one, other = played.let_in(), played.let_in()
+    one.post(submit("a"))
+    played.hub.receive(None)
+    other.post(submit("a"), Cancel("a", FinishReason.CANCELLED), submit("b"))
+    assert played.hub.receive(None) == [submit("b")]
+    assert other.read() == Report(refused=["a"])
+    played.hub.send(Report(finished=[finished("a")]))
+    other.post(submit("a"))
+    assert played.hub.receive(None) == [submit("a")]
+
+
+def test_a_front_end_that_dies_has_its_requests_cancelled(played: Played) -> None:
+    one, other = played.let_in(), played.let_in()
+    one.post(submit("a"), submit("b"))
+    played.hub.receive(None)
+    other.post(submit("c"))
+    played.hub.receive(None)
+    one.socket.close()
+    cancelled = [Cancel(name, FinishReason.CANCELLED) for name in "ab"]
+    assert played.hub.receive(None) == cancelled
+    played.hub.send(Report(sampled=[("a", 1), ("c", 2)], finished=[finished("a")]))
+    assert other.read() == Report(sampled=[("c", 2)])
+
+
+def test_a_front_end_that_stops_reading_holds_up_nobody(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MOST_UNREAD_BYTES", 1 << 20)
+    stuck, other = played.let_in(), played.let_in()
+    stuck.post(submit("a"))
+    played.hub.receive(None)
+    other.post(submit("b"))
+    played.hub.receive(None)
+    report = Report(sampled=[("a", 1)] * 10_000)
+    while len(played.hub.connections) == 3:
+        played.hub.send(report)
+    assert played.hub.receive(None) == [Cancel("a", FinishReason.CANCELLED)]
+    played.hub.send(Report(sampled=[("b", 2)]))
+    assert other.read() == Report(sampled=[("b", 2)])
+
+
+def test_what_a_slow_front_end_left_is_sent_when_it_reads_on(played: Played) -> None:
+    slow = played.let_in()
+    slow.post(submit("a"))
+    played.hub.receive(None)
+    reports = [Report(sampled=[("a", n)] * 10_000) for n in range(20)]
+    for report in reports:
+        played.hub.send(report)
+    for report in reports:
+        played.hub.receive(0.0)
+        assert slow.read() == report
+
+
+def test_a_sign_of_life_reaches_everybody(played: Played) -> None:
+    one = played.let_in()
+    played.hub.send(Report())
+    assert played.first.read() == one.read() == Report()
+
+
+def test_the_end_of_who_started_the_engine_is_the_end(played: Played) -> None:
+    played.let_in()
+    played.first.socket.close()
+    with pytest.raises(EOFError):
+        played.hub.receive(None)
