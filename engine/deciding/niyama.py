@@ -83,6 +83,7 @@ class Niyama:
         self._max_held_pages = max_held_pages
         # While the queue is light there is no reason to let tokens come unevenly.
         self._light_pace = replace(config.pace, max_gap=1.0)
+        self._pace = config.pace  # of the two, the one that holds now
         self._promises = Promises()
         self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(
             key=lambda s: s.prefill_due_at
@@ -331,8 +332,8 @@ class Niyama:
         floor_s = self._latency.predict(work)
         left = self._demand.output_left
         streams = ((s, 1 if s.request.targets.ttlt_s is None else left(s)) for s in decodes)
-        pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
-        budget = iteration_budget(pace, streams, floor_s, now)
+        self._pace = self._light_pace if self._load(now) < LIGHT else self.config.pace
+        budget = iteration_budget(self._pace, streams, floor_s, now)
         longest_s = max(self._response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
 
@@ -405,22 +406,24 @@ class Niyama:
         Each iteration gives that stream a token, chunk or no chunk, so what a chunk of n tokens
         costs is the time it adds, t(n) - t(0). Where a smaller one is clearly cheaper per token,
         take it and keep the slack. Where a larger one would be, decode alone now and let the slack
-        that this saves pay for it: at a pace of tbt a share (tbt - t(0)) / (t(n) - t(0)) of the
-        iterations can carry it.
+        that this saves pay for it. The cost per token is what is compared: how much fits right now
+        also depends on the margin for errors and on how full the stream's reserve is.
         """
-        predict = self._latency.predict
+        predict, margin = self._latency.predict, self._latency.margin
         idle_s = predict(work)
-        rate = length / max(predict(add_chunk(work, start, length)) - idle_s, 1e-9)
-        best, best_rate = length, THRIFT * rate
-        longest_s = min(self.config.pace.max_gap * tbt_s, self._response_s)
+
+        def rate(size: int) -> float:
+            return size / max(predict(add_chunk(work, start, size)) - idle_s, 1e-9)
+
+        best, best_rate = length, THRIFT * rate(length)
+        longest_s = min(self._pace.max_gap * tbt_s, self._response_s)
         for size in self._latency.chunk_steps(work, self._demand.chunk):
-            full_s = predict(add_chunk(work, start, size))
             if size <= length:
-                if size / (full_s - idle_s) > best_rate:
-                    best, best_rate = size, size / (full_s - idle_s)
-            elif idle_s < tbt_s < full_s <= longest_s:
-                share = (tbt_s - idle_s) / (full_s - idle_s)
-                if share * size > THRIFT * length:
+                if rate(size) > best_rate:
+                    best, best_rate = size, rate(size)
+            elif idle_s < tbt_s and rate(size) > THRIFT * rate(length):
+                full_s = predict(add_chunk(work, start, size))
+                if tbt_s < full_s and margin * full_s <= longest_s:
                     return 0
         return best
 

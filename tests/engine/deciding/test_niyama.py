@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.deciding.demand import Demand
+from engine.deciding.history import OutputLengths
+from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.niyama import Niyama, NiyamaConfig
-from engine.deciding.plan import Plan
+from engine.deciding.pace import PaceConfig
+from engine.deciding.plan import Plan, Work
 from engine.deciding.request import Importance, Request
 from engine.driving.simulator import Replica
 from tests.engine.deciding.parts import (
@@ -22,6 +26,7 @@ from tests.engine.deciding.parts import (
     make_replica,
     make_request,
     make_scheduler,
+    make_sequence,
     poisson,
     serve,
 )
@@ -296,6 +301,34 @@ def test_no_stream_sees_a_gap_beyond_its_bound(seed: int) -> None:
         if tbt_s is not None and worst is not None:
             bound = max(2 * tbt_s, 2 * floors[outcome.request.id])
             assert worst <= bound * (1 + 1e-6), outcome.request.id
+
+
+@pytest.mark.parametrize(
+    ("base", "due", "length"), [(10e-3, 2.0, 316), (0.0, 2.0, 0), (0.0, 99.0, 316)]
+)
+def test_a_chunk_waits_for_a_cheaper_one_only_where_one_will_fit(
+    base: float, due: float, length: int
+) -> None:
+    """0.1 ms per token, after 10 ms up to 500 tokens; beyond, the same or without the 10 ms. A
+    stream with 0.11 s of slack lets an iteration take 45 ms; 316 tokens take 41.6 ms, which is 45
+    with the margin of 8 % that the errors of earlier iterations ask for. They cost 0.1 ms each
+    beside the decode, at every size: taken now. Without the 10 ms, 500 tokens add 40 ms: 0.08 ms
+    each, so the stream decodes alone until it has the slack for them; but not while the queue is
+    light (0.2 s of work, due in 99 s), as then no gap may be longer than the TBT of 50 ms."""
+    segments = (Segment(500, 10e-3, 1e-4), Segment(UNBOUNDED, base, 1e-4))
+    latency = LatencyModel(LatencyProfile("steps", segments, max_chunk=2000), learns=False)
+    for _ in range(10):
+        latency.observe(Work(1, 500), 10.8e-3)
+    assert latency.margin == pytest.approx(1.08)
+    config = NiyamaConfig(pace=PaceConfig(max_gap=100.0))
+    policy = Niyama(config, latency, Demand(latency, OutputLengths(), 2000), 256, 0)
+    stream = make_sequence("stream", prompt=499, targets=interactive(1.0, 0.05))
+    stream.due_at, stream.last_token_at = 0.11, 0.0
+    waiting = make_sequence("waiting", prompt=2000, targets=deadline(due))
+    policy.enter(waiting, 0.0)
+    work = Work(1, 500)
+    policy.begin([stream], work, 0.0)
+    assert policy.room(work, waiting) == length
 
 
 @pytest.mark.parametrize("share", [0.25, 0.0])
