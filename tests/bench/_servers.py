@@ -1,10 +1,10 @@
-"""The two servers that `bench frontend` compares, each in a process of its own:
+"""The servers that `bench frontend` and `bench service` measure, each in a process of its own:
 
-    python -m tests.bench._servers {echo,niyama}
+    python -m tests.bench._servers {echo,null,model}
 
 prints its port and serves until its standard input ends. `echo` is a bare grpc.aio server that
-repeats one message; `niyama` is the real front end before an engine that costs nothing and gives
-every stream a token per iteration, at the pace that the client names.
+repeats one message; `null` is the real front end before an engine that costs nothing and gives
+every stream a token per iteration, at the pace that the client names; `model` is niyama as it is.
 """
 
 from __future__ import annotations
@@ -78,10 +78,18 @@ async def serve_echo(stopped: Awaitable[object]) -> None:
     await server.stop(grace=None)
 
 
-async def serve_niyama(stopped: Awaitable[object]) -> None:
+async def serve_null(stopped: Awaitable[object]) -> None:
     engine = EngineConfig(
         factory="tests.bench._servers:build", policy="fcfs", max_batch_size=MAX_STREAMS
     )
+    await _serve(engine, stopped)
+
+
+async def serve_model(stopped: Awaitable[object]) -> None:
+    await _serve(EngineConfig(factory="tests.bench._engines:build"), stopped)
+
+
+async def _serve(engine: EngineConfig, stopped: Awaitable[object]) -> None:
     server = Server(ServerConfig(port=0, max_requests=2 * MAX_STREAMS, drain_s=0.0, engine=engine))
     await server.start()
     collector.settle()
@@ -93,7 +101,8 @@ async def serve_niyama(stopped: Awaitable[object]) -> None:
 async def main(name: str) -> None:
     logs.configure("json", "error")
     stopped = asyncio.to_thread(sys.stdin.read)
-    await {"echo": serve_echo, "niyama": serve_niyama}[name](stopped)
+    servers = {"echo": serve_echo, "null": serve_null, "model": serve_model}
+    await servers[name](stopped)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     print(f"messages/s to one client: {machine()}")
     rows = []
-    with serving("echo") as echo, serving("niyama") as niyama:
+    with serving("echo") as echo, serving("null") as niyama:
         for num_streams in map(int, arguments.streams.split(",")):
             rows.append(
                 uvloop.run(compare(echo, niyama, num_streams, arguments.repeats, arguments.seconds))
