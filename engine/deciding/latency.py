@@ -264,7 +264,7 @@ class LatencyModel:
         segment = self._segments[i]
         return max(0.0, self._scales[i] * (segment.decode + segment.decode_context * context))
 
-    def saturating_chunk(self, share: float = 0.98, most: int = 8192) -> int:
+    def saturating_chunk(self, share: float = 0.99, most: int = 8192) -> int:
         """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
         `most`: larger ones only delay everybody else.
         """

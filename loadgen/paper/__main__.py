@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="short runs: a few minutes")
     parser.add_argument("--hours", type=float, help="of arrivals per run (default 0.75)")
+    parser.add_argument(
+        "--overload-hours", type=float, help="where the question is who is late (default 2)"
+    )
     parser.add_argument("--only", type=_groups, default=GROUPS, help=", ".join(GROUPS))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="default %(default)s")
@@ -79,17 +82,20 @@ def _groups(text: str) -> tuple[str, ...]:
 
 def _scale(arguments: argparse.Namespace) -> Scale:
     scale = QUICK if arguments.quick else Scale()
-    if arguments.hours is None:
-        return scale
-    factor = arguments.hours / scale.hours
-    return replace(
-        scale,
-        hours=arguments.hours,
-        variant_hours=scale.variant_hours * factor,
-        cluster_hours=scale.cluster_hours * factor,
-        overload_hours=scale.overload_hours * factor,
-        wave_hours=scale.wave_hours * factor,
-    )
+    if arguments.hours is not None:
+        factor = arguments.hours / scale.hours
+        scale = replace(
+            scale,
+            hours=arguments.hours,
+            variant_hours=scale.variant_hours * factor,
+            cluster_hours=scale.cluster_hours * factor,
+            overload_hours=scale.overload_hours * factor,
+            wave_hours=scale.wave_hours * factor,
+        )
+    if arguments.overload_hours is not None:
+        hours = arguments.overload_hours
+        scale = replace(scale, overload_hours=hours, wave_hours=2 * hours)
+    return scale
 
 
 def _table(lines: Sequence[Line]) -> Table:

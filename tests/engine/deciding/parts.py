@@ -33,7 +33,9 @@ from engine.deciding.sequence import FinishReason, Sequence, Status
 from engine.driving.simulator import Call, Observer, Outcome, Replica, simulate
 
 # 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.
-MILLI = LatencyProfile("milli", (Segment(UNBOUNDED, base=1e-3, prefill=1e-3, decode=1e-4),))
+MILLI = LatencyProfile(
+    "milli", (Segment(UNBOUNDED, base=1e-3, prefill=1e-3, decode=1e-4),), max_chunk=64
+)
 
 
 def make_request(

@@ -31,7 +31,7 @@ from tests.engine.deciding.parts import (
     serve,
 )
 
-CHUNK = 64  # MILLI saturates there: a chunk takes 65 ms
+CHUNK = 64  # the largest of MILLI: it takes 65 ms
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.engine.deciding.parts import (
     serve,
 )
 
-CHUNK = 1920  # where the published profile saturates
+CHUNK = 3136  # where the published profile saturates
 TOKEN_S = A100_LLAMA3_8B.seconds(add_chunk(Work(), 0, CHUNK)) / CHUNK
 TARGETS = (interactive(2.0, 0.05), deadline(10.0), deadline(30.0))
 CAPACITY = 10.0  # requests per second whose prefill work is a load of about 1
