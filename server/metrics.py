@@ -64,6 +64,11 @@ class SchedulerMetrics(Collector):
             yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
         for field, (name, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
+        yield CounterMetricFamily(
+            "niyama_engine_compilations",
+            "Times that torch.compile ran while serving: none is expected",
+            stats.num_compilations,
+        )
         if stats.latency_errors is not None:
             yield from _latency(stats.latency_errors.to_dict())
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 START_S = 120.0  # torch alone takes seconds to import on a busy machine
 EXIT_S = 60.0
+QUICK = ("--calibration-s", "1", "--compile", "off")  # to start
 
 
 class ServerProcess:
-    """`python -m server --port 0 FLAGS`, calibrated for a second; its log goes to a file. Ends with
+    """`python -m server --port 0 FLAGS`, flags of QUICK first; its log goes to a file. Ends with
     the `with` block.
     """
 
@@ -25,7 +26,7 @@ class ServerProcess:
         self.address = ""
         with log.open("wb") as stderr:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "server", "--port", "0", "--calibration-s", "1", *flags],
+                [sys.executable, "-m", "server", "--port", "0", *QUICK, *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )

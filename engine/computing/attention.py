@@ -6,18 +6,31 @@ gathered contexts).
 
 The batch's rows are decodes first, in groups of similar context length, then chunks one after
 another. A decode group gathers its pages once per layer, padded to its longest context; the G
-query heads that share a key-value head become G query rows, so that K and V are never expanded.
-A chunk that begins at position 0 needs no gather: its keys are in the batch. `attend_slowly` is
-the meaning of it all, one token and one head at a time.
+query heads that share a key-value head become G rows of one product, so that K and V are never
+expanded. A chunk that begins at position 0 needs no gather: its keys are in the batch.
+`attend_slowly` is the meaning of it all, one token and one head at a time.
+
+On a CPU the products are written out: its fused kernel takes several times as long for the few
+rows of a decode, and twice as long for chunks in bfloat16, whose instructions it does not use
+(`python -m tests.bench attention`).
+
+To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
+batch, and none of them may be a reason to compile again.
 """
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.computing.kv import KvMemory, LayerMemory
+
+BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +39,9 @@ class DecodeGroup:
 
     start: int
     stop: int
-    pages: Tensor  # [B * P] int64, padded with any page
-    mask: Tensor  # [B, 1, 1, L] float: 0 where there is context, -inf in the padding
+    pages: Tensor  # [2 * KH * B * P] int64, rows of LayerMemory.pages; padded with any page
+    length: int  # of the longest context
+    mask: Tensor | None  # [B, 1, L] float: 0 where there is context, else -inf; None when B is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,57 +50,130 @@ class ChunkSpan:
 
     start: int
     stop: int
-    pages: Tensor | None  # [P] int64; None when the chunk begins at position 0
-    mask: Tensor | None  # [n, L] float, causal; None with `pages`
+    first: int  # position of the first of them
+    pages: Tensor | None  # [2 * KH * P] int64, as above; None when the chunk begins at position 0
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """What attention needs to know of an iteration; the same for every layer."""
+    """What attention needs to know of an iteration; the same for every layer.
 
-    slots: Tensor  # [T] int64: where each token's keys and values are written
+    Rows behind the last chunk are padding: they are neither written nor attended to.
+    """
+
+    slots: Tensor  # [T * 2 * KH] int64, rows of LayerMemory.slots: where keys and values go
     groups: tuple[DecodeGroup, ...]
     chunks: tuple[ChunkSpan, ...]
 
 
-def attend(qkv: Tensor, layer: tuple[Tensor, Tensor], plan: AttentionPlan, num_kv: int) -> Tensor:
-    """Writes the new keys and values, then attends: [T, H + 2 * KH, D] to [T, H * D].
+class PagedAttention:
+    """Attention over one KV memory. `plan` is that of the iteration under way."""
 
-    `layer` is one layer of KvMemory: slots [slots, 2, KH, D] and the same by pages.
-    """
-    slots, pages = layer
-    rows, heads, dim = qkv.shape[0], qkv.shape[1] - 2 * num_kv, qkv.shape[2]
-    slots.index_copy_(0, plan.slots, qkv[:, heads:].unflatten(1, (2, num_kv)).to(slots.dtype))
-    parts = [_attend_group(qkv[g.start : g.stop, :heads], pages, g, slots) for g in plan.groups]
-    parts += [_attend_chunk(qkv[c.start : c.stop], pages, c, slots) for c in plan.chunks]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out.view(rows, heads * dim)
+    def __init__(self, kv: KvMemory) -> None:
+        self._layers = kv.layers()
+        self._num_kv = kv.num_kv_heads
+        self.plan = AttentionPlan(torch.empty(0, dtype=torch.int64), (), ())
+        self.handle = next(_handles)  # under which the operator finds it
+        _by_handle[self.handle] = self
+
+    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+        """Writes the new keys and values, then attends: [T, H + 2 * KH, D] to [T, H * D]."""
+        memory, plan, num_kv = self._layers[layer], self.plan, self._num_kv
+        rows, heads = len(plan.slots) // (2 * num_kv), qkv.shape[1] - 2 * num_kv
+        new = qkv[:rows, heads:].reshape(-1, qkv.shape[2])
+        memory.slots.index_copy_(0, plan.slots, new.to(memory.slots.dtype))
+        parts = [
+            _attend_group(qkv[g.start : g.stop, :heads], g, memory, num_kv) for g in plan.groups
+        ]
+        parts += [_attend_chunk(qkv[c.start : c.stop], c, memory, num_kv) for c in plan.chunks]
+        if rows < len(qkv):
+            parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend_group(q: Tensor, pages: Tensor, group: DecodeGroup, slots: Tensor) -> Tensor:
+_handles = count()
+_by_handle: weakref.WeakValueDictionary[int, PagedAttention] = weakref.WeakValueDictionary()
+
+_ops = torch.library.Library("niyama", "FRAGMENT")
+_ops.define("attend(Tensor qkv, int handle, int layer, int num_kv) -> Tensor")
+
+
+def _attend(qkv: Tensor, handle: int, layer: int, num_kv: int) -> Tensor:
+    return _by_handle[handle].attend(qkv, layer)
+
+
+def _attend_shape(qkv: Tensor, handle: int, layer: int, num_kv: int) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], (qkv.shape[1] - 2 * num_kv) * qkv.shape[2])
+
+
+_ops.impl("attend", _attend, "CompositeExplicitAutograd")
+_ops.impl("attend", _attend_shape, "Meta")
+
+
+def _attend_group(q: Tensor, group: DecodeGroup, memory: LayerMemory, num_kv: int) -> Tensor:
     """[B, H, D] to [B, H * D]."""
-    _, _, num_kv, dim = slots.shape
-    batch = q.shape[0]
-    context = pages.index_select(0, group.pages).view(batch, -1, 2, num_kv, dim)
-    k, v = context.transpose(1, 3).unbind(2)  # [B, KH, L, D]
-    q = q.unflatten(1, (num_kv, -1))  # [B, KH, G, D]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask).reshape(batch, -1)
+    batch, _, dim = q.shape
+    k, v = memory.pages.index_select(0, group.pages).view(2, num_kv, batch, -1, dim)
+    q = q.unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, B, G, D]
+    if group.mask is None:  # one sequence: its context ends where the last page is cut
+        k, v = k[:, :, : group.length], v[:, :, : group.length]
+    if q.device.type == "cpu":
+        scores = (q * dim**-0.5) @ k.transpose(2, 3)  # [KH, B, G, L]
+        if group.mask is not None:
+            scores += group.mask
+        out = torch.softmax(scores, -1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, group.mask)
+    return out.transpose(0, 1).reshape(batch, -1)
 
 
-def _attend_chunk(qkv: Tensor, pages: Tensor, chunk: ChunkSpan, slots: Tensor) -> Tensor:
-    """[n, H + 2 * KH, D] to [n, H * D].
+def _attend_chunk(qkv: Tensor, chunk: ChunkSpan, memory: LayerMemory, num_kv: int) -> Tensor:
+    """[n, H + 2 * KH, D] to [n, H * D]."""
+    (n, num_heads, dim), length = qkv.shape, chunk.first + len(qkv)
+    q = qkv[:, : num_heads - 2 * num_kv]
+    if chunk.pages is None:
+        k, v = qkv[:, num_heads - 2 * num_kv :].transpose(0, 1).split(num_kv)  # [KH, L, D]
+    else:
+        k, v = memory.pages.index_select(0, chunk.pages).view(2, num_kv, -1, dim)[:, :, :length]
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and n >= BLOCK:
+        return _attend_blocks(q, k, v)
+    return _attend_whole(q, k, v)
+
+
+def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D].
 
     To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
     """
-    _, _, num_kv, dim = slots.shape
-    q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv, num_kv, num_kv), 1)
-    if chunk.pages is not None and chunk.mask is not None:
-        context = pages.index_select(0, chunk.pages).view(-1, 2, num_kv, dim)
-        k, v = context[: chunk.mask.shape[1]].unbind(1)  # [L, KH, D]
+    (n, num_q, _), (num_kv, length, _) = q.shape, k.shape
+    mask = None
+    if length > n:
+        mask = torch.full((n, length), -torch.inf, dtype=q.dtype, device=q.device)
+        mask.triu_(length - n + 1)
     q = q.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)  # [KH, G, n, D]
-    k, v = (x.transpose(0, 1)[:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, chunk.mask, is_causal=chunk.mask is None)
-    return out.permute(2, 0, 1, 3).reshape(qkv.shape[0], -1)
+    k, v = (x[:, None].expand(-1, num_q // num_kv, -1, -1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+    return out.permute(2, 0, 1, 3).reshape(n, -1)
+
+
+def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `_attend_whole`, by products of BLOCK queries at a time and all the keys before them."""
+    (n, num_q, dim), (num_kv, length, _) = q.shape, k.shape
+    k, v = k.contiguous().transpose(1, 2), v.contiguous()
+    q = (q * dim**-0.5).unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, n, G, D]
+    out = torch.empty(n, num_q * dim, dtype=q.dtype)
+    future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)[:, None]
+    for start in range(0, n, BLOCK):
+        size = min(BLOCK, n - start)
+        seen = length - n + start + size
+        rows = q[:, start : start + size].reshape(num_kv, -1, dim)  # [KH, size * G, D]
+        scores = torch.bmm(rows, k[:, :, :seen])
+        latest = scores.view(num_kv, size, -1, seen)[..., seen - size :]
+        latest += future[:size, :, :size]
+        part = torch.bmm(torch.softmax(scores, -1), v[:, :seen])
+        into = out[start : start + size].view(size, num_kv, -1, dim)
+        into.copy_(part.view(num_kv, size, -1, dim).transpose(0, 1))
+    return out
 
 
 def attend_slowly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup
+from engine.computing.kv import KvMemory
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 
@@ -25,7 +26,9 @@ GROUP_COST = 2048
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The model's arguments for one iteration of T tokens, S of them sampled; all int64."""
+    """The model's arguments for one iteration of T tokens, S of them sampled; all int64. Padding
+    stands last, in T and in S.
+    """
 
     tokens: Tensor  # [T]
     positions: Tensor  # [T]
@@ -52,10 +55,15 @@ def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
 class BatchBuilder:
     """Builds batches for one KV memory's page size, on one device, masks in one dtype."""
 
-    def __init__(self, page_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._page_size = page_size
+    def __init__(self, kv: KvMemory, dtype: torch.dtype, least: int = 0) -> None:
+        """Batches of fewer than `least` tokens, or sampled rows, are padded to as many."""
+        self._page_size = kv.page_size
         self._dtype = dtype
-        self._device = device
+        self._device = kv.slots.device
+        self._least = least
+        heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
+        self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
+        self._first_pages = heads[:, None] * kv.num_pages
 
     def build(self, plan: Plan) -> Batch:
         order = sorted(range(len(plan.decodes)), key=lambda i: -plan.decodes[i].num_computed)
@@ -73,10 +81,14 @@ class BatchBuilder:
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
             if chunk.samples:
                 rows.append(len(tokens) - 1)
+        for column in (tokens, positions, rows):
+            column += [0] * (self._least - len(column))
         columns = self._to_device(tokens, positions, slots, rows)
         groups = self._groups(decodes)
         chunks = self._chunks(plan.chunks, len(decodes))
-        return Batch(columns[0], columns[1], columns[3], AttentionPlan(columns[2], groups, chunks))
+        rows_of_slots = (columns[2][:, None] + self._first_slots).flatten()
+        plan_of_attention = AttentionPlan(rows_of_slots, groups, chunks)
+        return Batch(columns[0], columns[1], columns[3], plan_of_attention)
 
     def _slots(self, sequence: Sequence, start: int, length: int) -> list[int]:
         """Where the keys and values of positions [start, start + length) go."""
@@ -97,6 +109,10 @@ class BatchBuilder:
         flat = torch.tensor([i for column in columns for i in column]).to(self._device)
         return flat.split([len(column) for column in columns])
 
+    def _rows_of_pages(self, pages: Tensor) -> Tensor:
+        """Of every head: [P] to [2 * KH * P]."""
+        return (self._first_pages + pages).flatten()
+
     def _groups(self, decodes: list[Sequence]) -> tuple[DecodeGroup, ...]:
         size = self._page_size
         contexts = [s.num_computed + 1 for s in decodes]
@@ -110,21 +126,23 @@ class BatchBuilder:
                 for page in (*s.pages[:count], *[0] * (width - count))
             ]
             pages, lens = self._to_device(table, contexts[start:stop])
-            inside = torch.arange(width * size, device=self._device) < lens[:, None]
-            mask = torch.zeros(inside.shape, dtype=self._dtype, device=self._device)
-            mask.masked_fill_(~inside, -torch.inf)
-            groups.append(DecodeGroup(start, stop, pages, mask[:, None, None]))
+            mask = None
+            if stop - start > 1:
+                outside = torch.arange(width * size, device=self._device) >= lens[:, None]
+                mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
+                mask = mask.masked_fill_(outside, -torch.inf)[:, None]
+            rows = self._rows_of_pages(pages)
+            groups.append(DecodeGroup(start, stop, rows, contexts[start], mask))
         return tuple(groups)
 
     def _chunks(self, chunks: tuple[Chunk, ...], row: int) -> tuple[ChunkSpan, ...]:
         spans = []
         for chunk in chunks:
-            pages, mask = None, None
+            pages = None
             if chunk.start:
                 stop = chunk.start + chunk.length
                 (pages,) = self._to_device(chunk.sequence.pages[: -(-stop // self._page_size)])
-                mask = torch.full((chunk.length, stop), -torch.inf, dtype=self._dtype)
-                mask = mask.to(self._device).triu_(chunk.start + 1)
-            spans.append(ChunkSpan(row, row + chunk.length, pages, mask))
+                pages = self._rows_of_pages(pages)
+            spans.append(ChunkSpan(row, row + chunk.length, chunk.start, pages))
             row += chunk.length
         return tuple(spans)

@@ -2,13 +2,12 @@
 
 A folder holds config.json and model.safetensors, or shards with model.safetensors.index.json
 (https://huggingface.co/docs/safetensors). Anything missing or misshapen is a CheckpointError of
-one line that names it. Weights are converted to one dtype and laid out as `model.py` wants them:
-[in, out], with q, k, v in one matrix and gate, up in another.
+one line that names it. Weights are converted to one dtype, with q, k, v in one matrix [in, out]
+and gate, up in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.computing.config import CheckpointError, ModelConfig, read_json
+from engine.computing.linear import Linear
 from engine.computing.model import Block, Decoder
 
 SINGLE = "model.safetensors"
@@ -97,7 +97,7 @@ def load_model(
     with torch.inference_mode():
         model.embedding.copy_(files.read("model.embed_tokens.weight", table))
         if not config.tied_embeddings:
-            model.head.copy_(files.read("lm_head.weight", table))
+            model.head.weight.copy_(files.read("lm_head.weight", table).t())
         model.norm.copy_(files.read("model.norm.weight", (config.hidden_size,)))
         for index, block in enumerate(model.blocks):
             assert isinstance(block, Block)
@@ -109,28 +109,25 @@ def _fill(block: Block, config: ModelConfig, files: TensorFiles, prefix: str) ->
     e, d, f = config.hidden_size, config.head_dim, config.intermediate_size
     q, kv = config.num_heads * d, config.num_kv_heads * d
 
-    def matrix(into: Tensor, e_in: int, parts: Iterable[tuple[str, int]]) -> None:
-        read = [files.read(f"{prefix}{name}.weight", (out, e_in)) for name, out in parts]
-        into.copy_(torch.cat(read).t())
+    def linear(into: Linear, inputs: int, *parts: tuple[str, int]) -> None:
+        weights = [files.read(f"{prefix}{name}.weight", (size, inputs)) for name, size in parts]
+        into.weight.copy_(torch.cat(weights).t())
+        if into.bias is not None:
+            into.bias.copy_(torch.cat([files.read(f"{prefix}{n}.bias", (m,)) for n, m in parts]))
 
-    def vector(into: Tensor | None, parts: Iterable[tuple[str, int]]) -> None:
+    def vector(into: Tensor | None, name: str, size: int) -> None:
         if into is not None:
-            into.copy_(torch.cat([files.read(prefix + name, (out,)) for name, out in parts]))
+            into.copy_(files.read(f"{prefix}{name}.weight", (size,)))
 
-    qkv = (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv))
-    gate_up = (("mlp.gate_proj", f), ("mlp.up_proj", f))
-    vector(block.attention_norm, [("input_layernorm.weight", e)])
-    vector(block.mlp_norm, [("post_attention_layernorm.weight", e)])
-    vector(block.q_norm, [("self_attn.q_norm.weight", d)])
-    vector(block.k_norm, [("self_attn.k_norm.weight", d)])
-    matrix(block.qkv, e, qkv)
-    matrix(block.out, q, [("self_attn.o_proj", e)])
-    matrix(block.gate_up, e, gate_up)
-    matrix(block.down, f, [("mlp.down_proj", e)])
-    vector(block.qkv_bias, [(f"{name}.bias", out) for name, out in qkv])
-    vector(block.out_bias, [("self_attn.o_proj.bias", e)])
-    vector(block.gate_up_bias, [(f"{name}.bias", out) for name, out in gate_up])
-    vector(block.down_bias, [("mlp.down_proj.bias", e)])
+    vector(block.attention_norm, "input_layernorm", e)
+    vector(block.mlp_norm, "post_attention_layernorm", e)
+    vector(block.q_norm, "self_attn.q_norm", d)
+    vector(block.k_norm, "self_attn.k_norm", d)
+    heads = (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv))
+    linear(block.qkv, e, *heads)
+    linear(block.out, q, ("self_attn.o_proj", e))
+    linear(block.gate_up, e, ("mlp.gate_proj", f), ("mlp.up_proj", f))
+    linear(block.down, f, ("mlp.down_proj", e))
 
 
 def random_model(

@@ -1,12 +1,15 @@
 """Paged memory for keys and values.
 
-One tensor [layers, slots, 2, KH, D], where KH is the number of key-value heads and D the head's
-size: a slot holds a token's keys, then its values, so that one copy writes both and one gather
-reads both, in rows of a whole page. Page p holds slots p * page_size to (p + 1) * page_size - 1.
-Which page belongs to whom is decided elsewhere. Sizes are bytes.
+One tensor [layers, 2 * KH, slots, D], where KH is the number of key-value heads and D the head's
+size: the keys of each head, then the values of each, by slot. A head's context, gathered page by
+page, is a matrix without gaps, which is what products on a CPU ask for; one copy writes keys and
+values, one gather reads both. Page p holds slots p * page_size to (p + 1) * page_size - 1. Which
+page belongs to whom is decided elsewhere. Sizes are bytes.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +34,17 @@ def pages_in(num_bytes: int, config: ModelConfig, page_size: int, dtype: torch.d
     return pages
 
 
+class LayerMemory(NamedTuple):
+    """One layer's keys and values, twice: a row for each head and slot, and for each head and page.
+    Row h * slots + s is slot s of head h of 2 * KH; pages likewise.
+    """
+
+    slots: Tensor  # [2 * KH * slots, D]
+    pages: Tensor  # [2 * KH * pages, page_size * D]
+
+
 class KvMemory:
-    """`slots` is the memory; `pages` the same, a row for each page of a layer."""
+    """`slots` is the memory [layers, 2 * KH, slots, D]."""
 
     def __init__(
         self,
@@ -44,15 +56,21 @@ class KvMemory:
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        shape = (config.num_layers, num_pages * page_size, 2, config.num_kv_heads, config.head_dim)
+        self.num_kv_heads = config.num_kv_heads
+        shape = (config.num_layers, 2 * config.num_kv_heads, num_pages * page_size, config.head_dim)
         # Zeros, not empty: padded positions are read with weight 0, and 0 * nan is nan.
         self.slots = torch.zeros(shape, dtype=dtype, device=device)
-        self.pages = self.slots.view(config.num_layers, num_pages, -1)
 
     @property
     def num_bytes(self) -> int:
         return self.slots.nbytes
 
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """For each layer: slots [slots, 2, KH, D] and pages [pages, page_size * 2 * KH * D]."""
-        return list(zip(self.slots.unbind(0), self.pages.unbind(0), strict=True))
+    @property
+    def num_slots(self) -> int:
+        return self.num_pages * self.page_size
+
+    def layers(self) -> list[LayerMemory]:
+        dim = self.slots.shape[-1]
+        slots = self.slots.view(len(self.slots), -1, dim)
+        pages = self.slots.view(len(self.slots), -1, self.page_size * dim)
+        return [LayerMemory(*pair) for pair in zip(slots, pages, strict=True)]

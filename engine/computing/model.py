@@ -4,7 +4,6 @@ A forward pass sees an iteration as one flat batch of T tokens, whichever sequen
 to. All it depends on comes as an argument. Legend: T tokens, S rows that are sampled, E hidden
 size, H query heads, KH key-value heads, D head size, F intermediate size, V vocabulary.
 
-Weight matrices are stored [in, out] (x @ w): with few rows that reads them faster than [out, in].
 Queries, keys and values are one matrix, the MLP's gate and up another. Sources: Llama
 (arXiv 2302.13971), RoFormer (arXiv 2104.09864); rotary halves as Hugging Face lays them out.
 """
@@ -12,13 +11,15 @@ Queries, keys and values are one matrix, the MLP's gate and up another. Sources:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.computing.attention import AttentionPlan, attend
+import engine.computing.attention  # noqa: F401 - defines niyama::attend
 from engine.computing.config import ModelConfig, RopeConfig
+from engine.computing.linear import Linear
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -58,51 +59,47 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 class Block(nn.Module):
     """One layer. Tensors are empty until a checkpoint fills them."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         self.config = config
+        self.layer = layer
         e, d, f = config.hidden_size, config.head_dim, config.intermediate_size
         q, qkv = config.num_heads * d, (config.num_heads + 2 * config.num_kv_heads) * d
 
-        def weight(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        def vector(size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(size, dtype=dtype, device=device), False)
 
-        self.attention_norm = weight(e)
-        self.qkv = weight(e, qkv)
-        self.qkv_bias = weight(qkv) if config.qkv_bias else None
-        self.q_norm = weight(d) if config.qk_norm else None
-        self.k_norm = weight(d) if config.qk_norm else None
-        self.out = weight(q, e)
-        self.out_bias = weight(e) if config.out_bias else None
-        self.mlp_norm = weight(e)
-        self.gate_up = weight(e, 2 * f)
-        self.gate_up_bias = weight(2 * f) if config.mlp_bias else None
-        self.down = weight(f, e)
-        self.down_bias = weight(e) if config.mlp_bias else None
+        def linear(inputs: int, outputs: int, bias: bool) -> Linear:
+            return Linear.empty(inputs, outputs, bias, dtype, device)
+
+        self.attention_norm = vector(e)
+        self.qkv = linear(e, qkv, config.qkv_bias)
+        self.q_norm = vector(d) if config.qk_norm else None
+        self.k_norm = vector(d) if config.qk_norm else None
+        self.out = linear(q, e, config.out_bias)
+        self.mlp_norm = vector(e)
+        self.gate_up = linear(e, 2 * f, config.mlp_bias)
+        self.down = linear(f, e, config.mlp_bias)
 
     def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        layer: tuple[Tensor, Tensor],
-        plan: AttentionPlan,
-        rows: Tensor | None,
+        self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, attention: int
     ) -> Tensor:
         """[T, E] to [T, E], or to [S, E] when only `rows` are needed after attention."""
         config = self.config
         normed = F.rms_norm(x, x.shape[1:], self.attention_norm, config.rms_norm_eps)
-        qkv = _linear(normed, self.qkv, self.qkv_bias).unflatten(1, (-1, config.head_dim))
+        qkv = self.qkv(normed).unflatten(1, (-1, config.head_dim))
         if config.qk_norm:
             qkv = self._with_normed_heads(qkv)
         rotate_(qkv[:, : config.num_heads + config.num_kv_heads], cos, sin)
-        attended = attend(qkv, layer, plan, config.num_kv_heads)
+        attended = torch.ops.niyama.attend(qkv, attention, self.layer, config.num_kv_heads)
         if rows is not None:
             x, attended = x.index_select(0, rows), attended.index_select(0, rows)
-        x = _add_linear(x, attended, self.out, self.out_bias)
+        x = x + self.out(attended)
         normed = F.rms_norm(x, x.shape[1:], self.mlp_norm, config.rms_norm_eps)
-        gate, up = _linear(normed, self.gate_up, self.gate_up_bias).chunk(2, 1)
-        return _add_linear(x, F.silu(gate) * up, self.down, self.down_bias)
+        gate, up = self.gate_up(normed).chunk(2, 1)
+        return x + self.down(F.silu(gate) * up)
 
     def _with_normed_heads(self, qkv: Tensor) -> Tensor:
         """QK-norm (Qwen 3): each query and key head by itself, [T, H + 2 * KH, D]."""
@@ -129,40 +126,28 @@ class Decoder(nn.Module):
         self.config = config
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
-        self.blocks = nn.ModuleList(Block(config, dtype, device) for _ in range(config.num_layers))
-        self.norm = nn.Parameter(torch.empty(shape[1], dtype=dtype, device=device), False)
-        self.head = (  # [V, E], as the embedding is
-            self.embedding
-            if config.tied_embeddings
-            else nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        self.blocks = nn.ModuleList(
+            Block(config, layer, dtype, device) for layer in range(config.num_layers)
         )
+        self.norm = nn.Parameter(torch.empty(shape[1], dtype=dtype, device=device), False)
+        rows = self.embedding.data if config.tied_embeddings else torch.empty_like(self.embedding)
+        self.head = Linear(rows.t())  # [V, E] in memory, as the embedding is
         self.register_buffer("rotary", rotary_table(config).to(device), persistent=False)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        rows: Tensor,
-        layers: list[tuple[Tensor, Tensor]],
-        plan: AttentionPlan,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: int) -> Tensor:
         """Logits [S, V] of the rows to be sampled.
 
-        tokens and positions [T], rows [S] (all int64); `layers` of KvMemory, written in place.
+        tokens and positions [T], rows [S] (all int64); `attention` is the handle of a
+        PagedAttention, which holds the plan of the iteration and the memory that is written.
         """
         x = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary.index_select(0, positions).to(x.dtype)[:, None].unbind(2)
         last = len(self.blocks) - 1
-        for index, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
-            x = block(x, cos, sin, layer, plan, rows if index == last else None)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, rows if index == last else None, attention)
         x = F.rms_norm(x, x.shape[1:], self.norm, self.config.rms_norm_eps)
-        return F.linear(x, self.head)
+        return self.head(x)
 
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
-
-
-def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = torch.addmm(residual, x, weight)
-    return out if bias is None else out + bias
+    def linears(self) -> Iterator[Linear]:
+        """Every matrix but the embedding's table."""
+        return (module for module in self.modules() if isinstance(module, Linear))

@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.computing.attention import PagedAttention
 from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.checkpoint import load_model, read_config
-from engine.computing.config import CheckpointError
+from engine.computing.compiled import LEAST, CompiledStep, keep_compiled_in, wants_compiler
+from engine.computing.config import CheckpointError, ModelConfig
+from engine.computing.fastest import fastest_dtype
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
 from engine.computing.sampler import Sampler
@@ -20,6 +23,7 @@ from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
 
+QUANTIZE = ("none", "int8")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_KV_BYTES = 256 << 20
 
@@ -27,15 +31,26 @@ DEFAULT_KV_BYTES = 256 << 20
 class ModelExecutor:
     """Implements engine.deciding.plan.Executor with a model and its KV memory on one device."""
 
-    def __init__(self, model: Decoder, kv: KvMemory) -> None:
+    def __init__(self, model: Decoder, kv: KvMemory, compiled: bool = False) -> None:
         self.model = model
         self.kv = kv
         self.config = model.config
         self.device = kv.slots.device
         self.dtype = model.embedding.dtype
-        self._layers = kv.layers()
-        self._builder = BatchBuilder(kv.page_size, self.dtype, self.device)
+        self._attention = PagedAttention(kv)
+        self._compiled = CompiledStep(self._forward) if compiled else None
+        least = LEAST if compiled else 0
+        self._builder = BatchBuilder(kv, self.dtype, least)
         self._sampler = Sampler()
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._compiled is not None
+
+    @property
+    def compilations(self) -> int:
+        """How often torch.compile ran; after `warm_up` it has no reason to run again."""
+        return 0 if self._compiled is None else self._compiled.compilations
 
     @property
     def num_pages(self) -> int:
@@ -50,11 +65,17 @@ class ModelExecutor:
         """One token for each sequence of `plan.sampling`, in that order."""
         logits = self.step(self._builder.build(plan))
         sampling = plan.sampling
-        return self._sampler.sample(logits, sampling) if sampling else []
+        return self._sampler.sample(logits[: len(sampling)], sampling) if sampling else []
 
     def step(self, batch: Batch) -> Tensor:
-        """Logits [S, V] of one iteration. The boundary of what may be compiled."""
-        return self.model(batch.tokens, batch.positions, batch.rows, self._layers, batch.attention)
+        """Logits [S, V] of one iteration."""
+        self._attention.plan = batch.attention
+        if self._compiled is not None:
+            return self._compiled(batch)
+        return self._forward(batch.tokens, batch.positions, batch.rows)
+
+    def _forward(self, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        return self.model(tokens, positions, rows, self._attention.handle)
 
     def warm_up(self, num_tokens: int = 64) -> None:
         """Runs a prefill and a decode in page 0 on, before any sequence owns pages."""
@@ -79,30 +100,49 @@ def load(
     *,
     device: str = "cpu",
     dtype: str = "auto",
+    quantize: str = "none",
+    compile: str = "off",
+    compile_cache: Path | None = None,
     num_pages: int | None = None,
     kv_bytes: int | None = None,
     page_size: int = 16,
     threads: int | None = None,
 ) -> ModelExecutor:
-    """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served.
+    """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
+    ValueError for an option that this machine cannot follow.
 
-    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is float32 on
-    a CPU and the checkpoint's own elsewhere. `threads` sets torch's number for the process.
+    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is measured on
+    a CPU and the checkpoint's own elsewhere. `compile` is one of compiled.MODES. `threads` sets
+    torch's number for the process.
     """
     folder = Path(folder)
     if threads is not None:
         torch.set_num_threads(threads)
+    is_compiled = wants_compiler(compile, torch.device(device))
+    if is_compiled and compile_cache is not None:
+        keep_compiled_in(compile_cache)
     config = read_config(folder)
-    torch_dtype = _dtype(dtype, config.dtype, device)
+    torch_dtype = _dtype(dtype, config, device)
     model = load_model(folder, torch_dtype, device)
+    store(model, quantize)
     if num_pages is None:
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    return ModelExecutor(model, KvMemory(config, num_pages, page_size, torch_dtype, device))
+    kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
+    return ModelExecutor(model, kv, is_compiled)
 
 
-def _dtype(name: str, stored: str, device: str) -> torch.dtype:
+def store(model: Decoder, quantize: str = "none") -> None:
+    """The model's matrices as its device reads them fastest, or in `quantize` "int8"."""
+    if quantize not in QUANTIZE:
+        raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
+    with torch.inference_mode():
+        for linear in model.linears():
+            linear.quantize() if quantize == "int8" else linear.pack()
+
+
+def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
     if name == "auto":
-        name = "float32" if device == "cpu" else stored
+        return fastest_dtype(config) if device == "cpu" else DTYPES[config.dtype]
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not supported (auto, {', '.join(DTYPES)} are)")
     return DTYPES[name]

@@ -57,3 +57,4 @@ class SchedulerStats:
     cached_tokens: int
     alpha: float  # weight of work against deadline in the order of prefills
     latency_errors: LatencyErrors | None
+    num_compilations: int = 0  # by the executor, since it serves: none is expected

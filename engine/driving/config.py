@@ -14,6 +14,8 @@ from engine.embedded import FOLDER
 
 _NIYAMA = NiyamaConfig()  # the defaults
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZE = ("none", "int8")
+COMPILE = ("auto", "on", "off")
 
 
 class Flag(NamedTuple):
@@ -33,6 +35,14 @@ class EngineConfig:
     model_name: Annotated[str, Flag("name to serve it by (default: the folder's)")] = ""
     device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
     dtype: Annotated[str, Flag("number format of the weights", DTYPES)] = "auto"
+    quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
+    compile: Annotated[
+        str, Flag("torch.compile: on, off, or auto, where a compiler is found", COMPILE)
+    ] = "auto"
+    compile_cache: Annotated[
+        Path | None,
+        Flag("folder of what was compiled (default: beside the profiles)"),
+    ] = None
     policy: Annotated[str, Flag("scheduling policy", POLICIES)] = "niyama"
     chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = 256
     max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = 64

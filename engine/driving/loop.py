@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Event, Executor, Finished, Plan, Timings, Token
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
@@ -82,6 +84,7 @@ class EngineLoop:
         self._pipe = pipe
         self._clock = clock
         self._decisions = decisions
+        self._compilations = getattr(executor, "compilations", 0)  # before it serves
         self._wait_s: float | None = None
         self._sent_at = math.inf  # nothing is due before the first report
 
@@ -157,8 +160,16 @@ class EngineLoop:
             return Reply(call.call_id, None, error, Failure.UNKNOWN_QUESTION)
         arguments = call.arguments | ({"now": now} if call.name == "estimate" else {})
         try:
-            return Reply(call.call_id, method(**arguments))
+            value = method(**arguments)
+            if isinstance(value, SchedulerStats):
+                value = self._with_compilations(value)
+            return Reply(call.call_id, value)
         except LookupError as error:
             return Reply(call.call_id, None, str(error), Failure.NOT_FOUND)
         except ValueError as error:
             return Reply(call.call_id, None, str(error), Failure.INVALID)
+
+    def _with_compilations(self, stats: SchedulerStats) -> SchedulerStats:
+        """The scheduler does not know what the executor compiles."""
+        now = getattr(self._executor, "compilations", 0)
+        return replace(stats, num_compilations=now - self._compilations)

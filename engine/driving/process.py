@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import subprocess
 import sys
 
+from engine.computing.host import environment
 from engine.driving.config import EngineConfig
 from engine.driving.messages import pack
 
@@ -35,11 +35,9 @@ class EngineProcess:
         with theirs, their_door or contextlib.nullcontext():
             fds = [theirs.fileno()] + ([their_door.fileno()] if their_door is not None else [])
             command = [sys.executable, "-m", "engine.driving", *map(str, fds)]
-            # Waiting OpenMP threads must sleep, not spin: the front end shares the cores.
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
             try:
                 self._child = subprocess.Popen(
-                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment
+                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment()
                 )
             except OSError:
                 ours.close()

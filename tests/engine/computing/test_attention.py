@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.attention import attend, attend_slowly
+from engine.computing.attention import BLOCK, PagedAttention, attend_slowly
 from engine.computing.batch import GROUP_COST, BatchBuilder, group_decodes
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvMemory, bytes_per_page, pages_in
@@ -27,12 +27,17 @@ CONFIG = ModelConfig(
 )
 
 
-def check_equal(decodes: list[int], chunks: list[tuple[int, int]]) -> None:
+def check_equal(
+    decodes: list[int],
+    chunks: list[tuple[int, int]],
+    dtype: torch.dtype = torch.float32,
+    least: int = 0,
+) -> None:
     """Decodes with so much context, chunks of (start, length): all rows as `attend_slowly`."""
     generator = torch.Generator().manual_seed(0)
     contexts = [n + 1 for n in decodes] + [start + length for start, length in chunks]
     counts = [-(-n // PAGE) for n in contexts]
-    kv = KvMemory(CONFIG, sum(counts), PAGE)
+    kv = KvMemory(CONFIG, sum(counts), PAGE, dtype)
     kv.slots.normal_(generator=generator)
     order = torch.randperm(sum(counts), generator=generator).split(counts)
     sequences = [
@@ -47,26 +52,32 @@ def check_equal(decodes: list[int], chunks: list[tuple[int, int]]) -> None:
             for s, (start, length) in zip(sequences[len(decodes) :], chunks, strict=True)
         ],
     )
-    batch = BatchBuilder(PAGE, torch.float32, torch.device("cpu")).build(plan)
-    qkv = torch.randn(len(batch.tokens), HEADS + 2 * KV_HEADS, DIM, generator=generator)
-    out = attend(qkv, kv.layers()[1], batch.attention, KV_HEADS)
+    batch = BatchBuilder(kv, dtype, least).build(plan)
+    qkv = torch.randn(len(batch.tokens), HEADS + 2 * KV_HEADS, DIM, generator=generator).to(dtype)
+    attention = PagedAttention(kv)
+    attention.plan = batch.attention
+    out = torch.ops.niyama.attend(qkv, attention.handle, 1, KV_HEADS)
 
-    rows = batch.rows.tolist()[: len(decodes)] + list(range(len(decodes), len(qkv)))
+    num_tokens = len(decodes) + sum(length for _, length in chunks)
+    assert len(out) == len(qkv) == max(num_tokens, least)
+    assert not out[num_tokens:].any()  # padding
+    rows = batch.rows.tolist()[: len(decodes)] + list(range(len(decodes), num_tokens))
     owners = [(s, s.num_computed) for s in sequences[: len(decodes)]]
     for s, (start, length) in zip(sequences[len(decodes) :], chunks, strict=True):
         owners += [(s, position) for position in range(start, start + length)]
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for row, (sequence, position) in zip(rows, owners, strict=True):
         keys, values = _context(kv, sequence, position + 1)
-        expected = attend_slowly(qkv[row, :HEADS], keys, values).flatten()
-        torch.testing.assert_close(out[row], expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(keys[-1], qkv[row, HEADS : HEADS + KV_HEADS])
         torch.testing.assert_close(values[-1], qkv[row, HEADS + KV_HEADS :])
+        expected = attend_slowly(qkv[row, :HEADS].float(), keys.float(), values.float()).flatten()
+        torch.testing.assert_close(out[row].float(), expected, atol=tolerance, rtol=tolerance)
 
 
 def _context(kv: KvMemory, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of layer 1 by position, read slot by slot."""
     slots = [sequence.pages[p // PAGE] * PAGE + p % PAGE for p in range(length)]
-    return kv.slots[1, slots, 0], kv.slots[1, slots, 1]
+    return tuple(kv.slots[1][:, slots].transpose(0, 1).split(KV_HEADS, 1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -79,6 +90,23 @@ def test_paged_attention_equals_attention_written_out(
 ) -> None:
     if decodes or chunks:
         check_equal(decodes, chunks)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    decodes=st.lists(st.integers(0, 40), max_size=4),
+    chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2 * BLOCK + 9)), max_size=2),
+)
+def test_chunks_by_blocks_in_bfloat16_equal_attention_written_out(
+    decodes: list[int], chunks: list[tuple[int, int]]
+) -> None:
+    if decodes or chunks:
+        check_equal(decodes, chunks, torch.bfloat16)
+
+
+def test_padding_is_neither_written_nor_attended_to() -> None:
+    check_equal([5], [], least=2)
+    check_equal([], [(3, 1)], least=4)
 
 
 def test_decodes_of_very_different_contexts_are_grouped_and_still_right() -> None:

@@ -1,0 +1,75 @@
+"""A whole step through torch.compile, once, for any number of tokens.
+
+The numbers of tokens and of sampled rows are symbols of the compiled code, from 2 on (the compiler
+treats 0 and 1 as shapes of their own, so smaller batches are padded), and attention is one opaque
+call per layer: one graph serves every iteration, and nothing is compiled in service. `compilations`
+counts, so that an operator can see it. What the compiler makes is kept on disk between starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.computing.batch import Batch
+
+MODES = ("auto", "on", "off")
+LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a compiled step
+
+
+def wants_compiler(mode: str, device: torch.device) -> bool:
+    """Whether to compile. "auto" does where a compiler is found. Raises ValueError for "on" where
+    none is.
+    """
+    if mode not in MODES:
+        raise ValueError(f"compile must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "off":
+        return False
+    missing = _missing(device)
+    if missing and mode == "on":
+        raise ValueError(f"--compile on: {missing}")
+    return not missing
+
+
+def _missing(device: torch.device) -> str:
+    """What torch.compile would not find on this machine; empty when it has all."""
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX") or "g++", "clang++"]
+        return "" if any(map(shutil.which, compilers)) else "no C++ compiler (g++) is found"
+    from torch.utils._triton import has_triton
+
+    return "" if has_triton() else "torch finds no Triton"
+
+
+def keep_compiled_in(folder: Path) -> None:
+    """What this process compiles from now on is kept there, and found again by the next."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+class CompiledStep:
+    """`forward(tokens, positions, rows)` of a model, compiled at the first call."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.compilations = 0
+        self._step = torch.compile(forward, backend=self._compile, fullgraph=True, dynamic=False)
+        self._is_first = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        arguments = (batch.tokens, batch.positions, batch.rows)
+        if self._is_first:
+            for argument in arguments:
+                torch._dynamo.mark_dynamic(argument, 0, min=LEAST, max=MOST)
+            self._is_first = False
+        return self._step(*arguments)
+
+    def _compile(self, graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        self.compilations += 1
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(graph, example)

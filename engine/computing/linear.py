@@ -1,0 +1,106 @@
+"""The model's matrices, stored the way the device reads them fastest.
+
+    plain   [in, out], x @ w: the meaning of the others, for every device and dtype
+    packed  oneDNN's blocked layout, for float32 and bfloat16 on a CPU
+    int8    a byte per weight and a scale per output; on a CPU each row of x is rounded to 8 bits
+            too, with a scale of its own, so that no row depends on who shares its batch
+
+Legend: T rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+PACKABLE = (torch.float32, torch.bfloat16)
+# oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
+_PACKED_FOR = 64
+_ZERO_POINT = 128  # of unsigned 8-bit activations, which oneDNN multiplies faster than signed ones
+
+_ops = torch.library.Library("niyama", "FRAGMENT")
+_ops.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int outputs) -> Tensor")
+_ops.define("int8_linear(Tensor x, Tensor weight, Tensor scale, ScalarType dtype) -> Tensor")
+
+
+def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, _ZERO_POINT, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+    )
+
+
+_ops.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
+_ops.impl(
+    "packed_linear", lambda x, weight, bias, outputs: x.new_empty(x.shape[0], outputs), "Meta"
+)
+_ops.impl("int8_linear", _int8_linear, "CompositeExplicitAutograd")
+_ops.impl(
+    "int8_linear",
+    lambda x, weight, scale, dtype: x.new_empty(x.shape[0], scale.shape[0], dtype=dtype),
+    "Meta",
+)
+
+
+class Linear(nn.Module):
+    """[T, I] to [T, O]. A checkpoint fills `weight` and `bias`; then `pack` or `quantize` may
+    store them otherwise, once, and leave `weight` empty.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """`weight` is [I, O], `bias` [O]; neither is copied."""
+        super().__init__()
+        self.outputs = weight.shape[1]
+        self.weight = nn.Parameter(weight, False)
+        self.bias = None if bias is None else nn.Parameter(bias, False)
+        self.stored: Tensor | None = None  # packed, or int8 with
+        self.scale: Tensor | None = None  # float32 [O]
+
+    @classmethod
+    def empty(
+        cls, inputs: int, outputs: int, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> Linear:
+        weight = torch.empty(inputs, outputs, dtype=dtype, device=device)
+        return cls(weight, weight.new_empty(outputs) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stored is None:
+            return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        if self.scale is None:
+            return torch.ops.niyama.packed_linear(x, self.stored, self.bias, self.outputs)
+        out = self._int8(x, self.stored, self.scale)
+        return out if self.bias is None else out + self.bias
+
+    def _int8(self, x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
+        if x.device.type != "cpu":  # compiled, the conversion is part of the product
+            return (x @ stored.to(x.dtype)) * scale.to(x.dtype)
+        largest = x.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / 127
+        rounded = (x / largest).round_().add_(_ZERO_POINT).to(torch.uint8)
+        out = torch.ops.niyama.int8_linear(rounded, stored, scale, torch.float32)
+        return (out * largest).to(x.dtype)
+
+    def pack(self) -> None:
+        """To oneDNN's layout, where it has one for the device and dtype."""
+        weight = self.weight.detach()
+        if weight.device.type != "cpu" or weight.dtype not in PACKABLE:
+            return
+        # In memory of its own: oneDNN keeps a tensor that already has its layout as it is.
+        rows = weight.t().clone(memory_format=torch.contiguous_format)
+        self._store(torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR))
+
+    def quantize(self) -> None:
+        """To int8, symmetrically, rounding to nearest, with one scale for each output."""
+        weight = self.weight.detach().float()
+        self.scale = weight.abs().amax(0).clamp_(min=1e-12) / 127
+        rounded = (weight / self.scale).round_().to(torch.int8)  # [I, O]
+        if weight.device.type == "cpu":
+            rounded = torch.ops.onednn.qlinear_prepack(rounded.t().contiguous(), None)
+        self._store(rounded)
+
+    def _store(self, stored: Tensor) -> None:
+        self.stored = stored
+        self.weight = nn.Parameter(self.weight.new_empty(0), False)

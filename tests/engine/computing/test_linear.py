@@ -1,0 +1,56 @@
+"""The ways to store a matrix against the plain product."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.computing.linear import Linear
+
+INPUTS, OUTPUTS = 96, 80
+
+
+def make(dtype: torch.dtype, has_bias: bool) -> tuple[Linear, Linear]:
+    """The same matrix twice."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(INPUTS, OUTPUTS, generator=generator).to(dtype)
+    bias = torch.randn(OUTPUTS, generator=generator).to(dtype) if has_bias else None
+    return Linear(weight, bias), Linear(weight.clone(), bias)
+
+
+def rows(count: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(count, INPUTS, generator=torch.Generator().manual_seed(count)).to(dtype)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_gives_the_plain_product_for_any_number_of_rows(
+    dtype: torch.dtype, has_bias: bool
+) -> None:
+    plain, packed = make(dtype, has_bias)
+    packed.pack()
+    assert packed.stored is not None
+    assert packed.weight.numel() == 0
+    tolerance = 1e-4 if dtype == torch.float32 else 0.25  # sums of 96 products, rounded
+    for count in (1, 2, 7, 64, 65, 300):
+        x = rows(count, dtype)
+        torch.testing.assert_close(packed(x), plain(x), atol=tolerance, rtol=1e-2)
+
+
+def test_a_dtype_that_cannot_be_packed_stays_plain() -> None:
+    plain, same = make(torch.float64, True)
+    same.pack()
+    assert same.stored is None
+    assert torch.equal(same(rows(3, torch.float64)), plain(rows(3, torch.float64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_within_its_rounding_and_no_row_depends_on_another(dtype: torch.dtype) -> None:
+    plain, quantized = make(dtype, True)
+    quantized.quantize()
+    x = rows(40, dtype)
+    x[7] *= 1000  # a row that would spoil a scale shared by all
+    expected, found = plain(x).float(), quantized(x).float()
+    error = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 0.02
+    torch.testing.assert_close(quantized(x[3:4]), quantized(x)[3:4], atol=0, rtol=0)
