@@ -15,6 +15,7 @@ from typing import NamedTuple
 from client.values import Tier
 from loadgen import score
 from loadgen.record import Record
+from loadgen.series import SeriesRecorder
 from loadgen.simulated import Setup, SimulatedTarget, target_info
 from loadgen.target import End, Run, TargetInfo, Watch
 from loadgen.workload import PlannedRequest
@@ -71,9 +72,12 @@ class SiloTarget:
         if missing:
             raise ValueError(f"no silo for {', '.join(sorted(missing))}")
         whole = Run()
+        series = SeriesRecorder() if self.base.keeps_series else None
         for silo in self.silos:
-            part = SimulatedTarget(self._setup(silo)).run(by_tier.get(silo.tier, []), watch)
+            target = SimulatedTarget(self._setup(silo))
+            part = target.run(by_tier.get(silo.tier, []), watch, series)
             whole.records += part.records
+            whole.series = part.series
             whole.elapsed_s = max(whole.elapsed_s, part.elapsed_s)
             if part.end is not End.COMPLETE:
                 whole.end, whole.problem = part.end, part.problem

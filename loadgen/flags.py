@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TypeVar
 
 from client.client import DEFAULT_SERVER
 from client.values import Importance
-from loadgen import gate, simulation_flags, workload_file
+from loadgen import gate, mix, simulation_flags, workload_file
 from loadgen.arrivals import Process, parse_rate
-from loadgen.lengths import Distribution, parse_distribution
+from loadgen.lengths import Distribution, Lognormal, parse_distribution
 from loadgen.spec import Spec, TierSpec
 from loadgen.units import parse_duration, parse_shares
 from loadgen.workload import SharedPrefix
@@ -62,6 +62,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if problem := simulation_flags.misplaced(arguments):
         made.error(problem)
     if arguments.simulate is not None:
+        if arguments.compare and arguments.policy is not None:
+            made.error("argument --policy: not allowed with argument --compare, which names them")
         for name in simulation_flags.NAMES:
             if getattr(arguments, name) is None:
                 setattr(arguments, name, made.get_default(name))
@@ -128,7 +130,9 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
 def _add_load(group: argparse._ArgumentGroup) -> None:
     duration = _typed(parse_duration)
     group.add_argument("--workload", type=Path, metavar="FILE", help="TOML file; flags override it")
-    group.add_argument("--rps", type=_typed(parse_rate), metavar="RATE", help="requests per second")
+    group.add_argument(
+        "--rps", type=_typed(parse_rate), metavar="RATE", help="requests/s (default 10)"
+    )
     group.add_argument("--duration", type=duration, help="default 30s, or the replayed trace")
     group.add_argument("--seed", type=int, help="same seed, same requests (default 0)")
     group.add_argument(
@@ -138,9 +142,13 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         help="the other tiers get equal parts of the rest (default: all equal)",
     )
     group.add_argument(
-        "--arrivals", type=Process, choices=list(Process), metavar="poisson|gamma|constant"
+        "--arrivals",
+        type=Process,
+        choices=list(Process),
+        metavar="poisson|gamma|constant",
+        help="default poisson, or gamma with --cv",
     )
-    group.add_argument("--cv", type=float, help="coefficient of variation of gamma arrivals")
+    group.add_argument("--cv", type=float, help="of gamma arrivals: coefficient of variation")
     group.add_argument(
         "--replay", type=Path, metavar="TRACE", help="arrival times and lengths of a trace's rows"
     )
@@ -148,28 +156,45 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 def _add_requests(group: argparse._ArgumentGroup) -> None:
     shares = _typed(parse_shares)
-    for name in ("prompt", "output"):
+    lengths = {
+        "prompt": (mix.INTERACTIVE.prompt, mix.BACKGROUND.prompt),
+        "output": (mix.INTERACTIVE.output, mix.BACKGROUND.output),
+    }
+    for name, (interactive, others) in lengths.items():
         group.add_argument(
             f"--{name}-tokens",
             type=_typed(_tier_length),
             action="append",
             default=[],
             metavar="[TIER:]LENGTH",
+            help=f"default {_length(interactive)} with a TTFT target, else {_length(others)}",
         )
     group.add_argument("--trace", type=Path, help="lengths drawn from a trace's rows")
-    group.add_argument("--importance", type=_typed(_importance), metavar="low:0.2,normal:0.8")
-    group.add_argument("--tenants", type=shares, metavar="NAME:SHARE,...")
-    group.add_argument("--applications", type=shares, metavar="NAME:SHARE,...")
+    group.add_argument(
+        "--importance",
+        type=_typed(_importance),
+        metavar="low:0.2,normal:0.8",
+        help="default: the tier's",
+    )
+    group.add_argument("--tenants", type=shares, metavar="NAME:SHARE,...", help="default: one")
+    group.add_argument("--applications", type=shares, metavar="NAME:SHARE,...", help="default: one")
     group.add_argument(
         "--shared-prefix",
         type=_typed(_prefix),
         metavar="TOKENS[:SHARE[:COUNT]]",
         help="that share of the prompts starts with one of COUNT common prefixes",
     )
-    group.add_argument("--cancel-rate", type=float, help="share of clients that leave early")
+    group.add_argument(
+        "--cancel-rate", type=float, help="share of clients that leave early (default 0)"
+    )
     group.add_argument(
         "--timeout", type=_typed(parse_duration), help="deadline of each call (default: none)"
     )
+
+
+def _length(length: Distribution) -> str:
+    """As it is typed."""
+    return f"{length.p50:g}/{length.p90:g}" if isinstance(length, Lognormal) else str(length)
 
 
 def _add_modes(group: argparse._ArgumentGroup) -> None:
@@ -195,11 +220,23 @@ def _add_modes(group: argparse._ArgumentGroup) -> None:
         help="the same requests to each: a policy (a server is started), or NAME=HOST:PORT; "
         "one run each, a sweep or a search",
     )
-    group.add_argument("--max-misses", type=float, default=0.01, help="capacity: share allowed")
-    group.add_argument("--precision", type=float, default=0.05, help="capacity: relative")
-    group.add_argument("--repeats", type=int, default=3, help="capacity: runs per rate")
     group.add_argument(
-        "--server-flags", default="", metavar="FLAGS", help="compare: for the servers started"
+        "--max-misses",
+        type=float,
+        default=0.01,
+        help="capacity: share allowed (default %(default)s)",
+    )
+    group.add_argument(
+        "--precision", type=float, default=0.05, help="capacity: relative (default %(default)s)"
+    )
+    group.add_argument(
+        "--repeats", type=int, default=3, help="capacity: runs per rate (default %(default)s)"
+    )
+    group.add_argument(
+        "--server-flags",
+        default="",
+        metavar="FLAGS",
+        help="compare: for the servers started (default: none)",
     )
 
 
@@ -222,8 +259,12 @@ def _names(text: str) -> list[str]:
 
 def _add_measuring(group: argparse._ArgumentGroup) -> None:
     duration = _typed(parse_duration)
-    group.add_argument("--warmup", type=duration, default=0.0, help="not measured at the start")
-    group.add_argument("--cooldown", type=duration, default=0.0, help="not measured at the end")
+    group.add_argument(
+        "--warmup", type=duration, default=0.0, help="not measured at the start (default 0)"
+    )
+    group.add_argument(
+        "--cooldown", type=duration, default=0.0, help="not measured at the end (default 0)"
+    )
     group.add_argument(
         "--max-lag",
         type=duration,

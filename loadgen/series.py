@@ -27,16 +27,16 @@ class SeriesRecorder:
         self._num_steps = 0
         self._chunks, self._prefill = _zeros(), _zeros()  # iterations that prefill, their tokens
         self._samples, self._waiting = _zeros(), _zeros()  # of the queue, once a step and replica
-        self._sampled: dict[int, float] = {}  # when each replica's queue was last looked at
+        self._sampled: dict[Replica, float] = {}  # when each one's queue was last looked at
 
     def observe(self, replica: Replica, plan: Plan) -> None:
         index = self._index(replica.now)
         if plan.work.num_prefill:
             self._chunks[index] += 1
             self._prefill[index] += plan.work.num_prefill
-        sampled_at = self._sampled.get(replica.index)
+        sampled_at = self._sampled.get(replica)
         if sampled_at is None or self._index(sampled_at) != index:
-            self._sampled[replica.index] = replica.now
+            self._sampled[replica] = replica.now
             self._samples[index] += 1
             self._waiting[index] += replica.scheduler.stats().num_waiting
 

@@ -123,9 +123,17 @@ class SimulatedTarget:
     def info(self) -> TargetInfo:
         return target_info(self.setup, self.setup.policy, self.setup.replicas)
 
-    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+    def run(
+        self,
+        requests: Iterable[PlannedRequest],
+        watch: Watch,
+        series: SeriesRecorder | None = None,
+    ) -> Run:
+        """`series` of other replicas: goes on with it."""
+        if self.setup.keeps_series and series is None:
+            series = SeriesRecorder()
         with uncollected():
-            return _Recorder(self.setup, watch).run(requests)
+            return _Recorder(self.setup, watch, series=series).run(requests)
 
 
 @contextlib.contextmanager
@@ -185,8 +193,6 @@ class _Recorder:
     def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
         setup = self.setup
         route = ROUTINGS[setup.routing]()
-        if setup.keeps_series:
-            self.series = SeriesRecorder()
         observe = None if self.series is None else self.series.observe
         for outcome in simulator.simulate(
             self._calls(requests), setup.make_replicas(), route, setup.drain_s, observe

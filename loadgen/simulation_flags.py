@@ -45,16 +45,39 @@ def add(group: argparse._ArgumentGroup, typed: Callable[[Parse], Parse]) -> None
     add("--replicas", type=int, default=1, help="engines that share the requests (default 1)")
     add("--silo", metavar="TIER:COUNT,...", help="compare silo: replicas (default: the fewest)")
     add("--routing", choices=list(ROUTINGS), default="least-loaded", help="default %(default)s")
-    add("--tiers", type=Path, metavar="FILE", help="TOML file of tiers, as the server reads it")
-    add("--tier", type=typed(parse_tier), action="append", metavar="NAME=6s/50ms|NAME=600s")
+    add(
+        "--tiers", type=Path, metavar="FILE", help="as the server reads it (default: the profile's)"
+    )
+    add(
+        "--tier",
+        type=typed(parse_tier),
+        action="append",
+        metavar="NAME=6s/50ms|NAME=600s",
+        help="one more, or another",
+    )
     add("--kv-tokens", type=int, help="KV memory (default: the profile's)")
     add("--context-len", type=int, help="most tokens of a request (default: the profile's)")
     add("--max-batch-size", type=int, help="sequences in one iteration (default: the profile's)")
     add("--max-requests", type=int, help="waiting or running per replica (default: no limit)")
-    add("--host-overhead", type=duration, default=0.0, help="added to every iteration")
-    add("--predictor-error", type=float, default=0.0, help="standard deviation, such as 0.05")
-    add("--max-gap", type=float, default=PaceConfig().max_gap, help="niyama: TBTs; inf: envelope")
-    add("--relegation-allowance", type=float, default=0.0, help="niyama: share given up early")
+    add("--host-overhead", type=duration, default=0.0, help="added to every iteration (default 0)")
+    add(
+        "--predictor-error",
+        type=float,
+        default=0.0,
+        help="standard deviation (default %(default)s)",
+    )
+    add(
+        "--max-gap",
+        type=float,
+        default=PaceConfig().max_gap,
+        help="niyama: in TBTs; inf: envelope (default %(default)s)",
+    )
+    add(
+        "--relegation-allowance",
+        type=float,
+        default=0.0,
+        help="niyama: share given up early (default %(default)s)",
+    )
 
 
 def misplaced(arguments: argparse.Namespace) -> str:

@@ -52,6 +52,19 @@ def test_each_silo_has_its_own_chunk() -> None:
     assert [r.request.index for r in records] == [0, 1], "in the order of the plan"
 
 
+def test_the_series_of_silos_holds_the_chunks_and_queues_of_all() -> None:
+    """In the first step a chunk of 2 and one of 4 tokens, with nobody left waiting behind either
+    but the one that prefills; at 1.0 s the other 2."""
+    both = [*requests(TIERS[0], [0.0]), *requests(TIERS[1], [0.0], index=1)]
+    silos = (Silo("interactive", 1, 2), Silo("standard", 1, 8))
+    watched = SiloTarget(replace(BASE, keeps_series=True), silos)
+    series = watched.run(both, ignore).series
+    assert series is not None
+    assert {n: length for n, length in enumerate(series.chunk_len) if length} == {0: 3.0, 10: 2.0}
+    assert {n: count for n, count in enumerate(series.num_waiting) if count} == {0: 1.0, 10: 1.0}
+    assert SiloTarget(BASE, silos).run(both, ignore).series is None
+
+
 def test_the_fewest_replicas_that_serve_a_tier_are_found() -> None:
     """Three at the same instant, each alone on time: within 1.5 s nothing may be shared."""
     assert fewest_replicas(BASE, requests(TIERS[0], [0.0, 0.0, 0.0])) == 3

@@ -119,3 +119,13 @@ def test_a_bad_flag_is_one_line(
     error = capsys.readouterr().err
     assert problem in error
     assert error.count("\n") == 1
+
+
+def test_a_policy_beside_a_comparison_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=str(EXIT_USAGE)):
+        main([*SIMULATED, "--policy", "edf", "--compare", "niyama,fcfs"])
+    said = capsys.readouterr().err
+    assert "--policy: not allowed with argument --compare" in said
+    assert said.count("\n") == 1
