@@ -7,7 +7,7 @@ is told to stop, and the end is reported when the engine confirms it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
@@ -51,42 +51,37 @@ class Text:
     """The text of one completion, piece by piece."""
 
     def __init__(self, detokenizer: Detokenizer, sampling: Sampling, stops: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
+        self._feed, self._finish = detokenizer.feed, detokenizer.finish
         self._min_tokens = sampling.min_tokens
         self._stop_ids = sampling.stop_token_ids
         self._checker = StopChecker(stops) if stops else None
         self.num_tokens = 0
         self.matched_stop = ""
 
-    def take(self, tokens: Iterable[Token]) -> tuple[str, list[Token]]:
+    def take(self, tokens: Sequence[Token]) -> tuple[str, Sequence[Token]]:
         """The text they add, and those of them that belong to the completion: all, until a stop
         string is complete.
         """
-        text, taken = "", []
-        for token in tokens:
-            if self.matched_stop:
-                break
+        checker, text = self._checker, ""
+        for taken, token in enumerate(tokens, start=1):
             self.num_tokens += 1
-            taken.append(token)
-            spelled = self._spell(token.id)
-            text += spelled if self._checker is None else self._examine(self._checker, spelled)
-        return text, taken
+            if token.id in self._stop_ids and self.num_tokens > self._min_tokens:
+                continue  # a token that ends the output is none of its text
+            spelled = self._feed(token.id)
+            text += spelled if checker is None else self._examine(checker, spelled)
+            if self.matched_stop:
+                return text, tokens[:taken]
+        return text, tokens
 
     def rest(self) -> str:
         """What was held back, when no more tokens come."""
         if self.matched_stop:
             return ""
-        text = self._detokenizer.finish()
+        text = self._finish()
         if self._checker is None:
             return text
         text = self._examine(self._checker, text)
         return text if self.matched_stop else text + self._checker.finish()
-
-    def _spell(self, token_id: int) -> str:
-        """A token that ends the output is none of its text."""
-        if token_id in self._stop_ids and self.num_tokens > self._min_tokens:
-            return ""
-        return self._detokenizer.feed(token_id)
 
     def _examine(self, checker: StopChecker, text: str) -> str:
         """`text` without what a stop string cuts off or may yet turn out to cut off."""
@@ -140,7 +135,7 @@ class Generation:
         outputs: list[Output] = []
         items = self._stream.take()
         if len(items) == 1 and isinstance(items[0][1], Token):  # by far the most frequent
-            self._spell(items[0][0], (items[0][1],), outputs)
+            self._spell(items[0][0], [items[0][1]], outputs)
             return outputs
         tokens: dict[int, list[Token]] = {}
         for index, item in items:
@@ -158,7 +153,7 @@ class Generation:
             self._spell(index, sampled, outputs)
         return outputs
 
-    def _spell(self, index: int, sampled: Iterable[Token], outputs: list[Output]) -> None:
+    def _spell(self, index: int, sampled: Sequence[Token], outputs: list[Output]) -> None:
         output = self._texts[index]
         if output.matched_stop:
             return

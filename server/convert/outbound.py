@@ -84,10 +84,12 @@ def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStrea
     """A stream's message for new output."""
     if len(tokens) == 1 and tokens[0].logprob is None:
         return _of_one_token(index, text, tokens[0].id)
-    ids = [token.id for token in tokens]
-    return pb.GenerateStreamResponse(
-        tokens=pb.Tokens(index=index, text=text, token_ids=ids, logprobs=to_logprobs(tokens))
-    )
+    message = pb.GenerateStreamResponse()
+    piece = message.tokens  # filled in where it is: a message that is passed in is copied
+    piece.index, piece.text = index, text
+    piece.token_ids.extend([token.id for token in tokens])
+    piece.logprobs.extend(to_logprobs(tokens))
+    return message
 
 
 @lru_cache(maxsize=8192)

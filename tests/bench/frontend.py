@@ -114,7 +114,10 @@ async def measure(
         stub: Any = inference_pb2_grpc.InferenceStub(channel)
         calls = [stub.GenerateStream(request) for _ in range(num_streams)]
         followers = [asyncio.create_task(counter.follow(call, num_streams)) for call in calls]
-        await counter.all_started.wait()
+        begun = asyncio.create_task(counter.all_started.wait())
+        done, _ = await asyncio.wait([begun, *followers], return_when=asyncio.FIRST_COMPLETED)
+        for ended in done - {begun}:
+            ended.result()  # raises what ended a stream early
         await asyncio.sleep(SETTLE_S)
         processes = [arm.process, own, *engines]
         started_at, cpu = time.perf_counter(), [cpu_s(p) for p in processes]
