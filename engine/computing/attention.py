@@ -10,9 +10,8 @@ query heads that share a key-value head become G rows of one product, so that K 
 expanded. A chunk that begins at position 0 needs no gather: its keys are in the batch.
 `attend_slowly` is the meaning of it all, one token and one head at a time.
 
-On a CPU the products are written out: its fused kernel takes several times as long for the few
-rows of a decode, and twice as long for chunks in bfloat16, whose instructions it does not use
-(`python -m tests.bench attention`).
+In bfloat16 on a CPU the products are written out where they are large: the fused kernel does not
+use the processor's bfloat16 instructions (`python -m tests.bench attention`).
 
 To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
 batch, and none of them may be a reason to compile again.
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from engine.computing.kv import KvMemory, LayerMemory
 
+POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -41,7 +41,7 @@ class DecodeGroup:
     stop: int
     pages: Tensor  # [2 * KH * B * P] int64, rows of LayerMemory.pages; padded with any page
     length: int  # of the longest context
-    mask: Tensor | None  # [B, 1, L] float: 0 where there is context, else -inf; None when B is 1
+    mask: Tensor | None  # [1, B, 1, L] float: 0 where there is context, else -inf; None if B is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class PagedAttention:
     def __init__(self, kv: KvMemory) -> None:
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
+        self._gathered = kv.slots.new_empty(0)
         self.plan = AttentionPlan(torch.empty(0, dtype=torch.int64), (), ())
         self.handle = next(_handles)  # under which the operator finds it
         _by_handle[self.handle] = self
@@ -82,13 +83,25 @@ class PagedAttention:
         rows, heads = len(plan.slots) // (2 * num_kv), qkv.shape[1] - 2 * num_kv
         new = qkv[:rows, heads:].reshape(-1, qkv.shape[2])
         memory.slots.index_copy_(0, plan.slots, new.to(memory.slots.dtype))
-        parts = [
-            _attend_group(qkv[g.start : g.stop, :heads], g, memory, num_kv) for g in plan.groups
-        ]
-        parts += [_attend_chunk(qkv[c.start : c.stop], c, memory, num_kv) for c in plan.chunks]
+        parts = []
+        for group in plan.groups:
+            context = self._gather(memory, group.pages, group.stop - group.start)
+            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group, *context))
+        for chunk in plan.chunks:
+            context = None if chunk.pages is None else self._gather(memory, chunk.pages, 1)
+            parts.append(_attend_chunk(qkv[chunk.start : chunk.stop], chunk, context, num_kv))
         if rows < len(qkv):
             parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _gather(self, memory: LayerMemory, pages: Tensor, batch: int) -> Tensor:
+        """Keys and values [2, KH, B, L, D] of these rows of pages, valid until the next call."""
+        width = memory.pages.shape[1]
+        if self._gathered.numel() < len(pages) * width:  # reused, it stays in the cache
+            self._gathered = memory.pages.new_empty(len(pages) * width)
+        out = self._gathered[: len(pages) * width].view(-1, width)
+        torch.index_select(memory.pages, 0, pages, out=out)
+        return out.view(2, self._num_kv, batch, -1, memory.slots.shape[1])
 
 
 _handles = count()
@@ -110,14 +123,13 @@ _ops.impl("attend", _attend, "CompositeExplicitAutograd")
 _ops.impl("attend", _attend_shape, "Meta")
 
 
-def _attend_group(q: Tensor, group: DecodeGroup, memory: LayerMemory, num_kv: int) -> Tensor:
-    """[B, H, D] to [B, H * D]."""
+def _attend_group(q: Tensor, group: DecodeGroup, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, H, D] and k, v [KH, B, L, D], to [B, H * D]."""
     batch, _, dim = q.shape
-    k, v = memory.pages.index_select(0, group.pages).view(2, num_kv, batch, -1, dim)
-    q = q.unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, B, G, D]
-    if group.mask is None:  # one sequence: its context ends where the last page is cut
+    q = q.unflatten(1, (len(k), -1)).transpose(0, 1)  # [KH, B, G, D]
+    if group.mask is None:
         k, v = k[:, :, : group.length], v[:, :, : group.length]
-    if q.device.type == "cpu":
+    if _by_products(q) and batch * k.shape[2] >= POSITIONS:
         scores = (q * dim**-0.5) @ k.transpose(2, 3)  # [KH, B, G, L]
         if group.mask is not None:
             scores += group.mask
@@ -127,17 +139,21 @@ def _attend_group(q: Tensor, group: DecodeGroup, memory: LayerMemory, num_kv: in
     return out.transpose(0, 1).reshape(batch, -1)
 
 
-def _attend_chunk(qkv: Tensor, chunk: ChunkSpan, memory: LayerMemory, num_kv: int) -> Tensor:
-    """[n, H + 2 * KH, D] to [n, H * D]."""
-    (n, num_heads, dim), length = qkv.shape, chunk.first + len(qkv)
+def _attend_chunk(qkv: Tensor, chunk: ChunkSpan, context: Tensor | None, num_kv: int) -> Tensor:
+    """[n, H + 2 * KH, D] to [n, H * D]; `context` [2, KH, 1, >= L, D], unless it is all in qkv."""
+    n, num_heads, _ = qkv.shape
     q = qkv[:, : num_heads - 2 * num_kv]
-    if chunk.pages is None:
+    if context is None:
         k, v = qkv[:, num_heads - 2 * num_kv :].transpose(0, 1).split(num_kv)  # [KH, L, D]
     else:
-        k, v = memory.pages.index_select(0, chunk.pages).view(2, num_kv, -1, dim)[:, :, :length]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and n >= BLOCK:
+        k, v = context[:, :, 0, : chunk.first + n]
+    if _by_products(q) and n >= BLOCK:
         return _attend_blocks(q, k, v)
     return _attend_whole(q, k, v)
+
+
+def _by_products(q: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

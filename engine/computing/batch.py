@@ -130,7 +130,7 @@ class BatchBuilder:
             if stop - start > 1:
                 outside = torch.arange(width * size, device=self._device) >= lens[:, None]
                 mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
-                mask = mask.masked_fill_(outside, -torch.inf)[:, None]
+                mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
             rows = self._rows_of_pages(pages)
             groups.append(DecodeGroup(start, stop, rows, contexts[start], mask))
         return tuple(groups)

@@ -1,0 +1,135 @@
+"""What attention costs on this machine, as the engine computes it and by the fused kernel alone.
+
+    python -m tests.bench attention [--threads 1] [--heads 9] [--kv-heads 3] [--dim 64]
+
+One layer of the shape given (SmolLM2-135M's by default), its pages scattered over the memory.
+`ours` is engine.computing.attention, gathering and writing included; `fused` gathers the same pages
+and calls scaled_dot_product_attention. Milliseconds, medians, the two in turn. Ends with one line
+of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from engine.computing.attention import PagedAttention
+from engine.computing.batch import BatchBuilder
+from engine.computing.config import ModelConfig
+from engine.computing.kv import KvMemory
+from engine.deciding.plan import Chunk, Plan, Work
+from engine.deciding.request import Request, Sampling
+from engine.deciding.sequence import Sequence as Served
+
+PAGE = 16
+# (decodes, their context) or (start, length) of a chunk
+DECODES = ((1, 200), (1, 2000), (8, 200), (64, 200), (64, 2000))
+CHUNKS = ((0, 128), (0, 512), (0, 2048), (1536, 512))
+
+
+def _plan(lengths: list[tuple[int, int]], is_chunk: bool) -> Plan:
+    """Sequences of (computed, new) tokens, on shuffled pages."""
+    counts = [-(-(start + new) // PAGE) for start, new in lengths]
+    pages = list(range(sum(counts)))
+    random.Random(1).shuffle(pages)
+    sequences = []
+    for (start, new), count in zip(lengths, counts, strict=True):
+        sequence = Served(Request("", [0] * (start + new), Sampling(), 0.0), 0.0)
+        sequence.pages, pages = pages[:count], pages[count:]
+        sequence.num_computed = start
+        sequences.append(sequence)
+    chunks = [
+        Chunk(s, start, new, True) for s, (start, new) in zip(sequences, lengths, strict=True)
+    ]
+    decodes = () if is_chunk else tuple(sequences)
+    return Plan(decodes, tuple(chunks) if is_chunk else (), Work(), 0.0, 0.0)
+
+
+def _medians(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats + 2):
+        for name, arm in arms.items():
+            started_at = time.perf_counter()
+            arm()
+            seconds[name].append(time.perf_counter() - started_at)
+    return {name: 1e3 * statistics.median(s[2:]) for name, s in seconds.items()}
+
+
+@torch.inference_mode()
+def measure(
+    config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], is_chunk: bool
+) -> dict[str, float]:
+    kv_heads, dim = config.num_kv_heads, config.head_dim
+    kv = KvMemory(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
+    kv.slots.normal_()
+    attention = PagedAttention(kv)
+    attention.plan = BatchBuilder(kv, dtype).build(_plan(lengths, is_chunk)).attention
+    tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
+    qkv = torch.randn(tokens, config.num_heads + 2 * kv_heads, dim).to(dtype)
+    (part,) = attention.plan.chunks or attention.plan.groups
+    memory = kv.layers()[0]
+    batch = 1 if is_chunk else len(lengths)
+    start = lengths[0][0]
+
+    def fused() -> object:
+        q = qkv[:, : config.num_heads].unflatten(1, (kv_heads, -1))
+        if part.pages is None:
+            k, v = qkv[:, config.num_heads :].transpose(0, 1)[:, None].split(kv_heads)
+        else:
+            pages = memory.pages.index_select(0, part.pages)
+            k, v = pages.view(2, kv_heads, batch, -1, dim)[..., :longest, :]
+        if not is_chunk:  # [KH, B, G, D]
+            return F.scaled_dot_product_attention(q.transpose(0, 1), k, v)
+        mask = torch.full((tokens, longest), -torch.inf, dtype=dtype).triu_(start + 1)
+        groups = config.num_heads // kv_heads
+        k, v = (x.expand(-1, groups, -1, -1) for x in (k, v))
+        is_causal = start == 0
+        return F.scaled_dot_product_attention(
+            q.permute(1, 2, 0, 3), k, v, None if is_causal else mask, is_causal=is_causal
+        )
+
+    repeats = 5 if tokens * longest > 1 << 20 else 15
+    return _medians({"ours": lambda: attention.attend(qkv, 0), "fused": fused}, repeats)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench attention")
+    for name, default in (("threads", 1), ("heads", 9), ("kv-heads", 3), ("dim", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    config = ModelConfig(
+        vocab_size=1,
+        hidden_size=options.heads * options.dim,
+        intermediate_size=1,
+        num_layers=1,
+        num_heads=options.heads,
+        num_kv_heads=options.kv_heads,
+        head_dim=options.dim,
+        max_positions=4096,
+    )
+    cases = {f"{n} decodes of {length}": ([(length - 1, 1)] * n, False) for n, length in DECODES}
+    cases |= {f"chunk {start}+{new}": ([(start, new)], True) for start, new in CHUNKS}
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        for name, (lengths, is_chunk) in cases.items():
+            key = f"{name}, {str(dtype).removeprefix('torch.')}"
+            found[key] = measure(config, dtype, lengths, is_chunk)
+            ours, fused = found[key].values()
+            print(f"{key:32} ours {ours:8.2f} ms  fused {fused:8.2f} ms  {fused / ours:5.2f}x")
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__}
+    print(json.dumps({"bench": "attention", "machine": machine, "milliseconds": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
