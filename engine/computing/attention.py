@@ -85,11 +85,11 @@ class PagedAttention:
         memory.slots.index_copy_(0, plan.slots, new.to(memory.slots.dtype))
         parts = []
         for group in plan.groups:
-            context = self._gather(memory, group.pages, group.stop - group.start)
-            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group, *context))
+            k, v = self._gather(memory, group.pages, group.stop - group.start)
+            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group, k, v))
         for chunk in plan.chunks:
-            context = None if chunk.pages is None else self._gather(memory, chunk.pages, 1)
-            parts.append(_attend_chunk(qkv[chunk.start : chunk.stop], chunk, context, num_kv))
+            past = None if chunk.pages is None else self._gather(memory, chunk.pages, 1)
+            parts.append(_attend_chunk(qkv[chunk.start : chunk.stop], chunk, past, num_kv))
         if rows < len(qkv):
             parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
