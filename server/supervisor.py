@@ -61,7 +61,8 @@ class FrontEndProcess:
         self.number = start.number
         self.held: Counter[str] = Counter()  # requests in the ledger, by tenant
         self.call_ids: set[str] = set()
-        self.listening = asyncio.get_running_loop().create_future()
+        self.problem = ""  # why it cannot start
+        self.listening = asyncio.Event()  # once it listens, or has a problem, or has ended
         self.attached = asyncio.Event()  # once it has served, or has ended
         self.is_connected = False  # to an engine, as far as it has said
         self._control, control = socket.socketpair()
@@ -81,8 +82,8 @@ class FrontEndProcess:
     def pid(self) -> int:
         return self._child.pid
 
-    async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> int:
-        """Hands on what it says until it has ended; returns its exit code."""
+    async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> None:
+        """Hands on what it says until it has ended."""
 
         def received(messages: list[FromFrontEnd]) -> None:
             for message in messages:
@@ -91,12 +92,12 @@ class FrontEndProcess:
         self._wire = await open_wire(self._control, received, lambda: None)
         try:
             await self._wire.closed.wait()
-            return await asyncio.to_thread(self._child.wait)
+            code = await asyncio.to_thread(self._child.wait)
+            self.problem = self.problem or f"the front end ended with code {code}"
         finally:
             self._door.close()
+            self.listening.set()
             self.attached.set()
-            if not self.listening.done():
-                self.listening.set_result("the front end ended before it listened")
 
     def post(self, message: Verdict | Drain) -> None:
         if self._wire is not None:
@@ -121,7 +122,7 @@ class Supervisor:
         self._ledger = Ledger(config.max_requests)
         self._front_ends: dict[int, FrontEndProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._is_ending = False
+        self._has_started = self._is_ending = False
         self._holder: socket.socket | None = None
         self._counters = tempfile.TemporaryDirectory(prefix="niyama-")
         self._owner = EngineOwner(config, self._engine_ready, lambda: None, is_shared=True)
@@ -142,14 +143,18 @@ class Supervisor:
         starting = asyncio.create_task(self._owner.start())
         try:
             for front_end in list(self._front_ends.values()):
-                if problem := await front_end.listening:
-                    raise StartError(problem)
+                await front_end.listening.wait()
+                if front_end.problem:
+                    raise StartError(front_end.problem)
             info = await starting
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         for front_end in list(self._front_ends.values()):
             await front_end.attached.wait()
+            if front_end.problem:
+                raise StartError(front_end.problem)
+        self._has_started = True
         return info
 
     async def drain(self) -> None:
@@ -186,11 +191,11 @@ class Supervisor:
         """Follows one front end, and each that takes its place."""
         while True:
             front_end = self._front_ends[number]
-            code = await front_end.follow(self._received)
+            await front_end.follow(self._received)
             self._forget(front_end)
-            if self._is_ending:
+            if self._is_ending or not self._has_started:
                 return
-            log.error("front end lost", frontend=number, reason=f"it ended with code {code}")
+            log.error("front end lost", frontend=number, reason=front_end.problem)
             self._losses.inc()
             if not await self._relaunch(number):
                 return
@@ -240,11 +245,12 @@ class Supervisor:
             front_end.is_connected = False
             self._connect(front_end)
         elif isinstance(message, Listening):
-            front_end.listening.set_result(None)
+            front_end.listening.set()
             self._connect(front_end)
         else:
             assert isinstance(message, CannotStart)
-            front_end.listening.set_result(message.line)
+            front_end.problem = message.line
+            front_end.listening.set()
             front_end.kill()
 
     def _enter(self, front_end: FrontEndProcess, call: Enter) -> Exception | None:

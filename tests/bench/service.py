@@ -42,6 +42,7 @@ import grpc
 import psutil
 import uvloop
 
+from engine.computing.host import environment
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from tests.bench._engines import NOTES
@@ -91,8 +92,7 @@ def offline() -> Iterator[subprocess.Popen[str]]:
     """The engine alone, ready."""
     command = [sys.executable, "-m", "tests.bench._engines"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as an engine process has it
-    with subprocess.Popen(command, env=environment, **pipes) as child:  # type: ignore[call-overload]  # keywords in one
+    with subprocess.Popen(command, env=environment(), **pipes) as child:  # type: ignore[call-overload]  # keywords in one
         assert child.stdout.readline() == "ready\n"
         try:
             yield child

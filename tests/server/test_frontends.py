@@ -261,11 +261,20 @@ def test_nobody_outlives_the_supervisor(pair: Pair) -> None:
     assert len(gone) == 3
 
 
+def test_sigterm_while_loading_leaves_nothing_and_says_nothing(start: Start) -> None:
+    pair = start()
+    while len(children := pair.parent.children()) < 3:
+        assert pair.process.child.poll() is None
+    pair.process.signal(signal.SIGTERM)
+    assert pair.process.wait_exit() == 0
+    assert pair.process.log == ""
+    assert not any(child.is_running() for child in children)
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (("--model", "/no/such/folder"), "no checkpoint folder /no/such/folder"),
-        (("--config", "nofile.toml"), "--config nofile.toml: No such file or directory"),
         (("--device", "cuda:99"), "--device cuda:99: "),
     ],
 )
