@@ -24,14 +24,15 @@ _READY = re.compile(r"ready on (\S+:\d+)")
 
 
 @contextlib.contextmanager
-def serving(flags: Sequence[str] = ()) -> Iterator[str]:
-    """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`.
+def serving(flags: Sequence[str] = (), module: str = "server") -> Iterator[str]:
+    """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`, or
+    of another module that is started like it.
 
     Raises Unreachable where the server does not come up, or does not end well.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        command = [sys.executable, "-m", "server", "--port", "0", *flags]
+        command = [sys.executable, "-m", module, "--port", "0", *flags]
         with log.open("wb") as errors:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert process.stdout is not None

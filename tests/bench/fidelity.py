@@ -2,16 +2,16 @@
 
     python -m tests.bench fidelity [--capacity RPS] [--duration 40] [--policy niyama]
 
-Starts a server, which saves what it measured of this machine, and finds by simulation what the
-machine sustains. Then three loads (light, 0.4 of that; at capacity; 1.5 times as much) are sent to
-the live server and to the simulated one: the same seed, tiers and limits. Prints attainment per
-tier and median TTFT side by side and, as the last line, a JSON object; exit code 1 where an
-attainment differs by more than 5 points or the median TTFT of all by more than 20 %.
+Before that, a server that notes every iteration is started, and the machine's capacity estimated by
+simulation with what it measured of itself. A light load and one at that capacity are sent to it.
+What the iterations took beside front end, network and generator, and how much they strayed, becomes
+the simulator's profile; what a first token of the light load took longer than simulated is added to
+every token. Both are printed.
 
-The simulator knows what an iteration took when the machine was measured, alone. What service adds
-is measured before the runs: what a token takes to come out (network, front end, generator) with
-single requests, and what iterations take longer beside all that, from the gaps between tokens under
-a light load. Both are added to the simulation, and printed.
+Then three loads (light, 0.4 of the capacity; at capacity; 1.5 times as much), other requests than
+before, are sent to a fresh server and to the simulated one: the same seed, tiers and limits. Prints
+attainment per tier and median TTFT side by side and, as the last line, a JSON object; exit code 1
+where an attainment differs by more than 5 points or the median TTFT of all by more than 20 %.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ import io
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -45,13 +43,14 @@ from loadgen.score import Score
 from loadgen.simulated import Setup, SimulatedTarget
 from loadgen.target import Run, Target, TargetInfo, Watch
 from loadgen.workload import Arrivals, PlannedRequest, TierLoad, Workload
+from tests.bench._notes import NOTES, Note, in_service, read
 
 LOADS = {"light": 0.4, "at capacity": 1.0, "overload": 1.5}
 POINTS, TTFT_ERROR = 0.05, 0.20
 # Rates below this say nothing of the scheduler: the search ends there.
 GUESS_RPS = 20.0
-PROBES = 30
-LIGHT_RPS, LIGHT_S = 8.0, 15.0
+LIGHT_S, HEAVY_S = 20.0, 30.0  # of the loads that the simulator is fitted to
+FITTED_SEED = 1000
 
 
 class Side(NamedTuple):
@@ -66,13 +65,7 @@ class Delayed:
     """A target whose every token arrives that much later."""
 
     target: SimulatedTarget
-    delay_s: float
-
-    def slower(self, seconds: float) -> Delayed:
-        """With iterations that take that much longer."""
-        setup = self.target.setup
-        slower = replace(setup, profile=setup.profile.with_overhead(seconds))
-        return replace(self, target=SimulatedTarget(slower))
+    delay_s: float = 0.0
 
     def info(self) -> TargetInfo:
         return self.target.info()
@@ -93,46 +86,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", default="niyama")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / "profile.json"
-        flags = ["--policy", arguments.policy, "--save-profile", str(saved)]
-        with local_server.serving(flags) as address:
-            info, delay_s = _probe(address)
-            live = LiveTarget(address)
-            simulated = _simulated(saved, info, arguments.policy, delay_s)
-            overhead_s = _overhead_s(live, simulated, info.tiers)
-            simulated = simulated.slower(overhead_s)
-            capacity = arguments.capacity or _capacity(simulated, info.tiers, arguments.seed)
-            result = _compare(live, simulated, info.tiers, capacity, arguments)
+    flags = ["--policy", arguments.policy]
+    fitted = _fitted(flags, arguments)
+    setup = fitted.target.setup
+    capacity = arguments.capacity or _capacity(fitted, arguments.seed)
+    with local_server.serving(flags) as address:
+        result = _compare(LiveTarget(address), fitted, capacity, arguments)
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    result["outside_the_engine_ms"] = round(1e3 * delay_s, 2)
-    result["more_per_iteration_ms"] = round(1e3 * overhead_s, 2)
+    result["outside_the_engine_ms"] = round(1e3 * fitted.delay_s, 2)
+    result["iterations_stray"] = round(setup.predictor_error, 3)
     print(json.dumps(result))
     return 0 if result["within_goal"] else 1
 
 
-def _probe(address: str) -> tuple[ServerInfo, float]:
-    """What the server says of itself, and what a first token takes beyond the server's own TTFT:
-    the median over single requests."""
-    with Client(address) as client:
-        info = client.server_info()
-        beyond = [_beyond_s(client) for _ in range(PROBES)]
-    return info, statistics.median(beyond)
+def _fitted(flags: Sequence[str], arguments: argparse.Namespace) -> Delayed:
+    """The simulated machine, as it is in service."""
+    out = Console(file=io.StringIO())
+    with tempfile.TemporaryDirectory() as folder:
+        saved, notes = Path(folder) / "profile.json", Path(folder) / "notes.jsonl"
+        os.environ[NOTES] = str(notes)
+        noted = [*flags, "--save-profile", str(saved)]
+        with local_server.serving(noted, "tests.bench._noted") as address:
+            with Client(address) as client:
+                info = client.server_info()
+            alone = _simulated(saved, info, arguments.policy)
+            rate = arguments.capacity or _capacity(Delayed(alone), FITTED_SEED)
+            light = _workload(info.tiers, LOADS["light"] * rate, LIGHT_S, FITTED_SEED)
+            heavy = _workload(info.tiers, rate, HEAVY_S, FITTED_SEED + 1)
+            live = LiveTarget(address)
+            lived, _ = (_measured(live, load, out).summary for load in (light, heavy))
+        served = as_served(alone.setup, read(notes))
+    played = _measured(SimulatedTarget(served), light, out).summary
+    delay_s = max(0.0, (lived.total.ttft.p50 or 0.0) - (played.total.ttft.p50 or 0.0))
+    return Delayed(SimulatedTarget(served), delay_s)
 
 
-def _beyond_s(client: Client) -> float:
-    started_at = time.monotonic()
-    first_at = None
-    with client.generate([300] * 60, max_tokens=4, ignore_eos=True) as stream:
-        for _ in stream:
-            first_at = first_at or time.monotonic()
-    assert first_at is not None
-    assert stream.finished is not None
-    assert stream.finished.timings.ttft is not None
-    return max(0.0, first_at - started_at - stream.finished.timings.ttft)
+def as_served(alone: Setup, notes: Sequence[Note]) -> Setup:
+    """With iterations as they were noted, instead of as the machine was measured alone."""
+    before = alone.profile.latency
+    profile, error = in_service(f"{before.name}, in service", notes, before.max_chunk)
+    return replace(
+        alone, profile=replace(alone.profile, latency=profile), predictor_error=min(error, 0.5)
+    )
 
 
-def _simulated(saved: Path, info: ServerInfo, policy: str, delay_s: float) -> Delayed:
+def _simulated(saved: Path, info: ServerInfo, policy: str) -> SimulatedTarget:
     profile: Profile = replace(
         profiles.load(str(saved)),
         kv_tokens=info.limits.kv_tokens,
@@ -140,8 +138,9 @@ def _simulated(saved: Path, info: ServerInfo, policy: str, delay_s: float) -> De
         max_batch_size=info.limits.max_batch_size,
         tiers=info.tiers,
     )
-    setup = Setup(profile, policy, drain_s=60.0, max_requests=info.limits.max_requests)
-    return Delayed(SimulatedTarget(setup), delay_s)
+    return SimulatedTarget(
+        Setup(profile, policy, drain_s=60.0, max_requests=info.limits.max_requests)
+    )
 
 
 def _workload(tiers: Sequence[Tier], rate: float, duration_s: float, seed: int) -> Workload:
@@ -155,33 +154,19 @@ def _measured(target: Target, workload: Workload, out: Console) -> Measurement:
     return measure(target, target.info(), workload, Measuring(), out)
 
 
-def _overhead_s(live: Target, simulated: Target, tiers: Sequence[Tier]) -> float:
-    """What lies between the median gaps of a light load, live and simulated."""
-    workload = _workload(tiers, LIGHT_RPS, LIGHT_S, seed=1000)
-    out = Console(file=io.StringIO())
-    lived, played = (
-        _measured(target, workload, out).summary.total.tbt.p50 for target in (live, simulated)
-    )
-    return max(0.0, (lived or 0.0) - (played or 0.0))
-
-
-def _capacity(simulated: Delayed, tiers: Sequence[Tier], seed: int) -> float:
+def _capacity(simulated: Delayed, seed: int) -> float:
     """What the simulated machine sustains over five minutes."""
     out = Console(file=io.StringIO())
     search = Search(GUESS_RPS, repeats=1)
-    workload = _workload(tiers, GUESS_RPS, 300.0, seed)
+    workload = _workload(simulated.info().tiers, GUESS_RPS, 300.0, seed)
     capacity, _ = search_capacity(lambda load, _: _measured(simulated, load, out), workload, search)
     return capacity.passed
 
 
 def _compare(
-    live: Target,
-    simulated: Target,
-    tiers: Sequence[Tier],
-    capacity: float,
-    arguments: argparse.Namespace,
+    live: Target, simulated: Delayed, capacity: float, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    out = Console()
+    out, tiers = Console(), simulated.info().tiers
     table = Table("load", "tier", "on time live", "simulated", "TTFT p50 live", "simulated", "")
     runs: dict[str, Any] = {}
     for name, factor in LOADS.items():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import platform
@@ -21,9 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -36,29 +35,10 @@ from engine.driving.loop import Engine
 from server import logs
 from server.app import Server
 from server.config import ServerConfig
+from tests.bench._notes import NOTES, Note, gaps, read
 
 GOAL = 0.10
 ITERATIONS = 2000
-NOTES = "NIYAMA_BENCH_NOTES"  # names the file for the engine process
-
-
-class Note(NamedTuple):
-    """One iteration. Seconds; `run_s` of `actual_s` are the model's."""
-
-    planned_at: float
-    predicted_s: float
-    actual_s: float
-    run_s: float
-    num_decodes: int
-    decode_context: int
-    num_prefill: int
-    prefill_context: int
-    prefill_pairs: int
-    num_chunks: int
-
-    @property
-    def error(self) -> float:
-        return abs(self.actual_s / self.predicted_s - 1)
 
 
 class Noting:
@@ -109,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ[NOTES] = str(path)
         profile = Path(folder) / "profile.json"
         served = asyncio.run(_serve(arguments, profile))
-        notes = [Note(*json.loads(line)) for line in path.read_text().splitlines()]
+        notes = read(path)
         calibrated = LatencyProfile.from_dict(json.loads(profile.read_text()))
     return _report(arguments, notes, calibrated, served)
 
@@ -163,7 +143,7 @@ def _report(
             p50, p95 = _quantiles([n.error for n in part])
             print(f"{name:<30}{len(part):>7}{p50:>11.1%}{p95:>8.1%}{ratio:>11.2f}")
     outside = [n.actual_s - n.run_s for n in notes]
-    between = list(_between(notes))
+    between = list(gaps(notes))
     p50, p95 = _quantiles([n.error for n in notes])
     result = {
         "benchmark": "prediction",
@@ -186,14 +166,6 @@ def _report(
 
 def _tokens(note: Note) -> int:
     return note.num_decodes + note.num_prefill
-
-
-def _between(notes: list[Note]) -> Iterator[float]:
-    """From a commit to the next plan, where the engine did not idle: commit, messages, loop."""
-    for before, after in itertools.pairwise(notes):
-        gap = after.planned_at - before.planned_at - before.actual_s
-        if gap < 0.02:
-            yield gap
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:

@@ -1,0 +1,80 @@
+"""What was noted of every iteration in service, and the latency profile that it amounts to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.deciding.fit import Sample, fit
+from engine.deciding.latency import LatencyProfile, Segment
+from engine.deciding.plan import Work
+
+NOTES = "NIYAMA_BENCH_NOTES"  # names the file for the engine process
+IDLE_S = 0.02  # a longer time between two iterations is the engine's rest, not its work
+NORMAL = 1.4826  # standard deviations of a normal distribution in a median absolute deviation
+
+
+class Note(NamedTuple):
+    """One iteration. Seconds; `run_s` of `actual_s` are the model's."""
+
+    planned_at: float
+    predicted_s: float
+    actual_s: float
+    run_s: float
+    num_decodes: int
+    decode_context: int
+    num_prefill: int
+    prefill_context: int
+    prefill_pairs: int
+    num_chunks: int
+
+    @property
+    def work(self) -> Work:
+        return Work(*self[4:])
+
+    @property
+    def error(self) -> float:
+        return abs(self.actual_s / self.predicted_s - 1)
+
+
+def read(path: Path) -> list[Note]:
+    """The file of an engine that has ended."""
+    return [Note(*json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def gaps(notes: Sequence[Note]) -> Iterator[float]:
+    """From a commit to the next plan, where the engine did not idle: commit, messages, loop."""
+    for before, after in itertools.pairwise(notes):
+        gap = after.planned_at - before.planned_at - before.actual_s
+        if gap < IDLE_S:
+            yield gap
+
+
+class InService(NamedTuple):
+    """`error`: standard deviation of actual / expected duration, without the outliers."""
+
+    profile: LatencyProfile
+    error: float
+
+
+def in_service(name: str, notes: Sequence[Note], max_chunk: int) -> InService:
+    """Fitted to what iterations took beside everything else that the machine does in service, from
+    plan to plan: what lies between a commit and the next plan counts as part of the iteration."""
+    between_s = statistics.median(gaps(notes))
+    samples = [Sample(note.work, note.actual_s + between_s) for note in notes]
+    profile = _adding_up(fit(name, samples, max_chunk), samples)
+    ratios = [sample.seconds / profile.seconds(sample.work) for sample in samples]
+    middle = statistics.median(ratios)
+    return InService(profile, NORMAL * statistics.median(abs(r - middle) for r in ratios))
+
+
+def _adding_up(profile: LatencyProfile, samples: Sequence[Sample]) -> LatencyProfile:
+    """A fit goes through the middle; stalls count too where throughput is the question."""
+    scale = sum(s.seconds for s in samples) / sum(profile.seconds(s.work) for s in samples)
+    segments = tuple(Segment(s.up_to, *(scale * x for x in s[1:])) for s in profile.segments)
+    return replace(profile, segments=segments)
