@@ -415,13 +415,14 @@ class Niyama:
         def rate(size: int) -> float:
             return size / max(predict(add_chunk(work, start, size)) - idle_s, 1e-9)
 
-        best, best_rate = length, THRIFT * rate(length)
+        clearly_better = THRIFT * rate(length)
+        best, best_rate = length, clearly_better
         longest_s = min(self._pace.max_gap * tbt_s, self._response_s)
         for size in self._latency.chunk_steps(work, self._demand.chunk):
             if size <= length:
-                if rate(size) > best_rate:
-                    best, best_rate = size, rate(size)
-            elif idle_s < tbt_s and rate(size) > THRIFT * rate(length):
+                if (of_size := rate(size)) > best_rate:
+                    best, best_rate = size, of_size
+            elif idle_s < tbt_s and rate(size) > clearly_better:
                 full_s = predict(add_chunk(work, start, size))
                 if tbt_s < full_s and margin * full_s <= longest_s:
                     return 0
