@@ -68,7 +68,13 @@ class Running:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def running() -> AsyncIterator[Running]:
     """Tests that use it run on the session's event loop and leave nothing in flight."""
-    engine = EngineConfig(max_batch_size=BATCH, torch_threads=1, calibration_s=1.0, compile="off")
+    engine = EngineConfig(
+        max_batch_size=BATCH,
+        torch_threads=1,
+        calibration_s=1.0,
+        compile="off",
+        dtype="float32",  # the same tokens, whoever else is in the batch
+    )
     server = Server(ServerConfig(port=0, max_requests=MAX_REQUESTS, engine=engine))
     await within(server.start())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -87,7 +87,8 @@ async def test_timings_are_told_with_each_target(running: Running) -> None:
     assert 0 < timings.ttft.ToNanoseconds() <= timings.ttlt.ToNanoseconds()
     assert 0 < timings.mean_tbt.ToNanoseconds() <= timings.worst_tbt.ToNanoseconds()
     assert set(targets) == {pb.TARGET_NAME_TTFT, pb.TARGET_NAME_TBT}
-    assert targets[pb.TARGET_NAME_TTFT].target.ToSeconds() == 1
+    due_s = running.server.service.tiers.tiers["interactive"].targets.ttft_s
+    assert targets[pb.TARGET_NAME_TTFT].target.ToTimedelta().total_seconds() == due_s
     assert targets[pb.TARGET_NAME_TTFT].actual == timings.ttft
 
 
@@ -197,8 +198,9 @@ async def test_server_info_describes_the_model_the_tiers_and_the_limits(running:
     assert info.model.has_chat_template
     assert [tier.name for tier in info.tiers] == ["interactive", "standard", "batch"]
     assert info.default_tier == "interactive"
-    assert info.tiers[0].ttft.ToSeconds() == 1
-    assert info.tiers[2].ttlt.ToSeconds() == 60
+    tiers = running.server.service.tiers.tiers  # no tighter than this machine can keep
+    assert info.tiers[0].ttft.ToTimedelta().total_seconds() == tiers["interactive"].targets.ttft_s
+    assert info.tiers[2].ttlt.ToTimedelta().total_seconds() == tiers["batch"].targets.ttlt_s
     assert info.limits.max_requests == MAX_REQUESTS
     stats = await running.stats()
     assert info.limits.kv_tokens == stats.pages_total * 16
