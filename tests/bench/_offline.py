@@ -44,7 +44,9 @@ def load(told: dict[str, Any]) -> ModelExecutor:
     return executor
 
 
-def serve(executor: ModelExecutor, asked: list[Any], chunk_size: int) -> dict[str, Any]:
+def serve(
+    executor: ModelExecutor, asked: list[Any], chunk_size: int, prefix_caching: bool = False
+) -> dict[str, Any]:
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=executor.num_pages,
@@ -53,6 +55,7 @@ def serve(executor: ModelExecutor, asked: list[Any], chunk_size: int) -> dict[st
             policy="fcfs",
             chunk_size=chunk_size,
             max_batch_size=MAX_BATCH,
+            prefix_caching=prefix_caching,
         ),
         LatencyModel(UNCALIBRATED),
     )
