@@ -8,8 +8,8 @@ import signal
 
 import structlog
 
+from engine.driving import collector
 from engine.driving.messages import EngineInfo
-from server import collector
 from server.config import ServerConfig
 from server.frontend import FrontEnd, refuse_taken
 from server.ledger import OwnLedger

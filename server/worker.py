@@ -19,11 +19,12 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from engine.driving import collector
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
 from engine.driving.wire import Wire, open_wire
-from server import collector, logs
+from server import logs
 from server.control import (
     Attached,
     CannotStart,

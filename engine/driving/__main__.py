@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 
+from engine.driving import collector
 from engine.driving.config import EngineConfig
 from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
@@ -34,6 +35,7 @@ def build(config: EngineConfig) -> Engine:
 def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> None:
     config = pipe.receive_first()
     engine = build(config)
+    collector.settle()
     pipe.send(Ready(engine.info))
     ends = pipe if door is None else Hub(sock, door, engine.info)
     with contextlib.ExitStack() as stack:

@@ -21,6 +21,7 @@ from engine.deciding.plan import Event, Plan, Sampled, Token
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler
 from engine.driving import build as driving
+from engine.driving import collector
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 
@@ -80,6 +81,7 @@ def run(engine: Engine, asked: list[tuple[list[int], int]]) -> dict[str, float]:
 
 def main() -> None:
     engine = driving.build(EngineConfig())
+    collector.settle()  # as the engine process does
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(run(engine, json.loads(line))), flush=True)

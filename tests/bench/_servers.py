@@ -18,12 +18,12 @@ import grpc
 import uvloop
 
 from engine.deciding.plan import Plan, Token
-from engine.driving import null
+from engine.driving import collector, null
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
-from server import collector, logs
+from server import logs
 from server.app import Server
 from server.config import ServerConfig
 
