@@ -97,6 +97,9 @@ class PagedAttention:
     def _gather(self, memory: LayerMemory, pages: Tensor, batch: int) -> Tensor:
         """Keys and values [2, KH, B, L, D] of these rows of pages, valid until the next call."""
         width = memory.pages.shape[1]
+        if memory.pages.device.type != "cpu":  # its allocator is cheap, and a graph keeps addresses
+            rows = memory.pages.index_select(0, pages)
+            return rows.view(2, self._num_kv, batch, -1, memory.slots.shape[1])
         if self._gathered.numel() < len(pages) * width:  # reused, it stays in the cache
             self._gathered = memory.pages.new_empty(len(pages) * width)
         out = self._gathered[: len(pages) * width].view(-1, width)

@@ -63,7 +63,7 @@ class BatchBuilder:
         self._least = least
         heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
         self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
-        self._first_pages = heads[:, None] * kv.num_pages
+        self._first_pages = heads[:, None] * kv.num_rows
 
     def build(self, plan: Plan) -> Batch:
         order = sorted(range(len(plan.decodes)), key=lambda i: -plan.decodes[i].num_computed)
@@ -106,7 +106,9 @@ class BatchBuilder:
         ]
 
     def _to_device(self, *columns: list[int]) -> tuple[Tensor, ...]:
-        flat = torch.tensor([i for column in columns for i in column]).to(self._device)
+        flat = torch.tensor([i for column in columns for i in column])
+        if self._device.type == "cuda":
+            flat = flat.pin_memory().to(self._device, non_blocking=True)
         return flat.split([len(column) for column in columns])
 
     def _rows_of_pages(self, pages: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def _measure(executor: Computes, shapes: Iterable[Shape], seconds: float) -> lis
     for shape in ordered:
         if measured and _is_too_large(shape, measured[-1], seconds, ends_at):
             break
-        measured.append(Measured(shape, _plan(shape, executor.page_size)))
+        measured.append(Measured(shape, make_plan(shape, executor.page_size)))
         measured[-1].run(executor)
         if measured[-1].seconds[0] < KEEP_FIRST * seconds:  # it allocated, and may have compiled
             measured[-1].seconds.clear()
@@ -187,7 +187,7 @@ def _random_shapes(room: Room) -> Iterator[Shape]:
         yield Shape(decodes, tuple((rng.choice((0, 0, 160)), n) for n in lengths))
 
 
-def _plan(shape: Shape, page_size: int) -> Plan:
+def make_plan(shape: Shape, page_size: int) -> Plan:
     """A real plan on pages of its own for each sequence, from page 0 on."""
     next_page = 0
 

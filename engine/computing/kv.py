@@ -44,7 +44,9 @@ class LayerMemory(NamedTuple):
 
 
 class KvMemory:
-    """`slots` is the memory [layers, 2 * KH, slots, D]."""
+    """`slots` is the memory [layers, 2 * KH, slots, D]. One page more than sequences are given, the
+    spare one, is where padding of a batch is written.
+    """
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class KvMemory:
         self.num_pages = num_pages
         self.page_size = page_size
         self.num_kv_heads = config.num_kv_heads
-        shape = (config.num_layers, 2 * config.num_kv_heads, num_pages * page_size, config.head_dim)
+        shape = (config.num_layers, 2 * config.num_kv_heads, self.num_slots, config.head_dim)
         # Zeros, not empty: padded positions are read with weight 0, and 0 * nan is nan.
         self.slots = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -66,8 +68,17 @@ class KvMemory:
         return self.slots.nbytes
 
     @property
+    def num_rows(self) -> int:
+        """Pages of each head, the spare one too."""
+        return self.num_pages + 1
+
+    @property
+    def spare_page(self) -> int:
+        return self.num_pages
+
+    @property
     def num_slots(self) -> int:
-        return self.num_pages * self.page_size
+        return self.num_rows * self.page_size
 
     def layers(self) -> list[LayerMemory]:
         dim = self.slots.shape[-1]

@@ -16,6 +16,7 @@ from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import LEAST, CompiledStep, keep_compiled_in, wants_compiler
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype
+from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
 from engine.computing.sampler import Sampler
@@ -42,6 +43,15 @@ class ModelExecutor:
         least = LEAST if compiled else 0
         self._builder = BatchBuilder(kv, self.dtype, least)
         self._sampler = Sampler()
+        self._graphs: DecodeGraphs | None = None
+
+    def capture_decodes(
+        self, max_batch_size: int, context_len: int, capture: Capture = capture_on_cuda
+    ) -> None:
+        """Decode iterations of up to so many sequences run as graphs from now on."""
+        self._graphs = DecodeGraphs(self.step, self.kv, self.dtype, capture)
+        with torch.inference_mode():
+            self._graphs.capture(max_batch_size, context_len)
 
     @property
     def is_compiled(self) -> bool:
@@ -63,7 +73,11 @@ class ModelExecutor:
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Token]:
         """One token for each sequence of `plan.sampling`, in that order."""
-        logits = self.step(self._builder.build(plan))
+        logits = None
+        if self._graphs is not None and not plan.chunks:
+            logits = self._graphs.run(plan.decodes)
+        if logits is None:
+            logits = self.step(self._builder.build(plan))
         sampling = plan.sampling
         return self._sampler.sample(logits[: len(sampling)], sampling) if sampling else []
 

@@ -39,6 +39,8 @@ def build(config: EngineConfig) -> Engine:
         threads=config.torch_threads or _threads(),
     )
     executor.warm_up()
+    if executor.is_compiled and executor.device.type == "cuda":
+        executor.capture_decodes(config.max_batch_size, context_length(config, executor.config))
     profile, calibration = _profile(config, executor)
     if config.save_profile is not None:
         profiles.save(profile, config.save_profile)

@@ -1,0 +1,255 @@
+"""The engine on one GPU against the GPU's own limits, with random weights of a model's shape.
+
+    python -m tests.bench gpu [--shape llama-3-8b] [--peer] [--save-profile FILE]
+
+Decodes at batch 1 and at batch 64 over contexts of 1,024 tokens, a prefill chunk of 2,048 tokens,
+64 decodes with a chunk of 512, each beside its roofline: the bytes of weights and KV over the rate
+at which this device copies, the arithmetic over the rate at which it multiplies bfloat16 matrices
+of 8,192. The idle share of the device in steady decode is from a profiler's trace; the latency
+model is fitted as at a server's start and judged on shapes that it was not fitted to. `--peer`
+serves 64 requests by this engine and by transformers' continuous batching, on the same weights.
+Runs on a CPU too (`--device cpu --shape tiny`), to see that it works. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.computing.calibration import Shape, make_plan, measure
+from engine.computing.checkpoint import random_model
+from engine.computing.config import ModelConfig, RopeConfig
+from engine.computing.kv import KvMemory
+from engine.computing.runner import ModelExecutor, store
+from engine.deciding.fit import fit, median_error
+from engine.driving import profiles
+from tests.bench._offline import serve
+
+PAGE = 16
+SHAPES = {
+    "llama-3-8b": ModelConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_positions=8192,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(theta=500000.0),
+        dtype="bfloat16",
+    ),
+    "llama-3-1b": ModelConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        max_positions=8192,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(theta=500000.0),
+        tied_embeddings=True,
+        dtype="bfloat16",
+    ),
+    "tiny": ModelConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_positions=4096,
+        tied_embeddings=True,
+        dtype="bfloat16",
+    ),
+}
+CONTEXT = 1024
+CASES = {
+    "decode 1": Shape((CONTEXT,)),
+    "decode 64": Shape((CONTEXT,) * 64),
+    "prefill 2048": Shape((), ((0, 2048),)),
+    "mixed 64 + 512": Shape((CONTEXT,) * 64, ((0, 512),)),
+}
+# Share of the roofline that each should reach; the mixed one is told as its time over the bound.
+GOALS = {"decode 1": 0.80, "decode 64": 0.65, "prefill 2048": 0.60, "mixed 64 + 512": 1 / 1.15}
+
+
+class Bench:
+    """One executor, and seconds measured on its device."""
+
+    def __init__(self, config: ModelConfig, device: str, compile: bool) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        model = random_model(config, torch.bfloat16, device)
+        store(model)
+        pages = 72 * (CONTEXT // PAGE + 1) + 2048 // PAGE
+        kv = KvMemory(config, pages, PAGE, torch.bfloat16, device)
+        self.executor = ModelExecutor(model, kv, compile)
+        self.executor.warm_up()
+        if self.device.type == "cuda":
+            self.executor.capture_decodes(64, 2 * CONTEXT)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def median_s(self, what: Callable[[], object], repeats: int) -> float:
+        seconds = []
+        for _ in range(repeats + 3):
+            self.synchronize()
+            started_at = time.perf_counter()
+            what()
+            self.synchronize()
+            seconds.append(time.perf_counter() - started_at)
+        return statistics.median(seconds[3:])
+
+    def limits(self) -> dict[str, float]:
+        """Bytes read per second while copying, and floating-point operations per second."""
+        small = self.device.type == "cpu"
+        source = torch.ones(1 << (26 if small else 31), dtype=torch.uint8, device=self.device)
+        into, size = torch.empty_like(source), 1024 if small else 8192
+        a = torch.randn(size, size, device=self.device).bfloat16()
+        copy_s = self.median_s(lambda: into.copy_(source), 10)
+        product_s = self.median_s(lambda: a @ a, 10)
+        return {"bandwidth": 2 * source.nbytes / copy_s, "matmul": 2 * size**3 / product_s}
+
+    def bound_s(self, shape: Shape, limits: dict[str, float]) -> dict[str, float]:
+        """The parts of the roofline: bytes of decodes, arithmetic of prefill."""
+        config, work = self.config, shape.work
+        table = config.vocab_size * config.hidden_size
+        matrices = config.num_parameters - table * (1 if config.tied_embeddings else 2)
+        per_position = 4 * config.num_layers * config.num_kv_heads * config.head_dim
+        decode_bytes = 2 * (matrices + table) + per_position * work.decode_context
+        pairs = 4 * config.num_layers * config.num_heads * config.head_dim * work.prefill_pairs
+        flops = 2 * matrices * work.num_prefill + pairs
+        return {
+            "decodes": decode_bytes / limits["bandwidth"] if work.num_decodes else 0.0,
+            "prefill": flops / limits["matmul"],
+        }
+
+    def idle_share(self, repeats: int = 20) -> float | None:
+        """Of the device, in steady decode at batch 64; None without a device of its own."""
+        if self.device.type != "cuda":
+            return None
+        plan = make_plan(CASES["decode 64"], PAGE)
+        self.executor.run(plan)
+        self.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            started_at = time.perf_counter()
+            for _ in range(repeats):
+                self.executor.run(plan)
+            self.synchronize()
+            seconds = time.perf_counter() - started_at
+        busy_us = sum(event.self_device_time_total for event in profiler.key_averages())
+        return 1 - 1e-6 * busy_us / seconds
+
+
+def against_transformers(bench: Bench) -> dict[str, float]:
+    """Tokens per second of 64 requests at once: prompts of 64 to 1,024 tokens, outputs of 64."""
+    import transformers
+
+    rng = random.Random(5)
+    asked = [
+        ([rng.randrange(100, bench.config.vocab_size) for _ in range(rng.randint(64, 1024))], 64)
+        for _ in range(64)
+    ]
+    total = sum(len(prompt) + length for prompt, length in asked)
+    serve(bench.executor, asked, 2048)
+    ours_s = serve(bench.executor, asked, 2048)["seconds"]
+    config = bench.config
+    with torch.device(bench.device):
+        peer = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                max_position_embeddings=config.max_positions,
+                tie_word_embeddings=config.tied_embeddings,
+                dtype=torch.bfloat16,
+                attn_implementation="paged|sdpa",
+            )
+        ).to(torch.bfloat16)
+    generation = transformers.GenerationConfig(
+        max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    prompts = [prompt for prompt, _ in asked]
+    seconds = []
+    for _ in range(2):
+        started_at = time.perf_counter()
+        peer.eval().generate_batch(prompts, generation_config=generation)
+        seconds.append(time.perf_counter() - started_at)
+    return {
+        "ours": total / ours_s,
+        "transformers": total / seconds[-1],
+        "ratio": seconds[-1] / ours_s,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench gpu")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b")
+    parser.add_argument("--compile", choices=("on", "off"), default="on")
+    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--calibration-s", type=float, default=20.0)
+    parser.add_argument("--save-profile", type=Path)
+    options = parser.parse_args(argv)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        print("bench gpu: no CUDA device; --device cpu --shape tiny shows that it runs")
+        return 2
+    bench = Bench(SHAPES[options.shape], options.device, options.compile == "on")
+    limits = bench.limits()
+    cases: dict[str, dict[str, Any]] = {}
+    for name, shape in CASES.items():
+        plan = make_plan(shape, PAGE)
+        took_s = bench.median_s(lambda plan=plan: bench.executor.run(plan), options.repeats)  # type: ignore[misc] # bound now
+        bound_s = sum(bench.bound_s(shape, limits).values())
+        cases[name] = {"ms": 1e3 * took_s, "bound_ms": 1e3 * bound_s, "share": bound_s / took_s}
+        print(
+            f"{name:16} {1e3 * took_s:9.2f} ms, bound {1e3 * bound_s:9.2f} ms:"
+            f" {bound_s / took_s:.0%} (goal {GOALS[name]:.0%})"
+        )
+    measured = measure(bench.executor, 2 * CONTEXT, 64, options.calibration_s)
+    profile = fit(f"{options.shape} on {options.device}", measured.samples, measured.max_chunk)
+    if options.save_profile is not None:
+        profiles.save(profile, options.save_profile)
+    result = {
+        "bench": "gpu",
+        "shape": options.shape,
+        "device": torch.cuda.get_device_name()
+        if bench.device.type == "cuda"
+        else platform.processor() or "cpu",
+        "torch": torch.__version__,
+        "limits": limits,
+        "cases": cases,
+        "idle_share": bench.idle_share(),
+        "latency_model_median_error": median_error(profile, measured.held_out),
+        "compilations": bench.executor.compilations,
+        "peer": against_transformers(bench) if options.peer else None,
+    }
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
