@@ -36,7 +36,7 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
     ("repetition-penalty", float, "divides the logits of tokens seen; 1 is none"),
     ("presence-penalty", float, "subtracted from the logits of tokens seen in the output"),
     ("frequency-penalty", float, "the same, once per occurrence"),
-    ("seed", int, "same seed, request and model: same tokens"),
+    ("seed", int, "same seed, request and float32 model: same tokens"),
 )
 
 

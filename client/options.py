@@ -34,7 +34,7 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
-    seed: int  # same seed, request and model: same tokens
+    seed: int  # same seed, request and float32 model: same tokens
     max_tokens: int
     min_tokens: int
     stop: str | Sequence[str]  # texts that end the output; not part of it

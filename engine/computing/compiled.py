@@ -53,6 +53,13 @@ def keep_compiled_in(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+def end_compilers() -> None:
+    """Ends the processes in which torch compiles: nothing is compiled in service."""
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    shutdown_compile_workers()
+
+
 class CompiledStep:
     """`forward(tokens, positions, rows)` of a model, compiled at the first call."""
 

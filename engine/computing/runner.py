@@ -13,7 +13,13 @@ from torch import Tensor
 from engine.computing.attention import PagedAttention
 from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.checkpoint import load_model, read_config
-from engine.computing.compiled import LEAST, CompiledStep, keep_compiled_in, wants_compiler
+from engine.computing.compiled import (
+    LEAST,
+    CompiledStep,
+    end_compilers,
+    keep_compiled_in,
+    wants_compiler,
+)
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype
 from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
@@ -103,6 +109,8 @@ class ModelExecutor:
         sequence.num_computed = length
         if length < room:
             self.run(_warm_up_plan(decodes=(sequence,)))
+        if self._compiled is not None:
+            end_compilers()
 
 
 def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:
