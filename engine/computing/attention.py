@@ -5,7 +5,8 @@ sequences of a decode group, n tokens of a chunk, L context length, P pages (L =
 gathered contexts).
 
 The batch's rows are decodes first, in groups of similar context length, then chunks one after
-another. A decode group gathers its pages once per layer, padded to its longest context; the G
+another. A decode group gathers its pages once per layer, padded to its longest context, except
+that one sequence whose pages are neighbours is read in place; the G
 query heads that share a key-value head become G rows of one product, so that K and V are never
 expanded. A chunk that begins at position 0 needs no gather: its keys are in the batch.
 `attend_slowly` is the meaning of it all, one token and one head at a time.
@@ -30,6 +31,7 @@ from torch import Tensor
 from engine.computing.kv import KvMemory, LayerMemory
 
 POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
+PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -39,8 +41,10 @@ class DecodeGroup:
 
     start: int
     stop: int
-    pages: Tensor  # [2 * KH * B * P] int64, rows of LayerMemory.pages; padded with any page
-    length: int  # of the longest context
+    # [2 * KH * B * P] int64, rows of LayerMemory.pages, padded with any page; or, of one sequence
+    # whose pages are neighbours, its first slot
+    pages: Tensor | int
+    length: int  # L
     mask: Tensor | None  # [1, B, 1, L] float: 0 where there is context, else -inf; None if B is 1
 
 
@@ -51,7 +55,7 @@ class ChunkSpan:
     start: int
     stop: int
     first: int  # position of the first of them
-    pages: Tensor | None  # [2 * KH * P] int64, as above; None when the chunk begins at position 0
+    pages: Tensor | int | None  # as above; None when the chunk begins at position 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +85,37 @@ class PagedAttention:
         """Writes the new keys and values, then attends: [T, H + 2 * KH, D] to [T, H * D]."""
         memory, plan, num_kv = self._layers[layer], self.plan, self._num_kv
         rows, heads = len(plan.slots) // (2 * num_kv), qkv.shape[1] - 2 * num_kv
-        new = qkv[:rows, heads:].reshape(-1, qkv.shape[2])
-        memory.slots.index_copy_(0, plan.slots, new.to(memory.slots.dtype))
+        memory.slots.index_copy_(0, plan.slots, qkv[:rows, heads:].reshape(-1, qkv.shape[2]))
         parts = []
         for group in plan.groups:
-            k, v = self._gather(memory, group.pages, group.stop - group.start)
-            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group, k, v))
+            k, v = self._context(memory, group.pages, group.stop - group.start, group.length)
+            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group.mask, k, v))
         for chunk in plan.chunks:
-            past = None if chunk.pages is None else self._gather(memory, chunk.pages, 1)
-            parts.append(_attend_chunk(qkv[chunk.start : chunk.stop], chunk, past, num_kv))
+            new = qkv[chunk.start : chunk.stop]
+            if chunk.pages is None:
+                k, v = new[:, heads:].transpose(0, 1).split(num_kv)  # [KH, L, D]
+            else:
+                length = chunk.first + len(new)
+                k, v = (x[:, 0] for x in self._context(memory, chunk.pages, 1, length))
+            parts.append(_attend_chunk(new[:, :heads], k, v))
         if rows < len(qkv):
             parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _context(
+        self, memory: LayerMemory, pages: Tensor | int, batch: int, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [KH, B, L, D], valid until the next call; copied only where they lie
+        scattered.
+        """
+        if isinstance(pages, int):
+            k, v = memory.heads[:, None, pages : pages + length].split(self._num_kv)
+        else:
+            k, v = self._gather(memory, pages, batch)[:, :, :, :length]
+        return k, v
+
     def _gather(self, memory: LayerMemory, pages: Tensor, batch: int) -> Tensor:
-        """Keys and values [2, KH, B, L, D] of these rows of pages, valid until the next call."""
+        """Keys and values [2, KH, B, P * page_size, D] of these rows of pages."""
         width = memory.pages.shape[1]
         if memory.pages.device.type != "cpu":  # its allocator is cheap, and a graph keeps addresses
             rows = memory.pages.index_select(0, pages)
@@ -126,31 +146,23 @@ _ops.impl("attend", _attend, "CompositeExplicitAutograd")
 _ops.impl("attend", _attend_shape, "Meta")
 
 
-def _attend_group(q: Tensor, group: DecodeGroup, k: Tensor, v: Tensor) -> Tensor:
+def _attend_group(q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
     """q [B, H, D] and k, v [KH, B, L, D], to [B, H * D]."""
     batch, _, dim = q.shape
     q = q.unflatten(1, (len(k), -1)).transpose(0, 1)  # [KH, B, G, D]
-    if group.mask is None:
-        k, v = k[:, :, : group.length], v[:, :, : group.length]
     if _by_products(q) and batch * k.shape[2] >= POSITIONS:
         scores = (q * dim**-0.5) @ k.transpose(2, 3)  # [KH, B, G, L]
-        if group.mask is not None:
-            scores += group.mask
+        if mask is not None:
+            scores += mask
         out = torch.softmax(scores, -1) @ v
     else:
-        out = F.scaled_dot_product_attention(q, k, v, group.mask)
+        out = F.scaled_dot_product_attention(q, k, v, mask)
     return out.transpose(0, 1).reshape(batch, -1)
 
 
-def _attend_chunk(qkv: Tensor, chunk: ChunkSpan, context: Tensor | None, num_kv: int) -> Tensor:
-    """[n, H + 2 * KH, D] to [n, H * D]; `context` [2, KH, 1, >= L, D], unless it is all in qkv."""
-    n, num_heads, _ = qkv.shape
-    q = qkv[:, : num_heads - 2 * num_kv]
-    if context is None:
-        k, v = qkv[:, num_heads - 2 * num_kv :].transpose(0, 1).split(num_kv)  # [KH, L, D]
-    else:
-        k, v = context[:, :, 0, : chunk.first + n]
-    if _by_products(q) and n >= BLOCK:
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D]."""
+    if _by_products(q) and len(q) * k.shape[1] >= PAIRS:
         return _attend_blocks(q, k, v)
     return _attend_whole(q, k, v)
 
@@ -160,7 +172,7 @@ def _by_products(q: Tensor) -> bool:
 
 
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D].
+    """As `_attend_chunk`, by the fused kernel.
 
     To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
     """

@@ -56,7 +56,9 @@ class BatchBuilder:
     """Builds batches for one KV memory's page size, on one device, masks in one dtype."""
 
     def __init__(self, kv: KvMemory, dtype: torch.dtype, least: int = 0) -> None:
-        """Batches of fewer than `least` tokens, or sampled rows, are padded to as many."""
+        """Fewer than `least` tokens, or sampled rows, are padded to as many; a lone decode is
+        not.
+        """
         self._page_size = kv.page_size
         self._dtype = dtype
         self._device = kv.slots.device
@@ -81,8 +83,9 @@ class BatchBuilder:
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
             if chunk.samples:
                 rows.append(len(tokens) - 1)
-        for column in (tokens, positions, rows):
-            column += [0] * (self._least - len(column))
+        if not len(tokens) == len(rows) == 1:
+            for column in (tokens, positions, rows):
+                column += [0] * (self._least - len(column))
         columns = self._to_device(tokens, positions, slots, rows)
         groups = self._groups(decodes)
         chunks = self._chunks(plan.chunks, len(decodes))
@@ -115,6 +118,13 @@ class BatchBuilder:
         """Of every head: [P] to [2 * KH * P]."""
         return (self._first_pages + pages).flatten()
 
+    def _context(self, pages: list[int]) -> Tensor | int:
+        """Of one sequence: its first slot where its pages are neighbours, else their rows."""
+        first = pages[0]
+        if pages == list(range(first, first + len(pages))):
+            return first * self._page_size
+        return self._rows_of_pages(*self._to_device(pages))
+
     def _groups(self, decodes: list[Sequence]) -> tuple[DecodeGroup, ...]:
         size = self._page_size
         contexts = [s.num_computed + 1 for s in decodes]
@@ -122,29 +132,30 @@ class BatchBuilder:
         groups = []
         for start, stop in group_decodes(counts, GROUP_COST // size):
             width = counts[start]
+            if stop - start == 1:
+                context = self._context(decodes[start].pages[:width])
+                groups.append(DecodeGroup(start, stop, context, contexts[start], None))
+                continue
             table = [
                 page
                 for s, count in zip(decodes[start:stop], counts[start:stop], strict=True)
                 for page in (*s.pages[:count], *[0] * (width - count))
             ]
             pages, lens = self._to_device(table, contexts[start:stop])
-            mask = None
-            if stop - start > 1:
-                outside = torch.arange(width * size, device=self._device) >= lens[:, None]
-                mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
-                mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
+            outside = torch.arange(width * size, device=self._device) >= lens[:, None]
+            mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
+            mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
             rows = self._rows_of_pages(pages)
-            groups.append(DecodeGroup(start, stop, rows, contexts[start], mask))
+            groups.append(DecodeGroup(start, stop, rows, width * size, mask))
         return tuple(groups)
 
     def _chunks(self, chunks: tuple[Chunk, ...], row: int) -> tuple[ChunkSpan, ...]:
         spans = []
         for chunk in chunks:
-            pages = None
+            pages: Tensor | int | None = None
             if chunk.start:
                 stop = chunk.start + chunk.length
-                (pages,) = self._to_device(chunk.sequence.pages[: -(-stop // self._page_size)])
-                pages = self._rows_of_pages(pages)
+                pages = self._context(chunk.sequence.pages[: -(-stop // self._page_size)])
             spans.append(ChunkSpan(row, row + chunk.length, chunk.start, pages))
             row += chunk.length
         return tuple(spans)

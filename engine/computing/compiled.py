@@ -1,9 +1,11 @@
-"""A whole step through torch.compile, once, for any number of tokens.
+"""A whole step through torch.compile: few graphs, for any number of tokens.
 
-The numbers of tokens and of sampled rows are symbols of the compiled code, from 2 on (the compiler
-treats 0 and 1 as shapes of their own, so smaller batches are padded), and attention is one opaque
-call per layer: one graph serves every iteration, and nothing is compiled in service. `compilations`
-counts, so that an operator can see it. What the compiler makes is kept on disk between starts.
+The numbers of tokens and of sampled rows are symbols of the compiled code, from 2 on, and attention
+is one opaque call per layer, so one graph serves every iteration. A lone decode has a graph of its
+own, in which a product with one row need not be one with many; and where several threads compute,
+large iterations have one that shares the work of every kernel among them, which small ones would
+only wait for. All are compiled by `warm_up`, none in service: `compilations` counts, so that an
+operator can see it. What the compiler makes is kept on disk between starts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from engine.computing.batch import Batch
 
 MODES = ("auto", "on", "off")
 _INPUTS = ("tokens", "positions", "rows")
-LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a compiled step
+LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a graph that is not for a lone decode
+SMALL = 256  # tokens up to which an iteration is not worth sharing among threads kernel by kernel
 
 
 def wants_compiler(mode: str, device: torch.device) -> bool:
@@ -61,32 +64,48 @@ def end_compilers() -> None:
 
 
 class CompiledStep:
-    """`forward(tokens, positions, rows)` of a model, compiled at the first call."""
+    """`forward(tokens, positions, rows)` of a model; each graph is compiled at its first call."""
 
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
+    def __init__(self, forward: Callable[..., Tensor], has_large: bool) -> None:
         self.compilations = 0
-        self._step = torch.compile(
+        self._steps = {"lone": self._compiled(forward), "small": self._compiled(forward, 1)}
+        if has_large:
+            self._steps["large"] = self._compiled(forward, torch.get_num_threads())
+        self._unmarked = set(self._steps) - {"lone"}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        arguments = (batch.tokens, batch.positions, batch.rows)
+        kind = self._kind(batch)
+        if kind in self._unmarked:
+            for argument in arguments:
+                torch._dynamo.mark_dynamic(argument, 0, min=LEAST, max=MOST)
+            self._unmarked.remove(kind)
+        return self._steps[kind](*arguments)
+
+    def _kind(self, batch: Batch) -> str:
+        if len(batch.tokens) < LEAST:
+            return "lone"
+        return "large" if len(batch.tokens) > SMALL and "large" in self._steps else "small"
+
+    def _compiled(self, forward: Callable[..., Tensor], threads: int = -1) -> Callable[..., Tensor]:
+        """Its kernels are shared among so many threads, where torch thinks it worth while. The
+        number makes graphs of the same code differ in the cache of what was compiled.
+        """
+
+        def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+            self.compilations += 1
+            from torch._inductor.compile_fx import compile_fx
+
+            return compile_fx(graph, example, config_patches={"cpp.threads": threads})
+
+        # A backend of its own: torch would take graphs of the same one for each other.
+        return torch.compile(
             forward,
-            backend=self._compile,
+            backend=backend,
             fullgraph=True,
             dynamic=False,
             options={"guard_filter_fn": _guards_of_inputs},
         )
-        self._is_first = True
-
-    def __call__(self, batch: Batch) -> Tensor:
-        arguments = (batch.tokens, batch.positions, batch.rows)
-        if self._is_first:
-            for argument in arguments:
-                torch._dynamo.mark_dynamic(argument, 0, min=LEAST, max=MOST)
-            self._is_first = False
-        return self._step(*arguments)
-
-    def _compile(self, graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
-        self.compilations += 1
-        from torch._inductor.compile_fx import compile_fx
-
-        return compile_fx(graph, example)
 
 
 def _guards_of_inputs(guards: list[Any]) -> list[bool]:

@@ -1,6 +1,8 @@
 """The environment that a process which computes on its CPU should be started with.
 
-Waiting OpenMP threads sleep: spinning, they hold up whoever shares the cores. glibc keeps freed
+Waiting OpenMP threads spin for a moment, as long as the pauses within an iteration, then sleep: to
+wake one takes as long as a small matrix, and one that spins for ever holds up whoever shares its
+core. glibc keeps freed
 memory instead of asking the system for each large block anew, which costs a page fault per 4 KiB of
 every activation, and asks for huge pages where the system grants them. Other C libraries ignore it.
 """
@@ -11,7 +13,7 @@ import os
 from collections.abc import Mapping
 
 _DEFAULTS = {
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "200000",
     # https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
     "GLIBC_TUNABLES": (
         "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=9223372036854775807"

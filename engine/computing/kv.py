@@ -35,10 +35,11 @@ def pages_in(num_bytes: int, config: ModelConfig, page_size: int, dtype: torch.d
 
 
 class LayerMemory(NamedTuple):
-    """One layer's keys and values, twice: a row for each head and slot, and for each head and page.
-    Row h * slots + s is slot s of head h of 2 * KH; pages likewise.
+    """One layer's keys and values: by head, by head and slot, by head and page. Row h * slots + s
+    is slot s of head h of 2 * KH; pages likewise.
     """
 
+    heads: Tensor  # [2 * KH, slots, D]
     slots: Tensor  # [2 * KH * slots, D]
     pages: Tensor  # [2 * KH * pages, page_size * D]
 
@@ -84,4 +85,4 @@ class KvMemory:
         dim = self.slots.shape[-1]
         slots = self.slots.view(len(self.slots), -1, dim)
         pages = self.slots.view(len(self.slots), -1, self.page_size * dim)
-        return [LayerMemory(*pair) for pair in zip(slots, pages, strict=True)]
+        return [LayerMemory(*views) for views in zip(self.slots, slots, pages, strict=True)]

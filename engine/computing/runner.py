@@ -15,6 +15,7 @@ from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
     LEAST,
+    SMALL,
     CompiledStep,
     end_compilers,
     keep_compiled_in,
@@ -33,6 +34,9 @@ from engine.deciding.sequence import Sequence
 QUANTIZE = ("none", "int8")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEFAULT_KV_BYTES = 256 << 20
+WARM = 64  # tokens of a prompt that warms up
+# A model of so many bytes on a CPU keeps a second copy of its matrices, for decodes alone.
+COPIED_BYTES = 1 << 30
 
 
 class ModelExecutor:
@@ -45,7 +49,11 @@ class ModelExecutor:
         self.device = kv.slots.device
         self.dtype = model.embedding.dtype
         self._attention = PagedAttention(kv)
-        self._compiled = CompiledStep(self._forward) if compiled else None
+        room = min(kv.num_pages * kv.page_size, model.config.max_positions)
+        has_large = self.device.type == "cpu" and torch.get_num_threads() > 1 and room > SMALL
+        self._compiled = CompiledStep(self._forward, has_large) if compiled else None
+        self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
+        self._room = room
         least = LEAST if compiled else 0
         self._builder = BatchBuilder(kv, self.dtype, least)
         self._sampler = Sampler()
@@ -97,20 +105,22 @@ class ModelExecutor:
     def _forward(self, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         return self.model(tokens, positions, rows, self._attention.handle)
 
-    def warm_up(self, num_tokens: int = 64) -> None:
-        """Runs a prefill and a decode in page 0 on, before any sequence owns pages."""
-        room = min(self.num_pages * self.page_size, self.config.max_positions)
-        length = max(1, min(num_tokens, room - 1))
+    def warm_up(self) -> None:
+        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles."""
+        for length in self._warm_lengths:
+            self._warm_up(max(1, min(length, self._room - 1)))
+        if self._compiled is not None:
+            end_compilers()
+
+    def _warm_up(self, length: int) -> None:
         request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
         sequence = Sequence(request, admitted_at=0.0)
         sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
         chunk = Chunk(sequence, 0, length, True)
         sequence.output += [token.id for token in self.run(_warm_up_plan(chunks=(chunk,)))]
         sequence.num_computed = length
-        if length < room:
+        if length < self._room:
             self.run(_warm_up_plan(decodes=(sequence,)))
-        if self._compiled is not None:
-            end_compilers()
 
 
 def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:
@@ -146,20 +156,24 @@ def load(
     config = read_config(folder)
     torch_dtype = _dtype(dtype, config, device)
     model = load_model(folder, torch_dtype, device)
-    store(model, quantize)
+    store(model, quantize, with_lanes=is_compiled)
     if num_pages is None:
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
     kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
     return ModelExecutor(model, kv, is_compiled)
 
 
-def store(model: Decoder, quantize: str = "none") -> None:
+def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> None:
     """The model's matrices as its device reads them fastest, or in `quantize` "int8"."""
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
+    size = model.config.num_parameters * model.embedding.dtype.itemsize
     with torch.inference_mode():
         for linear in model.linears():
-            linear.quantize() if quantize == "int8" else linear.pack()
+            if quantize == "int8":
+                linear.quantize()
+            else:
+                linear.pack(with_lanes and size <= COPIED_BYTES)
 
 
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:

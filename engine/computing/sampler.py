@@ -56,6 +56,11 @@ def _has_penalty(s: Sampling) -> bool:
     return s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
 
 
+def _is_plain(s: Sampling) -> bool:
+    """Whether the likeliest token is all that it asks for."""
+    return s.temperature == 0 and s.logprobs is None and not s.min_tokens and not _has_penalty(s)
+
+
 def _truncates(s: Sampling) -> bool:
     return s.temperature > 0 and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0)
 
@@ -78,10 +83,12 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: List[Sequence]) -> list[Token]:
         """A token for each row of logits [S, V], row i belonging to sequences[i]."""
         params = [s.request.sampling for s in sequences]
+        if all(map(_is_plain, params)):
+            return [Token(token) for token in logits.max(1).indices.tolist()]
         raw = logits.float()
         adjusted = self._adjust(raw, sequences, params)
         if all(p.temperature == 0 for p in params):
-            picked = adjusted.argmax(1)
+            picked = adjusted.max(1).indices
         else:
             picked = _draw(adjusted, sequences, params)
         asked = [i for i, p in enumerate(params) if p.logprobs is not None]

@@ -60,6 +60,7 @@ class PagePool:
         while len(self._free) < missing:
             self._evict()
         granted = self._free[-missing:]
+        granted.reverse()  # neighbours, where they were released as such: cheap to read
         del self._free[-missing:]
         for page in granted:
             self._readers[page] = 1
@@ -78,7 +79,7 @@ class PagePool:
         if not self._hash_of:  # nothing is shared: the common case without prefix caching
             for page in sequence.pages:
                 self._readers[page] = 0
-            self._free += sequence.pages
+            self._free += reversed(sequence.pages)
             sequence.pages.clear()
             return
         for page in reversed(sequence.pages):
