@@ -72,6 +72,7 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
         pytest.skip("no C++ compiler on this machine")
     for module in (compiled, runner):  # so that iterations of more tokens count as large
         monkeypatch.setattr(module, "SMALL", 16)
+    monkeypatch.setattr(runner, "WARM", 8)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
