@@ -190,7 +190,7 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As `_attend_whole`, by products of BLOCK queries at a time and all the keys before them."""
     (n, num_q, dim), (num_kv, length, _) = q.shape, k.shape
-    k, v = k.contiguous().transpose(1, 2), v.contiguous()
+    k, v = k.transpose(1, 2).contiguous(), v.contiguous()
     q = (q * dim**-0.5).unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, n, G, D]
     out = torch.empty(n, num_q * dim, dtype=q.dtype)
     future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)[:, None]

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,11 +98,15 @@ class Worker:
 
     def serve(self, asked: Asked) -> dict[str, Any]:
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return self._read()
+        answer = self._read()
+        self._process.send_signal(signal.SIGSTOP)  # nothing of it runs while others are measured
+        return answer
 
     def close(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
         self._process.communicate()
 
 
@@ -277,7 +282,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
-    parser.add_argument("--chunk-size", type=int, default=1024)
+    parser.add_argument("--chunk-size", type=int, default=2048)
     options = parser.parse_args(argv)
     results = [compare(model, options) for model in options.model or [FOLDER]]
     for result in results:
