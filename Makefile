@@ -20,7 +20,7 @@ lint: develop
 proto: develop           ## regenerate the stubs beside the .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
-bench: install           ## BENCH=NAME picks another; `python -m tests.bench` lists them
+bench: develop           ## BENCH=NAME picks another; `python -m tests.bench` lists them
 	$(BIN)/python -m tests.bench $(BENCH)
 
 paper: install           ## the papers' evaluation in simulation: half an hour on 2 cores (PAPER_ARGS=--quick)
