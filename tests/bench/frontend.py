@@ -127,7 +127,10 @@ async def measure(
         lasted_s = time.perf_counter() - started_at
         messages, tokens = counter.messages - messages, counter.tokens - tokens
         used = [cpu_s(p) - before for p, before in zip(processes, cpu, strict=True)]
-        assert not any(call.done() for call in calls), "a stream ended before the run did"
+        for call in calls:
+            if call.done():
+                code, details = await call.code(), await call.details()
+                raise SystemExit(f"a stream ended before the run did: {code} {details}")
         for call in calls:
             call.cancel()
         await asyncio.gather(*followers, return_exceptions=True)
@@ -223,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--streams", default="64,256", help="numbers of streams at once")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each arm")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured, for each run")
+    parser.add_argument("--seconds", type=float, default=1.0, help="measured, for each run")
     arguments = parser.parse_args(argv)
     print(f"messages/s to one client: {machine()}")
     rows = []

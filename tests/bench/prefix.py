@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", type=Path, default=FOLDER)
     parser.add_argument("--dtype", default="float32", help="in bfloat16 outputs may differ")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    for name, default in (("requests", 32), ("shared", 1024), ("own", 64), ("output", 16)):
+    for name, default in (("requests", 32), ("shared", 1024), ("own", 64), ("output", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(argv)
