@@ -80,7 +80,10 @@ async def serve_echo(stopped: Awaitable[object]) -> None:
 
 async def serve_null(stopped: Awaitable[object]) -> None:
     engine = EngineConfig(
-        factory="tests.bench._servers:build", policy="fcfs", max_batch_size=MAX_STREAMS
+        factory="tests.bench._servers:build",
+        policy="fcfs",
+        max_batch_size=MAX_STREAMS,
+        kv_memory_mib=16384,  # pages of no memory: enough that no stream waits for them
     )
     await _serve(engine, stopped)
 
