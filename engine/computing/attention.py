@@ -26,7 +26,7 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from engine.computing.kv import KvMemory, LayerMemory
 
@@ -130,7 +130,7 @@ class PagedAttention:
 _handles = count()
 _by_handle: weakref.WeakValueDictionary[int, PagedAttention] = weakref.WeakValueDictionary()
 
-_ops = torch.library.Library("niyama", "FRAGMENT")
+_ops = library.Library("niyama", "FRAGMENT")
 _ops.define("attend(Tensor qkv, int handle, int layer, int num_kv) -> Tensor")
 
 

@@ -14,7 +14,7 @@ Legend: T rows, I inputs, O outputs.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
@@ -22,7 +22,7 @@ _PACKED_FOR = 64
 LANES = 32  # outputs that are summed side by side
 _ZERO_POINT = 128  # of unsigned 8-bit activations, which oneDNN multiplies faster than signed ones
 
-_ops = torch.library.Library("niyama", "FRAGMENT")
+_ops = library.Library("niyama", "FRAGMENT")
 _ops.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int outputs) -> Tensor")
 _ops.define("int8_linear(Tensor x, Tensor weight, Tensor scale, ScalarType dtype) -> Tensor")
 
