@@ -6,7 +6,7 @@
             too, with a scale of its own, so that no row depends on who shares its batch
 
 Beside packed, a CPU may keep a copy in lanes, [O / 32, I, 32], for a row by itself: compiled, the
-product streams it at 1.6 times the bandwidth that oneDNN reaches with one row.
+product streams it nearer to the memory's bandwidth than oneDNN does with one row.
 
 Legend: T rows, I inputs, O outputs.
 """
