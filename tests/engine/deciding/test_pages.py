@@ -95,7 +95,7 @@ class Pages(RuleBasedStateMachine):
         blank = unread - set(self.content)
         assert not evicted or blank <= set(taken), "evicted although a page was free"
         oldest = sorted(self.left_at, key=self.left_at.__getitem__)
-        assert evicted == oldest[: len(evicted)]
+        assert set(evicted) == set(oldest[: len(evicted)])
         for page in evicted:
             del self.content[page], self.left_at[page]
 
