@@ -240,6 +240,8 @@ class _Sender:
         finally:
             record.ended_at = self.now()
             record.relegated = bool(stream.relegations)
+            if stream.timings is not None:
+                record.server_ttft_s = stream.timings.ttft
             self.num_in_flight -= 1
             self.counts[record.outcome] += 1
 

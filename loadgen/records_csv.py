@@ -27,6 +27,7 @@ COLUMNS = (
     "received_tokens",
     "outcome",
     "ttft_s",
+    "server_ttft_s",  # as the server timed it; what ttft_s exceeds it by was spent on the way
     "mean_tbt_s",
     "worst_tbt_s",
     "ttlt_s",
@@ -62,6 +63,7 @@ def _cells(record: Record) -> Iterator[object]:
     yield len(record.token_at)
     yield record.outcome.value
     yield _rounded(ttft_s(record))
+    yield _rounded(record.server_ttft_s)
     yield _rounded(sum(gaps) / len(gaps) if gaps else None)
     yield _rounded(max(gaps, default=None))
     yield _rounded(ttlt_s(record))

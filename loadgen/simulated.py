@@ -28,6 +28,7 @@ from engine.driving import simulator
 from engine.driving.simulator import Call, Cost, Refusal, Replica, Route
 from loadgen.profiles import Profile
 from loadgen.record import Outcome, Record
+from loadgen.score import ttft_s
 from loadgen.series import SeriesRecorder
 from loadgen.target import End, Progress, Run, TargetInfo, Watch
 from loadgen.workload import PlannedRequest
@@ -215,6 +216,7 @@ class _Recorder:
     def _note(self, outcome: simulator.Outcome) -> Record:
         record = self.by_id.pop(outcome.request.id)
         record.token_at = outcome.token_at
+        record.server_ttft_s = ttft_s(record)
         record.ended_at = outcome.ended_at
         record.relegated = outcome.relegated
         record.outcome, record.error = _outcome(outcome), outcome.error

@@ -5,8 +5,8 @@
 Before that, a server that notes every iteration is started, and the machine's capacity estimated by
 simulation with what it measured of itself. A light load and one at that capacity are sent to it.
 What the iterations took beside front end, network and generator, and how much they strayed, becomes
-the simulator's profile; what a first token of the light load took longer than simulated is added to
-every token. Both are printed.
+the simulator's profile; what a first token of the light load took longer at the client than on the
+server (median) is added to every token. Both are printed.
 
 Then three loads (light, 0.4 of the capacity; at capacity; 1.5 times as much), other requests than
 before, are sent to a fresh server and to the simulated one: the same seed, tiers and limits. Prints
@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import statistics
 import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
@@ -39,7 +40,8 @@ from loadgen.live import LiveTarget
 from loadgen.mix import default_lengths
 from loadgen.modes import Measurement, Measuring, Search, measure, search_capacity
 from loadgen.profiles import Profile
-from loadgen.score import Score
+from loadgen.record import Record
+from loadgen.score import Score, ttft_s
 from loadgen.simulated import Setup, SimulatedTarget
 from loadgen.target import Run, Target, TargetInfo, Watch
 from loadgen.workload import Arrivals, PlannedRequest, TierLoad, Workload
@@ -114,11 +116,17 @@ def _fitted(flags: Sequence[str], arguments: argparse.Namespace) -> Delayed:
             light = _workload(info.tiers, LOADS["light"] * rate, LIGHT_S, FITTED_SEED)
             heavy = _workload(info.tiers, rate, HEAVY_S, FITTED_SEED + 1)
             live = LiveTarget(address)
-            lived, _ = (_measured(live, load, out).summary for load in (light, heavy))
+            lived, _ = (_measured(live, load, out) for load in (light, heavy))
         served = as_served(alone.setup, read(notes))
-    played = _measured(SimulatedTarget(served), light, out).summary
-    delay_s = max(0.0, (lived.total.ttft.p50 or 0.0) - (played.total.ttft.p50 or 0.0))
-    return Delayed(SimulatedTarget(served), delay_s)
+    return Delayed(SimulatedTarget(served), on_the_way_s(lived.records))
+
+
+def on_the_way_s(records: Sequence[Record]) -> float:
+    """Median of what a first token took longer at the client than on the server."""
+    timed = [(ttft_s(record), record.server_ttft_s) for record in records]
+    return statistics.median(
+        client - server for client, server in timed if client is not None and server is not None
+    )
 
 
 def as_served(alone: Setup, notes: Sequence[Note]) -> Setup:

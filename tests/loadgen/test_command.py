@@ -58,6 +58,7 @@ def test_a_mixed_load_on_the_real_server(
     assert len(rows) == total["num_sent"]
     assert {(row["outcome"], row["received_tokens"]) for row in rows} == {("finished", "3")}
     assert sum(int(row["on_time"]) for row in rows) == total["num_on_time"]
+    assert all(0 < float(row["server_ttft_s"]) < float(row["ttft_s"]) for row in rows)
 
     printed = capsys.readouterr().out
     for word in ("interactive", "standard", "batch", "all", "TTFT", "on time", "schedule lag"):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 import pytest
 
 from engine.deciding.plan import Work
 from loadgen.profiles import A100
+from loadgen.record import Record
 from loadgen.simulated import Setup, SimulatedTarget
 from loadgen.target import Progress
 from tests.bench._notes import Note, gaps, in_service
-from tests.bench.fidelity import Delayed, as_served
+from tests.bench.fidelity import Delayed, as_served, on_the_way_s
 from tests.loadgen.examples import planned
 
 BETWEEN_S = 0.001
@@ -68,6 +70,17 @@ def test_the_setup_of_the_simulation_takes_both() -> None:
     assert served.predictor_error > 0.03
     assert served.profile.latency.max_chunk == A100.latency.max_chunk
     assert replace(served, profile=A100, predictor_error=0.0) == alone
+
+
+def test_time_on_the_way_is_the_median_over_the_first_tokens_that_both_sides_timed() -> None:
+    """Due at 1 s: 20, 30 and 90 ms longer at the client; one without a token, one not timed."""
+    records = [
+        Record(planned(at=1.0), 1.0, token_at=array("d", [1.2 + extra]), server_ttft_s=0.2)
+        for extra in (0.09, 0.02, 0.03)
+    ]
+    records.append(Record(planned(at=1.0), 1.0))
+    records.append(Record(planned(at=1.0), 1.0, token_at=array("d", [9.0])))
+    assert on_the_way_s(records) == pytest.approx(0.03)
 
 
 def test_what_lies_outside_the_engine_delays_every_token() -> None:
