@@ -134,7 +134,11 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--rps", type=_typed(parse_rate), metavar="RATE", help="requests/s (default 10)"
     )
     group.add_argument("--duration", type=duration, help="default 30s, or the replayed trace")
-    group.add_argument("--seed", type=int, help="same seed, same requests (default 0)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        help="same seed, same instants, lengths and kinds of requests (default 0)",
+    )
     group.add_argument(
         "--mix",
         type=_typed(parse_shares),

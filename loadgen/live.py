@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import threading
 import time
@@ -96,6 +97,7 @@ class _Sender:
 
     target: LiveTarget
     watch: Watch
+    name: str = field(default_factory=lambda: secrets.token_hex(8))  # no other run has it
     clients: list[AsyncClient] = field(default_factory=list)
     vocabulary_size: int = 0
     start: float = 0.0  # instant 0 of the run, on the monotonic clock
@@ -182,7 +184,8 @@ class _Sender:
 
     async def _send_all(self, requests: Iterator[PlannedRequest]) -> None:
         for request in requests:
-            prompt, options = prompt_ids(request, self.vocabulary_size), self._options(request)
+            prompt = prompt_ids(request, self.vocabulary_size, self.name)
+            options = self._options(request)
             await asyncio.sleep(max(0.0, request.at - self.now()))  # also lets the others run
             client = self.clients[request.index % len(self.clients)]
             record = Record(request, sent_at=self.now())

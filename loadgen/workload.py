@@ -255,13 +255,16 @@ def _chooser(shares: Sequence[tuple[T, float]], rng: random.Random) -> Callable[
     return choose
 
 
-def prompt_ids(request: PlannedRequest, vocabulary_size: int) -> list[int]:
-    """The prompt's token ids: its shared prefix, then tokens nobody else has.
+def prompt_ids(request: PlannedRequest, vocabulary_size: int, run: str) -> list[int]:
+    """The prompt's token ids: its shared prefix, then tokens nobody else has; others in every run,
+    or a server's prefix cache would have them from the run before.
 
     The lowest ids are left out where the vocabulary is large enough: control tokens live there.
     """
     usable = range(min(300, vocabulary_size // 2), vocabulary_size)
-    own = random.Random(request.seed).choices(usable, k=request.prompt_len - request.prefix_len)
-    if request.prefix is None:
-        return own
-    return random.Random(f"prefix {request.prefix}").choices(usable, k=request.prefix_len) + own
+
+    def tokens(what: str, count: int) -> list[int]:
+        return random.Random(f"{run}/{what}").choices(usable, k=count)
+
+    shared = tokens(f"prefix {request.prefix}", request.prefix_len) if request.prefix_len else []
+    return shared + tokens(str(request.seed), request.prompt_len - request.prefix_len)

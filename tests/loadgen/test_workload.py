@@ -108,19 +108,20 @@ def test_shared_prefixes_come_before_the_own_prompt() -> None:
     sharing = [r for r in requests if r.prefix is not None]
     assert len(sharing) / len(requests) == pytest.approx(0.5, abs=0.06)
     assert {r.prompt_len for r in sharing} == {74}
-    prompts = [(r.prefix, prompt_ids(r, 1000)) for r in sharing]
+    prompts = [(r.prefix, prompt_ids(r, 1000, "run")) for r in sharing]
     assert len({(which, tuple(ids[:64])) for which, ids in prompts}) == 2
     assert len({tuple(ids[64:]) for _, ids in prompts}) == len(prompts)
 
 
-def test_prompts_are_valid_ids_and_the_same_every_time() -> None:
+def test_prompts_are_valid_ids_the_same_within_a_run_and_others_in_another() -> None:
     request = planned(prompt_len=2000, seed=7)
-    ids = prompt_ids(request, 1000)
+    ids = prompt_ids(request, 1000, "run")
     assert len(ids) == 2000
-    assert ids == prompt_ids(request, 1000)
+    assert ids == prompt_ids(request, 1000, "run")
+    assert ids[:16] != prompt_ids(request, 1000, "next")[:16]
     assert min(ids) >= 300
     assert max(ids) < 1000
-    assert set(prompt_ids(planned(prompt_len=50), 8)) <= set(range(4, 8))
+    assert set(prompt_ids(planned(prompt_len=50), 8, "run")) <= set(range(4, 8))
 
 
 ROWS = (Row(0.0, 100, 1), Row(1.0, 200, 2), Row(4.0, 300, 3))
