@@ -2,16 +2,16 @@
 
     python -m tests.bench fidelity [--capacity RPS] [--duration 40] [--policy niyama]
 
-Before that, a server that notes every iteration is started, and the machine's capacity estimated by
-simulation with what it measured of itself. A light load and one at that capacity are sent to it.
+Three loads are sent: light (0.4 of the capacity), at capacity, and 1.5 times that. Before them a
+server that notes every iteration is started, the machine's capacity is estimated by simulation with
+what it measured of itself, and other requests at the same loads are sent to it for a shorter time.
 What the iterations took beside front end, network and generator, and how much they strayed, becomes
-the simulator's profile; what a first token of the light load took longer at the client than on the
-server (median) is added to every token. Both are printed.
+the simulator's profile; what a first token took longer at the client than on the server (median) is
+added to every token. Both are printed.
 
-Then three loads (light, 0.4 of the capacity; at capacity; 1.5 times as much), other requests than
-before, are sent to a fresh server and to the simulated one: the same seed, tiers and limits. Prints
-attainment per tier and median TTFT side by side and, as the last line, a JSON object; exit code 1
-where an attainment differs by more than 5 points or the median TTFT of all by more than 20 %.
+Then the loads are sent to a fresh server and to the simulated one: the same seed, tiers and limits.
+Prints attainment per tier and median TTFT side by side and, as the last line, a JSON object; exit
+code 1 where an attainment differs by more than 5 points or the median TTFT by more than 20 %.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LOADS = {"light": 0.4, "at capacity": 1.0, "overload": 1.5}
 POINTS, TTFT_ERROR = 0.05, 0.20
 # Rates below this say nothing of the scheduler: the search ends there.
 GUESS_RPS = 20.0
-LIGHT_S, HEAVY_S = 20.0, 30.0  # of the loads that the simulator is fitted to
+FITTED_S = 20.0  # of each load that the simulator is fitted to
 FITTED_SEED = 1000
 
 
@@ -113,12 +113,13 @@ def _fitted(flags: Sequence[str], arguments: argparse.Namespace) -> Delayed:
                 info = client.server_info()
             alone = _simulated(saved, info, arguments.policy)
             rate = arguments.capacity or _capacity(Delayed(alone), FITTED_SEED)
-            light = _workload(info.tiers, LOADS["light"] * rate, LIGHT_S, FITTED_SEED)
-            heavy = _workload(info.tiers, rate, HEAVY_S, FITTED_SEED + 1)
             live = LiveTarget(address)
-            lived, _ = (_measured(live, load, out) for load in (light, heavy))
+            records: list[Record] = []
+            for index, factor in enumerate(LOADS.values()):
+                load = _workload(info.tiers, factor * rate, FITTED_S, FITTED_SEED + index)
+                records += _measured(live, load, out).records
         served = as_served(alone.setup, read(notes))
-    return Delayed(SimulatedTarget(served), on_the_way_s(lived.records))
+    return Delayed(SimulatedTarget(served), on_the_way_s(records))
 
 
 def on_the_way_s(records: Sequence[Record]) -> float:
