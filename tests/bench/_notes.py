@@ -43,7 +43,7 @@ class Note(NamedTuple):
 
 
 def read(path: Path) -> list[Note]:
-    """The file of an engine that has ended."""
+    """The file, up to the last iteration."""
     return [Note(*json.loads(line)) for line in path.read_text().splitlines()]
 
 

@@ -3,11 +3,11 @@
     python -m tests.bench fidelity [--capacity RPS] [--duration 40] [--policy niyama]
 
 Three loads are sent: light (0.4 of the capacity), at capacity, and 1.5 times that. Before them a
-server that notes every iteration is started, the machine's capacity is estimated by simulation with
-what it measured of itself, and other requests at the same loads are sent to it for a shorter time.
-What the iterations took beside front end, network and generator, and how much they strayed, becomes
-the simulator's profile; what a first token took longer at the client than on the server (median) is
-added to every token. Both are printed.
+server that notes every iteration is started and sent other requests: first as many per second as it
+should sustain by what it measured of itself, from which its capacity in service is estimated by
+simulation; then, for a shorter time, the three loads. For each of these, what the iterations took
+beside front end, network and generator, and how much they strayed, becomes the simulator's profile;
+what a first token took longer at the client than on the server (median) is added to every token.
 
 Then the loads are sent to a fresh server and to the simulated one: the same seed, tiers and limits.
 Prints attainment per tier and median TTFT side by side and, as the last line, a JSON object; exit
@@ -23,8 +23,9 @@ import os
 import platform
 import statistics
 import tempfile
+import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,21 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     flags = ["--policy", arguments.policy]
-    fitted = _fitted(flags, arguments)
-    setup = fitted.target.setup
-    capacity = arguments.capacity or _capacity(fitted, arguments.seed)
+    capacity, fitted = _fitted(flags, arguments)
     with local_server.serving(flags) as address:
         result = _compare(LiveTarget(address), fitted, capacity, arguments)
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    result["outside_the_engine_ms"] = round(1e3 * fitted.delay_s, 2)
-    result["iterations_stray"] = round(setup.predictor_error, 3)
     print(json.dumps(result))
     return 0 if result["within_goal"] else 1
 
 
-def _fitted(flags: Sequence[str], arguments: argparse.Namespace) -> Delayed:
-    """The simulated machine, as it is in service."""
-    out = Console(file=io.StringIO())
+def _fitted(
+    flags: Sequence[str], arguments: argparse.Namespace
+) -> tuple[float, dict[str, Delayed]]:
+    """Requests per second that the machine sustains, and the simulated machine under each load."""
     with tempfile.TemporaryDirectory() as folder:
         saved, notes = Path(folder) / "profile.json", Path(folder) / "notes.jsonl"
         os.environ[NOTES] = str(notes)
@@ -112,14 +110,32 @@ def _fitted(flags: Sequence[str], arguments: argparse.Namespace) -> Delayed:
             with Client(address) as client:
                 info = client.server_info()
             alone = _simulated(saved, info, arguments.policy)
-            rate = arguments.capacity or _capacity(Delayed(alone), FITTED_SEED)
-            live = LiveTarget(address)
-            records: list[Record] = []
-            for index, factor in enumerate(LOADS.values()):
-                load = _workload(info.tiers, factor * rate, FITTED_S, FITTED_SEED + index)
-                records += _measured(live, load, out).records
-        served = as_served(alone.setup, read(notes))
-    return Delayed(SimulatedTarget(served), on_the_way_s(records))
+            fitting = Fitting(LiveTarget(address), alone.setup, notes)
+            capacity = arguments.capacity
+            if capacity is None:
+                rate = _capacity(Delayed(alone), FITTED_SEED)
+                capacity = _capacity(fitting.under(rate, FITTED_SEED), arguments.seed)
+            return capacity, {
+                name: fitting.under(factor * capacity, FITTED_SEED + index)
+                for index, (name, factor) in enumerate(LOADS.items(), 1)
+            }
+
+
+class Fitting(NamedTuple):
+    """A server that notes its iterations, and what it measured of itself alone."""
+
+    live: LiveTarget
+    alone: Setup
+    notes: Path
+
+    def under(self, rate: float, seed: int) -> Delayed:
+        """The simulated machine as it is under that load."""
+        began_at = time.monotonic()
+        load = _workload(self.alone.profile.tiers, rate, FITTED_S, seed)
+        measured = _measured(self.live, load, Console(file=io.StringIO()))
+        notes = [note for note in read(self.notes) if note.planned_at >= began_at]
+        served = SimulatedTarget(as_served(self.alone, notes))
+        return Delayed(served, on_the_way_s(measured.records))
 
 
 def on_the_way_s(records: Sequence[Record]) -> float:
@@ -173,15 +189,21 @@ def _capacity(simulated: Delayed, seed: int) -> float:
 
 
 def _compare(
-    live: Target, simulated: Delayed, capacity: float, arguments: argparse.Namespace
+    live: Target, fitted: Mapping[str, Delayed], capacity: float, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    out, tiers = Console(), simulated.info().tiers
+    out, tiers = Console(), live.info().tiers
     table = Table("load", "tier", "on time live", "simulated", "TTFT p50 live", "simulated", "")
     runs: dict[str, Any] = {}
     for name, factor in LOADS.items():
         workload = _workload(tiers, capacity * factor, arguments.duration, arguments.seed)
-        sides = [_measured(target, workload, out).summary for target in (live, simulated)]
-        runs[name] = {"rps": capacity * factor, "invalid": sides[0].invalid, "tiers": {}}
+        sides = [_measured(target, workload, out).summary for target in (live, fitted[name])]
+        runs[name] = {
+            "rps": capacity * factor,
+            "invalid": sides[0].invalid,
+            "on_the_way_ms": round(1e3 * fitted[name].delay_s, 2),
+            "iterations_stray": round(fitted[name].target.setup.predictor_error, 3),
+            "tiers": {},
+        }
         lines = [(side.total, *side.by_tier) for side in sides]
         for lived, played in zip(*lines, strict=True):
             ours = (_side(lived), _side(played))

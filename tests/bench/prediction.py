@@ -47,7 +47,7 @@ class Noting:
     def __init__(self, scheduler: Scheduler, executor: Executor, path: str) -> None:
         self._scheduler = scheduler
         self._executor = executor
-        self._file = open(path, "w", encoding="utf-8", buffering=1 << 20)  # noqa: SIM115 - the process closes it
+        self._file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - the process closes it
         self._run_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
