@@ -116,7 +116,7 @@ class DecodeGraphs:
         mask = mask.masked_fill_(reach >= lengths[:, None], -torch.inf)[None, :, None]
         rows = (self._first_pages + pages).flatten()
         group = DecodeGroup(0, count, rows, len(reach), mask)
-        plan = AttentionPlan((slots[:, None] + self._first_slots).flatten(), (group,), ())
+        plan = AttentionPlan((slots[:, None] + self._first_slots).flatten(), (group,), (), ())
         sampled = torch.arange(count, device=inputs.device)
         return self._step(Batch(tokens, positions, sampled, plan))
 

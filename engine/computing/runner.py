@@ -55,7 +55,7 @@ class ModelExecutor:
         self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
         self._room = room
         least = LEAST if compiled else 0
-        self._builder = BatchBuilder(kv, self.dtype, least)
+        self._builder = BatchBuilder(kv, model.config.num_heads, self.dtype, least)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
 
