@@ -39,7 +39,6 @@ from server.control import (
     Listening,
     Start,
 )
-from server.event_loop import ServingLoop
 from server.frontend import FrontEnd, StartError
 from server.metrics import Metrics
 
@@ -181,7 +180,7 @@ def main(argv: list[str]) -> int:
         return ORPHANED
     logs.configure(start.config.log_format, start.config.log_level)
     try:
-        uvloop.run(run(start, control, door), loop_factory=ServingLoop)
+        uvloop.run(run(start, control, door))
     except StartError as error:
         pipe.send([CannotStart(str(error))])
         return 1
