@@ -15,11 +15,9 @@ def note_token(sequence: Sequence, now: float) -> None:
     else:
         if now - last > sequence.worst_tbt_s:
             sequence.worst_tbt_s = now - last
-        if now > sequence.due_at:
+        if now > sequence.request.token_due_at(len(sequence.output)):
             sequence.num_late_tokens += 1
     sequence.last_token_at = now
-    if sequence.request.targets.tbt_s is not None:
-        sequence.due_at = sequence.request.token_due_at(len(sequence.output) + 1)
 
 
 def timings(sequence: Sequence, now: float) -> Timings:
