@@ -24,7 +24,7 @@ class Demand:
         """Tokens that are guessed to be computed, at least 1 while the sequence is not finished."""
         request = sequence.request
         expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
-        return max(1, expected - sequence.num_output)
+        return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
     def prefill_s(self, sequence: Sequence) -> float:
         return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)

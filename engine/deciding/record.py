@@ -15,7 +15,7 @@ from typing import Any
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Finished, Plan
 from engine.deciding.request import Request, TargetKind
-from engine.deciding.sequence import FinishReason, Sequence, Status
+from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
 
@@ -112,7 +112,7 @@ class DecisionLog:
     def computed(self, plan: Plan, at: float) -> None:
         """The chunks of a plan, but of ended requests; its tokens are not in the outputs yet."""
         for sequence, start, length, _ in plan.chunks:
-            if sequence.status is Status.FINISHED:
+            if sequence.finish_reason is not None:
                 continue
             known = sequence.prompt_len + len(sequence.output)
             self.note(

@@ -33,7 +33,7 @@ from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.niyama import Niyama
-from engine.deciding.outcome import finished, note_token
+from engine.deciding.outcome import expect_token, finished, note_token
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
@@ -324,15 +324,17 @@ class Scheduler:
         all is known of it but its tokens. That other plan has been committed."""
         assert self._in_flight is None, "one plan at most is in flight"
         self._in_flight, self._started_at = plan, started_at
-        chunks = [c for c in plan.chunks if c.sequence.status is not Status.FINISHED]
+        chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
         self.policy.launched([(c.sequence, c.length) for c in chunks])
         for sequence in plan.decodes:
             sequence.num_computed += 1
         for chunk in chunks:
             self._advance_chunk(chunk, started_at)
         for sequence in plan.sampling:
-            if sequence.status is not Status.FINISHED:
-                self._expect_token(sequence)
+            if sequence.finish_reason is None and expect_token(sequence):
+                self._leave_running(sequence)
+                self.pages.release(sequence)
+                sequence.status = Status.ENDING
 
     def _advance_chunk(self, chunk: Chunk, started_at: float) -> None:
         sequence = chunk.sequence
@@ -347,16 +349,6 @@ class Scheduler:
         else:
             self._waiting.rekey(sequence, self.policy.progress(sequence))
 
-    def _expect_token(self, sequence: Sequence) -> None:
-        sequence.num_in_flight = 1
-        request, count = sequence.request, sequence.num_output
-        if request.targets.tbt_s is not None:
-            sequence.due_at = request.token_due_at(count + 1)
-        if self._is_full(sequence, count):
-            self._leave_running(sequence)
-            self.pages.release(sequence)
-            sequence.status = Status.ENDING
-
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
         """The plan was carried out and gave `tokens`, in the order of `plan.sampling`. Those of
         requests that have ended meanwhile are nobody's. Not advanced, it began when planned."""
@@ -370,7 +362,7 @@ class Scheduler:
         if self.record is not None:
             self.record.computed(plan, now)
         for sequence, token in zip(plan.sampling, tokens, strict=True):
-            if sequence.status is not Status.FINISHED:
+            if sequence.finish_reason is None:
                 self._append(sequence, token, now, events)
         return events
 
@@ -384,7 +376,6 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         sequence.output.append(token.id)
-        sequence.num_in_flight = 0
         note_token(sequence, now)
         if self.config.token_events:
             events.append(Sampled(sequence.id, token))
@@ -400,12 +391,7 @@ class Scheduler:
         stops = sampling.stop_token_ids
         if stops and token in stops and count > sampling.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self._is_full(sequence, count) else None
-
-    def _is_full(self, sequence: Sequence, num_output: int) -> bool:
-        """Whether a sequence of so many output tokens may have no more."""
-        most = self.config.context_len - sequence.prompt_len
-        return num_output >= most or num_output >= sequence.request.sampling.max_tokens
+        return FinishReason.LENGTH if count >= sampling.max_tokens else None
 
     # Questions
 

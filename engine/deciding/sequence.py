@@ -44,6 +44,7 @@ class Sequence:
     prompt_len: int = field(init=False)
     # Deadline of the next token that is not in flight; for a TTLT target, of the last.
     due_at: float = field(init=False)
+    in_flight_due_at: float = field(init=False)  # of the one that is
     prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
@@ -56,7 +57,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt)
-        self.due_at = self.prefill_due_at = self.request.token_due_at(1)
+        self.due_at = self.in_flight_due_at = self.prefill_due_at = self.request.token_due_at(1)
 
     @property
     def id(self) -> str:
