@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup
 from engine.computing.kv import KvMemory
+from engine.computing.picked import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 
@@ -67,11 +68,12 @@ class BatchBuilder:
         self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
         self._first_pages = heads[:, None] * kv.num_rows
 
-    def build(self, plan: Plan) -> Batch:
+    def build(self, plan: Plan, last: Picked | None = None) -> Batch:
+        """`last` is what the launch before it picked, for decodes whose token is in flight."""
         order = sorted(range(len(plan.decodes)), key=lambda i: -plan.decodes[i].num_computed)
         decodes = [plan.decodes[i] for i in order]
         positions = [s.num_computed for s in decodes]
-        tokens = [s.token_at(s.num_computed) for s in decodes]
+        tokens = [decoded(s) for s in decodes]
         slots = [slot for s in decodes for slot in self._slots(s, s.num_computed, 1)]
         rows = [0] * len(order)
         for row, index in enumerate(order):
@@ -87,6 +89,8 @@ class BatchBuilder:
             for column in (tokens, positions, rows):
                 column += [0] * (self._least - len(column))
         columns = self._to_device(tokens, positions, slots, rows)
+        if last is not None:
+            last.fill_in(columns[0], decodes)
         groups = self._groups(decodes)
         chunks = self._chunks(plan.chunks, len(decodes))
         rows_of_slots = (columns[2][:, None] + self._first_slots).flatten()
