@@ -12,7 +12,8 @@ them while the device is at the next:
     host    plan 2, launch 2 | commit 1, send 1 | receive, plan 3, launch 3 | commit 2, send 2
     device  1 ...............| 2 .......................................... | 3 ..............
 
-No further: a command is obeyed in the next plan, so what was sent before a turn holds in it.
+At most one is in flight while another is planned: commands are obeyed by the next plan, and with
+more ahead they would wait for longer and nothing would be gained.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from engine.computing.config import ModelConfig
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel
@@ -20,9 +21,12 @@ from engine.deciding.plan import Finished, Token
 from engine.deciding.request import BEST_EFFORT, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason
+from engine.driving.assemble import assemble
 from engine.driving.build import UNCALIBRATED
+from engine.driving.config import EngineConfig
 from engine.driving.loop import EngineLoop
 from engine.driving.messages import Cancel, Command, Report, Submit
+from engine.driving.null import NullExecutor
 from engine.embedded import FOLDER
 
 PAGES, PAGE = 14, 8  # three of the requests fill it
@@ -159,3 +163,22 @@ def test_who_leaves_while_a_token_is_in_flight_has_the_tokens_up_to_there(
         assert [t.id for t in found] == [t.id for t in expected[:count]], id
         left = FinishReason.CANCELLED if id in leaving else plain.ends[id].reason
         assert ahead.ends[id].reason is left
+
+
+@pytest.mark.parametrize(
+    ("overlap", "device", "expected"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda:0", True),
+        ("on", "cpu", True),
+        ("off", "cuda", False),
+    ],
+)
+def test_it_looks_ahead_where_the_device_computes_by_itself_unless_told_otherwise(
+    overlap: str, device: str, expected: bool
+) -> None:
+    model = ModelConfig.from_folder(FOLDER)
+    executor = NullExecutor(model.vocab_size)
+    config = EngineConfig(overlap=overlap)
+    engine = assemble(config, model, executor, UNCALIBRATED, PAGES, dtype="none", device=device)
+    assert engine.looks_ahead == expected
