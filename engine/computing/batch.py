@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
 from engine.computing.kv import KvMemory
+from engine.computing.picked import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 
@@ -102,12 +103,13 @@ class BatchBuilder:
         self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
         self._first_pages = heads[:, None] * kv.num_rows
 
-    def build(self, plan: Plan) -> Batch:
+    def build(self, plan: Plan, last: Picked | None = None) -> Batch:
+        """`last` is what the launch before it picked, for decodes whose token is in flight."""
         decodes = sorted(plan.decodes, key=lambda s: -s.num_computed)
         positions = [s.num_computed for s in decodes]
-        tokens = [s.token_at(s.num_computed) for s in decodes]
+        tokens = [decoded(s) for s in decodes]
         slots = [slot for s in decodes for slot in self._slots(s, s.num_computed, 1)]
-        last = {sequence: row for row, sequence in enumerate(decodes)}
+        ends = {sequence: row for row, sequence in enumerate(decodes)}
         prompts = sorted(filter(self._is_grouped, plan.chunks), key=lambda c: -c.length)
         others = [c for c in plan.chunks if not self._is_grouped(c)]
         for chunk in (*prompts, *others):
@@ -115,11 +117,13 @@ class BatchBuilder:
             tokens += chunk.sequence.tokens(chunk.start, stop)
             positions += range(chunk.start, stop)
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
-            last[chunk.sequence] = len(tokens) - 1
-        rows = [last[sequence] for sequence in plan.sampling]
+            ends[chunk.sequence] = len(tokens) - 1
+        rows = [ends[sequence] for sequence in plan.sampling]
         if not len(tokens) == len(rows) == 1:
             self._pad(tokens, positions, rows)
         columns = self._to_device(tokens, positions, slots, rows)
+        if last is not None:
+            last.fill_in(columns[0], decodes)
         lengths = [chunk.length for chunk in prompts]
         attention = AttentionPlan(
             (columns[2][:, None] + self._first_slots).flatten(),
