@@ -15,7 +15,6 @@ from engine.deciding.latency import LatencyProfile, Segment
 from engine.deciding.plan import Work
 
 NOTES = "NIYAMA_BENCH_NOTES"  # names the file for the engine process
-IDLE_S = 0.02  # a longer time between two iterations is the engine's rest, not its work
 NORMAL = 1.4826  # standard deviations of a normal distribution in a median absolute deviation
 
 
@@ -26,6 +25,7 @@ class Note(NamedTuple):
     predicted_s: float
     actual_s: float
     run_s: float
+    after_rest: bool  # before it there was nothing to compute
     num_decodes: int
     decode_context: int
     num_prefill: int
@@ -35,7 +35,7 @@ class Note(NamedTuple):
 
     @property
     def work(self) -> Work:
-        return Work(*self[4:])
+        return Work(*self[5:])
 
     @property
     def error(self) -> float:
@@ -48,11 +48,10 @@ def read(path: Path) -> list[Note]:
 
 
 def gaps(notes: Sequence[Note]) -> Iterator[float]:
-    """From a commit to the next plan, where the engine did not idle: commit, messages, loop."""
+    """From a commit to the next plan, where the engine did not rest: commit, messages, loop."""
     for before, after in itertools.pairwise(notes):
-        gap = after.planned_at - before.planned_at - before.actual_s
-        if gap < IDLE_S:
-            yield gap
+        if not after.after_rest:
+            yield after.planned_at - before.planned_at - before.actual_s
 
 
 class InService(NamedTuple):
@@ -65,7 +64,7 @@ class InService(NamedTuple):
 def in_service(name: str, notes: Sequence[Note], max_chunk: int) -> InService:
     """Fitted to what iterations took beside everything else that the machine does in service, from
     plan to plan: what lies between a commit and the next plan counts as part of the iteration."""
-    between_s = statistics.median(gaps(notes))
+    between_s = statistics.fmean(gaps(notes))
     samples = [Sample(note.work, note.actual_s + between_s) for note in notes]
     profile = _adding_up(fit(name, samples, max_chunk), samples)
     ratios = [sample.seconds / profile.seconds(sample.work) for sample in samples]

@@ -2,14 +2,14 @@
 
     python -m tests.bench fidelity [--capacity RPS] [--duration 40] [--policy niyama]
 
-Three loads are sent: light (0.4 of the capacity), at capacity, and 1.5 times that. Before them a
-server that notes every iteration is started and sent other requests: first as many per second as it
-should sustain by what it measured of itself, from which its capacity in service is estimated by
-simulation; then, for a shorter time, the three loads. For each of these, what the iterations took
-beside front end, network and generator, and how much they strayed, becomes the simulator's profile;
-what a first token took longer at the client than on the server (median) is added to every token.
+A server that notes every iteration is sent as many requests per second as it should sustain by what
+it measured of itself; from what it noted its capacity in service is estimated by simulation. Then
+come three loads: light (0.4 of the capacity), at capacity, and 1.5 times that, each first with
+other requests and for a shorter time. What the iterations of this took beside front end, network
+and generator, and how much they strayed, becomes the simulator's profile; what a first token took
+longer at the client than on the server (median) is added to every token. Then the load itself is
+sent to the server and to the simulated one: the same seed, tiers and limits.
 
-Then the loads are sent to a fresh server and to the simulated one: the same seed, tiers and limits.
 Prints attainment per tier and median TTFT side by side and, as the last line, a JSON object; exit
 code 1 where an attainment differs by more than 5 points or the median TTFT by more than 20 %.
 """
@@ -25,7 +25,7 @@ import statistics
 import tempfile
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,24 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", default="niyama")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    flags = ["--policy", arguments.policy]
-    capacity, fitted = _fitted(flags, arguments)
-    with local_server.serving(flags) as address:
-        result = _compare(LiveTarget(address), fitted, capacity, arguments)
+    result = _served(arguments)
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     print(json.dumps(result))
     return 0 if result["within_goal"] else 1
 
 
-def _fitted(
-    flags: Sequence[str], arguments: argparse.Namespace
-) -> tuple[float, dict[str, Delayed]]:
-    """Requests per second that the machine sustains, and the simulated machine under each load."""
+def _served(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         saved, notes = Path(folder) / "profile.json", Path(folder) / "notes.jsonl"
         os.environ[NOTES] = str(notes)
-        noted = [*flags, "--save-profile", str(saved)]
-        with local_server.serving(noted, "tests.bench._noted") as address:
+        flags = ["--policy", arguments.policy, "--save-profile", str(saved)]
+        with local_server.serving(flags, "tests.bench._noted") as address:
             with Client(address) as client:
                 info = client.server_info()
             alone = _simulated(saved, info, arguments.policy)
@@ -115,10 +109,7 @@ def _fitted(
             if capacity is None:
                 rate = _capacity(Delayed(alone), FITTED_SEED)
                 capacity = _capacity(fitting.under(rate, FITTED_SEED), arguments.seed)
-            return capacity, {
-                name: fitting.under(factor * capacity, FITTED_SEED + index)
-                for index, (name, factor) in enumerate(LOADS.items(), 1)
-            }
+            return _compare(fitting, capacity, arguments)
 
 
 class Fitting(NamedTuple):
@@ -188,20 +179,20 @@ def _capacity(simulated: Delayed, seed: int) -> float:
     return capacity.passed
 
 
-def _compare(
-    live: Target, fitted: Mapping[str, Delayed], capacity: float, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    out, tiers = Console(), live.info().tiers
+def _compare(fitting: Fitting, capacity: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    out, tiers = Console(), fitting.alone.profile.tiers
     table = Table("load", "tier", "on time live", "simulated", "TTFT p50 live", "simulated", "")
     runs: dict[str, Any] = {}
-    for name, factor in LOADS.items():
+    for index, (name, factor) in enumerate(LOADS.items(), 1):
+        simulated = fitting.under(capacity * factor, FITTED_SEED + index)
         workload = _workload(tiers, capacity * factor, arguments.duration, arguments.seed)
-        sides = [_measured(target, workload, out).summary for target in (live, fitted[name])]
+        targets = (fitting.live, simulated)
+        sides = [_measured(target, workload, out).summary for target in targets]
         runs[name] = {
             "rps": capacity * factor,
             "invalid": sides[0].invalid,
-            "on_the_way_ms": round(1e3 * fitted[name].delay_s, 2),
-            "iterations_stray": round(fitted[name].target.setup.predictor_error, 3),
+            "on_the_way_ms": round(1e3 * simulated.delay_s, 2),
+            "iterations_stray": round(simulated.target.setup.predictor_error, 3),
             "tiers": {},
         }
         lines = [(side.total, *side.by_tier) for side in sides]

@@ -50,9 +50,15 @@ class Noting:
         self._executor = executor
         self._file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - the process closes it
         self._run_s = 0.0
+        self._rested = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
+
+    def plan(self, now: float) -> Plan | None:
+        plan = self._scheduler.plan(now)
+        self._rested |= plan is None
+        return plan
 
     def launch(self, plan: Plan) -> Done:
         started_at = time.perf_counter()
@@ -61,9 +67,11 @@ class Noting:
         return Done(tokens)
 
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]:
+        actual_s = now - plan.planned_at
         note = Note(
-            plan.planned_at, plan.predicted_s, now - plan.planned_at, self._run_s, *plan.work
+            plan.planned_at, plan.predicted_s, actual_s, self._run_s, self._rested, *plan.work
         )
+        self._rested = False
         self._file.write(json.dumps(note) + "\n")
         return self._scheduler.commit(plan, tokens, now)
 

@@ -19,15 +19,17 @@ from tests.loadgen.examples import planned
 BETWEEN_S = 0.001
 
 
-def noted(strays: float) -> list[Note]:
+def noted(strays: float, stall_s: float = 0.0) -> list[Note]:
     """5 ms, 0.1 ms per prefill token and 0.5 ms per decode, and 1 ms until the next; every other
-    iteration takes longer by that share, and the engine rests for a second after each tenth."""
+    iteration takes longer by that share, one in twenty by so much, and the engine rests for a
+    second after each tenth."""
     notes, now = [], 0.0
     for i in range(400):
         work = Work(i % 7, 0, 16 * (i % 5), 0, 0, 0)
         seconds = 5e-3 + 1e-4 * work.num_prefill + 5e-4 * work.num_decodes
         actual_s = (seconds + BETWEEN_S) * (1 + strays * (i % 2)) - BETWEEN_S
-        notes.append(Note(now, seconds, actual_s, actual_s, *work))
+        actual_s += stall_s * (i % 20 == 0)
+        notes.append(Note(now, seconds, actual_s, actual_s, i % 10 == 0, *work))
         now += actual_s + (1.0 if i % 10 == 9 else BETWEEN_S)
     return notes
 
@@ -48,11 +50,7 @@ def test_the_profile_in_service_goes_from_plan_to_plan() -> None:
 
 def test_what_is_predicted_adds_up_to_what_was_noted() -> None:
     """One iteration in twenty stalls for 0.1 s: the middle does not see it, the sum does."""
-    notes = [
-        note._replace(actual_s=note.actual_s + 0.1 * (i % 20 == 0), planned_at=float(i))
-        for i, note in enumerate(noted(0.0))
-    ]
-    notes += [note._replace(planned_at=note.planned_at + 1e6) for note in noted(0.0)]
+    notes = noted(0.0, stall_s=0.1) + noted(0.0)
     profile, _ = in_service("served", notes, max_chunk=64)
     expected = sum(note.actual_s + BETWEEN_S for note in notes)
     assert sum(profile.seconds(note.work) for note in notes) == pytest.approx(expected)
