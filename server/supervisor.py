@@ -122,7 +122,8 @@ class Supervisor:
         self._ledger = Ledger(config.max_requests)
         self._front_ends: dict[int, FrontEndProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._has_started = self._is_ending = False
+        self._has_started = False
+        self._ending = asyncio.Event()
         self._holder: socket.socket | None = None
         self._counters = tempfile.TemporaryDirectory(prefix="niyama-")
         self._owner = EngineOwner(config, self._engine_ready, lambda: None, is_shared=True)
@@ -158,16 +159,21 @@ class Supervisor:
         return info
 
     async def drain(self) -> None:
-        """Has the front ends refuse new calls and finish the running ones, for `drain_s`."""
-        self._is_ending = True
+        """Has the front ends refuse new calls and finish the running ones, for `drain_s`. One that
+        does not listen yet has none.
+        """
+        self._ending.set()
         for front_end in self._front_ends.values():
-            front_end.post(Drain())
+            if front_end.listening.is_set():
+                front_end.post(Drain())
+            else:
+                front_end.kill()
         patience_s = self.config.drain_s + LAST_WORDS_S + EXIT_PATIENCE_S
         await asyncio.wait(self._keepers, timeout=patience_s)
 
     async def stop(self) -> None:
         """Ends what still runs."""
-        self._is_ending = True
+        self._ending.set()
         for front_end in self._front_ends.values():
             front_end.kill()
         await asyncio.gather(*self._keepers)
@@ -193,7 +199,7 @@ class Supervisor:
             front_end = self._front_ends[number]
             await front_end.follow(self._received)
             self._forget(front_end)
-            if self._is_ending or not self._has_started:
+            if self._ending.is_set() or not self._has_started:
                 return
             log.error("front end lost", frontend=number, reason=front_end.problem)
             self._losses.inc()
@@ -202,15 +208,17 @@ class Supervisor:
 
     async def _relaunch(self, number: int) -> bool:
         """False where the end has come in the meantime."""
-        while not self._is_ending:
-            await asyncio.sleep(RESTART_S)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), RESTART_S)
+            if self._ending.is_set():
+                return False
             try:
                 self._launch(number)
             except OSError as error:  # no memory or no file descriptors, at the moment
                 log.error("front end not started", frontend=number, reason=str(error))
             else:
                 return True
-        return False
 
     def _forget(self, front_end: FrontEndProcess) -> None:
         """The engine has been told by the end of the connection."""

@@ -183,13 +183,21 @@ def pack(message: object) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def missing_bytes(frame: bytes | bytearray) -> int:
+    """How many there certainly are before a frame that has begun so is complete."""
+    if len(frame) < _LENGTH.size:
+        return _LENGTH.size - len(frame)
+    (length,) = _LENGTH.unpack_from(frame)
+    return int(_LENGTH.size + length - len(frame))
+
+
 class Unpacker:
     """Turns a byte stream back into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Any]:
         """Takes `data` in and yields every message that is now complete."""
         buffer = self._buffer
         buffer += data
