@@ -13,8 +13,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +22,8 @@ import structlog
 from prometheus_client import Counter as CounterMetric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from engine.driving.messages import EngineInfo, pack
+from engine.driving.messages import EngineInfo
+from engine.driving.spawn import spawn
 from engine.driving.streams import DuplicateRequest
 from engine.driving.wire import Wire, open_wire
 from server.config import ServerConfig
@@ -65,17 +64,8 @@ class FrontEndProcess:
         self.listening = asyncio.Event()  # once it listens, or has a problem, or has ended
         self.attached = asyncio.Event()  # once it has served, or has ended
         self.is_connected = False  # to an engine, as far as it has said
-        self._control, control = socket.socketpair()
-        self._door, door = socket.socketpair()
-        with control, door:
-            fds = [control.fileno(), door.fileno()]
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "server.worker", *map(str, fds)],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, COUNTERS_FOLDER: counters},
-            )
-        self._control.sendall(pack(start))
+        environment = {**os.environ, COUNTERS_FOLDER: counters}
+        self._child, (self._control, self._door) = spawn("server.worker", start, 2, environment)
         self._wire: Wire | None = None
 
     @property

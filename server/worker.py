@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
 import socket
 import sys
 from typing import Any
@@ -23,6 +22,7 @@ from engine.driving import collector
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
+from engine.driving.spawn import leave_signals
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.control import (
@@ -159,8 +159,7 @@ async def run(start: Start, control: socket.socket, door: socket.socket) -> None
 
 
 def main(argv: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_signals()
     control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     pipe = SocketPipe(control)
     try:
