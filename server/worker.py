@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, values
 
 from engine.driving import collector
 from engine.driving.attached import AttachedEngine
@@ -104,6 +104,8 @@ class Worker:
             lambda line: log.warning("engine", notice=line),
             self._ledger.free,
         )
+        # Files by this front end's number, so that one that takes its place goes on with them.
+        values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
         self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger)
 

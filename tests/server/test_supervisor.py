@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +16,7 @@ from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
 from server.config import ServerConfig
+from server.frontend import StartError
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within
@@ -80,3 +84,33 @@ async def test_the_end_does_not_wait_for_a_front_end_that_does_not_listen_yet() 
         await until(lambda: len(workers() - others) == 1)
         await within(supervisor.drain())
         assert not workers()
+
+
+async def test_a_machine_that_starts_no_process_is_told_of_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    supervisor = Supervisor(config())
+    with pytest.raises(StartError, match="a front-end process cannot be started"):
+        await within(supervisor.start())
+    await within(supervisor.stop())
+
+
+def test_a_machine_without_a_temporary_folder_is_told_of_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    with pytest.raises(StartError, match="temporary folder for metrics: No such file"):
+        Supervisor(config())
+
+
+async def test_a_front_end_goes_on_with_the_counters_of_the_one_before() -> None:
+    """Their sums never fall, and the files of those that died do not pile up."""
+    async with supervised():
+        folder = psutil.Process(workers().pop()).environ()["PROMETHEUS_MULTIPROC_DIR"]
+        files = set(os.listdir(folder))
+        assert "counter_0.db" in files
+        with capture_logs() as lines:
+            others = kill_one()
+            await until(lambda: has_lost(lines) and len(workers() - others) == 1)
+        await until(lambda: set(os.listdir(folder)) == files)
