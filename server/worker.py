@@ -8,6 +8,7 @@ when the supervisor does.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
@@ -43,6 +44,7 @@ from server.metrics import Metrics
 log = structlog.get_logger()
 
 ORPHANED = 3  # exit code
+ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
 
 
 class SharedLedger:
@@ -138,9 +140,22 @@ class Worker:
 
     def _let_in(self) -> None:
         """A connection to the engine."""
-        _, fds, _, _ = socket.recv_fds(self._door, 1, 1)
-        for fd in fds:
-            self._attaching = asyncio.create_task(self._engine.attach(socket.socket(fileno=fd)))
+        data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
+        if data:
+            self._attaching = asyncio.create_task(self._attach(fds))
+        else:  # the supervisor is gone, as the other socket says too
+            asyncio.get_running_loop().remove_reader(self._door)
+
+    async def _attach(self, fds: list[int]) -> None:
+        """Asks for another connection where this one cannot be had."""
+        try:
+            if not fds:  # the system drops what a process has no room for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            await self._engine.attach(socket.socket(fileno=fds[0]))
+        except OSError as error:
+            log.error("engine not connected", reason=error.strerror)
+            await asyncio.sleep(ASK_AGAIN_S)
+            self._wire.post(Detached())
 
     def _engine_ready(self, info: EngineInfo) -> None:
         self._front_end.engine_ready(info)

@@ -1,0 +1,73 @@
+"""A front-end process whose supervisor is the test."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+
+from engine.driving import null
+from engine.driving.config import EngineConfig
+from engine.driving.messages import Ready, pack
+from server.config import ServerConfig
+from server.control import Attached, Detached, Drain, FromFrontEnd, Listening, Start
+from server.frontend import reserve
+from server.ledger import Ledger, Share
+from server.supervisor import FrontEndProcess
+from tests.server.conftest import within
+
+
+class Played:
+    """A front end that listens, and what it says."""
+
+    def __init__(self, start: Start, folder: Path) -> None:
+        self.said: asyncio.Queue[FromFrontEnd] = asyncio.Queue()
+        self.front_end = FrontEndProcess(start, Share(Ledger(1)), str(folder))
+        self.following = asyncio.create_task(
+            self.front_end.follow(lambda _, message: self.said.put_nowait(message))
+        )
+
+    async def hears(self, kind: type[FromFrontEnd]) -> None:
+        assert isinstance(await within(self.said.get()), kind)
+
+    @property
+    def process(self) -> psutil.Process:
+        (child,) = psutil.Process().children()
+        return child
+
+
+@asynccontextmanager
+async def listening(folder: Path) -> AsyncIterator[Played]:
+    with reserve("127.0.0.1", 0) as holder:
+        played = Played(Start(ServerConfig(frontends=2), holder.getsockname()[1], 0), folder)
+        try:
+            await played.hears(Listening)
+            yield played
+            played.front_end.post(Drain())
+            await within(played.following)
+        finally:
+            played.front_end.kill()
+            await within(played.following)
+
+
+async def test_a_connection_for_which_there_is_no_room_is_asked_for_again(tmp_path: Path) -> None:
+    """It arrives as a file descriptor, and a front end with many clients may have none left."""
+    info = null.build(EngineConfig()).info
+    async with listening(tmp_path) as played:
+        most = played.process.rlimit(resource.RLIMIT_NOFILE)
+        played.process.rlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        lost, theirs = socket.socketpair()
+        with lost:
+            played.front_end.attach(theirs)
+            await played.hears(Detached)
+        played.process.rlimit(resource.RLIMIT_NOFILE, most)
+        ours, theirs = socket.socketpair()
+        with ours:
+            played.front_end.attach(theirs)
+            ours.sendall(pack(Ready(info)))
+            await played.hears(Attached)
