@@ -10,15 +10,30 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from engine.driving import null
 from engine.driving.config import EngineConfig
 from engine.driving.messages import Ready, pack
+from engine.driving.wire import open_wire
 from server.config import ServerConfig
-from server.control import Attached, Detached, Drain, FromFrontEnd, Listening, Start
+from server.control import (
+    Attached,
+    Detached,
+    Drain,
+    Enter,
+    Free,
+    FromFrontEnd,
+    Leave,
+    Listening,
+    Start,
+    Verdict,
+)
+from server.errors import CallError, queue_full
 from server.frontend import reserve
 from server.ledger import Ledger, Share
 from server.supervisor import FrontEndProcess
+from server.worker import SharedLedger
 from tests.server.conftest import within
 
 
@@ -71,3 +86,39 @@ async def test_a_connection_for_which_there_is_no_room_is_asked_for_again(tmp_pa
             played.front_end.attach(theirs)
             ours.sendall(pack(Ready(info)))
             await played.hears(Attached)
+
+
+@pytest.mark.parametrize("refusal", [None, queue_full(1)], ids=["entered", "refused"])
+async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
+    refusal: CallError | None,
+) -> None:
+    """A client that leaves in that moment must not cost the queue a place for ever."""
+    ledger, answered = SharedLedger(), asyncio.Event()
+    said: asyncio.Queue[FromFrontEnd] = asyncio.Queue()
+
+    def settle(verdicts: list[Verdict]) -> None:
+        for verdict in verdicts:
+            ledger.settle(*verdict)
+        answered.set()
+
+    def hear(messages: list[FromFrontEnd]) -> None:
+        for message in messages:
+            said.put_nowait(message)
+
+    ours, theirs = socket.socketpair()
+    ledger.wire = await open_wire(ours, settle, lambda: None)
+    supervisor = await open_wire(theirs, hear, lambda: None)
+    entering = asyncio.create_task(ledger.enter("a", "x", 2))
+    assert await within(said.get()) == Enter(1, "a", "x", 2)
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    supervisor.post(Verdict(1, refusal))
+    await within(answered.wait())
+    ledger.leave("the next message")
+    expected = [Free("x", 2), Leave("a")] if refusal is None else []
+    for message in [*expected, Leave("the next message")]:
+        assert await within(said.get()) == message
+    for wire in (ledger.wire, supervisor):
+        wire.close()
+        await within(wire.closed.wait())
