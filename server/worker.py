@@ -11,6 +11,7 @@ import asyncio
 import errno
 import itertools
 import os
+import shutil
 import socket
 import sys
 from typing import Any
@@ -27,6 +28,7 @@ from engine.driving.spawn import leave_signals
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.control import (
+    COUNTERS_FOLDER,
     Attached,
     CannotStart,
     Detached,
@@ -167,7 +169,15 @@ class Worker:
 
     def _orphaned(self) -> None:
         if not self._has_ended:
+            remove_counters()
             os._exit(ORPHANED)
+
+
+def remove_counters() -> None:
+    """The folder of the metrics, which the supervisor removes if it can. Every orphan does this, so
+    that the last one leaves nothing, whatever another has written in the meantime.
+    """
+    shutil.rmtree(os.environ[COUNTERS_FOLDER], ignore_errors=True)
 
 
 async def run(start: Start, control: socket.socket, door: socket.socket) -> None:
@@ -182,6 +192,7 @@ def main(argv: list[str]) -> int:
     try:
         start: Any = pipe.receive_first()
     except EOFError:
+        remove_counters()
         return ORPHANED
     logs.configure(start.config.log_format, start.config.log_level)
     try:

@@ -69,7 +69,8 @@ def assemble(
         tiers=tiers.propose(profile, config.max_batch_size, context_len),
         calibration=calibration,
     )
-    return Engine(scheduler, executor, info, decisions)
+    looks_ahead = config.overlap == "on" or (config.overlap == "auto" and device.startswith("cuda"))
+    return Engine(scheduler, executor, info, decisions, looks_ahead)
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:
