@@ -15,6 +15,7 @@ from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.driving import profiles
 from engine.driving.assemble import assemble, context_length
 from engine.driving.config import EngineConfig
+from engine.driving.cores import usable_cores
 from engine.driving.loop import Engine
 from engine.driving.messages import Calibration
 
@@ -120,7 +121,7 @@ def _threads() -> int:
     generator (`python -m tests.bench prediction`, 8 requests/s): an iteration takes 4.2 ms with
     one thread and 6.1 ms with two, the p90 of TTFT is 453 and 590 ms.
     """
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    return max(1, usable_cores() - 1)
 
 
 def _kv_bytes(config: EngineConfig, device: str) -> int:

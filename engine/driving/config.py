@@ -53,7 +53,13 @@ class EngineConfig:
     page_size: Annotated[int, Flag("tokens per KV page")] = 16
     kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
     context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
-    torch_threads: Annotated[int, Flag("torch threads (0: all cores but one, the front end's)")] = 0
+    torch_threads: Annotated[
+        int,
+        Flag(
+            "torch threads (0: all cores but one, the front end's; with --frontends N,"
+            " give the number of cores less N)"
+        ),
+    ] = 0
     max_gap: Annotated[float, Flag("longest time between two tokens, in TBT targets")] = (
         _NIYAMA.pace.max_gap
     )
