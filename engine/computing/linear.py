@@ -1,7 +1,8 @@
 """The model's matrices, stored the way the device reads them fastest.
 
     plain   [in, out], x @ w: the meaning of the others, for every device and dtype
-    packed  oneDNN's blocked layout, for float32 and bfloat16 on a CPU
+    packed  oneDNN's blocked layout, for float32 on a CPU, and for bfloat16 where it has the
+            instructions (AVX-512, or avx_ne_convert)
     int8    a byte per weight and a scale per output; on a CPU each row of x is rounded to 8 bits
             too, with a scale of its own, so that no row depends on who shares its batch
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, library, nn
 
-PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
 _PACKED_FOR = 64
 LANES = 32  # outputs that are summed side by side
@@ -48,6 +48,14 @@ _ops.impl(
     lambda x, weight, scale, dtype: x.new_empty(x.shape[0], scale.shape[0], dtype=dtype),
     "Meta",
 )
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a layout of its own for matrices of this dtype on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or is_bfloat16
 
 
 class Linear(nn.Module):
@@ -98,7 +106,7 @@ class Linear(nn.Module):
     def pack(self, with_lanes: bool = False) -> None:
         """To oneDNN's layout, where it has one for the device and dtype."""
         weight = self.weight.detach()
-        if weight.device.type != "cpu" or weight.dtype not in PACKABLE:
+        if weight.device.type != "cpu" or not can_pack(weight.dtype):
             return
         # In memory of its own: oneDNN keeps a tensor that already has its layout as it is.
         rows = weight.t().clone(memory_format=torch.contiguous_format)
