@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from server.config import ServerConfig
 
+# prometheus_client's name for where the processes of a service keep their metrics.
+COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
 
 class Start(NamedTuple):
     """`port` is held by the supervisor; `number` tells front ends apart in the log."""

@@ -55,6 +55,7 @@ class Text:
         self._min_tokens = sampling.min_tokens
         self._stop_ids = sampling.stop_token_ids
         self._checker = StopChecker(stops) if stops else None
+        self.is_free = not stops  # whether its text needs no more than `spell`
         self.num_tokens = 0
         self.matched_stop = ""
 
@@ -63,15 +64,20 @@ class Text:
         string is complete.
         """
         checker, text = self._checker, ""
+        if checker is None:
+            return "".join([self.spell(token.id) for token in tokens]), tokens
         for taken, token in enumerate(tokens, start=1):
-            self.num_tokens += 1
-            if token.id in self._stop_ids and self.num_tokens > self._min_tokens:
-                continue  # a token that ends the output is none of its text
-            spelled = self._feed(token.id)
-            text += spelled if checker is None else self._examine(checker, spelled)
+            text += self._examine(checker, self.spell(token.id))
             if self.matched_stop:
                 return text, tokens[:taken]
         return text, tokens
+
+    def spell(self, token_id: int) -> str:
+        """The text of one more token, not yet looked through for a stop string."""
+        self.num_tokens += 1
+        if token_id in self._stop_ids and self.num_tokens > self._min_tokens:
+            return ""  # a token that ends the output is none of its text
+        return self._feed(token_id)
 
     def rest(self) -> str:
         """What was held back, when no more tokens come."""
@@ -134,9 +140,15 @@ class Generation:
         """The same without waiting, perhaps nothing."""
         outputs: list[Output] = []
         items = self._stream.take()
-        if len(items) == 1 and isinstance(items[0][1], Token):  # by far the most frequent
-            self._spell(items[0][0], [items[0][1]], outputs)
-            return outputs
+        if len(items) == 1:  # by far the most frequent
+            index, item = items[0]
+            if type(item) is Token and (output := self._texts[index]).is_free:
+                return [Piece(index, output.spell(item.id), [item])]
+        if len(self._texts) == 1 and items:
+            sampled = [item for _, item in items if type(item) is Token]
+            if len(sampled) == len(items):
+                self._spell(0, sampled, outputs)
+                return outputs
         tokens: dict[int, list[Token]] = {}
         for index, item in items:
             if isinstance(item, Token):

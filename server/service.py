@@ -234,13 +234,15 @@ async def _stream(call: Call) -> None:
 
     Every token passes here: waits on the bare future, not through coroutines of its own.
     """
-    generation, write = call.generation, call.context.write
-    while not generation.is_done:
-        outputs = generation.take()
-        if not outputs:
+    generation, write, to_message = call.generation, call.context.write, call.to_message
+    while True:
+        if outputs := generation.take():
+            for output in outputs:
+                await write(to_message(output))
+        elif generation.is_done:
+            return
+        else:
             await generation.arrival()
-        for output in outputs:
-            await write(call.to_message(output))
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:

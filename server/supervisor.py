@@ -29,6 +29,7 @@ from engine.driving.streams import DuplicateRequest
 from engine.driving.wire import Wire, open_wire
 from server.config import ServerConfig
 from server.control import (
+    COUNTERS_FOLDER,
     Attached,
     CannotStart,
     Detached,
@@ -50,7 +51,6 @@ log = structlog.get_logger()
 
 RESTART_S = 0.5  # before a lost front end is started again
 EXIT_PATIENCE_S = 10.0  # beyond the time to drain
-COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for it
 
 
 class FrontEndProcess:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from engine.driving.pipe import SocketPipe
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.control import (
+    COUNTERS_FOLDER,
     Attached,
     CannotStart,
     Detached,
@@ -150,7 +152,15 @@ class Worker:
 
     def _orphaned(self) -> None:
         if not self._has_ended:
+            remove_counters()
             os._exit(ORPHANED)
+
+
+def remove_counters() -> None:
+    """The folder of the metrics, which the supervisor removes if it can. Every orphan does this, so
+    that the last one leaves nothing, whatever another has written in the meantime.
+    """
+    shutil.rmtree(os.environ[COUNTERS_FOLDER], ignore_errors=True)
 
 
 async def run(start: Start, control: socket.socket, door: socket.socket) -> None:
@@ -166,6 +176,7 @@ def main(argv: list[str]) -> int:
     try:
         start: Any = pipe.receive_first()
     except EOFError:
+        remove_counters()
         return ORPHANED
     logs.configure(start.config.log_format, start.config.log_level)
     try:

@@ -4,15 +4,16 @@ Legend: T tokens of the iteration, H query heads, KH key-value heads, G = H / KH
 sequences of a decode group, n tokens of a chunk, L context length, P pages (L = P * page_size for
 gathered contexts).
 
-The batch's rows are decodes first, in groups of similar context length, then chunks one after
-another. A decode group gathers its pages once per layer, padded to its longest context, except
-that one sequence whose pages are neighbours is read in place; the G
-query heads that share a key-value head become G rows of one product, so that K and V are never
-expanded. A chunk that begins at position 0 needs no gather: its keys are in the batch.
+The batch's rows are decodes first, in groups of similar context length, then chunks. A decode group
+gathers its pages once per layer, padded to its longest context, except that one sequence whose
+pages are neighbours is read in place; the G query heads that share a key-value head become G rows
+of one product, so that K and V are never expanded. A chunk that begins at position 0 needs no
+gather: its keys are in the batch; on a CPU those of similar length are computed together.
 `attend_slowly` is the meaning of it all, one token and one head at a time.
 
 In bfloat16 on a CPU the products are written out where they are large: the fused kernel does not
-use the processor's bfloat16 instructions (`python -m tests.bench attention`).
+use the processor's bfloat16 instructions (`python -m tests.bench attention`). Scores are then
+rounded to bfloat16 between the products, sums are not.
 
 To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
 batch, and none of them may be a reason to compile again.
@@ -41,11 +42,30 @@ class DecodeGroup:
 
     start: int
     stop: int
-    # [2 * KH * B * P] int64, rows of LayerMemory.pages, padded with any page; or, of one sequence
-    # whose pages are neighbours, its first slot
+    # [2 * KH * B * P] int64, rows of LayerMemory.pages, padded with the spare page; or, of one
+    # sequence whose pages are neighbours, its first slot
     pages: Tensor | int
     length: int  # L
-    mask: Tensor | None  # [1, B, 1, L] float: 0 where there is context, else -inf; None if B is 1
+    # [1, B, 1, L] float: 0 where there is context, else -inf; None if B is 1. B counts padding too,
+    # which computes something of whatever rows follow.
+    mask: Tensor | None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.mask is None else self.mask.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """Chunks at position 0, C of them, neighbours in the batch and padded to n tokens.
+
+    What a product wants side by side is brought there by one gather, and back by another.
+    """
+
+    inputs: Tensor  # [C * (H + 2 * KH) * n] int64: heads of the batch, by key-value head and chunk
+    outputs: Tensor  # [tokens * H] int64: where each head of each token is among what comes out
+    size: int  # C
+    mask: Tensor  # [G * n, n] float: 0 up to each query's own position, else -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,7 @@ class AttentionPlan:
 
     slots: Tensor  # [T * 2 * KH] int64, rows of LayerMemory.slots: where keys and values go
     groups: tuple[DecodeGroup, ...]
+    prompts: tuple[PromptGroup, ...]
     chunks: tuple[ChunkSpan, ...]
 
 
@@ -77,7 +98,7 @@ class PagedAttention:
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
         self._gathered = kv.slots.new_empty(0)
-        self.plan = AttentionPlan(torch.empty(0, dtype=torch.int64), (), ())
+        self.plan = AttentionPlan(torch.empty(0, dtype=torch.int64), (), (), ())
         self.handle = next(_handles)  # under which the operator finds it
         _by_handle[self.handle] = self
 
@@ -88,8 +109,13 @@ class PagedAttention:
         memory.slots.index_copy_(0, plan.slots, qkv[:rows, heads:].reshape(-1, qkv.shape[2]))
         parts = []
         for group in plan.groups:
-            k, v = self._context(memory, group.pages, group.stop - group.start, group.length)
-            parts.append(_attend_group(qkv[group.start : group.stop, :heads], group.mask, k, v))
+            k, v = self._context(memory, group.pages, group.size, group.length)
+            q = qkv[group.start : group.start + group.size, :heads]
+            if len(q) < group.size:
+                q = F.pad(q, (0, 0, 0, 0, 0, group.size - len(q)))
+            out = _attend_group(q, group.mask, k, v)
+            parts.append(out[: group.stop - group.start])
+        parts += [_attend_prompts(qkv, prompts, heads, num_kv) for prompts in plan.prompts]
         for chunk in plan.chunks:
             new = qkv[chunk.start : chunk.stop]
             if chunk.pages is None:
@@ -158,6 +184,18 @@ def _attend_group(q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor) -> Tenso
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask)
     return out.transpose(0, 1).reshape(batch, -1)
+
+
+def _attend_prompts(qkv: Tensor, group: PromptGroup, heads: int, num_kv: int) -> Tensor:
+    """qkv [T, H + 2 * KH, D], to [tokens, H * D]."""
+    dim, (rows, length) = qkv.shape[2], group.mask.shape
+    batch = num_kv * group.size
+    gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
+    q, k, v = gathered.split((batch * rows, batch * length, batch * length))
+    q, k, v = q.view(batch, rows, dim), k.view(batch, length, dim), v.view(batch, length, dim)
+    scores = torch.baddbmm(group.mask, q, k.transpose(1, 2), alpha=dim**-0.5)
+    out = torch.bmm(torch.softmax(scores, -1), v)
+    return out.view(-1, dim).index_select(0, group.outputs).view(-1, heads * dim)
 
 
 def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -2,8 +2,12 @@
 
 Everything is written into one list of integers, which crosses to the device as one tensor and is
 cut into views there. Decodes are ordered by context length and grouped, so that a short context
-is not padded to the longest of the batch; `rows` brings the sampled rows back to the plan's order.
-Lengths are tokens.
+is not padded to the longest of the batch, and so are prompts on a CPU; `rows` brings the sampled
+rows back to the plan's order. Lengths are tokens.
+
+On a CPU lengths are rounded up to few (`rounded_up`): for every shape that a product has for the
+first time oneDNN compiles code, which takes longer than many a product and stays in memory
+(`python -m tests.bench attention`).
 """
 
 from __future__ import annotations
@@ -14,14 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup
+from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
 from engine.computing.kv import KvMemory
+from engine.computing.picked import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 
 # A further group costs a few kernel calls in every layer: about as much as reading this many
 # padded positions.
 GROUP_COST = 2048
+# Likewise of prompts, in padded pairs of a query and a key; and the most pairs of one group, whose
+# scores should stay in the cache.
+PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
+LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +61,88 @@ def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
     return groups
 
 
+def group_prompts(lengths: List[int]) -> list[tuple[int, int]]:
+    """Cuts prompts, given their lengths from most to least, into [start, stop) groups."""
+    groups, start, padding = [], 0, 0
+    for index, length in enumerate(lengths):
+        pairs = lengths[start] ** 2
+        padding += pairs - length**2
+        num_pairs = pairs * (index + 1 - start)
+        if padding > PROMPT_GROUP_COST or (index > start and num_pairs > PROMPT_GROUP_PAIRS):
+            groups.append((start, index))
+            start, padding = index, 0
+    if lengths:
+        groups.append((start, len(lengths)))
+    return groups
+
+
+def rounded_up(count: int, exact: int, coarsest: int = 1 << 30) -> int:
+    """The next of few numbers: each up to `exact`, a power of two, then every second up to twice
+    that, every fourth up to four times that and so on, until every `coarsest`-th.
+    """
+    step = max(1, min(coarsest, (1 << (count - 1).bit_length()) // exact))
+    return -(-count // step) * step
+
+
 class BatchBuilder:
     """Builds batches for one KV memory's page size, on one device, masks in one dtype."""
 
-    def __init__(self, kv: KvMemory, dtype: torch.dtype, least: int = 0) -> None:
+    def __init__(self, kv: KvMemory, num_heads: int, dtype: torch.dtype, least: int = 0) -> None:
         """Fewer than `least` tokens, or sampled rows, are padded to as many; a lone decode is
         not.
         """
         self._page_size = kv.page_size
+        self._spare_page = kv.spare_page  # what padding reads: nobody's
+        self._num_heads = num_heads
+        self._num_kv = kv.num_kv_heads
         self._dtype = dtype
         self._device = kv.slots.device
         self._least = least
+        self._is_cpu = self._device.type == "cpu"
         heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
         self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
         self._first_pages = heads[:, None] * kv.num_rows
 
-    def build(self, plan: Plan) -> Batch:
-        order = sorted(range(len(plan.decodes)), key=lambda i: -plan.decodes[i].num_computed)
-        decodes = [plan.decodes[i] for i in order]
+    def build(self, plan: Plan, last: Picked | None = None) -> Batch:
+        """`last` is what the launch before it picked, for decodes whose token is in flight."""
+        decodes = sorted(plan.decodes, key=lambda s: -s.num_computed)
         positions = [s.num_computed for s in decodes]
-        tokens = [s.token_at(s.num_computed) for s in decodes]
+        tokens = [decoded(s) for s in decodes]
         slots = [slot for s in decodes for slot in self._slots(s, s.num_computed, 1)]
-        rows = [0] * len(order)
-        for row, index in enumerate(order):
-            rows[index] = row
-        for chunk in plan.chunks:
+        ends = {sequence: row for row, sequence in enumerate(decodes)}
+        prompts = sorted(filter(self._is_grouped, plan.chunks), key=lambda c: -c.length)
+        others = [c for c in plan.chunks if not self._is_grouped(c)]
+        for chunk in (*prompts, *others):
             stop = chunk.start + chunk.length
             tokens += chunk.sequence.tokens(chunk.start, stop)
             positions += range(chunk.start, stop)
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
-            if chunk.samples:
-                rows.append(len(tokens) - 1)
+            ends[chunk.sequence] = len(tokens) - 1
+        rows = [ends[sequence] for sequence in plan.sampling]
         if not len(tokens) == len(rows) == 1:
-            for column in (tokens, positions, rows):
-                column += [0] * (self._least - len(column))
+            self._pad(tokens, positions, rows)
         columns = self._to_device(tokens, positions, slots, rows)
-        groups = self._groups(decodes)
-        chunks = self._chunks(plan.chunks, len(decodes))
-        rows_of_slots = (columns[2][:, None] + self._first_slots).flatten()
-        plan_of_attention = AttentionPlan(rows_of_slots, groups, chunks)
-        return Batch(columns[0], columns[1], columns[3], plan_of_attention)
+        if last is not None:
+            last.fill_in(columns[0], decodes)
+        lengths = [chunk.length for chunk in prompts]
+        attention = AttentionPlan(
+            (columns[2][:, None] + self._first_slots).flatten(),
+            self._groups(decodes),
+            self._prompts(lengths, len(decodes)),
+            self._chunks(others, len(decodes) + sum(lengths)),
+        )
+        return Batch(columns[0], columns[1], columns[3], attention)
+
+    def _is_grouped(self, chunk: Chunk) -> bool:
+        return self._is_cpu and chunk.start == 0 and chunk.length <= LONGEST_TOGETHER
+
+    def _pad(self, tokens: list[int], positions: list[int], rows: list[int]) -> None:
+        count = max(self._least, len(tokens))
+        if self._is_cpu:
+            count = rounded_up(count, 32, coarsest=16)
+        tokens += [0] * (count - len(tokens))
+        positions += [0] * (count - len(positions))
+        rows += [0] * (self._least - len(rows))
 
     def _slots(self, sequence: Sequence, start: int, length: int) -> list[int]:
         """Where the keys and values of positions [start, start + length) go."""
@@ -131,17 +182,21 @@ class BatchBuilder:
         counts = [-(-context // size) for context in contexts]
         groups = []
         for start, stop in group_decodes(counts, GROUP_COST // size):
-            width = counts[start]
-            if stop - start == 1:
+            width, batch = counts[start], stop - start
+            if batch == 1:
                 context = self._context(decodes[start].pages[:width])
                 groups.append(DecodeGroup(start, stop, context, contexts[start], None))
                 continue
+            if self._is_cpu:
+                width, batch = rounded_up(width, 16), rounded_up(batch, 16)
             table = [
                 page
                 for s, count in zip(decodes[start:stop], counts[start:stop], strict=True)
-                for page in (*s.pages[:count], *[0] * (width - count))
+                for page in (*s.pages[:count], *[self._spare_page] * (width - count))
             ]
-            pages, lens = self._to_device(table, contexts[start:stop])
+            padding = batch - (stop - start)
+            table += [self._spare_page] * (width * padding)
+            pages, lens = self._to_device(table, contexts[start:stop] + [1] * padding)
             outside = torch.arange(width * size, device=self._device) >= lens[:, None]
             mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
             mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
@@ -149,7 +204,31 @@ class BatchBuilder:
             groups.append(DecodeGroup(start, stop, rows, width * size, mask))
         return tuple(groups)
 
-    def _chunks(self, chunks: tuple[Chunk, ...], row: int) -> tuple[ChunkSpan, ...]:
+    def _prompts(self, lengths: list[int], row: int) -> tuple[PromptGroup, ...]:
+        """Of prompts from long to short, the first of which begins in that row."""
+        groups = []
+        for start, stop in group_prompts(lengths):
+            groups.append(self._prompt_group(lengths[start:stop], row))
+            row += sum(lengths[start:stop])
+        return tuple(groups)
+
+    def _prompt_group(self, lengths: list[int], row: int) -> PromptGroup:
+        count, width = len(lengths), rounded_up(lengths[0], 16)
+        heads, per_kv = self._num_heads, self._num_heads // self._num_kv
+        sizes = torch.tensor(lengths)[:, None]
+        within = torch.arange(width)
+        # [C, n]: the row of each token; padding repeats the last token of its prompt
+        rows = row + sizes.cumsum(0) - sizes + within.minimum(sizes - 1)
+        num_rows = heads + 2 * self._num_kv  # of heads, of one token
+        by_head = rows * num_rows + torch.arange(num_rows)[:, None, None]
+        queries = by_head[:heads].view(self._num_kv, per_kv, count, width).transpose(1, 2)
+        inputs = torch.cat((queries.flatten(), by_head[heads:].flatten()))
+        out = torch.arange(queries.numel()).view(queries.shape)  # [KH, C, G, n]
+        out = out.permute(1, 3, 0, 2)[within < sizes]  # [tokens, KH, G]
+        mask = torch.full((width, width), -torch.inf, dtype=self._dtype).triu_(1)
+        return PromptGroup(inputs, out.flatten(), count, mask.repeat(per_kv, 1))
+
+    def _chunks(self, chunks: list[Chunk], row: int) -> tuple[ChunkSpan, ...]:
         spans = []
         for chunk in chunks:
             pages: Tensor | int | None = None

@@ -2,7 +2,8 @@
 
 A graph computes one shape, so there is one for each bucket of sequences and pages per sequence, and
 a batch is padded to the next. Padding decodes token 0 into the spare page of the memory. What a
-replay reads lies in one tensor of integers per bucket, filled by one asynchronous copy.
+replay reads lies in one tensor of integers per bucket, filled by one asynchronous copy and, where
+the tokens to decode are in flight, from what the launch before picked.
 
 Legend: B sequences of the bucket, P pages of each, L = P * page_size positions, KH key-value heads.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from engine.computing.attention import AttentionPlan, DecodeGroup
 from engine.computing.batch import Batch
 from engine.computing.kv import KvMemory
+from engine.computing.picked import Picked, decoded
 from engine.deciding.sequence import Sequence
 
 # A batch is worth a graph as long as at most so much of what it reads is padding.
@@ -116,12 +118,13 @@ class DecodeGraphs:
         mask = mask.masked_fill_(reach >= lengths[:, None], -torch.inf)[None, :, None]
         rows = (self._first_pages + pages).flatten()
         group = DecodeGroup(0, count, rows, len(reach), mask)
-        plan = AttentionPlan((slots[:, None] + self._first_slots).flatten(), (group,), ())
+        plan = AttentionPlan((slots[:, None] + self._first_slots).flatten(), (group,), (), ())
         sampled = torch.arange(count, device=inputs.device)
         return self._step(Batch(tokens, positions, sampled, plan))
 
-    def run(self, decodes: tuple[Sequence, ...]) -> Tensor | None:
-        """Logits [len(decodes), V] in this order; None where no graph fits the batch."""
+    def run(self, decodes: tuple[Sequence, ...], last: Picked | None = None) -> Tensor | None:
+        """Logits [len(decodes), V] in this order, valid until the next run; None where no graph
+        fits the batch. `last` is what the launch before it picked."""
         bucket = self._bucket(decodes)
         if bucket not in self._captured:
             return None
@@ -130,6 +133,8 @@ class DecodeGraphs:
         if captured.inputs.is_cuda:
             inputs = inputs.pin_memory()
         captured.inputs.copy_(inputs, non_blocking=True)
+        if last is not None:
+            last.fill_in(captured.inputs, decodes)
         return captured.replay()[: len(decodes)]
 
     def _bucket(self, decodes: tuple[Sequence, ...]) -> Bucket | None:
@@ -147,7 +152,7 @@ class DecodeGraphs:
         positions = [s.num_computed for s in decodes]
         tables = [s.pages[: n // page_size + 1] for s, n in zip(decodes, positions, strict=True)]
         return [
-            *(s.token_at(s.num_computed) for s in decodes),
+            *map(decoded, decodes),
             *[0] * padding,
             *positions,
             *[0] * padding,

@@ -1,6 +1,8 @@
 """The executor of plans: builds the batch, runs the model, samples.
 
-One `run` is one iteration. It knows pages and tokens; what for, and by when, it does not.
+One `launch` is one iteration. On CUDA it only queues the work, behind that of earlier launches, and
+returns; what it has read of the plan may change from then on. It knows pages and tokens; what for,
+and by when, it does not.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from engine.computing.fastest import fastest_dtype
 from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
+from engine.computing.picked import Picked
 from engine.computing.sampler import Sampler
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
@@ -60,9 +63,10 @@ class ModelExecutor:
         self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
         self._room = room
         least = LEAST if compiled else 0
-        self._builder = BatchBuilder(kv, self.dtype, least)
+        self._builder = BatchBuilder(kv, model.config.num_heads, self.dtype, least)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
+        self._last: Picked | None = None  # by the newest launch: tokens in flight are among them
 
     def capture_decodes(
         self, max_batch_size: int, context_len: int, capture: Capture = capture_on_cuda
@@ -89,16 +93,20 @@ class ModelExecutor:
     def page_size(self) -> int:
         return self.kv.page_size
 
-    @torch.inference_mode()
     def run(self, plan: Plan) -> list[Token]:
         """One token for each sequence of `plan.sampling`, in that order."""
+        return self.launch(plan).tokens()
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Picked:
         logits = None
         if self._graphs is not None and not plan.chunks:
-            logits = self._graphs.run(plan.decodes)
+            logits = self._graphs.run(plan.decodes, self._last)
         if logits is None:
-            logits = self.step(self._builder.build(plan))
+            logits = self.step(self._builder.build(plan, self._last))
         sampling = plan.sampling
-        return self._sampler.sample(logits[: len(sampling)], sampling) if sampling else []
+        self._last = self._sampler.sample(logits[: len(sampling)], sampling)
+        return self._last
 
     def step(self, batch: Batch) -> Tensor:
         """Logits [S, V] of one iteration."""

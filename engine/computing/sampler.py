@@ -8,6 +8,9 @@ Randomness is counter-based: the only random number of a token is splitmix64 (St
 OOPSLA 2014) of the seed and the token's index in the output, put through the inverse of the
 cumulative distribution in order of token id. So neither the batch, nor its order, nor a
 preemption changes what a request draws. Legend: S rows, V vocabulary; logits float32.
+
+On CUDA nothing here waits for the device: what it depends on of a token in flight (how often it
+occurs) is counted there.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.deciding.plan import Token
+from engine.computing.picked import Logprobs, Picked
+from engine.computing.transfer import to_device
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
 
@@ -73,6 +77,11 @@ class _Seen:
     in_output: Tensor  # [V] float32 counts
     num_counted: int = 0
 
+    def add(self, tokens: Tensor) -> None:
+        """The next of the output, [N] int64 on the device."""
+        self.in_output.index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.float32))
+        self.num_counted += len(tokens)
+
 
 class Sampler:
     """Holds nothing but counts of seen tokens, of sequences that sampled in the last iteration."""
@@ -80,62 +89,56 @@ class Sampler:
     def __init__(self) -> None:
         self._seen: dict[Sequence, _Seen] = {}
 
-    def sample(self, logits: Tensor, sequences: List[Sequence]) -> list[Token]:
+    def sample(self, logits: Tensor, sequences: List[Sequence]) -> Picked:
         """A token for each row of logits [S, V], row i belonging to sequences[i]."""
         params = [s.request.sampling for s in sequences]
         if all(map(_is_plain, params)):
-            return [Token(token) for token in logits.max(1).indices.tolist()]
+            return Picked(logits.max(1).indices, sequences)
         raw = logits.float()
         adjusted = self._adjust(raw, sequences, params)
         if all(p.temperature == 0 for p in params):
-            picked = adjusted.max(1).indices
+            ids = adjusted.max(1).indices
         else:
-            picked = _draw(adjusted, sequences, params)
-        asked = [i for i, p in enumerate(params) if p.logprobs is not None]
-        if not asked:
-            return [Token(token) for token in picked.tolist()]
-        return _with_logprobs(raw, picked, params, asked)
+            ids = _draw(adjusted, sequences, params)
+        for row, sequence in enumerate(sequences):
+            if sequence in self._seen:
+                self._seen[sequence].add(ids[row : row + 1])
+        asked = [row for row, p in enumerate(params) if p.logprobs is not None]
+        return Picked(ids, sequences, _logprobs(raw, ids, params, asked) if asked else None)
 
     def _adjust(self, raw: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
         """The logits after masked stop tokens and penalties; `raw` itself where there are none."""
         masked = [
             (row, token)
             for row, (s, p) in enumerate(zip(sequences, params, strict=True))
-            if len(s.output) < p.min_tokens
+            if s.num_output < p.min_tokens
             for token in p.stop_token_ids
             if 0 <= token < raw.shape[1]
         ]
         penalised = [row for row, p in enumerate(params) if _has_penalty(p)]
+        self._seen = {sequences[row]: self._count(sequences[row], raw) for row in penalised}
         if not masked and not penalised:
-            self._seen.clear()
             return raw
         logits = raw.clone()
         if penalised:
-            self._penalise(logits, penalised, sequences, params)
+            self._penalise(logits, penalised, params)
         if masked:
-            rows, tokens = torch.tensor(masked, device=raw.device).unbind(1)
+            rows, tokens = to_device(masked, raw.device).unbind(1)
             logits[rows, tokens] = -torch.inf
         return logits
 
-    def _penalise(
-        self,
-        logits: Tensor,
-        rows: list[int],
-        sequences: List[Sequence],
-        params: list[Sampling],
-    ) -> None:
-        """In place. Repetition as in CTRL (arXiv 1909.05858), the others as in OpenAI's API."""
-        kept = {sequences[row]: self._count(sequences[row], logits) for row in rows}
-        self._seen = kept
-        prompt = torch.stack([seen.in_prompt for seen in kept.values()])
-        output = torch.stack([seen.in_output for seen in kept.values()])
+    def _penalise(self, logits: Tensor, rows: list[int], params: list[Sampling]) -> None:
+        """In place, with the counts of these rows. Repetition as in CTRL (arXiv 1909.05858), the
+        others as in OpenAI's API."""
+        prompt = torch.stack([seen.in_prompt for seen in self._seen.values()])
+        output = torch.stack([seen.in_output for seen in self._seen.values()])
         penalties = [
             (p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
             for p in (params[row] for row in rows)
         ]
-        table = torch.tensor(penalties, device=logits.device)[:, :, None]
+        table = to_device(penalties, logits.device)[:, :, None]
         repetition, presence, frequency = table.unbind(1)
-        index = torch.tensor(rows, device=logits.device)
+        index = to_device(rows, logits.device)
         x = logits[index]
         x = torch.where(
             prompt | (output > 0), torch.where(x > 0, x / repetition, x * repetition), x
@@ -143,17 +146,16 @@ class Sampler:
         logits[index] = x - presence * (output > 0) - frequency * output
 
     def _count(self, sequence: Sequence, logits: Tensor) -> _Seen:
-        seen = self._seen.get(sequence)
-        if seen is None:
-            vocab, device = logits.shape[1], logits.device
-            in_prompt = torch.zeros(vocab, dtype=torch.bool, device=device)
-            in_prompt[torch.tensor(list(sequence.request.prompt), device=device)] = True
-            seen = _Seen(in_prompt, torch.zeros(vocab, device=device))
+        """Kept, it has the newest token already, if it was picked here; else the host knows all."""
+        seen, device = self._seen.get(sequence), logits.device
+        if seen is None or seen.num_counted > sequence.num_output:
+            in_prompt = torch.zeros(logits.shape[1], dtype=torch.bool, device=device)
+            in_prompt.index_fill_(0, to_device(list(sequence.request.prompt), device), True)
+            seen = _Seen(in_prompt, torch.zeros(logits.shape[1], device=device))
         new = sequence.output[seen.num_counted :]
         if new:
-            tokens = torch.tensor(new, device=logits.device)
-            seen.in_output.index_add_(0, tokens, torch.ones(len(new), device=logits.device))
-            seen.num_counted += len(new)
+            seen.add(to_device(new, device))
+        assert seen.num_counted == sequence.num_output
         return seen
 
 
@@ -162,16 +164,16 @@ def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> 
     numbers = [
         (
             max(p.temperature, MIN_TEMPERATURE),
-            uniform(_seed(s), len(s.output)) if p.temperature > 0 else 0.0,
+            uniform(_seed(s), s.num_output) if p.temperature > 0 else 0.0,
         )
         for s, p in zip(sequences, params, strict=True)
     ]
-    table = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+    table = to_device(numbers, logits.device, torch.float64)
     temperature, draws = table[:, :, None].unbind(1)
     probs = torch.softmax(logits / temperature.float(), 1)
     cut = [row for row, p in enumerate(params) if _truncates(p)]
     if cut:
-        index = torch.tensor(cut, device=logits.device)
+        index = to_device(cut, logits.device)
         some = probs[index]
         probs[index] = some.masked_fill_(some < _floors(some, [params[row] for row in cut]), 0.0)
     below = probs.cumsum(1, dtype=torch.float64)
@@ -179,7 +181,7 @@ def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> 
     picked.clamp_(max=logits.shape[1] - 1)  # only ever reached by logits that are not numbers
     greedy = [row for row, p in enumerate(params) if p.temperature == 0]
     if greedy:
-        index = torch.tensor(greedy, device=logits.device)
+        index = to_device(greedy, logits.device)
         picked[index] = logits[index].argmax(1)
     return picked
 
@@ -188,20 +190,47 @@ def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
     """The least probability [S, 1] that top_k, top_p and min_p leave.
 
     Ranks the few likeliest tokens, and more of them only for the rows where those do not decide.
+    To know which those are the host must wait; where it should not, `_floors_unseen` does more.
     """
-    vocab, device = probs.shape[1], probs.device
+    if probs.is_cuda:
+        return _floors_unseen(probs, params)
     floors = probs.new_empty(len(params), 1)
-    limits = [(min(p.top_k or vocab, vocab), p.top_p, p.min_p) for p in params]
     open_rows, width = list(range(len(params))), LIKELIEST
     while open_rows:
-        width = min(width, vocab)
-        index = torch.tensor(open_rows, device=device)
-        table = torch.tensor([limits[row] for row in open_rows], dtype=torch.float64, device=device)
-        ranked = probs[index].topk(width, 1).values
-        floors[index], decided = _floors_of(ranked, table[:, :, None], vocab)
+        decided = _set_floors(floors, probs, params, open_rows, width)
         open_rows = [row for row, done in zip(open_rows, decided.tolist(), strict=True) if not done]
         width *= 8
     return floors
+
+
+def _floors_unseen(probs: Tensor, params: list[Sampling]) -> Tensor:
+    """As `_floors`: ranks as many tokens as decide in any case. For top_p alone that is all."""
+    floors, vocab = probs.new_empty(len(params), 1), probs.shape[1]
+    enough = [p.top_k or (vocab if p.top_p < 1 else 1) for p in params]
+    some = [row for row, width in enumerate(enough) if width < vocab]
+    others = [row for row, width in enumerate(enough) if width >= vocab]
+    if some:
+        _set_floors(floors, probs, params, some, max(enough[row] for row in some))
+    if others:
+        _set_floors(floors, probs, params, others, vocab)
+    return floors
+
+
+def _set_floors(
+    floors: Tensor, probs: Tensor, params: list[Sampling], rows: list[int], width: int
+) -> Tensor:
+    """Writes the floors of some rows, from the `width` likeliest tokens of each; returns for which
+    of them those were enough.
+    """
+    vocab, device = probs.shape[1], probs.device
+    limits = [
+        (min(params[row].top_k or vocab, vocab), params[row].top_p, params[row].min_p)
+        for row in rows
+    ]
+    index, table = to_device(rows, device), to_device(limits, device, torch.float64)
+    ranked = probs[index].topk(min(width, vocab), 1).values
+    floors[index], decided = _floors_of(ranked, table[:, :, None], vocab)
+    return decided
 
 
 def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
@@ -221,19 +250,11 @@ def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tens
     return floors, decided[:, 0] | (width == vocab)
 
 
-def _with_logprobs(
-    raw: Tensor, picked: Tensor, params: list[Sampling], asked: list[int]
-) -> list[Token]:
-    """Tokens with log probabilities of the model's own distribution, on the rows that asked."""
-    index = torch.tensor(asked, device=raw.device)
+def _logprobs(raw: Tensor, ids: Tensor, params: list[Sampling], asked: list[int]) -> Logprobs:
+    """Log probabilities of the model's own distribution, on the rows that asked."""
+    index = to_device(asked, raw.device)
     logprobs = torch.log_softmax(raw[index], 1)
-    own = logprobs.gather(1, picked[index][:, None])[:, 0].tolist()
-    most = min(raw.shape[1], max(params[i].logprobs or 0 for i in asked))
-    best = logprobs.topk(most, 1)
-    values, ids = best.values.tolist(), best.indices.tolist()
-    tokens = [Token(token) for token in picked.tolist()]
-    for i, row in enumerate(asked):
-        k = params[row].logprobs or 0
-        top = tuple(zip(ids[i][:k], values[i][:k], strict=True))
-        tokens[row] = Token(tokens[row].id, own[i], top)
-    return tokens
+    own = logprobs.gather(1, ids[index][:, None])[:, 0]
+    counts = [params[row].logprobs or 0 for row in asked]
+    best = logprobs.topk(min(raw.shape[1], max(counts)), 1)
+    return Logprobs(asked, counts, own, best.values, best.indices)

@@ -21,10 +21,10 @@ class Demand:
         self.chunk = chunk
 
     def output_left(self, sequence: Sequence) -> int:
-        """Tokens that are guessed to come, at least 1 while the sequence is not finished."""
+        """Tokens that are guessed to be computed, at least 1 while the sequence is not finished."""
         request = sequence.request
         expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
-        return max(1, expected - len(sequence.output))
+        return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
     def prefill_s(self, sequence: Sequence) -> float:
         return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
@@ -34,7 +34,7 @@ class Demand:
         iteration."""
         request = sequence.request
         mean = self._history.mean(request.output_group, request.sampling.max_tokens)
-        decodes = max(1.0, min(mean - len(sequence.output), most))
+        decodes = max(1.0, min(mean - sequence.num_output, most))
         context = sequence.num_known + int(decodes / 2)
         return decodes * self._latency.decode_seconds(context, self.chunk)
 

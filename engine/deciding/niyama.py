@@ -428,9 +428,11 @@ class Niyama:
                     return 0
         return best
 
-    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
-        """Keep the account of the background's share: it earns while others are served."""
+    def computed(self, seconds: float) -> None:
         self._pace_s += PACE_WEIGHT * (seconds - self._pace_s)
+
+    def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        """Keep the account of the background's share: it earns while others are served."""
         for sequence, length in chunks:
             if sequence in self._background:
                 self._credit = max(0.0, self._credit - length)

@@ -7,19 +7,29 @@ from engine.deciding.request import TargetKind
 from engine.deciding.sequence import FinishReason, Sequence
 
 
+def expect_token(sequence: Sequence) -> bool:
+    """The sequence's next token is being computed: what is due next is the one after it. Whether
+    there can be none after it."""
+    request, number = sequence.request, len(sequence.output) + 1
+    sequence.num_in_flight = 1
+    sequence.in_flight_due_at = sequence.due_at
+    if request.targets.tbt_s is not None:
+        sequence.due_at = request.token_due_at(number + 1)
+    return number >= request.sampling.max_tokens
+
+
 def note_token(sequence: Sequence, now: float) -> None:
-    """The sequence's newest token (already in its output) came out at `now`."""
+    """The token in flight (now the newest of the output) came out at `now`."""
+    sequence.num_in_flight = 0
     last = sequence.last_token_at
     if last is None:
         sequence.first_token_at = now
     else:
         if now - last > sequence.worst_tbt_s:
             sequence.worst_tbt_s = now - last
-        if now > sequence.due_at:
+        if now > sequence.in_flight_due_at:
             sequence.num_late_tokens += 1
     sequence.last_token_at = now
-    if sequence.request.targets.tbt_s is not None:
-        sequence.due_at = sequence.request.token_due_at(len(sequence.output) + 1)
 
 
 def timings(sequence: Sequence, now: float) -> Timings:

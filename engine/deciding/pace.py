@@ -83,7 +83,9 @@ def iteration_budget(
     max_gap, reserve = config.max_gap, config.reserve
     for sequence, output_left in decodes:
         request = sequence.request
-        tbt_s, last = request.targets.tbt_s, sequence.last_token_at
+        tbt_s = request.targets.tbt_s
+        # A token in flight comes when the iteration before this one ends, which is `now`.
+        last = now if sequence.num_in_flight else sequence.last_token_at
         if tbt_s is not None and last is not None:
             if config.catch_up * tbt_s < floor_s:
                 bound = max(max_gap, LOST_GAP) * floor_s

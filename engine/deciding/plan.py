@@ -1,7 +1,8 @@
 """Values that pass between the scheduler and whoever executes its decisions.
 
-One iteration is `plan = scheduler.plan(now)`, `tokens = executor.run(plan)`,
-`events = scheduler.commit(plan, tokens, now)`.
+One iteration is `plan = scheduler.plan(now)`, `pending = executor.launch(plan)`,
+`events = scheduler.commit(plan, pending.tokens(), now)`. Looking ahead, `scheduler.advance(plan,
+started_at)` follows the launch, and the commit comes once the next has been planned and launched.
 """
 
 from __future__ import annotations
@@ -68,11 +69,29 @@ class Token(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Executor(Protocol):
-    """Computes plans: the model, or in simulation a cost function."""
+class Pending(Protocol):
+    """An iteration that has been launched."""
 
-    def run(self, plan: Plan) -> list[Token]:
-        """One token for each sequence of `plan.sampling`, in that order."""
+    def tokens(self) -> list[Token]:
+        """Waits for them: one for each sequence of `plan.sampling`, in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An iteration that is over when it has been launched."""
+
+    result: list[Token]
+
+    def tokens(self) -> list[Token]:
+        return self.result
+
+
+class Executor(Protocol):
+    """Computes plans, in the order in which they are launched."""
+
+    def launch(self, plan: Plan) -> Pending:
+        """Reads the plan and its sequences before it returns, and never again. A decode whose
+        newest token is in flight continues with what the launch before this one gives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,11 @@ class Policy(Protocol):
     def share_to_start(self, sequence: Sequence) -> float:
         """Share of the batch's places and of the memory up to which the sequence may start."""
 
-    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
-        """An iteration with these chunks (sequence, length) took that long."""
+    def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        """These chunks (sequence, length) are being computed; nobody has left for it yet."""
+
+    def computed(self, seconds: float) -> None:
+        """An iteration took that long."""
 
     def ahead_s(self, sequence: Sequence, now: float) -> float:
         """Predicted seconds of waiting work that is served before the sequence (queued or not)."""
@@ -119,7 +122,10 @@ class FixedChunk:
     def share_to_start(self, sequence: Sequence) -> float:
         return 1.0
 
-    def computed(self, seconds: float, chunks: Iterable[tuple[Sequence, int]]) -> None:
+    def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        pass
+
+    def computed(self, seconds: float) -> None:
         pass
 
     def ahead_s(self, sequence: Sequence, now: float) -> float:

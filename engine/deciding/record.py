@@ -8,13 +8,14 @@ entry as a plain dict, of forgotten requests too.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.deciding.plan import Finished
+from engine.deciding.forecast import Forecast
+from engine.deciding.plan import Finished, Plan
 from engine.deciding.request import Request, TargetKind
-from engine.deciding.sequence import FinishReason
+from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
 
@@ -74,6 +75,54 @@ class DecisionLog:
                 {"request_id": request_id, "at": at, "kind": kind, "detail": detail}
                 | ({} if predicted_at is None else {"predicted_at": predicted_at})
                 | values
+            )
+
+    def admitted(self, request: Request, expected: Forecast, at: float) -> None:
+        self.open(request)
+        self.note(
+            request.id,
+            at,
+            "admitted",
+            f"{len(request.prompt)} prompt tokens",
+            predicted_at=request.arrived_at + expected.ttft_s,
+            on_time=float(expected.on_time),
+            ahead_s=expected.ahead_s,
+            predicted_ttlt_s=expected.ttlt_s,
+        )
+
+    def moved(
+        self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
+    ) -> None:
+        """Relegated, or taken back."""
+        self.note(
+            sequence.id,
+            at,
+            kind,
+            reason,
+            predicted_at=sequence.request.arrived_at + expected.ttlt_s,
+            slack_s=sequence.due_at - at,
+            ahead_s=expected.ahead_s,
+        )
+
+    def held(self, sequences: Iterable[Sequence], at: float) -> None:
+        for sequence in sequences:
+            slack_s = sequence.due_at - at
+            self.note(sequence.id, at, "held", "tokens of others are due", slack_s=slack_s)
+
+    def computed(self, plan: Plan, at: float) -> None:
+        """The chunks of a plan, but of ended requests; its tokens are not in the outputs yet."""
+        for sequence, start, length, _ in plan.chunks:
+            if sequence.finish_reason is not None:
+                continue
+            known = sequence.prompt_len + len(sequence.output)
+            self.note(
+                sequence.id,
+                at,
+                "chunk",
+                f"tokens {start} to {start + length} of {known}",
+                predicted_at=plan.planned_at + plan.predicted_s,
+                tokens=float(length),
+                batch_tokens=float(plan.work.num_tokens),
             )
 
     def close(self, event: Finished, at: float) -> None:

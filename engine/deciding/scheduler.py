@@ -1,13 +1,24 @@
 """Decides, iteration by iteration, which tokens are computed next.
 
     plan = scheduler.plan(now)
-    tokens = executor.run(plan)
-    events = scheduler.commit(plan, tokens, now)
+    pending = executor.launch(plan)
+    events = scheduler.commit(plan, pending.tokens(), now)
 
 The scheduler owns every sequence and every page. What differs between policies (order of prefills,
 size of the chunk, who is relegated) is in policies.py and niyama.py; everything else is here and
 shared. It never reads a clock: `now` is always the caller's, in seconds on the clock of
 `arrived_at`.
+
+Look-ahead: `advance(plan, started_at)` says that a plan has been launched, and the next may be made
+before this one is committed (else `commit` advances it). One at most is in flight. All that it
+computes counts as computed; only which tokens it samples is open (`Sequence.num_in_flight`). Should
+one of them end its request, the token that the next plan has for it is dropped.
+
+Pages change hands while launched iterations use them: the next plan may share what is published,
+and be granted what was taken from a sequence that ended or was preempted. That is safe because
+iterations are computed in the order of their launches: all reads and writes of the old owner come
+before those of the new, who writes each position before it reads it. An ended sequence still in
+flight spoils no shared page: there its prompt is all that it can write.
 """
 
 from __future__ import annotations
@@ -22,7 +33,7 @@ from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.niyama import Niyama
-from engine.deciding.outcome import finished, note_token
+from engine.deciding.outcome import expect_token, finished, note_token
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
@@ -58,7 +69,9 @@ class Scheduler:
         self._partial: dict[Sequence, None] = {}  # waiting, and holding pages
         self._running: dict[Sequence, None] = {}
         self._held: set[Sequence] = set()  # running, and sitting out the last planned iteration
-        self._events: list[Event] = []  # that planning caused; handed out by the next commit
+        self._events: list[Event] = []  # that planning caused; handed out by the next call
+        self._in_flight: Plan | None = None  # advanced, and not committed
+        self._started_at = 0.0  # when the plan in flight did
         self._iteration_s = 0.0  # recent duration of an iteration
         self._num_relegated = 0  # of the waiting
         self.num_iterations = 0
@@ -106,29 +119,23 @@ class Scheduler:
         self._waiting.add(sequence, self.policy.enter(sequence, now))
         expected = self._forecast(sequence, now)
         if self.record is not None:
-            self.record.open(request)
-            self.record.note(
-                request.id,
-                now,
-                "admitted",
-                f"{sequence.prompt_len} prompt tokens",
-                predicted_at=request.arrived_at + expected.ttft_s,
-                on_time=float(expected.on_time),
-                ahead_s=expected.ahead_s,
-                predicted_ttlt_s=expected.ttlt_s,
-            )
+            self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]:
-        """End a request early; its pages are free at once. No event if it is not in flight."""
+        """End a request early; its pages are free at once. No event if there is no such one."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return []
+        events, self._events = self._events, []
+        self._leave(sequence)
+        return [*events, self._finish(sequence, reason, now)]
+
+    def _leave(self, sequence: Sequence) -> None:
         if sequence.status is Status.WAITING:
             self._leave_queue(sequence)
-        else:
+        elif sequence.status is Status.DECODING:
             self._leave_running(sequence)
-        return [self._finish(sequence, reason, now)]
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
@@ -157,8 +164,9 @@ class Scheduler:
     # Planning
 
     def plan(self, now: float) -> Plan | None:
-        """The next iteration, or None when there is nothing to compute."""
-        if not self._sequences:
+        """The next iteration, to begin at `now`; None when there is nothing to compute. With one
+        in flight that is the instant at which it is expected to end."""
+        if not self._waiting and not self._running:
             return None
         self._apply(self.policy.review(now), now)
         while True:
@@ -193,15 +201,8 @@ class Scheduler:
         else:
             self._num_relegated -= 1
         if self.record is not None:
-            self.record.note(
-                sequence.id,
-                now,
-                move.kind.value,
-                move.reason + (f" (saves {move.for_whom})" if move.for_whom else ""),
-                predicted_at=sequence.request.arrived_at + expected.ttlt_s,
-                slack_s=sequence.due_at - now,
-                ahead_s=expected.ahead_s,
-            )
+            reason = move.reason + (f" (saves {move.for_whom})" if move.for_whom else "")
+            self.record.moved(sequence, move.kind.value, reason, expected, now)
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
         """The running sequences that decode now, each with a page for its next position."""
@@ -227,12 +228,7 @@ class Scheduler:
         before, self._held = self._held, set(held)
         self.num_holds += len(held)
         if self.record is not None:
-            for sequence in held:
-                if sequence not in before:
-                    slack_s = sequence.due_at - now
-                    self.record.note(
-                        sequence.id, now, "held", "tokens of others are due", slack_s=slack_s
-                    )
+            self.record.held((s for s in held if s not in before), now)
 
     def _victim(self, now: float) -> Sequence:
         """Whose pages are taken when a decode needs one: a partly prefilled sequence, the last in
@@ -277,13 +273,13 @@ class Scheduler:
         for sequence in self._candidates(now):
             if sequence not in self._partial:
                 self._start(sequence)
-            length = min(self.policy.room(work, sequence), sequence.num_uncomputed)
+            # A token in flight can be decoded, but not put into a chunk.
+            known = sequence.num_uncomputed - sequence.num_in_flight
+            length = min(self.policy.room(work, sequence), known)
             start = sequence.num_computed
             if length <= 0 or not self.pages.grow(sequence, start + length):
                 break
             self._partial[sequence] = None
-            if sequence.first_scheduled_at is None:
-                sequence.first_scheduled_at = now
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
             work = add_chunk(work, start, length)
         return chunks, work
@@ -321,28 +317,29 @@ class Scheduler:
             self.cached_tokens += cached
             self._partial[sequence] = None
 
-    # Committing
+    # Launching and committing
 
-    def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
-        """The plan was carried out and gave `tokens`, in the order of `plan.sampling`."""
-        duration = now - plan.planned_at
-        self.latency.observe(plan.work, duration)
-        self._iteration_s += 0.1 * (duration - self._iteration_s)
-        self.policy.computed(duration, [(c.sequence, c.length) for c in plan.chunks])
-        self.num_iterations += 1
-        self.decode_tokens += plan.work.num_decodes
-        self.prefill_tokens += plan.work.num_prefill
-        events, self._events = self._events, []
+    def advance(self, plan: Plan, started_at: float) -> None:
+        """The plan has been launched and begins at `started_at`, after what was launched before it:
+        all is known of it but its tokens. That other plan has been committed."""
+        assert self._in_flight is None, "one plan at most is in flight"
+        self._in_flight, self._started_at = plan, started_at
+        chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
+        self.policy.launched([(c.sequence, c.length) for c in chunks])
         for sequence in plan.decodes:
             sequence.num_computed += 1
-        for chunk in plan.chunks:
-            self._commit_chunk(chunk, plan, now)
-        for sequence, token in zip(plan.sampling, tokens, strict=True):
-            self._advance(sequence, token, now, events)
-        return events
+        for chunk in chunks:
+            self._advance_chunk(chunk, started_at)
+        for sequence in plan.sampling:
+            if sequence.finish_reason is None and expect_token(sequence):
+                self._leave_running(sequence)
+                self.pages.release(sequence)
+                sequence.status = Status.ENDING
 
-    def _commit_chunk(self, chunk: Chunk, plan: Plan, now: float) -> None:
+    def _advance_chunk(self, chunk: Chunk, started_at: float) -> None:
         sequence = chunk.sequence
+        if sequence.first_scheduled_at is None:
+            sequence.first_scheduled_at = started_at
         sequence.num_computed += chunk.length
         self.pages.publish(sequence, chunk.start, sequence.num_computed)
         if chunk.samples:
@@ -351,18 +348,33 @@ class Scheduler:
             self._running[sequence] = None
         else:
             self._waiting.rekey(sequence, self.policy.progress(sequence))
-        if self.record is not None:
-            self.record.note(
-                sequence.id,
-                now,
-                "chunk",
-                f"tokens {chunk.start} to {sequence.num_computed} of {sequence.num_known}",
-                predicted_at=plan.planned_at + plan.predicted_s,
-                tokens=float(chunk.length),
-                batch_tokens=float(plan.work.num_tokens),
-            )
 
-    def _advance(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
+    def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
+        """The plan was carried out and gave `tokens`, in the order of `plan.sampling`. Those of
+        requests that have ended meanwhile are nobody's. Not advanced, it began when planned."""
+        if plan is self._in_flight:
+            self._observe(plan, now - self._started_at)
+        else:
+            self._observe(plan, now - plan.planned_at)
+            self.advance(plan, plan.planned_at)
+        self._in_flight = None
+        events, self._events = self._events, []
+        if self.record is not None:
+            self.record.computed(plan, now)
+        for sequence, token in zip(plan.sampling, tokens, strict=True):
+            if sequence.finish_reason is None:
+                self._append(sequence, token, now, events)
+        return events
+
+    def _observe(self, plan: Plan, duration: float) -> None:
+        self.latency.observe(plan.work, duration)
+        self._iteration_s += 0.1 * (duration - self._iteration_s)
+        self.policy.computed(duration)
+        self.num_iterations += 1
+        self.decode_tokens += plan.work.num_decodes
+        self.prefill_tokens += plan.work.num_prefill
+
+    def _append(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         sequence.output.append(token.id)
         note_token(sequence, now)
         if self.config.token_events:
@@ -371,7 +383,7 @@ class Scheduler:
             self.record.note(sequence.id, now, "first_token")
         reason = self._end_of(sequence, token.id)
         if reason is not None:
-            self._leave_running(sequence)
+            self._leave(sequence)
             events.append(self._finish(sequence, reason, now))
 
     def _end_of(self, sequence: Sequence, token: int) -> FinishReason | None:
@@ -379,9 +391,7 @@ class Scheduler:
         stops = sampling.stop_token_ids
         if stops and token in stops and count > sampling.min_tokens:
             return FinishReason.STOP
-        if count >= sampling.max_tokens or sequence.prompt_len + count >= self.config.context_len:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if count >= sampling.max_tokens else None
 
     # Questions
 
@@ -453,14 +463,22 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert the invariants that hold between any two calls."""
-        self.pages.check(list(self._sequences.values()))
-        waiting = {s for s in self._sequences.values() if s.status is Status.WAITING}
+        sequences = list(self._sequences.values())
+        self.pages.check(sequences)
+        waiting = {s for s in sequences if s.status is Status.WAITING}
         assert waiting == set(self._waiting), "queue and sequences disagree"
         assert set(self._partial) == {s for s in waiting if s.pages}
         assert self._num_relegated == sum(s.relegated for s in waiting)
         assert len(self._running) + len(self._partial) <= self.config.max_batch_size
-        for sequence in self._sequences.values():
-            assert (sequence.status is Status.DECODING) == (sequence in self._running)
+        assert {s for s in sequences if s.status is Status.DECODING} == set(self._running)
+        sampling = [] if self._in_flight is None else self._in_flight.sampling
+        in_flight = {s for s in sampling if s.status is not Status.FINISHED}
+        assert all(s.num_in_flight == (s in in_flight) for s in sequences)
+        for sequence in sequences:
+            if sequence.status is Status.ENDING:
+                assert sequence in in_flight
+                assert not sequence.pages
+                continue
             assert sequence.num_computed <= len(sequence.pages) * self.pages.page_size
             assert sequence.num_uncomputed >= 1
             if sequence.status is Status.DECODING:

@@ -11,6 +11,7 @@ from engine.deciding.request import Request
 class Status(Enum):
     WAITING = "waiting"  # some known tokens have no KV yet: prompt, or output lost to a preemption
     DECODING = "decoding"  # all known tokens but the last sampled one have KV
+    ENDING = "ending"  # its last token is in flight: nothing is left to compute
     FINISHED = "finished"
 
 
@@ -24,11 +25,16 @@ class FinishReason(Enum):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """`num_computed` KV positions of the `num_known` = prompt + output tokens are in `pages`."""
+    """`num_computed` KV positions of the `num_known` = prompt + output tokens are in `pages`.
+
+    A token in flight is being computed: which it is nobody here can say, but it counts as known,
+    since its position is certain and the executor has it on the device for the next iteration.
+    """
 
     request: Request
     admitted_at: float  # when the engine took it in (>= request.arrived_at)
     output: list[int] = field(default_factory=list)
+    num_in_flight: int = 0  # 0 or 1: the output token after those of `output`
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)  # page table: ids in order of position
     status: Status = Status.WAITING
@@ -36,7 +42,9 @@ class Sequence:
     relegated: bool = False  # now; a request may be taken back
     num_relegations: int = 0
     prompt_len: int = field(init=False)
-    due_at: float = field(init=False)  # deadline of the next token; for a TTLT target, of the last
+    # Deadline of the next token that is not in flight; for a TTLT target, of the last.
+    due_at: float = field(init=False)
+    in_flight_due_at: float = field(init=False)  # of the one that is
     prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
@@ -49,20 +57,24 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt)
-        self.due_at = self.prefill_due_at = self.request.token_due_at(1)
+        self.due_at = self.in_flight_due_at = self.prefill_due_at = self.request.token_due_at(1)
 
     @property
     def id(self) -> str:
         return self.request.id
 
     @property
+    def num_output(self) -> int:
+        return len(self.output) + self.num_in_flight
+
+    @property
     def num_known(self) -> int:
-        return self.prompt_len + len(self.output)
+        return self.prompt_len + len(self.output) + self.num_in_flight
 
     @property
     def num_uncomputed(self) -> int:
         """Known tokens without KV: 1 for a decode, more (or a whole prompt) while waiting."""
-        return self.prompt_len + len(self.output) - self.num_computed
+        return self.prompt_len + len(self.output) + self.num_in_flight - self.num_computed
 
     def token_at(self, position: int) -> int:
         prompt = self.request.prompt

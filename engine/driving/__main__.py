@@ -41,7 +41,15 @@ def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> 
     with contextlib.ExitStack() as stack:
         if engine.decisions is not None:
             stack.callback(engine.decisions.close)
-        EngineLoop(engine.scheduler, engine.executor, ends, time.monotonic, engine.decisions).run()
+        loop = EngineLoop(
+            engine.scheduler,
+            engine.executor,
+            ends,
+            time.monotonic,
+            engine.decisions,
+            engine.looks_ahead,
+        )
+        loop.run()
 
 
 def describe(error: Exception) -> Failed:

@@ -71,7 +71,8 @@ def assemble(
         calibration=calibration,
         compile_note=compile_note,
     )
-    return Engine(scheduler, executor, info, decisions)
+    looks_ahead = config.overlap == "on" or (config.overlap == "auto" and device.startswith("cuda"))
+    return Engine(scheduler, executor, info, decisions, looks_ahead)
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:

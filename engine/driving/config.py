@@ -16,6 +16,7 @@ _NIYAMA = NiyamaConfig()  # the defaults
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("none", "int8")
 COMPILE = ("auto", "on", "off")
+OVERLAP = ("auto", "on", "off")
 
 
 class Flag(NamedTuple):
@@ -43,6 +44,9 @@ class EngineConfig:
         Path | None,
         Flag("folder of what was compiled (TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"),
     ] = None
+    overlap: Annotated[
+        str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
+    ] = "auto"
     policy: Annotated[str, Flag("scheduling policy", POLICIES)] = "niyama"
     chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = 256
     max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = 64

@@ -117,14 +117,14 @@ class EngineLink:
                 future.set_exception(EngineLost(why))
 
     def _deliver(self, report: Report) -> None:
-        streams = self._streams
+        streams, find = self._streams, self._streams.get
         for line in report.notices:
             self._on_notice(line)
         for event in report.news:
             if found := streams.get(event.request_id):
                 found[0].put(found[1], event)
         for sampled in report.sampled:
-            if found := streams.get(sampled[0]):
+            if found := find(sampled[0]):
                 found[0].put(found[1], token_of(sampled))
         for finished in report.finished:
             self._free(finished.request_id)

@@ -4,6 +4,16 @@ Synchronous. Each turn takes in what the front end posted, then plans, computes 
 iteration. It knows neither model nor sockets: scheduler, executor, pipe and clock are handed in, so
 a test drives it step by step. All instants come from one clock, CLOCK_MONOTONIC in service, which
 the processes of a machine share.
+
+A device that computes by itself need not wait for all that. Looking ahead, a turn plans and
+launches the next iteration first, then waits for the tokens of the one before, commits and sends
+them while the device is at the next:
+
+    host    plan 2, launch 2 | commit 1, send 1 | receive, plan 3, launch 3 | commit 2, send 2
+    device  1 ...............| 2 .......................................... | 3 ..............
+
+At most one is in flight while another is planned: commands are obeyed by the next plan, and with
+more ahead they would wait for longer and nothing would be gained.
 """
 
 from __future__ import annotations
@@ -14,7 +24,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from engine.deciding.config import SchedulerStats
-from engine.deciding.plan import Event, Executor, Finished, Plan, Timings, Token
+from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.driving.decision_file import DecisionFile
@@ -45,6 +55,8 @@ class Scheduler(Protocol):
     def plan(self, now: float) -> Plan | None:
         """None only where nothing is left to compute: the loop then waits for the pipe."""
 
+    def advance(self, plan: Plan, started_at: float) -> None: ...
+
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]: ...
 
     def stats(self) -> Any: ...
@@ -57,6 +69,7 @@ class Engine(NamedTuple):
     executor: Executor
     info: EngineInfo
     decisions: DecisionFile | None = None
+    looks_ahead: bool = False  # plans and launches an iteration before it waits for the last
 
 
 class Pipe(Protocol):
@@ -66,6 +79,19 @@ class Pipe(Protocol):
         """What has been posted. Waits for it up to `timeout_s`, None for ever."""
 
     def send(self, report: Report) -> None: ...
+
+
+class Launched(NamedTuple):
+    """An iteration in flight."""
+
+    plan: Plan
+    pending: Pending
+    started_at: float
+
+    @property
+    def expected_at(self) -> float:
+        """When it will have been computed."""
+        return self.started_at + self.plan.predicted_s
 
 
 class EngineLoop:
@@ -78,12 +104,15 @@ class EngineLoop:
         pipe: Pipe,
         clock: Callable[[], float],
         decisions: DecisionFile | None = None,
+        looks_ahead: bool = False,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._pipe = pipe
         self._clock = clock
         self._decisions = decisions
+        self._looks_ahead = looks_ahead
+        self._in_flight: Launched | None = None
         self._compilations = getattr(executor, "compilations", 0)  # before it serves
         self._wait_s: float | None = None
         self._sent_at = math.inf  # nothing is due before the first report
@@ -97,21 +126,37 @@ class EngineLoop:
             return
 
     def step(self) -> None:
-        """One turn. What the commands led to is sent before the iteration computes."""
+        """One turn. What the commands led to is sent before another iteration is launched."""
         commands = self._pipe.receive(self._wait_s)
         if commands:
             self._send(self._apply(commands), self._clock())
-        plan = self._scheduler.plan(self._clock())
-        if plan is None:
+        last, self._in_flight = self._in_flight, None
+        now = self._clock()
+        plan = self._scheduler.plan(now if last is None else max(now, last.expected_at))
+        if plan is None and last is None:
             self._wait_s = None
             self._send(Report(), self._clock())
             return
         self._wait_s = 0.0
-        tokens = self._executor.run(plan)
+        pending = None if plan is None else self._executor.launch(plan)
+        if last is not None:
+            now = self._finish(last.plan, last.pending)
+        if plan is None or pending is None:
+            return
+        if self._looks_ahead:  # it begins where the last one ended
+            self._scheduler.advance(plan, now)
+            self._in_flight = Launched(plan, pending, now)
+        else:
+            self._finish(plan, pending)
+
+    def _finish(self, plan: Plan, pending: Pending) -> float:
+        """Waits for an iteration; returns when its tokens were there."""
+        tokens = pending.tokens()
         now = self._clock()
         report = Report()
         report.add(self._scheduler.commit(plan, tokens, now))
         self._send(report, now)
+        return now
 
     def _send(self, report: Report, now: float) -> None:
         """Also notes on disk what was decided, after whoever waits for it has been told."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from engine.computing.config import ModelConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from engine.deciding.plan import Plan, Token
+from engine.deciding.plan import Done, Plan, Token
 from engine.driving.assemble import assemble
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
@@ -25,11 +25,15 @@ class NullExecutor:
         self._first = vocab_size // 2
         self._count = vocab_size - self._first
 
-    def run(self, plan: Plan) -> list[Token]:
-        return [
-            Token(self._first + ((s.request.sampling.seed or 0) + 7 * s.num_known) % self._count)
-            for s in plan.sampling
-        ]
+    def launch(self, plan: Plan) -> Done:
+        return Done(
+            [
+                Token(
+                    self._first + ((s.request.sampling.seed or 0) + 7 * s.num_known) % self._count
+                )
+                for s in plan.sampling
+            ]
+        )
 
 
 def build(config: EngineConfig) -> Engine:

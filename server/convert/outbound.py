@@ -86,9 +86,12 @@ def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStrea
         return _of_one_token(index, text, tokens[0].id)
     message = pb.GenerateStreamResponse()
     piece = message.tokens  # filled in where it is: a message that is passed in is copied
-    piece.index, piece.text = index, text
+    piece.text = text
     piece.token_ids.extend([token.id for token in tokens])
-    piece.logprobs.extend(to_logprobs(tokens))
+    if index:
+        piece.index = index
+    if tokens and tokens[0].logprob is not None:
+        piece.logprobs.extend(to_logprobs(tokens))
     return message
 
 

@@ -69,7 +69,7 @@ def run(engine: Engine, asked: list[tuple[list[int], int]]) -> dict[str, float]:
         scheduler.submit(Request(str(number), prompt, sampling, started_at), started_at)
     num_tokens = 0
     while (plan := scheduler.plan(time.monotonic())) is not None:
-        tokens = executor.run(plan)
+        tokens = executor.launch(plan).tokens()
         scheduler.commit(plan, tokens, time.monotonic())
         num_tokens += len(tokens)
     return {

@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 import grpc
 import uvloop
 
-from engine.deciding.plan import Plan, Token
+from engine.deciding.plan import Pending, Plan
 from engine.driving import collector, null
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
@@ -39,7 +39,7 @@ class Paced:
         self._inner = inner
         self._due_at = 0.0
 
-    def run(self, plan: Plan) -> list[Token]:
+    def launch(self, plan: Plan) -> Pending:
         sampling = plan.sampling
         period_s = float(sampling[0].request.application or 0) if sampling else 0.0
         now = time.monotonic()
@@ -47,7 +47,7 @@ class Paced:
             time.sleep(self._due_at - now)
         # An iteration that comes late is not made up for: that would be a burst.
         self._due_at = max(self._due_at, now) + period_s
-        return self._inner.run(plan)
+        return self._inner.launch(plan)
 
 
 def build(config: EngineConfig) -> Engine:

@@ -26,6 +26,7 @@ from engine.computing.attention import PagedAttention
 from engine.computing.batch import BatchBuilder
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvMemory
+from engine.computing.linear import Linear
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence as Served
@@ -72,17 +73,19 @@ def measure(
     kv = KvMemory(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.slots.normal_()
     attention = PagedAttention(kv)
-    attention.plan = BatchBuilder(kv, dtype).build(_plan(lengths, is_chunk)).attention
+    attention.plan = (
+        BatchBuilder(kv, config.num_heads, dtype).build(_plan(lengths, is_chunk)).attention
+    )
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
     qkv = torch.randn(tokens, config.num_heads + 2 * kv_heads, dim).to(dtype)
-    (part,) = attention.plan.chunks or attention.plan.groups
+    (part,) = attention.plan.chunks or attention.plan.groups or [None]
     memory = kv.layers()[0]
     batch = 1 if is_chunk else len(lengths)
     start = lengths[0][0]
 
     def fused() -> object:
         q = qkv[:, : config.num_heads].unflatten(1, (kv_heads, -1))
-        if part.pages is None:
+        if part is None or part.pages is None:
             k, v = qkv[:, config.num_heads :].transpose(0, 1)[:, None].split(kv_heads)
         else:
             pages = memory.pages.index_select(0, part.pages)
@@ -99,6 +102,22 @@ def measure(
 
     repeats = 5 if tokens * longest > 1 << 20 else 15
     return _medians({"ours": lambda: attention.attend(qkv, 0), "fused": fused}, repeats)
+
+
+def first_time(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
+    """Of one product of the model's width, as it is stored: with a number of rows that it never
+    had, and again. Milliseconds, medians."""
+    size = config.hidden_size
+    linear = Linear(torch.randn(size, 4 * size).to(dtype))
+    linear.pack()
+    first, again = [], []
+    for rows in range(40, 120, 3):
+        x = torch.randn(rows, size).to(dtype)
+        for times in (first, again):
+            started_at = time.perf_counter()
+            linear(x)
+            times.append(1e3 * (time.perf_counter() - started_at))
+    return {"first": statistics.median(first), "again": statistics.median(again)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,8 +145,20 @@ def main(argv: Sequence[str]) -> int:
             found[key] = measure(config, dtype, lengths, is_chunk)
             ours, fused = found[key].values()
             print(f"{key:32} ours {ours:8.2f} ms  fused {fused:8.2f} ms  {fused / ours:5.2f}x")
+    with torch.inference_mode():
+        new_shape = first_time(config, torch.bfloat16)
+    print("a product, first and again: {first:.2f} ms, {again:.2f} ms".format(**new_shape))
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__}
-    print(json.dumps({"bench": "attention", "machine": machine, "milliseconds": found}))
+    print(
+        json.dumps(
+            {
+                "bench": "attention",
+                "machine": machine,
+                "milliseconds": found,
+                "new_shape": new_shape,
+            }
+        )
+    )
     return 0
 
 

@@ -5,8 +5,9 @@
 Decodes at batch 1 and at batch 64 over contexts of 1,024 tokens, a prefill chunk of 2,048 tokens,
 64 decodes with a chunk of 512, each beside its roofline: the bytes of weights and KV over the rate
 at which this device copies, the arithmetic over the rate at which it multiplies bfloat16 matrices
-of 8,192. The idle share of the device in steady decode is from a profiler's trace; the latency
-model is fitted as at a server's start and judged on shapes that it was not fitted to. `--peer`
+of 8,192. Steady decode goes through scheduler and loop as in service, one iteration ahead and, for
+comparison, in turns; the device's idle share in it is from a profiler's trace. The latency model is
+fitted as at a server's start and judged on shapes that it was not fitted to. `--peer`
 serves 64 requests by this engine and by transformers' continuous batching, on the same weights.
 Runs on a CPU too (`--device cpu --shape tiny`), to see that it works. Ends with one line of JSON.
 """
@@ -14,6 +15,7 @@ Runs on a CPU too (`--device cpu --shape tiny`), to see that it works. Ends with
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import random
@@ -31,8 +33,15 @@ from engine.computing.checkpoint import random_model
 from engine.computing.config import ModelConfig, RopeConfig
 from engine.computing.kv import KvMemory
 from engine.computing.runner import ModelExecutor, store
+from engine.deciding.config import SchedulerConfig
 from engine.deciding.fit import fit, median_error
+from engine.deciding.latency import LatencyModel
+from engine.deciding.request import Request, Sampling
+from engine.deciding.scheduler import Scheduler
 from engine.driving import profiles
+from engine.driving.build import UNCALIBRATED
+from engine.driving.loop import EngineLoop
+from engine.driving.messages import Command, Report, Submit, pack
 from tests.bench._offline import serve
 
 PAGE = 16
@@ -78,6 +87,7 @@ SHAPES = {
     ),
 }
 CONTEXT = 1024
+STREAMS, OUTPUT = 64, 128  # in steady decode; the memory holds as much
 CASES = {
     "decode 1": Shape((CONTEXT,)),
     "decode 64": Shape((CONTEXT,) * 64),
@@ -141,22 +151,60 @@ class Bench:
             "prefill": flops / limits["matmul"],
         }
 
-    def idle_share(self, repeats: int = 20) -> float | None:
-        """Of the device, in steady decode at batch 64; None without a device of its own."""
-        if self.device.type != "cuda":
-            return None
-        plan = make_plan(CASES["decode 64"], PAGE)
-        self.executor.run(plan)
-        self.synchronize()
+    def steady(self, looks_ahead: bool, repeats: int) -> dict[str, float | None]:
+        """Milliseconds of an iteration in steady decode at batch 64, and the share of them in which
+        the device is idle; None without a device of its own."""
+        config = SchedulerConfig(
+            num_pages=self.executor.num_pages,
+            context_len=2 * CONTEXT,
+            page_size=PAGE,
+            policy="fcfs",
+            chunk_size=2048,
+            max_batch_size=STREAMS,
+            prefix_caching=False,
+        )
+        scheduler = Scheduler(config, LatencyModel(UNCALIBRATED))
+        loop = EngineLoop(
+            scheduler, self.executor, Streams(), time.monotonic, looks_ahead=looks_ahead
+        )
+        while scheduler.stats().num_running < STREAMS:
+            loop.step()
+        for _ in range(3):
+            loop.step()
+        is_cuda = self.device.type == "cuda"
         activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiler:
+        watched = torch.profiler.profile(activities=activities) if is_cuda else None
+        with watched or contextlib.nullcontext():
+            self.synchronize()
             started_at = time.perf_counter()
             for _ in range(repeats):
-                self.executor.run(plan)
+                loop.step()
             self.synchronize()
             seconds = time.perf_counter() - started_at
-        busy_us = sum(event.self_device_time_total for event in profiler.key_averages())
-        return 1 - 1e-6 * busy_us / seconds
+        assert scheduler.stats().num_running == STREAMS
+        idle = None
+        if watched is not None:
+            busy_us = sum(event.self_device_time_total for event in watched.key_averages())
+            idle = 1 - 1e-6 * busy_us / seconds
+        return {"ms": 1e3 * seconds / repeats, "idle_share": idle}
+
+
+class Streams:
+    """A pipe with 64 clients behind it, each with a prompt of 1,024 tokens, reading on."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        self._new: list[Command] = [
+            Submit(Request(str(seed), [0] * CONTEXT, Sampling(seed=seed, max_tokens=OUTPUT), now))
+            for seed in range(STREAMS)
+        ]
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        new, self._new = self._new, []
+        return new
+
+    def send(self, report: Report) -> None:
+        pack(report)
 
 
 def against_transformers(bench: Bench) -> dict[str, float]:
@@ -229,6 +277,12 @@ def main(argv: Sequence[str]) -> int:
             f"{name:16} {1e3 * took_s:9.2f} ms, bound {1e3 * bound_s:9.2f} ms:"
             f" {bound_s / took_s:.0%} (goal {GOALS[name]:.0%})"
         )
+    steady = {}
+    for name, looks_ahead in (("ahead", True), ("in turns", False)):
+        steady[name] = bench.steady(looks_ahead, options.repeats)
+        idle = steady[name]["idle_share"]
+        told = "" if idle is None else f", device idle {idle:.1%} (goal: under 10 %)"
+        print(f"steady decode 64, {name:8} {steady[name]['ms']:9.2f} ms{told}")
     measured = measure(bench.executor, 2 * CONTEXT, 64, options.calibration_s)
     profile = fit(f"{options.shape} on {options.device}", measured.samples, measured.max_chunk)
     if options.save_profile is not None:
@@ -242,7 +296,7 @@ def main(argv: Sequence[str]) -> int:
         "torch": torch.__version__,
         "limits": limits,
         "cases": cases,
-        "idle_share": bench.idle_share(),
+        "steady": steady,
         "latency_model_median_error": median_error(profile, measured.held_out),
         "compilations": bench.executor.compilations,
         "peer": against_transformers(bench) if options.peer else None,

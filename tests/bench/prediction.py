@@ -21,13 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.deciding.latency import LatencyProfile
-from engine.deciding.plan import Event, Executor, Plan, Token
+from engine.deciding.plan import Done, Event, Executor, Plan, Token
 from engine.deciding.scheduler import Scheduler
 from engine.driving import build
 from engine.driving.config import EngineConfig
@@ -53,11 +54,11 @@ class Noting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
 
-    def run(self, plan: Plan) -> list[Token]:
+    def launch(self, plan: Plan) -> Done:
         started_at = time.perf_counter()
-        tokens = self._executor.run(plan)
+        tokens = self._executor.launch(plan).tokens()
         self._run_s = time.perf_counter() - started_at
-        return tokens
+        return Done(tokens)
 
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]:
         note = Note(
@@ -69,7 +70,7 @@ class Noting:
 
 def build_noting(config: EngineConfig) -> Engine:
     """The factory that the engine process is told."""
-    engine = build.build(config)
+    engine = build.build(replace(config, overlap="off"))
     assert isinstance(engine.scheduler, Scheduler)
     noting = Noting(engine.scheduler, engine.executor, os.environ[NOTES])
     return engine._replace(scheduler=noting, executor=noting)

@@ -48,7 +48,7 @@ SHAPES = {
 @torch.inference_mode()
 def loss(executor: ModelExecutor, tokens: list[int]) -> float:
     """Nats per token, over all windows."""
-    builder = BatchBuilder(executor.kv, executor.dtype)
+    builder = BatchBuilder(executor.kv, executor.config.num_heads, executor.dtype)
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, WINDOW):
         window = tokens[start : start + WINDOW + 1]

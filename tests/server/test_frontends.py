@@ -252,13 +252,16 @@ async def test_a_second_signal_ends_everything_at_once(pair: Pair) -> None:
     assert not any(child.is_running() for child in children)
 
 
-def test_nobody_outlives_the_supervisor(pair: Pair) -> None:
+def test_nobody_and_no_file_outlives_the_supervisor(pair: Pair) -> None:
     children = pair.parent.children()
     assert len(children) == 3
+    (folder,) = {worker.environ()["PROMETHEUS_MULTIPROC_DIR"] for worker in pair.workers()}
+    assert list(Path(folder).iterdir())
     pair.parent.kill()
     gone, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     assert len(gone) == 3
+    assert not Path(folder).exists()
 
 
 def test_sigterm_while_loading_leaves_nothing_and_says_nothing(start: Start) -> None:

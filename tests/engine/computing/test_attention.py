@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.computing.attention import BLOCK, PagedAttention, attend_slowly
-from engine.computing.batch import GROUP_COST, BatchBuilder, group_decodes
+from engine.computing.batch import (
+    GROUP_COST,
+    LONGEST_TOGETHER,
+    BatchBuilder,
+    group_decodes,
+    group_prompts,
+    rounded_up,
+)
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvMemory, bytes_per_page, pages_in
 from engine.deciding.plan import Chunk
@@ -48,23 +55,27 @@ def check_equal(
     plan = make_plan(
         sequences[: len(decodes)],
         [
-            Chunk(s, start, length, False)
+            Chunk(s, start, length, True)
             for s, (start, length) in zip(sequences[len(decodes) :], chunks, strict=True)
         ],
     )
-    batch = BatchBuilder(kv, dtype, least).build(plan)
+    batch = BatchBuilder(kv, HEADS, dtype, least).build(plan)
     qkv = torch.randn(len(batch.tokens), HEADS + 2 * KV_HEADS, DIM, generator=generator).to(dtype)
     attention = PagedAttention(kv)
     attention.plan = batch.attention
     out = torch.ops.niyama.attend(qkv, attention.handle, 1, KV_HEADS)
 
     num_tokens = len(decodes) + sum(length for _, length in chunks)
-    assert len(out) == len(qkv) == max(num_tokens, least)
+    assert len(out) == len(qkv) >= num_tokens
     assert not out[num_tokens:].any()  # padding
-    rows = batch.rows.tolist()[: len(decodes)] + list(range(len(decodes), num_tokens))
-    owners = [(s, s.num_computed) for s in sequences[: len(decodes)]]
-    for s, (start, length) in zip(sequences[len(decodes) :], chunks, strict=True):
+    ends = batch.rows.tolist()
+    rows, owners = ends[: len(decodes)], [(s, s.num_computed) for s in sequences[: len(decodes)]]
+    for s, end, (start, length) in zip(
+        sequences[len(decodes) :], ends[len(decodes) : len(sequences)], chunks, strict=True
+    ):
+        rows += range(end + 1 - length, end + 1)
         owners += [(s, position) for position in range(start, start + length)]
+    assert sorted(rows) == list(range(num_tokens))
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for row, (sequence, position) in zip(rows, owners, strict=True):
         keys, values = _context(kv, sequence, position + 1)
@@ -83,7 +94,7 @@ def _context(kv: KvMemory, sequence: Sequence, length: int) -> tuple[torch.Tenso
 @settings(max_examples=40, deadline=None)
 @given(
     decodes=st.lists(st.integers(0, 40), max_size=5),
-    chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size=3),
+    chunks=st.lists(st.tuples(st.just(0) | st.integers(0, 20), st.integers(1, 20)), max_size=5),
 )
 def test_paged_attention_equals_attention_written_out(
     decodes: list[int], chunks: list[tuple[int, int]]
@@ -95,9 +106,9 @@ def test_paged_attention_equals_attention_written_out(
 @settings(max_examples=20, deadline=None)
 @given(
     decodes=st.lists(st.integers(0, 40), max_size=4),
-    chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2 * BLOCK + 9)), max_size=2),
+    chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2 * BLOCK + 9)), max_size=3),
 )
-def test_chunks_by_blocks_in_bfloat16_equal_attention_written_out(
+def test_chunks_in_bfloat16_equal_attention_written_out(
     decodes: list[int], chunks: list[tuple[int, int]]
 ) -> None:
     if decodes or chunks:
@@ -106,7 +117,8 @@ def test_chunks_by_blocks_in_bfloat16_equal_attention_written_out(
 
 def test_padding_is_neither_written_nor_attended_to() -> None:
     check_equal([5, 2], [], least=4)
-    check_equal([], [(3, 1)], least=4)
+    check_equal([], [(3, 2)], least=4)
+    check_equal([], [(0, 33)])
 
 
 def test_decodes_of_very_different_contexts_are_grouped_and_still_right() -> None:
@@ -120,6 +132,46 @@ def test_a_group_is_cut_where_its_padding_would_pass_the_limit() -> None:
     assert group_decodes([9, 9, 8], 10) == [(0, 3)]
     assert group_decodes([50, 48, 3, 2, 1], 10) == [(0, 2), (2, 5)]
     assert group_decodes([12, 5, 4], 10) == [(0, 2), (2, 3)]
+
+
+def test_prompts_of_similar_length_are_computed_together_and_long_ones_by_themselves() -> None:
+    assert group_prompts([]) == []
+    assert group_prompts([90, 80, 20, 19]) == [
+        (0, 2),
+        (2, 4),
+    ]  # 90^2 - 80^2 < 8,192 <= + 90^2 - 20^2
+    assert group_prompts([512] * 5) == [(0, 2), (2, 4), (4, 5)]  # 2 * 512^2 = 2^19 pairs
+    check_equal([3], [(0, 90), (0, 80), (2, 70), (0, 20), (0, LONGEST_TOGETHER + 1), (0, 90)])
+
+
+def test_lengths_are_rounded_up_to_few() -> None:
+    assert [rounded_up(n, 4) for n in (1, 4, 5, 8, 9, 16, 17)] == [1, 4, 6, 8, 12, 16, 24]
+    assert rounded_up(1025, 32, coarsest=16) == 1040
+    batch_sizes = {rounded_up(n, 32, coarsest=16) for n in range(1, 2049)}
+    assert len(batch_sizes) < 200
+    assert {rounded_up(n, 32, coarsest=16) >= n for n in range(1, 2049)} == {True}
+
+
+def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else() -> None:
+    """Padding of the shorter context is read from a page that nobody owns."""
+    kv = KvMemory(CONFIG, 9, PAGE)
+    kv.slots[:, :, :PAGE] = torch.nan
+    sequences = [make_sequence([1] * 20, [1, 2, 3, 4, 5]), make_sequence([1] * 4, [6])]
+    for sequence in sequences:
+        sequence.num_computed = len(sequence.request.prompt) - 1
+    attention = PagedAttention(kv)
+    attention.plan = (
+        BatchBuilder(kv, HEADS, torch.float32).build(make_plan(sequences, [])).attention
+    )
+    out = attention.attend(torch.randn(2, HEADS + 2 * KV_HEADS, DIM), 0)
+    assert out.isfinite().all()
+
+
+def test_many_decodes_are_padded_with_sequences_that_nobody_reads() -> None:
+    """18 is the next number after 17; the chunk's rows, or none, lie where the padding computes."""
+    check_equal([70] * 17, [], torch.bfloat16)
+    check_equal([70] * 17, [(0, 40)], torch.bfloat16)
+    check_equal([270] * 17, [(5, 40)])
 
 
 def test_pages_that_fit_are_counted_over_all_layers() -> None:

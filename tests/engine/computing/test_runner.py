@@ -114,3 +114,65 @@ def test_warm_up_leaves_no_trace_in_what_is_computed_later(executor: Recorder) -
     executor.warm_up()
     generate(executor, warmed)
     assert outputs(fresh) == outputs(warmed)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_decode_continues_with_a_token_that_is_still_in_flight(
+    executor: Recorder, saved: Callable[[str], Saved], graphs: bool
+) -> None:
+    """Two iterations are launched before the first one's tokens are asked for; of the streams some
+    sit the second out, one is new, and they stand in another order. By hand: each iteration is
+    launched when the tokens before it are known."""
+    sampling = {"frequency_penalty": 0.7, "repetition_penalty": 1.3, "logprobs": 2}
+    expected, looked_ahead = numbered(6, **sampling), numbered(6, **sampling)
+    again = make_executor(saved("qwen2").folder)
+    if graphs:
+        again.capture_decodes(8, 2 * LENGTH, lambda compute: compute)
+    for one, sequences in ((executor, expected), (again, looked_ahead)):
+        generate(one, sequences[:5], until=12)
+        generate(one, sequences[5:], until=9)
+    first, second = [0, 1, 2, 3, 4], [3, 5, 0, 4]
+    known = []
+    for rows in (first, second):
+        tokens = executor.run(make_plan([expected[row] for row in rows]))
+        for row, token in zip(rows, tokens, strict=True):
+            expected[row].num_computed += 1
+            expected[row].output.append(token.id)
+        known.append(tokens)
+    pending = [again.launch(make_plan([looked_ahead[row] for row in first]))]
+    for row in first:
+        looked_ahead[row].num_computed += 1
+        looked_ahead[row].num_in_flight = 1
+    pending.append(again.launch(make_plan([looked_ahead[row] for row in second])))
+    found = [each.tokens() for each in pending]
+    assert [[t.id for t in tokens] for tokens in found] == [[t.id for t in k] for k in known]
+    for a, b in zip(found[1], known[1], strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_launch_does_not_wait_for_the_device(saved: Callable[[str], Saved], graphs: bool) -> None:
+    """Whatever its requests ask for. Torch raises where the host would wait."""
+    executor = make_executor(saved("qwen2").folder, device="cuda")
+    if graphs:
+        executor.capture_decodes(8, 2 * LENGTH)
+    asked: list[dict[str, object]] = [
+        {"temperature": 0.0},
+        {"top_k": 5, "logprobs": 2},
+        {"min_p": 0.1, "frequency_penalty": 0.5},
+        {"top_p": 0.9, "min_tokens": 40, "stop_token_ids": frozenset({3, 4})},
+    ]
+    sequences = [numbered(i + 1, **sampling)[i] for i, sampling in enumerate(asked)]
+    generate(executor, sequences, until=12)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = executor.launch(make_plan(sequences))
+        for sequence in sequences:
+            sequence.num_computed += 1
+            sequence.num_in_flight = 1
+        chunk = Chunk(make_sequence(range(9), range(40, 43)), 0, 9, True)
+        later = executor.launch(make_plan(sequences, [chunk]))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [len(pending.tokens()), len(later.tokens())] == [4, 5]

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.computing.sampler import LIKELIEST, Sampler, splitmix64, uniform
+from engine.computing.sampler import (
+    LIKELIEST,
+    Sampler,
+    _floors,
+    _floors_unseen,
+    splitmix64,
+    uniform,
+)
 from engine.deciding.plan import Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
@@ -30,7 +37,7 @@ def sequence(
 
 
 def sample(logits: Tensor, *sequences: Sequence) -> list[Token]:
-    return Sampler().sample(logits.expand(len(sequences), -1), sequences)
+    return Sampler().sample(logits.expand(len(sequences), -1), sequences).tokens()
 
 
 def frequencies(logits: Tensor, sampling: Sampling) -> list[float]:
@@ -139,8 +146,8 @@ def test_counts_kept_between_iterations_equal_counts_made_anew() -> None:
     for step in range(30):
         rows = [[a, b], [a], [plain, b, a], [plain]][step % 4]
         logits = LOGITS.expand(len(rows), -1)
-        tokens = sampler.sample(logits, rows)
-        assert tokens == Sampler().sample(logits, rows)
+        tokens = sampler.sample(logits, rows).tokens()
+        assert tokens == Sampler().sample(logits, rows).tokens()
         for row, token in zip(rows, tokens, strict=True):
             row.output.append(token.id)
     assert len(set(a.output)) > 2
@@ -192,10 +199,10 @@ def test_a_row_gets_the_same_token_alone_and_in_any_company(
     generator = torch.Generator().manual_seed(seed)
     rows = [sequence(s, prompt=(1, 2), output=(3, i)) for i, s in enumerate(samplings)]
     logits = 2 * torch.randn(len(rows), 512, generator=generator)
-    together = Sampler().sample(logits, rows)
-    alone = [Sampler().sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    together = Sampler().sample(logits, rows).tokens()
+    alone = [Sampler().sample(logits[i : i + 1], [row]).tokens()[0] for i, row in enumerate(rows)]
     assert [t.id for t in together] == [t.id for t in alone]
-    backwards = Sampler().sample(logits.flip(0), rows[::-1])
+    backwards = Sampler().sample(logits.flip(0), rows[::-1]).tokens()
     assert [t.id for t in together] == [t.id for t in reversed(backwards)]
 
 
@@ -225,3 +232,15 @@ def test_splitmix64_gives_the_published_sequence() -> None:
         9817491932198370423,
     ]
     assert all(0 <= uniform(seed, seed) < 1 for seed in (0, 1, 2**64 - 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(samplings=st.lists(SAMPLINGS, min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_what_is_left_of_the_tokens_can_be_told_without_looking_whether_it_is_decided(
+    samplings: list[Sampling], seed: int
+) -> None:
+    """As on CUDA, where the host does not wait for the answer."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.randn(len(samplings), 512, generator=generator)
+    probs = torch.softmax(flat, 1)
+    torch.testing.assert_close(_floors_unseen(probs, samplings), _floors(probs, samplings))

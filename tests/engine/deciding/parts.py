@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import (
@@ -119,6 +120,17 @@ def timings_of(request: Request, token_at: list[float], ended_at: float, done: b
     )
 
 
+def complete_len(sampling: Sampling) -> int:
+    """Tokens of a request that nobody cancels, where token n has id n."""
+    stops = (n for n in sampling.stop_token_ids if n >= sampling.min_tokens)
+    return min([n + 1 for n in stops] + [sampling.max_tokens])
+
+
+def is_stopped(sampling: Sampling) -> bool:
+    """By a stop token, where token n has id n."""
+    return complete_len(sampling) - 1 in sampling.stop_token_ids
+
+
 @dataclass
 class Story:
     """All that the outside saw of one request."""
@@ -128,6 +140,15 @@ class Story:
     started_at: float | None = None
     relegations: int = 0
     finished: Finished | None = None
+
+
+class Launched(NamedTuple):
+    """A plan in flight."""
+
+    plan: Plan
+    tokens: list[Token]
+    started_at: float
+    ends_at: float
 
 
 class Driver:
@@ -140,7 +161,7 @@ class Driver:
         self.scheduler = scheduler
         self.stories: dict[str, Story] = {}
         self.now = 0.0
-        self.num_planned = Work()
+        self.in_flight_plan: Launched | None = None
 
     def submit(self, request: Request) -> None:
         (event,) = self.scheduler.submit(request, self.now)
@@ -151,26 +172,54 @@ class Driver:
 
     def cancel(self, name: str) -> None:
         events = self.scheduler.cancel(name, FinishReason.CANCELLED, self.now)
+        ends = [type(event) is Finished for event in events]
         expected = self.stories[name].finished is None
-        assert len(events) == expected, "cancelling ends exactly those in flight"
+        assert sum(ends) == expected, "cancelling ends exactly those in flight"
+        assert ends == sorted(ends), "what planning led to is told first"
         self._take(events)
         self.scheduler.check()
 
-    def step(self, slowdown: float = 1.0) -> Plan | None:
-        """One iteration that takes `slowdown` times what was predicted."""
+    def step(self, slowdown: float = 1.0, ahead: bool = False) -> Plan | None:
+        """Plans an iteration that takes `slowdown` times what is predicted, then commits the one in
+        flight; the new one stays in flight if `ahead`, and is else committed too."""
         before = self._holders()
-        plan = self.scheduler.plan(self.now)
+        last, self.in_flight_plan = self.in_flight_plan, None
+        plan = self.scheduler.plan(self._next_at(last))
         self.scheduler.check()
         self._check_victims(before)
-        assert (plan is None) == (not self.in_flight)
+        sequences = self.scheduler._sequences.values()
+        assert (plan is None) == all(s.status is Status.ENDING for s in sequences)
+        tokens = []
+        if plan is not None:
+            self._check_plan(plan, self._next_at(last))
+            tokens = [Token(s.num_output) for s in plan.sampling]
+        if last is not None:
+            self._commit(last)
         if plan is None:
             return None
-        self._check_plan(plan)
-        tokens = [Token(len(s.output)) for s in plan.sampling]
-        self.now += slowdown * plan.predicted_s
-        self._take(self.scheduler.commit(plan, tokens, self.now))
-        self.scheduler.check()
+        launched = Launched(plan, tokens, self.now, self.now + slowdown * plan.predicted_s)
+        for chunk in plan.chunks:
+            story = self.stories[chunk.sequence.id]
+            story.started_at = self.now if story.started_at is None else story.started_at
+        if ahead or last is not None:  # else it began when it was planned
+            self.scheduler.advance(plan, self.now)
+            self.scheduler.check()
+        if ahead:
+            self.in_flight_plan = launched
+        else:
+            self._commit(launched)
         return plan
+
+    def _next_at(self, last: Launched | None) -> float:
+        """When what is planned now is expected to begin."""
+        if last is None:
+            return self.now
+        return max(self.now, last.started_at + last.plan.predicted_s)
+
+    def _commit(self, launched: Launched) -> None:
+        self.now = max(self.now, launched.ends_at)
+        self._take(self.scheduler.commit(launched.plan, launched.tokens, self.now))
+        self.scheduler.check()
 
     def _holders(self) -> list[tuple[Sequence, Status, int]]:
         """Who holds pages, whether it decodes, and how often it has been preempted."""
@@ -195,23 +244,23 @@ class Driver:
     def in_flight(self) -> list[str]:
         return [name for name, story in self.stories.items() if story.finished is None]
 
-    def _check_plan(self, plan: Plan) -> None:
+    def _check_plan(self, plan: Plan, at: float) -> None:
         config, pages = self.scheduler.config, self.scheduler.pages
         members = [*plan.decodes, *(c.sequence for c in plan.chunks)]
         assert members, "no plan is empty"
         assert len(set(members)) == len(members), "a sequence appears once"
         assert plan.work == work_of(plan)
-        assert plan.planned_at == self.now
+        assert plan.planned_at == at
         assert plan.predicted_s == self.scheduler.latency.predict(plan.work)
         writes = [(s, s.num_computed, 1) for s in plan.decodes]
         assert all(s.num_uncomputed == 1 for s in plan.decodes)
+        assert all(s.due_at == s.request.token_due_at(s.num_output + 1) for s in members)
         for sequence, start, length, samples in plan.chunks:
             assert start == sequence.num_computed
             assert 1 <= length <= sequence.num_uncomputed
             assert samples == (length == sequence.num_uncomputed)
+            assert len(sequence.tokens(start, start + length)) == length, "a token in flight"
             writes.append((sequence, start, length))
-            story = self.stories[sequence.id]
-            story.started_at = self.now if story.started_at is None else story.started_at
         for sequence, start, length in writes:
             assert start + length <= len(sequence.pages) * pages.page_size, "unbacked position"
         self._check_writers(writes, pages.page_size)
@@ -244,7 +293,8 @@ class Driver:
         request, count = story.request, len(story.token_at)
         done = event.reason in (FinishReason.LENGTH, FinishReason.STOP)
         assert (event.prompt_tokens, event.output_tokens) == (len(request.prompt), count)
-        assert done == (count == request.sampling.max_tokens)
+        assert done == (count == complete_len(request.sampling))
+        assert (event.reason is FinishReason.STOP) == (done and is_stopped(request.sampling))
         expected = timings_of(request, story.token_at, self.now, done)
         actual = event.timings
         if story.started_at is None:
@@ -259,7 +309,7 @@ class Driver:
 
     def drain(self, most: int = 100_000) -> None:
         """Until nothing is in flight; then everything must be free and accounted for."""
-        while self.in_flight:
+        while self.in_flight or self.in_flight_plan is not None:
             assert most > 0, "no progress"
             most -= 1
             self.step()

@@ -52,6 +52,18 @@ def test_interactive_budget_by_hand(slack: float, since_last: float, expected: f
     assert actual == pytest.approx(expected)
 
 
+def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration() -> None:
+    """Planned ahead, `now` is when the iteration before ends and that token comes: the gap of at
+    most 2 TBT counts from there, not from the token before it."""
+    now = 7.0
+    sequence = stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
+    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.04)
+    sequence.num_in_flight = 1
+    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.1)
+    sequence.last_token_at = None  # its first token
+    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.1)
+
+
 def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
     config = PaceConfig(max_gap=math.inf)
     assert interactive_budget(config, TBT, 1.0, 0.0, 0.0) == pytest.approx(0.9)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from engine.deciding.outcome import note_token, timings
+from engine.deciding.outcome import expect_token, note_token, timings
 from engine.deciding.request import BEST_EFFORT, Request, Sampling, TargetKind, Targets
 from engine.deciding.sequence import FinishReason
 from tests.engine.deciding.parts import deadline, interactive, make_request, make_sequence
@@ -53,6 +53,7 @@ def test_a_token_at_its_deadline_is_in_time_and_slack_carries_over() -> None:
     sequence = make_sequence(targets=interactive(2.0, 0.5))
     met = []
     for now in (1.0, 2.5, 3.001, 3.5):
+        expect_token(sequence)
         sequence.output.append(0)
         note_token(sequence, now)
         met.append(timings(sequence, now).tbt_met)
@@ -66,6 +67,7 @@ def test_a_token_at_its_deadline_is_in_time_and_slack_carries_over() -> None:
 @pytest.mark.parametrize("reason", list(FinishReason))
 def test_only_a_complete_request_meets_its_ttlt(reason: FinishReason) -> None:
     sequence = make_sequence(targets=deadline(9.0))
+    expect_token(sequence)
     sequence.output.append(0)
     note_token(sequence, 1.0)
     sequence.finish_reason = reason

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from engine.deciding.plan import Plan, Token
+from engine.deciding.plan import Pending, Plan
 from engine.driving import null
 from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
@@ -22,19 +22,19 @@ class Failing:
     def __init__(self, inner: null.NullExecutor) -> None:
         self._inner = inner
 
-    def run(self, plan: Plan) -> list[Token]:
+    def launch(self, plan: Plan) -> Pending:
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             raise RuntimeError("the executor broke")
-        return self._inner.run(plan)
+        return self._inner.launch(plan)
 
 
 class Hanging(Failing):
     """Computes until a request asks for the seed that makes it sleep for ever."""
 
-    def run(self, plan: Plan) -> list[Token]:
+    def launch(self, plan: Plan) -> Pending:
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             threading.Event().wait()
-        return super().run(plan)
+        return super().launch(plan)
 
 
 def build_hanging(config: EngineConfig) -> Engine:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
-from engine.deciding.plan import Accepted, Plan, Token
+from engine.deciding.plan import Accepted, Done, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
@@ -45,9 +45,9 @@ class CountingExecutor:
     def __init__(self) -> None:
         self.plans: list[Plan] = []
 
-    def run(self, plan: Plan) -> list[Token]:
+    def launch(self, plan: Plan) -> Done:
         self.plans.append(plan)
-        return [Token(len(self.plans)) for _ in plan.sampling]
+        return Done([Token(len(self.plans)) for _ in plan.sampling])
 
 
 class Clock:
@@ -181,9 +181,150 @@ def test_a_broken_executor_ends_the_loop() -> None:
     """The process reports it and exits; nothing goes on with a state that nobody knows."""
 
     class Broken:
-        def run(self, plan: Plan) -> list[Token]:
+        def launch(self, plan: Plan) -> Done:
             raise RuntimeError("out of memory")
 
     loop = EngineLoop(make_scheduler(), Broken(), ScriptedPipe([submit("a")]), Clock())
     with pytest.raises(RuntimeError, match="out of memory"):
         loop.run()
+
+
+# Looking ahead
+
+
+class Watched:
+    """An executor whose iterations end when their tokens are asked for. Token n of each request is
+    n; `log` tells what happened in which order.
+    """
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+        self._num_launched = 0
+
+    def launch(self, plan: Plan) -> Watched.Flight:
+        self._num_launched += 1
+        self._log.append(f"launch {self._num_launched}")
+        tokens = [Token(s.num_output + 1) for s in plan.sampling]
+        return Watched.Flight(self._num_launched, tokens, self._log)
+
+    class Flight:
+        def __init__(self, number: int, tokens: list[Token], log: list[str]) -> None:
+            self._number, self._tokens, self._log = number, tokens, log
+
+        def tokens(self) -> list[Token]:
+            self._log.append(f"tokens {self._number}")
+            return self._tokens
+
+
+class LoggingPipe(ScriptedPipe):
+    def __init__(self, log: list[str], *batches: Sequence[Command]) -> None:
+        super().__init__(*batches)
+        self._log = log
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        commands = super().receive(timeout_s)
+        self._log += [f"receive {type(c).__name__}" for c in commands]
+        return commands
+
+    def send(self, report: Report) -> None:
+        super().send(report)
+        self._log += [f"send {s[0]}{s[1]}" for s in report.sampled]
+        self._log += [f"end {f.request_id} {f.reason.value}" for f in report.finished]
+
+
+def look_ahead(*batches: Sequence[Command]) -> tuple[list[str], LoggingPipe]:
+    """What happened until the front end was gone, and the pipe."""
+    log: list[str] = []
+    pipe = LoggingPipe(log, *batches)
+    EngineLoop(make_scheduler(), Watched(log), pipe, Clock(), looks_ahead=True).run()
+    return log, pipe
+
+
+def test_tokens_are_awaited_and_sent_once_the_next_iteration_is_launched() -> None:
+    """The last is known to be the last before it comes: nothing is launched in vain."""
+    log, pipe = look_ahead([submit("a", max_tokens=3)], *[[]] * 4)
+    assert log == [
+        *("receive Submit", "launch 1"),
+        *("launch 2", "tokens 1", "send a1"),
+        *("launch 3", "tokens 2", "send a2"),
+        *("tokens 3", "send a3", "end a length"),
+    ]
+    # Nothing in flight: it waits for the pipe again, as it did at first.
+    assert pipe.timeouts == [None, 0.0, 0.0, 0.0, 0.0, None]
+
+
+def test_what_is_cancelled_while_a_token_is_in_flight_gets_no_token_any_more() -> None:
+    log, _ = look_ahead(
+        [submit("a", max_tokens=9), submit("b", max_tokens=3)],
+        [],
+        [Cancel("a", FinishReason.CANCELLED)],
+        *[[]] * 3,
+    )
+    assert log == [
+        *("receive Submit", "receive Submit", "launch 1"),
+        *("launch 2", "tokens 1", "send a1", "send b1"),
+        *("receive Cancel", "end a cancelled"),
+        *("launch 3", "tokens 2", "send b2"),
+        *("tokens 3", "send b3", "end b length"),
+    ]
+
+
+def test_a_stop_token_ends_a_request_though_the_next_token_is_being_computed() -> None:
+    stopping = submit("a", max_tokens=9)
+    sampling = replace(stopping.request.sampling, stop_token_ids=frozenset({2}))
+    stopping = Submit(replace(stopping.request, sampling=sampling))
+    log, pipe = look_ahead([stopping], *[[]] * 5)
+    assert log == [
+        *("receive Submit", "launch 1"),
+        *("launch 2", "tokens 1", "send a1"),
+        *("launch 3", "tokens 2", "send a2", "end a stop"),
+        "tokens 3",
+    ]
+    assert pipe.timeouts[-1] is None
+
+
+def test_a_front_end_that_goes_ends_the_loop_with_an_iteration_in_flight() -> None:
+    log, _ = look_ahead([submit("a", max_tokens=9)], [])
+    assert log[-3:] == ["launch 2", "tokens 1", "send a1"]
+
+
+def test_an_executor_that_breaks_in_flight_ends_the_loop() -> None:
+    class Breaking(Watched.Flight):
+        def tokens(self) -> list[Token]:
+            raise RuntimeError("out of memory")
+
+    class Broken(Watched):
+        def launch(self, plan: Plan) -> Watched.Flight:
+            return Breaking(1, [], [])
+
+    pipe = ScriptedPipe([submit("a")], [])
+    loop = EngineLoop(make_scheduler(), Broken([]), pipe, Clock(), looks_ahead=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.run()
+
+
+def test_an_iteration_in_flight_lasts_from_the_end_of_the_last_one() -> None:
+    """A plan is made for the instant at which the one in flight is expected to end, and what the
+    latency model learns is one iteration, not two."""
+    told: list[tuple[float, float]] = []
+
+    class Telling(Scheduler):
+        def plan(self, now: float) -> Plan | None:
+            told.append((clock.now, now))
+            return super().plan(now)
+
+    class Learning(LatencyModel):
+        def observe(self, work: Work, actual_s: float) -> None:
+            observed.append(actual_s)
+
+    observed: list[float] = []
+    clock = Clock()
+    profile = LatencyProfile("test", (Segment(UNBOUNDED, 0.05),))
+    scheduler = Telling(make_scheduler().config, Learning(profile))
+    pipe = ScriptedPipe([submit("a", max_tokens=3)], *[[]] * 4)
+    EngineLoop(scheduler, Watched([]), pipe, clock, looks_ahead=True).run()
+    # Each reading of the clock is 1 ms on: the first is the command's.
+    assert told[0] == (pytest.approx(0.003), pytest.approx(0.003))
+    assert told[1] == (pytest.approx(0.004), pytest.approx(0.053))  # begun at 3, expected at 53 ms
+    assert told[2] == (pytest.approx(0.006), pytest.approx(0.055))  # begun at 5 ms
+    assert observed == [pytest.approx(0.002)] * 3
