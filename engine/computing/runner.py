@@ -18,10 +18,10 @@ from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
     LEAST,
     SMALL,
+    CompilationFailed,
     CompiledStep,
     end_compilers,
-    keep_compiled_in,
-    wants_compiler,
+    prepare,
 )
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype
@@ -45,7 +45,10 @@ COPIED_BYTES = 1 << 30
 class ModelExecutor:
     """Implements engine.deciding.plan.Executor with a model and its KV memory on one device."""
 
-    def __init__(self, model: Decoder, kv: KvMemory, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Decoder, kv: KvMemory, compiled: bool = False, or_eager: bool = False
+    ) -> None:
+        """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`."""
         self.model = model
         self.kv = kv
         self.config = model.config
@@ -55,6 +58,8 @@ class ModelExecutor:
         room = min(kv.num_pages * kv.page_size, model.config.max_positions)
         has_large = self.device.type == "cpu" and torch.get_num_threads() > 1 and room > SMALL
         self._compiled = CompiledStep(self._forward, has_large) if compiled else None
+        self._or_eager = or_eager
+        self.compile_note = ""  # for the operator
         self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
         self._room = room
         least = LEAST if compiled else 0
@@ -114,11 +119,29 @@ class ModelExecutor:
         return self.model(tokens, positions, rows, self._attention.handle)
 
     def warm_up(self) -> None:
-        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles."""
+        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles. Raises
+        CompilationFailed.
+        """
+        try:
+            self._warm_up_all()
+        except CompilationFailed as error:
+            if not self._or_eager:
+                raise CompilationFailed(f"--compile on: {error}") from error
+            self._go_eager(f"not compiled: {error}")
+            self._warm_up_all()
+        finally:
+            end_compilers()
+
+    def _go_eager(self, note: str) -> None:
+        self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
+        self._compiled = None
+        self._builder = BatchBuilder(self.kv, self.dtype)
+        for linear in self.model.linears():
+            linear.lanes = None  # for compiled code alone
+
+    def _warm_up_all(self) -> None:
         for length in self._warm_lengths:
             self._warm_up(max(1, min(length, self._room - 1)))
-        if self._compiled is not None:
-            end_compilers()
 
     def _warm_up(self, length: int) -> None:
         request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
@@ -158,9 +181,7 @@ def load(
     folder = Path(folder)
     if threads is not None:
         torch.set_num_threads(threads)
-    is_compiled = wants_compiler(compile, torch.device(device))
-    if is_compiled and compile_cache is not None:
-        keep_compiled_in(compile_cache)
+    is_compiled, note = prepare(compile, torch.device(device), compile_cache)
     config = read_config(folder)
     torch_dtype = _dtype(dtype, config, device)
     model = load_model(folder, torch_dtype, device)
@@ -168,7 +189,9 @@ def load(
     if num_pages is None:
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
     kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
-    return ModelExecutor(model, kv, is_compiled)
+    executor = ModelExecutor(model, kv, is_compiled, or_eager=compile == "auto")
+    executor.compile_note = note
+    return executor
 
 
 def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> None:

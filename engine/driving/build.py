@@ -10,6 +10,7 @@ import torch
 
 from engine.computing import calibration, runner
 from engine.computing.checkpoint import read_config
+from engine.computing.compiled import CACHE_VARIABLE
 from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.driving import profiles
@@ -34,7 +35,7 @@ def build(config: EngineConfig) -> Engine:
         dtype=config.dtype,
         quantize=config.quantize,
         compile=config.compile,
-        compile_cache=config.compile_cache or profiles.default_folder() / "compiled",
+        compile_cache=_compile_cache(config),
         kv_bytes=(config.kv_memory_mib << 20) or _kv_bytes(config, device),
         page_size=config.page_size,
         threads=config.torch_threads or _threads(),
@@ -54,7 +55,15 @@ def build(config: EngineConfig) -> Engine:
         dtype=str(executor.dtype).removeprefix("torch."),
         device=str(executor.device),
         calibration=calibration,
+        compile_note=executor.compile_note,
     )
+
+
+def _compile_cache(config: EngineConfig) -> Path:
+    """The operator's word for this server before that for every torch on the machine."""
+    kept = os.environ.get(CACHE_VARIABLE)
+    default = Path(kept) if kept else profiles.default_folder() / "compiled"
+    return config.compile_cache or default
 
 
 def _profile(

@@ -37,12 +37,12 @@ class EngineConfig:
     device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
     dtype: Annotated[str, Flag("number format of the weights", DTYPES)] = "auto"
     quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
-    compile: Annotated[
-        str, Flag("torch.compile: on, off, or auto, where a compiler is found", COMPILE)
-    ] = "auto"
+    compile: Annotated[str, Flag("torch.compile: on, off, or auto, where it works", COMPILE)] = (
+        "auto"
+    )
     compile_cache: Annotated[
         Path | None,
-        Flag("folder of what was compiled (default: beside the profiles)"),
+        Flag("folder of what was compiled (TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"),
     ] = None
     overlap: Annotated[
         str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)

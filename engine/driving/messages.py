@@ -109,6 +109,7 @@ class EngineInfo:
     context_note: str = ""  # why the context is shorter than the checkpoint states
     tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
     calibration: Calibration | None = None  # None: it learns in service only
+    compile_note: str = ""  # why it is not compiled as asked
 
     @property
     def kv_len(self) -> int:

@@ -270,6 +270,18 @@ def test_a_machine_without_numpy_starts_quietly(
     assert [line for line in process.log.splitlines() if not line.startswith("{")] == []
 
 
+def test_a_server_that_cannot_compile_says_why_once_and_serves(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    process = start("--compile", "auto")
+    process.wait_ready()
+    lines = [json.loads(line) for line in process.log.splitlines() if line.startswith("{")]
+    (line,) = (line for line in lines if line["event"] == "compile")
+    assert line["level"] == "warning"
+    assert line["note"] == "not compiled: no C++ compiler (no-such-compiler) is found"
+
+
 def test_sigterm_while_loading_leaves_quietly(start: Start) -> None:
     process = start()
     parent = psutil.Process(process.child.pid)
