@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from engine.computing.batch import Batch
+from engine.computing.options import COMPILE
 
-MODES = ("auto", "on", "off")
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _INPUTS = ("tokens", "positions", "rows")
 LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a graph that is not for a lone decode
@@ -42,8 +42,8 @@ def prepare(mode: str, device: torch.device, cache: Path | None) -> tuple[bool, 
     does where a compiler is found. What is compiled is kept in `cache`, or where torch keeps it.
     Raises ValueError for "on" where no compiler is found.
     """
-    if mode not in MODES:
-        raise ValueError(f"compile must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode not in COMPILE:
+        raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {mode!r}")
     if mode == "off":
         return False, ""
     missing = _missing(device)

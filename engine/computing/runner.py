@@ -28,14 +28,14 @@ from engine.computing.fastest import fastest_dtype
 from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
+from engine.computing.options import DTYPES, QUANTIZE
 from engine.computing.picked import Picked
 from engine.computing.sampler import Sampler
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
 
-QUANTIZE = ("none", "int8")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FORMATS = {name: getattr(torch, name) for name in DTYPES}
 DEFAULT_KV_BYTES = 256 << 20
 WARM = 64  # tokens of a prompt that warms up
 # A model of so many bytes on a CPU keeps a second copy of its matrices, for decodes alone.
@@ -175,7 +175,7 @@ def load(
     ValueError for an option that this machine cannot follow.
 
     KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is measured on
-    a CPU and the checkpoint's own elsewhere. `compile` is one of compiled.MODES. `threads` sets
+    a CPU and the checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
     torch's number for the process.
     """
     folder = Path(folder)
@@ -209,7 +209,7 @@ def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> N
 
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
     if name == "auto":
-        return fastest_dtype(config) if device == "cpu" else DTYPES[config.dtype]
+        return fastest_dtype(config) if device == "cpu" else FORMATS[config.dtype]
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not supported (auto, {', '.join(DTYPES)} are)")
-    return DTYPES[name]
+    return FORMATS[name]

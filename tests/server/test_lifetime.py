@@ -228,7 +228,6 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "none/p: No such file or directory",
     ),
     "no such device": (lambda tmp: ["--device", "cuda:99"], "--device cuda:99: "),
-    "not a device": (lambda tmp: ["--device", "abacus"], "--device abacus: must be auto, cpu or"),
     "no tiers file": (
         lambda tmp: ["--config", "nofile.toml"],
         "--config nofile.toml: No such file or directory",
