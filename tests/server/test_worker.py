@@ -52,7 +52,7 @@ class Played:
 
     @property
     def process(self) -> psutil.Process:
-        (child,) = psutil.Process().children()
+        (child,) = [p for p in psutil.Process().children() if "server.worker" in p.cmdline()]
         return child
 
 
