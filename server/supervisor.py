@@ -138,8 +138,9 @@ class Supervisor:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-        for front_end in list(self._front_ends.values()):
+        for front_end in self._front_ends.values():
             await front_end.attached.wait()
+        for front_end in self._front_ends.values():  # one may have ended since it was attached
             if front_end.problem:
                 raise StartError(front_end.problem)
         self._has_started = True
