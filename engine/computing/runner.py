@@ -37,6 +37,9 @@ from engine.deciding.sequence import Sequence
 
 FORMATS = {name: getattr(torch, name) for name in DTYPES}
 DEFAULT_KV_BYTES = 256 << 20
+# Of a GPU's free memory, for weights and KV: the rest is for activations, the decode graphs and the
+# allocator's slack.
+GPU_SHARE = 0.85
 WARM = 64  # tokens of a prompt that warms up
 # A model of so many bytes on a CPU keeps a second copy of its matrices, for decodes alone.
 COPIED_BYTES = 1 << 30
@@ -135,7 +138,7 @@ class ModelExecutor:
     def _go_eager(self, note: str) -> None:
         self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
         self._compiled = None
-        self._builder = BatchBuilder(self.kv, self.dtype)
+        self._builder = BatchBuilder(self.kv, self.config.num_heads, self.dtype)
         for linear in self.model.linears():
             linear.lanes = None  # for compiled code alone
 
@@ -174,24 +177,45 @@ def load(
     """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
     ValueError for an option that this machine cannot follow.
 
-    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is measured on
-    a CPU and the checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
+    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
+    of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
+    checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
     torch's number for the process.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), torch.device(device)
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)  # streams, events and graphs are of the current one
     if threads is not None:
         torch.set_num_threads(threads)
-    is_compiled, note = prepare(compile, torch.device(device), compile_cache)
+    is_compiled, note = prepare(compile, place, compile_cache)
     config = read_config(folder)
     torch_dtype = _dtype(dtype, config, device)
+    free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
     store(model, quantize, with_lanes=is_compiled)
     if num_pages is None:
+        if not kv_bytes and place.type == "cuda":
+            kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
     kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
     executor = ModelExecutor(model, kv, is_compiled, or_eager=compile == "auto")
     executor.compile_note = note
     return executor
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of a GPU's memory; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()  # what storing the weights needed for a moment
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def kv_share(before: int, after: int) -> int:
+    """Bytes for KV memory on a GPU, of those that were free before and after the weights, in
+    whatever format, were loaded.
+    """
+    return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
 
 
 def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from engine.computing import calibration, runner
-from engine.computing.checkpoint import read_config
 from engine.computing.compiled import CACHE_VARIABLE
 from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
@@ -22,8 +21,6 @@ from engine.driving.messages import Calibration
 
 # Where the scheduler starts before it has seen an iteration; it learns from every one.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
-# Of the GPU's free memory: the rest is for activations and the allocator's slack.
-GPU_SHARE = 0.85
 
 
 def build(config: EngineConfig) -> Engine:
@@ -36,7 +33,7 @@ def build(config: EngineConfig) -> Engine:
         quantize=config.quantize,
         compile=config.compile,
         compile_cache=_compile_cache(config),
-        kv_bytes=(config.kv_memory_mib << 20) or _kv_bytes(config, device),
+        kv_bytes=config.kv_memory_mib << 20,
         page_size=config.page_size,
         threads=config.torch_threads or _threads(),
     )
@@ -131,12 +128,3 @@ def _threads() -> int:
     one thread and 6.1 ms with two, the p90 of TTFT is 453 and 590 ms.
     """
     return max(1, usable_cores() - 1)
-
-
-def _kv_bytes(config: EngineConfig, device: str) -> int:
-    """What a GPU's free memory leaves beside the weights; on a CPU a modest constant."""
-    if not device.startswith("cuda"):
-        return runner.DEFAULT_KV_BYTES
-    free, _ = torch.cuda.mem_get_info(torch.device(device))
-    weights = read_config(config.model).num_parameters * (4 if config.dtype == "float32" else 2)
-    return max(int(free * GPU_SHARE) - weights, runner.DEFAULT_KV_BYTES)
