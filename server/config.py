@@ -16,6 +16,7 @@ from engine.driving.config import EngineConfig, Flag
 
 LOG_FORMATS = ("auto", "console", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MOST_FRONTENDS = 64  # far more than one engine can use
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class ServerConfig:
         for name in ("max_requests", "max_message_bytes", "frontends"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.frontends > MOST_FRONTENDS:
+            raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
         if not self.drain_s >= 0:
             raise ValueError(f"drain_s must not be negative, got {self.drain_s}")
 

@@ -41,6 +41,38 @@ class Ledger:
         self._ids.discard(call_id)
 
 
+class Share:
+    """What one of several front ends has in the ledger: it is freed when that front end is gone."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.held: Counter[str] = Counter()  # requests, by tenant
+        self.call_ids: set[str] = set()
+
+    def admit(self, call_id: str, tenant: str, n: int, now: float) -> None:
+        """As `Ledger.admit`."""
+        self._ledger.admit(call_id, tenant, n, now)
+        self.held[tenant] += n
+        self.call_ids.add(call_id)
+
+    def free(self, tenant: str, n: int = 1) -> None:
+        self._ledger.free(tenant, n)
+        self.held[tenant] -= n
+        if not self.held[tenant]:
+            del self.held[tenant]
+
+    def leave(self, call_id: str) -> None:
+        self._ledger.leave(call_id)
+        self.call_ids.discard(call_id)
+
+    def release(self) -> None:
+        """Frees all of it."""
+        for tenant, n in list(self.held.items()):
+            self.free(tenant, n)
+        for call_id in list(self.call_ids):
+            self.leave(call_id)
+
+
 class Entries(Protocol):
     """The ledger as a front end sees it, in this process or in another."""
 

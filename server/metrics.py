@@ -1,8 +1,8 @@
 """Metrics in Prometheus form, in a registry of the server's own.
 
 What the front end sees it counts itself; what the scheduler counts comes with `scheduler.stats`.
-Several front ends count in files of a folder (prometheus_client's multiprocess mode, chosen by the
-environment variable FOLDER when a process starts), and `merged` adds them up for one scrape.
+Several front ends count in files of a folder (prometheus_client's multiprocess mode), and who
+supervises them adds them up for one scrape.
 """
 
 from __future__ import annotations

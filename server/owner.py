@@ -92,6 +92,8 @@ class EngineOwner:
     def _adopt(self, info: EngineInfo) -> None:
         if info.context_note:
             log.warning("context", note=info.context_note)
+        if info.compile_note:
+            log.warning("compile", note=info.compile_note)
         if info.calibration is not None:
             log.info("calibration", **info.calibration.log_fields())
         self._on_ready(info)

@@ -13,18 +13,17 @@ import asyncio
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import structlog
-from prometheus_client import Counter as CounterMetric
+from prometheus_client import Counter
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from engine.driving.messages import EngineInfo, pack
+from engine.driving.backoff import Backoff
+from engine.driving.messages import EngineInfo
+from engine.driving.spawn import spawn
 from engine.driving.streams import DuplicateRequest
 from engine.driving.wire import Wire, open_wire
 from server.config import ServerConfig
@@ -44,43 +43,28 @@ from server.control import (
 )
 from server.errors import CallError
 from server.frontend import LAST_WORDS_S, StartError, reserve
-from server.ledger import Ledger
+from server.ledger import Ledger, Share
 from server.owner import EngineOwner
 
 log = structlog.get_logger()
 
-RESTART_S = 0.5  # before a lost front end is started again
+FIRST_DELAY_S = 0.5  # before a lost front end is started again; doubled for each quick loss
 EXIT_PATIENCE_S = 10.0  # beyond the time to drain
 
 
 class FrontEndProcess:
     """A child that runs `server.worker`: its control socket and its door."""
 
-    def __init__(self, start: Start, counters: str) -> None:
+    def __init__(self, start: Start, share: Share, counters: str) -> None:
         """Raises OSError when the system starts no process."""
-        self.number = start.number
-        self.held: Counter[str] = Counter()  # requests in the ledger, by tenant
-        self.call_ids: set[str] = set()
+        self.share = share  # of the ledger
         self.problem = ""  # why it cannot start
         self.listening = asyncio.Event()  # once it listens, or has a problem, or has ended
         self.attached = asyncio.Event()  # once it has served, or has ended
         self.is_connected = False  # to an engine, as far as it has said
-        self._control, control = socket.socketpair()
-        self._door, door = socket.socketpair()
-        with control, door:
-            fds = [control.fileno(), door.fileno()]
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "server.worker", *map(str, fds)],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, COUNTERS_FOLDER: counters},
-            )
-        self._control.sendall(pack(start))
+        environment = {**os.environ, COUNTERS_FOLDER: counters}
+        self._child, (self._control, self._door) = spawn("server.worker", start, 2, environment)
         self._wire: Wire | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
 
     async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> None:
         """Hands on what it says until it has ended."""
@@ -122,13 +106,14 @@ class Supervisor:
         self._ledger = Ledger(config.max_requests)
         self._front_ends: dict[int, FrontEndProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._has_started = self._is_ending = False
+        self._has_started = False
+        self._ending = asyncio.Event()
         self._holder: socket.socket | None = None
-        self._counters = tempfile.TemporaryDirectory(prefix="niyama-")
+        self._counters = _temporary_folder()
         self._owner = EngineOwner(config, self._engine_ready, lambda: None, is_shared=True)
         self.engine = self._owner.client
         MultiProcessCollector(self._owner.registry, path=self._counters.name)
-        self._losses = CounterMetric(
+        self._losses = Counter(
             "niyama_frontend_losses", "Times a front end was lost", registry=self._owner.registry
         )
 
@@ -138,7 +123,10 @@ class Supervisor:
         self.port = self._holder.getsockname()[1]
         self._owner.listen()
         for number in range(self.config.frontends):
-            self._launch(number)
+            try:
+                self._launch(number)
+            except OSError as error:
+                raise StartError(f"a front-end process cannot be started: {error}") from error
             self._keepers.append(asyncio.create_task(self._keep(number)))
         starting = asyncio.create_task(self._owner.start())
         try:
@@ -150,24 +138,30 @@ class Supervisor:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-        for front_end in list(self._front_ends.values()):
+        for front_end in self._front_ends.values():
             await front_end.attached.wait()
+        for front_end in self._front_ends.values():  # one may have ended since it was attached
             if front_end.problem:
                 raise StartError(front_end.problem)
         self._has_started = True
         return info
 
     async def drain(self) -> None:
-        """Has the front ends refuse new calls and finish the running ones, for `drain_s`."""
-        self._is_ending = True
+        """Has the front ends refuse new calls and finish the running ones, for `drain_s`. One that
+        does not listen yet has none.
+        """
+        self._ending.set()
         for front_end in self._front_ends.values():
-            front_end.post(Drain())
+            if front_end.listening.is_set():
+                front_end.post(Drain())
+            else:
+                front_end.kill()
         patience_s = self.config.drain_s + LAST_WORDS_S + EXIT_PATIENCE_S
         await asyncio.wait(self._keepers, timeout=patience_s)
 
     async def stop(self) -> None:
         """Ends what still runs."""
-        self._is_ending = True
+        self._ending.set()
         for front_end in self._front_ends.values():
             front_end.kill()
         await asyncio.gather(*self._keepers)
@@ -184,41 +178,42 @@ class Supervisor:
         self._counters.cleanup()
 
     def _launch(self, number: int) -> None:
+        """Raises OSError when the system starts no process."""
         start = Start(self.config, self.port, number)
-        self._front_ends[number] = FrontEndProcess(start, self._counters.name)
+        front_end = FrontEndProcess(start, Share(self._ledger), self._counters.name)
+        self._front_ends[number] = front_end
 
     async def _keep(self, number: int) -> None:
         """Follows one front end, and each that takes its place."""
+        backoff = Backoff(FIRST_DELAY_S)
         while True:
-            front_end = self._front_ends[number]
+            started_at, front_end = time.monotonic(), self._front_ends[number]
             await front_end.follow(self._received)
-            self._forget(front_end)
-            if self._is_ending or not self._has_started:
+            front_end.share.release()  # the engine has been told by the end of the connection
+            mark_process_dead(number, self._counters.name)
+            if self._ending.is_set() or not self._has_started:
                 return
             log.error("front end lost", frontend=number, reason=front_end.problem)
             self._losses.inc()
-            if not await self._relaunch(number):
-                return
+            backoff.lost(time.monotonic() - started_at)
+            is_launched = False
+            while not is_launched:
+                if await self._ends_within(backoff.next_s()):
+                    return
+                is_launched = self._relaunch(number)
 
-    async def _relaunch(self, number: int) -> bool:
-        """False where the end has come in the meantime."""
-        while not self._is_ending:
-            await asyncio.sleep(RESTART_S)
-            try:
-                self._launch(number)
-            except OSError as error:  # no memory or no file descriptors, at the moment
-                log.error("front end not started", frontend=number, reason=str(error))
-            else:
-                return True
-        return False
+    async def _ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), seconds)
+        return self._ending.is_set()
 
-    def _forget(self, front_end: FrontEndProcess) -> None:
-        """The engine has been told by the end of the connection."""
-        mark_process_dead(front_end.pid, self._counters.name)
-        for tenant, n in front_end.held.items():
-            self._ledger.free(tenant, n)
-        for call_id in front_end.call_ids:
-            self._ledger.leave(call_id)
+    def _relaunch(self, number: int) -> bool:
+        try:
+            self._launch(number)
+        except OSError as error:  # no memory or no file descriptors, at the moment
+            log.error("front end not started", frontend=number, reason=str(error))
+            return False
+        return True
 
     def _engine_ready(self, info: EngineInfo) -> None:
         for front_end in self._front_ends.values():
@@ -232,13 +227,11 @@ class Supervisor:
 
     def _received(self, front_end: FrontEndProcess, message: FromFrontEnd) -> None:
         if isinstance(message, Enter):
-            front_end.post(Verdict(message.number, self._enter(front_end, message)))
+            front_end.post(Verdict(message.number, _enter(front_end.share, message)))
         elif isinstance(message, Free):
-            front_end.held[message.tenant] -= message.n
-            self._ledger.free(message.tenant, message.n)
+            front_end.share.free(message.tenant, message.n)
         elif isinstance(message, Leave):
-            front_end.call_ids.discard(message.call_id)
-            self._ledger.leave(message.call_id)
+            front_end.share.leave(message.call_id)
         elif isinstance(message, Attached):
             front_end.attached.set()
         elif isinstance(message, Detached):
@@ -253,11 +246,18 @@ class Supervisor:
             front_end.listening.set()
             front_end.kill()
 
-    def _enter(self, front_end: FrontEndProcess, call: Enter) -> Exception | None:
-        try:
-            self._ledger.admit(call.call_id, call.tenant, call.n, time.monotonic())
-        except (CallError, DuplicateRequest) as error:
-            return error
-        front_end.held[call.tenant] += call.n
-        front_end.call_ids.add(call.call_id)
-        return None
+
+def _enter(share: Share, call: Enter) -> Exception | None:
+    try:
+        share.admit(call.call_id, call.tenant, call.n, time.monotonic())
+    except (CallError, DuplicateRequest) as error:
+        return error
+    return None
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Raises StartError."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="niyama-")
+    except OSError as error:
+        raise StartError(f"no temporary folder for metrics: {error.strerror}") from error

@@ -8,22 +8,23 @@ when the supervisor does.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import shutil
-import signal
 import socket
 import sys
 from typing import Any
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, values
 
 from engine.driving import collector
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
+from engine.driving.spawn import leave_signals
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.control import (
@@ -45,6 +46,7 @@ from server.metrics import Metrics
 log = structlog.get_logger()
 
 ORPHANED = 3  # exit code
+ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
 
 
 class SharedLedger:
@@ -106,6 +108,8 @@ class Worker:
             lambda line: log.warning("engine", notice=line),
             self._ledger.free,
         )
+        # Files by this front end's number, so that one that takes its place goes on with them.
+        values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
         self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger)
 
@@ -138,9 +142,22 @@ class Worker:
 
     def _let_in(self) -> None:
         """A connection to the engine."""
-        _, fds, _, _ = socket.recv_fds(self._door, 1, 1)
-        for fd in fds:
-            self._attaching = asyncio.create_task(self._engine.attach(socket.socket(fileno=fd)))
+        data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
+        if data:
+            self._attaching = asyncio.create_task(self._attach(fds))
+        else:  # the supervisor is gone, as the other socket says too
+            asyncio.get_running_loop().remove_reader(self._door)
+
+    async def _attach(self, fds: list[int]) -> None:
+        """Asks for another connection where this one cannot be had."""
+        try:
+            if not fds:  # the system drops what a process has no room for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            await self._engine.attach(socket.socket(fileno=fds[0]))
+        except OSError as error:
+            log.error("engine not connected", reason=error.strerror)
+            await asyncio.sleep(ASK_AGAIN_S)
+            self._wire.post(Detached())
 
     def _engine_ready(self, info: EngineInfo) -> None:
         self._front_end.engine_ready(info)
@@ -169,8 +186,7 @@ async def run(start: Start, control: socket.socket, door: socket.socket) -> None
 
 
 def main(argv: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_signals()
     control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     pipe = SocketPipe(control)
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DTYPES = ("float32", "float16", "bfloat16")
+from engine.computing.options import DTYPES
 
 
 class CheckpointError(ValueError):

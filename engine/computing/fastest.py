@@ -1,6 +1,6 @@
-"""Which dtype this CPU computes the model's matrices in fastest, by measurement.
+"""Which dtype this CPU computes the model's matrices in fastest, by measurement, once per load.
 
-Takes some hundred milliseconds, once per load. Seconds.
+A CPU without bfloat16's instructions is not asked. Seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 import torch
 
 from engine.computing.config import ModelConfig
-from engine.computing.linear import Linear
+from engine.computing.linear import Linear, can_pack
 
 ROWS = (1, 8, 256)  # a lone decode, a batch of them, a chunk of a prompt
 REPEATS = 5
@@ -18,6 +18,8 @@ REPEATS = 5
 
 def fastest_dtype(config: ModelConfig) -> torch.dtype:
     """float32, or bfloat16 where a layer of the model takes less time in it over all of ROWS."""
+    if not can_pack(torch.bfloat16):
+        return torch.float32
     seconds = {dtype: _layer_s(config, dtype) for dtype in (torch.float32, torch.bfloat16)}
     ratios = [b / f for f, b in zip(*seconds.values(), strict=True)]
     return torch.bfloat16 if sum(ratios) < len(ratios) else torch.float32

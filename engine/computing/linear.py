@@ -1,9 +1,11 @@
 """The model's matrices, stored the way the device reads them fastest.
 
     plain   [in, out], x @ w: the meaning of the others, for every device and dtype
-    packed  oneDNN's blocked layout, for float32 and bfloat16 on a CPU
+    packed  oneDNN's blocked layout, for float32 on a CPU, and for bfloat16 where it has the
+            instructions (AVX-512, or avx_ne_convert)
     int8    a byte per weight and a scale per output; on a CPU each row of x is rounded to 8 bits
-            too, with a scale of its own, so that no row depends on who shares its batch
+            too (7 where sums of more would overflow), with a scale of its own, so that no row
+            depends on who shares its batch
 
 Beside packed, a CPU may keep a copy in lanes, [O / 32, I, 32], for a row by itself: compiled, the
 product streams it nearer to the memory's bandwidth than oneDNN does with one row.
@@ -13,28 +15,29 @@ Legend: T rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, library, nn
 
-PACKABLE = (torch.float32, torch.bfloat16)
 # oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
 _PACKED_FOR = 64
 LANES = 32  # outputs that are summed side by side
-_ZERO_POINT = 128  # of unsigned 8-bit activations, which oneDNN multiplies faster than signed ones
 
 _ops = library.Library("niyama", "FRAGMENT")
 _ops.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int outputs) -> Tensor")
-_ops.define("int8_linear(Tensor x, Tensor weight, Tensor scale, ScalarType dtype) -> Tensor")
+_ops.define("int8_linear(Tensor x, int levels, Tensor weight, Tensor scale) -> Tensor")
 
 
 def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _int8_linear(x: Tensor, levels: int, weight: Tensor, scale: Tensor) -> Tensor:
+    """`x` is shifted to be unsigned, which oneDNN multiplies faster, by `levels` + 1."""
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, _ZERO_POINT, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
+        x, 1.0, levels + 1, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
@@ -45,9 +48,30 @@ _ops.impl(
 _ops.impl("int8_linear", _int8_linear, "CompositeExplicitAutograd")
 _ops.impl(
     "int8_linear",
-    lambda x, weight, scale, dtype: x.new_empty(x.shape[0], scale.shape[0], dtype=dtype),
+    lambda x, levels, weight, scale: scale.new_empty(x.shape[0], scale.shape[0]),
     "Meta",
 )
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a layout of its own for matrices of this dtype on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or is_bfloat16
+
+
+@functools.cache
+def _levels() -> int:
+    """Up to which number, on either side of 0, this CPU's int8 products stay exact. One without
+    VNNI adds pairs of them in 16 bits, which two of 8 bits each overflow.
+    """
+    size = 64
+    x = torch.full((2, size), 255, dtype=torch.uint8)  # 127
+    weight = torch.full((size, size), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    found = torch.ops.niyama.int8_linear(x, 127, packed, torch.ones(size))
+    return 127 if bool((found == size * 127 * 127).all()) else 63
 
 
 class Linear(nn.Module):
@@ -64,6 +88,7 @@ class Linear(nn.Module):
         self.lanes: Tensor | None = None  # [O / LANES, I, LANES], rounded up
         self.stored: Tensor | None = None  # packed, or int8 with
         self.scale: Tensor | None = None  # float32 [O]
+        self.levels = 127  # of a row of x beside int8
 
     @classmethod
     def empty(
@@ -88,17 +113,17 @@ class Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def _int8(self, x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
-        if x.device.type != "cpu":  # compiled, the conversion is part of the product
+        if x.device.type != "cpu":  # writes the matrix in x's dtype first: saves memory, not time
             return (x @ stored.to(x.dtype)) * scale.to(x.dtype)
-        largest = x.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / 127
-        rounded = (x / largest).round_().add_(_ZERO_POINT).to(torch.uint8)
-        out = torch.ops.niyama.int8_linear(rounded, stored, scale, torch.float32)
+        largest = x.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
+        rounded = (x / largest).round_().add_(self.levels + 1).to(torch.uint8)
+        out = torch.ops.niyama.int8_linear(rounded, self.levels, stored, scale)
         return (out * largest).to(x.dtype)
 
     def pack(self, with_lanes: bool = False) -> None:
         """To oneDNN's layout, where it has one for the device and dtype."""
         weight = self.weight.detach()
-        if weight.device.type != "cpu" or weight.dtype not in PACKABLE:
+        if weight.device.type != "cpu" or not can_pack(weight.dtype):
             return
         # In memory of its own: oneDNN keeps a tensor that already has its layout as it is.
         rows = weight.t().clone(memory_format=torch.contiguous_format)
@@ -113,6 +138,7 @@ class Linear(nn.Module):
         self.scale = weight.abs().amax(0).clamp_(min=1e-12) / 127
         rounded = (weight / self.scale).round_().to(torch.int8)  # [I, O]
         if weight.device.type == "cpu":
+            self.levels = _levels()
             rounded = torch.ops.onednn.qlinear_prepack(rounded.t().contiguous(), None)
         self._store(rounded)
 

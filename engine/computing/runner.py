@@ -18,25 +18,28 @@ from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
     LEAST,
     SMALL,
+    CompilationFailed,
     CompiledStep,
     end_compilers,
-    keep_compiled_in,
-    wants_compiler,
+    prepare,
 )
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype
 from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
+from engine.computing.options import DTYPES, QUANTIZE
 from engine.computing.picked import Picked
 from engine.computing.sampler import Sampler
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
 
-QUANTIZE = ("none", "int8")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FORMATS = {name: getattr(torch, name) for name in DTYPES}
 DEFAULT_KV_BYTES = 256 << 20
+# Of a GPU's free memory, for weights and KV: the rest is for activations, the decode graphs and the
+# allocator's slack.
+GPU_SHARE = 0.85
 WARM = 64  # tokens of a prompt that warms up
 # A model of so many bytes on a CPU keeps a second copy of its matrices, for decodes alone.
 COPIED_BYTES = 1 << 30
@@ -45,7 +48,10 @@ COPIED_BYTES = 1 << 30
 class ModelExecutor:
     """Implements engine.deciding.plan.Executor with a model and its KV memory on one device."""
 
-    def __init__(self, model: Decoder, kv: KvMemory, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Decoder, kv: KvMemory, compiled: bool = False, or_eager: bool = False
+    ) -> None:
+        """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`."""
         self.model = model
         self.kv = kv
         self.config = model.config
@@ -55,6 +61,8 @@ class ModelExecutor:
         room = min(kv.num_pages * kv.page_size, model.config.max_positions)
         has_large = self.device.type == "cpu" and torch.get_num_threads() > 1 and room > SMALL
         self._compiled = CompiledStep(self._forward, has_large) if compiled else None
+        self._or_eager = or_eager
+        self.compile_note = ""  # for the operator
         self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
         self._room = room
         least = LEAST if compiled else 0
@@ -114,11 +122,29 @@ class ModelExecutor:
         return self.model(tokens, positions, rows, self._attention.handle)
 
     def warm_up(self) -> None:
-        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles."""
+        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles. Raises
+        CompilationFailed.
+        """
+        try:
+            self._warm_up_all()
+        except CompilationFailed as error:
+            if not self._or_eager:
+                raise CompilationFailed(f"--compile on: {error}") from error
+            self._go_eager(f"not compiled: {error}")
+            self._warm_up_all()
+        finally:
+            end_compilers()
+
+    def _go_eager(self, note: str) -> None:
+        self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
+        self._compiled = None
+        self._builder = BatchBuilder(self.kv, self.config.num_heads, self.dtype)
+        for linear in self.model.linears():
+            linear.lanes = None  # for compiled code alone
+
+    def _warm_up_all(self) -> None:
         for length in self._warm_lengths:
             self._warm_up(max(1, min(length, self._room - 1)))
-        if self._compiled is not None:
-            end_compilers()
 
     def _warm_up(self, length: int) -> None:
         request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
@@ -151,24 +177,45 @@ def load(
     """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
     ValueError for an option that this machine cannot follow.
 
-    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`. `dtype` "auto" is measured on
-    a CPU and the checkpoint's own elsewhere. `compile` is one of compiled.MODES. `threads` sets
+    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
+    of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
+    checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
     torch's number for the process.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), torch.device(device)
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)  # streams, events and graphs are of the current one
     if threads is not None:
         torch.set_num_threads(threads)
-    is_compiled = wants_compiler(compile, torch.device(device))
-    if is_compiled and compile_cache is not None:
-        keep_compiled_in(compile_cache)
+    is_compiled, note = prepare(compile, place, compile_cache)
     config = read_config(folder)
     torch_dtype = _dtype(dtype, config, device)
+    free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
     store(model, quantize, with_lanes=is_compiled)
     if num_pages is None:
+        if not kv_bytes and place.type == "cuda":
+            kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
     kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
-    return ModelExecutor(model, kv, is_compiled)
+    executor = ModelExecutor(model, kv, is_compiled, or_eager=compile == "auto")
+    executor.compile_note = note
+    return executor
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of a GPU's memory; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()  # what storing the weights needed for a moment
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def kv_share(before: int, after: int) -> int:
+    """Bytes for KV memory on a GPU, of those that were free before and after the weights, in
+    whatever format, were loaded.
+    """
+    return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
 
 
 def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> None:
@@ -186,7 +233,7 @@ def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> N
 
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
     if name == "auto":
-        return fastest_dtype(config) if device == "cpu" else DTYPES[config.dtype]
+        return fastest_dtype(config) if device == "cpu" else FORMATS[config.dtype]
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not supported (auto, {', '.join(DTYPES)} are)")
-    return DTYPES[name]
+    return FORMATS[name]

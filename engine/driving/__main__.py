@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import signal
 import socket
 import sys
 import time
@@ -23,6 +22,7 @@ from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
 from engine.driving.messages import Failed, Ready
 from engine.driving.pipe import SocketPipe
+from engine.driving.spawn import leave_signals
 
 
 def build(config: EngineConfig) -> Engine:
@@ -62,8 +62,7 @@ def describe(error: Exception) -> Failed:
 def main(argv: list[str]) -> int:
     # torch says at import that it lacks NumPy, which nothing here uses; the operator need not know.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    leave_signals()
     sock, *doors = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     with sock:
         pipe = SocketPipe(sock)

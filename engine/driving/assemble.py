@@ -27,6 +27,7 @@ def assemble(
     dtype: str,
     device: str,
     calibration: Calibration | None = None,
+    compile_note: str = "",
 ) -> Engine:
     """`num_pages` is what the executor's memory holds; `profile` is where its costs start. Raises
     ValueError for a decision log that cannot be opened.
@@ -68,6 +69,7 @@ def assemble(
         context_note=model.context_note,
         tiers=tiers.propose(profile, config.max_batch_size, context_len),
         calibration=calibration,
+        compile_note=compile_note,
     )
     looks_ahead = config.overlap == "on" or (config.overlap == "auto" and device.startswith("cuda"))
     return Engine(scheduler, executor, info, decisions, looks_ahead)

@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 
 from engine.computing import calibration, runner
-from engine.computing.checkpoint import read_config
+from engine.computing.compiled import CACHE_VARIABLE
 from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.driving import profiles
 from engine.driving.assemble import assemble, context_length
 from engine.driving.config import EngineConfig
+from engine.driving.cores import usable_cores
 from engine.driving.loop import Engine
 from engine.driving.messages import Calibration
 
 # Where the scheduler starts before it has seen an iteration; it learns from every one.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
-# Of the GPU's free memory: the rest is for activations and the allocator's slack.
-GPU_SHARE = 0.85
 
 
 def build(config: EngineConfig) -> Engine:
@@ -33,8 +32,8 @@ def build(config: EngineConfig) -> Engine:
         dtype=config.dtype,
         quantize=config.quantize,
         compile=config.compile,
-        compile_cache=config.compile_cache or profiles.default_folder() / "compiled",
-        kv_bytes=(config.kv_memory_mib << 20) or _kv_bytes(config, device),
+        compile_cache=_compile_cache(config),
+        kv_bytes=config.kv_memory_mib << 20,
         page_size=config.page_size,
         threads=config.torch_threads or _threads(),
     )
@@ -53,7 +52,15 @@ def build(config: EngineConfig) -> Engine:
         dtype=str(executor.dtype).removeprefix("torch."),
         device=str(executor.device),
         calibration=calibration,
+        compile_note=executor.compile_note,
     )
+
+
+def _compile_cache(config: EngineConfig) -> Path:
+    """The operator's word for this server before that for every torch on the machine."""
+    kept = os.environ.get(CACHE_VARIABLE)
+    default = Path(kept) if kept else profiles.default_folder() / "compiled"
+    return config.compile_cache or default
 
 
 def _profile(
@@ -120,13 +127,4 @@ def _threads() -> int:
     generator (`python -m tests.bench prediction`, 8 requests/s): an iteration takes 4.2 ms with
     one thread and 6.1 ms with two, the p90 of TTFT is 453 and 590 ms.
     """
-    return max(1, len(os.sched_getaffinity(0)) - 1)
-
-
-def _kv_bytes(config: EngineConfig, device: str) -> int:
-    """What a GPU's free memory leaves beside the weights; on a CPU a modest constant."""
-    if not device.startswith("cuda"):
-        return runner.DEFAULT_KV_BYTES
-    free, _ = torch.cuda.mem_get_info(torch.device(device))
-    weights = read_config(config.model).num_parameters * (4 if config.dtype == "float32" else 2)
-    return max(int(free * GPU_SHARE) - weights, runner.DEFAULT_KV_BYTES)
+    return max(1, usable_cores() - 1)

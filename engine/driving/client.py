@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.driving.backoff import Backoff
 from engine.driving.config import EngineConfig
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo, Failed, Ready, Report
@@ -17,8 +18,6 @@ from engine.driving.streams import EngineStartError
 from engine.driving.wire import open_wire
 
 FIRST_DELAY_S = 0.1  # before a lost engine is started again; doubled for each quick loss
-LONGEST_DELAY_S = 30.0
-STABLE_AFTER_S = 10.0  # an engine that lived this long is not one that fails at once
 EXIT_PATIENCE_S = 5.0
 
 
@@ -126,20 +125,17 @@ class EngineClient(EngineLink):
         return None if process is None else await process.ended(EXIT_PATIENCE_S)
 
     async def _supervise(self) -> None:
-        delay_s = FIRST_DELAY_S
+        backoff = Backoff(FIRST_DELAY_S)
         while True:
             assert self._wire is not None
             await self._wire.closed.wait()
-            lived_s = time.monotonic() - self._started_at
+            backoff.lost(time.monotonic() - self._started_at)
             self._fail_all("the engine was lost")
             code = await self._end_process()
             self._on_lost(f"the engine process ended with code {code}")
-            if lived_s > STABLE_AFTER_S:
-                delay_s = FIRST_DELAY_S
             info = None
             while info is None:
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+                await asyncio.sleep(backoff.next_s())
                 try:
                     info = await self._launch()
                 except EngineStartError as error:

@@ -2,8 +2,7 @@
 
 Every token makes some small objects that are soon gone without its help. By default it looks at
 them every 700, and now and then at all objects of the process, what torch and a tokenizer keep
-included: a twelfth of a front end's time at 256 streams; a quarter of what a token costs a
-scheduler at 64, and pauses of up to a tenth of a second.
+included, while everything waits.
 """
 
 from __future__ import annotations

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args, get_type_hints
 
+from engine.computing.options import COMPILE, DTYPES, QUANTIZE
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
 from engine.embedded import FOLDER
 
 _NIYAMA = NiyamaConfig()  # the defaults
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZE = ("none", "int8")
-COMPILE = ("auto", "on", "off")
 OVERLAP = ("auto", "on", "off")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 
 class Flag(NamedTuple):
@@ -35,14 +36,14 @@ class EngineConfig:
     ] = FOLDER
     model_name: Annotated[str, Flag("name to serve it by (default: the folder's)")] = ""
     device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
-    dtype: Annotated[str, Flag("number format of the weights", DTYPES)] = "auto"
+    dtype: Annotated[str, Flag("number format of the weights", ("auto", *DTYPES))] = "auto"
     quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
-    compile: Annotated[
-        str, Flag("torch.compile: on, off, or auto, where a compiler is found", COMPILE)
-    ] = "auto"
+    compile: Annotated[str, Flag("torch.compile: on, off, or auto, where it works", COMPILE)] = (
+        "auto"
+    )
     compile_cache: Annotated[
         Path | None,
-        Flag("folder of what was compiled (default: beside the profiles)"),
+        Flag("folder of what was compiled (TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"),
     ] = None
     overlap: Annotated[
         str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
@@ -53,7 +54,13 @@ class EngineConfig:
     page_size: Annotated[int, Flag("tokens per KV page")] = 16
     kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
     context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
-    torch_threads: Annotated[int, Flag("torch threads (0: all cores but one, the front end's)")] = 0
+    torch_threads: Annotated[
+        int,
+        Flag(
+            "torch threads (0: all cores but one, the front end's; with --frontends N,"
+            " give the number of cores less N)"
+        ),
+    ] = 0
     max_gap: Annotated[float, Flag("longest time between two tokens, in TBT targets")] = (
         _NIYAMA.pace.max_gap
     )
@@ -89,8 +96,13 @@ class EngineConfig:
         for name in ("kv_memory_mib", "context_len", "torch_threads", "record_capacity"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        for name, choices in _choices().items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if not 0 <= self.calibration_s < math.inf:
             raise ValueError(f"calibration_s must not be negative, got {self.calibration_s}")
         if not self.patience_s > 0:
@@ -108,3 +120,11 @@ class EngineConfig:
             allowance=self.relegation_allowance,
             background_share=self.background_share,
         )
+
+
+@cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Of the fields that are one of a few words."""
+    hints = get_type_hints(EngineConfig, include_extras=True)
+    marks = [(name, mark) for name, hint in hints.items() for mark in get_args(hint)[1:]]
+    return {name: mark.choices for name, mark in marks if isinstance(mark, Flag) and mark.choices}

@@ -3,8 +3,9 @@
 Who started the engine holds the first connection, and ends it by closing that; the others arrive
 through a door (a socket over which file descriptors are sent) and come and go. A request belongs to
 the connection that it came by: its events go there and nowhere else, and when that connection ends,
-so does the request. Nobody waits for a front end that has stopped reading: it is cut off. The first
-connection alone is waited for, as where there is only one.
+so does the request. An id that is in flight is refused, unless its request was cancelled: then who
+submits it again waits for the `Finished`. Nobody waits for a front end that has stopped reading: it
+is cut off. The first connection alone is waited for, as where there is only one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import select
 import socket
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import (
@@ -71,6 +72,13 @@ class Connection:
             raise EOFError from None
 
 
+class Waiting(NamedTuple):
+    """Who has submitted an id that is about to be free, and all that it said of it since."""
+
+    connection: Connection
+    commands: list[Command]
+
+
 class Hub:
     """A `loop.Pipe`. EOFError means that who started the engine is gone."""
 
@@ -82,7 +90,11 @@ class Hub:
         self._owners: dict[str, Connection] = {}  # of the requests in flight, by id
         self._questions: dict[int, tuple[Connection, int]] = {}  # ours to theirs
         self._num_questions = 0
-        self._ended: list[Command] = []  # cancellations of those whose front end left
+        self._ending: set[str] = set()  # of the requests in flight, those that were cancelled
+        self._waiting: dict[str, Waiting] = {}
+        self._refused: list[tuple[Connection, str]] = []  # not yet told
+        # Cancellations of those whose front end left, and what has waited long enough.
+        self._due: list[Command] = []
         self._poll = select.poll()
         self._poll.register(door, select.POLLIN)
         self._poll.register(first, select.POLLIN)
@@ -94,7 +106,7 @@ class Hub:
 
     def receive(self, timeout_s: float | None) -> list[Command]:
         """The commands posted so far; waits up to `timeout_s` (None: for ever) for the first."""
-        commands, self._ended = self._ended, []
+        commands, self._due = self._due, []
         timeout_ms = 0.0 if commands else None if timeout_s is None else timeout_s * 1000
         while ready := self._poll.poll(timeout_ms):
             for fd, events in ready:
@@ -102,8 +114,9 @@ class Hub:
                     self._admit()
                 elif fd in self._connections:
                     commands += self._read(self._connections[fd], events)
-            commands += self._ended
-            self._ended = []
+            self._refuse()
+            commands += self._due
+            self._due = []
             if commands:
                 timeout_ms = 0
         return commands
@@ -120,7 +133,7 @@ class Hub:
         for sampled in report.sampled:
             parts[owners[sampled[0]]].sampled.append(sampled)
         for finished in report.finished:
-            parts[owners.pop(finished.request_id)].finished.append(finished)
+            parts[self._release(finished.request_id)].finished.append(finished)
         for reply in report.replies:
             connection, call_id = self._questions.pop(reply.call_id)
             parts[connection].replies.append(reply._replace(call_id=call_id))
@@ -130,10 +143,11 @@ class Hub:
 
     def _post(self, parts: dict[Connection, Report]) -> None:
         for connection, part in parts.items():
-            if connection.is_open:
-                self._send(connection, part)
+            self._send(connection, part)
 
     def _send(self, connection: Connection, message: object) -> None:
+        if not connection.is_open:
+            return
         try:
             connection.send(message)
         except EOFError:
@@ -154,7 +168,10 @@ class Hub:
         except EOFError:
             self._leave(connection)
             return []
-        routed = [self._route(connection, command) for command in received]
+        return self._routed(connection, received)
+
+    def _routed(self, connection: Connection, commands: Iterable[Command]) -> list[Command]:
+        routed = [self._route(connection, command) for command in commands]
         return [command for command in routed if command is not None]
 
     def _route(self, connection: Connection, command: Any) -> Command | None:
@@ -164,14 +181,45 @@ class Hub:
             self._questions[self._num_questions] = connection, command.call_id
             return command._replace(call_id=self._num_questions)
         if isinstance(command, Cancel):
-            owner = self._owners.get(command.request_id)
-            return command if owner is connection else None
+            return self._route_cancel(connection, command)
         assert isinstance(command, Submit)
-        if command.request.id in self._owners:
-            self._send(connection, Report(refused=[command.request.id]))
-            return None
-        self._owners[command.request.id] = connection
-        return command
+        request_id = command.request.id
+        if request_id not in self._owners:
+            self._owners[request_id] = connection
+            return command
+        if request_id in self._waiting:
+            self._refused.append((connection, request_id))
+        else:
+            self._waiting[request_id] = Waiting(connection, [command])
+        return None
+
+    def _route_cancel(self, connection: Connection, cancel: Cancel) -> Command | None:
+        if self._owners.get(cancel.request_id) is connection:
+            self._ending.add(cancel.request_id)
+            return cancel
+        waiting = self._waiting.get(cancel.request_id)
+        if waiting is not None and waiting.connection is connection:
+            waiting.commands.append(cancel)
+        return None
+
+    def _refuse(self) -> None:
+        """Whoever waits for an id that is not about to be free. Not before all that had come was
+        read: the cancellation, or the end, of the request before may be in another socket.
+        """
+        for request_id in self._waiting.keys() - self._ending:
+            self._refused.append((self._waiting.pop(request_id).connection, request_id))
+        refused, self._refused = self._refused, []
+        for connection, request_id in refused:
+            self._send(connection, Report(refused=[request_id]))
+
+    def _release(self, request_id: str) -> Connection:
+        """Returns who owned it. Who has waited for the id is next."""
+        owner = self._owners.pop(request_id)
+        self._ending.discard(request_id)
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            self._due += self._routed(*waiting)
+        return owner
 
     def _admit(self) -> None:
         """A new front end has been handed in; it is told at once that the engine can serve."""
@@ -193,8 +241,9 @@ class Hub:
         del self._connections[connection.socket.fileno()]
         connection.is_open = False
         connection.socket.close()
-        self._ended += [
-            Cancel(request_id, FinishReason.CANCELLED)
-            for request_id, owner in self._owners.items()
-            if owner is connection
-        ]
+        for request_id, waiting in list(self._waiting.items()):
+            if waiting.connection is connection:
+                del self._waiting[request_id]
+        lost = [request_id for request_id, owner in self._owners.items() if owner is connection]
+        self._ending.update(lost)
+        self._due += [Cancel(request_id, FinishReason.CANCELLED) for request_id in lost]

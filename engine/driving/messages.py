@@ -109,6 +109,7 @@ class EngineInfo:
     context_note: str = ""  # why the context is shorter than the checkpoint states
     tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
     calibration: Calibration | None = None  # None: it learns in service only
+    compile_note: str = ""  # why it is not compiled as asked
 
     @property
     def kv_len(self) -> int:
@@ -183,13 +184,21 @@ def pack(message: object) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def missing_bytes(frame: bytes | bytearray) -> int:
+    """How many there certainly are before a frame that has begun so is complete."""
+    if len(frame) < _LENGTH.size:
+        return _LENGTH.size - len(frame)
+    (length,) = _LENGTH.unpack_from(frame)
+    return int(_LENGTH.size + length - len(frame))
+
+
 class Unpacker:
     """Turns a byte stream back into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Any]:
         """Takes `data` in and yields every message that is now complete."""
         buffer = self._buffer
         buffer += data

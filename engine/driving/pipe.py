@@ -6,7 +6,7 @@ import select
 import socket
 from typing import Any
 
-from engine.driving.messages import Command, Unpacker, pack
+from engine.driving.messages import Command, Unpacker, missing_bytes, pack
 
 _READ_BYTES = 1 << 18
 
@@ -33,10 +33,14 @@ class SocketPipe:
         return commands
 
     def receive_first(self) -> Any:
-        """The first message of all, which says what to build."""
-        while True:
-            for message in self._unpacker.feed(self._read()):
-                return message
+        """The first message of all, which says what to build; what follows may be read elsewhere,
+        and is left in the socket.
+        """
+        received = bytearray()
+        while (missing := missing_bytes(received)) > 0:
+            received += self._read(missing)
+        (message,) = self._unpacker.feed(received)
+        return message
 
     def send(self, message: object) -> None:
         """Waits while the socket is full: the front end always reads on."""
@@ -45,9 +49,9 @@ class SocketPipe:
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError("the front end is gone") from None
 
-    def _read(self) -> bytes:
+    def _read(self, most: int = _READ_BYTES) -> bytes:
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(most)
         except ConnectionResetError:
             data = b""
         if not data:

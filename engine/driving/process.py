@@ -1,24 +1,14 @@
-"""Starts and ends the engine process.
-
-A fresh interpreter, not a fork: the front end runs gRPC's threads, and CUDA survives no fork. The
-engine holds one end of a socket pair and exits when the other closes, so it does not outlive who
-started it.
-"""
+"""The engine process as its parent holds it: started, connected to, ended."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import subprocess
-import sys
 
 from engine.computing.host import environment
 from engine.driving.config import EngineConfig
-from engine.driving.messages import pack
-
-# Room for the reports of many iterations, so that a busy front end does not hold up the engine.
-_SOCKET_BYTES = 1 << 22
+from engine.driving.spawn import socket_pair, spawn
 
 
 class EngineProcess:
@@ -27,24 +17,10 @@ class EngineProcess:
 
     def __init__(self, config: EngineConfig, is_shared: bool = False) -> None:
         """A shared engine has a door, through which it is handed connections of front ends."""
-        ours, theirs = _pair()
-        self._door: socket.socket | None = None
-        their_door: socket.socket | None = None
-        if is_shared:
-            self._door, their_door = socket.socketpair()
-        with theirs, their_door or contextlib.nullcontext():
-            fds = [theirs.fileno()] + ([their_door.fileno()] if their_door is not None else [])
-            command = [sys.executable, "-m", "engine.driving", *map(str, fds)]
-            try:
-                self._child = subprocess.Popen(
-                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment()
-                )
-            except OSError:
-                ours.close()
-                self._close_door()
-                raise
-        ours.sendall(pack(config))
-        self.socket = ours
+        num_sockets = 2 if is_shared else 1
+        self._child, near = spawn("engine.driving", config, num_sockets, environment())
+        self.socket = near[0]
+        self._door = near[1] if is_shared else None
 
     @property
     def pid(self) -> int:
@@ -53,7 +29,7 @@ class EngineProcess:
     def connect(self) -> socket.socket:
         """The front end's end of a new connection. Raises OSError where the engine is gone."""
         assert self._door is not None
-        ours, theirs = _pair()
+        ours, theirs = socket_pair()
         with theirs:
             try:
                 socket.send_fds(self._door, [b"\0"], [theirs.fileno()])
@@ -83,10 +59,3 @@ class EngineProcess:
     def _close_door(self) -> None:
         if self._door is not None:
             self._door.close()
-
-
-def _pair() -> tuple[socket.socket, socket.socket]:
-    pair = socket.socketpair()
-    for end in pair:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-    return pair

@@ -1,7 +1,7 @@
 """The latency profile of the model on this machine: measured once, then remembered on disk.
 
-A profile is kept under a key of everything that its costs depend on. A folder that cannot be
-written to, or a file that is no profile, costs a measurement and nothing else.
+A profile is kept under a key of everything that its costs depend on, this code included. A folder
+that cannot be written to, or a file that is no profile, costs a measurement and nothing else.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine import computing
 from engine.computing.calibration import Measurements
 from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile
 from engine.driving.messages import Calibration
 
-FORMAT = 1  # of the files, and of how they are measured: a change of either is a change of key
+COMPUTING = Path(computing.__file__).parent
+FORMAT = 1  # of the files: a change is a change of key
 
 
 def default_folder() -> Path:
@@ -36,11 +38,20 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_fingerprint(folder: Path = COMPUTING) -> str:
+    """Of the code that computes, and that measures what it costs."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(f"{path.name}:".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def obtain(
     folder: Path, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
     """The profile remembered under the key, or a new one, which is then remembered."""
-    text = json.dumps(key | {"format": FORMAT}, sort_keys=True)
+    key = key | {"code": code_fingerprint(), "format": FORMAT}
+    text = json.dumps(key, sort_keys=True)
     path = folder / f"profile-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
     known = None if again else _read(path)
     if known is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from engine.computing import options
 from engine.computing.config import ModelConfig
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
@@ -82,6 +84,35 @@ def test_engine_flags_that_take_no_value_and_paths() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "float8"),
+        ("quantize", "int3"),
+        ("compile", "maybe"),
+        ("overlap", ""),
+        ("policy", "magic"),
+        ("device", "tpu"),
+        ("device", "cuda:"),
+        ("device", "cpu:0"),
+        ("device", "cuda:one"),
+    ],
+)
+def test_an_engine_s_configuration_refuses_words_that_nothing_knows(field: str, value: str) -> None:
+    """Here already, not in the engine's process once it has started."""
+    with pytest.raises(ValueError, match=rf"^{field} must be .*, got {value!r}$"):
+        replace(EngineConfig(), **{field: value})
+
+
+def test_what_flags_offer_is_what_the_engine_carries_out() -> None:
+    hints = get_type_hints(EngineConfig, include_extras=True)
+    offered = {name: get_args(hints[name])[1].choices for name in ("dtype", "quantize", "compile")}
+    assert offered["dtype"] == ("auto", *options.DTYPES)
+    assert (offered["quantize"], offered["compile"]) == (options.QUANTIZE, options.COMPILE)
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:17"):
+        assert EngineConfig(device=device).device == device
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         "--port 70000",
@@ -106,6 +137,9 @@ def test_engine_flags_that_take_no_value_and_paths() -> None:
         "--calibration-s nan",
         "--patience-s 0",
         "--dtype float8",
+        "--device tpu",
+        "--frontends 0",
+        "--frontends 65",
         "--port many",
     ],
 )

@@ -37,7 +37,7 @@ class Pair:
     def __init__(self, process: ServerProcess, metrics_port: int) -> None:
         self.process = process
         self._metrics_port = metrics_port
-        self._num_probes = 0
+        self.num_probes = 0
 
     @property
     def parent(self) -> psutil.Process:
@@ -64,8 +64,8 @@ class Pair:
 
     async def _probe(self, stubs: Stubs) -> int:
         """Which front end answers; its log line is written before its answer."""
-        self._num_probes += 1
-        request_id = f"probe-{self._num_probes}"
+        self.num_probes += 1
+        request_id = f"probe-{self.num_probes}"
         sampling = pb.Sampling(max_tokens=1)
         request = pb.GenerateRequest(
             input=pb.Input(text="Once"), sampling=sampling, request_id=request_id
@@ -194,6 +194,8 @@ async def test_a_front_end_s_death_costs_its_own_calls_and_nobody_else_s(pair: P
     async with pair.stubs() as (replaced, _):
         finished = await finish(replaced.inference.GenerateStream(asked("a", max_tokens=5)))
         assert finished.usage.output_tokens == 5
+    # What the dead one had counted counts on: the probes, and the calls that went well.
+    await pair.until(lambda m: m['niyama_calls_total{outcome="OK"}'] == pair.num_probes + 2)
     assert len(pair.workers()) == 2
     assert victim.pid not in [worker.pid for worker in pair.workers()]
 

@@ -228,7 +228,6 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "none/p: No such file or directory",
     ),
     "no such device": (lambda tmp: ["--device", "cuda:99"], "--device cuda:99: "),
-    "not a device": (lambda tmp: ["--device", "abacus"], "--device abacus: must be auto, cpu or"),
     "no tiers file": (
         lambda tmp: ["--config", "nofile.toml"],
         "--config nofile.toml: No such file or directory",
@@ -268,6 +267,18 @@ def test_a_machine_without_numpy_starts_quietly(
     process = start()
     process.wait_ready()
     assert [line for line in process.log.splitlines() if not line.startswith("{")] == []
+
+
+def test_a_server_that_cannot_compile_says_why_once_and_serves(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    process = start("--compile", "auto")
+    process.wait_ready()
+    lines = [json.loads(line) for line in process.log.splitlines() if line.startswith("{")]
+    (line,) = (line for line in lines if line["event"] == "compile")
+    assert line["level"] == "warning"
+    assert line["note"] == "not compiled: no C++ compiler (no-such-compiler) is found"
 
 
 def test_sigterm_while_loading_leaves_quietly(start: Start) -> None:

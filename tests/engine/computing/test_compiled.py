@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +17,11 @@ from engine.computing import compiled, runner
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import Chunk
 from engine.deciding.request import Sampling
+from engine.driving import build
+from engine.driving.config import EngineConfig
 from tests.engine.computing.parts import Saved, make_plan, make_sequence
 
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 # (contexts of the decodes, (start, length) of the chunks)
 SHAPES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([5], []),
@@ -51,6 +59,11 @@ def likeliest(
     return [(t.id, t.logprob or 0.0) for t in executor.run(plan)]
 
 
+def skip_without_compiler() -> None:
+    if compiled._missing(torch.device("cpu")):
+        pytest.skip("no C++ compiler on this machine")
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -64,19 +77,19 @@ def folder(saved: Callable[[str], Saved]) -> Path:
     return saved("qwen3").folder
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own
+@TORCHS_OWN
 def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
-    if not compiled.wants_compiler("auto", torch.device("cpu")):
-        pytest.skip("no C++ compiler on this machine")
+    skip_without_compiler()
     for module in (compiled, runner):  # so that iterations of more tokens count as large
         monkeypatch.setattr(module, "SMALL", 16)
     monkeypatch.setattr(runner, "WARM", 8)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
-    fast.warm_up()
+    with torch._dynamo.config.patch(recompile_limit=1):  # of all models of a process together
+        fast.warm_up()
     compiled_once = fast.compilations
     assert compiled_once == 3
     for decodes, chunks in SHAPES:
@@ -91,13 +104,101 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
 def test_without_a_compiler_auto_is_eager_and_on_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another compiler than the one that torch asks for is none."""
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert load(folder, num_pages=4, compile="auto").is_compiled is False
-    with pytest.raises(ValueError, match="no C\\+\\+ compiler"):
+    reason = r"no C\+\+ compiler \(no-such-compiler\)"
+    executor = load(folder, num_pages=4, compile="auto")
+    assert executor.is_compiled is False
+    assert re.match(f"not compiled: {reason}", executor.compile_note)
+    with pytest.raises(ValueError, match=f"--compile on: {reason}"):
         load(folder, num_pages=4, compile="on")
     with pytest.raises(ValueError, match="must be one of auto, on, off"):
         load(folder, num_pages=4, compile="maybe")
+
+
+# Warm-ups in a process of their own: torch remembers the compiler that it has found.
+START = """
+import json, sys
+import torch
+from engine.computing.runner import load
+torch.set_num_threads(1)
+found = []
+for mode in ("auto", "on"):
+    executor = load(sys.argv[1], dtype="float32", num_pages=16, page_size=4, compile=mode)
+    try:
+        executor.warm_up()
+    except ValueError as error:
+        found.append(str(error))
+    else:
+        has_lanes = any(linear.lanes is not None for linear in executor.model.linears())
+        found.append([executor.is_compiled, has_lanes, executor.compile_note])
+print(json.dumps(found))
+"""
+
+
+def test_a_compiler_that_fails_leaves_auto_eager_with_a_note_and_on_ends_with_one_line(
+    folder: Path, tmp_path: Path
+) -> None:
+    """As on a machine without Python's headers."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        """#!/bin/sh
+case "$*" in *--version*) echo "g++ 13.2.0"; exit 0;; esac
+echo "main.cpp:3:10: fatal error: Python.h: No such file or directory" >&2
+exit 1
+"""
+    )
+    compiler.chmod(0o755)
+    cache = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", START, str(folder)],
+        env={**os.environ, **cache},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    (is_compiled, has_lanes, note), line = json.loads(found.stdout)
+    assert (is_compiled, has_lanes) == (False, False)
+    assert note.startswith("not compiled: ")
+    assert line.startswith("--compile on: ")
+    for told in (note, line):
+        assert told.endswith("Python.h: No such file or directory")
+        assert "\n" not in told
+
+
+def test_where_nothing_can_be_written_compiled_code_is_kept_in_torchs_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_missing", lambda device: "")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "of all"))
+    for folder in (None, tmp_path / "file" / "mine"):
+        can, note = compiled.prepare("auto", torch.device("cpu"), folder)
+        assert can
+        assert note.startswith("compiled code is kept in a temporary folder: ")
+        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
+def test_the_folder_that_the_server_is_told_goes_before_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_missing", lambda device: "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of all"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def used(folder: Path | None) -> Path:
+        config = EngineConfig(compile_cache=folder)
+        cpu = torch.device("cpu")
+        assert compiled.prepare("auto", cpu, build._compile_cache(config)) == (True, "")
+        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+    assert used(None) == tmp_path / "of all"
+    assert used(tmp_path / "mine") == tmp_path / "mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert used(None) == tmp_path / "niyama" / "compiled"
 
 
 def test_int8_serves_and_stays_close(folder: Path) -> None:

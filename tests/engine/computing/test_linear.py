@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from engine.computing.linear import Linear
+from engine.computing.linear import Linear, can_pack
 
 INPUTS, OUTPUTS = 96, 80
 
@@ -29,8 +33,8 @@ def test_packed_gives_the_plain_product_for_any_number_of_rows(
 ) -> None:
     plain, packed = make(dtype, has_bias)
     packed.pack()
-    assert packed.stored is not None
-    assert packed.weight.numel() == 0
+    assert (packed.stored is not None) == can_pack(dtype)
+    assert (packed.weight.numel() == 0) == can_pack(dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 0.25  # sums of 96 products, rounded
     for count in (1, 2, 7, 64, 65, 300):
         x = rows(count, dtype)
@@ -52,5 +56,18 @@ def test_int8_is_within_its_rounding_and_no_row_depends_on_another(dtype: torch.
     x[7] *= 1000  # a row that would spoil a scale shared by all
     expected, found = plain(x).float(), quantized(x).float()
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.max() < 0.02
+    assert error.max() < (0.02 if quantized.levels == 127 else 0.03)
     torch.testing.assert_close(quantized(x[3:4]), quantized(x)[3:4], atol=0, rtol=0)
+
+
+def test_int8_is_exact_to_its_rounding_on_a_cpu_without_vnni() -> None:
+    """Its sums of two products of 8 bits saturate at 16 bits: results were wrong by a tenth."""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-k", "int8_is_within", __file__],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stdout
+    assert "2 passed" in found.stdout

@@ -131,6 +131,67 @@ def test_a_front_end_that_dies_has_its_requests_cancelled(played: Played) -> Non
     assert other.read() == Report(sampled=[("c", 2)])
 
 
+def test_who_leaves_its_refusals_unread_harms_nobody_and_has_its_requests_cancelled(
+    played: Played,
+) -> None:
+    one, other = played.let_in(), played.let_in()
+    one.post(submit("a"))
+    played.hub.receive(None)
+    other.post(submit("a"), submit("b"), submit("a"))
+    other.socket.close()
+    assert played.hub.receive(None) == [submit("b"), Cancel("b", FinishReason.CANCELLED)]
+    one.post(submit("c"))
+    assert played.hub.receive(None) == [submit("c")]
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_an_id_that_is_about_to_be_free_is_waited_for(
+    played: Played, leaves: bool, is_read_first: bool
+) -> None:
+    """The ledger frees the ids of a front end that died, and of a call that was cancelled, at once;
+    the `Finished` is up to an iteration away.
+    """
+    one, other = played.let_in(), played.let_in()
+    if not is_read_first:
+        one, other = other, one
+    cancel = Cancel("a", FinishReason.CANCELLED)
+    one.post(submit("a"))
+    played.hub.receive(None)
+    if leaves:
+        one.socket.close()
+    else:
+        one.post(cancel)
+    other.post(submit("a"))
+    assert played.hub.receive(None) == [cancel]
+    played.hub.send(Report(sampled=[("a", 1)], finished=[finished("a")]))
+    assert played.hub.receive(0.0) == [submit("a")]
+    played.hub.send(Report(sampled=[("a", 2)]))
+    assert other.read() == Report(sampled=[("a", 2)])
+
+
+def test_who_waits_for_an_id_may_cancel_leave_and_is_the_only_one(played: Played) -> None:
+    one, other, third = played.let_in(), played.let_in(), played.let_in()
+    cancel_a, cancel_b = (Cancel(name, FinishReason.CANCELLED) for name in "ab")
+    one.post(submit("a"), submit("b"))
+    played.hub.receive(None)
+    one.socket.close()
+    assert played.hub.receive(None) == [cancel_a, cancel_b]
+    other.post(submit("a"), cancel_a, Call(1, "stats", {}))
+    assert played.hub.receive(None) == [Call(1, "stats", {})]
+    third.post(submit("a"), submit("b"), Call(2, "stats", {}))
+    assert played.hub.receive(None) == [Call(2, "stats", {})]
+    assert third.read() == Report(refused=["a"])
+    third.socket.close()
+    other.post(Call(3, "stats", {}))
+    while Call(3, "stats", {}) not in played.hub.receive(None):
+        pass
+    played.hub.send(Report(finished=[finished("a"), finished("b")]))
+    assert played.hub.receive(0.0) == [submit("a"), cancel_a]
+    played.hub.send(Report(finished=[finished("a")]))
+    assert other.read() == Report(finished=[finished("a")])
+
+
 def test_a_front_end_that_stops_reading_holds_up_nobody(
     played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from engine.driving.messages import (
     pack,
     token_of,
 )
+from engine.driving.pipe import SocketPipe
 
 REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
 FINISHED = Finished(
@@ -34,6 +37,15 @@ def test_messages_survive_any_split_of_the_stream(bodies: list[bytes], data: st.
         received += unpacker.feed(stream[:size])
         stream = stream[size:]
     assert received == bodies
+
+
+def test_the_first_message_is_read_and_what_follows_is_left() -> None:
+    """Another reader takes the socket over: a front end's event loop, the engine's hub."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(pack("first") + pack(["second"]))
+        assert SocketPipe(theirs).receive_first() == "first"
+        assert SocketPipe(theirs).receive(0.0) == ["second"]
 
 
 def test_commands_come_back_equal() -> None:

@@ -57,6 +57,26 @@ def test_another_key_or_asking_again_measures(tmp_path: Path) -> None:
     assert measure.count == 3
 
 
+def test_a_profile_of_other_code_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update may compute faster: the old costs would be wrong by as much."""
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    monkeypatch.setattr(profiles, "code_fingerprint", lambda: "of another version")
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert measure.count == 2
+
+
+def test_code_is_known_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("fast")
+    one = profiles.code_fingerprint(tmp_path)
+    assert profiles.code_fingerprint(tmp_path) == one
+    (tmp_path / "model.py").write_text("faster")
+    assert profiles.code_fingerprint(tmp_path) != one
+    assert (profiles.COMPUTING / "model.py").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"profile": {"name": "x", "segments": []}}'])
 def test_a_file_that_is_no_profile_is_measured_over(tmp_path: Path, text: str) -> None:
     measure = Measure()

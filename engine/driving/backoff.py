@@ -1,0 +1,22 @@
+"""How long to wait before a process that was lost is started again. Seconds."""
+
+from __future__ import annotations
+
+LONGEST_S = 30.0
+STABLE_AFTER_S = 10.0  # what lived this long is not one that fails at once
+
+
+class Backoff:
+    """`first_s`, doubled for each time that it did not last."""
+
+    def __init__(self, first_s: float) -> None:
+        self._first_s = self._delay_s = first_s
+
+    def lost(self, lived_s: float) -> None:
+        if lived_s > STABLE_AFTER_S:
+            self._delay_s = self._first_s
+
+    def next_s(self) -> float:
+        """Before the next attempt."""
+        delay_s, self._delay_s = self._delay_s, min(2 * self._delay_s, LONGEST_S)
+        return delay_s

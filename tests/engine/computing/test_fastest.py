@@ -1,0 +1,84 @@
+"""The dtype that `--dtype auto` chooses on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.computing import fastest
+from engine.computing.checkpoint import read_config
+from engine.computing.config import ModelConfig
+from engine.computing.linear import can_pack
+from tests.engine.computing.parts import Saved
+
+ROOT = Path(__file__).parents[3]
+# The dtypes that a load with "auto" and one with bfloat16 give, and a token of each.
+LOADS = """
+import json, sys
+from engine.computing.runner import load
+from engine.deciding.plan import Chunk
+from tests.engine.computing.parts import make_plan, make_sequence
+found = []
+for dtype in ("auto", "bfloat16"):
+    executor = load(sys.argv[1], dtype=dtype, num_pages=8, page_size=4)
+    sequence = make_sequence([1, 5, 9], [0])
+    (token,) = executor.run(make_plan(chunks=[Chunk(sequence, 0, 3, True)]))
+    found.append([str(executor.dtype), token.id])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def folder(saved: Callable[[str], Saved]) -> Path:
+    return saved("llama").folder
+
+
+@pytest.fixture
+def config(folder: Path) -> ModelConfig:
+    return read_config(folder)
+
+
+@pytest.mark.parametrize("bfloat16_s", [0.5, 2.0])
+def test_the_dtype_that_takes_less_time_is_chosen(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, bfloat16_s: float
+) -> None:
+    if not can_pack(torch.bfloat16):
+        pytest.skip("this CPU computes no bfloat16")
+    monkeypatch.setattr(
+        fastest, "_layer_s", lambda _, dtype: [bfloat16_s if dtype == torch.bfloat16 else 1.0] * 3
+    )
+    expected = torch.bfloat16 if bfloat16_s < 1 else torch.float32
+    assert fastest.fastest_dtype(config) == expected
+
+
+def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig) -> None:
+    seconds = fastest._layer_s(replace(config, intermediate_size=64), torch.float32)
+    assert len(seconds) == len(fastest.ROWS)
+    assert min(seconds) > 0
+
+
+def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(
+    folder: Path,
+) -> None:
+    """oneDNN packs no bfloat16 there, and says so with an error."""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADS, str(folder)],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    (auto, chosen), (asked, token) = json.loads(found.stdout)
+    assert (auto, asked) == ("torch.float32", "torch.bfloat16")
+    assert 0 <= chosen < 97
+    assert 0 <= token < 97

@@ -1,0 +1,116 @@
+"""The supervisor in the tests' own process; front ends and an engine without a model in theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psutil
+import pytest
+from structlog.testing import capture_logs
+
+from engine.driving.config import EngineConfig
+from server.config import ServerConfig
+from server.frontend import StartError
+from server.supervisor import Supervisor
+from tests.engine.driving.engines import NULL
+from tests.server.conftest import within
+
+FOREVER_S = 3600.0  # longer than any test waits
+
+
+def config(**fields: Any) -> ServerConfig:
+    fields = {"port": 0, "frontends": 2, "drain_s": FOREVER_S} | fields
+    return ServerConfig(**fields, engine=EngineConfig(factory=NULL))
+
+
+@contextlib.asynccontextmanager
+async def supervised() -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(config())
+    try:
+        await within(supervisor.start())
+        yield supervisor
+    finally:
+        await within(supervisor.stop())
+
+
+def workers() -> set[int]:
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended in the meantime
+            if "server.worker" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async def ask() -> None:
+        while not is_true():  # noqa: ASYNC110  # it happens in other processes
+            await asyncio.sleep(0)
+
+    await within(ask())
+
+
+def kill_one() -> set[int]:
+    """Returns the others."""
+    victim, *others = workers()
+    psutil.Process(victim).kill()
+    return set(others)
+
+
+def has_lost(lines: list[Any]) -> bool:
+    return any(line["event"] == "front end lost" for line in lines)
+
+
+@pytest.mark.parametrize("ends", ["drain", "stop"])
+async def test_a_front_end_lost_just_before_the_end_is_not_replaced(ends: str) -> None:
+    with capture_logs() as lines:
+        async with supervised() as supervisor:
+            others = kill_one()
+            await until(lambda: has_lost(lines))
+            assert workers() == others
+            await within(getattr(supervisor, ends)())
+    assert not workers()
+
+
+async def test_the_end_does_not_wait_for_a_front_end_that_does_not_listen_yet() -> None:
+    async with supervised() as supervisor:
+        others = kill_one()
+        await until(lambda: len(workers() - others) == 1)
+        await within(supervisor.drain())
+        assert not workers()
+
+
+async def test_a_machine_that_starts_no_process_is_told_of_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    supervisor = Supervisor(config())
+    with pytest.raises(StartError, match="a front-end process cannot be started"):
+        await within(supervisor.start())
+    await within(supervisor.stop())
+
+
+def test_a_machine_without_a_temporary_folder_is_told_of_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    with pytest.raises(StartError, match="temporary folder for metrics: No such file"):
+        Supervisor(config())
+
+
+async def test_a_front_end_goes_on_with_the_counters_of_the_one_before() -> None:
+    """Their sums never fall, and the files of those that died do not pile up."""
+    async with supervised():
+        folder = psutil.Process(workers().pop()).environ()["PROMETHEUS_MULTIPROC_DIR"]
+        files = set(os.listdir(folder))
+        assert "counter_0.db" in files
+        with capture_logs() as lines:
+            others = kill_one()
+            await until(lambda: has_lost(lines) and len(workers() - others) == 1)
+        await until(lambda: set(os.listdir(folder)) == files)
