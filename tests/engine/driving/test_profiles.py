@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,40 @@ def test_another_key_or_asking_again_measures(tmp_path: Path) -> None:
     profiles.obtain(tmp_path, KEY | {"threads": 2}, measure, again=False)
     profiles.obtain(tmp_path, KEY, measure, again=True)
     assert measure.count == 3
+
+
+def test_a_profile_that_other_code_measured_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    monkeypatch.setattr(profiles, "code_fingerprint", lambda: "another")
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert measure.count == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("computing/attention.py", True),
+        ("computing/calibration.py", True),
+        ("deciding/fit.py", True),
+        ("deciding/scheduler.py", False),  # it uses a profile
+        ("driving/loop.py", False),
+    ],
+)
+def test_the_code_that_computes_measures_and_fits_is_part_of_the_key(
+    tmp_path: Path, name: str, counts: bool
+) -> None:
+    engine = Path(profiles.__file__).parents[1]
+    assert (engine / name).is_file()
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy, ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    before = profiles.code_fingerprint(copy)
+    assert before == profiles.code_fingerprint()
+    with (copy / name).open("a") as file:
+        file.write("# changed")
+    assert (profiles.code_fingerprint(copy) != before) == counts
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"profile": {"name": "x", "segments": []}}'])
