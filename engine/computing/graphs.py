@@ -5,6 +5,12 @@ a batch is padded to the next. Padding decodes token 0 into the spare page of th
 replay reads lies in one tensor of integers per bucket, filled by one asynchronous copy and, where
 the tokens to decode are in flight, from what the launch before picked.
 
+All graphs take their memory from one pool: none runs while another does, and nothing of one is
+needed in the next but the logits, which are copied to memory outside the pool. So the pool is about
+as large as the largest graph needs, which is captured first; and that is bounded, as a batch that
+gathers more keeps the device busy for longer than its launches take. (https://docs.pytorch.org/
+docs/stable/notes/cuda.html, "Sharing memory across captures"; not yet run on a GPU.)
+
 Legend: B sequences of the bucket, P pages of each, L = P * page_size positions, KH key-value heads.
 """
 
@@ -22,13 +28,16 @@ from engine.computing.kv import KvMemory
 from engine.computing.picked import Picked, decoded
 from engine.deciding.sequence import Sequence
 
-# A batch is worth a graph as long as at most so much of what it reads is padding.
+# A batch is worth a graph as long as it then reads at most so many times as many pages.
 MAX_PADDING = 2.0
+# Of the memory that is free when graphs are captured, what one layer may gather in the largest: its
+# pool is then at most a quarter, for what else is computed beside the gathered needs less.
+GATHER_SHARE = 1 / 8
 FEWEST_PAGES = 8
 
 Step = Callable[[Batch], Tensor]
-Replay = Callable[[], Tensor]
-Capture = Callable[[Callable[[], Tensor]], Replay]
+Replay = Callable[[], object]
+Capture = Callable[[Callable[[], object]], Replay]
 
 
 class Bucket(NamedTuple):
@@ -40,7 +49,7 @@ class Bucket(NamedTuple):
 
 class Captured(NamedTuple):
     inputs: Tensor  # [4 * B + B * P] int64: tokens, positions, slots, lengths, pages
-    replay: Replay  # to logits [B, V], valid until the next one
+    replay: Replay  # to the first B rows of the logits
 
 
 def sizes_to(largest: int) -> list[int]:
@@ -52,28 +61,36 @@ def sizes_to(largest: int) -> list[int]:
     return [*(size for size in sizes if size < largest), largest]
 
 
-def capture_on_cuda(compute: Callable[[], Tensor]) -> Replay:
-    """Warms up on a stream of its own, as the documentation of torch.cuda.graph asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
+def gather_limit(device: torch.device) -> int:
+    """Bytes that one layer may gather in a graph on this GPU."""
+    return int(torch.cuda.mem_get_info(device)[0] * GATHER_SHARE)
+
+
+class CudaCapture:
+    """Captures with one pool and on one stream, that of no other work: blocks of memory are reused
+    on the stream that they were allocated on.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, compute: Callable[[], object]) -> Replay:
+        """Warms up on the stream first, as the documentation of torch.cuda.graph asks."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                compute()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
+        return graph.replay
 
 
 class DecodeGraphs:
-    """The graphs of one executor. `capture` makes a replay of a computation that reads its inputs
-    from the same memory each time.
+    """The graphs of one executor. `capture` runs a computation, and makes a replay of it, that
+    reads its inputs from the same memory each time.
     """
 
     def __init__(self, step: Step, kv: KvMemory, dtype: torch.dtype, capture: Capture) -> None:
@@ -83,15 +100,24 @@ class DecodeGraphs:
         self._capture = capture
         self._captured: dict[Bucket, Captured] = {}
         self._sizes: list[int] = []
+        self._logits: Tensor | None = None  # [most sequences, V], of the newest replay
         heads = torch.arange(2 * kv.num_kv_heads, device=kv.slots.device)
         self._first_slots = heads * kv.num_slots
         self._first_pages = heads[:, None] * kv.num_rows
 
-    def capture(self, max_batch_size: int, context_len: int) -> None:
-        """All buckets, the largest first, so that the smaller ones reuse its memory."""
+    def capture(self, max_batch_size: int, context_len: int, gather_bytes: int) -> None:
+        """All buckets of which a layer gathers no more, the largest first: the pool grows once."""
         self._sizes = sizes_to(max_batch_size)
-        for bucket in sorted(self._buckets(context_len), reverse=True):
-            self._captured[bucket] = self._make(bucket)
+        buckets = self._buckets(context_len)
+        for bucket in sorted(buckets, key=lambda b: (b.sequences * b.pages, b), reverse=True):
+            if self._gathered(bucket) <= gather_bytes:
+                self._captured[bucket] = self._make(bucket)
+
+    def _gathered(self, bucket: Bucket) -> int:
+        """Bytes of keys and values in one layer."""
+        kv = self._kv
+        per_page = 2 * kv.num_kv_heads * kv.page_size * kv.slots.shape[-1] * kv.slots.itemsize
+        return bucket.sequences * bucket.pages * per_page
 
     def _buckets(self, context_len: int) -> Iterator[Bucket]:
         most = min(-(-context_len // self._kv.page_size), self._kv.num_pages)
@@ -106,7 +132,14 @@ class DecodeGraphs:
         size = 4 * bucket.sequences + bucket.sequences * bucket.pages
         inputs = torch.zeros(size, dtype=torch.int64, device=self._kv.slots.device)
         inputs.copy_(torch.tensor(self._inputs([], bucket)))
-        return Captured(inputs, self._capture(lambda: self._compute(inputs, bucket)))
+
+        def compute() -> None:
+            logits = self._compute(inputs, bucket)
+            if self._logits is None:  # while warming up: not from the graphs' pool
+                self._logits = logits.new_empty(self._sizes[-1], logits.shape[1])
+            self._logits[: bucket.sequences].copy_(logits)
+
+        return Captured(inputs, self._capture(compute))
 
     def _compute(self, inputs: Tensor, bucket: Bucket) -> Tensor:
         count = bucket.sequences
@@ -135,7 +168,9 @@ class DecodeGraphs:
         captured.inputs.copy_(inputs, non_blocking=True)
         if last is not None:
             last.fill_in(captured.inputs, decodes)
-        return captured.replay()[: len(decodes)]
+        captured.replay()
+        assert self._logits is not None
+        return self._logits[: len(decodes)]
 
     def _bucket(self, decodes: tuple[Sequence, ...]) -> Bucket | None:
         counts = [s.num_computed // self._kv.page_size + 1 for s in decodes]

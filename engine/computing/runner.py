@@ -25,7 +25,7 @@ from engine.computing.compiled import (
 )
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype
-from engine.computing.graphs import Capture, DecodeGraphs, capture_on_cuda
+from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.kv import KvMemory, pages_in
 from engine.computing.model import Decoder
 from engine.computing.options import DTYPES, QUANTIZE
@@ -72,12 +72,20 @@ class ModelExecutor:
         self._last: Picked | None = None  # by the newest launch: tokens in flight are among them
 
     def capture_decodes(
-        self, max_batch_size: int, context_len: int, capture: Capture = capture_on_cuda
+        self,
+        max_batch_size: int,
+        context_len: int,
+        capture: Capture | None = None,
+        gather_bytes: int | None = None,
     ) -> None:
-        """Decode iterations of up to so many sequences run as graphs from now on."""
-        self._graphs = DecodeGraphs(self.step, self.kv, self.dtype, capture)
+        """Decode iterations of up to so many sequences run as graphs from now on, as long as a
+        layer gathers at most so many bytes. By default as this GPU does it, and has memory for.
+        """
+        if gather_bytes is None:
+            gather_bytes = gather_limit(self.device)
+        self._graphs = DecodeGraphs(self.step, self.kv, self.dtype, capture or CudaCapture())
         with torch.inference_mode():
-            self._graphs.capture(max_batch_size, context_len)
+            self._graphs.capture(max_batch_size, context_len, gather_bytes)
 
     @property
     def is_compiled(self) -> bool:

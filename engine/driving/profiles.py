@@ -1,7 +1,9 @@
 """The latency profile of the model on this machine: measured once, then remembered on disk.
 
-A profile is kept under a key of everything that its costs depend on, this code included. A folder
-that cannot be written to, or a file that is no profile, costs a measurement and nothing else.
+A profile is kept under a key of everything that its costs depend on: the model, the machine, and
+the code that computes, measures and fits. A version number would be the same for two states of that
+code, its text is not; to measure again after a change that costs nothing takes some seconds. A
+folder that cannot be written to, or a file that is no profile, costs a measurement and no more.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import computing
 from engine.computing.calibration import Measurements
 from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile
 from engine.driving.messages import Calibration
 
-COMPUTING = Path(computing.__file__).parent
-FORMAT = 1  # of the files: a change is a change of key
+_ENGINE = Path(__file__).parents[1]
+# What is measured and what measures, what a profile is made of, and how it is written.
+_CODE = ("computing/*.py", "deciding/fit.py", "deciding/latency.py", "driving/profiles.py")
 
 
 def default_folder() -> Path:
@@ -38,11 +40,12 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def code_fingerprint(folder: Path = COMPUTING) -> str:
-    """Of the code that computes, and that measures what it costs."""
+def code_fingerprint(engine: Path = _ENGINE) -> str:
+    """Of the code on which a profile depends."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(f"{path.name}:".encode() + path.read_bytes())
+    for path in sorted(path for pattern in _CODE for path in engine.glob(pattern)):
+        digest.update(f"{path.relative_to(engine)}:{path.stat().st_size}:".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -50,7 +53,7 @@ def obtain(
     folder: Path, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
     """The profile remembered under the key, or a new one, which is then remembered."""
-    key = key | {"code": code_fingerprint(), "format": FORMAT}
+    key = key | {"code": code_fingerprint()}
     text = json.dumps(key, sort_keys=True)
     path = folder / f"profile-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
     known = None if again else _read(path)

@@ -79,6 +79,7 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     started_at = time.perf_counter()
     executor = load(told)
+    compiled = executor.compilations
     about = {
         "engine": "niyama",
         "torch": torch.__version__,
@@ -90,7 +91,8 @@ def main() -> None:
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         print(json.dumps(serve(executor, json.loads(line), told["chunk_size"])), flush=True)
-    print(json.dumps({"compilations": executor.compilations}), file=sys.stderr)
+    after_start = executor.compilations - compiled
+    print(json.dumps({"compilations_after_start": after_start}), file=sys.stderr)
 
 
 if __name__ == "__main__":

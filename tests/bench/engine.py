@@ -17,6 +17,7 @@ matrices of 2,048 by 2,048, both measured between the rounds. Prints tables and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -73,7 +74,9 @@ def workloads(vocab_size: int) -> dict[str, Asked]:
 
 
 class Worker:
-    """A process with an engine in it. `about` is what it says of itself."""
+    """A process with an engine in it. `about` is what it says of itself. Ends with the `with`
+    block, by an exception too: a stopped process outlives who stopped it.
+    """
 
     def __init__(self, command: list[str], told: dict[str, Any], env: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -85,7 +88,11 @@ class Worker:
             env=env,
             cwd=ROOT,
         )
-        self.about: dict[str, Any] = self._read()
+        try:
+            self.about: dict[str, Any] = self._read()
+        except BaseException:
+            self._kill()
+            raise
         self.name = f"{self.about['engine']} {self.about['dtype']}"
 
     def _read(self) -> Any:
@@ -105,8 +112,18 @@ class Worker:
         self._process.send_signal(signal.SIGSTOP)  # nothing of it runs while others are measured
         return answer
 
-    def close(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.communicate()
+        else:
+            self._kill()
+
+    def _kill(self) -> None:
+        self._process.kill()
         self._process.communicate()
 
 
@@ -215,11 +232,10 @@ def bounds(
     }
 
 
-def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    config = read_config(model)
-    asked = workloads(config.vocab_size)
-    starters = [ours] + ([vllm] if options.peer else [])
-    workers = [start(model, dtype, options) for dtype in DTYPES for start in starters]
+def measure_all(
+    workers: list[Worker], asked: dict[str, Asked], options: argparse.Namespace
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Any]], list[Limits]]:
+    """Figures and token ids by worker and workload, and the machine's limits, of every round."""
     found: dict[str, dict[str, list[float]]] = {w.name: {} for w in workers}
     outputs: dict[str, dict[str, Any]] = {w.name: {} for w in workers}
     limits = []
@@ -231,8 +247,20 @@ def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
                 if round_:
                     found[worker.name].setdefault(name, []).append(figure(name, result, requests))
                 outputs[worker.name][name] = result["ids"]
-    for worker in workers:
-        worker.close()
+    return found, outputs, limits
+
+
+def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    config = read_config(model)
+    asked = workloads(config.vocab_size)
+    starters = [ours] + ([vllm] if options.peer else [])
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(start(model, dtype, options))
+            for dtype in DTYPES
+            for start in starters
+        ]
+        found, outputs, limits = measure_all(workers, asked, options)
     limit = Limits(
         statistics.median(one.bandwidth for one in limits),
         {d: statistics.median(one.matmul[d] for one in limits) for d in DTYPES},
@@ -294,6 +322,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--chunk-size", type=int, default=2048)
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the workers' ends
     results = [compare(model, options) for model in options.model or [FOLDER]]
     for result in results:
         show(result)

@@ -127,7 +127,7 @@ def test_a_decode_continues_with_a_token_that_is_still_in_flight(
     expected, looked_ahead = numbered(6, **sampling), numbered(6, **sampling)
     again = make_executor(saved("qwen2").folder)
     if graphs:
-        again.capture_decodes(8, 2 * LENGTH, lambda compute: compute)
+        again.capture_decodes(8, 2 * LENGTH, lambda compute: compute, 1 << 30)
     for one, sequences in ((executor, expected), (again, looked_ahead)):
         generate(one, sequences[:5], until=12)
         generate(one, sequences[5:], until=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,24 +58,38 @@ def test_another_key_or_asking_again_measures(tmp_path: Path) -> None:
     assert measure.count == 3
 
 
-def test_a_profile_of_other_code_is_measured_again(
+def test_a_profile_that_other_code_measured_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An update may compute faster: the old costs would be wrong by as much."""
     measure = Measure()
     profiles.obtain(tmp_path, KEY, measure, again=False)
-    monkeypatch.setattr(profiles, "code_fingerprint", lambda: "of another version")
+    monkeypatch.setattr(profiles, "code_fingerprint", lambda: "another")
     profiles.obtain(tmp_path, KEY, measure, again=False)
     assert measure.count == 2
 
 
-def test_code_is_known_by_its_files(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text("fast")
-    one = profiles.code_fingerprint(tmp_path)
-    assert profiles.code_fingerprint(tmp_path) == one
-    (tmp_path / "model.py").write_text("faster")
-    assert profiles.code_fingerprint(tmp_path) != one
-    assert (profiles.COMPUTING / "model.py").exists()
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("computing/attention.py", True),
+        ("computing/calibration.py", True),
+        ("deciding/fit.py", True),
+        ("deciding/scheduler.py", False),  # it uses a profile
+        ("driving/loop.py", False),
+    ],
+)
+def test_the_code_that_computes_measures_and_fits_is_part_of_the_key(
+    tmp_path: Path, name: str, counts: bool
+) -> None:
+    engine = Path(profiles.__file__).parents[1]
+    assert (engine / name).is_file()
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy, ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    before = profiles.code_fingerprint(copy)
+    assert before == profiles.code_fingerprint()
+    with (copy / name).open("a") as file:
+        file.write("# changed")
+    assert (profiles.code_fingerprint(copy) != before) == counts
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"profile": {"name": "x", "segments": []}}'])
