@@ -8,9 +8,10 @@ the costliest recent request. While nobody had to be relegated lately, nobody is
 be late for it; and a prefill that has begun is never overtaken at the price of its target.
 
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
-who gives way. What was relegated is served with best effort, the older first, from what the others
-leave over and from a small share of the engine that keeps it moving; it is taken back when there
-turns out to be time for it.
+who gives way: among equals not before it must be, the less important an iteration earlier. What
+was relegated is served with best effort, the older first, from what the others leave over and from
+a small share of the engine that keeps it moving; it is taken back when there turns out to be time
+for it.
 
 Chunk: as large as pace.py allows, up to the size at which throughput saturates; while the
 queue is light, no larger than keeps every raw gap within the TBT target. Decodes that have
@@ -221,7 +222,7 @@ class Niyama:
     def review(self, now: float) -> list[Move]:
         moves: list[Move] = []
         if self.config.relegation:
-            while (pair := self._promises.victim(now + self._lead_s)) is not None:
+            while (pair := self._promises.victim(now, self._lead_s)) is not None:
                 moves.append(self._relegate(*pair))
             if not moves:
                 moves += self._restore(now)

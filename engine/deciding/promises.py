@@ -57,18 +57,25 @@ class Promises:
             group = tenants[sequence.request.tenant] = Backlog()
         return group
 
-    def victim(self, start: float) -> tuple[Sequence, Sequence] | None:
+    def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
         """With work beginning at `start`: who should give way, and for whom; None if all are on
-        time. The two may be the same.
+        time. The two may be the same. Who is less important than somebody else who waits gives way
+        already when that would happen with a start `margin_s` later.
         """
-        late = self.all.first_late(start)
+        present = sorted(importance for importance, group in self._groups.items() if group)
+        return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
+
+    def _victim(
+        self, start: float, candidates: list[Importance]
+    ) -> tuple[Sequence, Sequence] | None:
+        late = self.all.first_late(start) if candidates else None
         if late is None:
             return None
-        for importance in sorted(self._groups):
+        for importance in candidates:
             victim = self._largest(self._groups[importance], late.prefill_due_at)
             if victim is not None:
                 return victim, late
-        raise AssertionError("the late request itself is a candidate")
+        return None
 
     def _largest(self, tenants: dict[str, Backlog], due: float) -> Sequence | None:
         """Most work among those due by then, of tenants over their share if any has one."""

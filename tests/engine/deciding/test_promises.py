@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +98,23 @@ def test_moore_and_hodgson_by_hand() -> None:
     assert promises.victim(2.0) is None or pair[0] is c
     later = promises.victim(3.5)
     assert later is not None
+
+
+@pytest.mark.parametrize("importance", Importance)
+def test_the_less_important_give_way_early_and_equals_do_not(importance: Importance) -> None:
+    """3 s and 6 s due at 10: on time from 0, not from 2."""
+    promises = Promises()
+    other = add(promises, "other", 9, 3, importance)
+    add(promises, "normal", 10, 6, NORMAL)
+    assert promises.victim(0.0) is None
+    assert promises.victim(0.0, margin_s=0.5) is None
+    pair = promises.victim(0.0, margin_s=2.0)
+    assert (pair is not None) == (importance is not NORMAL)
+    if pair is not None:
+        assert pair[0].request.importance is min(importance, NORMAL)
+    assert promises.victim(2.0) is not None
+    promises.remove(other)
+    assert promises.victim(0.0, margin_s=9.0) is None, "nobody is left to give way to"
 
 
 def test_low_importance_goes_first_even_when_more_of_it_must_go() -> None:
