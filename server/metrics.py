@@ -35,6 +35,7 @@ _COUNTERS = {
     "num_iterations": ("iterations", "Iterations computed"),
     "num_submitted": ("submitted", "Sequences admitted"),
     "num_finished": ("finished", "Sequences ended, for whatever reason"),
+    "num_failed": ("failed", "Sequences ended because the model's logits were not finite"),
     "num_preemptions": ("preemptions", "Times that a sequence's pages were taken"),
     "num_relegations": ("relegations", "Times that a sequence was relegated"),
     "num_holds": ("holds", "Iterations that a decoding sequence sat out"),

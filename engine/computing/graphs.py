@@ -1,9 +1,9 @@
 """Decode iterations captured as CUDA graphs: one launch instead of some thousand.
 
 A graph computes one shape, so there is one for each bucket of sequences and pages per sequence, and
-a batch is padded to the next. Padding decodes token 0 into the spare page of the memory. What a
-replay reads lies in one tensor of integers per bucket, filled by one asynchronous copy and, where
-the tokens to decode are in flight, from what the launch before picked.
+a batch is padded to the next. Padding decodes token 0 into the sink of the memory. What a replay
+reads lies in one tensor of integers per bucket, filled by one asynchronous copy and, where the
+tokens to decode are in flight, from what the launch before picked.
 
 All graphs take their memory from one pool: none runs while another does, and nothing of one is
 needed in the next but the logits, which are copied to memory outside the pool. So the pool is about
@@ -192,7 +192,7 @@ class DecodeGraphs:
             *positions,
             *[0] * padding,
             *(t[-1] * page_size + n % page_size for t, n in zip(tables, positions, strict=True)),
-            *[spare * page_size] * padding,
+            *[self._kv.sink * page_size] * padding,
             *(n + 1 for n in positions),
             *[1] * padding,
             *(page for t in tables for page in (*t, *[spare] * (bucket.pages - len(t)))),

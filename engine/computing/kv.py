@@ -9,12 +9,14 @@ page belongs to whom is decided elsewhere. Sizes are bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as List
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.computing.config import CheckpointError, ModelConfig
+from engine.computing.transfer import to_device
 
 
 def bytes_per_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
@@ -45,8 +47,9 @@ class LayerMemory(NamedTuple):
 
 
 class KvMemory:
-    """`slots` is the memory [layers, 2 * KH, slots, D]. One page more than sequences are given, the
-    spare one, is where padding of a batch is written.
+    """`slots` is the memory [layers, 2 * KH, slots, D]. Two pages are there that no sequence is
+    given: the spare one, which padding of a batch reads and nobody writes, and the sink, which is
+    where padding is written and nobody reads.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class KvMemory:
         shape = (config.num_layers, 2 * config.num_kv_heads, self.num_slots, config.head_dim)
         # Zeros, not empty: padded positions are read with weight 0, and 0 * nan is nan.
         self.slots = torch.zeros(shape, dtype=dtype, device=device)
+        rows = shape[0] * shape[1]  # [layers * 2 * KH, pages, page_size * D]
+        self._by_page = self.slots.view(rows, self.num_rows, page_size * config.head_dim)
 
     @property
     def num_bytes(self) -> int:
@@ -70,16 +75,28 @@ class KvMemory:
 
     @property
     def num_rows(self) -> int:
-        """Pages of each head, the spare one too."""
-        return self.num_pages + 1
+        """Pages of each head, spare one and sink too."""
+        return self.num_pages + 2
 
     @property
     def spare_page(self) -> int:
         return self.num_pages
 
     @property
+    def sink(self) -> int:
+        return self.num_pages + 1
+
+    @property
     def num_slots(self) -> int:
         return self.num_rows * self.page_size
+
+    def clear(self, pages: List[int]) -> None:
+        """Zeros in these pages, behind what has been launched."""
+        if self.slots.is_cuda:
+            self._by_page.index_fill_(1, to_device(pages, self.slots.device), 0.0)
+            return
+        for page in pages:  # on a CPU index_fill_ takes ten times as long
+            self._by_page[:, page].zero_()
 
     def layers(self) -> list[LayerMemory]:
         dim = self.slots.shape[-1]

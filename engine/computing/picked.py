@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from engine.computing.transfer import ToHost, to_device
-from engine.deciding.plan import Token
+from engine.deciding.plan import NOT_FINITE, Token
 from engine.deciding.sequence import Sequence
 
 
@@ -28,13 +29,21 @@ class Picked:
     """Implements engine.deciding.plan.Pending."""
 
     def __init__(
-        self, ids: Tensor, sequences: List[Sequence], logprobs: Logprobs | None = None
+        self,
+        ids: Tensor,
+        is_finite: Tensor,
+        sequences: List[Sequence],
+        logprobs: Logprobs | None = None,
     ) -> None:
-        """Token ids [S] int64, row i picked for sequences[i]."""
+        """Token ids [S] int64, all of the vocabulary, row i picked for sequences[i]. Where its
+        logits were not finite ([S] bool) the host is told so, and the next launch, which is made
+        before, goes on with the id: what it computes is nobody's.
+        """
         self._ids = ids
         self._sequences = sequences
         self._logprobs = logprobs
-        self._to_host = ToHost(ids, *(() if logprobs is None else logprobs[2:]))
+        told = torch.where(is_finite, ids, NOT_FINITE)
+        self._to_host = ToHost(told, *(() if logprobs is None else logprobs[2:]))
 
     def tokens(self) -> list[Token]:
         """Waits for them."""

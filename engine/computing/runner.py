@@ -110,6 +110,8 @@ class ModelExecutor:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Picked:
+        if plan.cleared:
+            self.kv.clear(plan.cleared)
         logits = None
         if self._graphs is not None and not plan.chunks:
             logits = self._graphs.run(plan.decodes, self._last)
@@ -159,7 +161,8 @@ class ModelExecutor:
         sequence = Sequence(request, admitted_at=0.0)
         sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
         chunk = Chunk(sequence, 0, length, True)
-        sequence.output += [token.id for token in self.run(_warm_up_plan(chunks=(chunk,)))]
+        self.run(_warm_up_plan(chunks=(chunk,)))
+        sequence.output.append(0)
         sequence.num_computed = length
         if length < self._room:
             self.run(_warm_up_plan(decodes=(sequence,)))

@@ -10,7 +10,7 @@ cumulative distribution in order of token id. So neither the batch, nor its orde
 preemption changes what a request draws. Legend: S rows, V vocabulary; logits float32.
 
 On CUDA nothing here waits for the device: what it depends on of a token in flight (how often it
-occurs) is counted there.
+occurs) is counted there, and so is whether the logits it was picked from were finite.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Sampler:
         """A token for each row of logits [S, V], row i belonging to sequences[i]."""
         params = [s.request.sampling for s in sequences]
         if all(map(_is_plain, params)):
-            return Picked(logits.max(1).indices, sequences)
+            best = logits.max(1)
+            return Picked(best.indices, _is_finite(best.values), sequences)
         raw = logits.float()
         adjusted = self._adjust(raw, sequences, params)
         if all(p.temperature == 0 for p in params):
@@ -104,7 +105,8 @@ class Sampler:
             if sequence in self._seen:
                 self._seen[sequence].add(ids[row : row + 1])
         asked = [row for row, p in enumerate(params) if p.logprobs is not None]
-        return Picked(ids, sequences, _logprobs(raw, ids, params, asked) if asked else None)
+        logprobs = _logprobs(raw, ids, params, asked) if asked else None
+        return Picked(ids, _is_finite(raw.amax(1)), sequences, logprobs)
 
     def _adjust(self, raw: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
         """The logits after masked stop tokens and penalties; `raw` itself where there are none."""
@@ -157,6 +159,13 @@ class Sampler:
             seen.add(to_device(new, device))
         assert seen.num_counted == sequence.num_output
         return seen
+
+
+def _is_finite(largest: Tensor) -> Tensor:
+    """Of each row [S] bool, given its largest logit, which is NaN where any is: of all but that
+    masked tokens have -inf. (`isfinite` takes twice as many kernels.)
+    """
+    return largest.abs() < torch.inf
 
 
 def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:

@@ -57,4 +57,5 @@ class SchedulerStats:
     cached_tokens: int
     alpha: float  # weight of work against deadline in the order of prefills
     latency_errors: LatencyErrors | None
+    num_failed: int = 0  # of the finished: the model's logits were not finite
     num_compilations: int = 0  # by the executor, since it serves: none is expected

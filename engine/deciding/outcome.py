@@ -6,6 +6,8 @@ from engine.deciding.plan import Finished, Timings
 from engine.deciding.request import TargetKind
 from engine.deciding.sequence import FinishReason, Sequence
 
+LOGITS = "the model's logits are not finite (a broken checkpoint, or an overflow of its format)"
+
 
 def expect_token(sequence: Sequence) -> bool:
     """The sequence's next token is being computed: what is due next is the one after it. Whether
@@ -30,6 +32,15 @@ def note_token(sequence: Sequence, now: float) -> None:
         if now > sequence.in_flight_due_at:
             sequence.num_late_tokens += 1
     sequence.last_token_at = now
+
+
+def end_of(sequence: Sequence) -> FinishReason | None:
+    """Whether the newest token of the output is the last, and why."""
+    sampling, count = sequence.request.sampling, len(sequence.output)
+    stops = sampling.stop_token_ids
+    if stops and sequence.output[-1] in stops and count > sampling.min_tokens:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if count >= sampling.max_tokens else None
 
 
 def timings(sequence: Sequence, now: float) -> Timings:

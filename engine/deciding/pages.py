@@ -4,7 +4,11 @@ A page is a fixed run of `page_size` token positions. A sequence's page table li
 order of position. Pages are granted all or nothing. With prefix caching, a full page of prompt
 tokens is known by the hash of everything up to its end, chained page by page and keyed per tenant
 (no tenant can probe another's prompts); it may be read by many sequences, is never written again,
-and stays after its last reader left until its space is needed, least recently used first.
+and stays after its last reader left until its space is needed, least recently used first. A prompt
+can be withdrawn from that index: its pages then end with their readers.
+
+A page is granted with whatever its last owner left in it. The one that an iteration does not fill
+is the last of its sequence; those are `take_fresh`, to be zeroed.
 
     page:  free -> owned (1 reader, being written) -> shared (n readers, full) -> idle (0 readers)
              ^--------------------------------------------------------------------------'
@@ -35,6 +39,8 @@ class PagePool:
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._prompt_hashes: dict[str, list[bytes]] = {}  # by request id, while in flight
+        self._withdrawn: set[int] = set()  # no longer cached, and still read by many
+        self._fresh: list[int] = []  # since they were last taken
         self.num_evictions = 0  # cached pages given up for space
 
     @property
@@ -65,7 +71,14 @@ class PagePool:
         for page in granted:
             self._readers[page] = 1
         sequence.pages += granted
+        self._fresh.append(granted[-1])
         return True
+
+    def take_fresh(self) -> tuple[int, ...]:
+        """Of the pages granted since the last call those that may stay partly unwritten."""
+        fresh = tuple(self._fresh)
+        self._fresh.clear()
+        return fresh
 
     def _evict(self) -> None:
         """Give up the cached page that has been idle longest."""
@@ -76,7 +89,7 @@ class PagePool:
 
     def release(self, sequence: Sequence) -> None:
         """Take all pages back. Later pages of a prefix become the first to be evicted."""
-        if not self._hash_of:  # nothing is shared: the common case without prefix caching
+        if not self._prefix_caching:  # nothing is shared
             for page in sequence.pages:
                 self._readers[page] = 0
             self._free += reversed(sequence.pages)
@@ -89,6 +102,7 @@ class PagePool:
                     self._idle[page] = None
                 else:
                     self._free.append(page)
+                    self._withdrawn.discard(page)
         sequence.pages.clear()
 
     # Prefix index
@@ -119,6 +133,23 @@ class PagePool:
             if hashes[i] not in self._page_of and page not in self._hash_of:
                 self._page_of[hashes[i]] = page
                 self._hash_of[page] = hashes[i]
+
+    def withdraw(self, request: Request) -> None:
+        """What was computed of this prompt, by whomever, may be spoiled: nobody is to share it from
+        now on, and the request itself shares nothing with anybody, until it is forgotten."""
+        if not self._prefix_caching:
+            return
+        for key in self._hashes(request):
+            page = self._page_of.pop(key, None)
+            if page is None:
+                continue
+            del self._hash_of[page]
+            if self._readers[page]:
+                self._withdrawn.add(page)
+            else:
+                del self._idle[page]
+                self._free.append(page)
+        self._prompt_hashes[request.id] = []
 
     def forget(self, request_id: str) -> None:
         """The request ended: drop what was remembered about it."""
@@ -159,10 +190,12 @@ class PagePool:
                 readers[page] += 1
         assert readers == self._readers, "reader counts differ from the page tables"
         for page, count in enumerate(readers):
-            assert count <= 1 or page in self._hash_of, "a page that is not cached has two owners"
+            is_shared = page in self._hash_of or page in self._withdrawn
+            assert count <= 1 or is_shared, "a page that was never cached has two owners"
         unread = {page for page, count in enumerate(readers) if count == 0}
         assert len(set(self._free)) == len(self._free), "a page is free twice"
         assert set(self._free) | set(self._idle) == unread, "a page is lost"
         assert not set(self._free) & set(self._idle), "a page is free and cached"
         assert {self._page_of[h]: h for h in self._page_of} == self._hash_of, "the index disagrees"
         assert set(self._idle) <= set(self._hash_of), "an idle page without a hash"
+        assert not self._withdrawn & (unread | set(self._hash_of)), "withdrawn, and yet cached"

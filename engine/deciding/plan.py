@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason, Sequence
 
+NOT_FINITE = -1  # a token's id where the model's logits left none to pick: see Token
+
 
 class Chunk(NamedTuple):
     """Known tokens [start, start + length) of a waiting sequence, to be computed in one iteration.
@@ -54,6 +56,9 @@ class Plan:
     work: Work
     planned_at: float
     predicted_s: float
+    # Pages to be zeroed before anything is computed: they hold what nobody knows any more, and a
+    # batch reads some of it with weight 0, which leaves NaN and infinity what they are.
+    cleared: tuple[int, ...] = ()
 
     @property
     def sampling(self) -> list[Sequence]:
@@ -62,11 +67,19 @@ class Plan:
 
 
 class Token(NamedTuple):
-    """A sampled token. `top` holds (token id, log probability), likeliest first, when asked for."""
+    """A sampled token. `top` holds (token id, log probability), likeliest first, when asked for.
+
+    The id is NOT_FINITE where the largest logit is NaN or infinite (a broken checkpoint, or an
+    overflow of its number format): none was sampled, and the sequence cannot go on.
+    """
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.id != NOT_FINITE
 
 
 class Pending(Protocol):

@@ -17,8 +17,9 @@ one of them end its request, the token that the next plan has for it is dropped.
 Pages change hands while launched iterations use them: the next plan may share what is published,
 and be granted what was taken from a sequence that ended or was preempted. That is safe because
 iterations are computed in the order of their launches: all reads and writes of the old owner come
-before those of the new, who writes each position before it reads it. An ended sequence still in
-flight spoils no shared page: there its prompt is all that it can write.
+before those of the new, who writes each position before it reads it (or has it cleared, where it
+is read with weight 0). An ended sequence still in flight spoils no shared page: there its prompt is
+all that it can write.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.niyama import Niyama
-from engine.deciding.outcome import expect_token, finished, note_token
+from engine.deciding.outcome import LOGITS, end_of, expect_token, finished, note_token
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
@@ -77,6 +78,7 @@ class Scheduler:
         self.num_iterations = 0
         self.num_submitted = 0
         self.num_finished = 0
+        self.num_failed = 0
         self.num_preemptions = 0
         self.num_relegations = 0
         self.num_holds = 0
@@ -147,7 +149,7 @@ class Scheduler:
         del self._running[sequence]
         self._held.discard(sequence)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> Event:
+    def _finish(self, sequence: Sequence, reason: FinishReason, now: float, why: str = "") -> Event:
         sequence.status, sequence.finish_reason = Status.FINISHED, reason
         sequence.finished_at = now
         self.pages.release(sequence)
@@ -156,7 +158,7 @@ class Scheduler:
         self.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.history.observe(sequence.request.output_group, len(sequence.output))
-        event = finished(sequence, now)
+        event = finished(sequence, now, why)
         if self.record is not None:
             self.record.close(event, now)
         return event
@@ -176,7 +178,8 @@ class Scheduler:
             chunks, work = self._grant_chunks(work, now)
             if decodes or chunks:
                 predicted = self.latency.predict(work)
-                return Plan(tuple(decodes), tuple(chunks), work, now, predicted)
+                cleared = self.pages.take_fresh()
+                return Plan(tuple(decodes), tuple(chunks), work, now, predicted, cleared)
             if self._partial:  # they hold all memory: the last in order gives up its pages
                 self._preempt(self._last_partial(), now)
             # Else all that runs sat out for a stream that has lost its pages: now it need not.
@@ -362,8 +365,12 @@ class Scheduler:
         if self.record is not None:
             self.record.computed(plan, now)
         for sequence, token in zip(plan.sampling, tokens, strict=True):
-            if sequence.finish_reason is None:
+            if sequence.finish_reason is not None:
+                continue
+            if token.is_sampled:
                 self._append(sequence, token, now, events)
+            else:
+                events += self._spoiled(sequence, now)
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
@@ -381,17 +388,29 @@ class Scheduler:
             events.append(Sampled(sequence.id, token))
         if len(sequence.output) == 1 and self.record is not None:
             self.record.note(sequence.id, now, "first_token")
-        reason = self._end_of(sequence, token.id)
+        reason = end_of(sequence)
         if reason is not None:
             self._leave(sequence)
             events.append(self._finish(sequence, reason, now))
 
-    def _end_of(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling, count = sequence.request.sampling, len(sequence.output)
-        stops = sampling.stop_token_ids
-        if stops and token in stops and count > sampling.min_tokens:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if count >= sampling.max_tokens else None
+    def _spoiled(self, sequence: Sequence, now: float) -> list[Event]:
+        """Its logits are not finite. Where it had taken pages from the prefix index, those may be
+        why: it is computed once more, all by itself. Else it ends."""
+        self.pages.withdraw(sequence.request)
+        self._leave(sequence)
+        if not sequence.num_cached:
+            self.num_failed += 1
+            return [self._finish(sequence, FinishReason.ERROR, now, LOGITS)]
+        again = sequence.anew()
+        self.pages.release(sequence)
+        # For a plan that has been launched with it: its tokens are nobody's.
+        sequence.status, sequence.finish_reason = Status.FINISHED, FinishReason.ERROR
+        self._sequences[again.id] = again
+        self._num_relegated += again.relegated
+        self._waiting.add(again, self.policy.enter(again, now))
+        if self.record is not None:
+            self.record.note(again.id, now, "restarted", f"{LOGITS}; now without shared pages")
+        return []
 
     # Questions
 
@@ -451,6 +470,7 @@ class Scheduler:
             num_iterations=self.num_iterations,
             num_submitted=self.num_submitted,
             num_finished=self.num_finished,
+            num_failed=self.num_failed,
             num_preemptions=self.num_preemptions,
             num_relegations=self.num_relegations,
             num_holds=self.num_holds,
@@ -475,11 +495,5 @@ class Scheduler:
         in_flight = {s for s in sampling if s.status is not Status.FINISHED}
         assert all(s.num_in_flight == (s in in_flight) for s in sequences)
         for sequence in sequences:
-            if sequence.status is Status.ENDING:
-                assert sequence in in_flight
-                assert not sequence.pages
-                continue
-            assert sequence.num_computed <= len(sequence.pages) * self.pages.page_size
-            assert sequence.num_uncomputed >= 1
-            if sequence.status is Status.DECODING:
-                assert sequence.num_uncomputed == 1
+            sequence.check(self.pages.page_size)
+            assert sequence.status is not Status.ENDING or sequence in in_flight

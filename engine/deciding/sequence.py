@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from engine.deciding.request import Request
@@ -87,6 +87,30 @@ class Sequence:
         if stop <= n:
             return list(prompt[start:stop])
         return [*prompt[start:n], *self.output[max(0, start - n) : stop - n]]
+
+    def anew(self) -> Sequence:
+        """The same request with the same output, of which nothing is computed yet."""
+        sequence = replace(
+            self,
+            output=list(self.output),
+            num_in_flight=0,
+            num_computed=0,
+            num_cached=0,
+            pages=[],
+            status=Status.WAITING,
+        )
+        sequence.due_at = self.request.token_due_at(len(self.output) + 1)
+        return sequence
+
+    def check(self, page_size: int) -> None:
+        """Assert what holds of a sequence in flight between any two calls of the scheduler."""
+        if self.status is Status.ENDING:
+            assert not self.pages
+            return
+        assert self.num_computed <= len(self.pages) * page_size
+        assert self.num_uncomputed >= 1
+        if self.status is Status.DECODING:
+            assert self.num_uncomputed == 1
 
     def __repr__(self) -> str:
         return (

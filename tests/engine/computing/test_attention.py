@@ -179,4 +179,4 @@ def test_pages_that_fit_are_counted_over_all_layers() -> None:
     assert bytes_per_page(CONFIG, PAGE, torch.float32) == page
     assert bytes_per_page(CONFIG, PAGE, torch.bfloat16) == page // 2
     assert pages_in(10 * page - 1, CONFIG, PAGE, torch.float32) == 9
-    assert KvMemory(CONFIG, 9, PAGE).num_bytes == (9 + 1) * page  # and the spare one
+    assert KvMemory(CONFIG, 9, PAGE).num_bytes == (9 + 2) * page  # spare one and sink
