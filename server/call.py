@@ -34,6 +34,7 @@ class Call:
         self.context = context
         self.request_id = ""
         self.outcome = ""  # name of the status it ended with
+        self.error = ""  # and the message with it
         self.is_admitted = False
         self._metrics = metrics
         self._ended: list[Ended] = []
@@ -100,6 +101,8 @@ class Call:
     def _story(self) -> dict[str, object]:
         lived_s = time.monotonic() - self.arrived_at
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
+        if self.error:
+            story["error"] = self.error
         if not self.is_admitted:
             return story
         story |= {

@@ -184,7 +184,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return await answer(call)
         except FAILURES as error:
             failure = _translate(error)
-            call.outcome = failure.code.name
+            call.outcome, call.error = failure.code.name, failure.message
             await errors.abort(context, failure)
         except DEAD:
             call.leave()

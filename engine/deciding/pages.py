@@ -5,10 +5,10 @@ order of position. Pages are granted all or nothing. With prefix caching, a full
 tokens is known by the hash of everything up to its end, chained page by page and keyed per tenant
 (no tenant can probe another's prompts); it may be read by many sequences, is never written again,
 and stays after its last reader left until its space is needed, least recently used first. A prompt
-can be withdrawn from that index: its pages then end with their readers.
+can be withdrawn from that index: then its pages are free once nobody reads them.
 
-A page is granted with whatever its last owner left in it. The one that an iteration does not fill
-is the last of its sequence; those are `take_fresh`, to be zeroed.
+A page is granted with whatever its last owner left in it. Of what a sequence is granted at once the
+iteration fills all pages but the last; those last ones are `take_fresh`, to be zeroed.
 
     page:  free -> owned (1 reader, being written) -> shared (n readers, full) -> idle (0 readers)
              ^--------------------------------------------------------------------------'
@@ -39,7 +39,6 @@ class PagePool:
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         self._prompt_hashes: dict[str, list[bytes]] = {}  # by request id, while in flight
-        self._withdrawn: set[int] = set()  # no longer cached, and still read by many
         self._fresh: list[int] = []  # since they were last taken
         self.num_evictions = 0  # cached pages given up for space
 
@@ -75,7 +74,7 @@ class PagePool:
         return True
 
     def take_fresh(self) -> tuple[int, ...]:
-        """Of the pages granted since the last call those that may stay partly unwritten."""
+        """Of the pages granted since the last call, those that may stay partly unwritten."""
         fresh = tuple(self._fresh)
         self._fresh.clear()
         return fresh
@@ -102,7 +101,6 @@ class PagePool:
                     self._idle[page] = None
                 else:
                     self._free.append(page)
-                    self._withdrawn.discard(page)
         sequence.pages.clear()
 
     # Prefix index
@@ -135,8 +133,9 @@ class PagePool:
                 self._hash_of[page] = hashes[i]
 
     def withdraw(self, request: Request) -> None:
-        """What was computed of this prompt, by whomever, may be spoiled: nobody is to share it from
-        now on, and the request itself shares nothing with anybody, until it is forgotten."""
+        """What was computed of this prompt, by whomever, may be spoiled: nobody shares it from now
+        on, and until it is forgotten the request neither takes pages from the index nor adds any.
+        """
         if not self._prefix_caching:
             return
         for key in self._hashes(request):
@@ -144,9 +143,7 @@ class PagePool:
             if page is None:
                 continue
             del self._hash_of[page]
-            if self._readers[page]:
-                self._withdrawn.add(page)
-            else:
+            if page in self._idle:
                 del self._idle[page]
                 self._free.append(page)
         self._prompt_hashes[request.id] = []
@@ -189,13 +186,10 @@ class PagePool:
             for page in sequence.pages:
                 readers[page] += 1
         assert readers == self._readers, "reader counts differ from the page tables"
-        for page, count in enumerate(readers):
-            is_shared = page in self._hash_of or page in self._withdrawn
-            assert count <= 1 or is_shared, "a page that was never cached has two owners"
+        assert self._prefix_caching or max(readers) <= 1, "a page has two owners"
         unread = {page for page, count in enumerate(readers) if count == 0}
         assert len(set(self._free)) == len(self._free), "a page is free twice"
         assert set(self._free) | set(self._idle) == unread, "a page is lost"
         assert not set(self._free) & set(self._idle), "a page is free and cached"
         assert {self._page_of[h]: h for h in self._page_of} == self._hash_of, "the index disagrees"
         assert set(self._idle) <= set(self._hash_of), "an idle page without a hash"
-        assert not self._withdrawn & (unread | set(self._hash_of)), "withdrawn, and yet cached"

@@ -134,7 +134,7 @@ class DecisionLog:
             event.request_id,
             at,
             "finished",
-            event.reason.value,
+            ": ".join(filter(None, (event.reason.value, event.detail))),
             output_tokens=event.output_tokens,
         )
 
@@ -163,7 +163,7 @@ def summary(timeline: Timeline, event: Finished) -> str:
     if event.reason in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
         return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
     if event.reason is FinishReason.ERROR:
-        return f"Failed: {event.detail}"
+        return f"Failed: {event.detail or 'its call ended with an error'}."
     missed = [
         f"{name} was {_ms(actual)} against a target of {_ms(target)}"
         for name, met, actual, target in (

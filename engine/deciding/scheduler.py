@@ -177,9 +177,8 @@ class Scheduler:
             self.policy.begin(decodes, work, now)
             chunks, work = self._grant_chunks(work, now)
             if decodes or chunks:
-                predicted = self.latency.predict(work)
-                cleared = self.pages.take_fresh()
-                return Plan(tuple(decodes), tuple(chunks), work, now, predicted, cleared)
+                cost_s, cleared = self.latency.predict(work), self.pages.take_fresh()
+                return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared)
             if self._partial:  # they hold all memory: the last in order gives up its pages
                 self._preempt(self._last_partial(), now)
             # Else all that runs sat out for a stream that has lost its pages: now it need not.
@@ -266,9 +265,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         if self.record is not None:
-            self.record.note(
-                sequence.id, now, "preempted", "memory ran out", tokens_lost=float(num_lost)
-            )
+            self.record.note(sequence.id, now, "preempted", "memory ran out", tokens_lost=num_lost)
 
     def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
         """Prefill chunks in the policy's order, as far as its budget, memory and batch reach."""
@@ -365,12 +362,10 @@ class Scheduler:
         if self.record is not None:
             self.record.computed(plan, now)
         for sequence, token in zip(plan.sampling, tokens, strict=True):
-            if sequence.finish_reason is not None:
-                continue
-            if token.is_sampled:
+            if sequence.finish_reason is None and token.is_sampled:
                 self._append(sequence, token, now, events)
-            else:
-                events += self._spoiled(sequence, now)
+            elif sequence.finish_reason is None:
+                self._refuse(sequence, now, events)
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
@@ -393,24 +388,27 @@ class Scheduler:
             self._leave(sequence)
             events.append(self._finish(sequence, reason, now))
 
-    def _spoiled(self, sequence: Sequence, now: float) -> list[Event]:
+    def _refuse(self, sequence: Sequence, now: float, events: list[Event]) -> None:
         """Its logits are not finite. Where it had taken pages from the prefix index, those may be
-        why: it is computed once more, all by itself. Else it ends."""
+        why, and it is computed once more, all by itself. Else it ends."""
         self.pages.withdraw(sequence.request)
         self._leave(sequence)
-        if not sequence.num_cached:
+        if sequence.num_cached:
+            self._restart(sequence, now)
+        else:
             self.num_failed += 1
-            return [self._finish(sequence, FinishReason.ERROR, now, LOGITS)]
-        again = sequence.anew()
+            events.append(self._finish(sequence, FinishReason.ERROR, now, LOGITS))
+
+    def _restart(self, sequence: Sequence, now: float) -> None:
+        """With its output so far; the old sequence, which the plan in flight may have, is over."""
         self.pages.release(sequence)
-        # For a plan that has been launched with it: its tokens are nobody's.
+        again = sequence.anew()
         sequence.status, sequence.finish_reason = Status.FINISHED, FinishReason.ERROR
         self._sequences[again.id] = again
         self._num_relegated += again.relegated
         self._waiting.add(again, self.policy.enter(again, now))
         if self.record is not None:
             self.record.note(again.id, now, "restarted", f"{LOGITS}; now without shared pages")
-        return []
 
     # Questions
 
@@ -496,4 +494,3 @@ class Scheduler:
         assert all(s.num_in_flight == (s in in_flight) for s in sequences)
         for sequence in sequences:
             sequence.check(self.pages.page_size)
-            assert sequence.status is not Status.ENDING or sequence in in_flight

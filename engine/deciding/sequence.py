@@ -57,7 +57,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.request.prompt)
-        self.due_at = self.in_flight_due_at = self.prefill_due_at = self.request.token_due_at(1)
+        due_at = self.request.token_due_at(len(self.output) + 1)
+        self.due_at = self.in_flight_due_at = self.prefill_due_at = due_at
 
     @property
     def id(self) -> str:
@@ -90,7 +91,7 @@ class Sequence:
 
     def anew(self) -> Sequence:
         """The same request with the same output, of which nothing is computed yet."""
-        sequence = replace(
+        return replace(
             self,
             output=list(self.output),
             num_in_flight=0,
@@ -99,12 +100,11 @@ class Sequence:
             pages=[],
             status=Status.WAITING,
         )
-        sequence.due_at = self.request.token_due_at(len(self.output) + 1)
-        return sequence
 
     def check(self, page_size: int) -> None:
         """Assert what holds of a sequence in flight between any two calls of the scheduler."""
         if self.status is Status.ENDING:
+            assert self.num_in_flight == 1
             assert not self.pages
             return
         assert self.num_computed <= len(self.pages) * page_size

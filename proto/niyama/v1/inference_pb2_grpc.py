@@ -28,7 +28,8 @@ if _version_not_supported:
 class InferenceStub:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
     field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
+    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -80,7 +81,8 @@ class InferenceStub:
 class InferenceServicer:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
     field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
+    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -177,7 +179,8 @@ def add_InferenceServicer_to_server(servicer, server):
 class Inference:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
     field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost.
+    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)

@@ -103,5 +103,7 @@ def make_sequence(
     return Sequence(request, admitted_at=0.0, pages=list(pages))
 
 
-def make_plan(decodes: Iterable[Sequence] = (), chunks: Iterable[Chunk] = ()) -> Plan:
-    return Plan(tuple(decodes), tuple(chunks), Work(), planned_at=0.0, predicted_s=0.0)
+def make_plan(
+    decodes: Iterable[Sequence] = (), chunks: Iterable[Chunk] = (), cleared: Iterable[int] = ()
+) -> Plan:
+    return Plan(tuple(decodes), tuple(chunks), Work(), 0.0, 0.0, tuple(cleared))

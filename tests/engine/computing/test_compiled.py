@@ -15,7 +15,7 @@ import torch
 
 from engine.computing import compiled, runner
 from engine.computing.runner import ModelExecutor, load
-from engine.deciding.plan import Chunk
+from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
 from engine.driving import build
 from engine.driving.config import EngineConfig
@@ -98,6 +98,13 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
         for (token, logprob), (same, other) in zip(found, expected, strict=True):
             assert token == same
             assert logprob == pytest.approx(other, abs=1e-4)
+    for executor in (plain, fast):
+        executor.model.embedding[22] = torch.nan  # of a token in the first chunk
+    expected, found = (
+        [t for t, _ in likeliest(e, [3, 20], [(0, 9), (0, 3), (0, 4)])] for e in (plain, fast)
+    )
+    assert found == expected
+    assert [t == NOT_FINITE for t in found] == [False, False, True, False]
     assert fast.compilations == compiled_once
 
 

@@ -135,6 +135,23 @@ def test_a_batch_is_replayed_where_its_padding_is_worth_it(folder: Path, device:
         assert counting.replays - before == is_replayed, lengths
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_padding_that_is_not_a_number_is_read_by_nobody(folder: Path, device: str) -> None:
+    """Padding decodes token 0, and what it reads with weight 0 must be a number."""
+    plain, graphed = pair(folder, device, 4)
+    for executor in (plain, graphed):
+        executor.model.embedding[0] = torch.nan
+    graphed.capture_decodes(BATCH, CONTEXT, Counting(device), PLENTY)
+    sequences = batch([5, 9, 17], 4, random.Random(1))
+    for sequence in sequences:
+        sequence.output.append(1)  # what is decoded
+        sequence.num_computed += 1
+    for _ in range(2):  # the first writes what the second must not read
+        found, expected = (executor.run(make_plan(sequences)) for executor in (graphed, plain))
+        assert [token.id for token in found] == [token.id for token in expected]
+        assert all(token.is_sampled for token in found)
+
+
 def test_no_graph_gathers_more_than_it_may_and_the_largest_is_captured_first(folder: Path) -> None:
     plain, graphed = pair(folder, "cpu", 1)
     counting = Counting("cpu")

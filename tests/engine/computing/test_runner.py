@@ -172,7 +172,7 @@ def test_a_launch_does_not_wait_for_the_device(saved: Callable[[str], Saved], gr
             sequence.num_computed += 1
             sequence.num_in_flight = 1
         chunk = Chunk(make_sequence(range(9), range(40, 43)), 0, 9, True)
-        later = executor.launch(make_plan(sequences, [chunk]))
+        later = executor.launch(make_plan(sequences, [chunk], cleared=[42]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [len(pending.tokens()), len(later.tokens())] == [4, 5]

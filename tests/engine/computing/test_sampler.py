@@ -19,7 +19,7 @@ from engine.computing.sampler import (
     splitmix64,
     uniform,
 )
-from engine.deciding.plan import Token
+from engine.deciding.plan import NOT_FINITE, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import make_sequence
@@ -204,6 +204,43 @@ def test_a_row_gets_the_same_token_alone_and_in_any_company(
     assert [t.id for t in together] == [t.id for t in alone]
     backwards = Sampler().sample(logits.flip(0), rows[::-1]).tokens()
     assert [t.id for t in together] == [t.id for t in reversed(backwards)]
+
+
+BROKEN = {
+    "a NaN": [0.0, math.nan, 0.0],
+    "infinity": [0.0, math.inf, 0.0],
+    "only NaN": [math.nan],
+    "only -infinity": [-math.inf],
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN.keys())
+@settings(max_examples=20, deadline=None)
+@given(samplings=st.lists(SAMPLINGS, min_size=1, max_size=6), at=st.integers(0, 5))
+def test_of_logits_that_are_not_finite_no_token_is_sampled_and_the_others_are_as_ever(
+    broken: list[float], samplings: list[Sampling], at: int
+) -> None:
+    rows = [sequence(s, prompt=(1, 2), output=(3, i)) for i, s in enumerate(samplings)]
+    logits = torch.randn(len(rows), 512, generator=torch.Generator().manual_seed(at))
+    expected = Sampler().sample(logits, rows).tokens()
+    assert all(token.is_sampled for token in expected)
+    row = at % len(rows)
+    logits[row] = torch.tensor(broken).repeat(512)[:512]
+    tokens = Sampler().sample(logits, rows).tokens()
+    assert tokens.pop(row).id == NOT_FINITE
+    del expected[row]
+    assert [token.id for token in tokens] == [token.id for token in expected]
+
+
+def test_some_tokens_without_a_chance_or_all_of_them_masked_are_no_failure() -> None:
+    logits = LOGITS.clone()
+    logits[0] = -math.inf
+    assert sample(logits, sequence(Sampling(temperature=0.0))) == [Token(1)]
+    stops = frozenset(range(len(LOGITS)))
+    for temperature in (0.0, 1.0):
+        masked = sequence(Sampling(temperature, min_tokens=1, stop_token_ids=stops))
+        (token,) = sample(LOGITS, masked)
+        assert token.is_sampled
 
 
 def test_a_seed_and_an_index_fix_the_draw_and_both_matter() -> None:

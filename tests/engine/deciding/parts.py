@@ -18,6 +18,7 @@ from engine.deciding.latency import (
     Segment,
 )
 from engine.deciding.plan import (
+    NOT_FINITE,
     Accepted,
     Event,
     Finished,
@@ -32,6 +33,7 @@ from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, 
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence, Status
 from engine.driving.simulator import Call, Observer, Outcome, Replica, simulate
+from tests.engine.deciding.memory import BAD, Memory
 
 # 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.
 MILLI = LatencyProfile(
@@ -154,11 +156,13 @@ class Launched(NamedTuple):
 class Driver:
     """Plans, executes and commits, asserting what every policy owes on each call.
 
-    Token n of each request has id n, so that a lost, doubled or swapped token shows.
+    Token n of each request has id n, so that a lost, doubled or swapped token shows. Given a
+    memory, there is none where what it read was no number: exactly requests with BAD may fail.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, memory: Memory | None = None) -> None:
         self.scheduler = scheduler
+        self.memory = memory
         self.stories: dict[str, Story] = {}
         self.now = 0.0
         self.in_flight_plan: Launched | None = None
@@ -192,7 +196,7 @@ class Driver:
         tokens = []
         if plan is not None:
             self._check_plan(plan, self._next_at(last))
-            tokens = [Token(s.num_output) for s in plan.sampling]
+            tokens = self._compute(plan)
         if last is not None:
             self._commit(last)
         if plan is None:
@@ -209,6 +213,10 @@ class Driver:
         else:
             self._commit(launched)
         return plan
+
+    def _compute(self, plan: Plan) -> list[Token]:
+        spoiled = {} if self.memory is None else self.memory.compute(plan)
+        return [Token(NOT_FINITE if spoiled.get(s) else s.num_output) for s in plan.sampling]
 
     def _next_at(self, last: Launched | None) -> float:
         """When what is planned now is expected to begin."""
@@ -294,6 +302,10 @@ class Driver:
         done = event.reason in (FinishReason.LENGTH, FinishReason.STOP)
         assert (event.prompt_tokens, event.output_tokens) == (len(request.prompt), count)
         assert done == (count == complete_len(request.sampling))
+        is_bad = self.memory is not None and BAD in request.prompt
+        if event.reason is not FinishReason.CANCELLED:
+            assert (event.reason is FinishReason.ERROR) == is_bad, "who fails"
+            assert ("not finite" in event.detail) == is_bad
         assert (event.reason is FinishReason.STOP) == (done and is_stopped(request.sampling))
         expected = timings_of(request, story.token_at, self.now, done)
         actual = event.timings
@@ -318,6 +330,8 @@ class Driver:
         assert scheduler.plan(self.now) is None
         assert stats.pages_free == stats.pages_total, "all pages are free at the end"
         assert stats.num_submitted == stats.num_finished == len(self.stories)
+        ends = [story.finished.reason for story in self.stories.values() if story.finished]
+        assert stats.num_failed == ends.count(FinishReason.ERROR)
         assert (stats.num_waiting, stats.num_running, stats.num_held) == (0, 0, 0)
         assert stats.num_relegated == 0
 

@@ -33,6 +33,7 @@ class Pages(RuleBasedStateMachine):
         self.live: list[Sequence] = []
         self.num_made = 0
         self.content: dict[int, Prefix] = {}  # what a page that was published holds
+        self.unshared: set[Sequence] = set()  # withdrawn
         self.left_at: dict[int, int] = {}  # of published pages without readers: when the last left
         self.time = 0
 
@@ -79,6 +80,7 @@ class Pages(RuleBasedStateMachine):
         assert sequence.pages[: len(before)] == before
         taken = sequence.pages[len(before) :]
         assert set(taken) <= unread
+        assert self.pool.take_fresh() == tuple(taken[-1:])
         self.expect_oldest_evicted(taken, unread)
         start, sequence.num_computed = sequence.num_computed, stop
         for index in range(start // SIZE, (stop - 1) // SIZE + 1):
@@ -86,7 +88,7 @@ class Pages(RuleBasedStateMachine):
             assert self.readers(page) == [sequence], "a page has one writer"
             assert page not in self.content, "a published page is never written again"
         self.pool.publish(sequence, start, stop)
-        if self.caching:
+        if self.caching and sequence not in self.unshared:
             self.note_published(sequence, start)
 
     def expect_oldest_evicted(self, taken: list[int], unread: set[int]) -> None:
@@ -119,6 +121,21 @@ class Pages(RuleBasedStateMachine):
         self.pool.release(sequence)
         self.pool.forget(sequence.id)
         assert sequence.pages == []
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        """Its prompt is known no more, whoever computed it; who reads it reads on."""
+        sequence = data.draw(st.sampled_from(self.live))
+        self.pool.withdraw(sequence.request)
+        if sequence not in self.unshared:
+            prompt = sequence.request.prompt
+            own = {self.prefix(sequence, i) for i in range(len(prompt) // SIZE)}
+            for page in [page for page, prefix in self.content.items() if prefix in own]:
+                del self.content[page]
+                self.left_at.pop(page, None)
+        self.unshared.add(sequence)
+        assert cached_prefix(self.pool, sequence) == 0
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):

@@ -14,6 +14,7 @@ from engine.deciding.plan import Event, Finished, Token
 from engine.deciding.policies import POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence
+from tests.engine.deciding.memory import BAD, Memory
 from tests.engine.deciding.parts import TARGETS, Driver, deadline, make_request, make_scheduler
 
 PAGE_SIZE = 4
@@ -37,10 +38,13 @@ def random_request(rng: random.Random, name: str, at: float) -> Request:
     )
 
 
-def random_run(policy: str, seed: int, num_requests: int = 6, ahead: float = 0.0) -> Driver:
+def random_run(
+    policy: str, seed: int, num_requests: int = 6, ahead: float = 0.0, bad_tokens: bool = False
+) -> Driver:
     """Arrivals at any time, also long before they are taken in; slow and quick iterations;
     cancellations of anybody at any moment; memory that seldom suffices. `ahead`: the share of
-    iterations that are still in flight when the next is planned."""
+    iterations that are still in flight when the next is planned. `bad_tokens`: some of the prompts
+    have one that no number comes of."""
     rng = random.Random(seed)
     scheduler = make_scheduler(
         policy,
@@ -51,7 +55,7 @@ def random_run(policy: str, seed: int, num_requests: int = 6, ahead: float = 0.0
         max_batch_size=rng.choice((1, 2, 4, 100)),
         prefix_caching=rng.random() < 0.5,
     )
-    driver = Driver(scheduler)
+    driver = Driver(scheduler, Memory(PAGE_SIZE) if bad_tokens else None)
     for i in range(num_requests):
         driver.submit(random_request(rng, f"r{i}", driver.now - rng.choice((0.0, 0.01))))
         for _ in range(rng.choice((0, 0, 1, 3, 10))):
@@ -78,6 +82,63 @@ def test_random_schedules_keep_every_invariant(policy: str, ahead: float) -> Non
     assert relegated > 100 if policy == "niyama" else relegated == 0
 
 
+@pytest.mark.parametrize("ahead", [0.0, 0.8])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_logits_that_are_not_finite_end_their_own_requests_alone(policy: str, ahead: float) -> None:
+    """Among shared prefixes, preemptions, and cancellations before anybody knew; the Driver asserts
+    who fails. Some that took pages of others are computed again."""
+    runs = [random_run(policy, seed, ahead=ahead, bad_tokens=True) for seed in range(150)]
+    finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
+    assert sum(f.reason is FinishReason.ERROR for f in finished) > 60
+    assert sum(f.cached_tokens for f in finished) > 500
+    assert sum(f.num_preemptions for f in finished) > 5
+    kinds = [
+        d.kind for run in runs for r in run.stories for d in run.scheduler.explain(r).decisions
+    ]
+    assert kinds.count("restarted") > 5
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_who_had_taken_spoiled_pages_is_computed_again_by_itself(ahead: bool) -> None:
+    """Of a prompt in chunks of 16 the first chunk spoils the pages that another has already taken
+    when its last, in the same iteration, is sampled. The third comes when nothing is left of it."""
+    memory = Memory(PAGE_SIZE)
+    scheduler = make_scheduler(
+        "fcfs", page_size=PAGE_SIZE, context_len=CONTEXT, chunk_size=16, prefix_caching=True
+    )
+    driver = Driver(scheduler, memory)
+    driver.submit(make_request("bad", [1] * 12 + [BAD] + [3] * 20))
+    driver.submit(make_request("good", [1] * 12 + [2] * 3))
+    for _ in range(3 + ahead):
+        driver.step(ahead=ahead)
+    assert scheduler.pages.num_cached == 0
+    assert driver.in_flight == ["good"]
+    num_spoiled = memory.num_spoiled
+    driver.submit(make_request("later", [1] * 12 + [2] * 5))
+    driver.drain()
+    assert memory.num_spoiled == num_spoiled
+    ends = [story.finished for story in driver.stories.values() if story.finished]
+    length = FinishReason.LENGTH
+    assert [end.reason for end in ends] == [FinishReason.ERROR, length, length]
+    kinds = [decision.kind for decision in scheduler.explain("good").decisions]
+    assert kinds.count("restarted") == 1
+    assert "not finite" in scheduler.explain("bad").summary
+
+
+def test_pages_of_who_left_before_anybody_knew_spoil_nobody() -> None:
+    """It is cancelled between the chunks of its prompt; another then has the only pages."""
+    scheduler = make_scheduler(
+        "fcfs", num_pages=4, page_size=PAGE_SIZE, context_len=16, chunk_size=4, prefix_caching=False
+    )
+    driver = Driver(scheduler, Memory(PAGE_SIZE))
+    driver.submit(make_request("bad", [BAD] * 14, output=1))
+    for _ in range(3):
+        driver.step()
+    driver.cancel("bad")
+    driver.submit(make_request("good", [1] * 9, output=7))
+    driver.drain()
+
+
 class Schedules(RuleBasedStateMachine):
     """The same contract, with sequences of calls that hypothesis chooses and shrinks."""
 
@@ -89,12 +150,12 @@ class Schedules(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
     )
     def start(self, policy: str, **config: int) -> None:
-        self.driver = Driver(
-            make_scheduler(policy, page_size=PAGE_SIZE, context_len=CONTEXT, **config)
-        )
+        scheduler = make_scheduler(policy, page_size=PAGE_SIZE, context_len=CONTEXT, **config)
+        self.driver = Driver(scheduler, Memory(PAGE_SIZE))
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=52),
+        bad_at=st.none() | st.none() | st.integers(0, 51),
         output=st.integers(1, 12),
         stops=st.frozensets(st.integers(0, 11), max_size=1),
         waited=st.sampled_from((0.0, 0.02)),
@@ -105,6 +166,7 @@ class Schedules(RuleBasedStateMachine):
     def submit(
         self,
         prompt: list[int],
+        bad_at: int | None,
         output: int,
         stops: frozenset[int],
         waited: float,
@@ -113,6 +175,8 @@ class Schedules(RuleBasedStateMachine):
         tenant: str,
     ) -> None:
         driver = self.driver
+        if bad_at is not None and bad_at < len(prompt):
+            prompt[bad_at] = BAD
         name, at = f"r{len(driver.stories)}", driver.now - waited
         sampling = Sampling(max_tokens=output, stop_token_ids=stops)
         request = make_request(
@@ -217,6 +281,6 @@ def test_what_has_ended_leaves_no_state_behind(policy: str, ahead: float) -> Non
         return sum(type(o) is Sequence for o in gc.get_objects())
 
     before = count()
-    driver = random_run(policy, seed=5, num_requests=60, ahead=ahead)
+    driver = random_run(policy, seed=5, num_requests=60, ahead=ahead, bad_tokens=True)
     assert len(driver.stories) == 60
     assert count() == before
