@@ -272,6 +272,8 @@ class Scheduler:
         chunks: list[Chunk] = []
         for sequence in self._candidates(now):
             if sequence not in self._partial:
+                if self.policy.room(work, sequence) <= 0:
+                    break  # what it could share may be more by then
                 self._start(sequence)
             # A token in flight can be decoded, but not put into a chunk.
             known = sequence.num_uncomputed - sequence.num_in_flight

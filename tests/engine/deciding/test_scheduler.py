@@ -125,6 +125,19 @@ def test_who_had_taken_spoiled_pages_is_computed_again_by_itself(ahead: bool) ->
     assert "not finite" in scheduler.explain("bad").summary
 
 
+def test_a_request_takes_shared_pages_when_there_is_room_to_compute_its_own() -> None:
+    """Chunks are of 16: of the first prompt's 52 tokens 48 are there when the second can begin."""
+    scheduler = make_scheduler("fcfs", page_size=PAGE_SIZE, chunk_size=16, prefix_caching=True)
+    driver = Driver(scheduler)
+    for name, last in (("first", 1), ("second", 2)):
+        driver.submit(make_request(name, [*range(50), last, last]))
+    driver.drain()
+    second = driver.stories["second"].finished
+    assert second is not None
+    assert second.cached_tokens == 48
+    assert scheduler.prefill_tokens == 52 + 4
+
+
 def test_pages_of_who_left_before_anybody_knew_spoil_nobody() -> None:
     """It is cancelled between the chunks of its prompt; another then has the only pages."""
     scheduler = make_scheduler(
