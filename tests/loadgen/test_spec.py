@@ -102,7 +102,10 @@ def test_a_trace_gives_lengths_and_a_replay_gives_both(folder: Path) -> None:
     assert lengths == FromTrace((Row(0.0, 100, 10), Row(2.0, 200, 20)))
     replay = built("--replay", trace)
     assert (replay.arrivals.rate, replay.replay_lengths) == (None, True)
-    assert replay.duration_s > 2.0
+    assert replay.duration_s == 4.0, "a gap goes on after the last of two rows, 2 s apart"
+    assert built("--replay", trace, "--duration", "1h").duration_s == 4.0
+    assert built("--replay", trace, "--duration", "1h", "--rps", "2").duration_s == 1.0
+    assert built("--replay", trace, "--duration", "1").duration_s == 1.0
     assert not built("--replay", trace, "--prompt-tokens", "5").replay_lengths
 
 
