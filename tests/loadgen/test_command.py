@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from loadgen import demo
-from loadgen.cli import main
+from loadgen.cli import EXIT_INVALID, main
 from loadgen.records_csv import COLUMNS
 from tests.loadgen.conftest import WAIT_S, LittleServer
 from tests.server_process import ServerProcess
@@ -153,17 +153,21 @@ def test_a_sweep_is_a_run_at_each_rate(
     assert "40/s" in capsys.readouterr().out
 
 
-def test_the_search_finds_the_rate_below_which_nothing_fails(
+def test_a_server_that_refuses_everything_has_no_capacity(
     little: LittleServer, tmp_path: Path, capsys: Capture
 ) -> None:
+    """Not even at the rate at which none arrives: 5/s, in 0.2 s."""
     little.servicer.acts_as = "full"
     figures = tmp_path / "capacity.json"
     load = ("--rps", "40", "--duration", "0.2s", "--repeats", "1", "--max-lag", "10s")
     command = ["--target", little.address, "--find-capacity", *load, "--json", str(figures)]
-    assert main([*command, "--arrivals", "constant", "--seed", "1"]) == 0
-    capacity = read_json(figures)["capacity"]
-    assert capacity["passed_rps"] <= 5 < capacity["failed_rps"]  # 5/s: none in 0.2 s
-    assert "capacity:" in capsys.readouterr().out
+    assert main([*command, "--arrivals", "constant"]) == EXIT_INVALID
+    document = read_json(figures)
+    assert "capacity" not in document
+    assert [run["total"]["num_sent"] for run in document["runs"]] == [7, 3, 1, 0]
+    output = capsys.readouterr()
+    assert "capacity:" not in output.out
+    assert output.err == "niyama-loadgen: no request was due in the measured part\n"
 
 
 def test_the_gate_is_an_exit_status(little: LittleServer, capsys: Capture) -> None:

@@ -97,10 +97,10 @@ def test_errors_are_counted_most_frequent_first() -> None:
     assert fold(records).errors == (("often", 2), ("rare", 1))
 
 
-def test_an_empty_run_has_a_summary() -> None:
-    summary = fold([])
-    assert summary.total.num_sent == 0
-    assert summary.invalid == ""
+def test_a_run_without_a_request_says_nothing() -> None:
+    for summary in (fold([]), fold(twenty(), warmup_s=9.6)):
+        assert (summary.total.num_sent, summary.total.attainment) == (0, None)
+        assert summary.invalid == "no request was due in the measured part"
 
 
 def test_the_gate_is_open_when_every_tier_reaches_its_share() -> None:
