@@ -23,6 +23,8 @@ from loadgen.units import SHARE_TOLERANCE
 
 T = TypeVar("T")
 
+_LEAST_CV, _MOST_CV = 1e-3, 1e3  # of gamma arrivals; its square is the scale of a gap
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
@@ -97,8 +99,10 @@ class Arrivals:
     replay: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.cv > 0:
-            raise ValueError(f"the coefficient of variation is positive, got {self.cv:g}")
+        if not _LEAST_CV <= self.cv <= _MOST_CV:
+            raise ValueError(
+                f"the coefficient of variation is {_LEAST_CV:g} to {_MOST_CV:g}, got {self.cv:g}"
+            )
         if self.rate is None and not self.replay:
             raise ValueError("a rate is needed where no trace is replayed")
         if self.replay and self.rate is not None and self.rate.shape is not Shape.CONSTANT:

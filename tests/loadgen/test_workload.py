@@ -1,5 +1,6 @@
 """The plan: the same seed gives the same requests, and each property is drawn apart."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -171,6 +172,7 @@ def test_where_nothing_arrives_there_is_nothing_to_scale() -> None:
 def test_arrivals_state_what_they_need() -> None:
     with pytest.raises(ValueError, match="rate is needed"):
         Arrivals(None)
-    with pytest.raises(ValueError, match="coefficient of variation"):
-        Arrivals(Rate(1, 1), Process.GAMMA, cv=0.0)
+    for cv in (0.0, 1e-200, 1e200, math.inf, math.nan):
+        with pytest.raises(ValueError, match="coefficient of variation"):
+            Arrivals(Rate(1, 1), Process.GAMMA, cv)
     assert list(Arrivals(Rate(1, 1), Process.CONSTANT).times(2.5, random.Random(0))) == [1.0, 2.0]
