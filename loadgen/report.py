@@ -122,7 +122,7 @@ def search_line(measurement: Measurement, passed: bool) -> str:
     summary = measurement.summary
     verdict = "[green]passes[/]" if passed else "[red]fails[/]"
     return (
-        f"{measurement.name:>14}  {_share(summary.total.attainment):>6} on time, "
+        f"{escape(measurement.name):>14}  {_share(summary.total.attainment):>6} on time, "
         f"backlog {summary.backlog_growth:+.1%} of arrivals: {verdict}"
     )
 

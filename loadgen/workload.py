@@ -148,6 +148,9 @@ class Workload:
         _check_shares({load.tier: load.share for load in self.tiers}, "tiers")
         _check_shares(self.tenants, "tenants")
         _check_shares(self.applications, "applications")
+        for tenant in self.tenants:
+            if not (tenant.isascii() and tenant.isprintable()):
+                raise ValueError(f"a tenant is printable ASCII, as gRPC sends it, got {tenant!r}")
 
     def at_rate(self, rate: float) -> Workload:
         """The same load at another mean rate (requests per second), for as long; a replay ends with

@@ -216,6 +216,8 @@ def die_at(little: LittleServer, num_ended: int) -> None:
         (["--trace", "/nowhere.csv"], "No such file or directory: '/nowhere.csv'"),
         (["--workload", "/nowhere.toml"], "No such file or directory: '/nowhere.toml'"),
         (["--prompt-tokens", "gold:5"], "unknown tier gold"),
+        (["--tenants", "rare\xe9:0.001,usual:0.999"], "a tenant is printable ASCII, as gRPC sends"),
+        (["--slo-gate", "gold:0.9,all:0.9"], "unknown tier gold in the gate; the load has inter"),
         (["--warmup", "20", "--cooldown", "10"], "leave nothing of the run to measure"),
         (["--duration", "0"], "the duration is positive, got 0"),
         (["--compare", "x=localhost:1,foo"], "unknown policy 'foo': one of niyama"),
