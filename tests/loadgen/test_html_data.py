@@ -288,3 +288,6 @@ def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:
     made = page(ASKED, [empty])
     assert made.headline == "Nothing was sent"
     assert made.sections[0].charts == [Absent("On time", "Nothing was sent.")]
+    assert made.sections[2].charts[0] == Absent(
+        "Arrivals, by what became of them", "Nothing was sent."
+    )
