@@ -108,9 +108,11 @@ def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
-    """Why some of several runs are partial or invalid."""
+    """Why some of several runs are partial or invalid, and the most frequent error of each."""
     for each in measurements:
         name, summary = escape(each.name), each.summary
+        for error, count in summary.errors[:1]:
+            yield f"[red]{count} x[/] {name}: {escape(error)}"
         if summary.end is not End.COMPLETE:
             yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
         if summary.invalid:
