@@ -54,7 +54,7 @@ _SINE_SEGMENTS = 48  # per period; within 0.2 % of the curve
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate over time. `period_s` None: as long as the run."""
+    """A rate over time. `period_s` None (not of SQUARE and STEP): as long as the run."""
 
     low: float
     high: float
@@ -66,6 +66,9 @@ class Rate:
             raise ValueError(f"rates must be positive, got {self.levels}")
         if self.period_s is not None and not self.period_s > 0:
             raise ValueError(f"the period of a rate must be positive, got {self.period_s:g}")
+        if self.period_s is None and self.shape in (Shape.SQUARE, Shape.STEP):
+            name = self.shape.value
+            raise ValueError(f"a {name} needs a period, such as {name}:{self.levels}/15m")
 
     @property
     def levels(self) -> str:

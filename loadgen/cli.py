@@ -98,7 +98,9 @@ class _Command:
             return
         with targets.opened(self.arguments) as target:
             info = target.info()
-            self._send(target, info, build(self.spec, info), "")
+            workload = build(self.spec, info)
+            gate.check(self.arguments.slo_gate or {}, [load.tier for load in workload.tiers])
+            self._send(target, info, workload, "")
 
     def _send(
         self, target: Target, info: TargetInfo, workload: Workload, contender: str
@@ -107,7 +109,9 @@ class _Command:
         if isinstance(target, SiloTarget) and not target.silos:
             target = target.sized(plan(workload))
             info = target.info()
-            self.out.print(f"the fewest silos that serve this load: {info.name}", highlight=False)
+            self.out.print(
+                f"the fewest silos that serve this load: {escape(info.name)}", highlight=False
+            )
 
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from client.values import Tier
-from loadgen import score
+from loadgen import score, simulated
 from loadgen.record import Record
 from loadgen.series import SeriesRecorder
 from loadgen.simulated import Setup, SimulatedTarget, target_info
@@ -122,7 +122,7 @@ def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
     does: where one request by itself would be late."""
 
     def serves(replicas: int) -> bool:
-        return is_served(SimulatedTarget(replace(setup, replicas=replicas)), requests)
+        return is_served(replace(setup, replicas=replicas), requests)
 
     return smallest(serves)
 
@@ -141,11 +141,12 @@ def smallest(serves: Callable[[int], bool]) -> int:
     return high
 
 
-def is_served(target: SimulatedTarget, requests: Sequence[PlannedRequest]) -> bool:
+def is_served(setup: Setup, requests: Iterable[PlannedRequest]) -> bool:
     """At most 1 % of the requests are late, and the backlog does not grow: of the work that
     arrives, at most 1 % (or what chance explains) is left behind. A deadline of minutes hides an
     overload of minutes; the second condition does not."""
-    records = target.run(requests, lambda progress: None).records
+    with simulated.uncollected():
+        records = list(simulated.records(setup, requests))
     return few_misses(records) and not grows(records)
 
 

@@ -69,11 +69,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 setattr(arguments, name, made.get_default(name))
     if arguments.compare and arguments.slo_gate is not None:
         made.error("argument --compare: not allowed with argument --slo-gate")
+    if problem := _contradiction(arguments):
+        made.error(problem)
     for name in ("json", "html", "csv"):
         path: Path | None = getattr(arguments, name)
         if path is not None and not _can_be_written(path):
             made.error(f"argument --{name}: {path} cannot be written")
     return arguments
+
+
+def _contradiction(arguments: argparse.Namespace) -> str:
+    """What to say of a flag that another one leaves without an effect."""
+    compared = arguments.compare or []
+    if arguments.silo is not None and "silo" not in compared:
+        return "argument --silo: only with silo in --compare"
+    if arguments.server_flags and (arguments.simulate is not None or not compared):
+        return "argument --server-flags: only of servers that --compare starts"
+    if arguments.trace is not None and any(
+        not tier for tier, _ in (*arguments.prompt_tokens, *arguments.output_tokens)
+    ):
+        return "argument --trace: not allowed with lengths for all tiers, which its rows give"
+    if arguments.replay is not None and (arguments.arrivals, arguments.cv) != (None, None):
+        return "argument --replay: not allowed with --arrivals or --cv, its rows say when"
+    if arguments.cv is not None and arguments.arrivals not in (None, Process.GAMMA):
+        return "argument --cv: only of gamma arrivals"
+    return ""
 
 
 def as_typed(argv: Sequence[str] | None, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,16 +269,17 @@ def _rates(text: str) -> list[float]:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         rates = []
-    if not rates or min(rates) <= 0:
+    if not rates or not all(0 < rate < math.inf for rate in rates):
         raise ValueError(f"{text!r} is not a list of rates such as 10,20,40")
     return rates
 
 
 def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
+    contenders = [part.strip() for part in text.split(",")]
+    names = [contender.partition("=")[0] for contender in contenders]
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{text!r} is not a list of different names")
-    return names
+    return contenders
 
 
 def _add_measuring(group: argparse._ArgumentGroup) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from loadgen.summary import Summary
 from loadgen.target import End
@@ -23,8 +23,16 @@ def parse_gate(text: str) -> dict[str, float]:
     return {EVERY_TIER: share}
 
 
+def check(gate: Mapping[str, float], tiers: Sequence[str]) -> None:
+    """Raises ValueError for a name that is no tier of the load."""
+    unknown = gate.keys() - {EVERY_TIER, ALL, *tiers}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"unknown tier {names} in the gate; the load has {', '.join(tiers)}")
+
+
 def shut(gate: Mapping[str, float], summary: Summary) -> list[str]:
-    """One line per reason to stop; none where the gate is open."""
+    """One line per reason to stop; none where the gate is open. Of a gate that was checked."""
     reasons = []
     if summary.end is not End.COMPLETE:
         reasons.append(f"the run did not complete: {summary.problem}")
@@ -34,8 +42,8 @@ def shut(gate: Mapping[str, float], summary: Summary) -> list[str]:
         required = dict.fromkeys(scores, gate[EVERY_TIER]) | required
     scores[ALL] = summary.total
     for name, share in required.items():
-        score = scores.get(name)
-        if score is None or score.attainment is None:
+        score = scores[name]
+        if score.attainment is None:
             reasons.append(f"{name}: nothing was sent, {share:.1%} on time required")
         elif score.attainment < share:
             reasons.append(f"{name}: {score.attainment:.2%} on time, {share:.1%} required")

@@ -11,6 +11,7 @@ from loadgen.traces import Row
 
 # 90 % of a standard normal distribution lies below this.
 _Z90 = 1.2815515655446004
+_LONGEST = 1_000_000_000  # tokens; no draw from such a distribution overflows
 
 
 class Length(NamedTuple):
@@ -48,8 +49,9 @@ class Lognormal:
     p90: float
 
     def __post_init__(self) -> None:
-        if not 1 <= self.p50 <= self.p90 < math.inf:
-            raise ValueError(f"lengths need 1 <= p50 <= p90, got {self.p50:g}/{self.p90:g}")
+        if not 1 <= self.p50 <= self.p90 <= _LONGEST:
+            limit = f"1 <= p50 <= p90 <= {_LONGEST:,}"
+            raise ValueError(f"lengths need {limit}, got {self.p50:g}/{self.p90:g}")
 
     def draw(self, rng: random.Random) -> int:
         sigma = math.log(self.p90 / self.p50) / _Z90

@@ -128,10 +128,11 @@ def search_capacity(
 
 
 def sustains(summary: Summary, max_misses: float) -> bool:
-    """Whether the load was served: few enough misses, and no growing backlog."""
+    """Whether the load was served: few enough misses, and no growing backlog. Without a request
+    nothing was."""
     attainment = summary.total.attainment
     if attainment is None:
-        return True  # nothing arrived
+        return False
     return 1 - attainment <= max_misses and not falls_behind(summary)
 
 

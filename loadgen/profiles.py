@@ -50,6 +50,10 @@ class Profile:
     max_batch_size: int = 256
     tiers: tuple[Tier, ...] = SERVER_TIERS
 
+    def __post_init__(self) -> None:
+        if self.kv_tokens < 1:
+            raise BadProfile(f"kv_tokens must be at least 1, got {self.kv_tokens}")
+
     def with_overhead(self, seconds: float) -> Profile:
         """Every iteration takes that much longer."""
         latency = self.latency
@@ -173,10 +177,12 @@ def _model_shape(config: Mapping[str, Any], path: str) -> ModelShape:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
         mlp, context_len = int(config["intermediate_size"]), int(config["max_position_embeddings"])
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        if min(hidden, layers, heads, vocabulary, mlp, context_len, kv_heads) < 1:
+            raise ValueError("a size is not positive")
+        head_dim = int(config.get("head_dim") or hidden // heads)
     except (KeyError, TypeError, ValueError) as error:
         raise BadProfile(f"{path}: not a model's config.json: {error}") from None
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or hidden // heads)
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     tied = bool(config.get("tie_word_embeddings", False))
     return ModelShape(
@@ -238,6 +244,8 @@ def load_tiers(path: Path) -> tuple[Tier, ...]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         tables = document.get("tiers", {})
+        if not isinstance(tables, dict):
+            raise ValueError(f"tiers must be tables [tiers.NAME], not {tables!r}")
         tiers = tuple(_tier(name, dict(table)) for name, table in tables.items())
     except (ValueError, TypeError) as error:
         raise BadProfile(f"{path}: {error}") from None

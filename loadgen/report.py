@@ -108,9 +108,11 @@ def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
-    """Why some of several runs are partial or invalid."""
+    """Why some of several runs are partial or invalid, and the most frequent error of each."""
     for each in measurements:
         name, summary = escape(each.name), each.summary
+        for error, count in summary.errors[:1]:
+            yield f"[red]{count} x[/] {name}: {escape(error)}"
         if summary.end is not End.COMPLETE:
             yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
         if summary.invalid:
@@ -122,7 +124,7 @@ def search_line(measurement: Measurement, passed: bool) -> str:
     summary = measurement.summary
     verdict = "[green]passes[/]" if passed else "[red]fails[/]"
     return (
-        f"{measurement.name:>14}  {_share(summary.total.attainment):>6} on time, "
+        f"{escape(measurement.name):>14}  {_share(summary.total.attainment):>6} on time, "
         f"backlog {summary.backlog_growth:+.1%} of arrivals: {verdict}"
     )
 

@@ -66,6 +66,8 @@ class Setup:
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        if self.max_requests < 1:
+            raise ValueError(f"max_requests must be at least 1, got {self.max_requests:g}")
         if not 0 <= self.predictor_error < 1:
             raise ValueError(f"predictor_error must be in [0, 1), got {self.predictor_error}")
         if self.routing not in ROUTINGS:

@@ -97,7 +97,7 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
     return Workload(
         arrivals,
         tuple(_load(known[name], share, specs[name]) for name, share in mix.items()),
-        _default_duration(arrivals) if spec.duration_s is None else spec.duration_s,
+        _duration_s(spec, arrivals),
         spec.seed or 0,
         spec.tenants or {},
         spec.applications or {},
@@ -106,13 +106,11 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
     )
 
 
-def _default_duration(arrivals: Arrivals) -> float:
-    """All of a trace; half a minute of anything else."""
+def _duration_s(spec: Spec, arrivals: Arrivals) -> float:
+    """A replay lasts no longer than its trace: nothing would be sent in the rest."""
     if not arrivals.replay:
-        return DEFAULT_DURATION_S
-    if arrivals.rate is None:
-        return arrivals.replay[-1].at + 1.0
-    return len(arrivals.replay) / arrivals.rate.high
+        return DEFAULT_DURATION_S if spec.duration_s is None else spec.duration_s
+    return arrivals.replay_s if spec.duration_s is None else min(spec.duration_s, arrivals.replay_s)
 
 
 def _rows_say_lengths(spec: Spec, tiers: Mapping[str, TierSpec]) -> bool:

@@ -23,6 +23,7 @@ from loadgen.workload import Workload
 
 # How far the achieved sending rate may stay behind before a run says nothing about the server.
 _LEAST_ACHIEVED = 0.95
+_NOTHING_DUE = "no request was due in the measured part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def summarise(
         num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
         end=run.end,
         problem=run.problem,
-        invalid=_invalid(lag, requested, achieved, max_lag_s),
+        invalid=_invalid(lag, requested, achieved, max_lag_s) if due else _NOTHING_DUE,
         errors=_errors(run.records),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -43,28 +43,39 @@ def load(path: Path) -> tuple[Row, ...]:
 
 
 def _parse(lines: Iterable[str], path: Path) -> Iterable[Row]:
-    reader = csv.reader(lines)
-    header = [name.strip() for name in next(reader, [])]
+    rows = _cells(lines, path)
+    _, header = next(rows, (1, []))
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise BadTrace(f"{path}, line 1: no column {', '.join(missing)} in the header")
     columns = [header.index(name) for name in COLUMNS]
     start, last = None, 0.0
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
+    for line, cells in rows:
+        if not any(cells):
             continue
         try:
-            stamp, prompt, output = (cells[column].strip() for column in columns)
+            stamp, prompt, output = (cells[column] for column in columns)
             instant = _instant(stamp)
             start = instant if start is None else start
             row = Row(instant - start, _tokens(prompt, "ContextTokens"), _tokens(output, "Gen"))
         except (IndexError, ValueError) as error:
             reason = "too few columns" if isinstance(error, IndexError) else error
-            raise BadTrace(f"{path}, line {reader.line_num}: {reason}") from None
+            raise BadTrace(f"{path}, line {line}: {reason}") from None
         if row.at < last:
-            raise BadTrace(f"{path}, line {reader.line_num}: {stamp} is before the row above")
+            raise BadTrace(f"{path}, line {line}: {stamp} is before the row above")
         last = row.at
         yield row
+
+
+def _cells(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line and what stands in it. A row is a line: a quote that is not closed
+    does not swallow those below."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            for cells in csv.reader([line], strict=True):
+                yield number, [cell.strip() for cell in cells]
+        except csv.Error as error:
+            raise BadTrace(f"{path}, line {number}: {error}") from None
 
 
 def _instant(stamp: str) -> float:

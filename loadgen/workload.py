@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from client.values import Importance, Targets
-from loadgen.arrivals import Process, Rate, arrival_times, unit_gaps
+from loadgen.arrivals import Process, Rate, Shape, arrival_times, unit_gaps
 from loadgen.lengths import Length, Lengths
 from loadgen.traces import Row
 from loadgen.units import SHARE_TOLERANCE
 
 T = TypeVar("T")
+
+_LEAST_CV, _MOST_CV = 1e-3, 1e3  # of gamma arrivals; its square is the scale of a gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class TierLoad:
 @dataclass(frozen=True, slots=True)
 class Arrivals:
     """When requests come: a process at a rate, or (with `replay`) at the instants of a trace, its
-    time scaled so that the mean rate is `rate`'s where one is given."""
+    time scaled so that the mean rate is `rate` where one is given."""
 
     rate: Rate | None
     process: Process = Process.POISSON
@@ -97,32 +99,34 @@ class Arrivals:
     replay: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.cv > 0:
-            raise ValueError(f"the coefficient of variation is positive, got {self.cv:g}")
+        if not _LEAST_CV <= self.cv <= _MOST_CV:
+            raise ValueError(
+                f"the coefficient of variation is {_LEAST_CV:g} to {_MOST_CV:g}, got {self.cv:g}"
+            )
         if self.rate is None and not self.replay:
             raise ValueError("a rate is needed where no trace is replayed")
+        if self.replay and self.rate is not None and self.rate.shape is not Shape.CONSTANT:
+            raise ValueError(f"a replayed trace has a shape of its own: one rate, not {self.rate}")
 
     def times(self, duration_s: float, rng: random.Random) -> Iterator[float]:
         if not self.replay:
             assert self.rate is not None
             return arrival_times(self.rate, unit_gaps(self.process, self.cv, rng), duration_s)
-        scale = self.time_scale(duration_s)
+        scale = 1.0 if self.rate is None else self._trace_rps / self.rate.high
         scaled = (row.at * scale for row in self.replay)
         return itertools.takewhile(lambda at: at < duration_s, scaled)
 
-    def time_scale(self, duration_s: float) -> float:
-        """Replayed seconds per second of the trace."""
-        span = self.replay[-1].at
-        if self.rate is None or not span:
-            return 1.0
-        return (len(self.replay) - 1) / span / self.rate.mean(duration_s)
+    @property
+    def replay_s(self) -> float:
+        """How long a replay lasts: a mean gap goes on after its last row."""
+        rps = self._trace_rps if self.rate is None else self.rate.high
+        return len(self.replay) / rps
 
-    def scaled(self, factor: float) -> Arrivals:
-        """The same arrivals, `factor` times as many per second."""
-        if self.rate is None:
-            natural = (len(self.replay) - 1) / self.replay[-1].at
-            return replace(self, rate=Rate(natural * factor, natural * factor))
-        return replace(self, rate=self.rate.scaled(factor))
+    @property
+    def _trace_rps(self) -> float:
+        """The trace's own rate; that of rows of one instant is theirs in a second."""
+        span = self.replay[-1].at
+        return (len(self.replay) - 1) / span if span else float(len(self.replay))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +148,22 @@ class Workload:
         _check_shares({load.tier: load.share for load in self.tiers}, "tiers")
         _check_shares(self.tenants, "tenants")
         _check_shares(self.applications, "applications")
+        for tenant in self.tenants:
+            if not (tenant.isascii() and tenant.isprintable()):
+                raise ValueError(f"a tenant is printable ASCII, as gRPC sends it, got {tenant!r}")
 
     def at_rate(self, rate: float) -> Workload:
-        """The same load at another mean rate (requests per second)."""
-        now = self.arrivals.rate.mean(self.duration_s) if self.arrivals.rate else None
-        if now is None:
-            return replace(self, arrivals=replace(self.arrivals, rate=Rate(rate, rate)))
-        return replace(self, arrivals=self.arrivals.scaled(rate / now))
+        """The same load at another mean rate (requests per second), for as long; a replay ends with
+        its trace, which at a larger rate is earlier. Raises ValueError where there is no load."""
+        arrivals = self.arrivals
+        if arrivals.rate is None or arrivals.replay:
+            arrivals = replace(arrivals, rate=Rate(rate, rate))
+            duration_s = min(self.duration_s, arrivals.replay_s)
+            return replace(self, arrivals=arrivals, duration_s=duration_s)
+        now = arrivals.rate.mean(self.duration_s)
+        if not now:
+            raise ValueError(f"at {arrivals.rate} nothing arrives in {self.duration_s:g} s")
+        return replace(self, arrivals=replace(arrivals, rate=arrivals.rate.scaled(rate / now)))
 
 
 def _check_shares(shares: Mapping[T, float], what: str) -> None:

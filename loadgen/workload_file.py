@@ -7,6 +7,7 @@ arrivals = "gamma"           # poisson, gamma, constant
 cv = 3
 replay = "trace.csv"         # arrival times (and lengths, unless others are given); relative
                              # paths start from the file's folder
+replay_lengths = true        # its lengths, even where others are given
 
 [tenants]                    # shares that add up to 1
 acme = 0.7
@@ -71,11 +72,11 @@ def _to_spec(table: Table, folder: Path) -> Spec:
     spec = Spec(
         rate=root.take("rps", _rate),
         duration_s=root.take("duration", _duration),
-        seed=root.take("seed", int),
+        seed=root.take("seed", _integer),
         process=root.take("arrivals", Process),
         cv=root.take("cv", _number),
         replay=root.take("replay", folder.joinpath),
-        replay_lengths=root.take("replay_lengths", bool),
+        replay_lengths=root.take("replay_lengths", _boolean),
         mix=mix or None,
         tenants=root.take("tenants", _shares),
         applications=root.take("applications", _shares),
@@ -138,6 +139,18 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"must be a whole number, not {value!r}")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
+
+
 def _rate(value: Any) -> Rate:
     return parse_rate(str(value))
 
@@ -159,4 +172,8 @@ def _importance(value: Any) -> dict[Importance, float]:
 
 
 def _prefix(value: Any) -> SharedPrefix:
-    return SharedPrefix(**_table(value))
+    table = _table(value)
+    for key, check in (("length", _integer), ("share", _number), ("count", _integer)):
+        if key in table:
+            check(table[key])
+    return SharedPrefix(**table)

@@ -65,7 +65,6 @@ class Replica:
     cost: Cost
     max_requests: float = math.inf  # waiting or running
     now: float = 0.0
-    busy_s: float = 0.0
     ends: array[float] = field(default_factory=lambda: array("d"))  # of every iteration
     _calls: dict[str, Call] = field(default_factory=dict)  # in flight
     _leaving: dict[str, int] = field(default_factory=dict)  # callers that hang up, after how many
@@ -108,9 +107,7 @@ class Replica:
                 return
             if observe is not None:
                 observe(self, plan)
-            seconds = cost(plan.work)
-            self.now += seconds
-            self.busy_s += seconds
+            self.now += cost(plan.work)
             token = Token(len(ends))
             ends.append(self.now)
             sampling = plan.sampling

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from loadgen.capacity import Capacity
 from loadgen.html.chart import colour
-from loadgen.html.curves import late_shares
 from loadgen.html.runs import contender, contenders, load_rps
 from loadgen.html.tables import duration, share
-from loadgen.modes import Measurement
+from loadgen.modes import Measurement, sustains
+from loadgen.target import End
 
 
 class Tile(NamedTuple):
@@ -58,13 +58,14 @@ def has_loads(runs: Sequence[Measurement]) -> bool:
 
 
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:
-    """The largest load up to which at most that share was late; 0 where none was."""
-    scores = [(load_rps(r), r.summary.total) for r in runs if contender(r) == name]
+    """The largest load up to which all were served (`modes.sustains`); 0 where none was. What says
+    nothing of the server is left out."""
+    own = [run for run in runs if contender(run) == name and not run.summary.invalid]
     largest = 0.0
-    for load, late in late_shares(scores):
-        if late > max_misses:
+    for run in sorted(own, key=load_rps):
+        if run.summary.end is not End.COMPLETE or not sustains(run.summary, max_misses):
             break
-        largest = load
+        largest = load_rps(run)
     return largest
 
 

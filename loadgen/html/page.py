@@ -14,7 +14,7 @@ from loadgen.html.headline import Tile, headline, tiles
 from loadgen.html.loads import over_loads, ranking
 from loadgen.html.runs import View, tier_targets, views
 from loadgen.html.shares import attainment, distributions
-from loadgen.html.tables import Table, runs_table, score_tables, targets_text
+from loadgen.html.tables import Table, errors_table, runs_table, score_tables, targets_text
 from loadgen.html.timeline import over_time
 from loadgen.modes import Measurement
 from loadgen.target import End
@@ -96,7 +96,10 @@ def page(
         sections=[*_over_all(asked, runs, found), *_of_views(shown)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],
         chosen=_most_telling(shown, asked.max_misses),
-        tables=list(score_tables(runs[0])) if len(runs) == 1 else [runs_table(runs)],
+        tables=[
+            *(score_tables(runs[0]) if len(runs) == 1 else [runs_table(runs)]),
+            *errors_table(runs),
+        ],
         facts=_facts(asked, runs),
     )
 

@@ -12,6 +12,7 @@ from loadgen.score import Percentiles, Score
 from loadgen.target import End
 
 DASH = "–"
+MOST_ERRORS = 5  # of a run
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _SCORES = (
     "sent",
@@ -66,6 +67,17 @@ def _run_row(run: Measurement, tiers: Sequence[str]) -> list[str]:
         milliseconds(summary.lag.p99_s),
         remark,
     ]
+
+
+def errors_table(runs: Sequence[Measurement]) -> Iterator[Table]:
+    """What went wrong, most frequent first; none where nothing did."""
+    rows = [
+        [error, run.name or contender(run), f"{count:,}"]
+        for run in runs
+        for error, count in run.summary.errors[:MOST_ERRORS]
+    ]
+    if rows:
+        yield Table("Errors", ["error", "run", "requests"], rows)
 
 
 def score_tables(run: Measurement) -> Iterator[Table]:

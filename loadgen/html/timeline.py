@@ -69,8 +69,11 @@ def _clock(view: View) -> _Clock:
     return _Clock(steps_for(end_s), unit, unit_s or 1.0, f"time at {view.load}")
 
 
-def _fates(run: Measurement, clock: _Clock) -> Curves:
+def _fates(run: Measurement, clock: _Clock) -> Chart:
     """Every arrival is one of the three."""
+    title = "Arrivals, by what became of them"
+    if not run.records:
+        return Absent(title, "Nothing was sent.")
     fates: dict[str, list[float]] = {"on time": [], "late": [], "failed": []}
     for record in run.records:
         fates[_fate(record)].append(record.request.at)
@@ -80,7 +83,6 @@ def _fates(run: Measurement, clock: _Clock) -> Curves:
         for name, instants in fates.items()
         if instants
     ]
-    title = "Arrivals, by what became of them"
     return clock.chart(title, "requests/s", lines, Draw.STACK, _limits(run, clock))
 
 
@@ -147,14 +149,16 @@ def _relegations(view: View, clock: _Clock) -> Chart:
 def _own_series(view: View, clock: _Clock) -> Iterator[Chart]:
     """Chunk size and queue length: only a simulated target keeps them."""
     known = [(i, run, run.series) for i, run in enumerate(view.runs) if run.series is not None]
-    if not known:
-        yield Absent("Chunk size and queue length", "The target does not tell them.")
+    if not any(series.chunk_len for _, _, series in known):
+        reason = "No iteration was needed." if known else "The target does not tell them."
+        yield Absent("Chunk size and queue length", reason)
         return
 
     def lines(values: Callable[[Series], Sequence[float]]) -> list[Line]:
         return [
-            Line(contender(run), _points(series, values(series), clock), colour(i))
+            Line(contender(run), points, colour(i))
             for i, run, series in known
+            if (points := _points(series, values(series), clock))
         ]
 
     silent = [contender(run) for run in view.runs if run.series is None]

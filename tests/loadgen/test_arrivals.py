@@ -97,6 +97,13 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         parse_rate(text)
 
 
+@pytest.mark.parametrize("text", ["2..5", "square:2..5", "step:2..5"])
+def test_what_changes_after_a_period_needs_one(text: str) -> None:
+    """As long as the run it would never change."""
+    with pytest.raises(ValueError, match=r"needs a period, such as (square|step):2\.\.5/15m"):
+        parse_rate(text)
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "-1..5", "2..0"])
 def test_rates_are_positive(text: str) -> None:
     with pytest.raises(ValueError, match="must be positive"):

@@ -3,13 +3,21 @@ are those of test_simulated.py: a prompt of 4 tokens and one token of output tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
 
 from client.values import Importance, Targets, Tier
-from loadgen.cluster import Silo, SiloTarget, fewest_replicas, grows, parse_silos, smallest
+from loadgen.cluster import (
+    Silo,
+    SiloTarget,
+    fewest_replicas,
+    grows,
+    is_served,
+    parse_silos,
+    smallest,
+)
 from loadgen.record import Record
 from loadgen.simulated import SimulatedTarget
 from loadgen.workload import PlannedRequest
@@ -90,6 +98,17 @@ def test_the_smallest_number_that_serves_is_found_in_few_tries(needed: int) -> N
 
     assert smallest(serves) == needed
     assert len(tried) <= 8
+
+
+def test_an_interruption_ends_the_sizing() -> None:
+    """It is no miss of the requests that were in flight, to be made up for by more replicas."""
+
+    def interrupted() -> Iterator[PlannedRequest]:
+        yield from requests(TIERS[0], [0.0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        is_served(BASE, interrupted())
 
 
 def test_a_load_that_no_number_of_replicas_serves_is_an_error() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from loadgen import demo
-from loadgen.cli import main
+from loadgen.cli import EXIT_INVALID, main
 from loadgen.records_csv import COLUMNS
 from tests.loadgen.conftest import WAIT_S, LittleServer
 from tests.server_process import ServerProcess
@@ -153,17 +153,21 @@ def test_a_sweep_is_a_run_at_each_rate(
     assert "40/s" in capsys.readouterr().out
 
 
-def test_the_search_finds_the_rate_below_which_nothing_fails(
+def test_a_server_that_refuses_everything_has_no_capacity(
     little: LittleServer, tmp_path: Path, capsys: Capture
 ) -> None:
+    """Not even at the rate at which none arrives: 5/s, in 0.2 s."""
     little.servicer.acts_as = "full"
     figures = tmp_path / "capacity.json"
     load = ("--rps", "40", "--duration", "0.2s", "--repeats", "1", "--max-lag", "10s")
     command = ["--target", little.address, "--find-capacity", *load, "--json", str(figures)]
-    assert main([*command, "--arrivals", "constant", "--seed", "1"]) == 0
-    capacity = read_json(figures)["capacity"]
-    assert capacity["passed_rps"] <= 5 < capacity["failed_rps"]  # 5/s: none in 0.2 s
-    assert "capacity:" in capsys.readouterr().out
+    assert main([*command, "--arrivals", "constant"]) == EXIT_INVALID
+    document = read_json(figures)
+    assert "capacity" not in document
+    assert [run["total"]["num_sent"] for run in document["runs"]] == [7, 3, 1, 0]
+    output = capsys.readouterr()
+    assert "capacity:" not in output.out
+    assert output.err == "niyama-loadgen: no request was due in the measured part\n"
 
 
 def test_the_gate_is_an_exit_status(little: LittleServer, capsys: Capture) -> None:
@@ -212,6 +216,8 @@ def die_at(little: LittleServer, num_ended: int) -> None:
         (["--trace", "/nowhere.csv"], "No such file or directory: '/nowhere.csv'"),
         (["--workload", "/nowhere.toml"], "No such file or directory: '/nowhere.toml'"),
         (["--prompt-tokens", "gold:5"], "unknown tier gold"),
+        (["--tenants", "rare\xe9:0.001,usual:0.999"], "a tenant is printable ASCII, as gRPC sends"),
+        (["--slo-gate", "gold:0.9,all:0.9"], "unknown tier gold in the gate; the load has inter"),
         (["--warmup", "20", "--cooldown", "10"], "leave nothing of the run to measure"),
         (["--duration", "0"], "the duration is positive, got 0"),
         (["--compare", "x=localhost:1,foo"], "unknown policy 'foo': one of niyama"),
@@ -247,7 +253,15 @@ def test_a_malformed_trace_row_is_one_line(
         (["--rps", "fast"], "'fast' is not a rate"),
         (["--duration", "soon"], "'soon' is not a duration"),
         (["--sweep", "1,x"], "'1,x' is not a list of rates"),
+        (["--sweep", "1,nan"], "'1,nan' is not a list of rates"),
         (["--compare", "a,a"], "not a list of different names"),
+        (["--compare", "a=here:1,a=there:1"], "not a list of different names"),
+        (["--compare", "=here:1"], "not a list of different names"),
+        (["--server-flags", "--policy edf"], "--server-flags: only of servers that --compare"),
+        (["--simulate", "x", "--silo", "interactive:3"], "--silo: only with silo in --compare"),
+        (["--trace", "t.csv", "--prompt-tokens", "5"], "--trace: not allowed with lengths for all"),
+        (["--replay", "t.csv", "--cv", "3"], "--replay: not allowed with --arrivals or --cv"),
+        (["--arrivals", "poisson", "--cv", "3"], "--cv: only of gamma arrivals"),
         (["--slo-gate", "0.9", "--compare", "a"], "not allowed with"),
         (["--policy", "edf"], "is for --simulate; start the server with it, or use --compare"),
         (["--tier", "chat=1s/50ms"], "--tier is for --simulate ("),

@@ -232,6 +232,25 @@ def test_a_load_is_sustained_until_the_first_that_is_not() -> None:
     assert sustained(runs, "b", 0.01) == 4.0
 
 
+def test_a_load_is_sustained_by_a_whole_and_valid_run_that_leaves_nothing_behind() -> None:
+    """A deadline of minutes hides an overload of minutes; a run that lagged says nothing."""
+    light, busy, heavy = (measurement(0, "a", rate) for rate in (1.0, 2.0, 4.0))
+    behind = replace(busy, summary=replace(busy.summary, backlog_growth=0.5, backlog_noise=0.1))
+    lagged = replace(busy, summary=replace(busy.summary, invalid="it lagged"))
+    lost = measurement(0, "a", 2.0, End.TARGET_LOST)
+    found = [sustained([light, each, heavy], "a", 0.01) for each in (busy, behind, lagged, lost)]
+    assert found == [4.0, 1.0, 4.0, 1.0]
+
+
+def test_the_errors_of_every_run_are_in_a_table() -> None:
+    one, other = measurement(0, "a"), measurement(0, "b")
+    failed = replace(other, summary=replace(other.summary, errors=(("full", 1200), ("rare", 1))))
+    tables = page(ASKED._replace(mode="compare"), [one, failed]).tables
+    assert [table.title for table in tables] == ["Runs", "Errors"]
+    assert list(tables[1].rows) == [["full", "b", "1,200"], ["rare", "b", "1"]]
+    assert "Errors" not in [table.title for table in page(ASKED, [one]).tables]
+
+
 def test_the_headline_is_one_sentence() -> None:
     assert headline([measurement(2)], {}, 0.01) == "77.8\xa0% of 9 requests were on time"
     both = [measurement(2, "a"), measurement(0, "b")]
@@ -288,3 +307,6 @@ def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:
     made = page(ASKED, [empty])
     assert made.headline == "Nothing was sent"
     assert made.sections[0].charts == [Absent("On time", "Nothing was sent.")]
+    assert made.sections[2].charts[0] == Absent(
+        "Arrivals, by what became of them", "Nothing was sent."
+    )

@@ -141,6 +141,13 @@ def test_an_invalid_run_says_so_and_a_name_is_only_a_name(
     assert seen.text.index("Invalid run") < seen.text.index("Figures")
 
 
+def test_a_load_at_which_nothing_arrived_leaves_the_others_drawn(
+    written: Written, tmp_path: Path
+) -> None:
+    seen = check(written("empty", *SIMULATED, "--sweep", "0.001,2"), tmp_path / "profile")
+    assert "Invalid run 0.001/s: it says nothing of the server." in seen.text
+
+
 def test_the_page_needs_nothing_else(written: Written) -> None:
     text = written("alone", *SIMULATED, "--rps", "2").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)

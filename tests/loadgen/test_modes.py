@@ -24,7 +24,8 @@ from loadgen.modes import (
     sweep,
 )
 from loadgen.target import End, Progress, Run, Target, TargetInfo, Watch
-from loadgen.workload import PlannedRequest, Workload
+from loadgen.traces import Row
+from loadgen.workload import Arrivals, PlannedRequest, Workload
 from tests.loadgen.examples import CHAT, INFO, REPORT, record, workload
 
 SERVICE_S = 0.05  # capacity: 20 requests/s
@@ -90,6 +91,19 @@ def test_a_long_deadline_does_not_pass_for_capacity() -> None:
     patient = workload((("batch", 1.0, replace(REPORT, ttlt=3600.0)),), duration_s=200.0)
     capacity, _ = search_capacity(measuring(FifoTarget()), patient, Search(guess=10.0, repeats=1))
     assert 18.0 < capacity.passed < 22.5
+
+
+def test_a_replay_is_measured_while_its_trace_lasts() -> None:
+    """1,000 rows, one a second: at 25/s they last 40 s, and a server of 20/s is left behind. A
+    window as long as the trace was would be empty for the most part, and no backlog seen in it."""
+    rows = tuple(Row(float(n), 10, 3) for n in range(1000))
+    patient = workload((("batch", 1.0, replace(REPORT, ttlt=3600.0)),), duration_s=1000.0)
+    replayed = replace(patient, arrivals=Arrivals(None, replay=rows))
+    (over,) = sweep(measuring(FifoTarget()), replayed, [25.0])
+    assert over.summary.requested_rps == pytest.approx(25.0)
+    assert over.summary.backlog_growth == pytest.approx(0.2, rel=0.05)
+    capacity, _ = search_capacity(measuring(FifoTarget()), replayed, Search(guess=2.0, repeats=1))
+    assert 20.0 <= capacity.passed < 22.5
 
 
 def test_a_search_stops_at_a_run_that_says_nothing() -> None:

@@ -100,6 +100,17 @@ def test_host_overhead_is_added_to_every_iteration() -> None:
         ("bad.json", "[]", "not a JSON object"),
         ("bad.json", '{"name": "x"}', "not a saved calibration"),
         ("roofline:h100:bad.json", '{"hidden_size": 1}', "not a model's config.json"),
+        (
+            "roofline:l4:bad.json",
+            json.dumps(LLAMA3_8B | {"num_attention_heads": 0}),
+            "not positive",
+        ),
+        ("roofline:l4:bad.json", json.dumps(LLAMA3_8B | {"num_hidden_layers": 0}), "not positive"),
+        (
+            "roofline:l4:bad.json",
+            json.dumps(LLAMA3_8B | {"num_key_value_heads": "x"}),
+            "bad.json: not a model's config.json: invalid literal",
+        ),
         ("roofline:tpu:bad.json", json.dumps(LLAMA3_8B), "unknown device 'tpu'"),
         ("roofline:1,2,-3:bad.json", json.dumps(LLAMA3_8B), "positive"),
         ("roofline:l4,:bad.json", json.dumps(LLAMA3_8B), "unknown device"),
@@ -138,6 +149,7 @@ def test_tiers_are_read_as_the_server_reads_them(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("", "no table"),
+        ("tiers = 5", "must be tables"),
         ("[tiers.a]\nttft_s = 1", "ttft_s with tbt_s"),
         ("[tiers.a]\nttl = 1", "unknown key"),
         ('[tiers.a]\nimportance = "vital"', "vital"),

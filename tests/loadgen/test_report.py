@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from loadgen.modes import Measurement
-from loadgen.report import print_report, runs_table
+from loadgen.report import caveats, print_report, runs_table
 from loadgen.summary import Summary, summarise
 from loadgen.target import End, Run
 from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
@@ -52,6 +53,13 @@ def test_brackets_are_printed_as_they_are(summary: Summary) -> None:
     text = printed(summary, 118)
     assert "[0]" in text
     assert "PARTIAL [Errno 5] lost" in text
+
+
+def test_of_several_runs_the_most_frequent_error_of_each_is_told(summary: Summary) -> None:
+    failed = replace(summary, end=End.COMPLETE, errors=(("[Errno 5] full", 7), ("rare", 1)))
+    served = replace(summary, end=End.COMPLETE)
+    told = caveats([Measurement("10/s", failed, []), Measurement("5/s", served, [])])
+    assert [Text.from_markup(line).plain for line in told] == ["7 x 10/s: [Errno 5] full"]
 
 
 def test_a_run_is_a_row_and_a_tier_a_column(summary: Summary) -> None:

@@ -202,6 +202,7 @@ def test_every_request_ends_once_under_every_policy(policy: str) -> None:
     ("change", "problem"),
     [
         ({"replicas": 0}, "replicas"),
+        ({"max_requests": 0}, "max_requests must be at least 1, got 0"),
         ({"predictor_error": 1.0}, "predictor_error"),
         ({"routing": "random"}, "routing"),
         ({"policy": "lifo"}, "policy"),

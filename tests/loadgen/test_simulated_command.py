@@ -109,6 +109,7 @@ def test_silos_are_sized_or_given(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("--compare", "silo", "--silo", "q9:1"), "unknown tier 'q9'"),
         (("--replicas", "0"), "replicas"),
         (("--max-gap", "0.5"), "max_gap"),
+        (("--kv-tokens", "-5"), "kv_tokens must be at least 1, got -5"),
         (("--mix", "interactive:0.5,q9:0.5"), "unknown tier q9"),
     ],
 )

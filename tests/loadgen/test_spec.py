@@ -102,8 +102,14 @@ def test_a_trace_gives_lengths_and_a_replay_gives_both(folder: Path) -> None:
     assert lengths == FromTrace((Row(0.0, 100, 10), Row(2.0, 200, 20)))
     replay = built("--replay", trace)
     assert (replay.arrivals.rate, replay.replay_lengths) == (None, True)
-    assert replay.duration_s > 2.0
+    assert replay.duration_s == 4.0, "a gap goes on after the last of two rows, 2 s apart"
+    assert built("--replay", trace, "--duration", "1h").duration_s == 4.0
+    assert built("--replay", trace, "--duration", "1h", "--rps", "2").duration_s == 1.0
+    assert built("--replay", trace, "--duration", "1").duration_s == 1.0
     assert not built("--replay", trace, "--prompt-tokens", "5").replay_lengths
+    file = folder / "replay.toml"
+    file.write_text('replay = "trace.csv"\nreplay_lengths = true\n[all]\nprompt_tokens = 5\n')
+    assert built("--workload", str(file)).replay_lengths
 
 
 def test_a_file_says_what_flags_make_clumsy(folder: Path) -> None:
@@ -143,6 +149,9 @@ def test_flags_override_the_file(folder: Path) -> None:
         ("[tiers.batch]\nttft_s = 1", "tiers.batch.: targets are ttft_s with tbt_s, or ttlt_s"),
         ("[tiers.batch]\nttlt_s = 1\ntbt_s = 1\nttft_s = 1", "targets are ttft_s with tbt_s"),
         ("[all]\nshared_prefix = {size = 3}", "all.shared_prefix: .*size"),
+        ("[all]\nshared_prefix = {length = 1.5}", "all.shared_prefix: must be a whole number"),
+        ("seed = 1.5", "seed: must be a whole number, not 1.5"),
+        ("replay_lengths = 'no'", "replay_lengths: must be true or false, not 'no'"),
         ("[all]\nimportance = {huge = 1}", "all.importance: 'huge' is not a valid Importance"),
         ("tenants = 3", "tenants: must be a table"),
         ("rps = ", "Invalid value"),

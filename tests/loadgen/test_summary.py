@@ -97,10 +97,10 @@ def test_errors_are_counted_most_frequent_first() -> None:
     assert fold(records).errors == (("often", 2), ("rare", 1))
 
 
-def test_an_empty_run_has_a_summary() -> None:
-    summary = fold([])
-    assert summary.total.num_sent == 0
-    assert summary.invalid == ""
+def test_a_run_without_a_request_says_nothing() -> None:
+    for summary in (fold([]), fold(twenty(), warmup_s=9.6)):
+        assert (summary.total.num_sent, summary.total.attainment) == (0, None)
+        assert summary.invalid == "no request was due in the measured part"
 
 
 def test_the_gate_is_open_when_every_tier_reaches_its_share() -> None:
@@ -114,10 +114,10 @@ def test_the_gate_is_open_when_every_tier_reaches_its_share() -> None:
 
 
 def test_the_gate_says_who_missed_and_by_how_much() -> None:
-    assert gate.shut({"standard": 0.95, "all": 0.9, "gold": 0.5}, fold(twenty())) == [
+    assert gate.shut({"standard": 0.95, "all": 0.9, "batch": 0.5}, fold(twenty())) == [
         "standard: 0.00% on time, 95.0% required",
         "all: 50.00% on time, 90.0% required",
-        "gold: nothing was sent, 50.0% on time required",
+        "batch: nothing was sent, 50.0% on time required",
     ]
     assert gate.shut({"all": 0.1}, fold(twenty(), End.TARGET_LOST)) == [
         "the run did not complete: why"

@@ -58,6 +58,8 @@ def test_an_empty_output_still_is_a_request(tmp_path: Path) -> None:
         (f"{HEADER}\n{FIRST}\n2023-11-16 18:15:50,5", "line 3: too few columns"),
         (f"{HEADER}\n{FIRST}\n2023-13-16 18:15:50,5,5", "line 3: month must be in 1..12"),
         (f"{HEADER}\n{SECOND}\n{FIRST}", "line 3: .* is before the row above"),
+        (f'{HEADER}\n2023-11-16 18:15:46,"5,5\n' + f"{SECOND}\n" * 9, "line 2: unexpected end"),
+        (f"{HEADER}\n2023-11-16 18:15:46,{'5' * 200_000},5\n", "line 2: field larger than"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, text: str, message: str) -> None:

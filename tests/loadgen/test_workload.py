@@ -1,5 +1,6 @@
 """The plan: the same seed gives the same requests, and each property is drawn apart."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from client.values import Importance
-from loadgen.arrivals import Process, Rate
+from loadgen.arrivals import Process, Rate, Shape
 from loadgen.lengths import Fixed, Independent, Lognormal
 from loadgen.traces import Row
 from loadgen.workload import Arrivals, SharedPrefix, TierLoad, Workload, plan, prompt_ids
@@ -148,9 +149,30 @@ def test_a_replay_is_scaled_to_the_rate() -> None:
     assert [r.at for r in plan(replaying(None).at_rate(2.0))] == [0.0, 0.25, 1.0]
 
 
+def test_a_replay_ends_with_its_trace() -> None:
+    """Three rows at 2/s last 1.5 s; at 0.01/s they would last longer than the run."""
+    assert replaying(None).at_rate(2.0).duration_s == 1.5
+    assert replaying(Rate(1.0, 1.0)).at_rate(2.0).duration_s == 1.5
+    assert replaying(None).at_rate(0.01).duration_s == 100.0
+    at_once = Arrivals(None, replay=(Row(0.0, 1, 1),) * 4)
+    assert (at_once.replay_s, list(at_once.times(1.0, random.Random(0)))) == (1.0, [0.0] * 4)
+
+
+def test_a_replay_has_a_shape_of_its_own() -> None:
+    with pytest.raises(ValueError, match=r"one rate, not square:2\.\.5/900s"):
+        replaying(Rate(2, 5, Shape.SQUARE, 900.0))
+
+
+def test_where_nothing_arrives_there_is_nothing_to_scale() -> None:
+    nothing = replace(workload(), arrivals=Arrivals(Rate(0, 5, Shape.SQUARE, 900.0)))
+    with pytest.raises(ValueError, match=r"at square:0\.\.5/900s nothing arrives in 10 s"):
+        nothing.at_rate(1.0)
+
+
 def test_arrivals_state_what_they_need() -> None:
     with pytest.raises(ValueError, match="rate is needed"):
         Arrivals(None)
-    with pytest.raises(ValueError, match="coefficient of variation"):
-        Arrivals(Rate(1, 1), Process.GAMMA, cv=0.0)
+    for cv in (0.0, 1e-200, 1e200, math.inf, math.nan):
+        with pytest.raises(ValueError, match="coefficient of variation"):
+            Arrivals(Rate(1, 1), Process.GAMMA, cv)
     assert list(Arrivals(Rate(1, 1), Process.CONSTANT).times(2.5, random.Random(0))) == [1.0, 2.0]

@@ -186,16 +186,3 @@ def test_the_least_loaded_replica_is_the_one_with_fewest_in_flight() -> None:
     outcomes = simulate(calls, replicas, least_loaded)
     taken = {o.request.id: o.replica for o in outcomes}
     assert [taken[f"r{i}"] for i in range(5)] == [0, 1, 0, 1, 1]
-
-
-def test_busy_time_is_the_sum_of_the_iterations() -> None:
-    replica = make_replica()
-    seconds = 0.0
-
-    def observe(_: Replica, plan: Plan) -> None:
-        nonlocal seconds
-        seconds += cost(plan.work)
-
-    outcomes = list(simulate(make_calls(), [replica], observe=observe))
-    assert replica.busy_s == seconds
-    assert replica.ends[-1] == max(o.token_at[-1] for o in outcomes)
