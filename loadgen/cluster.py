@@ -7,22 +7,18 @@ How many replicas a tier needs is given, or found: the fewest that serve its req
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from client.values import Tier
-from loadgen import score, simulated
-from loadgen.record import Record
+from loadgen.judge import Judge
 from loadgen.series import SeriesRecorder
 from loadgen.simulated import Setup, SimulatedTarget, target_info
 from loadgen.target import End, Run, TargetInfo, Watch
 from loadgen.workload import PlannedRequest
 
 PACED_CHUNK, BULK_CHUNK = 256, 2048
-MAX_MISSES = 0.01
-MAX_GROWTH = 0.01  # of the arriving work that may be left behind
 MOST_REPLICAS = 1024
 
 
@@ -54,14 +50,18 @@ class SiloTarget:
         return replace(info, name=f"{info.name} ({sizes})" if sizes else info.name)
 
     def sized(self, requests: Iterable[PlannedRequest]) -> SiloTarget:
-        """With the fewest replicas of each tier that serve these requests."""
+        """With the fewest replicas of each tier that serve these requests. Raises ValueError for
+        a tier that none serve."""
         by_tier = _by_tier(requests)
         silos = []
         for tier in self.base.profile.tiers:
             if tier.name in by_tier:
                 silo = Silo(tier.name, 1, default_chunk(tier))
-                setup = self._setup(silo)
-                silos.append(silo._replace(replicas=fewest_replicas(setup, by_tier[tier.name])))
+                try:
+                    count = fewest_replicas(self._setup(silo), by_tier[tier.name])
+                except ValueError as error:
+                    raise ValueError(f"silo of {tier.name}: {error}") from error
+                silos.append(silo._replace(replicas=count))
         return replace(self, silos=tuple(silos))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
@@ -122,7 +122,7 @@ def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
     does: where one request by itself would be late."""
 
     def serves(replicas: int) -> bool:
-        return is_served(replace(setup, replicas=replicas), requests)
+        return Judge().is_served(replace(setup, replicas=replicas), requests)
 
     return smallest(serves)
 
@@ -139,26 +139,3 @@ def smallest(serves: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if serves(middle) else (middle, high)
     return high
-
-
-def is_served(setup: Setup, requests: Iterable[PlannedRequest]) -> bool:
-    """At most 1 % of the requests are late, and the backlog does not grow: of the work that
-    arrives, at most 1 % (or what chance explains) is left behind. A deadline of minutes hides an
-    overload of minutes; the second condition does not."""
-    with simulated.uncollected():
-        records = list(simulated.records(setup, requests))
-    return few_misses(records) and not grows(records)
-
-
-def few_misses(records: Sequence[Record]) -> bool:
-    on_time = sum(score.is_on_time(record) for record in records)
-    return len(records) - on_time <= MAX_MISSES * len(records)
-
-
-def grows(records: Sequence[Record]) -> bool:
-    last_at = max((record.request.at for record in records), default=0.0)
-    if not last_at:
-        return False  # one instant, or nothing
-    end_s = math.nextafter(last_at, math.inf)
-    most = max(MAX_GROWTH, 2 * score.backlog_noise(records, 0.0, end_s))
-    return score.backlog_growth(records, 0.0, end_s) > most

@@ -12,18 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from loadgen.cluster import BULK_CHUNK, PACED_CHUNK
+from loadgen.judge import Judge
 from loadgen.paper.contender import PROFILE, Contender
 from loadgen.paper.jobs import Experiment, Job
 from loadgen.paper.load import Load, compute_bound, source_of
-from loadgen.paper.serving import Capacity, Judge, Lateness
+from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Capacity, Lateness
 from loadgen.profiles import PAPER_TIERS
 
 BASELINES = ("fcfs", "edf", "srpf")
 NIYAMA = Contender()
 DYNAMIC = Contender(hybrid=False, relegation=False)
 RELEGATING = Contender(hybrid=False)
-ENVELOPE, PACE = Judge(), Judge(pace=True)
-NONE_LATE = Judge(max_misses=0.0)
 
 
 class Line(NamedTuple):

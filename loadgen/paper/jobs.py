@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 import engine.deciding
 import engine.driving
 import loadgen
+from loadgen.judge import Judge
 from loadgen.paper import serving
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load
-from loadgen.paper.serving import Judge
 from loadgen.simulated import uncollected
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Job(NamedTuple):
     what: str
     load: Load
     contender: Contender = Contender()
-    judge: Judge = Judge()
+    judge: Judge = serving.ENVELOPE
     tier: str = ""  # of `replicas` and `lateness`: this one alone
 
     @property

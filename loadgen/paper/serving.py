@@ -1,54 +1,33 @@
-"""Whether a load is served, and the largest that is.
+"""The largest rate that is served, the fewest replicas that serve one, and who is late at a rate.
 
-A rate is served when at most 1 % of all requests are late *and* the backlog does not grow: of the
-work that arrives, at most 1 % is left behind over the run (in short runs: half of what chance
-brings, if that is more). With deadlines of 600 and 1,800 s the first alone would measure how long a
-run is, not what an engine can do. Rates are tried in steps of 1 % of the compute bound. Every
+Served is what judge.py says, at most 1 % late and no growing backlog; of that, in a short run, half
+of what chance brings is allowed here. Rates are tried in steps of 1 % of the compute bound. Every
 contender sees the same requests (the same random numbers).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from client.values import Importance
 from loadgen import score
+from loadgen.judge import Judge
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load, compute_bound
 from loadgen.record import Record
 from loadgen.simulated import records
-from loadgen.workload import PlannedRequest, plan
+from loadgen.workload import plan
 
-MAX_MISSES = 0.01
-MAX_GROWTH = 0.01
 CHUNKS = (256, 512, 1024, 2048)
 _STEPS = 100  # rates tried per compute bound
 
 
-class Judge(NamedTuple):
-    """How requests are scored, and how many may be late."""
-
-    pace: bool = False  # raw token pace instead of the deadline envelope
-    max_misses: float = MAX_MISSES
-
-    def is_late(self, record: Record) -> bool:
-        return not (score.is_on_pace if self.pace else score.is_on_time)(record)
-
-
-def is_served(contender: Contender, requests: Sequence[PlannedRequest], judge: Judge) -> bool:
-    """Stops where the answer is known."""
-    ended, num_late = [], 0
-    for record in records(contender.setup(), requests):
-        ended.append(record)
-        num_late += judge.is_late(record)
-        if num_late > judge.max_misses * len(requests):
-            return False
-    end_s = math.nextafter(requests[-1].at, math.inf)
-    most_growth = max(MAX_GROWTH, score.backlog_noise(ended, 0.0, end_s) / 2)
-    return score.backlog_growth(ended, 0.0, end_s) <= most_growth
+ENVELOPE = Judge(deviations=0.5)
+PACE = ENVELOPE._replace(pace=True)
+NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 
 
 class Capacity(NamedTuple):
@@ -65,7 +44,7 @@ def capacity(load: Load, contender: Contender, judge: Judge, guess: int = 85) ->
 
     def serves(step: int) -> bool:
         requests = list(plan(load.workload(bound * step / _STEPS)))
-        return is_served(contender, requests, judge)
+        return judge.is_served(contender.setup(), requests)
 
     step = largest(serves, guess, _STEPS + 5)
     return Capacity(bound * step / _STEPS, step / _STEPS, contender.chunk)
@@ -98,7 +77,7 @@ def best_chunk(load: Load, contender: Contender, judge: Judge) -> tuple[Capacity
             continue
         step = round(best.share * _STEPS) + 1
         requests = list(plan(load.workload(best.rps / (step - 1) * step)))
-        if is_served(wider, requests, judge):
+        if judge.is_served(wider.setup(), requests):
             best = capacity(load, wider, judge, guess=step + 2)
     return first, best
 
@@ -142,6 +121,6 @@ def replicas(load: Load, contender: Contender, judge: Judge, tier: str = "") -> 
     bound = compute_bound(contender.setup().profile.latency, load)
     least = max(1, math.ceil(len(requests) / (load.hours * 3600) / bound))
     for count in range(least, 4 * least + 1):
-        if is_served(replace(contender, replicas=count), requests, judge):
+        if judge.is_served(replace(contender, replicas=count).setup(), requests):
             return count
     return 0

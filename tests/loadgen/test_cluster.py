@@ -13,11 +13,10 @@ from loadgen.cluster import (
     Silo,
     SiloTarget,
     fewest_replicas,
-    grows,
-    is_served,
     parse_silos,
     smallest,
 )
+from loadgen.judge import Judge
 from loadgen.record import Record
 from loadgen.simulated import SimulatedTarget
 from loadgen.workload import PlannedRequest
@@ -100,15 +99,24 @@ def test_the_smallest_number_that_serves_is_found_in_few_tries(needed: int) -> N
     assert len(tried) <= 8
 
 
-def test_an_interruption_ends_the_sizing() -> None:
-    """It is no miss of the requests that were in flight, to be made up for by more replicas."""
-
-    def interrupted() -> Iterator[PlannedRequest]:
-        yield from requests(TIERS[0], [0.0])
+class Interrupted(list[PlannedRequest]):
+    def __iter__(self) -> Iterator[PlannedRequest]:
+        yield self[0]
         raise KeyboardInterrupt
 
+
+def test_an_interruption_ends_the_sizing() -> None:
+    """It is no miss of the requests that were in flight, to be made up for by more replicas."""
     with pytest.raises(KeyboardInterrupt):
-        is_served(BASE, interrupted())
+        fewest_replicas(BASE, Interrupted(requests(TIERS[0], [0.0])))
+
+
+def test_the_tier_that_no_silo_serves_is_named() -> None:
+    impossible = Tier("hasty", Targets(ttft=0.1, tbt=1.0), Importance.NORMAL)
+    base = replace(BASE, profile=replace(PROFILE, tiers=(*TIERS, impossible)))
+    both = [*requests(TIERS[0], [0.0]), *requests(impossible, [0.0], index=1)]
+    with pytest.raises(ValueError, match="silo of hasty: not even 1024 replicas"):
+        SiloTarget(base).sized(both)
 
 
 def test_a_load_that_no_number_of_replicas_serves_is_an_error() -> None:
@@ -126,8 +134,8 @@ def test_a_backlog_that_grows_is_seen_where_deadlines_hide_it() -> None:
             records.append(record(request, [free_at]))
         return records
 
-    assert not grows(served(1.0))
-    assert grows(served(1.5))
+    assert not Judge().grows(served(1.0))
+    assert Judge().grows(served(1.5))
 
 
 def test_a_tier_without_a_silo_is_an_error() -> None:

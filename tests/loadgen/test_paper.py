@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
+from loadgen.judge import Judge
 from loadgen.lengths import FromTrace
 from loadgen.paper import experiments, load, serving
 from loadgen.paper.__main__ import main
@@ -18,7 +19,8 @@ from loadgen.paper.contender import Contender
 from loadgen.paper.experiments import Scale
 from loadgen.paper.jobs import Answers, Experiment, Job, run_all
 from loadgen.paper.load import Load, compute_bound, pure_seconds
-from loadgen.paper.serving import Judge, is_served, largest
+from loadgen.paper.serving import ENVELOPE, largest
+from loadgen.simulated import Setup
 from loadgen.workload import plan
 from tests.loadgen.examples import CHAT, planned, record
 
@@ -63,8 +65,8 @@ def test_late_is_by_the_envelope_or_by_the_pace() -> None:
 def test_a_rate_is_served_within_the_misses_allowed_and_with_a_steady_backlog() -> None:
     """Far below what the profile can do, and far above."""
     light, heavy = (list(plan(Load(hours=0.05).workload(rate))) for rate in (1.0, 8.0))
-    assert is_served(Contender(), light, Judge())
-    assert not is_served(Contender(), heavy, Judge()), "no request of 600 s is late yet"
+    assert ENVELOPE.is_served(Contender().setup(), light)
+    assert not ENVELOPE.is_served(Contender().setup(), heavy), "no request of 600 s is late yet"
 
 
 def test_where_there_is_no_trace_lengths_are_those_published(
@@ -121,11 +123,11 @@ def test_a_baseline_that_serves_no_rate_with_a_small_chunk_is_tried_with_larger_
     """As where 256 tokens at a time are too slow for the TTFT of the longest prompts."""
     least = {256: 0, 512: 0, 1024: 40, 2048: 30}
 
-    def served(contender: Contender, requests: Sequence[Any], judge: Judge) -> bool:
+    def served(judge: Judge, setup: Setup, requests: Sequence[Any]) -> bool:
         rate, bound = len(requests) / 360.0, 4.67
-        return rate <= bound * least[contender.chunk] / 100
+        return rate <= bound * least[setup.chunk_size] / 100
 
-    monkeypatch.setattr(serving, "is_served", served)
+    monkeypatch.setattr(Judge, "is_served", served)
     first, best = serving.best_chunk(Load(hours=0.1), Contender("edf"), Judge())
     assert (first.rps, best.chunk) == (0.0, 1024)
     assert experiments._against(best, {"edf": first}) == "edf serves none"
