@@ -93,7 +93,11 @@ class Call:
         log.info("call", request_id=self.request_id, outcome=outcome, **self._story())
 
     def leave(self) -> None:
-        """The call ends before its answer: the client left, or its deadline passed."""
+        """The call ends before its status: the client left, or its deadline passed. Whoever leaves
+        with the last message, which says that it is the last, was served.
+        """
+        if self.is_admitted and len(self._ended) == self.asked.n:
+            return
         remaining = self.context.time_remaining()
         is_late = remaining is not None and remaining <= DEADLINE_SKEW_S
         self.outcome = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"

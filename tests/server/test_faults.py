@@ -9,6 +9,7 @@ import pytest
 
 from proto.niyama.v1 import inference_pb2 as pb
 from server.call import Call
+from server.generation import Ended, Output
 from server.prompts import Prompts
 from tests.server.conftest import Running, within
 from tests.server.test_cancellation import asked, outcome
@@ -74,3 +75,26 @@ async def test_a_write_to_a_dead_call_is_the_client_s_leaving(
     call.cancel()
     await within(running.server.service.idle.wait())
     assert outcome(running, "CANCELLED") == before + 1
+
+
+async def test_a_client_that_leaves_with_its_last_message_was_served(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many read no further than `finished`, and end the call before its status is there."""
+    to_message = Call.to_message
+
+    def dead(call: Call, output: Output) -> pb.GenerateStreamResponse:
+        message = to_message(call, output)
+        if isinstance(output, Ended):
+            raise grpc.aio.InternalError("Failed execute_batch")
+        return message
+
+    monkeypatch.setattr(Call, "to_message", dead)
+    before = {name: outcome(running, name) for name in ("OK", "CANCELLED")}
+    call = running.stub.GenerateStream(asked(max_tokens=2))
+    while outcome(running, "OK") + outcome(running, "CANCELLED") == sum(before.values()):
+        await running.stats()
+    call.cancel()
+    await within(running.server.service.idle.wait())
+    before["OK"] += 1
+    assert {name: outcome(running, name) for name in before} == before
