@@ -14,7 +14,7 @@ from client.values import Importance
 from loadgen import gate, mix, simulation_flags, workload_file
 from loadgen.arrivals import Process, parse_rate
 from loadgen.lengths import Distribution, Lognormal, parse_distribution
-from loadgen.spec import Spec, TierSpec
+from loadgen.spec import Spec, TierSpec, by_importance
 from loadgen.units import parse_duration, parse_shares
 from loadgen.workload import SharedPrefix
 
@@ -347,7 +347,7 @@ def _tier_length(text: str) -> TierLength:
 
 
 def _importance(text: str) -> dict[Importance, float]:
-    return {Importance(name): share for name, share in parse_shares(text).items()}
+    return by_importance(parse_shares(text))
 
 
 def _prefix(text: str) -> SharedPrefix:

@@ -23,6 +23,14 @@ DEFAULT_DURATION_S = 30.0
 S = TypeVar("S", "TierSpec", "Spec")
 
 
+def by_importance(shares: Mapping[str, float]) -> dict[Importance, float]:
+    """Shares of importances that are given by name. Raises ValueError."""
+    known = [each.value for each in Importance]
+    if unknown := [name for name in shares if name not in known]:
+        raise ValueError(f"{', '.join(unknown)} is no importance: one of {', '.join(known)}")
+    return {Importance(name): share for name, share in shares.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class TierSpec:
     """One tier's requests. None: as for all tiers, else the default."""

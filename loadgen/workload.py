@@ -56,8 +56,10 @@ class SharedPrefix:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.count < 1:
-            raise ValueError("a shared prefix has at least 1 token, and there is at least 1")
+        if self.length < 1:
+            raise ValueError(f"a shared prefix has at least 1 token, got {self.length}")
+        if self.count < 1:
+            raise ValueError(f"there is at least 1 shared prefix, got {self.count}")
         if not 0 < self.share <= 1:
             raise ValueError(f"the share of a prefix is above 0, at most 1, got {self.share:g}")
 

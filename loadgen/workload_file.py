@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 from client.values import Importance, Targets
 from loadgen.arrivals import Process, Rate, parse_rate
 from loadgen.lengths import Distribution, parse_distribution
-from loadgen.spec import Spec, TierSpec
+from loadgen.spec import Spec, TierSpec, by_importance
 from loadgen.units import parse_duration
 from loadgen.workload import SharedPrefix
 
@@ -168,7 +168,7 @@ def _shares(value: Any) -> dict[str, float]:
 
 
 def _importance(value: Any) -> dict[Importance, float]:
-    return {Importance(name): share for name, share in _shares(value).items()}
+    return by_importance(_shares(value))
 
 
 def _prefix(value: Any) -> SharedPrefix:

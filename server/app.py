@@ -11,7 +11,7 @@ import structlog
 from engine.driving import collector
 from engine.driving.messages import EngineInfo
 from server.config import ServerConfig
-from server.frontend import FrontEnd, refuse_taken
+from server.frontend import FrontEnd, host_port, refuse_taken
 from server.ledger import OwnLedger
 from server.metrics import Metrics
 from server.owner import EngineOwner
@@ -20,6 +20,7 @@ from server.supervisor import Supervisor
 log = structlog.get_logger()
 
 EXIT_AT_ONCE = 128 + signal.SIGTERM
+SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
 class Server:
@@ -77,8 +78,10 @@ async def serve(config: ServerConfig) -> int:
         loop.add_signal_handler(number, _stop, server, asked_to_stop)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
+    reassuring = loop.call_later(SLOW_START_S, _reassure)
     try:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        reassuring.cancel()
         if starting.done():
             _announce(server, starting.result())
             collector.settle()
@@ -86,11 +89,19 @@ async def serve(config: ServerConfig) -> int:
             log.info("draining", seconds=config.drain_s)
             await server.drain()
     finally:
+        reassuring.cancel()
         starting.cancel()
         stopping.cancel()
         await asyncio.gather(starting, stopping, return_exceptions=True)
         await server.stop()
     return 0
+
+
+def _reassure() -> None:
+    log.info(
+        "starting",
+        note="the first start of a model measures and compiles it, for half a minute or longer",
+    )
 
 
 def _stop(server: Server | Supervisor, asked_to_stop: asyncio.Event) -> None:
@@ -103,7 +114,7 @@ def _stop(server: Server | Supervisor, asked_to_stop: asyncio.Event) -> None:
 def _announce(server: Server | Supervisor, info: EngineInfo) -> None:
     """The ready line, for people and for scripts that wait for it."""
     print(
-        f"niyama ready on {server.config.host}:{server.port}: {info.model_name}"
+        f"niyama ready on {host_port(server.config.host, server.port)}: {info.model_name}"
         f" ({info.num_parameters / 1e6:.1f} M parameters, {info.dtype}, {info.device}),"
         f" policy {info.policy}",
         flush=True,

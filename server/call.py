@@ -38,6 +38,7 @@ class Call:
         self.is_admitted = False
         self._metrics = metrics
         self._ended: list[Ended] = []
+        self._is_on_time = True  # every target of every completion that has ended
 
     def begin(self, asked: Asked, generation: Generation) -> None:
         self.asked = asked
@@ -79,7 +80,9 @@ class Call:
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
         tier = self.asked.quality.tier or "explicit"
-        self._metrics.count(ended.finished, tier, all(target.met for target in finished.targets))
+        is_on_time = all(target.met for target in finished.targets)
+        self._is_on_time &= is_on_time
+        self._metrics.count(ended.finished, tier, is_on_time)
         return finished
 
     def close(self) -> None:
@@ -119,6 +122,7 @@ class Call:
         for ended in self._ended[:1]:
             ttft_s = ended.finished.timings.ttft_s
             story["reason"] = ended.finished.reason.value
+            story["on_time"] = self._is_on_time
             story["relegated"] = ended.finished.relegated
             story["ttft_ms"] = None if ttft_s is None else round(ttft_s * 1000, 1)
         return story

@@ -52,6 +52,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
     """The configuration that the command line asks for. Exits with a usage line where it is bad."""
     parser = argparse.ArgumentParser(
         prog="niyama-server",
+        usage="niyama-server [FLAGS]  (--help lists them)",
         description="Serves one model, many latency targets, one queue.",
         epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at "
         "most 128 bytes); it is believed, so let only those reach the port who may name any.",

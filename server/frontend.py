@@ -61,12 +61,12 @@ class FrontEnd:
 
     async def start(self, port: int) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
-        host = self._config.host
+        address = host_port(self._config.host, port)
         await self._set_health(serving=False)
         try:
-            port = self._grpc.add_insecure_port(f"{host}:{port}")
+            port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {host}:{port}: {error}") from error
+            raise StartError(f"cannot listen on {address}: {error}") from error
         await self._grpc.start()
         return port
 
@@ -113,7 +113,7 @@ def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
     """Raises StartError."""
     try:
         if config.metrics_port:
-            exposition.serve(config.host, config.metrics_port)
+            exposition.serve(_bare(config.host), config.metrics_port)
     except OSError as error:
         raise _cannot_listen(config.host, config.metrics_port, error) from error
 
@@ -156,12 +156,22 @@ def refuse_taken(host: str, port: int) -> None:
 
 
 def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    return list(socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM))
+    return list(socket.getaddrinfo(_bare(host) or None, port, type=socket.SOCK_STREAM))
+
+
+def host_port(host: str, port: int) -> str:
+    """As clients name it: an IPv6 address in brackets, with which or without it may be given."""
+    bare = _bare(host)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def _bare(host: str) -> str:
+    return host.strip("[]")
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
     reason = "address in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-    return StartError(f"cannot listen on {host}:{port}: {reason}")
+    return StartError(f"cannot listen on {host_port(host, port)}: {reason}")
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -201,6 +201,7 @@ class Supervisor:
                 if await self._ends_within(backoff.next_s()):
                     return
                 is_launched = self._relaunch(number)
+            log.info("front end started again", frontend=number)
 
     async def _ends_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):

@@ -208,7 +208,13 @@ def load(
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
+    try:
+        kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
+    except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
+        raise CheckpointError(
+            f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
     executor = ModelExecutor(model, kv, is_compiled, or_eager=compile == "auto")
     executor.compile_note = note
     return executor

@@ -137,7 +137,7 @@ def test_the_demo_streams_a_completion_and_a_table(capsys: Capture) -> None:
 def test_a_demo_whose_server_does_not_start_says_why(capsys: Capture) -> None:
     assert demo.main(["--model", "/nowhere"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("demo: the server did not start: ")
+    assert "\ndemo: the server did not start: " in error
     assert "/nowhere" in error
 
 
@@ -263,6 +263,9 @@ def test_a_malformed_trace_row_is_one_line(
         (["--replay", "t.csv", "--cv", "3"], "--replay: not allowed with --arrivals or --cv"),
         (["--arrivals", "poisson", "--cv", "3"], "--cv: only of gamma arrivals"),
         (["--slo-gate", "0.9", "--compare", "a"], "not allowed with"),
+        (["--importance", "lo:0.2"], "lo is no importance: one of low, normal, high"),
+        (["--shared-prefix", "0"], "a shared prefix has at least 1 token, got 0"),
+        (["--shared-prefix", "8:1:0"], "there is at least 1 shared prefix, got 0"),
         (["--policy", "edf"], "is for --simulate; start the server with it, or use --compare"),
         (["--tier", "chat=1s/50ms"], "--tier is for --simulate ("),
         (["--replicas", "1"], "--replicas is for --simulate ("),

@@ -152,7 +152,7 @@ def test_flags_override_the_file(folder: Path) -> None:
         ("[all]\nshared_prefix = {length = 1.5}", "all.shared_prefix: must be a whole number"),
         ("seed = 1.5", "seed: must be a whole number, not 1.5"),
         ("replay_lengths = 'no'", "replay_lengths: must be true or false, not 'no'"),
-        ("[all]\nimportance = {huge = 1}", "all.importance: 'huge' is not a valid Importance"),
+        ("[all]\nimportance = {huge = 1}", "all.importance: huge is no importance: one of low"),
         ("tenants = 3", "tenants: must be a table"),
         ("rps = ", "Invalid value"),
     ],

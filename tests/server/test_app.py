@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import urllib.request
 from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from engine.deciding.request import Importance, Targets
@@ -16,9 +18,10 @@ from engine.driving.config import EngineConfig
 from engine.driving.messages import Failure, TierInfo
 from engine.driving.streams import CallFailed
 from proto.niyama.v1 import inference_pb2 as pb
+from server import app
 from server.app import Server
 from server.config import ServerConfig
-from server.frontend import choose_tiers
+from server.frontend import StartError, choose_tiers, host_port
 from server.metrics import Exposition, Metrics
 from tests.server.conftest import Running, within
 
@@ -45,6 +48,38 @@ def test_metrics_are_served_until_they_are_stopped() -> None:
     exposition.stop()
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7"), ("[::1]", "[::1]:7"), ("a", "a:7")],
+)
+def test_an_address_is_told_as_clients_name_it(host: str, expected: str) -> None:
+    assert host_port(host, 7) == expected
+
+
+class FailingSlowly:
+    """In the place of a Server."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        pass
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.1)
+        raise StartError("no engine")
+
+    async def stop(self) -> None:
+        pass
+
+
+async def test_a_slow_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "Server", FailingSlowly)
+    monkeypatch.setattr(app, "SLOW_START_S", 0.01)
+    with structlog.testing.capture_logs() as lines, pytest.raises(StartError):
+        await app.serve(ServerConfig())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(number)
+    assert [line["event"] for line in lines] == ["starting"]
 
 
 @pytest.mark.asyncio(loop_scope="session")

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +52,10 @@ def asked(max_tokens: int) -> pb.GenerateStreamRequest:
     return pb.GenerateStreamRequest(
         input=pb.Input(text="Once"), sampling=sampling, request_id=f"of-{max_tokens}"
     )
+
+
+def is_log_line(line: str) -> bool:
+    return line.startswith("{")
 
 
 def engine_of(process: ServerProcess) -> psutil.Process:
@@ -100,6 +106,7 @@ async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(start: Sta
     lines = [json.loads(line) for line in process.log.splitlines()]
     finished = [line for line in lines if line.get("request_id") == "of-800"]
     assert [(line["event"], line["outcome"]) for line in finished] == [("call", "OK")]
+    assert finished[0]["on_time"] in (True, False)
 
 
 async def test_drain_time_is_limited_and_a_second_signal_ends_it_at_once(start: Start) -> None:
@@ -223,6 +230,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda tmp: ["--decision-log", f"{tmp}/none/log"],
         "none/log: No such file or directory",
     ),
+    "too much KV memory": (
+        lambda tmp: ["--kv-memory-mib", "100000000"],
+        "tokens of KV memory: ",
+    ),
     "bad profile": (
         lambda tmp: ["--save-profile", f"{tmp}/none/p"],
         "none/p: No such file or directory",
@@ -243,7 +254,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     flags, line = REFUSALS[name]
     process = start(*flags(tmp_path))
     assert process.wait_exit() == 1
-    (said,) = process.log.splitlines()
+    (said,) = (line for line in process.log.splitlines() if not is_log_line(line))
     assert said.startswith("niyama-server: error: ")
     assert line in said
     assert "[Errno" not in said
@@ -259,6 +270,32 @@ def test_a_taken_port_is_told_in_one_line(
     assert process.log.splitlines() == [line]
 
 
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return str(response.read().decode())
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_an_ipv6_address_needs_no_brackets(start: Start, host: str) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = str(probe.getsockname()[1])
+    process = start("--host", host, "--metrics-port", port)
+    process.wait_ready()
+    assert process.address.startswith("[::1]:")
+    async with stubs_of(process) as stubs:
+        assert (await finish(stubs.inference.GenerateStream(asked(5)))).usage.output_tokens == 5
+    assert "niyama_calls_total" in await asyncio.to_thread(read, f"http://[::1]:{port}/metrics")
+
+
 def test_a_machine_without_numpy_starts_quietly(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +303,7 @@ def test_a_machine_without_numpy_starts_quietly(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = start()
     process.wait_ready()
-    assert [line for line in process.log.splitlines() if not line.startswith("{")] == []
+    assert [line for line in process.log.splitlines() if not is_log_line(line)] == []
 
 
 def test_a_server_that_cannot_compile_says_why_once_and_serves(
