@@ -172,14 +172,17 @@ async def test_a_message_beyond_the_limit_is_refused_by_the_transport(running: R
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_client_that_does_not_read_gets_its_tokens_in_few_messages_later() -> None:
     """The engine never waits for a reader; what piles up leaves together, so memory is bounded by
-    the tokens themselves.
+    the tokens themselves. The client's window is small and stays so: left alone it grows until
+    it holds all of them.
     """
+    window = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
     length, engine = 4000, EngineConfig(factory="engine.driving.null:build")
     server = Server(ServerConfig(port=0, engine=engine))
     await within(server.start())
     sampling = pb.Sampling(max_tokens=length, ignore_eos=True)
     request = pb.GenerateStreamRequest(input=pb.Input(text="Once"), sampling=sampling)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    address = f"127.0.0.1:{server.port}"
+    async with grpc.aio.insecure_channel(address, options=window) as channel:
         running = Running(server, channel)
         call = running.stub.GenerateStream(request)
         await running.until(lambda stats: stats.num_finished == 1)
