@@ -16,6 +16,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,6 +228,7 @@ def report(out: Path, data: Split, tokenizer: spm.SentencePieceProcessor) -> Non
     print(f"held-out loss {whole:.4f} perplexity {math.exp(whole):.2f} bits/char {bits:.3f}")
     for length in (256, 4096):
         print(f"held-out loss at length {length}: {validate(model, data.valid, length, 10**6):.4f}")
+    generate: Callable[..., Tensor] = model.generate  # some versions annotate it unusably
     for prompt in (
         "And it came to pass",
         "She was very glad to",
@@ -234,9 +236,7 @@ def report(out: Path, data: Split, tokenizer: spm.SentencePieceProcessor) -> Non
         "User: Who are you?\nAssistant:",
     ):
         ids = torch.tensor([[BOS, *tokenizer.encode(prompt)]])
-        made = model.generate(  # type: ignore[misc]  # the library's own annotation
-            ids, max_new_tokens=100, do_sample=True, temperature=0.7, top_k=0
-        )
+        made = generate(ids, max_new_tokens=100, do_sample=True, temperature=0.7, top_k=0)
         print("sample:", tokenizer.decode(made[0].tolist()))
 
 
