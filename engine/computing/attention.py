@@ -11,9 +11,9 @@ of one product, so that K and V are never expanded. A chunk that begins at posit
 gather: its keys are in the batch; on a CPU those of similar length are computed together.
 `attend_slowly` is the meaning of it all, one token and one head at a time.
 
-In bfloat16 on a CPU the products are written out where they are large: the fused kernel does not
-use the processor's bfloat16 instructions (`python -m tests.bench attention`). Scores are then
-rounded to bfloat16 between the products, sums are not.
+In bfloat16 on a CPU without matrix units (AMX) the products are written out where they are large:
+the fused kernel uses a processor's bfloat16 instructions only with them (`python -m tests.bench
+attention`). Scores are then rounded to bfloat16 between the products, sums are not.
 
 To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
 batch, and none of them may be a reason to compile again.
@@ -65,7 +65,8 @@ class PromptGroup:
     inputs: Tensor  # [C * (H + 2 * KH) * n] int64: heads of the batch, by key-value head and chunk
     outputs: Tensor  # [tokens * H] int64: where each head of each token is among what comes out
     size: int  # C
-    mask: Tensor  # [G * n, n] float: 0 up to each query's own position, else -inf
+    length: int  # n
+    mask: Tensor  # [G * n, n] float: 0 up to each query's own position, else -inf; for products
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,11 @@ class AttentionPlan:
 class PagedAttention:
     """Attention over one KV memory. `plan` is that of the iteration under way."""
 
-    def __init__(self, kv: KvMemory) -> None:
+    def __init__(self, kv: KvMemory, by_products: bool | None = None) -> None:
+        """`by_products`: whether large products are written out, by default where the fused kernel
+        is the slower way.
+        """
+        self._by_products = _is_slow_fused(kv.slots) if by_products is None else by_products
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
         self._gathered = kv.slots.new_empty(0)
@@ -113,9 +118,13 @@ class PagedAttention:
             q = qkv[group.start : group.start + group.size, :heads]
             if len(q) < group.size:
                 q = F.pad(q, (0, 0, 0, 0, 0, group.size - len(q)))
-            out = _attend_group(q, group.mask, k, v)
+            by_products = self._by_products and group.size * group.length >= POSITIONS
+            out = _attend_group(q, group.mask, k, v, by_products)
             parts.append(out[: group.stop - group.start])
-        parts += [_attend_prompts(qkv, prompts, heads, num_kv) for prompts in plan.prompts]
+        parts += [
+            _attend_prompts(qkv, prompts, heads, num_kv, self._by_products)
+            for prompts in plan.prompts
+        ]
         for chunk in plan.chunks:
             new = qkv[chunk.start : chunk.stop]
             if chunk.pages is None:
@@ -123,7 +132,9 @@ class PagedAttention:
             else:
                 length = chunk.first + len(new)
                 k, v = (x[:, 0] for x in self._context(memory, chunk.pages, 1, length))
-            parts.append(_attend_chunk(new[:, :heads], k, v))
+            by_products = self._by_products and len(new) * k.shape[1] >= PAIRS
+            attend = _attend_blocks if by_products else _attend_whole
+            parts.append(attend(new[:, :heads], k, v))
         if rows < len(qkv):
             parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -172,11 +183,18 @@ _ops.impl("attend", _attend, "CompositeExplicitAutograd")
 _ops.impl("attend", _attend_shape, "Meta")
 
 
-def _attend_group(q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor) -> Tensor:
+def _is_slow_fused(slots: Tensor) -> bool:
+    has_matrix_units = torch.cpu._is_amx_tile_supported()
+    return slots.device.type == "cpu" and slots.dtype == torch.bfloat16 and not has_matrix_units
+
+
+def _attend_group(
+    q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor, by_products: bool
+) -> Tensor:
     """q [B, H, D] and k, v [KH, B, L, D], to [B, H * D]."""
     batch, _, dim = q.shape
     q = q.unflatten(1, (len(k), -1)).transpose(0, 1)  # [KH, B, G, D]
-    if _by_products(q) and batch * k.shape[2] >= POSITIONS:
+    if by_products:
         scores = (q * dim**-0.5) @ k.transpose(2, 3)  # [KH, B, G, L]
         if mask is not None:
             scores += mask
@@ -186,31 +204,28 @@ def _attend_group(q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor) -> Tenso
     return out.transpose(0, 1).reshape(batch, -1)
 
 
-def _attend_prompts(qkv: Tensor, group: PromptGroup, heads: int, num_kv: int) -> Tensor:
+def _attend_prompts(
+    qkv: Tensor, group: PromptGroup, heads: int, num_kv: int, by_products: bool
+) -> Tensor:
     """qkv [T, H + 2 * KH, D], to [tokens, H * D]."""
-    dim, (rows, length) = qkv.shape[2], group.mask.shape
-    batch = num_kv * group.size
+    dim, length, per_kv = qkv.shape[2], group.length, heads // num_kv
+    batch, rows = num_kv * group.size, per_kv * length
     gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
     q, k, v = gathered.split((batch * rows, batch * length, batch * length))
-    q, k, v = q.view(batch, rows, dim), k.view(batch, length, dim), v.view(batch, length, dim)
-    scores = torch.baddbmm(group.mask, q, k.transpose(1, 2), alpha=dim**-0.5)
-    out = torch.bmm(torch.softmax(scores, -1), v)
+    k, v = k.view(batch, length, dim), v.view(batch, length, dim)
+    if by_products:
+        q = q.view(batch, rows, dim)
+        scores = torch.baddbmm(group.mask, q, k.transpose(1, 2), alpha=dim**-0.5)
+        out = torch.bmm(torch.softmax(scores, -1), v)
+    else:
+        q = q.view(batch, per_kv, length, dim)
+        k, v = (x[:, None].expand(-1, per_kv, -1, -1) for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True).contiguous()
     return out.view(-1, dim).index_select(0, group.outputs).view(-1, heads * dim)
 
 
-def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D]."""
-    if _by_products(q) and len(q) * k.shape[1] >= PAIRS:
-        return _attend_blocks(q, k, v)
-    return _attend_whole(q, k, v)
-
-
-def _by_products(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16
-
-
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As `_attend_chunk`, by the fused kernel.
+    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D].
 
     To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
     """

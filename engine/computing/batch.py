@@ -226,7 +226,7 @@ class BatchBuilder:
         out = torch.arange(queries.numel()).view(queries.shape)  # [KH, C, G, n]
         out = out.permute(1, 3, 0, 2)[within < sizes]  # [tokens, KH, G]
         mask = torch.full((width, width), -torch.inf, dtype=self._dtype).triu_(1)
-        return PromptGroup(inputs, out.flatten(), count, mask.repeat(per_kv, 1))
+        return PromptGroup(inputs, out.flatten(), count, width, mask.repeat(per_kv, 1))
 
     def _chunks(self, chunks: list[Chunk], row: int) -> tuple[ChunkSpan, ...]:
         spans = []

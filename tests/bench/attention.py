@@ -1,11 +1,10 @@
-"""What attention costs on this machine, as the engine computes it and by the fused kernel alone.
+"""What attention costs on this machine by the fused kernel, and by products written out.
 
     python -m tests.bench attention [--threads 1] [--heads 9] [--kv-heads 3] [--dim 64]
 
-One layer of the shape given (SmolLM2-135M's by default), its pages scattered over the memory.
-`ours` is engine.computing.attention, gathering and writing included; `fused` gathers the same pages
-and calls scaled_dot_product_attention. Milliseconds, medians, the two in turn. Ends with one line
-of JSON.
+One layer of the shape given (SmolLM2-135M's by default), its pages scattered over the memory,
+gathering and writing included. The engine takes products in bfloat16 on a CPU without matrix units
+(AMX), where they are large. Milliseconds, medians, the two in turn. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from engine.computing.attention import PagedAttention
 from engine.computing.batch import BatchBuilder
@@ -69,39 +67,19 @@ def _medians(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(
     config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], is_chunk: bool
 ) -> dict[str, float]:
-    kv_heads, dim = config.num_kv_heads, config.head_dim
     kv = KvMemory(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.slots.normal_()
-    attention = PagedAttention(kv)
-    attention.plan = (
-        BatchBuilder(kv, config.num_heads, dtype).build(_plan(lengths, is_chunk)).attention
-    )
+    batch = BatchBuilder(kv, config.num_heads, dtype).build(_plan(lengths, is_chunk))
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
-    qkv = torch.randn(tokens, config.num_heads + 2 * kv_heads, dim).to(dtype)
-    (part,) = attention.plan.chunks or attention.plan.groups or [None]
-    memory = kv.layers()[0]
-    batch = 1 if is_chunk else len(lengths)
-    start = lengths[0][0]
+    qkv = torch.randn(tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim).to(dtype)
 
-    def fused() -> object:
-        q = qkv[:, : config.num_heads].unflatten(1, (kv_heads, -1))
-        if part is None or part.pages is None:
-            k, v = qkv[:, config.num_heads :].transpose(0, 1)[:, None].split(kv_heads)
-        else:
-            pages = memory.pages.index_select(0, part.pages)
-            k, v = pages.view(2, kv_heads, batch, -1, dim)[..., :longest, :]
-        if not is_chunk:  # [KH, B, G, D]
-            return F.scaled_dot_product_attention(q.transpose(0, 1), k, v)
-        mask = torch.full((tokens, longest), -torch.inf, dtype=dtype).triu_(start + 1)
-        groups = config.num_heads // kv_heads
-        k, v = (x.expand(-1, groups, -1, -1) for x in (k, v))
-        is_causal = start == 0
-        return F.scaled_dot_product_attention(
-            q.permute(1, 2, 0, 3), k, v, None if is_causal else mask, is_causal=is_causal
-        )
+    def arm(by_products: bool) -> Callable[[], object]:
+        attention = PagedAttention(kv, by_products)
+        attention.plan = batch.attention
+        return lambda: attention.attend(qkv, 0)
 
     repeats = 5 if tokens * longest > 1 << 20 else 15
-    return _medians({"ours": lambda: attention.attend(qkv, 0), "fused": fused}, repeats)
+    return _medians({"fused": arm(False), "products": arm(True)}, repeats)
 
 
 def first_time(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
@@ -143,8 +121,11 @@ def main(argv: Sequence[str]) -> int:
         for name, (lengths, is_chunk) in cases.items():
             key = f"{name}, {str(dtype).removeprefix('torch.')}"
             found[key] = measure(config, dtype, lengths, is_chunk)
-            ours, fused = found[key].values()
-            print(f"{key:32} ours {ours:8.2f} ms  fused {fused:8.2f} ms  {fused / ours:5.2f}x")
+            fused, products = found[key].values()
+            print(
+                f"{key:32} fused {fused:8.2f} ms  products {products:8.2f} ms"
+                f"  {products / fused:5.2f}x"
+            )
     with torch.inference_mode():
         new_shape = first_time(config, torch.bfloat16)
     print("a product, first and again: {first:.2f} ms, {again:.2f} ms".format(**new_shape))

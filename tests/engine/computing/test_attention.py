@@ -40,7 +40,20 @@ def check_equal(
     dtype: torch.dtype = torch.float32,
     least: int = 0,
 ) -> None:
-    """Decodes with so much context, chunks of (start, length): all rows as `attend_slowly`."""
+    """Decodes with so much context, chunks of (start, length): all rows as `attend_slowly`,
+    by the fused kernel and by products.
+    """
+    for by_products in (False, True):
+        _check_equal(decodes, chunks, dtype, least, by_products)
+
+
+def _check_equal(
+    decodes: list[int],
+    chunks: list[tuple[int, int]],
+    dtype: torch.dtype,
+    least: int,
+    by_products: bool,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     contexts = [n + 1 for n in decodes] + [start + length for start, length in chunks]
     counts = [-(-n // PAGE) for n in contexts]
@@ -61,7 +74,7 @@ def check_equal(
     )
     batch = BatchBuilder(kv, HEADS, dtype, least).build(plan)
     qkv = torch.randn(len(batch.tokens), HEADS + 2 * KV_HEADS, DIM, generator=generator).to(dtype)
-    attention = PagedAttention(kv)
+    attention = PagedAttention(kv, by_products)
     attention.plan = batch.attention
     out = torch.ops.niyama.attend(qkv, attention.handle, 1, KV_HEADS)
 
