@@ -30,6 +30,7 @@ _INPUTS = ("tokens", "positions", "rows")
 LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a graph that is not for a lone decode
 MOST_GRAPHS = 1 << 10
 LONGEST_REASON = 300  # characters
+COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 SMALL = 256  # tokens up to which an iteration is not worth sharing among threads kernel by kernel
 
 
@@ -116,7 +117,7 @@ class CompiledStep:
             # Of the same code, for all models of the process.
             with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
                 logits = step(*arguments)
-        except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        except COMPILER_ERRORS as error:
             raise CompilationFailed(_reason(error)) from error
         self._steps[kind] = step
         return logits

@@ -7,8 +7,9 @@
             too (7 where sums of more would overflow), with a scale of its own, so that no row
             depends on who shares its batch
 
-Beside packed, a CPU may keep a copy in lanes, [O / 32, I, 32], for a row by itself: compiled, the
-product streams it nearer to the memory's bandwidth than oneDNN does with one row.
+Beside packed, a CPU may keep a copy for a row by itself, whose product is nothing but reading the
+matrix: plain, or in lanes, [O / 32, I, 32], which compiled code sums side by side. Which of the
+three streams nearest to the memory's bandwidth differs from CPU to CPU: see fastest.py.
 
 Legend: T rows, I inputs, O outputs.
 """
@@ -23,6 +24,7 @@ from torch import Tensor, library, nn
 # oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
 _PACKED_FOR = 64
 LANES = 32  # outputs that are summed side by side
+ROW_LAYOUTS = ("packed", "plain", "lanes")
 
 _ops = library.Library("niyama", "FRAGMENT")
 _ops.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int outputs) -> Tensor")
@@ -74,6 +76,11 @@ def _levels() -> int:
     return 127 if bool((found == size * 127 * 127).all()) else 63
 
 
+def in_lanes(x: Tensor, lanes: Tensor) -> Tensor:
+    """[1, I] and [O / LANES, I, LANES] to [1, O], O rounded up. For compiled code."""
+    return (lanes.float() * x.float().view(1, -1, 1)).sum(1).view(1, -1).to(x.dtype)
+
+
 class Linear(nn.Module):
     """[T, I] to [T, O]. A checkpoint fills `weight` and `bias`; then `pack` or `quantize` may
     store them otherwise, once, and leave `weight` empty.
@@ -85,7 +92,8 @@ class Linear(nn.Module):
         self.outputs = weight.shape[1]
         self.weight = nn.Parameter(weight, False)
         self.bias = None if bias is None else nn.Parameter(bias, False)
-        self.lanes: Tensor | None = None  # [O / LANES, I, LANES], rounded up
+        # A copy for a row by itself: plain, or lanes [O / LANES, I, LANES], rounded up
+        self.row: Tensor | None = None
         self.stored: Tensor | None = None  # packed, or int8 with
         self.scale: Tensor | None = None  # float32 [O]
         self.levels = 127  # of a row of x beside int8
@@ -101,15 +109,14 @@ class Linear(nn.Module):
         if self.stored is None:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         if self.scale is None:
-            if self.lanes is not None and x.shape[0] == 1 and torch.compiler.is_compiling():
-                return self._one_row(x, self.lanes)
+            if self.row is not None and x.shape[0] == 1:
+                return self._one_row(x, self.row)
             return torch.ops.niyama.packed_linear(x, self.stored, self.bias, self.outputs)
         out = self._int8(x, self.stored, self.scale)
         return out if self.bias is None else out + self.bias
 
-    def _one_row(self, x: Tensor, lanes: Tensor) -> Tensor:
-        products = lanes.float() * x.float().view(1, -1, 1)
-        out = products.sum(1).view(1, -1)[:, : self.outputs].to(x.dtype)
+    def _one_row(self, x: Tensor, row: Tensor) -> Tensor:
+        out = x @ row if row.dim() == 2 else in_lanes(x, row)[:, : self.outputs]
         return out if self.bias is None else out + self.bias
 
     def _int8(self, x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
@@ -120,16 +127,20 @@ class Linear(nn.Module):
         out = torch.ops.niyama.int8_linear(rounded, self.levels, stored, scale)
         return (out * largest).to(x.dtype)
 
-    def pack(self, with_lanes: bool = False) -> None:
-        """To oneDNN's layout, where it has one for the device and dtype."""
+    def pack(self, row_layout: str = "packed") -> None:
+        """To oneDNN's layout, where it has one for the device and dtype; with a copy for a row by
+        itself in another of ROW_LAYOUTS.
+        """
         weight = self.weight.detach()
         if weight.device.type != "cpu" or not can_pack(weight.dtype):
             return
         # In memory of its own: oneDNN keeps a tensor that already has its layout as it is.
         rows = weight.t().clone(memory_format=torch.contiguous_format)
-        if with_lanes:
+        if row_layout == "lanes":
             padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % LANES))
-            self.lanes = padded.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
+            self.row = padded.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
+        elif row_layout == "plain":
+            self.row = weight.clone(memory_format=torch.contiguous_format)
         self._store(torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR))
 
     def quantize(self) -> None:

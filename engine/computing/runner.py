@@ -24,9 +24,10 @@ from engine.computing.compiled import (
     prepare,
 )
 from engine.computing.config import CheckpointError, ModelConfig
-from engine.computing.fastest import fastest_dtype
+from engine.computing.fastest import fastest_dtype, fastest_row_layout
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.kv import KvMemory, pages_in
+from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
 from engine.computing.options import DTYPES, QUANTIZE
 from engine.computing.picked import Picked
@@ -41,7 +42,7 @@ DEFAULT_KV_BYTES = 256 << 20
 # allocator's slack.
 GPU_SHARE = 0.85
 WARM = 64  # tokens of a prompt that warms up
-# A model of so many bytes on a CPU keeps a second copy of its matrices, for decodes alone.
+# A model of at most so many bytes on a CPU may keep its matrices twice, for decodes alone.
 COPIED_BYTES = 1 << 30
 
 
@@ -150,7 +151,7 @@ class ModelExecutor:
         self._compiled = None
         self._builder = BatchBuilder(self.kv, self.config.num_heads, self.dtype)
         for linear in self.model.linears():
-            linear.lanes = None  # for compiled code alone
+            linear.row = None  # for compiled code
 
     def _warm_up_all(self) -> None:
         for length in self._warm_lengths:
@@ -203,7 +204,7 @@ def load(
     torch_dtype = _dtype(dtype, config, device)
     free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
-    store(model, quantize, with_lanes=is_compiled)
+    store(model, quantize, with_rows=is_compiled and device == "cpu")
     if num_pages is None:
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
@@ -235,17 +236,22 @@ def kv_share(before: int, after: int) -> int:
     return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
 
 
-def store(model: Decoder, quantize: str = "none", with_lanes: bool = False) -> None:
-    """The model's matrices as its device reads them fastest, or in `quantize` "int8"."""
+def store(model: Decoder, quantize: str = "none", with_rows: bool = False) -> None:
+    """The model's matrices as its device reads them fastest, or in `quantize` "int8"; of a small
+    model once more for a row by itself, if asked and if that is faster.
+    """
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
-    size = model.config.num_parameters * model.embedding.dtype.itemsize
+    dtype, row_layout = model.embedding.dtype, "packed"
+    is_small = model.config.num_parameters * dtype.itemsize <= COPIED_BYTES
+    if with_rows and is_small and quantize != "int8" and can_pack(dtype):
+        row_layout = fastest_row_layout(model.config, dtype)
     with torch.inference_mode():
         for linear in model.linears():
             if quantize == "int8":
                 linear.quantize()
             else:
-                linear.pack(with_lanes and size <= COPIED_BYTES)
+                linear.pack(row_layout)
 
 
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:

@@ -137,8 +137,8 @@ for mode in ("auto", "on"):
     except ValueError as error:
         found.append(str(error))
     else:
-        has_lanes = any(linear.lanes is not None for linear in executor.model.linears())
-        found.append([executor.is_compiled, has_lanes, executor.compile_note])
+        has_rows = any(linear.row is not None for linear in executor.model.linears())
+        found.append([executor.is_compiled, has_rows, executor.compile_note])
 print(json.dumps(found))
 """
 
@@ -166,8 +166,8 @@ exit 1
         timeout=300,
     )
     assert found.returncode == 0, found.stderr
-    (is_compiled, has_lanes, note), line = json.loads(found.stdout)
-    assert (is_compiled, has_lanes) == (False, False)
+    (is_compiled, has_rows, note), line = json.loads(found.stdout)
+    assert (is_compiled, has_rows) == (False, False)
     assert note.startswith("not compiled: ")
     assert line.startswith("--compile on: ")
     for told in (note, line):

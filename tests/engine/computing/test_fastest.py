@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from engine.computing import fastest
 from engine.computing.checkpoint import read_config
 from engine.computing.config import ModelConfig
-from engine.computing.linear import can_pack
+from engine.computing.linear import ROW_LAYOUTS, can_pack
 from tests.engine.computing.parts import Saved
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +64,19 @@ def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig)
     seconds = fastest._layer_s(replace(config, intermediate_size=64), torch.float32)
     assert len(seconds) == len(fastest.ROWS)
     assert min(seconds) > 0
+
+
+@pytest.mark.parametrize("best", ROW_LAYOUTS)
+def test_the_layout_that_takes_a_row_least_time_is_chosen(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, best: str
+) -> None:
+    monkeypatch.setattr(fastest, "_row_s", lambda *asked: 1.0 if asked[2] == best else 2.0)
+    assert fastest.fastest_row_layout(config, torch.float32) == best
+
+
+@pytest.mark.parametrize("layout", ROW_LAYOUTS)
+def test_a_time_is_measured_for_each_layout(config: ModelConfig, layout: str) -> None:
+    assert 0 < fastest._row_s(config, torch.float32, layout) < math.inf
 
 
 def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from engine.computing.linear import Linear, can_pack
+from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack
 
 INPUTS, OUTPUTS = 96, 80
 
@@ -39,6 +39,20 @@ def test_packed_gives_the_plain_product_for_any_number_of_rows(
     for count in (1, 2, 7, 64, 65, 300):
         x = rows(count, dtype)
         torch.testing.assert_close(packed(x), plain(x), atol=tolerance, rtol=1e-2)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ROW_LAYOUTS)
+def test_a_row_by_itself_gets_the_plain_product_in_every_layout(
+    layout: str, dtype: torch.dtype, has_bias: bool
+) -> None:
+    plain, laid_out = make(dtype, has_bias)
+    laid_out.pack(layout)
+    assert (laid_out.row is not None) == (layout != "packed" and can_pack(dtype))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.25
+    x = rows(1, dtype)
+    torch.testing.assert_close(laid_out(x), plain(x), atol=tolerance, rtol=1e-2)
 
 
 def test_a_dtype_that_cannot_be_packed_stays_plain() -> None:
