@@ -2,5 +2,6 @@
 
 `python -m loadgen.paper` runs every experiment on the published coefficients of Llama-3-8B on one
 A100 and prints each figure of the papers beside ours. How a rate counts as served is said in
-`serving.py`; what every experiment sends in `load.py`; who serves it in `contender.py`.
+`serving.py`; what every experiment sends in `load.py`; who serves it in `contender.py`; how
+much any policy could serve in `ceiling.py`.
 """

@@ -96,7 +96,16 @@ def pure_seconds(profile: LatencyProfile, prompt_len: int, output_len: int) -> f
     return prefill_s + decodes * segment.decode + positions * segment.decode_context
 
 
+def _token_s(profile: LatencyProfile, chunk: int) -> float:
+    return LatencyModel(profile).predict(add_chunk(Work(), 0, chunk)) / chunk
+
+
+@cache
+def most_efficient_chunk(profile: LatencyProfile) -> int:
+    """Of prompts that are computed alone."""
+    return min(range(64, profile.max_chunk + 1, 64), key=lambda n: _token_s(profile, n))
+
+
 @cache
 def _least_token_s(profile: LatencyProfile) -> float:
-    predict = LatencyModel(profile).predict
-    return min(predict(add_chunk(Work(), 0, n)) / n for n in range(64, profile.max_chunk + 1, 64))
+    return _token_s(profile, most_efficient_chunk(profile))

@@ -15,14 +15,15 @@ from loadgen.judge import Judge
 from loadgen.lengths import FromTrace
 from loadgen.paper import experiments, load, serving
 from loadgen.paper.__main__ import main
+from loadgen.paper.ceiling import least_iterations, least_seconds
 from loadgen.paper.contender import Contender
 from loadgen.paper.experiments import Scale
 from loadgen.paper.jobs import Answers, Experiment, Job, run_all
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.paper.serving import ENVELOPE, largest
 from loadgen.simulated import Setup
-from loadgen.workload import plan
-from tests.loadgen.examples import CHAT, planned, record
+from loadgen.workload import PlannedRequest, plan
+from tests.loadgen.examples import CHAT, REPORT, planned, record
 
 COSTS = LatencyProfile(
     "round", (Segment(UNBOUNDED, 64.0, 0.25, decode=0.5, decode_context=0.125),), max_chunk=64
@@ -40,6 +41,34 @@ def test_the_bound_is_one_over_the_mean_of_that() -> None:
     prefill_only = LatencyProfile("prefill", (Segment(UNBOUNDED, 64.0, 0.25),), max_chunk=64)
     sent = Load("10k-prompts", shares=(1.0, 0.0, 0.0))
     assert compute_bound(prefill_only, sent) == pytest.approx(1 / 12_500)
+
+
+def stream(at: float, output_len: int) -> PlannedRequest:
+    """TTFT 1 s and TBT 0.125 s; a prompt of 64 tokens."""
+    return planned(at=at, prompt_len=64, output_len=output_len, targets=CHAT)
+
+
+def test_streams_share_the_iterations_that_their_deadlines_let_them_share() -> None:
+    """Tokens of the first are due at 1, 1.125 and 1.25 s, so three iterations run until then. Who
+    arrives at 0.5 s with two tokens, due at 1.5 and 1.625, takes part in those; who arrives at
+    1.1 s in the last two of them, and wants one more. Who has only to be complete wants none."""
+    assert least_iterations([stream(0.0, 3)]) == 3
+    assert least_iterations([stream(0.0, 3), stream(0.5, 2)]) == 3
+    assert least_iterations([stream(0.0, 3), stream(0.5, 2), stream(1.1, 3)]) == 4
+    assert least_iterations([planned(output_len=9, targets=REPORT)]) == 0
+
+
+def test_the_ceiling_counts_the_iterations_that_the_prefills_do_not_need() -> None:
+    """Two iterations of 64 s, of which the 64 tokens of the prompt pay one. A chunk of 64 takes
+    64 + 16 s; the one decode 0.5 s and 65 positions at 0.125 s."""
+    assert least_seconds(COSTS, [stream(0.0, 2)]) == 80.0 + 0.5 + 65 * 0.125 + 64.0
+
+
+def test_a_capacity_says_what_its_run_really_did() -> None:
+    """Here more is sent in three minutes than any policy could do; what is done is less."""
+    found = serving.capacity(Load(hours=0.05), Contender(), Judge())
+    assert 0.5 < found.done < found.ceiling < 1
+    assert found.done != pytest.approx(found.share, abs=0.001)
 
 
 @pytest.mark.parametrize("guess", [1, 50, 60, 104])
