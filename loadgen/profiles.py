@@ -13,13 +13,13 @@ on top; EFFICIENCY says how much of a data sheet's figures a good implementation
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.values import Importance, Targets, Tier
+from engine import tiers as server_tiers
 from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
 
 # The tiers of the paper's evaluation (section 4): Q1, Q2, Q3.
@@ -28,12 +28,16 @@ PAPER_TIERS = (
     Tier("standard", Targets(ttlt=600.0), Importance.NORMAL),
     Tier("batch", Targets(ttlt=1800.0), Importance.NORMAL),
 )
+
+
+def _tier(tier: server_tiers.Tier) -> Tier:
+    """As clients see it."""
+    targets = Targets(tier.targets.ttft_s, tier.targets.tbt_s, tier.targets.ttlt_s)
+    return Tier(tier.name, targets, Importance[tier.importance.name])
+
+
 # Those of a server that was told nothing.
-SERVER_TIERS = (
-    Tier("interactive", Targets(ttft=1.0, tbt=0.05), Importance.NORMAL),
-    Tier("standard", Targets(ttlt=10.0), Importance.NORMAL),
-    Tier("batch", Targets(ttlt=60.0), Importance.NORMAL),
-)
+SERVER_TIERS = tuple(map(_tier, server_tiers.BUILT_IN))
 HOST_OVERHEAD_S = 2e-3  # per iteration of a roofline: launching kernels, scheduling
 _UNKNOWN_KV_TOKENS = 1 << 20  # of a saved calibration that says nothing: memory never binds
 _UNKNOWN_CONTEXT_LEN = 1 << 17
@@ -238,29 +242,10 @@ def roofline(
 
 
 def load_tiers(path: Path) -> tuple[Tier, ...]:
-    """The tables [tiers.NAME] of a server's TOML file (its presets for applications do not matter
-    here: every request names its tier or its targets). Raises BadProfile, or OSError.
+    """Those of a server's TOML file, as the server reads it (its presets for applications do not
+    matter here: every request names its tier or its targets). Raises BadProfile.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables = document.get("tiers", {})
-        if not isinstance(tables, dict):
-            raise ValueError(f"tiers must be tables [tiers.NAME], not {tables!r}")
-        tiers = tuple(_tier(name, dict(table)) for name, table in tables.items())
-    except (ValueError, TypeError) as error:
-        raise BadProfile(f"{path}: {error}") from None
-    if not tiers:
-        raise BadProfile(f"{path}: no table [tiers.NAME]")
-    return tiers
-
-
-def _tier(name: str, table: dict[str, Any]) -> Tier:
-    importance = Importance(table.pop("importance", "normal"))
-    durations = {key.removesuffix("_s"): float(value) for key, value in table.items()}
-    unknown = durations.keys() - {"ttft", "tbt", "ttlt"}
-    if unknown:
-        raise ValueError(f"tiers.{name}: unknown key {', '.join(sorted(unknown))}_s")
-    ttft, tbt, ttlt = (durations.get(key) for key in ("ttft", "tbt", "ttlt"))
-    if (ttft is None) != (tbt is None) or (ttlt is not None and ttft is not None):
-        raise ValueError(f"tiers.{name}: targets are ttft_s with tbt_s, or ttlt_s alone, or none")
-    return Tier(name, Targets(ttft, tbt, ttlt), importance)
+        return tuple(map(_tier, server_tiers.load(path).tiers.values()))
+    except ValueError as error:
+        raise BadProfile(str(error)) from None

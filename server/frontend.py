@@ -14,16 +14,16 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from engine import tiers
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo, TierInfo
+from engine.tiers import Tier, Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
-from server import tiers
 from server.config import ServerConfig
 from server.ledger import Entries
 from server.metrics import Exposition, Metrics
 from server.service import InferenceService
-from server.tiers import Tier, Tiers
 
 log = structlog.get_logger()
 

@@ -20,6 +20,7 @@ from engine.deciding.sequence import FinishReason
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
 from engine.driving.streams import CallFailed, DuplicateRequest, EngineError, EngineLost
+from engine.tiers import Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
@@ -33,7 +34,6 @@ from server.generation import Ended, Generation, GenerationFailed, Piece, Text
 from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
-from server.tiers import Tiers
 
 FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
 # How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.tiers import Resolved, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
-from server.tiers import Resolved, Tiers
 
 DEFAULT_MAX_TOKENS = 128
 MAX_NAME_BYTES = 128

@@ -13,9 +13,9 @@ from engine.deciding.record import Decision, Timeline
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import EngineInfo
+from engine.tiers import Resolved, TargetSource, Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES
-from server.tiers import Resolved, TargetSource, Tier, Tiers
 
 _SOURCES = {
     TargetSource.REQUEST: pb.TARGET_SOURCE_REQUEST,

@@ -148,18 +148,30 @@ def test_tiers_are_read_as_the_server_reads_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "no table"),
+        (None, "No such file"),
         ("tiers = 5", "must be tables"),
-        ("[tiers.a]\nttft_s = 1", "ttft_s with tbt_s"),
-        ("[tiers.a]\nttl = 1", "unknown key"),
-        ('[tiers.a]\nimportance = "vital"', "vital"),
+        ("[tiers.a]\nttft_s = 1", "tiers.a.tbt_s is required"),
+        ("[tiers.a]\nttft = 0.5\ntbt = 0.05", "tiers.a.ttft is unknown; known are"),
+        ("default_tir = 'a'", "default_tir is unknown"),
+        ('[tiers.a]\nttft_s = "5s"', "tiers.a.ttft_s must be a number of seconds"),
+        ("[tiers.a]\nttlt_s = -1", "tiers.a.ttlt_s must be"),
+        ('[tiers.a]\nimportance = "vital"', "tiers.a.importance must be one of"),
     ],
 )
-def test_bad_tiers_are_one_line(tmp_path: Path, text: str, problem: str) -> None:
+def test_bad_tiers_are_one_line(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "tiers.toml"
-    path.write_text(text)
-    with pytest.raises(BadProfile, match=problem):
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BadProfile, match=problem) as error:
         profiles.load_tiers(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_table_the_tiers_are_a_server_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text("")
+    assert profiles.load_tiers(path) == profiles.SERVER_TIERS
 
 
 def test_a_tier_of_a_flag() -> None:

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Targets
+from engine.tiers import TargetSource, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import (
     Asked,
@@ -20,7 +21,6 @@ from server.convert.inbound import (
     read_tenant,
     to_seconds,
 )
-from server.tiers import TargetSource, Tiers
 
 VOCAB = 100
 INF = float("inf")

@@ -241,7 +241,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no such device": (lambda tmp: ["--device", "cuda:99"], "--device cuda:99: "),
     "no tiers file": (
         lambda tmp: ["--config", "nofile.toml"],
-        "--config nofile.toml: No such file or directory",
+        "nofile.toml: No such file or directory",
     ),
     "bad tiers": (bad_tiers, "tiers.a.tbt_s is required"),
 }

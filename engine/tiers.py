@@ -123,7 +123,7 @@ def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
         }
         return Tiers(tiers, default, applications)
     except OSError as error:
-        raise ValueError(f"--config {path}: {error.strerror}") from error
+        raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.deciding.request import BEST_EFFORT, Importance, Targets
-from server.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, load
+from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, load
 
 FILE = """
 default_tier = "report"
