@@ -12,8 +12,8 @@ gather: its keys are in the batch; on a CPU those of similar length are computed
 `attend_slowly` is the meaning of it all, one token and one head at a time.
 
 In bfloat16 on a CPU without matrix units (AMX) the products are written out where they are large:
-the fused kernel uses a processor's bfloat16 instructions only with them (`python -m tests.bench
-attention`). Scores are then rounded to bfloat16 between the products, sums are not.
+torch's fused kernel is the faster one only with them (`python -m tests.bench attention`). Scores
+are then rounded to bfloat16 between the products, sums are not.
 
 To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
 batch, and none of them may be a reason to compile again.
@@ -33,6 +33,7 @@ from engine.computing.kv import KvMemory, LayerMemory
 
 POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
 PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
+SHORT = 128  # tokens of prompts in float32 up to which products are faster
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -184,8 +185,8 @@ _ops.impl("attend", _attend_shape, "Meta")
 
 
 def _is_slow_fused(slots: Tensor) -> bool:
-    has_matrix_units = torch.cpu._is_amx_tile_supported()
-    return slots.device.type == "cpu" and slots.dtype == torch.bfloat16 and not has_matrix_units
+    is_bfloat16 = slots.device.type == "cpu" and slots.dtype == torch.bfloat16
+    return is_bfloat16 and not torch.cpu._is_amx_tile_supported()
 
 
 def _attend_group(
@@ -213,7 +214,7 @@ def _attend_prompts(
     gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
     q, k, v = gathered.split((batch * rows, batch * length, batch * length))
     k, v = k.view(batch, length, dim), v.view(batch, length, dim)
-    if by_products:
+    if by_products or (qkv.dtype == torch.float32 and length <= SHORT):
         q = q.view(batch, rows, dim)
         scores = torch.baddbmm(group.mask, q, k.transpose(1, 2), alpha=dim**-0.5)
         out = torch.bmm(torch.softmax(scores, -1), v)

@@ -6,12 +6,12 @@ A CPU without bfloat16's instructions is not asked about it. Seconds.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from engine.computing.compiled import COMPILER_ERRORS, MOST_GRAPHS
 from engine.computing.config import ModelConfig
@@ -20,6 +20,8 @@ from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack, in_lanes
 ROWS = (1, 8, 256)  # a lone decode, a batch of them, a chunk of a prompt
 REPEATS = 5
 MOST_BYTES = 128 << 20  # of the matrices that a row goes through: more than a cache keeps
+GROUP = 4  # matrices that one call of compiled code takes a row through
+WORTH_A_COPY = 0.85  # of the time with packed matrices
 
 
 def fastest_dtype(config: ModelConfig) -> torch.dtype:
@@ -43,44 +45,76 @@ def _layer_s(config: ModelConfig, dtype: torch.dtype) -> list[float]:
 
 
 def fastest_row_layout(config: ModelConfig, dtype: torch.dtype) -> str:
-    """Of ROW_LAYOUTS. Lanes need a compiler that works: without one they are no choice."""
-    seconds = {layout: _row_s(config, dtype, layout) for layout in ROW_LAYOUTS}
-    return min(seconds, key=lambda layout: seconds[layout])
+    """Of ROW_LAYOUTS; another than packed, which costs a second copy, only if it is clearly faster.
+    Lanes need a compiler that works: without one they are no choice.
+    """
+    seconds = _row_s(config, dtype)
+    best = min(seconds, key=lambda layout: seconds[layout])
+    return best if seconds[best] < WORTH_A_COPY * seconds["packed"] else "packed"
 
 
 @torch.inference_mode()
-def _row_s(config: ModelConfig, dtype: torch.dtype, layout: str) -> float:
-    """Seconds of a row through matrices like the largest of a layer: one after another, as many as
-    the model has, or as no cache holds.
+def _row_s(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
+    """By layout: seconds of a row through matrices like the largest of a layer, one after another,
+    as many as the model has or as no cache holds. The layouts are timed in turn, as the machine may
+    be faster now than a moment later.
     """
     shape = (config.hidden_size, 2 * config.intermediate_size)
-    size = shape[0] * shape[1] * dtype.itemsize
-    linears = []
-    for _ in range(min(config.num_layers, -(-MOST_BYTES // size))):
-        linears.append(Linear(torch.empty(shape, dtype=dtype).normal_(0, 0.02)))
-        linears[-1].pack(layout)
+    most = MOST_BYTES // (shape[0] * shape[1] * dtype.itemsize)
+    num_groups = max(1, min(config.num_layers, most) // GROUP)
+    weights = [torch.empty(shape, dtype=dtype).normal_(0, 0.02) for _ in range(num_groups * GROUP)]
     x = torch.randn(1, config.hidden_size).to(dtype)
-    lanes = torch.compile(in_lanes, fullgraph=True, dynamic=False)
-
-    def pass_through() -> None:
+    passes: dict[str, Callable[[], object]] = {}
+    for layout in ROW_LAYOUTS:
+        linears = [Linear(weight) for weight in weights]
         for linear in linears:
-            if layout == "lanes" and linear.row is not None:
-                lanes(x, linear.row)
-            else:
-                linear(x)
+            linear.pack(layout)
+        if layout == "packed":
+            passes[layout] = partial(_pass_each, linears, x)
+            continue
+        rows = [linear.row for linear in linears if linear.row is not None]
+        if layout == "plain":
+            passes[layout] = partial(_pass_plain, rows, x)
+        else:
+            compiled = torch.compile(_several_in_lanes, fullgraph=True, dynamic=False)
+            passes[layout] = partial(_pass_lanes, compiled, rows, x)
+            try:
+                with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+                    passes[layout]()
+            except COMPILER_ERRORS:
+                del passes[layout]
+    seconds: dict[str, list[float]] = {layout: [] for layout in passes}
+    for _ in range(REPEATS + 1):
+        for layout, what in passes.items():
+            seconds[layout].append(_time_s(what))
+    return {layout: min(each[1:]) for layout, each in seconds.items()}
 
-    try:
-        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
-            return _least_s(pass_through)
-    except COMPILER_ERRORS:
-        return math.inf
+
+def _pass_each(linears: Sequence[Linear], x: Tensor) -> None:
+    for linear in linears:
+        linear(x)
+
+
+def _pass_plain(rows: Sequence[Tensor], x: Tensor) -> None:
+    for row in rows:
+        x @ row
+
+
+def _pass_lanes(product: Callable[..., object], rows: Sequence[Tensor], x: Tensor) -> None:
+    for start in range(0, len(rows), GROUP):
+        product(x, rows[start : start + GROUP])
+
+
+def _several_in_lanes(x: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    return [in_lanes(x, row) for row in rows]
 
 
 def _least_s(what: Callable[[], object]) -> float:
-    """Of REPEATS times, the first left out."""
-    seconds = []
-    for _ in range(REPEATS + 1):
-        started_at = time.perf_counter()
-        what()
-        seconds.append(time.perf_counter() - started_at)
-    return min(seconds[1:])
+    """Of REPEATS times, after a first one."""
+    return min([_time_s(what) for _ in range(REPEATS + 1)][1:])
+
+
+def _time_s(what: Callable[[], object]) -> float:
+    started_at = time.perf_counter()
+    what()
+    return time.perf_counter() - started_at

@@ -92,7 +92,7 @@ class Linear(nn.Module):
         self.outputs = weight.shape[1]
         self.weight = nn.Parameter(weight, False)
         self.bias = None if bias is None else nn.Parameter(bias, False)
-        # A copy for a row by itself: plain, or lanes [O / LANES, I, LANES], rounded up
+        # A copy for a row by itself in compiled code: plain, or lanes [O / LANES, I, LANES]
         self.row: Tensor | None = None
         self.stored: Tensor | None = None  # packed, or int8 with
         self.scale: Tensor | None = None  # float32 [O]
@@ -109,7 +109,7 @@ class Linear(nn.Module):
         if self.stored is None:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         if self.scale is None:
-            if self.row is not None and x.shape[0] == 1:
+            if self.row is not None and x.shape[0] == 1 and torch.compiler.is_compiling():
                 return self._one_row(x, self.row)
             return torch.ops.niyama.packed_linear(x, self.stored, self.bias, self.outputs)
         out = self._int8(x, self.stored, self.scale)

@@ -204,7 +204,7 @@ def load(
     torch_dtype = _dtype(dtype, config, device)
     free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
-    store(model, quantize, with_rows=is_compiled and device == "cpu")
+    store(model, quantize, with_rows=is_compiled and place.type == "cpu")
     if num_pages is None:
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -19,6 +20,8 @@ from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
 
 VOCAB, CONTEXT = 97, 48
+# What torch says to itself the first time that a process compiles.
+TORCHS_OWN = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 TEXTS = 6  # token sequences of full length with known logits, for each checkpoint
 LLAMA3 = {
     "rope_type": "llama3",

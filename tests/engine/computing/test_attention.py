@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.attention import BLOCK, PagedAttention, attend_slowly
+from engine.computing.attention import BLOCK, SHORT, PagedAttention, attend_slowly
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
@@ -155,6 +156,26 @@ def test_prompts_of_similar_length_are_computed_together_and_long_ones_by_themse
     ]  # 90^2 - 80^2 < 8,192 <= + 90^2 - 20^2
     assert group_prompts([512] * 5) == [(0, 2), (2, 4), (4, 5)]  # 2 * 512^2 = 2^19 pairs
     check_equal([3], [(0, 90), (0, 80), (2, 70), (0, 20), (0, LONGEST_TOGETHER + 1), (0, 90)])
+
+
+def test_prompts_in_float32_are_right_on_either_side_of_where_products_are_faster() -> None:
+    check_equal([], [(0, SHORT), (0, SHORT - 3), (0, SHORT + 1), (0, SHORT + 9)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_matrix_units", "expected"),
+    [
+        (torch.bfloat16, True, False),
+        (torch.bfloat16, False, True),
+        (torch.float32, True, False),
+        (torch.float32, False, False),
+    ],
+)
+def test_products_are_written_out_where_the_fused_kernel_lacks_matrix_units(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_matrix_units: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    assert PagedAttention(KvMemory(CONFIG, 1, PAGE, dtype))._by_products == expected
 
 
 def test_lengths_are_rounded_up_to_few() -> None:

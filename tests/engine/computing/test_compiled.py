@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from engine.computing import compiled, runner
+from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
 from engine.driving import build
 from engine.driving.config import EngineConfig
-from tests.engine.computing.parts import Saved, make_plan, make_sequence
+from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
 
-TORCHS_OWN = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 # (contexts of the decodes, (start, length) of the chunks)
 SHAPES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([5], []),
@@ -78,10 +78,13 @@ def folder(saved: Callable[[str], Saved]) -> Path:
 
 
 @TORCHS_OWN
+@pytest.mark.parametrize("row_layout", ROW_LAYOUTS)
 def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+    folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None, row_layout: str
 ) -> None:
+    """Whichever layout is the fastest here for the lone decode."""
     skip_without_compiler()
+    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: row_layout)
     for module in (compiled, runner):  # so that iterations of more tokens count as large
         monkeypatch.setattr(module, "SMALL", 16)
     monkeypatch.setattr(runner, "WARM", 8)
@@ -127,7 +130,9 @@ def test_without_a_compiler_auto_is_eager_and_on_is_refused(
 START = """
 import json, sys
 import torch
+from engine.computing import runner
 from engine.computing.runner import load
+runner.fastest_row_layout = lambda *asked: "plain"  # a copy that is of no use without a compiler
 torch.set_num_threads(1)
 found = []
 for mode in ("auto", "on"):
