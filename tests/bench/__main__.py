@@ -1,12 +1,17 @@
-"""`python -m tests.bench NAME [FLAGS]`: runs the benchmark of that name, a module beside this."""
+"""`python -m tests.bench NAME [FLAGS]`: runs the benchmark of that name, a module beside this, in
+the environment in which an engine computes.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from engine.computing.host import environment
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,4 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if dict(os.environ) != dict(environment()):
+        command = [sys.executable, "-m", "tests.bench", *sys.argv[1:]]
+        os.execve(sys.executable, command, dict(environment()))
     sys.exit(main(sys.argv[1:]))

@@ -322,9 +322,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--chunk-size", type=int, default=2048)
     options = parser.parse_args(argv)
-    if dict(os.environ) != dict(environment()):  # the limits, too, as an engine would compute
-        command = [sys.executable, "-m", "tests.bench", "engine", *argv]
-        os.execve(sys.executable, command, dict(environment()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the workers' ends
     results = [compare(model, options) for model in options.model or [FOLDER]]
     for result in results:
