@@ -1,13 +1,15 @@
-"""How much of the compute bound the deadlines of the tokens leave: a limit for every policy, even
-one that knows all arrivals and output lengths beforehand. Seconds.
+"""How much of the compute bound the deadlines of the tokens leave: a limit for every policy that is
+late with nobody, even one that knows all arrivals and output lengths beforehand. Seconds.
 
 Each token of a stream comes with an iteration of its own, and an iteration costs something before
 it computes anything. How few iterations are enough is a covering problem (token k of a stream wants
 k of them to end between its arrival and its deadline), which is solved by running each as late as
 any deadline allows: streams share what they can share, and all slack is used.
 
-It is still too kind: what a prompt costs more for being cut into chunks, and that iterations of 50
-ms are too short for the best chunks, is left out.
+It holds for profiles whose last segment has the least base and no cost for pairs of tokens, as the
+published one: others may have chunks that cost less than is reckoned here. It is still too kind:
+what a prompt costs more for being cut into chunks, and that iterations of 50 ms are too short for
+the best chunks, is left out.
 """
 
 from __future__ import annotations
@@ -37,8 +39,13 @@ def least_iterations(requests: Sequence[PlannedRequest]) -> int:
 
 
 def least_seconds(profile: LatencyProfile, requests: Sequence[PlannedRequest]) -> float:
-    """Engine time: the work alone, and what more iterations cost than its prefills need."""
+    """Engine time: the work alone, and what more iterations cost than its prefills need. Raises
+    ValueError for a profile for which that is no limit (see above).
+    """
+    *segments, last = profile.segments
+    if last.prefill_pairs or any(each.base < last.base for each in segments):
+        raise ValueError(f"profile {profile.name}: chunks may cost less than is reckoned here")
     pure = sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in requests)
     for_prefills = sum(r.prompt_len for r in requests) / most_efficient_chunk(profile)
     more = max(0.0, least_iterations(requests) - for_prefills)
-    return pure + more * max(0.0, profile.segments[-1].base)
+    return pure + more * max(0.0, last.base)

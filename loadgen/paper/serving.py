@@ -8,7 +8,7 @@ contender sees the same requests (the same random numbers).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.record import Record
 from loadgen.simulated import records
-from loadgen.workload import PlannedRequest, plan
+from loadgen.workload import plan
 
 CHUNKS = (256, 512, 1024, 2048)
 _STEPS = 100  # rates tried per compute bound
@@ -33,49 +33,55 @@ NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 
 
 class Capacity(NamedTuple):
-    """The rate that was asked for, in requests/s and as a share of the compute bound.
-
-    Chance has its say in both: in half an hour of Azure-Code 2 % more work comes than the rate
-    promises, and within what is_served allows a backlog may grow all along. So `done` says of that
-    very run what share of its time the work took at least that was done on time before arrivals
-    ended, and `ceiling` how much that could be with any policy (ceiling.py). Where requests take
-    minutes, `done` of a short run is low by those still in flight.
-    """
+    """Requests/s; `share` is of the compute bound. Chance has its say: in half an hour a few
+    percent more or less work comes than the rate promises (see `done`)."""
 
     rps: float
     share: float
     chunk: int
-    done: float = 0.0
-    ceiling: float = 0.0
 
 
 def capacity(load: Load, contender: Contender, judge: Judge, guess: int = 85) -> Capacity:
     """The largest rate that is served, on the grid."""
-    profile = contender.setup().profile.latency
-    bound = compute_bound(profile, load)
+    bound = compute_bound(contender.setup().profile.latency, load)
 
     def serves(step: int) -> bool:
         requests = list(plan(load.workload(bound * step / _STEPS)))
         return judge.is_served(contender.setup(), requests)
 
-    if not (step := largest(serves, guess, _STEPS + 5)):
-        return Capacity(0.0, 0.0, contender.chunk)
-    rps = bound * step / _STEPS
-    requests = list(plan(load.workload(rps)))
-    ended = list(records(contender.setup(), requests))
-    duration_s = load.hours * 3600
-    in_time = [r.request for r in ended if _ended_at(r) <= duration_s and not judge.is_late(r)]
-    pure, least = _pure_seconds(profile, requests), least_seconds(profile, requests)
-    done = _pure_seconds(profile, in_time) / duration_s
-    return Capacity(rps, step / _STEPS, contender.chunk, done, pure / least)
+    step = largest(serves, guess, _STEPS + 5)
+    return Capacity(bound * step / _STEPS, step / _STEPS, contender.chunk)
 
 
-def _ended_at(record: Record) -> float:
-    return math.inf if record.ended_at is None else record.ended_at
+def done(load: Load, contender: Contender, judge: Judge) -> float:
+    """At the load's own rate: pure seconds (the bound's) of the requests that ended on time within
+    the run, over its duration. Low where requests take minutes: some are in flight at its end."""
+    ended = list(records(contender.setup(), plan(load.workload())))
+    return share_done(contender.setup().profile.latency, ended, load.hours * 3600, judge)
 
 
-def _pure_seconds(profile: LatencyProfile, requests: Iterable[PlannedRequest]) -> float:
-    return sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in requests)
+def share_done(
+    profile: LatencyProfile, ended: Sequence[Record], duration_s: float, judge: Judge
+) -> float:
+    in_time = (
+        r.request
+        for r in ended
+        if r.ended_at is not None and r.ended_at <= duration_s and not judge.is_late(r)
+    )
+    return sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in in_time) / duration_s
+
+
+def ceiling(load: Load, contender: Contender, judge: Judge) -> float:
+    """The largest share of the compute bound, on the grid, at which a policy could be late with
+    nobody (ceiling.py). The contender's profile and nothing else of it counts."""
+    profile = contender.setup().profile.latency
+    bound = compute_bound(profile, load)
+
+    def fits(step: int) -> bool:
+        requests = list(plan(load.workload(bound * step / _STEPS)))
+        return least_seconds(profile, requests) <= load.hours * 3600
+
+    return largest(fits, 92, _STEPS + 5) / _STEPS
 
 
 def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:

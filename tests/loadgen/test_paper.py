@@ -64,11 +64,34 @@ def test_the_ceiling_counts_the_iterations_that_the_prefills_do_not_need() -> No
     assert least_seconds(COSTS, [stream(0.0, 2)]) == 80.0 + 0.5 + 65 * 0.125 + 64.0
 
 
-def test_a_capacity_says_what_its_run_really_did() -> None:
-    """Here more is sent in three minutes than any policy could do; what is done is less."""
-    found = serving.capacity(Load(hours=0.05), Contender(), Judge())
-    assert 0.5 < found.done < found.ceiling < 1
-    assert found.done != pytest.approx(found.share, abs=0.001)
+def test_no_ceiling_is_worked_out_for_a_profile_for_which_it_would_be_none() -> None:
+    (costs,) = COSTS.segments
+    for segments in (
+        (costs._replace(prefill_pairs=0.5),),
+        (costs._replace(up_to=64, base=1.0), costs),
+    ):
+        with pytest.raises(ValueError, match="may cost less"):
+            least_seconds(LatencyProfile("other", segments), [stream(0.0, 2)])
+
+
+def test_work_is_done_when_its_request_ended_on_time_within_the_run() -> None:
+    """A prompt of 64 tokens takes 80 s, the decode of a second token 0.5 s and 65 positions at
+    0.125 s. Of the other three one is late, one ends after the run and one never."""
+    request = stream(0.0, 2)
+    ended = [
+        record(request, [0.5, 0.6]),
+        record(request, [5.0, 5.1]),
+        record(replace(request, at=999.5), [1000.2, 1000.3]),
+        replace(record(request, [0.5]), ended_at=None),
+    ]
+    found = serving.share_done(COSTS, ended, 1000.0, Judge())
+    assert found == pytest.approx((80.0 + 0.5 + 65 * 0.125) / 1000)
+
+
+def test_the_ceiling_of_a_load_is_between_what_is_done_and_the_bound() -> None:
+    load = Load(hours=0.05, rate="3")
+    most = serving.ceiling(load, Contender(), Judge())
+    assert 0 < serving.done(load, Contender(), Judge()) <= most <= 1.05
 
 
 @pytest.mark.parametrize("guess", [1, 50, 60, 104])
@@ -173,6 +196,8 @@ def test_every_experiment_comes_to_lines_of_the_table(monkeypatch: pytest.Monkey
         "best_chunk": [[2.0, 0.5, 256], [2.5, 0.6, 512]],
         "lateness": [100, 0.5, 0.25, 1.0, 2.0, 3.0],
         "replicas": 5,
+        "done": 0.8,
+        "ceiling": 0.9,
     }
     groups = set()
     for group, experiment in experiments.all_experiments(smallest_scale()):
