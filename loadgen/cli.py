@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 
 from rich.console import Console
@@ -174,19 +175,37 @@ class _Command:
             report.print_report(self.done[0].summary, self.out)
         elif not self.arguments.find_capacity:
             title = "contender" if self.arguments.compare else "rate"
-            self.out.print(report.runs_table(title, self.done))
-            for line in (*report.caveats(self.done), f"[dim]{report.ON_PACE}[/]"):
-                self.out.print(line, highlight=False)
+            report.print_runs(title, self.done, self.spec.seed or 0, self.out)
 
     def _write(self) -> None:
-        arguments, done = self.arguments, self.done
-        if arguments.json is not None:
-            document = json_report.to_json(self.mode, self._arguments(), done, self.capacities)
-            json_report.write(document, arguments.json)
-        if arguments.csv is not None:
-            records_csv.write(((each.name, each.records) for each in done), arguments.csv)
-        if arguments.html is not None:
-            html_report.write(page(self._asked(), done, self.capacities), arguments.html)
+        """Every file that was asked for; of one that cannot be written the others know nothing.
+        Raises OSError, naming those that could not.
+        """
+        failed = []
+        for path, write in (
+            (self.arguments.json, self._write_json),
+            (self.arguments.csv, self._write_csv),
+            (self.arguments.html, self._write_html),
+        ):
+            try:
+                if path is not None:
+                    write(path)
+            except OSError as error:
+                failed.append(f"{path}: {error.strerror}")
+        if failed:
+            raise OSError("; ".join(failed))
+
+    def _write_json(self, path: Path) -> None:
+        arguments = self._arguments()
+        json_report.write(
+            json_report.to_json(self.mode, arguments, self.done, self.capacities), path
+        )
+
+    def _write_csv(self, path: Path) -> None:
+        records_csv.write(((each.name, each.records) for each in self.done), path)
+
+    def _write_html(self, path: Path) -> None:
+        html_report.write(page(self._asked(), self.done, self.capacities), path)
 
     def _arguments(self) -> dict[str, object]:
         """The flags, and what the first run really had of the three that say which requests."""

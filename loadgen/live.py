@@ -35,6 +35,7 @@ from loadgen.workload import PlannedRequest, prompt_ids
 _START_DELAY_S = 0.1  # from the first connection to instant 0
 _WATCH_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 2.0
+_PROBES, _PROBE_INTERVAL_S = 3, 0.5
 # Each channel its own connection: channels with equal arguments would share one.
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -261,14 +262,19 @@ class _Sender:
 
     async def _probe(self) -> None:
         """After an UNAVAILABLE: is anybody still there? An engine that restarts behind its front
-        end is; a dead server is not, and the run is over."""
+        end is, and so are front ends beside one that died (whose socket may take a question with
+        it); a dead server is not, and the run is over."""
         async with AsyncClient(
             self.target.server, timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
         ) as client:
-            try:
-                await client.server_info()
-            except (Unavailable, TimedOut) as error:
-                problem = f"{self.target.server}: lost during the run: {_one_line(error)}"
+            for _ in range(_PROBES):
+                try:
+                    await client.server_info()
+                    break
+                except (Unavailable, TimedOut) as error:
+                    problem = f"{self.target.server}: lost during the run: {_one_line(error)}"
+                await asyncio.sleep(_PROBE_INTERVAL_S)
+            else:
                 self._stop(End.TARGET_LOST, problem)
         self.probe = None
 

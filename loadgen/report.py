@@ -13,13 +13,14 @@ from loadgen.capacity import Capacity
 from loadgen.modes import Measurement, falls_behind
 from loadgen.score import Percentiles, Score
 from loadgen.summary import Summary
-from loadgen.target import End
+from loadgen.target import End, TargetInfo
 
 _WIDTH = 118  # where the output is no terminal
 _NARROW = 100  # columns below which the tables leave something out
 _MOST_ERRORS = 5
 
 ON_PACE = "on pace: on time, and no gap above TBT (`--max-gap 1` on the server aims at that)"
+_BEHIND = "the backlog grew by more than chance explains: more was sent than is served"
 _TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --find-capacity"
 
 
@@ -32,7 +33,7 @@ def console() -> Console:
 def print_report(summary: Summary, out: Console) -> None:
     target, window = summary.target, summary.window
     out.print(
-        f"[bold]{escape(target.name)}[/]: {escape(target.model)}, policy {escape(target.policy)}; "
+        f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
         f"measured {window.start_s:g} to {window.end_s:.4g} s",
         highlight=False,
     )
@@ -47,6 +48,12 @@ def print_report(summary: Summary, out: Console) -> None:
             out.print(score_table(title, scores, narrow))
     for line in _lines(summary):
         out.print(line, highlight=False)
+
+
+def _who(target: TargetInfo) -> str:
+    """A simulated one is called by its model."""
+    name, model = escape(target.name), escape(target.model)
+    return name if model in name else f"{name}: {model}"
 
 
 def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Table:
@@ -71,40 +78,61 @@ def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Ta
     return table
 
 
-def runs_table(title: str, measurements: Sequence[Measurement]) -> Table:
-    """One row per run, one column of attainment per tier."""
+def print_runs(title: str, measurements: Sequence[Measurement], seed: int, out: Console) -> None:
+    """Several runs: what they have in common, a table, and what must be known of some."""
+    first = measurements[0]
+    targets = dict.fromkeys(_who(each.summary.target) for each in measurements)
+    rates = dict.fromkeys(f"{each.summary.requested_rps:.4g}" for each in measurements)
+    out.print(
+        f"[bold]{', '.join(targets)}[/]; "
+        f"{', '.join(rates)} requests/s for {first.duration_s:.4g} s, seed {seed}",
+        highlight=False,
+    )
+    out.print(runs_table(title, measurements, out.width < _NARROW))
+    for line in (*caveats(measurements), f"[dim]{ON_PACE}[/]"):
+        out.print(line, highlight=False)
+
+
+def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = False) -> Table:
+    """One row per run, one column of attainment per tier; fits 80 columns when narrow."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column(title, no_wrap=True)
     tiers = [score.group for score in measurements[0].summary.by_tier]
-    headings = (
-        "sent",
-        "failed",
-        "on time",
-        *tiers,
-        "on pace",
-        "goodput/s",
-        "TTFT p99",
-        "longest gap",
-    )
-    for heading in (*headings, "lag p99"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    latencies = ("TTFT ms\np99", "gap ms\nmax", "lag ms\np99")
+    more = ("on\npace", "good-\nput/s", *latencies, "backlog\ngrowth")
+    headings = ("sent", "failed", "on\ntime", *map(escape, tiers))
+    for heading in (*headings, *(latencies[:1] if narrow else more)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for each in measurements:
         summary, total = each.summary, each.summary.total
+        p99 = _ms(total.ttft.p99)
+        wide = (
+            _share(total.pace_attainment),
+            f"{total.goodput_rps:.2f}",
+            p99,
+            _ms(total.worst_gap_s),
+            _ms(summary.lag.p99_s),
+            f"{summary.backlog_growth:+.1%}",
+        )
         table.add_row(
             escape(each.name),
             str(total.num_sent),
             str(total.num_failed + total.num_rejected + total.num_unfinished),
             _share(total.attainment),
             *(_share(score.attainment) for score in summary.by_tier),
-            _share(total.pace_attainment),
-            f"{total.goodput_rps:.2f}",
-            _ms(total.ttft.p99),
-            _ms(total.worst_gap_s),
-            _ms(summary.lag.p99_s),
-            "partial" if summary.end is not End.COMPLETE else "invalid" if summary.invalid else "",
+            *([p99] if narrow else wide),
+            _remark(summary),
         )
     return table
+
+
+def _remark(summary: Summary) -> str:
+    if summary.end is not End.COMPLETE:
+        return "partial"
+    if summary.invalid:
+        return "invalid"
+    return "behind" if falls_behind(summary) else ""
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
@@ -117,6 +145,8 @@ def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
             yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
         if summary.invalid:
             yield f"[red bold]INVALID[/] {name}: {summary.invalid}"
+    if any(_remark(each.summary) == "behind" for each in measurements):
+        yield f"behind: {_BEHIND}"
 
 
 def search_line(measurement: Measurement, passed: bool) -> str:

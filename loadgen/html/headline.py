@@ -43,7 +43,7 @@ def headline(
 
 def _served(rates: Mapping[str, float], max_misses: float) -> str:
     """The largest first; a single one without its name."""
-    limit = f"at most {max_misses * 100:g} % late"
+    limit = f"at most {max_misses * 100:g} % late and no growing backlog"
     (best, rate), *others = sorted(rates.items(), key=lambda item: -item[1])
     if not rate:
         return f"No load was served with {limit}"
@@ -83,7 +83,7 @@ def tiles(
             for name, each in capacities.items()
         ]
     if has_loads(runs):
-        limit = f"served with at most {max_misses * 100:g} % late"
+        limit = f"served with at most {max_misses * 100:g} % late and no growing backlog"
         return [
             Tile(f"{rate:.3g} /s" if rate else "none", name, limit, shades[name])
             for name in names

@@ -12,21 +12,31 @@ from loadgen.capacity import Capacity
 from loadgen.html.chart import Chart
 from loadgen.html.headline import Tile, headline, tiles
 from loadgen.html.loads import over_loads, ranking
-from loadgen.html.runs import View, tier_targets, views
+from loadgen.html.runs import View, contender, tier_targets, views
 from loadgen.html.shares import attainment, distributions
-from loadgen.html.tables import Table, errors_table, runs_table, score_tables, targets_text
+from loadgen.html.tables import (
+    Table,
+    duration,
+    errors_table,
+    runs_table,
+    score_tables,
+    targets_text,
+)
 from loadgen.html.timeline import over_time
-from loadgen.modes import Measurement
+from loadgen.modes import Measurement, falls_behind
 from loadgen.target import End
 
 DEFINITIONS = {
     "late": "not on time: a token after its deadline, or the request rejected, failed, timed out "
     "or unfinished. Every arrival counts.",
     "on time": "every token came, token n by TTFT + (n - 1) TBT, or the last by TTLT.",
-    "on pace": "on time, and no gap between two tokens longer than TBT.",
+    "on pace": "on time, and no gap between two tokens longer than TBT. A server with niyama lets "
+    "single gaps be longer where there is slack, up to two TBTs unless `--max-gap` says otherwise.",
     "TTFT, TTLT": "from the scheduled instant of a request to its first, its last token.",
     "TBT": "each gap between two neighbouring tokens.",
     "goodput": "requests on time per second.",
+    "backlog growth": "how many more tokens wait late in the run than early, as a share of those "
+    "that arrived between; below 0 where fewer do.",
     "relegated": "moved behind the others because its deadline was lost or too dear; still served.",
 }
 TITLES = {
@@ -108,7 +118,9 @@ def _subtitle(runs: Sequence[Measurement]) -> str:
     models = dict.fromkeys(run.summary.target.model for run in runs)
     policies = dict.fromkeys(run.summary.target.policy for run in runs)
     tiers = [f"{name}: {targets_text(each)}" for name, each in tier_targets(runs).items()]
-    return f"{', '.join(models)}, policy {', '.join(policies)}. " + "; ".join(tiers)
+    loads = dict.fromkeys(f"{run.summary.requested_rps:.4g}" for run in runs)
+    load = f"{', '.join(loads)} requests/s for {duration(runs[0].duration_s)}"
+    return f"{', '.join(models)}, policy {', '.join(policies)}; {load}. " + "; ".join(tiers)
 
 
 def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
@@ -118,6 +130,14 @@ def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
             yield Notice(f"Invalid run{of}: it says nothing of the server", run.summary.invalid)
         if run.summary.end is not End.COMPLETE:
             yield Notice(f"Partial run{of}", run.summary.problem)
+    behind = [run.name or contender(run) for run in runs if falls_behind(run.summary)]
+    if behind:
+        where = f" in {', '.join(behind)}" if len(runs) > 1 else ""
+        yield Notice(
+            f"Growing backlog{where}",
+            "More was sent than was served, by more than chance explains. Where deadlines are long"
+            " nobody may be late yet.",
+        )
 
 
 def _over_all(

@@ -1,4 +1,6 @@
-"""Figures in rows and columns, as text: latencies in milliseconds, shares in per cent."""
+"""Figures in rows and columns, as text: shares in per cent, latencies in milliseconds or, where one
+column has those of seconds and of minutes, with their unit.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,18 @@ _SCORES = (
     "longest gap ms",
     "relegated",
 )
+_OF_RUNS = (
+    "on pace",
+    "goodput /s",
+    "TTFT p99",
+    "TBT p99",
+    "TTLT p99",
+    "longest gap",
+    "relegated",
+    "backlog growth",
+    "lag p99",
+    "remark",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +62,31 @@ def runs_table(runs: Sequence[Measurement]) -> Table:
     own = [f"{tier} on time" for tier in tiers]
     return Table(
         "Runs",
-        ["run", "load /s", *_SCORES[:4], *own, *_SCORES[4:], "lag p99 ms", "remark"],
+        ["run", "load /s", "sent", "failed", "on time", *own, *_OF_RUNS],
         [_run_row(run, tiers) for run in runs],
     )
 
 
 def _run_row(run: Measurement, tiers: Sequence[str]) -> list[str]:
-    summary = run.summary
-    cells = score_cells(summary.total)
+    summary, total = run.summary, run.summary.total
     by_tier = {score.group: score.attainment for score in summary.by_tier}
     remark = "partial" if summary.end is not End.COMPLETE else "invalid" if summary.invalid else ""
     return [
         run.name or contender(run),
         f"{summary.requested_rps:.4g}",
-        *cells[:4],
+        f"{total.num_sent:,}",
+        _failed(total),
+        share(total.attainment),
         *(share(by_tier.get(tier)) for tier in tiers),
-        *cells[4:],
-        milliseconds(summary.lag.p99_s),
+        share(total.pace_attainment),
+        f"{total.goodput_rps:.2f}",
+        duration(total.ttft.p99),
+        duration(total.tbt.p99),
+        duration(total.ttlt.p99),
+        duration(total.worst_gap_s),
+        f"{total.num_relegated:,}",
+        f"{summary.backlog_growth:+.1%}".replace("%", f"{_NO_BREAK}%"),
+        duration(summary.lag.p99_s),
         remark,
     ]
 
@@ -103,7 +125,7 @@ def score_cells(score: Score) -> list[str]:
     return [
         f"{score.num_sent:,}",
         f"{score.num_finished + score.num_cancelled:,}",
-        f"{score.num_rejected + score.num_failed + score.num_unfinished:,}",
+        _failed(score),
         share(score.attainment),
         share(score.pace_attainment),
         f"{score.goodput_rps:.2f}",
@@ -113,6 +135,10 @@ def score_cells(score: Score) -> list[str]:
         milliseconds(score.worst_gap_s),
         f"{score.num_relegated:,}",
     ]
+
+
+def _failed(score: Score) -> str:
+    return f"{score.num_rejected + score.num_failed + score.num_unfinished:,}"
 
 
 def _two(values: Percentiles) -> tuple[str, str]:

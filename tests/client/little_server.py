@@ -61,6 +61,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
 
     def __init__(self) -> None:
         self.acts_as = ""  # what a prompt of token ids is taken for; "": itself
+        self.num_away = 0  # so many questions for the server's facts are answered UNAVAILABLE
         self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
         self.timeouts: list[float | None] = []
         self.tenants: list[str] = []  # of the calls that generate or explain
@@ -112,6 +113,9 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        if self.num_away:
+            self.num_away -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
         return INFO
 
     async def CountTokens(

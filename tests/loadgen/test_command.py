@@ -202,6 +202,19 @@ def test_a_server_that_dies_leaves_a_partial_report(
     assert run["total"]["num_finished"] >= 4
 
 
+def test_a_file_that_cannot_be_written_is_named_and_the_others_are_written(
+    little: LittleServer, tmp_path: Path, capsys: Capture
+) -> None:
+    """As on a full disk."""
+    page, table = tmp_path / "report.html", tmp_path / "records.csv"
+    load = ["--target", little.address, "--rps", "50", "--duration", "0.2s", "--mix", "standard:1"]
+    files = ["--json", "/dev/full", "--csv", str(table), "--html", str(page)]
+    assert main([*load, *files]) == 2
+    assert capsys.readouterr().err == "niyama-loadgen: /dev/full: No space left on device\n"
+    assert "standard" in table.read_text()
+    assert "</html>" in page.read_text()
+
+
 def die_at(little: LittleServer, num_ended: int) -> None:
     for _ in range(num_ended):
         little.next_end()

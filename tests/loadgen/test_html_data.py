@@ -255,7 +255,7 @@ def test_the_headline_is_one_sentence() -> None:
     assert headline([measurement(2)], {}, 0.01) == "77.8\xa0% of 9 requests were on time"
     both = [measurement(2, "a"), measurement(0, "b")]
     assert headline(both, {}, 0.01) == "On time: b 100.0\xa0%, a 77.8\xa0%"
-    limit = "with at most 1 % late"
+    limit = "with at most 1 % late and no growing backlog"
     assert headline(sweep(), {}, 0.01) == f"b serves 4 requests/s {limit}, a 1"
     assert headline(sweep()[:3], {}, 0.01) == f"Serves 1 requests/s {limit}"
     found = {"a": Capacity(12.345, 13.0), "b": Capacity(0.0, 1.0)}
@@ -300,6 +300,14 @@ def test_a_partial_or_invalid_run_is_told_before_the_figures() -> None:
         ("Invalid run x: it says nothing of the server", "it lagged"),
         ("Partial run x", "lost"),
     ]
+
+
+def test_a_backlog_that_grows_is_told_before_the_figures() -> None:
+    """Though nobody is late yet."""
+    busy = measurement(0, "b", 2.0)
+    behind = replace(busy, summary=replace(busy.summary, backlog_growth=0.5, backlog_noise=0.1))
+    (notice,) = page(ASKED._replace(mode="sweep"), [measurement(0, "a", 1.0), behind]).notices
+    assert notice.title == f"Growing backlog in {behind.name}"
 
 
 def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:

@@ -166,6 +166,20 @@ def test_a_server_that_dies_ends_the_run_with_what_was_recorded(little: LittleSe
     assert set(outcomes) == {Outcome.FINISHED, Outcome.FAILED}
 
 
+def test_who_answers_when_asked_again_is_not_lost(little: LittleServer) -> None:
+    """As where one of several front ends dies and its socket takes the first question with it."""
+    little.servicer.acts_as = "die 1"
+
+    def go_away() -> None:
+        little.servicer.num_away = 2
+
+    run = target(little).run(iter(every(0.01, 200)), once(lambda _: True, go_away))
+    assert run.end is End.COMPLETE
+    assert {record.outcome for record in run.records} == {Outcome.FAILED}
+    assert len(run.records) == 200
+    assert little.servicer.num_away == 0
+
+
 def test_ctrl_c_ends_the_run_with_what_was_recorded(little: LittleServer) -> None:
     """In flight at the interruption is neither a success nor a failure of the server."""
     requests = [

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loadgen.modes import Measurement
-from loadgen.report import caveats, print_report, runs_table
+from loadgen.report import caveats, print_report, print_runs, runs_table
 from loadgen.summary import Summary, summarise
 from loadgen.target import End, Run
 from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
@@ -56,10 +56,27 @@ def test_brackets_are_printed_as_they_are(summary: Summary) -> None:
 
 
 def test_of_several_runs_the_most_frequent_error_of_each_is_told(summary: Summary) -> None:
+    summary = replace(summary, backlog_growth=0.0)
     failed = replace(summary, end=End.COMPLETE, errors=(("[Errno 5] full", 7), ("rare", 1)))
     served = replace(summary, end=End.COMPLETE)
     told = caveats([Measurement("10/s", failed, []), Measurement("5/s", served, [])])
     assert [Text.from_markup(line).plain for line in told] == ["7 x 10/s: [Errno 5] full"]
+
+
+@pytest.mark.parametrize("width", [80, 118])
+def test_the_table_of_several_runs_is_not_cut_off(summary: Summary, width: int) -> None:
+    behind = replace(summary, end=End.COMPLETE, backlog_growth=0.21, backlog_noise=0.1)
+    out = io.StringIO()
+    runs = [Measurement("10/s", summary, []), Measurement("niyama 20/s", behind, [])]
+    print_runs("contender", runs, 7, Console(file=out, width=width))
+    text = out.getvalue()
+    assert "…" not in text
+    assert "100.1 requests/s for 0 s, seed 7" in text
+    row = next(line.split() for line in text.splitlines() if line.startswith(" niyama"))
+    assert row[:2] == ["niyama", "20/s"]
+    assert row[-1] == "behind"
+    assert ("+21.0%" in row) == (width == 118)
+    assert "behind: the backlog grew" in text
 
 
 def test_a_run_is_a_row_and_a_tier_a_column(summary: Summary) -> None:

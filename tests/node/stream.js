@@ -10,6 +10,10 @@ const path = require("node:path");
 const grpc = require("@grpc/grpc-js");
 const protoLoader = require("@grpc/proto-loader");
 
+if (process.argv.length !== 5) {
+  console.error("usage: node stream.js HOST:PORT ROOT REQUEST (REQUEST: GenerateStreamRequest as JSON)");
+  process.exit(2);
+}
 const [address, root, request] = process.argv.slice(2);
 const definition = protoLoader.loadSync(path.join(root, "proto/niyama/v1/inference.proto"), {
   keepCase: true,
