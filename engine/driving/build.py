@@ -100,7 +100,7 @@ def _device_name(device: torch.device) -> str:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    return f"{names[0] if names else platform.processor()}, {usable_cores()} cores"
 
 
 def _device(name: str) -> str:
