@@ -34,6 +34,7 @@ from engine.computing.kv import KvMemory, LayerMemory
 POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
 PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
 SHORT = 128  # tokens of prompts in float32 up to which products are faster
+MULTIPLE = 16  # of sizes that the fused kernel is given in bfloat16 on a CPU
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -230,15 +231,20 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
     """
-    (n, num_q, _), (num_kv, length, _) = q.shape, k.shape
+    (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
+    first = seen - count  # position of the first query
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # With matrix units the kernel compiles code for each new size, and keeps it for ever.
+        q = F.pad(q, (0, 0, 0, 0, 0, -count % MULTIPLE))
+        k, v = (F.pad(x, (0, 0, 0, -seen % MULTIPLE)) for x in (k, v))
     mask = None
-    if length > n:
-        mask = torch.full((n, length), -torch.inf, dtype=q.dtype, device=q.device)
-        mask.triu_(length - n + 1)
+    if first:
+        mask = torch.full((len(q), k.shape[1]), -torch.inf, dtype=q.dtype, device=q.device)
+        mask.triu_(first + 1)
     q = q.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)  # [KH, G, n, D]
     k, v = (x[:, None].expand(-1, num_q // num_kv, -1, -1) for x in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-    return out.permute(2, 0, 1, 3).reshape(n, -1)
+    return out.permute(2, 0, 1, 3)[:count].reshape(count, -1)
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
