@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.attention import BLOCK, SHORT, PagedAttention, attend_slowly
+from engine.computing.attention import BLOCK, MULTIPLE, SHORT, PagedAttention, attend_slowly
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
@@ -176,6 +179,22 @@ def test_products_are_written_out_where_the_fused_kernel_lacks_matrix_units(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
     assert PagedAttention(KvMemory(CONFIG, 1, PAGE, dtype))._by_products == expected
+
+
+def test_the_fused_kernel_is_given_few_sizes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps code for each new one: a server that met all lengths grew without end."""
+    sizes: set[int] = set()
+    fused = F.scaled_dot_product_attention
+
+    def noted(q: torch.Tensor, k: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        sizes.update((q.shape[2], k.shape[2]))
+        return fused(q, k, *rest, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    chunks = [(0, LONGEST_TOGETHER + 5), (7, 33), (40, 1)]  # short prompts have few lengths anyway
+    _check_equal([], chunks, torch.bfloat16, least=0, by_products=False)
+    assert sizes
+    assert {size % MULTIPLE for size in sizes} == {0}
 
 
 def test_lengths_are_rounded_up_to_few() -> None:
