@@ -15,21 +15,18 @@ In bfloat16 on a CPU without matrix units (AMX) the products are written out whe
 torch's fused kernel is the faster one only with them (`python -m tests.bench attention`). Scores
 are then rounded to bfloat16 between the products, sums are not.
 
-To torch.compile attention is one opaque call per layer, `niyama::attend`: its shapes follow the
-batch, and none of them may be a reason to compile again.
+None of this is compiled: it is called between what is (compiled.py), as its shapes follow the batch.
 """
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, library
+from torch import Tensor
 
-from engine.computing.kv import KvMemory, LayerMemory
+from engine.computing.kv import KvSlots, LayerMemory
 
 POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
 PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
@@ -97,19 +94,27 @@ class AttentionPlan:
 class PagedAttention:
     """Attention over one KV memory. `plan` is that of the iteration under way."""
 
-    def __init__(self, kv: KvMemory, by_products: bool | None = None) -> None:
+    def __init__(self, kv: KvSlots, by_products: bool | None = None) -> None:
         """`by_products`: whether large products are written out, by default where the fused kernel
         is the slower way.
         """
-        self._by_products = _is_slow_fused(kv.slots) if by_products is None else by_products
+        self._by_products = is_slow_fused(kv.slots) if by_products is None else by_products
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
         self._gathered = kv.slots.new_empty(0)
         self.plan = AttentionPlan(torch.empty(0, dtype=torch.int64), (), (), ())
-        self.handle = next(_handles)  # under which the operator finds it
-        _by_handle[self.handle] = self
 
-    def attend(self, qkv: Tensor, layer: int) -> Tensor:
+    @staticmethod
+    def traced(qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
+        """Nothing of it belongs into compiled code."""
+
+    def memory(self, layer: int) -> tuple[Tensor, ...]:
+        return ()
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return ()
+
+    def attend(self, qkv: Tensor, layer: int, decoded: None = None) -> Tensor:
         """Writes the new keys and values, then attends: [T, H + 2 * KH, D] to [T, H * D]."""
         memory, plan, num_kv = self._layers[layer], self.plan, self._num_kv
         rows, heads = len(plan.slots) // (2 * num_kv), qkv.shape[1] - 2 * num_kv
@@ -124,7 +129,7 @@ class PagedAttention:
             out = _attend_group(q, group.mask, k, v, by_products)
             parts.append(out[: group.stop - group.start])
         parts += [
-            _attend_prompts(qkv, prompts, heads, num_kv, self._by_products)
+            attend_prompts(qkv, prompts, heads, num_kv, self._by_products)
             for prompts in plan.prompts
         ]
         for chunk in plan.chunks:
@@ -134,9 +139,7 @@ class PagedAttention:
             else:
                 length = chunk.first + len(new)
                 k, v = (x[:, 0] for x in self._context(memory, chunk.pages, 1, length))
-            by_products = self._by_products and len(new) * k.shape[1] >= PAIRS
-            attend = _attend_blocks if by_products else _attend_whole
-            parts.append(attend(new[:, :heads], k, v))
+            parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
         if rows < len(qkv):
             parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -166,26 +169,7 @@ class PagedAttention:
         return out.view(2, self._num_kv, batch, -1, memory.slots.shape[1])
 
 
-_handles = count()
-_by_handle: weakref.WeakValueDictionary[int, PagedAttention] = weakref.WeakValueDictionary()
-
-_ops = library.Library("niyama", "FRAGMENT")
-_ops.define("attend(Tensor qkv, int handle, int layer, int num_kv) -> Tensor")
-
-
-def _attend(qkv: Tensor, handle: int, layer: int, num_kv: int) -> Tensor:
-    return _by_handle[handle].attend(qkv, layer)
-
-
-def _attend_shape(qkv: Tensor, handle: int, layer: int, num_kv: int) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], (qkv.shape[1] - 2 * num_kv) * qkv.shape[2])
-
-
-_ops.impl("attend", _attend, "CompositeExplicitAutograd")
-_ops.impl("attend", _attend_shape, "Meta")
-
-
-def _is_slow_fused(slots: Tensor) -> bool:
+def is_slow_fused(slots: Tensor) -> bool:
     is_bfloat16 = slots.device.type == "cpu" and slots.dtype == torch.bfloat16
     return is_bfloat16 and not torch.cpu._is_amx_tile_supported()
 
@@ -206,7 +190,7 @@ def _attend_group(
     return out.transpose(0, 1).reshape(batch, -1)
 
 
-def _attend_prompts(
+def attend_prompts(
     qkv: Tensor, group: PromptGroup, heads: int, num_kv: int, by_products: bool
 ) -> Tensor:
     """qkv [T, H + 2 * KH, D], to [tokens, H * D]."""
@@ -226,10 +210,15 @@ def _attend_prompts(
     return out.view(-1, dim).index_select(0, group.outputs).view(-1, heads * dim)
 
 
-def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D].
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor, by_products: bool) -> Tensor:
+    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D]."""
+    if by_products and len(q) * k.shape[1] >= PAIRS:
+        return _attend_blocks(q, k, v)
+    return _attend_whole(q, k, v)
 
-    To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
+
+def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
     """
     (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
     first = seen - count  # position of the first query
@@ -248,7 +237,7 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As `_attend_whole`, by products of BLOCK queries at a time and all the keys before them."""
+    """By products of BLOCK queries at a time and all the keys before them."""
     (n, num_q, dim), (num_kv, length, _) = q.shape, k.shape
     k, v = k.transpose(1, 2).contiguous(), v.contiguous()
     q = (q * dim**-0.5).unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, n, G, D]

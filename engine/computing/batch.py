@@ -16,10 +16,12 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
-from engine.computing.kv import KvMemory
+from engine.computing.kv import KvLanes, KvMemory, KvSlots
+from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
 from engine.computing.picked import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
@@ -42,7 +44,8 @@ class Batch:
     tokens: Tensor  # [T]
     positions: Tensor  # [T]
     rows: Tensor  # [S], in the order of plan.sampling
-    attention: AttentionPlan
+    attention: AttentionPlan | LanePlan
+    has_rest: bool = True  # whether attention has anything to do that is not compiled
 
 
 def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
@@ -85,33 +88,45 @@ def rounded_up(count: int, exact: int, coarsest: int = 1 << 30) -> int:
 
 
 class BatchBuilder:
-    """Builds batches for one KV memory's page size, on one device, masks in one dtype."""
+    """Builds batches for one KV memory's page size, on one device. What attention needs to know is
+    made by a subclass for each layout of the memory.
+    """
 
-    def __init__(self, kv: KvMemory, num_heads: int, dtype: torch.dtype, least: int = 0) -> None:
+    def __init__(self, kv: KvMemory, num_heads: int, least: int = 0) -> None:
         """Fewer than `least` tokens, or sampled rows, are padded to as many; a lone decode is
         not.
         """
         self._page_size = kv.page_size
         self._spare_page = kv.spare_page  # what padding reads: nobody's
+        self._sink = kv.sink * kv.page_size
         self._num_heads = num_heads
         self._num_kv = kv.num_kv_heads
-        self._dtype = dtype
-        self._device = kv.slots.device
+        self._dtype = kv.dtype
+        self._device = kv.device
         self._least = least
         self._is_cpu = self._device.type == "cpu"
-        heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
-        self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
-        self._first_pages = heads[:, None] * kv.num_rows
 
     def build(self, plan: Plan, last: Picked | None = None) -> Batch:
         """`last` is what the launch before it picked, for decodes whose token is in flight."""
         decodes = sorted(plan.decodes, key=lambda s: -s.num_computed)
-        positions = [s.num_computed for s in decodes]
         tokens = [decoded(s) for s in decodes]
-        slots = [slot for s in decodes for slot in self._slots(s, s.num_computed, 1)]
-        ends = {sequence: row for row, sequence in enumerate(decodes)}
-        prompts = sorted(filter(self._is_grouped, plan.chunks), key=lambda c: -c.length)
-        others = [c for c in plan.chunks if not self._is_grouped(c)]
+        reads = [(s, s.num_computed) for s in decodes]
+        chunks = []
+        for chunk in plan.chunks:
+            if self._is_decode(chunk):
+                tokens.append(chunk.sequence.token_at(chunk.start))
+                reads.append((chunk.sequence, chunk.start))
+            else:
+                chunks.append(chunk)
+        positions = [position for _, position in reads]
+        slots = [slot for s, position in reads for slot in self._slots(s, position, 1)]
+        ends = {sequence: row for row, (sequence, _) in enumerate(reads)}
+        padding = self._decode_padding(len(reads), bool(chunks))
+        tokens += [0] * padding
+        positions += [0] * padding
+        slots += [self._sink] * padding
+        prompts = sorted(filter(self._is_grouped, chunks), key=lambda c: -c.length)
+        others = [c for c in chunks if not self._is_grouped(c)]
         for chunk in (*prompts, *others):
             stop = chunk.start + chunk.length
             tokens += chunk.sequence.tokens(chunk.start, stop)
@@ -120,29 +135,61 @@ class BatchBuilder:
             ends[chunk.sequence] = len(tokens) - 1
         rows = [ends[sequence] for sequence in plan.sampling]
         if not len(tokens) == len(rows) == 1:
-            self._pad(tokens, positions, rows)
+            self._pad(tokens, positions, slots, rows)
         columns = self._to_device(tokens, positions, slots, rows)
         if last is not None:
             last.fill_in(columns[0], decodes)
-        lengths = [chunk.length for chunk in prompts]
-        attention = AttentionPlan(
-            (columns[2][:, None] + self._first_slots).flatten(),
-            self._groups(decodes),
-            self._prompts(lengths, len(decodes)),
-            self._chunks(others, len(decodes) + sum(lengths)),
+        first = len(reads) + padding
+        of_prompts = self._prompts([chunk.length for chunk in prompts], first)
+        of_others = self._chunks(others, first + sum(chunk.length for chunk in prompts))
+        return Batch(
+            columns[0],
+            columns[1],
+            columns[3],
+            self._attention(columns[2], reads, padding, of_prompts, of_others),
+            self._has_rest(chunks),
         )
-        return Batch(columns[0], columns[1], columns[3], attention)
+
+    def _is_decode(self, chunk: Chunk) -> bool:
+        """Whether a chunk is computed as decodes are."""
+        return False
+
+    def _decode_padding(self, count: int, has_chunks: bool) -> int:
+        """Rows beyond `count` decodes."""
+        return 0
+
+    def _has_rest(self, chunks: list[Chunk]) -> bool:
+        return True
+
+    def _attention(
+        self,
+        slots: Tensor,
+        reads: list[tuple[Sequence, int]],
+        padding: int,
+        prompts: tuple[PromptGroup, ...],
+        chunks: tuple[ChunkSpan, ...],
+    ) -> AttentionPlan | LanePlan:
+        """`reads` are the decodes with their positions, `padding` the rows behind them."""
+        raise NotImplementedError
+
+    def _context(self, pages: list[int]) -> Tensor | int:
+        """What reading the context of a chunk asks for."""
+        raise NotImplementedError
 
     def _is_grouped(self, chunk: Chunk) -> bool:
         return self._is_cpu and chunk.start == 0 and chunk.length <= LONGEST_TOGETHER
 
-    def _pad(self, tokens: list[int], positions: list[int], rows: list[int]) -> None:
-        count = max(self._least, len(tokens))
-        if self._is_cpu:
-            count = rounded_up(count, 32, coarsest=16)
+    def _pad(
+        self, tokens: list[int], positions: list[int], slots: list[int], rows: list[int]
+    ) -> None:
+        count = self._padded(len(tokens))
         tokens += [0] * (count - len(tokens))
         positions += [0] * (count - len(positions))
         rows += [0] * (self._least - len(rows))
+
+    def _padded(self, count: int) -> int:
+        count = max(self._least, count)
+        return rounded_up(count, 32, coarsest=16) if self._is_cpu else count
 
     def _slots(self, sequence: Sequence, start: int, length: int) -> list[int]:
         """Where the keys and values of positions [start, start + length) go."""
@@ -164,45 +211,6 @@ class BatchBuilder:
         if self._device.type == "cuda":
             flat = flat.pin_memory().to(self._device, non_blocking=True)
         return flat.split([len(column) for column in columns])
-
-    def _rows_of_pages(self, pages: Tensor) -> Tensor:
-        """Of every head: [P] to [2 * KH * P]."""
-        return (self._first_pages + pages).flatten()
-
-    def _context(self, pages: list[int]) -> Tensor | int:
-        """Of one sequence: its first slot where its pages are neighbours, else their rows."""
-        first = pages[0]
-        if pages == list(range(first, first + len(pages))):
-            return first * self._page_size
-        return self._rows_of_pages(*self._to_device(pages))
-
-    def _groups(self, decodes: list[Sequence]) -> tuple[DecodeGroup, ...]:
-        size = self._page_size
-        contexts = [s.num_computed + 1 for s in decodes]
-        counts = [-(-context // size) for context in contexts]
-        groups = []
-        for start, stop in group_decodes(counts, GROUP_COST // size):
-            width, batch = counts[start], stop - start
-            if batch == 1:
-                context = self._context(decodes[start].pages[:width])
-                groups.append(DecodeGroup(start, stop, context, contexts[start], None))
-                continue
-            if self._is_cpu:
-                width, batch = rounded_up(width, 16), rounded_up(batch, 16)
-            table = [
-                page
-                for s, count in zip(decodes[start:stop], counts[start:stop], strict=True)
-                for page in (*s.pages[:count], *[self._spare_page] * (width - count))
-            ]
-            padding = batch - (stop - start)
-            table += [self._spare_page] * (width * padding)
-            pages, lens = self._to_device(table, contexts[start:stop] + [1] * padding)
-            outside = torch.arange(width * size, device=self._device) >= lens[:, None]
-            mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
-            mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
-            rows = self._rows_of_pages(pages)
-            groups.append(DecodeGroup(start, stop, rows, width * size, mask))
-        return tuple(groups)
 
     def _prompts(self, lengths: list[int], row: int) -> tuple[PromptGroup, ...]:
         """Of prompts from long to short, the first of which begins in that row."""
@@ -238,3 +246,130 @@ class BatchBuilder:
             spans.append(ChunkSpan(row, row + chunk.length, chunk.start, pages))
             row += chunk.length
         return tuple(spans)
+
+
+class SlotBatchBuilder(BatchBuilder):
+    """For KvSlots: padding of the batch is neither written nor attended to."""
+
+    def __init__(self, kv: KvSlots, num_heads: int, least: int = 0) -> None:
+        super().__init__(kv, num_heads, least)
+        heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
+        self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
+        self._first_pages = heads[:, None] * kv.num_rows
+
+    def _attention(
+        self,
+        slots: Tensor,
+        reads: list[tuple[Sequence, int]],
+        padding: int,
+        prompts: tuple[PromptGroup, ...],
+        chunks: tuple[ChunkSpan, ...],
+    ) -> AttentionPlan:
+        rows = (slots[:, None] + self._first_slots).flatten()
+        return AttentionPlan(rows, self._groups(reads), prompts, chunks)
+
+    def _rows_of_pages(self, pages: Tensor) -> Tensor:
+        """Of every head: [P] to [2 * KH * P]."""
+        return (self._first_pages + pages).flatten()
+
+    def _context(self, pages: list[int]) -> Tensor | int:
+        """Of one sequence: its first slot where its pages are neighbours, else their rows."""
+        first = pages[0]
+        if pages == list(range(first, first + len(pages))):
+            return first * self._page_size
+        return self._rows_of_pages(*self._to_device(pages))
+
+    def _groups(self, reads: list[tuple[Sequence, int]]) -> tuple[DecodeGroup, ...]:
+        size = self._page_size
+        decodes = [sequence for sequence, _ in reads]
+        contexts = [position + 1 for _, position in reads]
+        counts = [-(-context // size) for context in contexts]
+        groups = []
+        for start, stop in group_decodes(counts, GROUP_COST // size):
+            width, batch = counts[start], stop - start
+            if batch == 1:
+                context = self._context(decodes[start].pages[:width])
+                groups.append(DecodeGroup(start, stop, context, contexts[start], None))
+                continue
+            if self._is_cpu:
+                width, batch = rounded_up(width, 16), rounded_up(batch, 16)
+            table = [
+                page
+                for s, count in zip(decodes[start:stop], counts[start:stop], strict=True)
+                for page in (*s.pages[:count], *[self._spare_page] * (width - count))
+            ]
+            padding = batch - (stop - start)
+            table += [self._spare_page] * (width * padding)
+            pages, lens = self._to_device(table, contexts[start:stop] + [1] * padding)
+            outside = torch.arange(width * size, device=self._device) >= lens[:, None]
+            mask = torch.zeros(outside.shape, dtype=self._dtype, device=self._device)
+            mask = mask.masked_fill_(outside, -torch.inf)[None, :, None]
+            rows = self._rows_of_pages(pages)
+            groups.append(DecodeGroup(start, stop, rows, width * size, mask))
+        return tuple(groups)
+
+
+class LaneBatchBuilder(BatchBuilder):
+    """For KvLanes: compiled code writes every row, padding into the sink, and decodes no fewer than
+    `least`. A chunk of one token is a decode.
+    """
+
+    def _is_decode(self, chunk: Chunk) -> bool:
+        return chunk.length == 1
+
+    def _decode_padding(self, count: int, has_chunks: bool) -> int:
+        if has_chunks:
+            return max(0, self._least - count)
+        return 0 if count == 1 else self._padded(count) - count
+
+    def _has_rest(self, chunks: list[Chunk]) -> bool:
+        return bool(chunks)
+
+    def _pad(
+        self, tokens: list[int], positions: list[int], slots: list[int], rows: list[int]
+    ) -> None:
+        super()._pad(tokens, positions, slots, rows)
+        slots += [self._sink] * (len(tokens) - len(slots))
+
+    def _context(self, pages: list[int]) -> Tensor:
+        return torch.tensor(pages)
+
+    def _attention(
+        self,
+        slots: Tensor,
+        reads: list[tuple[Sequence, int]],
+        padding: int,
+        prompts: tuple[PromptGroup, ...],
+        chunks: tuple[ChunkSpan, ...],
+    ) -> LanePlan:
+        size = self._page_size
+        contexts = torch.tensor([position + 1 for _, position in reads], dtype=torch.int64)
+        counts = (contexts + size - 1) // size
+        pages = [
+            page for sequence, position in reads for page in sequence.pages[: position // size + 1]
+        ]
+        none = len(pages)  # the first of what pads them
+        extra = max(1, LEAST - none)
+        owner = torch.arange(len(reads)).repeat_interleave(counts)
+        lengths = torch.full((none,), size)
+        firsts = counts.cumsum(0) - counts
+        lengths[firsts + counts - 1] = contexts - (counts - 1) * size
+        reach = torch.arange(max(LEAST, int(counts.max()) if reads else 0))
+        parts = torch.where(reach < counts[:, None], firsts[:, None] + reach, none)
+        inputs = DecodeInputs(
+            slots // size,
+            slots % size,
+            F.pad(owner, (0, extra)),
+            F.pad(torch.tensor(pages, dtype=torch.int64), (0, extra), value=self._spare_page),
+            F.pad(lengths, (0, extra)),
+            F.pad(parts, (0, 0, 0, padding), value=none),
+        )
+        return LanePlan(inputs, prompts, chunks)
+
+
+def make_builder(kv: KvMemory, num_heads: int, least: int = 0) -> BatchBuilder:
+    """For the layout of this memory."""
+    if isinstance(kv, KvLanes):
+        return LaneBatchBuilder(kv, num_heads, least)
+    assert isinstance(kv, KvSlots)
+    return SlotBatchBuilder(kv, num_heads, least)

@@ -1,11 +1,12 @@
-"""A whole step through torch.compile: few graphs, for any number of tokens.
+"""An iteration through torch.compile: few graphs, for any number of tokens and of layers.
 
-The numbers of tokens and of sampled rows are symbols of the compiled code, from 2 on, and attention
-is one opaque call per layer, so one graph serves every iteration. A lone decode has a graph of its
-own, in which a product with one row need not be one with many; and where several threads compute,
-large iterations have one that shares the work of every kernel among them, which small ones would
-only wait for. All are compiled by `warm_up`, none in service: `compilations` counts, so that an
-operator can see it. What the compiler makes is kept on disk between starts.
+What lies between one attention and the next is compiled, once for all layers: from the tokens to
+the first attention, from one to the next, from the last to the logits. What attention itself wants
+compiled (`traced`: decodes on a CPU) ends such a region; the rest is called between them. The
+numbers of tokens, of sampled rows and of the pages that decodes read are symbols, from 2 on. A lone
+decode has graphs of its own, in which a product with one row need not be one with many, and so have
+iterations of nothing but decodes. All are compiled by `warm_up`, none in service: `compilations`
+counts, so that an operator can see it. What the compiler makes is kept on disk between starts.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.computing.batch import Batch
+from engine.computing.lanes import LEAST
+from engine.computing.model import Block, Decoder
 from engine.computing.options import COMPILE
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-_INPUTS = ("tokens", "positions", "rows")
-LEAST, MOST = 2, 1 << 20  # tokens, and sampled rows, of a graph that is not for a lone decode
+MOST = (1 << 20, 1 << 12)  # of a size that is a symbol: of dimension 0, and of 1
+OPTIONS = {"assert_indirect_indexing": False}  # indices are right, and looking costs a third
 MOST_GRAPHS = 1 << 10
 LONGEST_REASON = 300  # characters
 COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
-SMALL = 256  # tokens up to which an iteration is not worth sharing among threads kernel by kernel
 
 
 class CompilationFailed(ValueError):
@@ -89,70 +91,145 @@ def end_compilers() -> None:
         compilers.shutdown_compile_workers()
 
 
+class Attention(Protocol):
+    """What is compiled of it, and what is not: see attention.py and lanes.py."""
+
+    traced: Traced
+
+    def memory(self, layer: int) -> tuple[Tensor, ...]:
+        """What `traced` reads and writes of a layer."""
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What `traced` knows of the iteration."""
+
+    def attend(self, qkv: Tensor, layer: int, decoded: Any) -> Tensor:
+        """The rest, given what `traced` has computed."""
+
+
+Traced = Callable[[Tensor, Any, Any], Tensor | None]
+Regions = Sequence[Callable[..., Any]]
+
+
+def _first_region(
+    model: Decoder, block: Block, traced: Traced, memory: Any, inputs: Any, *tokens: Tensor
+) -> Any:
+    """`tokens` and their positions, [T] each."""
+    x, cos, sin = model.embed(*tokens)
+    qkv = block.before(x, cos, sin)
+    return x, cos, sin, qkv, traced(qkv, memory, inputs)
+
+
+def _next_region(
+    block: Block,
+    following: Block,
+    traced: Traced,
+    memory: Any,
+    inputs: Any,
+    x: Tensor,
+    attended: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Any:
+    x = block.after(x, attended)
+    qkv = following.before(x, cos, sin)
+    return x, qkv, traced(qkv, memory, inputs)
+
+
+def _last_region(model: Decoder, block: Block, x: Tensor, attended: Tensor, rows: Tensor) -> Tensor:
+    x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+    return model.logits(block.after(x, attended))
+
+
 class CompiledStep:
-    """`forward(tokens, positions, rows)` of a model; each graph is compiled at its first call,
-    which raises CompilationFailed.
+    """An iteration of a model; each graph is compiled at its first call, which raises
+    CompilationFailed.
     """
 
-    def __init__(self, forward: Callable[..., Tensor], has_large: bool) -> None:
+    def __init__(self, model: Decoder, attention: Attention) -> None:
         self.compilations = 0
-        self._forward = forward
-        self._has_large = has_large
-        self._steps: dict[str, Callable[..., Tensor]] = {}
+        self._model = model
+        self._blocks = list(model.blocks)
+        self._attention = attention
+        self._regions: dict[str, Regions] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
+        """Logits [S, V]."""
         kind = self._kind(batch)
-        if kind not in self._steps:
-            return self._first(kind, batch)
-        return self._steps[kind](batch.tokens, batch.positions, batch.rows)
-
-    def _first(self, kind: str, batch: Batch) -> Tensor:
-        arguments = (batch.tokens, batch.positions, batch.rows)
+        if kind in self._regions:
+            return self._run(batch, self._regions[kind])
+        regions = [self._compiled(r) for r in (_first_region, _next_region, _last_region)]
+        for tensor in self._attention.inputs():
+            _mark_symbols(tensor, range(tensor.dim()))
         try:
-            threads = {"lone": -1, "small": 1, "large": torch.get_num_threads()}[kind]
-            step = self._compiled(self._forward, threads)
-            if kind != "lone":
-                for argument in arguments:
-                    torch._dynamo.mark_dynamic(argument, 0, min=LEAST, max=MOST)
             # Of the same code, for all models of the process.
             with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
-                logits = step(*arguments)
+                logits = self._run(batch, [_first_call(region) for region in regions])
         except COMPILER_ERRORS as error:
             raise CompilationFailed(_reason(error)) from error
-        self._steps[kind] = step
+        self._regions[kind] = regions
         return logits
+
+    def _run(self, batch: Batch, regions: Regions) -> Tensor:
+        first, following, last = regions
+        model, blocks, attention = self._model, self._blocks, self._attention
+        traced, inputs = attention.traced, attention.inputs()
+        x, cos, sin, qkv, decoded = first(
+            model, blocks[0], traced, attention.memory(0), inputs, batch.tokens, batch.positions
+        )
+        for layer in range(1, len(blocks)):
+            attended = attention.attend(qkv, layer - 1, decoded)
+            block, memory = blocks[layer - 1], attention.memory(layer)
+            x, qkv, decoded = following(
+                block, blocks[layer], traced, memory, inputs, x, attended, cos, sin
+            )
+        attended = attention.attend(qkv, len(blocks) - 1, decoded)
+        return last(model, blocks[-1], x, attended, batch.rows)
 
     def _kind(self, batch: Batch) -> str:
         if len(batch.tokens) < LEAST:
             return "lone"
-        return "large" if len(batch.tokens) > SMALL and self._has_large else "small"
+        return "mixed" if batch.has_rest else "decodes"
 
-    def _compiled(self, forward: Callable[..., Tensor], threads: int) -> Callable[..., Tensor]:
-        """Its kernels are shared among so many threads, where torch thinks it worth while. The
-        number makes graphs of the same code differ in the cache of what was compiled.
-        """
-
+    def _compiled(self, region: Callable[..., Any]) -> Callable[..., Any]:
         def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
             self.compilations += 1
             from torch._inductor.compile_fx import compile_fx
 
-            return compile_fx(graph, example, config_patches={"cpp.threads": threads})
+            return compile_fx(graph, example, config_patches=OPTIONS)
 
         # A backend of its own: torch would take graphs of the same one for each other.
         return torch.compile(
-            forward,
+            region,
             backend=backend,
             fullgraph=True,
             dynamic=False,
-            options={"guard_filter_fn": _guards_of_inputs},
+            options={"guard_filter_fn": _no_guards},
         )
 
 
-def _guards_of_inputs(guards: list[Any]) -> list[bool]:
-    """Which of the conditions of the compiled code are looked at before each call: those on its
-    inputs. The model does not change, and has many parts to look at.
+def _no_guards(guards: list[Any]) -> list[bool]:
+    """Which of its conditions compiled code looks at before each call: none. What an iteration may
+    be like is known, and the model does not change.
     """
-    return [guard.guard_type == "SHAPE_ENV" or guard.name in _INPUTS for guard in guards]
+    return [False] * len(guards)
+
+
+def _first_call(region: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks the first sizes of what it is given as symbols, for the compiler to see."""
+
+    def call(*arguments: Any) -> Any:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                _mark_symbols(argument, (0,))
+        return region(*arguments)
+
+    return call
+
+
+def _mark_symbols(tensor: Tensor, dims: Iterable[int]) -> None:
+    for dim in dims:
+        if tensor.shape[dim] >= LEAST:
+            torch._dynamo.mark_dynamic(tensor, dim, min=LEAST, max=MOST[dim])
 
 
 def _reason(error: BaseException) -> str:

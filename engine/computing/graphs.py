@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, DecodeGroup
 from engine.computing.batch import Batch
-from engine.computing.kv import KvMemory
+from engine.computing.kv import KvSlots
 from engine.computing.picked import Picked, decoded
 from engine.deciding.sequence import Sequence
 
@@ -93,15 +93,14 @@ class DecodeGraphs:
     reads its inputs from the same memory each time.
     """
 
-    def __init__(self, step: Step, kv: KvMemory, dtype: torch.dtype, capture: Capture) -> None:
+    def __init__(self, step: Step, kv: KvSlots, capture: Capture) -> None:
         self._step = step
         self._kv = kv
-        self._dtype = dtype
         self._capture = capture
         self._captured: dict[Bucket, Captured] = {}
         self._sizes: list[int] = []
         self._logits: Tensor | None = None  # [most sequences, V], of the newest replay
-        heads = torch.arange(2 * kv.num_kv_heads, device=kv.slots.device)
+        heads = torch.arange(2 * kv.num_kv_heads, device=kv.device)
         self._first_slots = heads * kv.num_slots
         self._first_pages = heads[:, None] * kv.num_rows
 
@@ -130,7 +129,7 @@ class DecodeGraphs:
 
     def _make(self, bucket: Bucket) -> Captured:
         size = 4 * bucket.sequences + bucket.sequences * bucket.pages
-        inputs = torch.zeros(size, dtype=torch.int64, device=self._kv.slots.device)
+        inputs = torch.zeros(size, dtype=torch.int64, device=self._kv.device)
         inputs.copy_(torch.tensor(self._inputs([], bucket)))
 
         def compute() -> None:
@@ -147,7 +146,7 @@ class DecodeGraphs:
             [count] * 4 + [count * bucket.pages]
         )
         reach = torch.arange(bucket.pages * self._kv.page_size, device=inputs.device)
-        mask = torch.zeros(count, len(reach), dtype=self._dtype, device=inputs.device)
+        mask = torch.zeros(count, len(reach), dtype=self._kv.dtype, device=inputs.device)
         mask = mask.masked_fill_(reach >= lengths[:, None], -torch.inf)[None, :, None]
         rows = (self._first_pages + pages).flatten()
         group = DecodeGroup(0, count, rows, len(reach), mask)

@@ -1,10 +1,14 @@
-"""Paged memory for keys and values.
+"""Paged memory for keys and values, in one of two layouts. Which page belongs to whom is decided
+elsewhere. Legend: KH key-value heads, D head size.
 
-One tensor [layers, 2 * KH, slots, D], where KH is the number of key-value heads and D the head's
-size: the keys of each head, then the values of each, by slot. A head's context, gathered page by
-page, is a matrix without gaps, which is what products on a CPU ask for; one copy writes keys and
-values, one gather reads both. Page p holds slots p * page_size to (p + 1) * page_size - 1. Which
-page belongs to whom is decided elsewhere. Sizes are bytes.
+KvSlots is one tensor [layers, 2 * KH, slots, D]: the keys of each head, then the values of each, by
+slot. A head's context, gathered page by page, is a matrix without gaps, which is what products ask
+for; one copy writes keys and values, one gather reads both. Page p holds slots p * page_size to
+(p + 1) * page_size - 1.
+
+KvLanes is for compiled code on a CPU, which reads a context page by page where it lies (lanes.py):
+keys [layers, pages, KH, D, page_size], in which what one score after another is summed from lies
+side by side, and values [layers, pages, KH, page_size, D]. Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -47,9 +51,8 @@ class LayerMemory(NamedTuple):
 
 
 class KvMemory:
-    """`slots` is the memory [layers, 2 * KH, slots, D]. Two pages are there that no sequence is
-    given: the spare one, which padding of a batch reads and nobody writes, and the sink, which is
-    where padding is written and nobody reads.
+    """Two pages are there that no sequence is given: the spare one, which padding of a batch reads
+    and nobody writes, and the sink, which is where padding is written and nobody reads.
     """
 
     def __init__(
@@ -60,22 +63,22 @@ class KvMemory:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.num_layers = config.num_layers
         self.num_pages = num_pages
         self.page_size = page_size
         self.num_kv_heads = config.num_kv_heads
-        shape = (config.num_layers, 2 * config.num_kv_heads, self.num_slots, config.head_dim)
-        # Zeros, not empty: padded positions are read with weight 0, and 0 * nan is nan.
-        self.slots = torch.zeros(shape, dtype=dtype, device=device)
-        rows = shape[0] * shape[1]  # [layers * 2 * KH, pages, page_size * D]
-        self._by_page = self.slots.view(rows, self.num_rows, page_size * config.head_dim)
+        self.head_dim = config.head_dim
+        self.dtype = dtype
+        self.device = torch.device(device)
 
     @property
     def num_bytes(self) -> int:
-        return self.slots.nbytes
+        slot = 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return self.num_layers * self.num_slots * slot
 
     @property
     def num_rows(self) -> int:
-        """Pages of each head, spare one and sink too."""
+        """Pages, spare one and sink too."""
         return self.num_pages + 2
 
     @property
@@ -92,6 +95,32 @@ class KvMemory:
 
     def clear(self, pages: List[int]) -> None:
         """Zeros in these pages, behind what has been launched."""
+        raise NotImplementedError
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Not empty: padded positions are read with weight 0, and 0 * nan is nan."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+
+class KvSlots(KvMemory):
+    """`slots` is the memory [layers, 2 * KH, slots, D]."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(config, num_pages, page_size, dtype, device)
+        self.slots = self._zeros(
+            self.num_layers, 2 * self.num_kv_heads, self.num_slots, self.head_dim
+        )
+        rows = self.num_layers * 2 * self.num_kv_heads  # [rows, pages, page_size * D]
+        self._by_page = self.slots.view(rows, self.num_rows, page_size * self.head_dim)
+
+    def clear(self, pages: List[int]) -> None:
         if self.slots.is_cuda:
             self._by_page.index_fill_(1, to_device(pages, self.slots.device), 0.0)
             return
@@ -103,3 +132,25 @@ class KvMemory:
         slots = self.slots.view(len(self.slots), -1, dim)
         pages = self.slots.view(len(self.slots), -1, self.page_size * dim)
         return [LayerMemory(*views) for views in zip(self.slots, slots, pages, strict=True)]
+
+
+class KvLanes(KvMemory):
+    """`keys` [layers, pages, KH, D, page_size], `values` [layers, pages, KH, page_size, D]."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(config, num_pages, page_size, dtype, device)
+        page = (self.num_layers, self.num_rows, self.num_kv_heads)
+        self.keys = self._zeros(*page, self.head_dim, page_size)
+        self.values = self._zeros(*page, page_size, self.head_dim)
+
+    def clear(self, pages: List[int]) -> None:
+        for page in pages:
+            self.keys[:, page].zero_()
+            self.values[:, page].zero_()

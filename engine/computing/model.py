@@ -1,7 +1,8 @@
 """The decoder-only model: Llama and its relatives, in one file.
 
 A forward pass sees an iteration as one flat batch of T tokens, whichever sequences they belong
-to. All it depends on comes as an argument. Legend: T tokens, S rows that are sampled, E hidden
+to. All it depends on comes as an argument, attention too: what lies between one attention and the
+next is compiled (compiled.py), attention is not, or not all of it. Legend: T tokens, S rows that are sampled, E hidden
 size, H query heads, KH key-value heads, D head size, F intermediate size, V vocabulary.
 
 Queries, keys and values are one matrix, the MLP's gate and up another. Sources: Llama
@@ -11,15 +12,16 @@ Queries, keys and values are one matrix, the MLP's gate and up another. Sources:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import engine.computing.attention  # noqa: F401 - defines niyama::attend
 from engine.computing.config import ModelConfig, RopeConfig
 from engine.computing.linear import Linear
+
+Attend = Callable[[Tensor, int], Tensor]  # [T, H + 2 * KH, D] of a layer, to [T, H * D]
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -59,12 +61,9 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 class Block(nn.Module):
     """One layer. Tensors are empty until a checkpoint fills them."""
 
-    def __init__(
-        self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
-        self.layer = layer
         e, d, f = config.hidden_size, config.head_dim, config.intermediate_size
         q, qkv = config.num_heads * d, (config.num_heads + 2 * config.num_kv_heads) * d
 
@@ -83,21 +82,20 @@ class Block(nn.Module):
         self.gate_up = linear(e, 2 * f, config.mlp_bias)
         self.down = linear(f, e, config.mlp_bias)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None, attention: int
-    ) -> Tensor:
-        """[T, E] to [T, E], or to [S, E] when only `rows` are needed after attention."""
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[T, E] to what attention is given, [T, H + 2 * KH, D]."""
         config = self.config
         normed = F.rms_norm(x, x.shape[1:], self.attention_norm, config.rms_norm_eps)
         qkv = self.qkv(normed).unflatten(1, (-1, config.head_dim))
         if config.qk_norm:
             qkv = self._with_normed_heads(qkv)
         rotate_(qkv[:, : config.num_heads + config.num_kv_heads], cos, sin)
-        attended = torch.ops.niyama.attend(qkv, attention, self.layer, config.num_kv_heads)
-        if rows is not None:
-            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        return qkv
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """[T, E] and what attention gives, [T, H * D], to [T, E]."""
         x = x + self.out(attended)
-        normed = F.rms_norm(x, x.shape[1:], self.mlp_norm, config.rms_norm_eps)
+        normed = F.rms_norm(x, x.shape[1:], self.mlp_norm, self.config.rms_norm_eps)
         gate, up = self.gate_up(normed).chunk(2, 1)
         return x + self.down(F.silu(gate) * up)
 
@@ -127,26 +125,33 @@ class Decoder(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
         self.blocks = nn.ModuleList(
-            Block(config, layer, dtype, device) for layer in range(config.num_layers)
+            Block(config, dtype, device) for _ in range(config.num_layers)
         )
         self.norm = nn.Parameter(torch.empty(shape[1], dtype=dtype, device=device), False)
         rows = self.embedding.data if config.tied_embeddings else torch.empty_like(self.embedding)
         self.head = Linear(rows.t())  # [V, E] in memory, as the embedding is
         self.register_buffer("rotary", rotary_table(config).to(device), persistent=False)
 
-    def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: int) -> Tensor:
-        """Logits [S, V] of the rows to be sampled.
-
-        tokens and positions [T], rows [S] (all int64); `attention` is the handle of a
-        PagedAttention, which holds the plan of the iteration and the memory that is written.
+    def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
+        """Logits [S, V] of the rows to be sampled; tokens and positions [T], rows [S] (all int64).
         """
+        x, cos, sin = self.embed(tokens, positions)
+        for layer, block in enumerate(self.blocks):
+            attended = attend(block.before(x, cos, sin), layer)
+            if layer == len(self.blocks) - 1:
+                x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+            x = block.after(x, attended)
+        return self.logits(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, E], cosines and signed sines [T, 1, D]."""
         x = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary.index_select(0, positions).to(x.dtype)[:, None].unbind(2)
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, rows if index == last else None, attention)
-        x = F.rms_norm(x, x.shape[1:], self.norm, self.config.rms_norm_eps)
-        return self.head(x)
+        return x, cos, sin
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[S, E] to [S, V]."""
+        return self.head(F.rms_norm(x, x.shape[1:], self.norm, self.config.rms_norm_eps))
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix but the embedding's table."""

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from engine.computing.attention import PagedAttention
-from engine.computing.batch import Batch, BatchBuilder
+from engine.computing.batch import Batch, make_builder
 from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
-    LEAST,
-    SMALL,
     CompilationFailed,
     CompiledStep,
     end_compilers,
@@ -26,7 +24,8 @@ from engine.computing.compiled import (
 from engine.computing.config import CheckpointError, ModelConfig
 from engine.computing.fastest import fastest_dtype, fastest_row_layout
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
-from engine.computing.kv import KvMemory, pages_in
+from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
+from engine.computing.lanes import LEAST, LaneAttention
 from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
 from engine.computing.options import DTYPES, QUANTIZE
@@ -41,7 +40,7 @@ DEFAULT_KV_BYTES = 256 << 20
 # Of a GPU's free memory, for weights and KV: the rest is for activations, the decode graphs and the
 # allocator's slack.
 GPU_SHARE = 0.85
-WARM = 64  # tokens of a prompt that warms up
+WARM, WARM_DECODES = 64, 8  # tokens of a prompt that warms up, and how many decode at once
 # A model of at most so many bytes on a CPU may keep its matrices twice, for decodes alone.
 COPIED_BYTES = 1 << 30
 
@@ -54,23 +53,26 @@ class ModelExecutor:
     ) -> None:
         """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`."""
         self.model = model
-        self.kv = kv
         self.config = model.config
-        self.device = kv.slots.device
         self.dtype = model.embedding.dtype
-        self._attention = PagedAttention(kv)
-        room = min(kv.num_pages * kv.page_size, model.config.max_positions)
-        has_large = self.device.type == "cpu" and torch.get_num_threads() > 1 and room > SMALL
-        self._compiled = CompiledStep(self._forward, has_large) if compiled else None
-        self._or_eager = or_eager
+        self.device = kv.device
         self.compile_note = ""  # for the operator
-        self._warm_lengths = (WARM, SMALL + 1) if compiled and has_large else (WARM,)
-        self._room = room
-        least = LEAST if compiled else 0
-        self._builder = BatchBuilder(kv, model.config.num_heads, self.dtype, least)
+        self._or_eager = or_eager
+        self._use(kv, compiled)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
         self._last: Picked | None = None  # by the newest launch: tokens in flight are among them
+
+    def _use(self, kv: KvMemory, compiled: bool) -> None:
+        self.kv = kv
+        self._attention: PagedAttention | LaneAttention
+        if isinstance(kv, KvLanes):
+            self._attention = LaneAttention(kv)
+        else:
+            assert isinstance(kv, KvSlots)
+            self._attention = PagedAttention(kv)
+        self._compiled = CompiledStep(self.model, self._attention) if compiled else None
+        self._builder = make_builder(kv, self.config.num_heads, LEAST if compiled else 0)
 
     def capture_decodes(
         self,
@@ -84,7 +86,8 @@ class ModelExecutor:
         """
         if gather_bytes is None:
             gather_bytes = gather_limit(self.device)
-        self._graphs = DecodeGraphs(self.step, self.kv, self.dtype, capture or CudaCapture())
+        assert isinstance(self.kv, KvSlots)
+        self._graphs = DecodeGraphs(self.step, self.kv, capture or CudaCapture())
         with torch.inference_mode():
             self._graphs.capture(max_batch_size, context_len, gather_bytes)
 
@@ -127,10 +130,7 @@ class ModelExecutor:
         self._attention.plan = batch.attention
         if self._compiled is not None:
             return self._compiled(batch)
-        return self._forward(batch.tokens, batch.positions, batch.rows)
-
-    def _forward(self, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        return self.model(tokens, positions, rows, self._attention.handle)
+        return self.model(batch.tokens, batch.positions, batch.rows, self._attention.attend)
 
     def warm_up(self) -> None:
         """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles. Raises
@@ -148,25 +148,30 @@ class ModelExecutor:
 
     def _go_eager(self, note: str) -> None:
         self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
-        self._compiled = None
-        self._builder = BatchBuilder(self.kv, self.config.num_heads, self.dtype)
+        kv = self.kv
+        if isinstance(kv, KvLanes):
+            kv = KvSlots(self.config, kv.num_pages, kv.page_size, kv.dtype, kv.device)
+        self._use(kv, compiled=False)
         for linear in self.model.linears():
             linear.row = None  # for compiled code
 
     def _warm_up_all(self) -> None:
-        for length in self._warm_lengths:
-            self._warm_up(max(1, min(length, self._room - 1)))
+        room = min(self.num_pages * self.page_size, self.config.max_positions)
+        length = max(1, min(WARM, room - 1))
+        sequences = [self._warm_sequence(length) for _ in range(WARM_DECODES)]
+        self.run(_warm_up_plan(chunks=(Chunk(sequences[0], 0, length, True),)))
+        for sequence in sequences:
+            sequence.output.append(0)
+            sequence.num_computed = length
+        if length < room:
+            self.run(_warm_up_plan(decodes=tuple(sequences)))
+            self.run(_warm_up_plan(decodes=tuple(sequences[:1])))
 
-    def _warm_up(self, length: int) -> None:
+    def _warm_sequence(self, length: int) -> Sequence:
         request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
         sequence = Sequence(request, admitted_at=0.0)
         sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
-        chunk = Chunk(sequence, 0, length, True)
-        self.run(_warm_up_plan(chunks=(chunk,)))
-        sequence.output.append(0)
-        sequence.num_computed = length
-        if length < self._room:
-            self.run(_warm_up_plan(decodes=(sequence,)))
+        return sequence
 
 
 def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:
@@ -210,7 +215,10 @@ def load(
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
     try:
-        kv = KvMemory(config, num_pages, page_size, torch_dtype, device)
+        kind: type[KvLanes | KvSlots] = KvSlots
+        if is_compiled and place.type == "cpu":
+            kind = KvLanes
+        kv = kind(config, num_pages, page_size, torch_dtype, device)
     except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
         raise CheckpointError(
             f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"

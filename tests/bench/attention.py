@@ -23,7 +23,7 @@ import torch
 from engine.computing.attention import PagedAttention
 from engine.computing.batch import BatchBuilder
 from engine.computing.config import ModelConfig
-from engine.computing.kv import KvMemory
+from engine.computing.kv import KvSlots
 from engine.computing.linear import Linear
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
@@ -67,7 +67,7 @@ def _medians(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(
     config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], is_chunk: bool
 ) -> dict[str, float]:
-    kv = KvMemory(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
+    kv = KvSlots(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.slots.normal_()
     batch = BatchBuilder(kv, config.num_heads, dtype).build(_plan(lengths, is_chunk))
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))

@@ -32,7 +32,7 @@ import torch
 from engine.computing.calibration import Shape, make_plan, measure
 from engine.computing.checkpoint import random_model
 from engine.computing.config import ModelConfig, RopeConfig
-from engine.computing.kv import KvMemory
+from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor, store
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.fit import fit, median_error
@@ -109,7 +109,7 @@ class Bench:
         model = random_model(config, torch.bfloat16, device)
         store(model)
         pages = 72 * (CONTEXT // PAGE + 1) + 2048 // PAGE
-        kv = KvMemory(config, pages, PAGE, torch.bfloat16, device)
+        kv = KvSlots(config, pages, PAGE, torch.bfloat16, device)
         self.executor = ModelExecutor(model, kv, compile)
         self.executor.warm_up()
         if self.device.type == "cuda":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.computing.batch import Batch
 from engine.computing.checkpoint import load_model
-from engine.computing.kv import KvMemory
+from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
@@ -95,7 +95,7 @@ def make_executor(
     folder: Path, num_pages: int = 64, page_size: int = 4, device: str = "cpu"
 ) -> Recorder:
     model = load_model(folder, torch.float32, device)
-    return Recorder(model, KvMemory(model.config, num_pages, page_size, torch.float32, device))
+    return Recorder(model, KvSlots(model.config, num_pages, page_size, torch.float32, device))
 
 
 def make_sequence(

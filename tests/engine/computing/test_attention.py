@@ -20,7 +20,7 @@ from engine.computing.batch import (
     rounded_up,
 )
 from engine.computing.config import ModelConfig
-from engine.computing.kv import KvMemory, bytes_per_page, pages_in
+from engine.computing.kv import KvSlots, bytes_per_page, pages_in
 from engine.deciding.plan import Chunk
 from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import make_plan, make_sequence
@@ -61,7 +61,7 @@ def _check_equal(
     generator = torch.Generator().manual_seed(0)
     contexts = [n + 1 for n in decodes] + [start + length for start, length in chunks]
     counts = [-(-n // PAGE) for n in contexts]
-    kv = KvMemory(CONFIG, sum(counts), PAGE, dtype)
+    kv = KvSlots(CONFIG, sum(counts), PAGE, dtype)
     kv.slots.normal_(generator=generator)
     order = torch.randperm(sum(counts), generator=generator).split(counts)
     sequences = [
@@ -102,7 +102,7 @@ def _check_equal(
         torch.testing.assert_close(out[row].float(), expected, atol=tolerance, rtol=tolerance)
 
 
-def _context(kv: KvMemory, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _context(kv: KvSlots, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of layer 1 by position, read slot by slot."""
     slots = [sequence.pages[p // PAGE] * PAGE + p % PAGE for p in range(length)]
     return tuple(kv.slots[1][:, slots].transpose(0, 1).split(KV_HEADS, 1))
@@ -178,7 +178,7 @@ def test_products_are_written_out_where_the_fused_kernel_lacks_matrix_units(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_matrix_units: bool, expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
-    assert PagedAttention(KvMemory(CONFIG, 1, PAGE, dtype))._by_products == expected
+    assert PagedAttention(KvSlots(CONFIG, 1, PAGE, dtype))._by_products == expected
 
 
 def test_the_fused_kernel_is_given_few_sizes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_lengths_are_rounded_up_to_few() -> None:
 
 def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else() -> None:
     """Padding of the shorter context is read from a page that nobody owns."""
-    kv = KvMemory(CONFIG, 9, PAGE)
+    kv = KvSlots(CONFIG, 9, PAGE)
     kv.slots[:, :, :PAGE] = torch.nan
     sequences = [make_sequence([1] * 20, [1, 2, 3, 4, 5]), make_sequence([1] * 4, [6])]
     for sequence in sequences:
@@ -232,4 +232,4 @@ def test_pages_that_fit_are_counted_over_all_layers() -> None:
     assert bytes_per_page(CONFIG, PAGE, torch.float32) == page
     assert bytes_per_page(CONFIG, PAGE, torch.bfloat16) == page // 2
     assert pages_in(10 * page - 1, CONFIG, PAGE, torch.float32) == 9
-    assert KvMemory(CONFIG, 9, PAGE).num_bytes == (9 + 2) * page  # spare one and sink
+    assert KvSlots(CONFIG, 9, PAGE).num_bytes == (9 + 2) * page  # spare one and sink
