@@ -255,13 +255,22 @@ def _read_sampling(reader: _Reader, wire: pb.Sampling, vocab_size: int) -> dict[
         if wire.HasField(name):
             read[name] = getattr(wire, name)
     most = wire.max_tokens if wire.HasField("max_tokens") else max(1, wire.min_tokens)
-    # One at a time, so that each bad field is named; min_tokens only beside its limit.
-    fields = [{name: value} for name, value in read.items() if name != "min_tokens"]
-    for arguments in [*fields, {"max_tokens": most}]:
-        _check_sampling(reader, arguments)
-    if most:
-        _check_sampling(reader, {"max_tokens": most, "min_tokens": wire.min_tokens})
+    if not _is_valid(read | {"max_tokens": most}):
+        # One at a time, so that each bad field is named; min_tokens only beside its limit.
+        fields = [{name: value} for name, value in read.items() if name != "min_tokens"]
+        for arguments in [*fields, {"max_tokens": most}]:
+            _check_sampling(reader, arguments)
+        if most:
+            _check_sampling(reader, {"max_tokens": most, "min_tokens": wire.min_tokens})
     return read
+
+
+def _is_valid(arguments: dict[str, Any]) -> bool:
+    try:
+        Sampling(**arguments)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_sampling(reader: _Reader, arguments: dict[str, Any]) -> None:

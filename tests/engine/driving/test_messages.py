@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import fields
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
-from engine.deciding.request import BEST_EFFORT, Request, Sampling
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import (
     Call,
@@ -55,6 +56,20 @@ def test_commands_come_back_equal() -> None:
         Call(7, "explain", {"request_id": "a"}),
     ]
     assert list(Unpacker().feed(pack(commands))) == [commands]
+
+
+def test_a_request_comes_back_whole() -> None:
+    """No field of it has its default, so none was forgotten."""
+    sampling = Sampling(0.5, 7, 0.9, 0.1, 1.1, 0.2, 0.3, 5, 99, 2, frozenset({4}), 3)
+    targets = Targets(ttlt_s=9.0)
+    names = ("tier", "application", "tenant", "target_source")
+    request = Request("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names)
+    for record in (request, sampling):
+        for each in fields(record):
+            assert getattr(record, each.name) != each.default
+    ((back,),) = Unpacker().feed(pack([Submit(request)]))
+    assert back == Submit(request)
+    assert type(back.request.importance) is Importance
 
 
 def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
