@@ -66,6 +66,7 @@ class EngineLink:
             self._streams[request.id] = (stream, index)
             self._in_flight[request.id] = request.tenant
             wire.post(Submit(request))
+        wire.flush()
         return stream
 
     def cancel(self, request_id: str, reason: FinishReason) -> None:

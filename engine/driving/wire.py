@@ -12,11 +12,14 @@ from engine.driving.messages import Unpacker, pack
 
 class Wire(asyncio.Protocol):
     """Calls `receive` with each message; those posted in one turn of the event loop leave together,
-    as one frame with a list of them.
+    as one frame with a list of them, at its end or with `flush`.
     """
 
-    def __init__(self, receive: Callable[[Any], None], on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, receive: Callable[[Any], None], on_closed: Callable[[], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._socket = sock
         self._receive = receive
         self._on_closed = on_closed
         self._unpacker = Unpacker()
@@ -37,17 +40,30 @@ class Wire(asyncio.Protocol):
 
     def post(self, message: Any) -> None:
         if not self._outbox:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._outbox.append(message)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Sends what was posted, now: the transport may wait for the end of the turn."""
         outbox, self._outbox = self._outbox, []
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(pack(outbox))
+        if not outbox or self._transport is None or self._transport.is_closing():
+            return
+        frame = pack(outbox)
+        if not self._transport.get_write_buffer_size():  # nothing is before it
+            frame = frame[self._send(frame) :]
+        if frame:
+            self._transport.write(frame)
+
+    def _send(self, frame: bytes) -> int:
+        """How many bytes the socket took; what is amiss the transport finds out."""
+        try:
+            return self._socket.send(frame)
+        except OSError:
+            return 0
 
     def close(self) -> None:
         if self._transport is not None:
-            self._flush()
+            self.flush()
             self._transport.close()
 
 
@@ -56,5 +72,6 @@ async def open_wire(
 ) -> Wire:
     """Takes the socket over."""
     loop = asyncio.get_running_loop()
-    _, wire = await loop.create_unix_connection(lambda: Wire(receive, on_closed), sock=sock)
+    sock.setblocking(False)
+    _, wire = await loop.create_unix_connection(lambda: Wire(sock, receive, on_closed), sock=sock)
     return wire
