@@ -35,8 +35,9 @@ class Noting:
 
     def __init__(self, scheduler: Scheduler, path: str) -> None:
         self._scheduler = scheduler
-        self._file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - the process closes it
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - the process closes it
         self._waiting: dict[str, tuple[float, float]] = {}  # for their first token
+        self._lines: list[str] = []  # not yet written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
@@ -50,8 +51,15 @@ class Noting:
         for event in events if self._waiting else ():
             if isinstance(event, Sampled) and event.request_id in self._waiting:
                 arrived_at, submitted_at = self._waiting.pop(event.request_id)
-                self._file.write(f"{event.request_id} {arrived_at} {submitted_at} {now}\n")
+                self._lines.append(f"{event.request_id} {arrived_at} {submitted_at} {now}\n")
         return events
+
+    def plan(self, now: float) -> Plan | None:
+        """Writes first: the tokens are on their way by now, and the file does not delay them."""
+        self._file.writelines(self._lines)
+        self._file.flush()
+        self._lines.clear()
+        return self._scheduler.plan(now)
 
 
 def build(config: EngineConfig) -> Engine:
