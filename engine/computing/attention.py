@@ -15,7 +15,8 @@ In bfloat16 on a CPU without matrix units (AMX) the products are written out whe
 torch's fused kernel is the faster one only with them (`python -m tests.bench attention`). Scores
 are then rounded to bfloat16 between the products, sums are not.
 
-None of this is compiled: it is called between what is (compiled.py), as its shapes follow the batch.
+None of this is compiled: it is called between what is (compiled.py), its shapes follow the batch.
+Compiled code on a CPU decodes in its own way, from memory of its own layout: lanes.py.
 """
 
 from __future__ import annotations
@@ -218,8 +219,7 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, by_products: bool) -> Tensor:
 
 
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """To the kernel a key-value head is a batch of G query heads, which read it with stride 0.
-    """
+    """To the kernel a key-value head is a batch of G query heads, which read it with stride 0."""
     (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
     first = seen - count  # position of the first query
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:

@@ -16,7 +16,6 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
@@ -343,26 +342,32 @@ class LaneBatchBuilder(BatchBuilder):
         chunks: tuple[ChunkSpan, ...],
     ) -> LanePlan:
         size = self._page_size
-        contexts = torch.tensor([position + 1 for _, position in reads], dtype=torch.int64)
-        counts = (contexts + size - 1) // size
-        pages = [
-            page for sequence, position in reads for page in sequence.pages[: position // size + 1]
-        ]
-        none = len(pages)  # the first of what pads them
+        owner: list[int] = []
+        pages: list[int] = []
+        lengths: list[int] = []
+        firsts = []
+        for row, (sequence, position) in enumerate(reads):
+            firsts.append(len(owner))
+            count = position // size + 1
+            owner += [row] * count
+            pages += sequence.pages[:count]
+            lengths += [size] * (count - 1)
+            lengths.append(position % size + 1)
+        none = len(owner)  # the first of what pads them
+        longest = max([LEAST, *(position // size + 1 for _, position in reads)])
+        parts: list[int] = []
+        for first, (_, position) in zip(firsts, reads, strict=True):
+            count = position // size + 1
+            parts += range(first, first + count)
+            parts += [none] * (longest - count)
+        parts += [none] * (padding * longest)
         extra = max(1, LEAST - none)
-        owner = torch.arange(len(reads)).repeat_interleave(counts)
-        lengths = torch.full((none,), size)
-        firsts = counts.cumsum(0) - counts
-        lengths[firsts + counts - 1] = contexts - (counts - 1) * size
-        reach = torch.arange(max(LEAST, int(counts.max()) if reads else 0))
-        parts = torch.where(reach < counts[:, None], firsts[:, None] + reach, none)
+        columns = self._to_device(
+            owner + [0] * extra, pages + [self._spare_page] * extra, lengths + [0] * extra, parts
+        )
+        of_parts = columns[3].view(-1, longest)
         inputs = DecodeInputs(
-            slots // size,
-            slots % size,
-            F.pad(owner, (0, extra)),
-            F.pad(torch.tensor(pages, dtype=torch.int64), (0, extra), value=self._spare_page),
-            F.pad(lengths, (0, extra)),
-            F.pad(parts, (0, 0, 0, padding), value=none),
+            slots // size, slots % size, columns[0], columns[1], columns[2], of_parts
         )
         return LanePlan(inputs, prompts, chunks)
 

@@ -11,6 +11,7 @@ counts, so that an operator can see it. What the compiler makes is kept on disk 
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,11 @@ from engine.computing.options import COMPILE
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 MOST = (1 << 20, 1 << 12)  # of a size that is a symbol: of dimension 0, and of 1
-OPTIONS = {"assert_indirect_indexing": False}  # indices are right, and looking costs a third
+TOGETHER = 4  # blocks of a region, where attention is all compiled
+OPTIONS = {
+    "size_asserts": False,
+    "assert_indirect_indexing": False,
+}  # indices are right, and looking costs a third
 MOST_GRAPHS = 1 << 10
 LONGEST_REASON = 300  # characters
 COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
@@ -94,7 +99,9 @@ def end_compilers() -> None:
 class Attention(Protocol):
     """What is compiled of it, and what is not: see attention.py and lanes.py."""
 
-    traced: Traced
+    @property
+    def traced(self) -> Traced:
+        """What is compiled, given the rows of qkv, `memory` and `inputs`."""
 
     def memory(self, layer: int) -> tuple[Tensor, ...]:
         """What `traced` reads and writes of a layer."""
@@ -111,10 +118,15 @@ Regions = Sequence[Callable[..., Any]]
 
 
 def _first_region(
-    model: Decoder, block: Block, traced: Traced, memory: Any, inputs: Any, *tokens: Tensor
+    model: Decoder,
+    block: Block,
+    traced: Traced,
+    memory: Any,
+    inputs: Any,
+    tokens: Tensor,
+    positions: Tensor,
 ) -> Any:
-    """`tokens` and their positions, [T] each."""
-    x, cos, sin = model.embed(*tokens)
+    x, cos, sin = model.embed(tokens, positions)
     qkv = block.before(x, cos, sin)
     return x, cos, sin, qkv, traced(qkv, memory, inputs)
 
@@ -150,6 +162,7 @@ class CompiledStep:
         self._model = model
         self._blocks = list(model.blocks)
         self._attention = attention
+        self._memories = [attention.memory(layer) for layer in range(len(model.blocks))]
         self._regions: dict[str, Regions] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -157,28 +170,30 @@ class CompiledStep:
         kind = self._kind(batch)
         if kind in self._regions:
             return self._run(batch, self._regions[kind])
-        regions = [self._compiled(r) for r in (_first_region, _next_region, _last_region)]
+        regions = [_Region(r) for r in (_first_region, _next_region, _last_region)]
         for tensor in self._attention.inputs():
             _mark_symbols(tensor, range(tensor.dim()))
         try:
             # Of the same code, for all models of the process.
             with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
-                logits = self._run(batch, [_first_call(region) for region in regions])
+                logits = self._run(batch, [region.compile for region in regions])
         except COMPILER_ERRORS as error:
             raise CompilationFailed(_reason(error)) from error
-        self._regions[kind] = regions
+        finally:
+            self.compilations += sum(region.compilations for region in regions)
+        self._regions[kind] = [region.call for region in regions]
         return logits
 
     def _run(self, batch: Batch, regions: Regions) -> Tensor:
         first, following, last = regions
         model, blocks, attention = self._model, self._blocks, self._attention
-        traced, inputs = attention.traced, attention.inputs()
+        traced, inputs, memories = attention.traced, attention.inputs(), self._memories
         x, cos, sin, qkv, decoded = first(
-            model, blocks[0], traced, attention.memory(0), inputs, batch.tokens, batch.positions
+            model, blocks[0], traced, memories[0], inputs, batch.tokens, batch.positions
         )
         for layer in range(1, len(blocks)):
             attended = attention.attend(qkv, layer - 1, decoded)
-            block, memory = blocks[layer - 1], attention.memory(layer)
+            block, memory = blocks[layer - 1], memories[layer]
             x, qkv, decoded = following(
                 block, blocks[layer], traced, memory, inputs, x, attended, cos, sin
             )
@@ -190,21 +205,93 @@ class CompiledStep:
             return "lone"
         return "mixed" if batch.has_rest else "decodes"
 
-    def _compiled(self, region: Callable[..., Any]) -> Callable[..., Any]:
-        def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
-            self.compilations += 1
-            from torch._inductor.compile_fx import compile_fx
 
-            return compile_fx(graph, example, config_patches=OPTIONS)
+class _Region:
+    """One of the functions above, for one kind of iteration.
 
-        # A backend of its own: torch would take graphs of the same one for each other.
-        return torch.compile(
-            region,
-            backend=backend,
+    `compile` is its first call. From then on `call` fetches what the compiled code asks for and
+    runs that, without torch's look at the function and at its caller, which takes as long as a
+    small layer; unless what it would fetch is not what torch did.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.compilations = 0
+        self._function = torch.compile(
+            function,
+            backend=self._compile_graph,
             fullgraph=True,
             dynamic=False,
             options={"guard_filter_fn": _no_guards},
         )
+        self._names = list(inspect.signature(function).parameters)
+        self.call: Callable[..., Any] = self._function
+
+    def compile(self, *arguments: Any) -> Any:
+        if self.compilations:  # for an earlier block
+            return self.call(*arguments)
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                _mark_symbols(argument, (0,))
+        result = self._function(*arguments)
+        self.call = self._direct(arguments, result) or self._function
+        del self._given, self._made
+        return result
+
+    def _compile_graph(self, graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        """The backend: one for each region, as torch would take graphs of the same one for each
+        other.
+        """
+        from torch._inductor.compile_fx import compile_fx
+
+        self.compilations += 1
+        arguments = [n.meta.get("grapharg") for n in graph.graph.nodes if n.op == "placeholder"]
+        self._sources = [_source(argument) for argument in arguments]
+        code = cast(Callable[..., Any], compile_fx(graph, example, config_patches=OPTIONS))
+        self._code = code
+
+        def noted(*given: Any) -> Any:
+            made = code(*given)
+            if self.call is self._function:
+                self._given, self._made = given, made
+            return made
+
+        return noted
+
+    def _direct(self, arguments: tuple[Any, ...], result: Any) -> Callable[..., Any] | None:
+        """None where it would not be the same."""
+        if None in self._sources:
+            return None
+        names, code = self._names, self._code
+        expressions = ", ".join(str(source) for source in self._sources)
+        fetch = eval(f"lambda L: ({expressions},)")  # as torch writes them: L['x'].size()[0]
+        fetched = fetch(dict(zip(names, arguments, strict=True)))
+        if len(fetched) != len(self._given) or not all(map(_is_same, fetched, self._given)):
+            return None
+        is_alone = isinstance(result, Tensor)
+        made = {id(tensor): index for index, tensor in enumerate(self._made)}
+        order = [
+            None if tensor is None else made.get(id(tensor), -1)
+            for tensor in ((result,) if is_alone else result)
+        ]
+        if -1 in order:
+            return None
+
+        def call(*arguments: Any) -> Any:
+            made = code(*fetch(dict(zip(names, arguments, strict=True))))
+            results = [None if index is None else made[index] for index in order]
+            return results[0] if is_alone else results
+
+        return call
+
+
+def _source(argument: Any) -> str | None:
+    """How torch would fetch this argument of a graph, an expression of `L`; None if not told."""
+    name = getattr(getattr(argument, "source", None), "name", None)
+    return name() if callable(name) else name
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other if isinstance(one, Tensor) else bool(one == other)
 
 
 def _no_guards(guards: list[Any]) -> list[bool]:
@@ -212,18 +299,6 @@ def _no_guards(guards: list[Any]) -> list[bool]:
     be like is known, and the model does not change.
     """
     return [False] * len(guards)
-
-
-def _first_call(region: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks the first sizes of what it is given as symbols, for the compiler to see."""
-
-    def call(*arguments: Any) -> Any:
-        for argument in arguments:
-            if isinstance(argument, Tensor):
-                _mark_symbols(argument, (0,))
-        return region(*arguments)
-
-    return call
 
 
 def _mark_symbols(tensor: Tensor, dims: Iterable[int]) -> None:

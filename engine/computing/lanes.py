@@ -8,8 +8,8 @@ the sum of its weights and its weighted values, from which a sequence's are put 
 is padded to the longest, and one long context is shared among threads as well as many short ones.
 Chunks of prompts are computed between what is compiled, as in attention.py.
 
-Legend: T tokens of the iteration, H query heads, KH key-value heads, G = H / KH, D head size, B rows
-that decode, W pages that they read, S pages of the longest of them; all indices are int64.
+Legend: T tokens of the iteration, H query heads, KH key-value heads, G = H / KH, D head size, B
+rows that decode, W pages that they read, S pages of the longest of them; all indices are int64.
 """
 
 from __future__ import annotations
@@ -118,15 +118,16 @@ class LaneAttention:
         if not (plan.prompts or plan.chunks):
             return decoded
         heads = qkv.shape[1] - 2 * num_kv
-        parts = [decoded]
-        for prompts in plan.prompts:
-            parts.append(attend_prompts(qkv, prompts, heads, num_kv, self._by_products))
+        parts = [
+            decoded,
+            *(attend_prompts(qkv, p, heads, num_kv, self._by_products) for p in plan.prompts),
+        ]
         for chunk in plan.chunks:
             new = qkv[chunk.start : chunk.stop]
-            if chunk.pages is None:
-                k, v = new[:, heads:].transpose(0, 1).split(num_kv)
-            else:
+            if isinstance(chunk.pages, Tensor):
                 k, v = self._context(layer, chunk.pages, chunk.first + len(new))
+            else:
+                k, v = new[:, heads:].transpose(0, 1).split(num_kv)
             parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
         computed = sum(map(len, parts))
         if computed < len(qkv):

@@ -2,8 +2,10 @@
 
 A forward pass sees an iteration as one flat batch of T tokens, whichever sequences they belong
 to. All it depends on comes as an argument, attention too: what lies between one attention and the
-next is compiled (compiled.py), attention is not, or not all of it. Legend: T tokens, S rows that are sampled, E hidden
-size, H query heads, KH key-value heads, D head size, F intermediate size, V vocabulary.
+next is compiled (compiled.py), attention is not, or not all of it.
+
+Legend: T tokens, S rows that are sampled, E hidden size, H query heads, KH key-value heads, D head
+size, F intermediate size, V vocabulary.
 
 Queries, keys and values are one matrix, the MLP's gate and up another. Sources: Llama
 (arXiv 2302.13971), RoFormer (arXiv 2104.09864); rotary halves as Hugging Face lays them out.
@@ -124,19 +126,17 @@ class Decoder(nn.Module):
         self.config = config
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
-        self.blocks = nn.ModuleList(
-            Block(config, dtype, device) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, dtype, device) for _ in range(config.num_layers))
         self.norm = nn.Parameter(torch.empty(shape[1], dtype=dtype, device=device), False)
         rows = self.embedding.data if config.tied_embeddings else torch.empty_like(self.embedding)
         self.head = Linear(rows.t())  # [V, E] in memory, as the embedding is
         self.register_buffer("rotary", rotary_table(config).to(device), persistent=False)
 
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
-        """Logits [S, V] of the rows to be sampled; tokens and positions [T], rows [S] (all int64).
-        """
+        """Logits [S, V] of the rows to be sampled: tokens, positions [T] and rows [S] are int64."""
         x, cos, sin = self.embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             attended = attend(block.before(x, cos, sin), layer)
             if layer == len(self.blocks) - 1:
                 x, attended = x.index_select(0, rows), attended.index_select(0, rows)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.computing.attention import PagedAttention
-from engine.computing.batch import BatchBuilder
+from engine.computing.batch import make_builder
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvSlots
 from engine.computing.linear import Linear
@@ -69,7 +69,7 @@ def measure(
 ) -> dict[str, float]:
     kv = KvSlots(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.slots.normal_()
-    batch = BatchBuilder(kv, config.num_heads, dtype).build(_plan(lengths, is_chunk))
+    batch = make_builder(kv, config.num_heads).build(_plan(lengths, is_chunk))
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
     qkv = torch.randn(tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim).to(dtype)
 

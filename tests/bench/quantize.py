@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from engine.computing import runner
-from engine.computing.batch import BatchBuilder
+from engine.computing.batch import make_builder
 from engine.computing.calibration import Shape, make_plan
 from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import Chunk, Plan, Work
@@ -48,7 +48,7 @@ SHAPES = {
 @torch.inference_mode()
 def loss(executor: ModelExecutor, tokens: list[int]) -> float:
     """Nats per token, over all windows."""
-    builder = BatchBuilder(executor.kv, executor.config.num_heads, executor.dtype)
+    builder = make_builder(executor.kv, executor.config.num_heads)
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, WINDOW):
         window = tokens[start : start + WINDOW + 1]

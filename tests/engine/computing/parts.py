@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.computing.batch import Batch
 from engine.computing.checkpoint import load_model
-from engine.computing.kv import KvSlots
+from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
@@ -96,6 +96,22 @@ def make_executor(
 ) -> Recorder:
     model = load_model(folder, torch.float32, device)
     return Recorder(model, KvSlots(model.config, num_pages, page_size, torch.float32, device))
+
+
+def fill(kv: KvMemory, content: Tensor) -> None:
+    """Keys and values [layers, 2 * KH, slots, D], into either layout."""
+    if isinstance(kv, KvSlots):
+        kv.slots.copy_(content)
+    else:
+        assert isinstance(kv, KvLanes)
+        by_page = content.unflatten(2, (-1, kv.page_size)).transpose(1, 2)
+        keys, values = by_page.split(kv.num_kv_heads, 2)  # [layers, pages, KH, page_size, D]
+        kv.keys.copy_(keys.transpose(3, 4))
+        kv.values.copy_(values)
+
+
+def content_shape(kv: KvMemory) -> tuple[int, int, int, int]:
+    return kv.num_layers, 2 * kv.num_kv_heads, kv.num_slots, kv.head_dim
 
 
 def make_sequence(

@@ -14,16 +14,18 @@ from engine.computing.attention import BLOCK, MULTIPLE, SHORT, PagedAttention, a
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
-    BatchBuilder,
+    Batch,
     group_decodes,
     group_prompts,
+    make_builder,
     rounded_up,
 )
 from engine.computing.config import ModelConfig
-from engine.computing.kv import KvSlots, bytes_per_page, pages_in
+from engine.computing.kv import KvLanes, KvMemory, KvSlots, bytes_per_page, pages_in
+from engine.computing.lanes import LEAST, LaneAttention
 from engine.deciding.plan import Chunk
 from engine.deciding.sequence import Sequence
-from tests.engine.computing.parts import make_plan, make_sequence
+from tests.engine.computing.parts import content_shape, fill, make_plan, make_sequence
 
 PAGE, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
 CONFIG = ModelConfig(
@@ -44,11 +46,12 @@ def check_equal(
     dtype: torch.dtype = torch.float32,
     least: int = 0,
 ) -> None:
-    """Decodes with so much context, chunks of (start, length): all rows as `attend_slowly`,
-    by the fused kernel and by products.
+    """Decodes with so much context, chunks of (start, length): all rows as `attend_slowly`, in
+    either layout of the memory, by the fused kernel and by products.
     """
     for by_products in (False, True):
         _check_equal(decodes, chunks, dtype, least, by_products)
+    _check_equal(decodes, chunks, dtype, max(least, LEAST), layout=KvLanes)
 
 
 def _check_equal(
@@ -56,13 +59,14 @@ def _check_equal(
     chunks: list[tuple[int, int]],
     dtype: torch.dtype,
     least: int,
-    by_products: bool,
+    by_products: bool | None = None,
+    layout: type[KvSlots | KvLanes] = KvSlots,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     contexts = [n + 1 for n in decodes] + [start + length for start, length in chunks]
     counts = [-(-n // PAGE) for n in contexts]
-    kv = KvSlots(CONFIG, sum(counts), PAGE, dtype)
-    kv.slots.normal_(generator=generator)
+    kv = layout(CONFIG, sum(counts), PAGE, dtype)
+    fill(kv, torch.randn(content_shape(kv), generator=generator))
     order = torch.randperm(sum(counts), generator=generator).split(counts)
     sequences = [
         make_sequence([1] * n, pages.tolist()) for n, pages in zip(contexts, order, strict=True)
@@ -76,15 +80,11 @@ def _check_equal(
             for s, (start, length) in zip(sequences[len(decodes) :], chunks, strict=True)
         ],
     )
-    batch = BatchBuilder(kv, HEADS, dtype, least).build(plan)
+    batch = make_builder(kv, HEADS, least).build(plan)
     qkv = torch.randn(len(batch.tokens), HEADS + 2 * KV_HEADS, DIM, generator=generator).to(dtype)
-    attention = PagedAttention(kv, by_products)
-    attention.plan = batch.attention
-    out = torch.ops.niyama.attend(qkv, attention.handle, 1, KV_HEADS)
+    out = _attend(kv, batch, qkv, by_products)
 
-    num_tokens = len(decodes) + sum(length for _, length in chunks)
-    assert len(out) == len(qkv) >= num_tokens
-    assert not out[num_tokens:].any()  # padding
+    assert len(out) == len(qkv)
     ends = batch.rows.tolist()
     rows, owners = ends[: len(decodes)], [(s, s.num_computed) for s in sequences[: len(decodes)]]
     for s, end, (start, length) in zip(
@@ -92,7 +92,9 @@ def _check_equal(
     ):
         rows += range(end + 1 - length, end + 1)
         owners += [(s, position) for position in range(start, start + length)]
-    assert sorted(rows) == list(range(num_tokens))
+    assert len(set(rows)) == len(decodes) + sum(length for _, length in chunks)
+    padding = [row for row in range(len(out)) if row not in rows]
+    assert not out[padding].any()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for row, (sequence, position) in zip(rows, owners, strict=True):
         keys, values = _context(kv, sequence, position + 1)
@@ -102,10 +104,31 @@ def _check_equal(
         torch.testing.assert_close(out[row].float(), expected, atol=tolerance, rtol=tolerance)
 
 
-def _context(kv: KvSlots, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend(
+    kv: KvMemory, batch: Batch, qkv: torch.Tensor, by_products: bool | None
+) -> torch.Tensor:
+    """Layer 1, what is compiled in service computed as it is written."""
+    attention: PagedAttention | LaneAttention
+    if isinstance(kv, KvLanes):
+        attention = LaneAttention(kv)
+    else:
+        assert isinstance(kv, KvSlots)
+        attention = PagedAttention(kv, by_products)
+    attention.plan = batch.attention  # type: ignore[assignment]
+    decoded: Any = attention.traced(qkv, attention.memory(1), attention.inputs())
+    return attention.attend(qkv, 1, decoded)
+
+
+def _context(kv: KvMemory, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of layer 1 by position, read slot by slot."""
-    slots = [sequence.pages[p // PAGE] * PAGE + p % PAGE for p in range(length)]
-    return tuple(kv.slots[1][:, slots].transpose(0, 1).split(KV_HEADS, 1))
+    places = [(sequence.pages[p // PAGE], p % PAGE) for p in range(length)]
+    if isinstance(kv, KvLanes):
+        keys = torch.stack([kv.keys[1, page, :, :, offset] for page, offset in places])
+        return keys, torch.stack([kv.values[1, page, :, offset] for page, offset in places])
+    assert isinstance(kv, KvSlots)
+    slots = [page * PAGE + offset for page, offset in places]
+    keys, values = kv.slots[1][:, slots].transpose(0, 1).split(KV_HEADS, 1)
+    return keys, values
 
 
 @settings(max_examples=40, deadline=None)
@@ -193,6 +216,7 @@ def test_the_fused_kernel_is_given_few_sizes_in_bfloat16(monkeypatch: pytest.Mon
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     chunks = [(0, LONGEST_TOGETHER + 5), (7, 33), (40, 1)]  # short prompts have few lengths anyway
     _check_equal([], chunks, torch.bfloat16, least=0, by_products=False)
+    _check_equal([], chunks, torch.bfloat16, least=LEAST, layout=KvLanes)
     assert sizes
     assert {size % MULTIPLE for size in sizes} == {0}
 
@@ -205,18 +229,20 @@ def test_lengths_are_rounded_up_to_few() -> None:
     assert {rounded_up(n, 32, coarsest=16) >= n for n in range(1, 2049)} == {True}
 
 
-def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else() -> None:
+@pytest.mark.parametrize("layout", [KvSlots, KvLanes])
+def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else(
+    layout: type[KvSlots | KvLanes],
+) -> None:
     """Padding of the shorter context is read from a page that nobody owns."""
-    kv = KvSlots(CONFIG, 9, PAGE)
-    kv.slots[:, :, :PAGE] = torch.nan
+    kv = layout(CONFIG, 9, PAGE)
+    content = torch.zeros(content_shape(kv))
+    content[:, :, :PAGE] = torch.nan
+    fill(kv, content)
     sequences = [make_sequence([1] * 20, [1, 2, 3, 4, 5]), make_sequence([1] * 4, [6])]
     for sequence in sequences:
         sequence.num_computed = len(sequence.request.prompt) - 1
-    attention = PagedAttention(kv)
-    attention.plan = (
-        BatchBuilder(kv, HEADS, torch.float32).build(make_plan(sequences, [])).attention
-    )
-    out = attention.attend(torch.randn(2, HEADS + 2 * KV_HEADS, DIM), 0)
+    batch = make_builder(kv, HEADS).build(make_plan(sequences, []))
+    out = _attend(kv, batch, torch.randn(2, HEADS + 2 * KV_HEADS, DIM), None)
     assert out.isfinite().all()
 
 

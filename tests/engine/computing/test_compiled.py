@@ -20,7 +20,14 @@ from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
 from engine.driving import build
 from engine.driving.config import EngineConfig
-from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
+from tests.engine.computing.parts import (
+    TORCHS_OWN,
+    Saved,
+    content_shape,
+    fill,
+    make_plan,
+    make_sequence,
+)
 
 # (contexts of the decodes, (start, length) of the chunks)
 SHAPES: list[tuple[list[int], list[tuple[int, int]]]] = [
@@ -31,6 +38,7 @@ SHAPES: list[tuple[list[int], list[tuple[int, int]]]] = [
     ([], [(0, 31)]),
     ([], [(8, 17), (0, 3)]),
     ([3, 20], [(0, 9)]),
+    ([1] * 20, [(0, 2), (3, 9)]),
     ([7], [(12, 1)]),
 ]
 
@@ -39,7 +47,8 @@ def likeliest(
     executor: ModelExecutor, decodes: list[int], chunks: list[tuple[int, int]]
 ) -> list[tuple[int, float]]:
     """Tokens of one iteration with log probabilities, on memory that was filled the same way."""
-    executor.kv.slots.copy_(torch.randn(executor.kv.slots.shape, generator=torch.manual_seed(5)))
+    content = torch.randn(content_shape(executor.kv), generator=torch.manual_seed(5))
+    fill(executor.kv, content)
     page, sequences = 0, []
     for length in [n + 1 for n in decodes] + [start + n for start, n in chunks]:
         count = -(-length // executor.page_size)
@@ -85,16 +94,13 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
     """Whichever layout is the fastest here for the lone decode."""
     skip_without_compiler()
     monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: row_layout)
-    for module in (compiled, runner):  # so that iterations of more tokens count as large
-        monkeypatch.setattr(module, "SMALL", 16)
-    monkeypatch.setattr(runner, "WARM", 8)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
     with torch._dynamo.config.patch(recompile_limit=1):  # of all models of a process together
         fast.warm_up()
     compiled_once = fast.compilations
-    assert compiled_once == 3
+    assert compiled_once == 9
     for decodes, chunks in SHAPES:
         expected, found = (likeliest(e, decodes, chunks) for e in (plain, fast))
         assert len(found) == len(expected)
