@@ -216,6 +216,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
         )
+        texts = [
+            Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
+        ]
         await self._ledger.enter(call.request_id, asked.tenant, asked.n)
         try:
             stream = self._engine.submit(requests)
@@ -223,10 +226,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             self._ledger.free(asked.tenant, asked.n)
             self._ledger.leave(call.request_id)
             raise
-        # The engine is at work already.
-        texts = [
-            Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
-        ]
         call.begin(asked, Generation(stream, len(prompt), texts))
 
 

@@ -91,9 +91,14 @@ class AttentionPlan:
     prompts: tuple[PromptGroup, ...]
     chunks: tuple[ChunkSpan, ...]
 
+    @property
+    def has_rest(self) -> bool:
+        """Whether there is anything to do that is not compiled: everything."""
+        return True
+
 
 class PagedAttention:
-    """Attention over one KV memory. `plan` is that of the iteration under way."""
+    """Attention over one KvSlots. `plan` is that of the iteration under way."""
 
     def __init__(self, kv: KvSlots, by_products: bool | None = None) -> None:
         """`by_products`: whether large products are written out, by default where the fused kernel

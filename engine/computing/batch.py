@@ -1,9 +1,9 @@
 """From a plan to the tensors of one iteration.
 
 Everything is written into one list of integers, which crosses to the device as one tensor and is
-cut into views there. Decodes are ordered by context length and grouped, so that a short context
-is not padded to the longest of the batch, and so are prompts on a CPU; `rows` brings the sampled
-rows back to the plan's order. Lengths are tokens.
+cut into views there. Decodes are ordered by context length and, where their pages are gathered,
+grouped, so that a short context is not padded to the longest of the batch, and so are prompts on a
+CPU; `rows` brings the sampled rows back to the plan's order. Lengths are tokens.
 
 On a CPU lengths are rounded up to few (`rounded_up`): for every shape that a product has for the
 first time oneDNN compiles code, which takes longer than many a product and stays in memory
@@ -44,7 +44,6 @@ class Batch:
     positions: Tensor  # [T]
     rows: Tensor  # [S], in the order of plan.sampling
     attention: AttentionPlan | LanePlan
-    has_rest: bool = True  # whether attention has anything to do that is not compiled
 
 
 def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
@@ -92,9 +91,7 @@ class BatchBuilder:
     """
 
     def __init__(self, kv: KvMemory, num_heads: int, least: int = 0) -> None:
-        """Fewer than `least` tokens, or sampled rows, are padded to as many; a lone decode is
-        not.
-        """
+        """Fewer than `least` tokens, or sampled rows, are padded to as many; but a lone token."""
         self._page_size = kv.page_size
         self._spare_page = kv.spare_page  # what padding reads: nobody's
         self._sink = kv.sink * kv.page_size
@@ -120,7 +117,8 @@ class BatchBuilder:
         positions = [position for _, position in reads]
         slots = [slot for s, position in reads for slot in self._slots(s, position, 1)]
         ends = {sequence: row for row, (sequence, _) in enumerate(reads)}
-        padding = self._decode_padding(len(reads), bool(chunks))
+        is_lone = len(reads) == 1 and not chunks
+        padding = 0 if is_lone else self._decode_padding(len(reads), bool(chunks))
         tokens += [0] * padding
         positions += [0] * padding
         slots += [self._sink] * padding
@@ -133,7 +131,9 @@ class BatchBuilder:
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
             ends[chunk.sequence] = len(tokens) - 1
         rows = [ends[sequence] for sequence in plan.sampling]
-        if not len(tokens) == len(rows) == 1:
+        if len(tokens) == 1:
+            rows = [0]  # a row too many where nothing is sampled
+        else:
             self._pad(tokens, positions, slots, rows)
         columns = self._to_device(tokens, positions, slots, rows)
         if last is not None:
@@ -141,24 +141,16 @@ class BatchBuilder:
         first = len(reads) + padding
         of_prompts = self._prompts([chunk.length for chunk in prompts], first)
         of_others = self._chunks(others, first + sum(chunk.length for chunk in prompts))
-        return Batch(
-            columns[0],
-            columns[1],
-            columns[3],
-            self._attention(columns[2], reads, padding, of_prompts, of_others),
-            self._has_rest(chunks),
-        )
+        attention = self._attention(columns[2], reads, padding, of_prompts, of_others)
+        return Batch(columns[0], columns[1], columns[3], attention)
 
     def _is_decode(self, chunk: Chunk) -> bool:
         """Whether a chunk is computed as decodes are."""
         return False
 
     def _decode_padding(self, count: int, has_chunks: bool) -> int:
-        """Rows beyond `count` decodes."""
+        """Rows beyond `count` decodes, of more than a lone one."""
         return 0
-
-    def _has_rest(self, chunks: list[Chunk]) -> bool:
-        return True
 
     def _attention(
         self,
@@ -317,12 +309,7 @@ class LaneBatchBuilder(BatchBuilder):
         return chunk.length == 1
 
     def _decode_padding(self, count: int, has_chunks: bool) -> int:
-        if has_chunks:
-            return max(0, self._least - count)
-        return 0 if count == 1 else self._padded(count) - count
-
-    def _has_rest(self, chunks: list[Chunk]) -> bool:
-        return bool(chunks)
+        return max(0, (self._least if has_chunks else self._padded(count)) - count)
 
     def _pad(
         self, tokens: list[int], positions: list[int], slots: list[int], rows: list[int]

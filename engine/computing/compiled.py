@@ -30,12 +30,12 @@ from engine.computing.model import Block, Decoder
 from engine.computing.options import COMPILE
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-MOST = (1 << 20, 1 << 12)  # of a size that is a symbol: of dimension 0, and of 1
-TOGETHER = 4  # blocks of a region, where attention is all compiled
-OPTIONS = {
-    "size_asserts": False,
-    "assert_indirect_indexing": False,
-}  # indices are right, and looking costs a third
+# Of a size that is a symbol: of dimension 0, and of 1, the pages of the longest context (a longer
+# one is right as well, only summed less carefully).
+MOST = (1 << 20, 1 << 12)
+# What the first region finds right (a token's id, where keys and values are written), the others
+# need not look at again, which costs them a third.
+UNCHECKED = {"size_asserts": False, "assert_indirect_indexing": False}
 MOST_GRAPHS = 1 << 10
 LONGEST_REASON = 300  # characters
 COMPILER_ERRORS = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
@@ -54,7 +54,7 @@ def prepare(mode: str, device: torch.device, cache: Path | None) -> tuple[bool, 
         raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {mode!r}")
     if mode == "off":
         return False, ""
-    missing = _missing(device)
+    missing = compiler_missing(device)
     if missing and mode == "on":
         raise ValueError(f"--compile on: {missing}")
     if missing:
@@ -63,7 +63,7 @@ def prepare(mode: str, device: torch.device, cache: Path | None) -> tuple[bool, 
     return True, _keep_compiled_in(Path(folder)) if folder else ""
 
 
-def _missing(device: torch.device) -> str:
+def compiler_missing(device: torch.device) -> str:
     """What torch.compile would not find on this machine; empty when it has what can be looked for
     quickly. That it can use it shows when it compiles.
     """
@@ -170,7 +170,11 @@ class CompiledStep:
         kind = self._kind(batch)
         if kind in self._regions:
             return self._run(batch, self._regions[kind])
-        regions = [_Region(r) for r in (_first_region, _next_region, _last_region)]
+        regions = [
+            _Region(_first_region, {}),
+            _Region(_next_region, UNCHECKED),
+            _Region(_last_region, UNCHECKED),
+        ]
         for tensor in self._attention.inputs():
             _mark_symbols(tensor, range(tensor.dim()))
         try:
@@ -203,7 +207,7 @@ class CompiledStep:
     def _kind(self, batch: Batch) -> str:
         if len(batch.tokens) < LEAST:
             return "lone"
-        return "mixed" if batch.has_rest else "decodes"
+        return "mixed" if batch.attention.has_rest else "decodes"
 
 
 class _Region:
@@ -214,7 +218,8 @@ class _Region:
     small layer; unless what it would fetch is not what torch did.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        """`options` are inductor's."""
         self.compilations = 0
         self._function = torch.compile(
             function,
@@ -224,17 +229,25 @@ class _Region:
             options={"guard_filter_fn": _no_guards},
         )
         self._names = list(inspect.signature(function).parameters)
+        self._options = options
+        self._sources: list[str | None] = []
+        self._code: Callable[..., Any] | None = None
+        # What the code is given and makes, while torch calls it for the first time.
+        self._noted: list[tuple[Sequence[Any], Sequence[Any]]] | None = None
         self.call: Callable[..., Any] = self._function
 
     def compile(self, *arguments: Any) -> Any:
-        if self.compilations:  # for an earlier block
+        if self._code is not None:  # for an earlier block
             return self.call(*arguments)
         for argument in arguments:
             if isinstance(argument, Tensor):
                 _mark_symbols(argument, (0,))
-        result = self._function(*arguments)
-        self.call = self._direct(arguments, result) or self._function
-        del self._given, self._made
+        self._noted = []
+        try:
+            result = self._function(*arguments)
+            self.call = self._direct(arguments, result) or self._function
+        finally:
+            self._noted = None
         return result
 
     def _compile_graph(self, graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
@@ -244,33 +257,38 @@ class _Region:
         from torch._inductor.compile_fx import compile_fx
 
         self.compilations += 1
+        if any(node.op == "get_attr" for node in graph.graph.nodes):
+            raise RuntimeError("torch made a tensor of one block part of the code for all")
         arguments = [n.meta.get("grapharg") for n in graph.graph.nodes if n.op == "placeholder"]
         self._sources = [_source(argument) for argument in arguments]
-        code = cast(Callable[..., Any], compile_fx(graph, example, config_patches=OPTIONS))
+        code = cast(Callable[..., Any], compile_fx(graph, example, config_patches=self._options))
         self._code = code
 
         def noted(*given: Any) -> Any:
             made = code(*given)
-            if self.call is self._function:
-                self._given, self._made = given, made
+            if self._noted is not None:
+                self._noted.append((given, made))
             return made
 
         return noted
 
     def _direct(self, arguments: tuple[Any, ...], result: Any) -> Callable[..., Any] | None:
-        """None where it would not be the same."""
-        if None in self._sources:
+        """None where it would not be the same, or torch does not tell."""
+        if self._code is None or None in self._sources or not self._noted:
             return None
-        names, code = self._names, self._code
+        names, code, (given, made) = self._names, self._code, self._noted[0]
         expressions = ", ".join(str(source) for source in self._sources)
-        fetch = eval(f"lambda L: ({expressions},)")  # as torch writes them: L['x'].size()[0]
-        fetched = fetch(dict(zip(names, arguments, strict=True)))
-        if len(fetched) != len(self._given) or not all(map(_is_same, fetched, self._given)):
+        try:  # as torch writes them: L['x'].size()[0]
+            fetch = eval(f"lambda L: ({expressions},)")
+            fetched = fetch(dict(zip(names, arguments, strict=True)))
+        except (SyntaxError, NameError, LookupError, AttributeError, TypeError):
+            return None  # in a language of its own
+        if len(fetched) != len(given) or not all(map(_is_same, fetched, given)):
             return None
         is_alone = isinstance(result, Tensor)
-        made = {id(tensor): index for index, tensor in enumerate(self._made)}
+        index_of = {id(tensor): index for index, tensor in enumerate(made)}
         order = [
-            None if tensor is None else made.get(id(tensor), -1)
+            None if tensor is None else index_of.get(id(tensor), -1)
             for tensor in ((result,) if is_alone else result)
         ]
         if -1 in order:

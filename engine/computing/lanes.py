@@ -5,7 +5,8 @@ torch.compile makes loops over what lies side by side: the tokens of a page for 
 dimensions of a head for its values. A page is read once for the query heads that share it. As in
 Flash-Decoding (https://pytorch.org/blog/flash-decoding/) each page by itself has its largest score,
 the sum of its weights and its weighted values, from which a sequence's are put together: no context
-is padded to the longest, and one long context is shared among threads as well as many short ones.
+is read as far as the longest goes (only the putting together goes over so many pages for all), and
+one long context is shared among threads as well as many short ones.
 Chunks of prompts are computed between what is compiled, as in attention.py.
 
 Legend: T tokens of the iteration, H query heads, KH key-value heads, G = H / KH, D head size, B
@@ -52,6 +53,11 @@ class LanePlan:
     inputs: DecodeInputs
     prompts: tuple[PromptGroup, ...]
     chunks: tuple[ChunkSpan, ...]
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there is anything to do that is not compiled."""
+        return bool(self.prompts or self.chunks)
 
 
 def write_and_decode(qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor:
@@ -115,7 +121,7 @@ class LaneAttention:
     def attend(self, qkv: Tensor, layer: int, decoded: Tensor) -> Tensor:
         """What compiled code has `decoded`, [B, H * D], and the chunks: to [T, H * D]."""
         plan, num_kv = self.plan, self._num_kv
-        if not (plan.prompts or plan.chunks):
+        if not plan.has_rest:
             return decoded
         heads = qkv.shape[1] - 2 * num_kv
         parts = [

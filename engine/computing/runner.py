@@ -133,42 +133,46 @@ class ModelExecutor:
         return self.model(batch.tokens, batch.positions, batch.rows, self._attention.attend)
 
     def warm_up(self) -> None:
-        """Runs prefills and a decode in page 0 on, before any sequence owns pages; compiles. Raises
-        CompilationFailed.
+        """Runs a prompt beside decodes, decodes and a lone one in page 0 on, before any sequence
+        owns pages; compiles. Raises CompilationFailed.
         """
+        failed = ""
         try:
             self._warm_up_all()
         except CompilationFailed as error:
             if not self._or_eager:
                 raise CompilationFailed(f"--compile on: {error}") from error
-            self._go_eager(f"not compiled: {error}")
-            self._warm_up_all()
+            failed = str(error)
         finally:
             end_compilers()
+        if failed:
+            self._go_eager(f"not compiled: {failed}")
+            self._warm_up_all()
 
     def _go_eager(self, note: str) -> None:
         self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
-        kv = self.kv
-        if isinstance(kv, KvLanes):
-            kv = KvSlots(self.config, kv.num_pages, kv.page_size, kv.dtype, kv.device)
-        self._use(kv, compiled=False)
+        shape = (self.kv.num_pages, self.kv.page_size, self.kv.dtype, self.kv.device)
+        del self.kv, self._attention, self._compiled, self._builder  # not two memories at once
+        self._use(KvSlots(self.config, *shape), compiled=False)
         for linear in self.model.linears():
             linear.row = None  # for compiled code
 
     def _warm_up_all(self) -> None:
+        """In each kind of iteration that compiled code has (compiled.py), of a size for which it is
+        worth compiling well.
+        """
         room = min(self.num_pages * self.page_size, self.config.max_positions)
         length = max(1, min(WARM, room - 1))
-        sequences = [self._warm_sequence(length) for _ in range(WARM_DECODES)]
-        self.run(_warm_up_plan(chunks=(Chunk(sequences[0], 0, length, True),)))
-        for sequence in sequences:
-            sequence.output.append(0)
-            sequence.num_computed = length
-        if length < room:
-            self.run(_warm_up_plan(decodes=tuple(sequences)))
-            self.run(_warm_up_plan(decodes=tuple(sequences[:1])))
+        prompt, *others = (self._warm_sequence(length) for _ in range(1 + WARM_DECODES))
+        for number, sequence in enumerate(others):
+            sequence.num_computed = max(0, min(length, room - 1) - number)
+        chunk = Chunk(prompt, 0, max(length, min(room, 2)), True)
+        for decodes, chunks in ((others, (chunk,)), (others, ()), (others[:1], ())):
+            self.run(_warm_up_plan(tuple(decodes), chunks))
 
     def _warm_sequence(self, length: int) -> Sequence:
-        request = Request("warm-up", [0] * length, Sampling(temperature=0.0), arrived_at=0.0)
+        tokens = [0] * (length + 1)
+        request = Request("warm-up", tokens, Sampling(temperature=0.0), arrived_at=0.0)
         sequence = Sequence(request, admitted_at=0.0)
         sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
         return sequence

@@ -1,10 +1,12 @@
-"""What attention costs on this machine by the fused kernel, and by products written out.
+"""What attention costs on this machine by the fused kernel, by products written out, and of decodes
+in compiled code that reads their pages in place.
 
     python -m tests.bench attention [--threads 1] [--heads 9] [--kv-heads 3] [--dim 64]
 
 One layer of the shape given (SmolLM2-135M's by default), its pages scattered over the memory,
-gathering and writing included. The engine takes products in bfloat16 on a CPU without matrix units
-(AMX), where they are large. Milliseconds, medians, the two in turn. Ends with one line of JSON.
+gathering and writing included. A CPU with a compiler decodes in compiled code; else, and for
+chunks, the engine takes products in bfloat16 on a CPU without matrix units (AMX), where they are
+large. Milliseconds, medians, the arms in turn. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import torch
 
 from engine.computing.attention import PagedAttention
 from engine.computing.batch import make_builder
+from engine.computing.compiled import compiler_missing
 from engine.computing.config import ModelConfig
-from engine.computing.kv import KvSlots
+from engine.computing.kv import KvLanes, KvSlots
+from engine.computing.lanes import LaneAttention
 from engine.computing.linear import Linear
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
@@ -78,8 +82,28 @@ def measure(
         attention.plan = batch.attention
         return lambda: attention.attend(qkv, 0)
 
+    arms = {"fused": arm(False), "products": arm(True)}
+    if not is_chunk and not compiler_missing(kv.device):
+        arms["in place"] = _in_place(config, dtype, lengths, qkv)
     repeats = 5 if tokens * longest > 1 << 20 else 15
-    return _medians({"fused": arm(False), "products": arm(True)}, repeats)
+    return _medians(arms, repeats)
+
+
+def _in_place(
+    config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], qkv: torch.Tensor
+) -> Callable[[], object]:
+    """Compiled for this shape alone."""
+    kv = KvLanes(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
+    kv.keys.normal_()
+    kv.values.normal_()
+    batch = make_builder(kv, config.num_heads).build(_plan(lengths, False))
+    attention = LaneAttention(kv)
+    attention.plan = batch.attention  # type: ignore[assignment] # what this builder makes
+    code = torch.compile(
+        attention.traced, fullgraph=True, dynamic=False, options={"assert_indirect_indexing": False}
+    )
+    qkv = torch.nn.functional.pad(qkv, (0, 0, 0, 0, 0, len(batch.tokens) - len(qkv)))
+    return lambda: code(qkv, attention.memory(0), attention.inputs())
 
 
 def first_time(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
@@ -121,11 +145,8 @@ def main(argv: Sequence[str]) -> int:
         for name, (lengths, is_chunk) in cases.items():
             key = f"{name}, {str(dtype).removeprefix('torch.')}"
             found[key] = measure(config, dtype, lengths, is_chunk)
-            fused, products = found[key].values()
-            print(
-                f"{key:32} fused {fused:8.2f} ms  products {products:8.2f} ms"
-                f"  {products / fused:5.2f}x"
-            )
+            told = "".join(f"  {arm} {ms:8.2f} ms" for arm, ms in found[key].items())
+            print(f"{key:32}{told}")
     with torch.inference_mode():
         new_shape = first_time(config, torch.bfloat16)
     print("a product, first and again: {first:.2f} ms, {again:.2f} ms".format(**new_shape))

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from engine.computing import compiled, runner
+from engine.computing.checkpoint import load_model
+from engine.computing.kv import KvSlots
 from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import NOT_FINITE, Chunk
@@ -68,8 +70,19 @@ def likeliest(
     return [(t.id, t.logprob or 0.0) for t in executor.run(plan)]
 
 
+def check_shapes(plain: ModelExecutor, fast: ModelExecutor) -> None:
+    """Of one token that samples nothing, too: it is computed as decodes are."""
+    for executor in (plain, fast):
+        assert executor.run(make_plan([], [Chunk(make_sequence([3, 4], [0]), 0, 1, False)])) == []
+    for decodes, chunks in SHAPES:
+        pairs = zip(*(likeliest(e, decodes, chunks) for e in (plain, fast)), strict=True)
+        for (token, logprob), (same, other) in pairs:
+            assert token == same
+            assert logprob == pytest.approx(other, abs=1e-4)
+
+
 def skip_without_compiler() -> None:
-    if compiled._missing(torch.device("cpu")):
+    if compiled.compiler_missing(torch.device("cpu")):
         pytest.skip("no C++ compiler on this machine")
 
 
@@ -101,12 +114,7 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
         fast.warm_up()
     compiled_once = fast.compilations
     assert compiled_once == 9
-    for decodes, chunks in SHAPES:
-        expected, found = (likeliest(e, decodes, chunks) for e in (plain, fast))
-        assert len(found) == len(expected)
-        for (token, logprob), (same, other) in zip(found, expected, strict=True):
-            assert token == same
-            assert logprob == pytest.approx(other, abs=1e-4)
+    check_shapes(plain, fast)
     for executor in (plain, fast):
         executor.model.embedding[22] = torch.nan  # of a token in the first chunk
     expected, found = (
@@ -189,7 +197,7 @@ exit 1
 def test_where_nothing_can_be_written_compiled_code_is_kept_in_torchs_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_missing", lambda device: "")
+    monkeypatch.setattr(compiled, "compiler_missing", lambda device: "")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "of all"))
     for folder in (None, tmp_path / "file" / "mine"):
@@ -203,7 +211,7 @@ def test_where_nothing_can_be_written_compiled_code_is_kept_in_torchs_temporary_
 def test_the_folder_that_the_server_is_told_goes_before_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_missing", lambda device: "")
+    monkeypatch.setattr(compiled, "compiler_missing", lambda device: "")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of all"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -227,3 +235,38 @@ def test_int8_serves_and_stays_close(folder: Path) -> None:
         assert found == pytest.approx(expected, abs=0.5)
     with pytest.raises(ValueError, match="must be one of none, int8"):
         load(folder, num_pages=4, quantize="int2")
+
+
+@TORCHS_OWN
+def test_regions_around_attention_that_is_not_compiled_compute_the_same(folder: Path) -> None:
+    """As on CUDA, where decodes are no kind of their own."""
+    skip_without_compiler()
+    model = load_model(folder, torch.float32, "cpu")
+    plain, fast = (
+        ModelExecutor(model, KvSlots(model.config, 64, 4), is_compiled)
+        for is_compiled in (False, True)
+    )
+    fast.warm_up()
+    assert fast.compilations == 6
+    check_shapes(plain, fast)
+    assert fast.compilations == 6
+
+
+@TORCHS_OWN
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_region_is_called_directly_where_torch_tells_what_it_fetches(
+    is_told: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it does not, it is called through torch, and computes the same."""
+    skip_without_compiler()
+    if not is_told:
+        monkeypatch.setattr(compiled, "_source", lambda argument: None)
+    plain = load(folder, dtype="float32", num_pages=64, page_size=4)
+    fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
+    fast.warm_up()
+    assert fast._compiled is not None
+    calls = [call for regions in fast._compiled._regions.values() for call in regions]
+    through_torch = [hasattr(call, "_torchdynamo_orig_callable") for call in calls]
+    assert through_torch == [not is_told] * 9
+    check_shapes(plain, fast)
+    assert fast.compilations == 9

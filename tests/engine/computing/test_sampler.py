@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.computing.sampler import (
+    BLOCK,
     LIKELIEST,
     Sampler,
     _floors,
     _floors_unseen,
+    likeliest,
     splitmix64,
     uniform,
 )
@@ -106,6 +108,29 @@ def test_temperature_zero_is_the_likeliest_token_also_beside_random_rows() -> No
     tokens = sample(LOGITS, *others, greedy)
     assert tokens[-1] == Token(0)
     assert len({token.id for token in tokens}) > 3
+
+
+@given(
+    rows=st.integers(1, 6),
+    size=st.sampled_from([7, BLOCK, BLOCK + 1, 3 * BLOCK + 50]),
+    seed=st.integers(0, 99),
+    is_coarse=st.booleans(),
+)
+def test_the_likeliest_by_blocks_is_the_first_of_the_largest(
+    rows: int, size: int, seed: int, is_coarse: bool
+) -> None:
+    """Coarse numbers are often equal; every third row holds one that is not a number."""
+    logits = torch.randn(rows, size, generator=torch.manual_seed(seed))
+    if is_coarse:
+        logits = logits.round()
+    logits[::3, seed % size] = torch.nan
+    values, ids = likeliest(logits)
+    for row, value, index in zip(logits.tolist(), values.tolist(), ids.tolist(), strict=True):
+        if any(map(math.isnan, row)):
+            assert math.isnan(value)
+            assert math.isnan(row[index])
+        else:
+            assert (value, index) == (max(row), row.index(max(row)))
 
 
 def test_the_least_temperature_above_zero_is_as_good_as_greedy() -> None:
