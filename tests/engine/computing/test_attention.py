@@ -143,7 +143,7 @@ def test_paged_attention_equals_attention_written_out(
         check_equal(decodes, chunks)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     decodes=st.lists(st.integers(0, 40), max_size=4),
     chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2 * BLOCK + 9)), max_size=3),

@@ -81,6 +81,13 @@ def check_shapes(plain: ModelExecutor, fast: ModelExecutor) -> None:
             assert logprob == pytest.approx(other, abs=1e-4)
 
 
+def through_torch(executor: ModelExecutor) -> list[bool]:
+    """Of each region, whether it is called through torch."""
+    assert executor._compiled is not None
+    calls = [call for regions in executor._compiled._regions.values() for call in regions]
+    return [hasattr(call, "_torchdynamo_orig_callable") for call in calls]
+
+
 def skip_without_compiler() -> None:
     if compiled.compiler_missing(torch.device("cpu")):
         pytest.skip("no C++ compiler on this machine")
@@ -114,6 +121,7 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
         fast.warm_up()
     compiled_once = fast.compilations
     assert compiled_once == 9
+    assert through_torch(fast) == [False] * 9  # torch told what they fetch
     check_shapes(plain, fast)
     for executor in (plain, fast):
         executor.model.embedding[22] = torch.nan  # of a token in the first chunk
@@ -253,20 +261,30 @@ def test_regions_around_attention_that_is_not_compiled_compute_the_same(folder: 
 
 
 @TORCHS_OWN
-@pytest.mark.parametrize("is_told", [True, False])
-def test_a_region_is_called_directly_where_torch_tells_what_it_fetches(
-    is_told: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_region_is_called_through_torch_where_it_does_not_tell_what_it_fetches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it does not, it is called through torch, and computes the same."""
+    """And computes the same."""
     skip_without_compiler()
-    if not is_told:
-        monkeypatch.setattr(compiled, "_source", lambda argument: None)
+    monkeypatch.setattr(compiled, "_source", lambda argument: None)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     fast.warm_up()
-    assert fast._compiled is not None
-    calls = [call for regions in fast._compiled._regions.values() for call in regions]
-    through_torch = [hasattr(call, "_torchdynamo_orig_callable") for call in calls]
-    assert through_torch == [not is_told] * 9
+    assert through_torch(fast) == [True] * 9
     check_shapes(plain, fast)
     assert fast.compilations == 9
+
+
+@TORCHS_OWN
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", "none"), ("float32", "int8")])
+def test_other_formats_are_close_when_compiled(folder: Path, dtype: str, quantize: str) -> None:
+    skip_without_compiler()
+    plain, fast = (
+        load(folder, dtype=dtype, quantize=quantize, num_pages=64, page_size=4, compile=mode)
+        for mode in ("off", "on")
+    )
+    fast.warm_up()
+    for decodes, chunks in SHAPES:
+        pairs = zip(*(likeliest(e, decodes, chunks) for e in (plain, fast)), strict=True)
+        for (_, logprob), (_, other) in pairs:
+            assert logprob == pytest.approx(other, abs=0.2)
