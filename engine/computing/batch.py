@@ -12,6 +12,7 @@ first time oneDNN compiles code, which takes longer than many a product and stay
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def rounded_up(count: int, exact: int, coarsest: int = 1 << 30) -> int:
     return -(-count // step) * step
 
 
-class BatchBuilder:
+class BatchBuilder(ABC):
     """Builds batches for one KV memory's page size, on one device. What attention needs to know is
     made by a subclass for each layout of the memory.
     """
@@ -152,6 +153,7 @@ class BatchBuilder:
         """Rows beyond `count` decodes, of more than a lone one."""
         return 0
 
+    @abstractmethod
     def _attention(
         self,
         slots: Tensor,
@@ -161,11 +163,10 @@ class BatchBuilder:
         chunks: tuple[ChunkSpan, ...],
     ) -> AttentionPlan | LanePlan:
         """`reads` are the decodes with their positions, `padding` the rows behind them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _context(self, pages: list[int]) -> Tensor | int:
         """What reading the context of a chunk asks for."""
-        raise NotImplementedError
 
     def _is_grouped(self, chunk: Chunk) -> bool:
         return self._is_cpu and chunk.start == 0 and chunk.length <= LONGEST_TOGETHER

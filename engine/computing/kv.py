@@ -13,6 +13,7 @@ side by side, and values [layers, pages, KH, page_size, D]. Sizes are bytes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class LayerMemory(NamedTuple):
     pages: Tensor  # [2 * KH * pages, page_size * D]
 
 
-class KvMemory:
+class KvMemory(ABC):
     """Two pages are there that no sequence is given: the spare one, which padding of a batch reads
     and nobody writes, and the sink, which is where padding is written and nobody reads.
     """
@@ -93,9 +94,9 @@ class KvMemory:
     def num_slots(self) -> int:
         return self.num_rows * self.page_size
 
+    @abstractmethod
     def clear(self, pages: List[int]) -> None:
         """Zeros in these pages, behind what has been launched."""
-        raise NotImplementedError
 
     def _zeros(self, *shape: int) -> Tensor:
         """Not empty: padded positions are read with weight 0, and 0 * nan is nan."""
