@@ -99,6 +99,7 @@ def _in_place(
     batch = make_builder(kv, config.num_heads).build(_plan(lengths, False))
     attention = LaneAttention(kv)
     attention.plan = batch.attention  # type: ignore[assignment] # what this builder makes
+    torch._dynamo.reset()  # it refuses to compile the same function for many shapes
     code = torch.compile(
         attention.traced, fullgraph=True, dynamic=False, options={"assert_indirect_indexing": False}
     )
