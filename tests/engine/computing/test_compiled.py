@@ -16,7 +16,6 @@ import torch
 from engine.computing import compiled, runner
 from engine.computing.checkpoint import load_model
 from engine.computing.kv import KvSlots
-from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
@@ -107,13 +106,12 @@ def folder(saved: Callable[[str], Saved]) -> Path:
 
 
 @TORCHS_OWN
-@pytest.mark.parametrize("row_layout", ROW_LAYOUTS)
 def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None, row_layout: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
-    """Whichever layout is the fastest here for the lone decode."""
+    """With a copy of the matrices for the lone decode: not every CPU would choose one."""
     skip_without_compiler()
-    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: row_layout)
+    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: "lanes")
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
@@ -262,10 +260,11 @@ def test_regions_around_attention_that_is_not_compiled_compute_the_same(folder: 
 
 @TORCHS_OWN
 def test_a_region_is_called_through_torch_where_it_does_not_tell_what_it_fetches(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
     """And computes the same."""
     skip_without_compiler()
+    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: "lanes")
     monkeypatch.setattr(compiled, "_source", lambda argument: None)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
@@ -273,18 +272,3 @@ def test_a_region_is_called_through_torch_where_it_does_not_tell_what_it_fetches
     assert through_torch(fast) == [True] * 9
     check_shapes(plain, fast)
     assert fast.compilations == 9
-
-
-@TORCHS_OWN
-@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", "none"), ("float32", "int8")])
-def test_other_formats_are_close_when_compiled(folder: Path, dtype: str, quantize: str) -> None:
-    skip_without_compiler()
-    plain, fast = (
-        load(folder, dtype=dtype, quantize=quantize, num_pages=64, page_size=4, compile=mode)
-        for mode in ("off", "on")
-    )
-    fast.warm_up()
-    for decodes, chunks in SHAPES:
-        pairs = zip(*(likeliest(e, decodes, chunks) for e in (plain, fast)), strict=True)
-        for (_, logprob), (_, other) in pairs:
-            assert logprob == pytest.approx(other, abs=0.2)
