@@ -132,10 +132,10 @@ class BatchBuilder(ABC):
             slots += self._slots(chunk.sequence, chunk.start, chunk.length)
             ends[chunk.sequence] = len(tokens) - 1
         rows = [ends[sequence] for sequence in plan.sampling]
-        if len(tokens) == 1:
-            rows = [0]  # a row too many where nothing is sampled
-        else:
+        if len(tokens) > 1:
             self._pad(tokens, positions, slots, rows)
+        elif self._least:
+            rows = [0]  # a row too many where nothing is sampled: compiled code has no fewer
         columns = self._to_device(tokens, positions, slots, rows)
         if last is not None:
             last.fill_in(columns[0], decodes)
