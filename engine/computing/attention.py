@@ -33,6 +33,7 @@ POSITIONS = 1024  # of a decode group, from which on the products are worth thei
 PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
 SHORT = 128  # tokens of prompts in float32 up to which products are faster
 MULTIPLE = 16  # of sizes that the fused kernel is given in bfloat16 on a CPU
+PACKED_FROM = 64  # queries and keys, from which on it lays them out for matrix units (AMX)
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -104,7 +105,9 @@ class PagedAttention:
         """`by_products`: whether large products are written out, by default where the fused kernel
         is the slower way.
         """
-        self._by_products = is_slow_fused(kv.slots) if by_products is None else by_products
+        self._by_products = (
+            is_slow_fused(kv.dtype, kv.device) if by_products is None else by_products
+        )
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
         self._gathered = kv.slots.new_empty(0)
@@ -146,9 +149,7 @@ class PagedAttention:
                 length = chunk.first + len(new)
                 k, v = (x[:, 0] for x in self._context(memory, chunk.pages, 1, length))
             parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
-        if rows < len(qkv):
-            parts.append(qkv.new_zeros(len(qkv) - rows, heads * qkv.shape[2]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return together(parts, len(qkv))
 
     def _context(
         self, memory: LayerMemory, pages: Tensor | int, batch: int, length: int
@@ -175,16 +176,33 @@ class PagedAttention:
         return out.view(2, self._num_kv, batch, -1, memory.slots.shape[1])
 
 
-def is_slow_fused(slots: Tensor) -> bool:
-    is_bfloat16 = slots.device.type == "cpu" and slots.dtype == torch.bfloat16
-    return is_bfloat16 and not torch.cpu._is_amx_tile_supported()
+def is_slow_fused(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether large products are faster written out."""
+    return _is_cpu_bfloat16(dtype, device) and not torch.cpu._is_amx_tile_supported()
+
+
+def is_packing(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the fused kernel uses matrix units, for lengths from PACKED_FROM on."""
+    return _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
+
+
+def _is_cpu_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16
+
+
+def together(parts: list[Tensor], count: int) -> Tensor:
+    """Rows [n, KH, G, D] of each part after the other, then zeros: to [count, H * D]."""
+    computed = sum(map(len, parts))
+    if computed < count:
+        parts = [*parts, parts[0].new_zeros(count - computed, *parts[0].shape[1:])]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(1)
 
 
 def _attend_group(
     q: Tensor, mask: Tensor | None, k: Tensor, v: Tensor, by_products: bool
 ) -> Tensor:
-    """q [B, H, D] and k, v [KH, B, L, D], to [B, H * D]."""
-    batch, _, dim = q.shape
+    """q [B, H, D] and k, v [KH, B, L, D], to [B, KH, G, D]."""
+    dim = q.shape[2]
     q = q.unflatten(1, (len(k), -1)).transpose(0, 1)  # [KH, B, G, D]
     if by_products:
         scores = (q * dim**-0.5) @ k.transpose(2, 3)  # [KH, B, G, L]
@@ -193,13 +211,13 @@ def _attend_group(
         out = torch.softmax(scores, -1) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask)
-    return out.transpose(0, 1).reshape(batch, -1)
+    return out.transpose(0, 1)
 
 
 def attend_prompts(
     qkv: Tensor, group: PromptGroup, heads: int, num_kv: int, by_products: bool
 ) -> Tensor:
-    """qkv [T, H + 2 * KH, D], to [tokens, H * D]."""
+    """qkv [T, H + 2 * KH, D], to [tokens, KH, G, D]."""
     dim, length, per_kv = qkv.shape[2], group.length, heads // num_kv
     batch, rows = num_kv * group.size, per_kv * length
     gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
@@ -213,11 +231,11 @@ def attend_prompts(
         q = q.view(batch, per_kv, length, dim)
         k, v = (x[:, None].expand(-1, per_kv, -1, -1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True).contiguous()
-    return out.view(-1, dim).index_select(0, group.outputs).view(-1, heads * dim)
+    return out.view(-1, dim).index_select(0, group.outputs).view(-1, num_kv, per_kv, dim)
 
 
 def attend_chunk(q: Tensor, k: Tensor, v: Tensor, by_products: bool) -> Tensor:
-    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, H * D]."""
+    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, KH, G, D]."""
     if by_products and len(q) * k.shape[1] >= PAIRS:
         return _attend_blocks(q, k, v)
     return _attend_whole(q, k, v)
@@ -227,10 +245,12 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """To the kernel a key-value head is a batch of G query heads, which read it with stride 0."""
     (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
     first = seen - count  # position of the first query
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if _is_cpu_bfloat16(q.dtype, q.device):
         # With matrix units the kernel compiles code for each new size, and keeps it for ever.
-        q = F.pad(q, (0, 0, 0, 0, 0, -count % MULTIPLE))
-        k, v = (F.pad(x, (0, 0, 0, -seen % MULTIPLE)) for x in (k, v))
+        if padding := -count % MULTIPLE:
+            q = F.pad(q, (0, 0, 0, 0, 0, padding))
+        if padding := -seen % MULTIPLE:
+            k, v = (F.pad(x, (0, 0, 0, padding)) for x in (k, v))
     mask = None
     if first:
         mask = torch.full((len(q), k.shape[1]), -torch.inf, dtype=q.dtype, device=q.device)
@@ -238,7 +258,7 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q = q.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)  # [KH, G, n, D]
     k, v = (x[:, None].expand(-1, num_q // num_kv, -1, -1) for x in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
-    return out.permute(2, 0, 1, 3)[:count].reshape(count, -1)
+    return out.permute(2, 0, 1, 3)[:count]
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -246,7 +266,7 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (n, num_q, dim), (num_kv, length, _) = q.shape, k.shape
     k, v = k.transpose(1, 2).contiguous(), v.contiguous()
     q = (q * dim**-0.5).unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, n, G, D]
-    out = torch.empty(n, num_q * dim, dtype=q.dtype)
+    out = torch.empty(n, num_kv, num_q // num_kv, dim, dtype=q.dtype)
     future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)[:, None]
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
@@ -256,8 +276,7 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         latest = scores.view(num_kv, size, -1, seen)[..., seen - size :]
         latest += future[:size, :, :size]
         part = torch.bmm(torch.softmax(scores, -1), v[:, :seen])
-        into = out[start : start + size].view(size, num_kv, -1, dim)
-        into.copy_(part.view(num_kv, size, -1, dim).transpose(0, 1))
+        out[start : start + size] = part.view(num_kv, size, -1, dim).transpose(0, 1)
     return out
 
 

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
+from engine.computing.attention import (
+    PACKED_FROM,
+    AttentionPlan,
+    ChunkSpan,
+    DecodeGroup,
+    PromptGroup,
+    is_packing,
+)
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
 from engine.computing.picked import Picked, decoded
@@ -102,6 +109,7 @@ class BatchBuilder(ABC):
         self._device = kv.device
         self._least = least
         self._is_cpu = self._device.type == "cpu"
+        self.is_packing = is_packing(kv.dtype, kv.device)  # prompts are padded for it
 
     def build(self, plan: Plan, last: Picked | None = None) -> Batch:
         """`last` is what the launch before it picked, for decodes whose token is in flight."""
@@ -207,13 +215,21 @@ class BatchBuilder(ABC):
     def _prompts(self, lengths: list[int], row: int) -> tuple[PromptGroup, ...]:
         """Of prompts from long to short, the first of which begins in that row."""
         groups = []
-        for start, stop in group_prompts(lengths):
+        for start, stop in group_prompts([self._prompt_width(length) for length in lengths]):
             groups.append(self._prompt_group(lengths[start:stop], row))
             row += sum(lengths[start:stop])
         return tuple(groups)
 
+    def _prompt_width(self, length: int) -> int:
+        """What a prompt is padded to. Where the kernel uses matrix units from some length on, more
+        than half of it is worth being padded to it (`python -m tests.bench attention`).
+        """
+        if self.is_packing and PACKED_FROM // 2 < length <= PACKED_FROM:
+            return PACKED_FROM
+        return rounded_up(length, 16)
+
     def _prompt_group(self, lengths: list[int], row: int) -> PromptGroup:
-        count, width = len(lengths), rounded_up(lengths[0], 16)
+        count, width = len(lengths), self._prompt_width(lengths[0])
         heads, per_kv = self._num_heads, self._num_heads // self._num_kv
         sizes = torch.tensor(lengths)[:, None]
         within = torch.arange(width)

@@ -27,6 +27,7 @@ from engine.computing.attention import (
     attend_chunk,
     attend_prompts,
     is_slow_fused,
+    together,
 )
 from engine.computing.kv import KvLanes
 
@@ -110,7 +111,7 @@ class LaneAttention:
     def __init__(self, kv: KvLanes) -> None:
         self._memory = [(kv.keys[layer], kv.values[layer]) for layer in range(kv.num_layers)]
         self._num_kv = kv.num_kv_heads
-        self._by_products = is_slow_fused(kv.keys)
+        self._by_products = is_slow_fused(kv.dtype, kv.device)
 
     def memory(self, layer: int) -> tuple[Tensor, ...]:
         return self._memory[layer]
@@ -125,7 +126,7 @@ class LaneAttention:
             return decoded
         heads = qkv.shape[1] - 2 * num_kv
         parts = [
-            decoded,
+            decoded.view(-1, num_kv, heads // num_kv, qkv.shape[2]),
             *(attend_prompts(qkv, p, heads, num_kv, self._by_products) for p in plan.prompts),
         ]
         for chunk in plan.chunks:
@@ -135,10 +136,7 @@ class LaneAttention:
             else:
                 k, v = new[:, heads:].transpose(0, 1).split(num_kv)
             parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
-        computed = sum(map(len, parts))
-        if computed < len(qkv):
-            parts.append(qkv.new_zeros(len(qkv) - computed, heads * qkv.shape[2]))
-        return torch.cat(parts)
+        return together(parts, len(qkv))
 
     def _context(self, layer: int, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [KH, L, D] of these pages [P]."""

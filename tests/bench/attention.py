@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.computing.attention import PagedAttention
-from engine.computing.batch import make_builder
+from engine.computing.batch import Batch, make_builder
 from engine.computing.compiled import compiler_missing
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvLanes, KvSlots
@@ -37,6 +37,7 @@ PAGE = 16
 # (decodes, their context) or (start, length) of a chunk
 DECODES = ((1, 200), (1, 2000), (8, 200), (64, 200), (64, 2000))
 CHUNKS = ((0, 128), (0, 512), (0, 2048), (1536, 512))
+PROMPTS = ((8, 20), (8, 40), (8, 57))  # so many of that length
 
 
 def _plan(lengths: list[tuple[int, int]], is_chunk: bool) -> Plan:
@@ -73,16 +74,20 @@ def measure(
 ) -> dict[str, float]:
     kv = KvSlots(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.slots.normal_()
-    batch = make_builder(kv, config.num_heads).build(_plan(lengths, is_chunk))
+    builder, plan = make_builder(kv, config.num_heads), _plan(lengths, is_chunk)
+    batch = builder.build(plan)
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
     qkv = torch.randn(tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim).to(dtype)
 
-    def arm(by_products: bool) -> Callable[[], object]:
+    def arm(by_products: bool, batch: Batch = batch) -> Callable[[], object]:
         attention = PagedAttention(kv, by_products)
-        attention.plan = batch.attention
+        attention.plan = batch.attention  # type: ignore[assignment] # what this builder makes
         return lambda: attention.attend(qkv, 0)
 
     arms = {"fused": arm(False), "products": arm(True)}
+    if is_chunk and builder.is_packing:
+        builder.is_packing = False
+        arms["not padded"] = arm(False, builder.build(plan))
     if not is_chunk and not compiler_missing(kv.device):
         arms["in place"] = _in_place(config, dtype, lengths, qkv)
     repeats = 5 if tokens * longest > 1 << 20 else 15
@@ -141,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
     )
     cases = {f"{n} decodes of {length}": ([(length - 1, 1)] * n, False) for n, length in DECODES}
     cases |= {f"chunk {start}+{new}": ([(start, new)], True) for start, new in CHUNKS}
+    cases |= {f"{n} prompts of {length}": ([(0, length)] * n, True) for n, length in PROMPTS}
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         for name, (lengths, is_chunk) in cases.items():

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.attention import BLOCK, MULTIPLE, SHORT, PagedAttention, attend_slowly
+from engine.computing import batch
+from engine.computing.attention import (
+    BLOCK,
+    MULTIPLE,
+    PACKED_FROM,
+    SHORT,
+    PagedAttention,
+    attend_slowly,
+)
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
@@ -182,6 +190,14 @@ def test_prompts_of_similar_length_are_computed_together_and_long_ones_by_themse
     ]  # 90^2 - 80^2 < 8,192 <= + 90^2 - 20^2
     assert group_prompts([512] * 5) == [(0, 2), (2, 4), (4, 5)]  # 2 * 512^2 = 2^19 pairs
     check_equal([3], [(0, 90), (0, 80), (2, 70), (0, 20), (0, LONGEST_TOGETHER + 1), (0, 90)])
+
+
+def test_prompts_that_are_padded_for_matrix_units_are_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "is_packing", lambda dtype, device: True)
+    lengths = [PACKED_FROM + 9, PACKED_FROM, PACKED_FROM - 7, PACKED_FROM // 2 + 1]
+    check_equal([3], [(0, length) for length in (*lengths, PACKED_FROM // 2, 5)])
 
 
 def test_prompts_in_float32_are_right_on_either_side_of_where_products_are_faster() -> None:
