@@ -159,7 +159,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return self._engine.info
 
     def _limits(self, info: EngineInfo) -> Limits:
-        return Limits(info.context_len, info.kv_len, info.eos_token_ids | self._eos_ids)
+        is_larger = self._tokenizer.vocab_size > info.vocab_size
+        vocab_size = info.vocab_size if is_larger else None
+        eos_ids = info.eos_token_ids | self._eos_ids
+        return Limits(info.context_len, info.kv_len, eos_ids, vocab_size)
 
     async def _ask(self, name: str, **arguments: Any) -> Any:
         """Puts a question to the engine; its refusals become statuses here and nowhere else."""

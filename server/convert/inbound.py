@@ -97,11 +97,14 @@ class Asked:
 
 
 class Limits(NamedTuple):
-    """What a prompt and its output must fit into, in tokens."""
+    """What a prompt and its output must fit into, in tokens. `vocab_size` is the model's, where its
+    tokenizer knows more tokens than that.
+    """
 
     context_len: int
     kv_len: int
     eos_token_ids: frozenset[int]
+    vocab_size: int | None = None
 
 
 class _Reader:
@@ -348,9 +351,13 @@ def engine_requests(
 ) -> list[Request]:
     """One engine request per completion. `request_id` and `seed` are the call's, given or made.
 
-    Raises InvalidRequest for a prompt that leaves no room for output, or more than memory holds.
+    Raises InvalidRequest for a prompt that leaves no room for output, for more than memory holds,
+    and for a token that is the tokenizer's alone.
     """
     max_tokens = _max_tokens(asked, len(prompt), limits)
+    if limits.vocab_size is not None and (largest := max(prompt)) >= limits.vocab_size:
+        text = f"holds token {largest} of the tokenizer; the model has {limits.vocab_size}"
+        raise InvalidRequest([Violation(asked.input.field, text)])
     sampling = dict(asked.sampling)
     seed = sampling.pop("seed", seed)
     sampling["min_tokens"] = min(sampling["min_tokens"], max_tokens)

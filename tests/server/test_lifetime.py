@@ -18,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from engine.embedded import FOLDER
+from engine.tokenizer import SPACE
 from proto.niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
 from tests.server_process import ServerProcess
@@ -169,19 +170,36 @@ async def test_a_hugging_face_folder_is_served(
         assert await within(refused.code()) is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """A random Llama with a word tokenizer, laid out as Hugging Face does."""
+async def test_a_token_that_the_model_does_not_know_is_refused_and_nothing_else_is(
+    start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = make_checkpoint(tmp_path_factory.mktemp("small-table"), vocab_size=40)
+    process = start("--model", str(folder))
+    process.wait_ready()
+    async with stubs_of(process) as stubs:
+        for form in ({"text": "Once 50"}, {"token_ids": pb.TokenIds(ids=[1, 57])}):
+            request = pb.GenerateStreamRequest(input=pb.Input(**form))
+            call = stubs.inference.GenerateStream(request)
+            assert await within(call.code()) is grpc.StatusCode.INVALID_ARGUMENT
+            assert "40" in await call.details()
+        finished = await finish(stubs.inference.GenerateStream(asked(7)))
+        assert finished.usage.output_tokens == 7
+
+
+def make_checkpoint(folder: Path, vocab_size: int | None = None) -> Path:
+    """A random Llama with a word tokenizer of 64, laid out as Hugging Face does."""
     import tokenizers
     import transformers
 
-    words = ["<unk>", *["Once", "upon", "a", "time", "there", "was"], *map(str, range(57))]
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>")
+    words = ["Once", "upon", "a", "time", "there", "was", *map(str, range(57))]
+    pieces = ["<unk>", *(SPACE + word for word in words)]
+    model = tokenizers.models.WordLevel({piece: i for i, piece in enumerate(pieces)}, "<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = transformers.LlamaConfig(
-        vocab_size=len(words),
+        vocab_size=vocab_size or len(pieces),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
