@@ -159,10 +159,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         return self._engine.info
 
     def _limits(self, info: EngineInfo) -> Limits:
-        is_larger = self._tokenizer.vocab_size > info.vocab_size
-        vocab_size = info.vocab_size if is_larger else None
         eos_ids = info.eos_token_ids | self._eos_ids
-        return Limits(info.context_len, info.kv_len, eos_ids, vocab_size)
+        return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids)
 
     async def _ask(self, name: str, **arguments: Any) -> Any:
         """Puts a question to the engine; its refusals become statuses here and nowhere else."""

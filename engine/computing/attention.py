@@ -33,7 +33,9 @@ POSITIONS = 1024  # of a decode group, from which on the products are worth thei
 PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
 SHORT = 128  # tokens of prompts in float32 up to which products are faster
 MULTIPLE = 16  # of sizes that the fused kernel is given in bfloat16 on a CPU
-PACKED_FROM = 64  # queries and keys, from which on it lays them out for matrix units (AMX)
+# When it lays keys and values out for matrix units (AMX), by torch's FlashAttentionKernel.cpp: from
+# so many of them on and, of just so many, with up to a quarter as many threads.
+MATRIX_UNITS_FROM, MATRIX_UNITS_THREADS = 64, 16
 BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
@@ -149,7 +151,7 @@ class PagedAttention:
                 length = chunk.first + len(new)
                 k, v = (x[:, 0] for x in self._context(memory, chunk.pages, 1, length))
             parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
-        return together(parts, len(qkv))
+        return joined(parts, len(qkv))
 
     def _context(
         self, memory: LayerMemory, pages: Tensor | int, batch: int, length: int
@@ -181,16 +183,19 @@ def is_slow_fused(dtype: torch.dtype, device: torch.device) -> bool:
     return _is_cpu_bfloat16(dtype, device) and not torch.cpu._is_amx_tile_supported()
 
 
-def is_packing(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the fused kernel uses matrix units, for lengths from PACKED_FROM on."""
-    return _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
+def is_fused_with_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the fused kernel uses AMX for prompts from MATRIX_UNITS_FROM tokens on. With more
+    threads it takes laying keys and values out for that to be too much work.
+    """
+    has_them = _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
+    return has_them and torch.get_num_threads() <= MATRIX_UNITS_THREADS
 
 
 def _is_cpu_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype == torch.bfloat16
 
 
-def together(parts: list[Tensor], count: int) -> Tensor:
+def joined(parts: list[Tensor], count: int) -> Tensor:
     """Rows [n, KH, G, D] of each part after the other, then zeros: to [count, H * D]."""
     computed = sum(map(len, parts))
     if computed < count:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from engine.computing.attention import (
-    PACKED_FROM,
+    MATRIX_UNITS_FROM,
     AttentionPlan,
     ChunkSpan,
     DecodeGroup,
     PromptGroup,
-    is_packing,
+    is_fused_with_matrix_units,
 )
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
@@ -39,6 +39,8 @@ GROUP_COST = 2048
 # Likewise of prompts, in padded pairs of a query and a key; and the most pairs of one group, whose
 # scores should stay in the cache.
 PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
+# Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM.
+WORTH_MATRIX_UNITS = 49
 LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 
@@ -70,18 +72,20 @@ def group_decodes(counts: List[int], spare_pages: int) -> list[tuple[int, int]]:
     return groups
 
 
-def group_prompts(lengths: List[int]) -> list[tuple[int, int]]:
-    """Cuts prompts, given their lengths from most to least, into [start, stop) groups."""
+def group_prompts(widths: List[int]) -> list[tuple[int, int]]:
+    """Cuts prompts, given what each is padded to by itself, from most to least, into [start, stop)
+    groups.
+    """
     groups, start, padding = [], 0, 0
-    for index, length in enumerate(lengths):
-        pairs = lengths[start] ** 2
-        padding += pairs - length**2
+    for index, width in enumerate(widths):
+        pairs = widths[start] ** 2
+        padding += pairs - width**2
         num_pairs = pairs * (index + 1 - start)
         if padding > PROMPT_GROUP_COST or (index > start and num_pairs > PROMPT_GROUP_PAIRS):
             groups.append((start, index))
             start, padding = index, 0
-    if lengths:
-        groups.append((start, len(lengths)))
+    if widths:
+        groups.append((start, len(widths)))
     return groups
 
 
@@ -109,7 +113,8 @@ class BatchBuilder(ABC):
         self._device = kv.device
         self._least = least
         self._is_cpu = self._device.type == "cpu"
-        self.is_packing = is_packing(kv.dtype, kv.device)  # prompts are padded for it
+        # Whether prompts not much shorter than MATRIX_UNITS_FROM are padded to it.
+        self.pads_prompts = is_fused_with_matrix_units(kv.dtype, kv.device)
 
     def build(self, plan: Plan, last: Picked | None = None) -> Batch:
         """`last` is what the launch before it picked, for decodes whose token is in flight."""
@@ -215,21 +220,20 @@ class BatchBuilder(ABC):
     def _prompts(self, lengths: list[int], row: int) -> tuple[PromptGroup, ...]:
         """Of prompts from long to short, the first of which begins in that row."""
         groups = []
-        for start, stop in group_prompts([self._prompt_width(length) for length in lengths]):
-            groups.append(self._prompt_group(lengths[start:stop], row))
+        widths = [self._prompt_width(length) for length in lengths]
+        for start, stop in group_prompts(widths):
+            groups.append(self._prompt_group(lengths[start:stop], widths[start], row))
             row += sum(lengths[start:stop])
         return tuple(groups)
 
     def _prompt_width(self, length: int) -> int:
-        """What a prompt is padded to. Where the kernel uses matrix units from some length on, more
-        than half of it is worth being padded to it (`python -m tests.bench attention`).
-        """
-        if self.is_packing and PACKED_FROM // 2 < length <= PACKED_FROM:
-            return PACKED_FROM
+        """What a prompt is padded to."""
+        if self.pads_prompts and WORTH_MATRIX_UNITS <= length < MATRIX_UNITS_FROM:
+            return MATRIX_UNITS_FROM
         return rounded_up(length, 16)
 
-    def _prompt_group(self, lengths: list[int], row: int) -> PromptGroup:
-        count, width = len(lengths), self._prompt_width(lengths[0])
+    def _prompt_group(self, lengths: list[int], width: int, row: int) -> PromptGroup:
+        count = len(lengths)
         heads, per_kv = self._num_heads, self._num_heads // self._num_kv
         sizes = torch.tensor(lengths)[:, None]
         within = torch.arange(width)

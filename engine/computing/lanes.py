@@ -27,7 +27,7 @@ from engine.computing.attention import (
     attend_chunk,
     attend_prompts,
     is_slow_fused,
-    together,
+    joined,
 )
 from engine.computing.kv import KvLanes
 
@@ -136,7 +136,7 @@ class LaneAttention:
             else:
                 k, v = new[:, heads:].transpose(0, 1).split(num_kv)
             parts.append(attend_chunk(new[:, :heads], k, v, self._by_products))
-        return together(parts, len(qkv))
+        return joined(parts, len(qkv))
 
     def _context(self, layer: int, pages: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [KH, L, D] of these pages [P]."""

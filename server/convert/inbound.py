@@ -1,7 +1,7 @@
 """From request messages to the engine's values, or to the list of what is wrong with them.
 
 Reading checks everything that can be checked without a tokenizer and names each bad field by its
-path (`sampling.top_p`); what needs the prompt's length is checked in `engine_requests`. Durations
+path (`sampling.top_p`); what needs the prompt's tokens is checked in `engine_requests`. Durations
 of the wire become float seconds.
 """
 
@@ -97,14 +97,12 @@ class Asked:
 
 
 class Limits(NamedTuple):
-    """What a prompt and its output must fit into, in tokens. `vocab_size` is the model's, where its
-    tokenizer knows more tokens than that.
-    """
+    """The served model's. A prompt and its output must fit into the lengths, in tokens."""
 
     context_len: int
     kv_len: int
+    vocab_size: int  # a tokenizer may know more tokens than its model
     eos_token_ids: frozenset[int]
-    vocab_size: int | None = None
 
 
 class _Reader:
@@ -352,11 +350,11 @@ def engine_requests(
     """One engine request per completion. `request_id` and `seed` are the call's, given or made.
 
     Raises InvalidRequest for a prompt that leaves no room for output, for more than memory holds,
-    and for a token that is the tokenizer's alone.
+    and for a token that the model does not know.
     """
     max_tokens = _max_tokens(asked, len(prompt), limits)
-    if limits.vocab_size is not None and (largest := max(prompt)) >= limits.vocab_size:
-        text = f"holds token {largest} of the tokenizer; the model has {limits.vocab_size}"
+    if (largest := max(prompt)) >= limits.vocab_size:
+        text = f"holds token {largest}; the model knows those below {limits.vocab_size}"
         raise InvalidRequest([Violation(asked.input.field, text)])
     sampling = dict(asked.sampling)
     seed = sampling.pop("seed", seed)

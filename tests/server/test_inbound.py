@@ -24,7 +24,7 @@ from server.convert.inbound import (
 
 VOCAB = 100
 INF = float("inf")
-LIMITS = Limits(context_len=64, kv_len=128, eos_token_ids=frozenset({2}))
+LIMITS = Limits(context_len=64, kv_len=128, vocab_size=VOCAB, eos_token_ids=frozenset({2}))
 
 Change = Callable[[pb.GenerateRequest], object]
 
@@ -153,7 +153,7 @@ def test_output_ends_at_the_context_whatever_was_asked(
 
 
 def test_the_default_length_is_128_or_what_memory_leaves() -> None:
-    wide = Limits(context_len=4096, kv_len=4096, eos_token_ids=frozenset())
+    wide = LIMITS._replace(context_len=4096, kv_len=4096)
     narrow = wide._replace(kv_len=100)
     assert admitted(make_request(), limits=wide)[0].sampling.max_tokens == 128
     assert admitted(make_request(), limits=narrow)[0].sampling.max_tokens == 97
@@ -219,13 +219,19 @@ def test_the_call_s_deadline_is_a_target_only_without_another() -> None:
     assert read(named, timeout_s=2.0).quality.tier == "batch"
 
 
+def test_a_token_of_the_prompt_that_the_model_does_not_know_is_refused() -> None:
+    limits = LIMITS._replace(vocab_size=9)  # the prompt holds 0 to its length - 1
+    assert violations(lambda: admitted(make_request(), 10, limits)) == ["input.text"]
+    assert admitted(make_request(), 9, limits)
+
+
 def test_top_k_beyond_the_vocabulary_is_all_of_it() -> None:
     request = make_request(sampling=pb.Sampling(top_k=2**31))
     assert admitted(request)[0].sampling.top_k == VOCAB
 
 
 def test_an_estimate_needs_a_prompt_length() -> None:
-    tiers, limits = Tiers(), Limits(100, 80, frozenset())
+    tiers, limits = Tiers(), LIMITS._replace(context_len=100, kv_len=80)
 
     def fields(prompt_tokens: int, output_tokens: int = 0, tier: str = "") -> list[str]:
         qos = pb.QualityOfService(tier=tier)

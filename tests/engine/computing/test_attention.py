@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from engine.computing import batch
 from engine.computing.attention import (
     BLOCK,
+    MATRIX_UNITS_FROM,
     MULTIPLE,
-    PACKED_FROM,
     SHORT,
     PagedAttention,
     attend_slowly,
@@ -22,6 +22,7 @@ from engine.computing.attention import (
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
+    WORTH_MATRIX_UNITS,
     Batch,
     group_decodes,
     group_prompts,
@@ -192,12 +193,32 @@ def test_prompts_of_similar_length_are_computed_together_and_long_ones_by_themse
     check_equal([3], [(0, 90), (0, 80), (2, 70), (0, 20), (0, LONGEST_TOGETHER + 1), (0, 90)])
 
 
-def test_prompts_that_are_padded_for_matrix_units_are_right(
+def test_prompts_not_much_shorter_than_matrix_units_take_are_padded_and_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "is_packing", lambda dtype, device: True)
-    lengths = [PACKED_FROM + 9, PACKED_FROM, PACKED_FROM - 7, PACKED_FROM // 2 + 1]
-    check_equal([3], [(0, length) for length in (*lengths, PACKED_FROM // 2, 5)])
+    monkeypatch.setattr(batch, "is_fused_with_matrix_units", lambda dtype, device: True)
+    kv = KvSlots(CONFIG, 256, PAGE, torch.bfloat16)
+    lengths = [WORTH_MATRIX_UNITS - 1, WORTH_MATRIX_UNITS, MATRIX_UNITS_FROM, MATRIX_UNITS_FROM + 1]
+    widths = []
+    for length in lengths:
+        sequence = make_sequence(range(length), range(64))
+        plan = make_plan([], [Chunk(sequence, 0, length, True)])
+        (group,) = make_builder(kv, HEADS).build(plan).attention.prompts
+        widths.append(group.length)
+    expected = [rounded_up(lengths[0], 16), MATRIX_UNITS_FROM, MATRIX_UNITS_FROM]
+    assert widths == [*expected, rounded_up(lengths[3], 16)]
+    check_equal([3], [(0, length) for length in lengths[:3]], torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("layout", "least", "expected"), [(KvSlots, 0, []), (KvSlots, 2, [0]), (KvLanes, 2, [0])]
+)
+def test_a_lone_token_that_samples_nothing_has_a_row_only_where_code_is_compiled(
+    layout: type[KvSlots | KvLanes], least: int, expected: list[int]
+) -> None:
+    plan = make_plan([], [Chunk(make_sequence([1, 2], [0]), 0, 1, False)])
+    kv = layout(CONFIG, 4, PAGE, torch.float32)
+    assert make_builder(kv, HEADS, least).build(plan).rows.tolist() == expected
 
 
 def test_prompts_in_float32_are_right_on_either_side_of_where_products_are_faster() -> None:
