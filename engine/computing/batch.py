@@ -40,7 +40,7 @@ GROUP_COST = 2048
 # scores should stay in the cache.
 PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
 # Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM.
-WORTH_MATRIX_UNITS = 49
+WORTH_MATRIX_UNITS = 41
 LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 

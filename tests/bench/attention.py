@@ -38,7 +38,7 @@ PAGE = 16
 # (decodes, their context) or (start, length) of a chunk
 DECODES = ((1, 200), (1, 2000), (8, 200), (64, 200), (64, 2000))
 CHUNKS = ((0, 128), (0, 512), (0, 2048), (1536, 512))
-PROMPTS = ((8, 20), (8, 49), (8, 57))  # so many of that length
+PROMPTS = ((8, 20), (8, 34), (8, 44), (8, 57))  # so many of that length
 
 
 def _plan(lengths: list[tuple[int, int]], is_chunk: bool) -> Plan:
