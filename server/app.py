@@ -100,7 +100,7 @@ async def serve(config: ServerConfig) -> int:
 def _reassure() -> None:
     log.info(
         "starting",
-        note="the first start of a model measures and compiles it, for half a minute or longer",
+        note="the first start of a model measures and compiles it, for a minute or two",
     )
 
 
