@@ -39,7 +39,8 @@ GROUP_COST = 2048
 # Likewise of prompts, in padded pairs of a query and a key; and the most pairs of one group, whose
 # scores should stay in the cache.
 PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
-# Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM.
+# Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM, by
+# `python -m tests.bench attention --threads 2`.
 WORTH_MATRIX_UNITS = 41
 LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
