@@ -173,9 +173,11 @@ class _Sender:
         finally:
             sending.cancel()
             stopped.cancel()
+            # The last follower begins meanwhile: one cancelled before that would record nothing.
+            await asyncio.gather(sending, stopped, return_exceptions=True)
             for follower in self.followers:
                 follower.cancel()
-            await asyncio.gather(sending, stopped, *self.followers, return_exceptions=True)
+            await asyncio.gather(*self.followers, return_exceptions=True)
 
     async def _drain(self, stopped: asyncio.Task[bool]) -> None:
         ended = asyncio.gather(*self.followers, return_exceptions=True)

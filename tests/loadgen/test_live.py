@@ -195,6 +195,20 @@ def test_ctrl_c_ends_the_run_with_what_was_recorded(little: LittleServer) -> Non
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_request_sent_as_the_run_ends_is_recorded_like_those_before_it(
+    little: LittleServer,
+) -> None:
+    """Nobody has begun to read its stream then. Behind its schedule, the sender is between two
+    requests at most instants, so at most ends there is one."""
+    little.servicer.acts_as = "stay"
+    for _ in range(5):
+        watch = once(lambda progress: progress.num_sent >= 20, lambda: signal.raise_signal(2))
+        run = target(little).run(iter(every(0.0, 5000)), watch)
+        assert run.end is End.INTERRUPTED
+        assert {record.outcome for record in run.records} == {Outcome.ABANDONED}
+        assert all(record.ended_at is not None for record in run.records)
+
+
 def may_go_before_others() -> bool:
     """Whether this process may lower its niceness: the kernel's own answer."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
