@@ -25,6 +25,7 @@ UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e
 
 def build(config: EngineConfig) -> Engine:
     """Raises ValueError, one line, for a folder that cannot be served or a device not there."""
+    _check_outputs(config)
     device = _device(config.device)
     executor = runner.load(
         config.model,
@@ -54,6 +55,16 @@ def build(config: EngineConfig) -> Engine:
         calibration=calibration,
         compile_note=executor.compile_note,
     )
+
+
+def _check_outputs(config: EngineConfig) -> None:
+    """What is written at the end of the start is found wrong at its beginning."""
+    for flag, path in (
+        ("decision-log", config.decision_log),
+        ("save-profile", config.save_profile),
+    ):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"--{flag} {path}: {path.parent} is not a folder")
 
 
 def _compile_cache(config: EngineConfig) -> Path:

@@ -126,7 +126,7 @@ def test_a_comparison_sends_the_same_requests_to_each(
 def test_the_demo_streams_a_completion_and_a_table(capsys: Capture) -> None:
     """With a server of its own, which it stops."""
     load = ("--rps", "5", "--duration", "1", *SMALL)
-    assert demo.main(["--torch-threads", "1"], load) == 0
+    assert demo.main(["--torch-threads", "1", "--calibration-s", "1"], load) == 0
     output = capsys.readouterr()
     assert output.out.startswith("server ready on 127.0.0.1:")
     assert "> In the beginning\n" in output.out

@@ -245,7 +245,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "bad decision log": (
         lambda tmp: ["--decision-log", f"{tmp}/none/log"],
-        "none/log: No such file or directory",
+        "none is not a folder",
     ),
     "too much KV memory": (
         lambda tmp: ["--kv-memory-mib", "100000000"],
@@ -253,7 +253,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "bad profile": (
         lambda tmp: ["--save-profile", f"{tmp}/none/p"],
-        "none/p: No such file or directory",
+        "none is not a folder",
     ),
     "no such device": (lambda tmp: ["--device", "cuda:99"], "--device cuda:99: "),
     "no tiers file": (
