@@ -180,15 +180,19 @@ class PagedAttention:
 
 def is_slow_fused(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether large products are faster written out."""
-    return _is_cpu_bfloat16(dtype, device) and not torch.cpu._is_amx_tile_supported()
+    return _is_cpu_bfloat16(dtype, device) and not uses_matrix_units(dtype, device)
 
 
 def is_fused_with_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the fused kernel uses AMX for prompts from MATRIX_UNITS_FROM tokens on. With more
     threads it takes laying keys and values out for that to be too much work.
     """
-    has_them = _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
-    return has_them and torch.get_num_threads() <= MATRIX_UNITS_THREADS
+    return uses_matrix_units(dtype, device) and torch.get_num_threads() <= MATRIX_UNITS_THREADS
+
+
+def uses_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products use AMX."""
+    return _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
 
 
 def _is_cpu_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:

@@ -7,7 +7,7 @@ CPU; `rows` brings the sampled rows back to the plan's order. Lengths are tokens
 
 On a CPU lengths are rounded up to few (`rounded_up`): for every shape that a product has for the
 first time oneDNN compiles code, which takes longer than many a product and stays in memory
-(`python -m tests.bench attention`).
+(`python -m tests.bench products`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from engine.computing.attention import (
     DecodeGroup,
     PromptGroup,
     is_fused_with_matrix_units,
+    uses_matrix_units,
 )
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
@@ -42,6 +43,7 @@ PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
 # Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM, by
 # `python -m tests.bench attention --threads 2`.
 WORTH_MATRIX_UNITS = 41
+NONE = range(0)  # of the numbers of rows
 LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 
@@ -103,8 +105,12 @@ class BatchBuilder(ABC):
     made by a subclass for each layout of the memory.
     """
 
-    def __init__(self, kv: KvMemory, num_heads: int, least: int = 0) -> None:
-        """Fewer than `least` tokens, or sampled rows, are padded to as many; but a lone token."""
+    def __init__(
+        self, kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NONE
+    ) -> None:
+        """Fewer than `least` tokens, or sampled rows, are padded to as many, but a lone token; and
+        a number in `slow_rows` to one beyond (fastest.py).
+        """
         self._page_size = kv.page_size
         self._spare_page = kv.spare_page  # what padding reads: nobody's
         self._sink = kv.sink * kv.page_size
@@ -113,7 +119,10 @@ class BatchBuilder(ABC):
         self._dtype = kv.dtype
         self._device = kv.device
         self._least = least
+        self._slow_rows = slow_rows
         self._is_cpu = self._device.type == "cpu"
+        # Up to so many rows any number but those. Matrix units multiply 16 rows at a time.
+        self._exact = 16 if uses_matrix_units(kv.dtype, kv.device) else 32
         # Whether prompts not much shorter than MATRIX_UNITS_FROM are padded to it.
         self.pads_prompts = is_fused_with_matrix_units(kv.dtype, kv.device)
 
@@ -191,11 +200,15 @@ class BatchBuilder(ABC):
         count = self._padded(len(tokens))
         tokens += [0] * (count - len(tokens))
         positions += [0] * (count - len(positions))
-        rows += [0] * (self._least - len(rows))
+        rows += [0] * (self._worthwhile(len(rows)) - len(rows))
 
     def _padded(self, count: int) -> int:
+        count = self._worthwhile(count)
+        return rounded_up(count, self._exact, coarsest=16) if self._is_cpu else count
+
+    def _worthwhile(self, count: int) -> int:
         count = max(self._least, count)
-        return rounded_up(count, 32, coarsest=16) if self._is_cpu else count
+        return self._slow_rows.stop if count in self._slow_rows else count
 
     def _slots(self, sequence: Sequence, start: int, length: int) -> list[int]:
         """Where the keys and values of positions [start, start + length) go."""
@@ -264,8 +277,10 @@ class BatchBuilder(ABC):
 class SlotBatchBuilder(BatchBuilder):
     """For KvSlots: padding of the batch is neither written nor attended to."""
 
-    def __init__(self, kv: KvSlots, num_heads: int, least: int = 0) -> None:
-        super().__init__(kv, num_heads, least)
+    def __init__(
+        self, kv: KvSlots, num_heads: int, least: int = 0, slow_rows: range = NONE
+    ) -> None:
+        super().__init__(kv, num_heads, least, slow_rows)
         heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
         self._first_slots = heads * kv.num_slots  # of each head, among the rows of LayerMemory
         self._first_pages = heads[:, None] * kv.num_rows
@@ -381,9 +396,11 @@ class LaneBatchBuilder(BatchBuilder):
         return LanePlan(inputs, prompts, chunks)
 
 
-def make_builder(kv: KvMemory, num_heads: int, least: int = 0) -> BatchBuilder:
+def make_builder(
+    kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NONE
+) -> BatchBuilder:
     """For the layout of this memory."""
     if isinstance(kv, KvLanes):
-        return LaneBatchBuilder(kv, num_heads, least)
+        return LaneBatchBuilder(kv, num_heads, least, slow_rows)
     assert isinstance(kv, KvSlots)
-    return SlotBatchBuilder(kv, num_heads, least)
+    return SlotBatchBuilder(kv, num_heads, least, slow_rows)

@@ -1,5 +1,5 @@
 """What this CPU computes the model's matrices fastest in, by measurement, once per load: the dtype,
-and the layout of those that a row by itself is multiplied with.
+the layout of those that a row by itself is multiplied with, and whether some more rows take less.
 
 A CPU without bfloat16's instructions is not asked about it. Seconds.
 """
@@ -16,12 +16,18 @@ from torch import Tensor
 from engine.computing.compiled import COMPILER_ERRORS, MOST_GRAPHS
 from engine.computing.config import ModelConfig
 from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack, in_lanes
+from engine.computing.model import Block, Decoder
 
 ROWS = (1, 8, 256)  # a lone decode, a batch of them, a chunk of a prompt
 REPEATS = 5
 MOST_BYTES = 128 << 20  # of the matrices that a row goes through: more than a cache keeps
 GROUP = 4  # matrices that one call of compiled code takes a row through
 WORTH_A_COPY = 0.85  # of the time with packed matrices
+# Numbers of rows in bfloat16 that oneDNN, where it uses matrix units (AMX), takes up to twice as
+# long for as for some more (`python -m tests.bench products`).
+SLOW_ROWS = range(17, 33)
+MOST_MATRICES = 8
+WORTH_PADDING = 0.9  # of the time with a number of rows in the middle of those
 
 
 def fastest_dtype(config: ModelConfig) -> torch.dtype:
@@ -88,6 +94,25 @@ def _row_s(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
         for layout, what in passes.items():
             seconds[layout].append(_time_s(what))
     return {layout: min(each[1:]) for layout, each in seconds.items()}
+
+
+def slow_rows(model: Decoder) -> range:
+    """SLOW_ROWS, or none where the first number beyond them is not clearly faster."""
+    within, beyond = _by_rows_s(model, (SLOW_ROWS[len(SLOW_ROWS) // 2], SLOW_ROWS.stop))
+    return SLOW_ROWS if beyond < WORTH_PADDING * within else range(0)
+
+
+@torch.inference_mode()
+def _by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
+    """Seconds of the largest matrices of its first layers, for each number of rows, in turn."""
+    linears: list[Linear] = []
+    for block in model.blocks[:MOST_MATRICES]:
+        assert isinstance(block, Block)
+        linears.append(block.gate_up)
+    size, dtype = model.config.hidden_size, model.embedding.dtype
+    passes = [partial(_pass_each, linears, torch.randn(count, size).to(dtype)) for count in rows]
+    seconds = [[_time_s(what) for what in passes] for _ in range(REPEATS + 1)]
+    return [min(each) for each in zip(*seconds[1:], strict=True)]
 
 
 def _pass_each(linears: Sequence[Linear], x: Tensor) -> None:

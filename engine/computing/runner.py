@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.computing.attention import PagedAttention
-from engine.computing.batch import Batch, make_builder
+from engine.computing.attention import PagedAttention, uses_matrix_units
+from engine.computing.batch import NONE, Batch, make_builder
 from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
     CompilationFailed,
@@ -22,7 +22,7 @@ from engine.computing.compiled import (
     prepare,
 )
 from engine.computing.config import CheckpointError, ModelConfig
-from engine.computing.fastest import fastest_dtype, fastest_row_layout
+from engine.computing.fastest import fastest_dtype, fastest_row_layout, slow_rows
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
@@ -49,15 +49,23 @@ class ModelExecutor:
     """Implements engine.deciding.plan.Executor with a model and its KV memory on one device."""
 
     def __init__(
-        self, model: Decoder, kv: KvMemory, compiled: bool = False, or_eager: bool = False
+        self,
+        model: Decoder,
+        kv: KvMemory,
+        compiled: bool = False,
+        or_eager: bool = False,
+        slow_rows: range = NONE,
     ) -> None:
-        """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`."""
+        """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`.
+        `slow_rows` are numbers of rows that are not computed, but some more.
+        """
         self.model = model
         self.config = model.config
         self.dtype = model.embedding.dtype
         self.device = kv.device
         self.compile_note = ""  # for the operator
         self._or_eager = or_eager
+        self._slow_rows = slow_rows
         self._use(kv, compiled)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
@@ -72,7 +80,8 @@ class ModelExecutor:
             assert isinstance(kv, KvSlots)
             self._attention = PagedAttention(kv)
         self._compiled = CompiledStep(self.model, self._attention) if compiled else None
-        self._builder = make_builder(kv, self.config.num_heads, LEAST if compiled else 0)
+        least = LEAST if compiled else 0
+        self._builder = make_builder(kv, self.config.num_heads, least, self._slow_rows)
 
     def capture_decodes(
         self,
@@ -228,7 +237,8 @@ def load(
             f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
             f" {str(error).splitlines()[0]}"
         ) from error
-    executor = ModelExecutor(model, kv, is_compiled, or_eager=compile == "auto")
+    skipped = slow_rows(model) if uses_matrix_units(torch_dtype, place) else NONE
+    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", skipped)
     executor.compile_note = note
     return executor
 

@@ -29,7 +29,6 @@ from engine.computing.compiled import compiler_missing
 from engine.computing.config import ModelConfig
 from engine.computing.kv import KvLanes, KvSlots
 from engine.computing.lanes import LaneAttention
-from engine.computing.linear import Linear
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence as Served
@@ -115,22 +114,6 @@ def _in_place(
     return lambda: code(qkv, attention.memory(0), attention.inputs())
 
 
-def first_time(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
-    """Of one product of the model's width, as it is stored: with a number of rows that it never
-    had, and again. Milliseconds, medians."""
-    size = config.hidden_size
-    linear = Linear(torch.randn(size, 4 * size).to(dtype))
-    linear.pack()
-    first, again = [], []
-    for rows in range(40, 120, 3):
-        x = torch.randn(rows, size).to(dtype)
-        for times in (first, again):
-            started_at = time.perf_counter()
-            linear(x)
-            times.append(1e3 * (time.perf_counter() - started_at))
-    return {"first": statistics.median(first), "again": statistics.median(again)}
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench attention")
     for name, default in (("threads", 1), ("heads", 9), ("kv-heads", 3), ("dim", 64)):
@@ -157,20 +140,8 @@ def main(argv: Sequence[str]) -> int:
             found[key] = measure(config, dtype, lengths, is_chunk)
             told = "".join(f"  {arm} {ms:8.2f} ms" for arm, ms in found[key].items())
             print(f"{key:32}{told}")
-    with torch.inference_mode():
-        new_shape = first_time(config, torch.bfloat16)
-    print("a product, first and again: {first:.2f} ms, {again:.2f} ms".format(**new_shape))
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__}
-    print(
-        json.dumps(
-            {
-                "bench": "attention",
-                "machine": machine,
-                "milliseconds": found,
-                "new_shape": new_shape,
-            }
-        )
-    )
+    print(json.dumps({"bench": "attention", "machine": machine, "milliseconds": found}))
     return 0
 
 

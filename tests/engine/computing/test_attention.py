@@ -267,6 +267,39 @@ def test_lengths_are_rounded_up_to_few() -> None:
 
 
 @pytest.mark.parametrize("layout", [KvSlots, KvLanes])
+@pytest.mark.parametrize(
+    ("num_decodes", "chunk", "num_tokens", "num_rows"),
+    [(16, 0, 16, 16), (17, 0, 33, 33), (32, 0, 33, 33), (2, 20, 33, 3), (2, 40, 42, 3)],
+)
+def test_numbers_of_rows_that_are_slow_are_not_computed(
+    layout: type[KvSlots | KvLanes], num_decodes: int, chunk: int, num_tokens: int, num_rows: int
+) -> None:
+    """Neither as tokens nor as sampled rows."""
+    sequences = [make_sequence([1] * 5, [number]) for number in range(num_decodes)]
+    for sequence in sequences:
+        sequence.num_computed = 3
+    chunks = [Chunk(make_sequence([1] * chunk, range(32, 64)), 0, chunk, True)] if chunk else []
+    builder = make_builder(layout(CONFIG, 64, PAGE), HEADS, LEAST, range(17, 33))
+    batch = builder.build(make_plan(sequences, chunks))
+    assert (len(batch.tokens), len(batch.rows)) == (rounded_up(num_tokens, 32), num_rows)
+
+
+@pytest.mark.parametrize(
+    ("has_matrix_units", "expected"), [(True, [16, 36, 72, 144]), (False, [16, 34, 68, 136])]
+)
+def test_matrix_units_are_given_fewer_numbers_of_rows(
+    monkeypatch: pytest.MonkeyPatch, has_matrix_units: bool, expected: list[int]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    builder = make_builder(KvSlots(CONFIG, 64, PAGE, torch.bfloat16), HEADS)
+    sizes = []
+    for length in (16, 33, 65, 130):
+        chunk = Chunk(make_sequence([1] * length, range(64)), 0, length, True)
+        sizes.append(len(builder.build(make_plan([], [chunk])).tokens))
+    assert sizes == expected
+
+
+@pytest.mark.parametrize("layout", [KvSlots, KvLanes])
 def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else(
     layout: type[KvSlots | KvLanes],
 ) -> None:

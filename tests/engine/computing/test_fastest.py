@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from engine.computing import fastest
-from engine.computing.checkpoint import read_config
+from engine.computing.checkpoint import load_model, read_config
 from engine.computing.config import ModelConfig
 from engine.computing.linear import ROW_LAYOUTS, can_pack
 from tests.engine.computing.parts import TORCHS_OWN, Saved
@@ -92,6 +92,20 @@ def test_a_time_is_measured_for_each_layout(config: ModelConfig) -> None:
     seconds = fastest._row_s(config, torch.float32)
     assert set(seconds) == set(ROW_LAYOUTS)
     assert min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize(("beyond", "expected"), [(0.5, fastest.SLOW_ROWS), (0.95, range(0))])
+def test_rows_are_added_only_where_more_take_clearly_less(
+    saved: Callable[[str], Saved],
+    monkeypatch: pytest.MonkeyPatch,
+    beyond: float,
+    expected: range,
+) -> None:
+    model = load_model(saved("llama").folder)
+    within_s, beyond_s = fastest._by_rows_s(model, (24, 33))
+    assert min(within_s, beyond_s) > 0
+    monkeypatch.setattr(fastest, "_by_rows_s", lambda model, rows: [1.0, beyond])
+    assert fastest.slow_rows(model) == expected
 
 
 def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(
