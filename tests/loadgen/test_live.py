@@ -120,7 +120,7 @@ def test_a_relegation_is_noted(little: LittleServer) -> None:
 
 def test_a_passed_timeout_is_told_from_other_failures(little: LittleServer) -> None:
     little.servicer.acts_as = "stay here"
-    run = target(little).run(iter(every(0.0, 2, timeout_s=0.2)), unwatched)
+    run = target(little).run(iter(every(0.0, 2, timeout_s=2.0)), unwatched)
     assert {record.outcome for record in run.records} == {Outcome.TIMED_OUT}
     assert [len(record.token_at) for record in run.records] == [1, 1]
 

@@ -28,8 +28,9 @@ class Noting:
 
 @pytest.fixture(scope="module")
 def noted() -> tuple[Noting, Measurements]:
+    """With far more time than it takes: all that may be measured is."""
     executor = Noting()
-    return executor, measure(executor, CONTEXT, max_batch_size=8, seconds=0.2)
+    return executor, measure(executor, CONTEXT, max_batch_size=8, seconds=60)
 
 
 def test_every_plan_is_one_that_a_scheduler_could_make(noted: tuple[Noting, Measurements]) -> None:
