@@ -17,7 +17,7 @@ from typing import IO
 
 from loadgen.target import Unreachable
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 900.0  # on a busy machine the first start compiles for minutes
 STOP_TIMEOUT_S = 60.0
 
 # What a server says that was told twice to stop: a Ctrl-C of the terminal had reached it as well.
@@ -51,7 +51,13 @@ def serving(flags: Sequence[str] = (), module: str = "server") -> Iterator[str]:
 
 def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -> str:
     """Waits for the ready line, the only one that a server prints."""
-    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(START_TIMEOUT_S, end)
     timer.start()
     try:
         for line in output:
@@ -60,6 +66,8 @@ def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -
     finally:
         timer.cancel()
     process.wait()
+    if is_late.is_set():
+        raise Unreachable(f"the server was not ready after {START_TIMEOUT_S:g} s")
     raise Unreachable(f"the server did not start: {_last_line(log)}")
 
 

@@ -56,7 +56,7 @@ async def test_an_unknown_request_is_not_found(client: AsyncClient) -> None:
 async def test_a_passed_timeout_is_a_timeout_error(
     client: AsyncClient, servicer: LittleInference
 ) -> None:
-    stream = client.generate("stay here", timeout=0.05, request_id="late")
+    stream = client.generate("stay here", timeout=1.0, request_id="late")
     with pytest.raises(TimedOut) as caught:
         await stream.read()
     assert isinstance(caught.value, TimeoutError)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loadgen import local_server
 from loadgen.local_server import serving
 from loadgen.target import Unreachable
 
@@ -44,6 +45,19 @@ def test_a_server_that_does_not_start_says_why(folder: Path) -> None:
     (folder / "little.py").write_text("raise SystemExit('no such model')")
     with (
         pytest.raises(Unreachable, match="the server did not start: no such model"),
+        serving(module="little"),
+    ):
+        pass
+
+
+def test_a_server_that_takes_too_long_is_told_from_one_that_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log may end with anything."""
+    monkeypatch.setattr(local_server, "START_TIMEOUT_S", 0.5)
+    (folder / "little.py").write_text("import signal; signal.pause()")
+    with (
+        pytest.raises(Unreachable, match=r"the server was not ready after 0\.5 s"),
         serving(module="little"),
     ):
         pass

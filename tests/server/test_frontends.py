@@ -273,7 +273,7 @@ def test_sigterm_while_loading_leaves_nothing_and_says_nothing(start: Start) -> 
         assert pair.process.child.poll() is None
     pair.process.signal(signal.SIGTERM)
     assert pair.process.wait_exit() == 0
-    assert pair.process.log == ""
+    assert pair.process.said == []
     assert not any(child.is_running() for child in children)
 
 
@@ -289,7 +289,7 @@ def test_several_front_ends_that_cannot_start_say_why_once(
 ) -> None:
     pair = start(*flags)
     assert pair.process.wait_exit() == 1
-    (said,) = pair.process.log.splitlines()
+    (said,) = pair.process.said
     assert said.startswith("niyama-server: error: ")
     assert line in said
 
@@ -298,4 +298,4 @@ def test_a_port_is_not_shared_with_another_server(start: Start, server: ServerPr
     pair = start("--port", server.address.rpartition(":")[2])
     assert pair.process.wait_exit() == 1
     line = f"niyama-server: error: cannot listen on {server.address}: address in use"
-    assert pair.process.log.splitlines() == [line]
+    assert pair.process.said == [line]

@@ -55,10 +55,6 @@ def asked(max_tokens: int) -> pb.GenerateStreamRequest:
     )
 
 
-def is_log_line(line: str) -> bool:
-    return line.startswith("{")
-
-
 def engine_of(process: ServerProcess) -> psutil.Process:
     (engine,) = psutil.Process(process.child.pid).children()
     return engine
@@ -271,7 +267,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     flags, line = REFUSALS[name]
     process = start(*flags(tmp_path))
     assert process.wait_exit() == 1
-    (said,) = (line for line in process.log.splitlines() if not is_log_line(line))
+    (said,) = process.said
     assert said.startswith("niyama-server: error: ")
     assert line in said
     assert "[Errno" not in said
@@ -284,7 +280,7 @@ def test_a_taken_port_is_told_in_one_line(
     process = start(*flags, server.address.rpartition(":")[2])
     assert process.wait_exit() == 1
     line = f"niyama-server: error: cannot listen on {server.address}: address in use"
-    assert process.log.splitlines() == [line]
+    assert process.said == [line]
 
 
 def read(url: str) -> str:
@@ -320,7 +316,7 @@ def test_a_machine_without_numpy_starts_quietly(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = start()
     process.wait_ready()
-    assert [line for line in process.log.splitlines() if not is_log_line(line)] == []
+    assert process.said == []
 
 
 def test_a_server_that_cannot_compile_says_why_once_and_serves(
