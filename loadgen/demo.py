@@ -20,7 +20,11 @@ LOAD = ("--rps", "40", "--mix", "interactive:0.6", "--duration", "12", "--drain"
 def main(argv: Sequence[str] | None = None, load: Sequence[str] = LOAD) -> int:
     """Arguments are flags of `python -m server`; `load` those of `python -m loadgen`."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    print("starting a server; the first start measures and compiles the model", file=sys.stderr)
+    print(
+        "starting a server; the first start measures and compiles the model, which may take"
+        f" minutes (it is given {local_server.START_TIMEOUT_S / 60:g})",
+        file=sys.stderr,
+    )
     try:
         with local_server.serving(arguments) as address:
             print(f"server ready on {address}\n\n> {PROMPT}", flush=True)

@@ -1,5 +1,5 @@
 """A server of our own for a demo or a comparison: `python -m server` in a child process, on a free
-port of the loopback. Its log goes to a file that is shown where it fails.
+port of the loopback. Its log goes to a file, the end of which is shown where it fails.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -
     is_late = threading.Event()
 
     def end() -> None:
+        """As it asks to be ended: killed, it would leave its engine behind, output open."""
         is_late.set()
-        process.kill()
+        process.terminate()
+        _wait(process)
 
     timer = threading.Timer(START_TIMEOUT_S, end)
     timer.start()
@@ -67,7 +69,9 @@ def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -
         timer.cancel()
     process.wait()
     if is_late.is_set():
-        raise Unreachable(f"the server was not ready after {START_TIMEOUT_S:g} s")
+        raise Unreachable(
+            f"the server was not ready after {START_TIMEOUT_S:g} s; its log ends: {_last_line(log)}"
+        )
     raise Unreachable(f"the server did not start: {_last_line(log)}")
 
 

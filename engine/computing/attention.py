@@ -191,7 +191,7 @@ def is_fused_with_matrix_units(dtype: torch.dtype, device: torch.device) -> bool
 
 
 def uses_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products use AMX."""
+    """Whether products in bfloat16 use AMX."""
     return _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
 
 

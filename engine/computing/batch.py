@@ -34,6 +34,7 @@ from engine.computing.picked import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 
+NO_ROWS = range(0)
 # A further group costs a few kernel calls in every layer: about as much as reading this many
 # padded positions.
 GROUP_COST = 2048
@@ -43,7 +44,6 @@ PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
 # Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM, by
 # `python -m tests.bench attention --threads 2`.
 WORTH_MATRIX_UNITS = 41
-NONE = range(0)  # of the numbers of rows
 LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 
@@ -106,10 +106,10 @@ class BatchBuilder(ABC):
     """
 
     def __init__(
-        self, kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NONE
+        self, kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NO_ROWS
     ) -> None:
         """Fewer than `least` tokens, or sampled rows, are padded to as many, but a lone token; and
-        a number in `slow_rows` to one beyond (fastest.py).
+        a number in `slow_rows` to the first beyond (fastest.py).
         """
         self._page_size = kv.page_size
         self._spare_page = kv.spare_page  # what padding reads: nobody's
@@ -121,7 +121,8 @@ class BatchBuilder(ABC):
         self._least = least
         self._slow_rows = slow_rows
         self._is_cpu = self._device.type == "cpu"
-        # Up to so many rows any number but those. Matrix units multiply 16 rows at a time.
+        # Of the rows, see `rounded_up`. With matrix units finer steps are no faster, and those that
+        # are no multiples of 16 much slower from 128 on (`python -m tests.bench products`).
         self._exact = 16 if uses_matrix_units(kv.dtype, kv.device) else 32
         # Whether prompts not much shorter than MATRIX_UNITS_FROM are padded to it.
         self.pads_prompts = is_fused_with_matrix_units(kv.dtype, kv.device)
@@ -200,13 +201,13 @@ class BatchBuilder(ABC):
         count = self._padded(len(tokens))
         tokens += [0] * (count - len(tokens))
         positions += [0] * (count - len(positions))
-        rows += [0] * (self._worthwhile(len(rows)) - len(rows))
+        rows += [0] * (self._without_slow(len(rows)) - len(rows))
 
     def _padded(self, count: int) -> int:
-        count = self._worthwhile(count)
+        count = self._without_slow(count)
         return rounded_up(count, self._exact, coarsest=16) if self._is_cpu else count
 
-    def _worthwhile(self, count: int) -> int:
+    def _without_slow(self, count: int) -> int:
         count = max(self._least, count)
         return self._slow_rows.stop if count in self._slow_rows else count
 
@@ -278,7 +279,7 @@ class SlotBatchBuilder(BatchBuilder):
     """For KvSlots: padding of the batch is neither written nor attended to."""
 
     def __init__(
-        self, kv: KvSlots, num_heads: int, least: int = 0, slow_rows: range = NONE
+        self, kv: KvSlots, num_heads: int, least: int = 0, slow_rows: range = NO_ROWS
     ) -> None:
         super().__init__(kv, num_heads, least, slow_rows)
         heads = torch.arange(2 * kv.num_kv_heads, device=self._device)
@@ -397,7 +398,7 @@ class LaneBatchBuilder(BatchBuilder):
 
 
 def make_builder(
-    kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NONE
+    kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NO_ROWS
 ) -> BatchBuilder:
     """For the layout of this memory."""
     if isinstance(kv, KvLanes):

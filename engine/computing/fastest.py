@@ -7,12 +7,13 @@ A CPU without bfloat16's instructions is not asked about it. Seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from engine.computing.batch import NO_ROWS
 from engine.computing.compiled import COMPILER_ERRORS, MOST_GRAPHS
 from engine.computing.config import ModelConfig
 from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack, in_lanes
@@ -23,10 +24,9 @@ REPEATS = 5
 MOST_BYTES = 128 << 20  # of the matrices that a row goes through: more than a cache keeps
 GROUP = 4  # matrices that one call of compiled code takes a row through
 WORTH_A_COPY = 0.85  # of the time with packed matrices
-# Numbers of rows in bfloat16 that oneDNN, where it uses matrix units (AMX), takes up to twice as
-# long for as for some more (`python -m tests.bench products`).
-SLOW_ROWS = range(17, 33)
-MOST_MATRICES = 8
+# With so many rows in bfloat16 oneDNN, where it uses matrix units (AMX), takes longer than with the
+# first number beyond (17 to 32: `python -m tests.bench products`; 33 to 35 are rounded up anyway).
+SLOW_ROWS = range(17, 36)
 WORTH_PADDING = 0.9  # of the time with a number of rows in the middle of those
 
 
@@ -62,8 +62,7 @@ def fastest_row_layout(config: ModelConfig, dtype: torch.dtype) -> str:
 @torch.inference_mode()
 def _row_s(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
     """By layout: seconds of a row through matrices like the largest of a layer, one after another,
-    as many as the model has or as no cache holds. The layouts are timed in turn, as the machine may
-    be faster now than a moment later.
+    as many as the model has or as no cache holds.
     """
     shape = (config.hidden_size, 2 * config.intermediate_size)
     most = MOST_BYTES // (shape[0] * shape[1] * dtype.itemsize)
@@ -89,28 +88,34 @@ def _row_s(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
                     passes[layout]()
             except COMPILER_ERRORS:
                 del passes[layout]
-    seconds: dict[str, list[float]] = {layout: [] for layout in passes}
-    for _ in range(REPEATS + 1):
-        for layout, what in passes.items():
-            seconds[layout].append(_time_s(what))
-    return {layout: min(each[1:]) for layout, each in seconds.items()}
+    return dict(zip(passes, _least_in_turn(passes.values()), strict=True))
 
 
-def slow_rows(model: Decoder) -> range:
+def measured_slow_rows(model: Decoder) -> range:
     """SLOW_ROWS, or none where the first number beyond them is not clearly faster."""
     within, beyond = _by_rows_s(model, (SLOW_ROWS[len(SLOW_ROWS) // 2], SLOW_ROWS.stop))
-    return SLOW_ROWS if beyond < WORTH_PADDING * within else range(0)
+    return SLOW_ROWS if beyond < WORTH_PADDING * within else NO_ROWS
 
 
 @torch.inference_mode()
 def _by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
-    """Seconds of the largest matrices of its first layers, for each number of rows, in turn."""
+    """Seconds of the largest matrices of its layers, all or as many as no cache holds, for each
+    number of rows.
+    """
+    config, dtype = model.config, model.embedding.dtype
+    size = config.hidden_size * 2 * config.intermediate_size * dtype.itemsize
     linears: list[Linear] = []
-    for block in model.blocks[:MOST_MATRICES]:
+    for block in model.blocks[: 1 + MOST_BYTES // size]:
         assert isinstance(block, Block)
         linears.append(block.gate_up)
-    size, dtype = model.config.hidden_size, model.embedding.dtype
-    passes = [partial(_pass_each, linears, torch.randn(count, size).to(dtype)) for count in rows]
+    inputs = [torch.randn(count, config.hidden_size).to(dtype) for count in rows]
+    return _least_in_turn([partial(_pass_each, linears, x) for x in inputs])
+
+
+def _least_in_turn(passes: Iterable[Callable[[], object]]) -> list[float]:
+    """Seconds: of each the least of REPEATS, after a first one. In turn, as the machine may be
+    faster now than a moment later.
+    """
     seconds = [[_time_s(what) for what in passes] for _ in range(REPEATS + 1)]
     return [min(each) for each in zip(*seconds[1:], strict=True)]
 

@@ -5,7 +5,7 @@ wake one takes as long as a small matrix, and one that spins for ever holds up w
 core. glibc keeps freed memory instead of asking the system for each large block anew, which costs a
 page fault per 4 KiB of every activation, and asks for huge pages where the system grants them. It
 keeps many small blocks at hand and none in fast bins, which it empties at every large block: oneDNN
-allocates dozens of small ones for each product. Other C libraries ignore it.
+allocates many small ones for each product. Other C libraries ignore these settings.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.computing.attention import PagedAttention, uses_matrix_units
-from engine.computing.batch import NONE, Batch, make_builder
+from engine.computing.batch import NO_ROWS, Batch, make_builder
 from engine.computing.checkpoint import load_model, read_config
 from engine.computing.compiled import (
     CompilationFailed,
@@ -22,7 +22,7 @@ from engine.computing.compiled import (
     prepare,
 )
 from engine.computing.config import CheckpointError, ModelConfig
-from engine.computing.fastest import fastest_dtype, fastest_row_layout, slow_rows
+from engine.computing.fastest import fastest_dtype, fastest_row_layout, measured_slow_rows
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
@@ -54,7 +54,7 @@ class ModelExecutor:
         kv: KvMemory,
         compiled: bool = False,
         or_eager: bool = False,
-        slow_rows: range = NONE,
+        slow_rows: range = NO_ROWS,
     ) -> None:
         """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`.
         `slow_rows` are numbers of rows that are not computed, but some more.
@@ -65,7 +65,7 @@ class ModelExecutor:
         self.device = kv.device
         self.compile_note = ""  # for the operator
         self._or_eager = or_eager
-        self._slow_rows = slow_rows
+        self.slow_rows = slow_rows
         self._use(kv, compiled)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
@@ -81,7 +81,7 @@ class ModelExecutor:
             self._attention = PagedAttention(kv)
         self._compiled = CompiledStep(self.model, self._attention) if compiled else None
         least = LEAST if compiled else 0
-        self._builder = make_builder(kv, self.config.num_heads, least, self._slow_rows)
+        self._builder = make_builder(kv, self.config.num_heads, least, self.slow_rows)
 
     def capture_decodes(
         self,
@@ -237,8 +237,8 @@ def load(
             f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
             f" {str(error).splitlines()[0]}"
         ) from error
-    skipped = slow_rows(model) if uses_matrix_units(torch_dtype, place) else NONE
-    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", skipped)
+    slow_rows = measured_slow_rows(model) if uses_matrix_units(torch_dtype, place) else NO_ROWS
+    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", slow_rows)
     executor.compile_note = note
     return executor
 

@@ -24,7 +24,9 @@ UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e
 
 
 def build(config: EngineConfig) -> Engine:
-    """Raises ValueError, one line, for a folder that cannot be served or a device not there."""
+    """Raises ValueError, one line, for a folder that cannot be served, a device not there, or a
+    file that cannot be written.
+    """
     _check_outputs(config)
     device = _device(config.device)
     executor = runner.load(
@@ -58,13 +60,13 @@ def build(config: EngineConfig) -> Engine:
 
 
 def _check_outputs(config: EngineConfig) -> None:
-    """What is written at the end of the start is found wrong at its beginning."""
+    """That the folders are there of what is opened only when all has been measured and compiled."""
     for flag, path in (
         ("decision-log", config.decision_log),
         ("save-profile", config.save_profile),
     ):
         if path is not None and not path.parent.is_dir():
-            raise ValueError(f"--{flag} {path}: {path.parent} is not a folder")
+            raise ValueError(f"--{flag} {path}: there is no folder {path.parent}")
 
 
 def _compile_cache(config: EngineConfig) -> Path:
@@ -93,6 +95,7 @@ def _profile(
         "dtype": str(executor.dtype),
         "quantize": config.quantize,
         "compiled": executor.is_compiled,
+        "slow_rows": list(executor.slow_rows),
         "threads": torch.get_num_threads(),
         "page_size": config.page_size,
         "num_pages": executor.num_pages,

@@ -1,14 +1,15 @@
-"""What a layer's products cost on this machine by their number of rows, as the engine stores the
-matrices.
+"""What a layer's products, and the one to the vocabulary, cost on this machine by their number of
+rows, as the engine stores the matrices.
 
     python -m tests.bench products [--threads 2] [--hidden 576] [--intermediate 1536] [--qkv 960]
+                                   [--layers 30] [--vocabulary 49152]
 
-One layer of the shape given (SmolLM2-135M's by default) in `LAYERS` copies, so that it is not in
-the cache when its turn comes. With matrix units (AMX) oneDNN takes longer for some numbers of rows
-than for larger ones: those the engine pads (batch.py, fastest.py). Milliseconds of one layer, by
-dtype and rows, in turn; the median, and the least beside it, as the machine may be shared. Also
-what a number of rows costs that a product never had: oneDNN compiles for it. Ends with one line of
-JSON.
+The shape is SmolLM2-135M's by default. All layers are computed one after another, so that none is
+in a small cache when its turn comes. With matrix units (AMX) oneDNN takes longer for some numbers
+of rows than for larger ones: those the engine pads (batch.py, fastest.py). Milliseconds of one
+layer and of the vocabulary, by dtype and rows, in turn; the median, and the least beside it, as the
+machine may be shared. Also what a number of rows costs that a product never had: oneDNN compiles
+for it. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import torch
 
 from engine.computing.linear import Linear
 
-LAYERS = 8
-REPEATS = 30
-ROWS = (2, 8, 16, 17, 24, 32, 33, 36, 48, 64, 100, 112, 128, 136, 144, 256, 512, 1024)
+REPEATS = 10
+ROWS = (2, 8, 16, 17, 24, 32, 33, 36, 48, 64, 100, 112, 128, 136, 144, 256, 512)
+Times = dict[int, tuple[float, float]]  # by rows: median and least milliseconds
 
 
 def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> Linear:
@@ -36,21 +37,19 @@ def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> Linear:
     return linear
 
 
-def by_rows(
-    shapes: Sequence[tuple[int, int]], dtype: torch.dtype
-) -> dict[int, tuple[float, float]]:
-    """Median and least milliseconds of one product with each of these matrices."""
-    layers = [[_linear(*shape, dtype) for shape in shapes] for _ in range(LAYERS)]
-    inputs = {rows: [torch.randn(rows, inputs).to(dtype) for inputs, _ in shapes] for rows in ROWS}
-    seconds: dict[int, list[float]] = {rows: [] for rows in ROWS}
+def by_rows(shapes: Sequence[tuple[int, int]], copies: int, dtype: torch.dtype) -> Times:
+    """Of one product with a matrix of each of these shapes, of which there are so many copies."""
+    layers = [[_linear(*shape, dtype) for shape in shapes] for _ in range(copies)]
+    xs = {rows: [torch.randn(rows, width).to(dtype) for width, _ in shapes] for rows in ROWS}
+    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
     for _ in range(REPEATS + 1):
-        for rows, xs in inputs.items():
+        for rows in ROWS:
             started_at = time.perf_counter()
             for layer in layers:
-                for linear, x in zip(layer, xs, strict=True):
+                for linear, x in zip(layer, xs[rows], strict=True):
                     linear(x)
-            seconds[rows].append(1e3 * (time.perf_counter() - started_at) / LAYERS)
-    return {rows: (statistics.median(s[1:]), min(s[1:])) for rows, s in seconds.items()}
+            times[rows].append(1e3 * (time.perf_counter() - started_at) / copies)
+    return {rows: (statistics.median(ms[1:]), min(ms[1:])) for rows, ms in times.items()}
 
 
 def first_time(hidden: int, dtype: torch.dtype) -> dict[str, float]:
@@ -71,16 +70,22 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench products")
     for name, default in (("threads", 2), ("hidden", 576), ("intermediate", 1536), ("qkv", 960)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--vocabulary", type=int, default=49152)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     hidden, inner = options.hidden, options.intermediate
-    shapes = [(hidden, options.qkv), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
-    found = {}
+    layer = [(hidden, options.qkv), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
+    found: dict[str, dict[str, Times]] = {}
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
-        found[name] = by_rows(shapes, dtype)
-        for rows, (median, least) in found[name].items():
-            print(f"{name:9}{rows:6} rows  {median:7.3f} ms  least {least:7.3f} ms")
+        found[name] = {
+            "layer": by_rows(layer, options.layers, dtype),
+            "vocabulary": by_rows([(hidden, options.vocabulary)], 2, dtype),
+        }
+        for what, times in found[name].items():
+            for rows, (median, least) in times.items():
+                print(f"{name:9}{what:11}{rows:5} rows  {median:7.3f} ms  least {least:7.3f} ms")
     new_shape = first_time(hidden, torch.bfloat16)
     print("one product, first and again: {first:.2f} ms, {again:.2f} ms".format(**new_shape))
     machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": torch.__version__}

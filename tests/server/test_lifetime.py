@@ -241,7 +241,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "bad decision log": (
         lambda tmp: ["--decision-log", f"{tmp}/none/log"],
-        "none is not a folder",
+        ": there is no folder ",
     ),
     "too much KV memory": (
         lambda tmp: ["--kv-memory-mib", "100000000"],
@@ -249,7 +249,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "bad profile": (
         lambda tmp: ["--save-profile", f"{tmp}/none/p"],
-        "none is not a folder",
+        ": there is no folder ",
     ),
     "no such device": (lambda tmp: ["--device", "cuda:99"], "--device cuda:99: "),
     "no tiers file": (
@@ -267,7 +267,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     flags, line = REFUSALS[name]
     process = start(*flags(tmp_path))
     assert process.wait_exit() == 1
-    (said,) = process.said
+    (said,) = (line for line in process.said if not line.startswith("{"))
     assert said.startswith("niyama-server: error: ")
     assert line in said
     assert "[Errno" not in said
@@ -316,7 +316,7 @@ def test_a_machine_without_numpy_starts_quietly(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = start()
     process.wait_ready()
-    assert process.said == []
+    assert [line for line in process.said if not line.startswith("{")] == []
 
 
 def test_a_server_that_cannot_compile_says_why_once_and_serves(

@@ -22,6 +22,7 @@ from engine.computing.attention import (
 from engine.computing.batch import (
     GROUP_COST,
     LONGEST_TOGETHER,
+    NO_ROWS,
     WORTH_MATRIX_UNITS,
     Batch,
     group_decodes,
@@ -268,35 +269,34 @@ def test_lengths_are_rounded_up_to_few() -> None:
 
 @pytest.mark.parametrize("layout", [KvSlots, KvLanes])
 @pytest.mark.parametrize(
-    ("num_decodes", "chunk", "num_tokens", "num_rows"),
-    [(16, 0, 16, 16), (17, 0, 33, 33), (32, 0, 33, 33), (2, 20, 33, 3), (2, 40, 42, 3)],
+    ("has_matrix_units", "slow_rows", "num_tokens"),
+    [
+        (True, range(17, 36), {16: 16, 17: 36, 32: 36, 35: 36, 65: 72, 130: 144}),
+        (True, NO_ROWS, {16: 16, 17: 18, 32: 32, 35: 36, 65: 72, 130: 144}),
+        (False, NO_ROWS, {16: 16, 17: 17, 32: 32, 35: 36, 65: 68, 130: 136}),
+    ],
 )
-def test_numbers_of_rows_that_are_slow_are_not_computed(
-    layout: type[KvSlots | KvLanes], num_decodes: int, chunk: int, num_tokens: int, num_rows: int
+def test_numbers_of_rows_are_few_and_none_that_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+    layout: type[KvSlots | KvLanes],
+    has_matrix_units: bool,
+    slow_rows: range,
+    num_tokens: dict[int, int],
 ) -> None:
-    """Neither as tokens nor as sampled rows."""
-    sequences = [make_sequence([1] * 5, [number]) for number in range(num_decodes)]
-    for sequence in sequences:
-        sequence.num_computed = 3
-    chunks = [Chunk(make_sequence([1] * chunk, range(32, 64)), 0, chunk, True)] if chunk else []
-    builder = make_builder(layout(CONFIG, 64, PAGE), HEADS, LEAST, range(17, 33))
-    batch = builder.build(make_plan(sequences, chunks))
-    assert (len(batch.tokens), len(batch.rows)) == (rounded_up(num_tokens, 32), num_rows)
-
-
-@pytest.mark.parametrize(
-    ("has_matrix_units", "expected"), [(True, [16, 36, 72, 144]), (False, [16, 34, 68, 136])]
-)
-def test_matrix_units_are_given_fewer_numbers_of_rows(
-    monkeypatch: pytest.MonkeyPatch, has_matrix_units: bool, expected: list[int]
-) -> None:
+    """Whether decodes make them up or a chunk does; of sampled rows only the slow are avoided."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
-    builder = make_builder(KvSlots(CONFIG, 64, PAGE, torch.bfloat16), HEADS)
-    sizes = []
-    for length in (16, 33, 65, 130):
+    builder = make_builder(layout(CONFIG, 256, PAGE, torch.bfloat16), HEADS, LEAST, slow_rows)
+    for count, expected in num_tokens.items():
+        length = count - (LEAST if layout is KvLanes else 0)  # beside decodes, if of padding
         chunk = Chunk(make_sequence([1] * length, range(64)), 0, length, True)
-        sizes.append(len(builder.build(make_plan([], [chunk])).tokens))
-    assert sizes == expected
+        batch = builder.build(make_plan([], [chunk]))
+        assert (len(batch.tokens), len(batch.rows)) == (expected, LEAST)
+        decodes = [make_sequence([1] * 5, [number]) for number in range(count)]
+        for sequence in decodes:
+            sequence.num_computed = 3
+        batch = builder.build(make_plan(decodes, []))
+        sampled = slow_rows.stop if count in slow_rows else count
+        assert (len(batch.tokens), len(batch.rows)) == (expected, sampled)
 
 
 @pytest.mark.parametrize("layout", [KvSlots, KvLanes])

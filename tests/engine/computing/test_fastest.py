@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from engine.computing import fastest
 from engine.computing.checkpoint import load_model, read_config
 from engine.computing.config import ModelConfig
 from engine.computing.linear import ROW_LAYOUTS, can_pack
-from tests.engine.computing.parts import TORCHS_OWN, Saved
+from engine.computing.model import Decoder
+from engine.computing.runner import load
+from engine.deciding.plan import Chunk
+from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
 
 ROOT = Path(__file__).parents[3]
 # The dtypes that a load with "auto" and one with bfloat16 give, and a token of each.
@@ -101,11 +104,36 @@ def test_rows_are_added_only_where_more_take_clearly_less(
     beyond: float,
     expected: range,
 ) -> None:
-    model = load_model(saved("llama").folder)
-    within_s, beyond_s = fastest._by_rows_s(model, (24, 33))
-    assert min(within_s, beyond_s) > 0
     monkeypatch.setattr(fastest, "_by_rows_s", lambda model, rows: [1.0, beyond])
-    assert fastest.slow_rows(model) == expected
+    assert fastest.measured_slow_rows(load_model(saved("llama").folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_matrix_units", "is_measured"),
+    [("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)],
+)
+def test_a_load_measures_rows_where_there_are_matrix_units(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    has_matrix_units: bool,
+    is_measured: bool,
+) -> None:
+    """Then 20 rows are not computed; really measured in the first case."""
+    measured = []
+
+    def by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
+        measured.append(by_rows(model, rows))
+        return [1.0, 0.5]
+
+    by_rows = fastest._by_rows_s
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(fastest, "_by_rows_s", by_rows_s)
+    executor = load(folder, dtype=dtype, num_pages=8, page_size=4)
+    assert [min(seconds) > 0 for seconds in measured] == [True] * is_measured
+    chunk = Chunk(make_sequence([1] * 20, range(5)), 0, 20, True)
+    batch = executor._builder.build(make_plan(chunks=[chunk]))
+    assert len(batch.tokens) == (36 if is_measured else 20)
 
 
 def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(

@@ -117,6 +117,8 @@ def test_a_saved_profile_is_what_a_simulation_reads(tmp_path: Path) -> None:
     profiles.save(profile, tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text())
     assert LatencyProfile.from_dict(data) == profile
+    with pytest.raises(ValueError, match=r"--save-profile .*: Is a directory"):
+        profiles.save(profile, tmp_path)
 
 
 def test_a_checkpoint_is_known_by_its_shape(tmp_path: Path) -> None:
