@@ -24,7 +24,9 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 
 
 class Call:
-    """Made on arrival; `begin` when it was admitted; `close` whatever happened."""
+    """Made on arrival; `enter` when the ledger holds it, `begin` when the engine does; `close`
+    whatever happened.
+    """
 
     asked: Asked
     generation: Generation
@@ -35,13 +37,17 @@ class Call:
         self.request_id = ""
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
+        self.is_entered = False
         self.is_admitted = False
         self._metrics = metrics
         self._ended: list[Ended] = []
         self._is_on_time = True  # every target of every completion that has ended
 
-    def begin(self, asked: Asked, generation: Generation) -> None:
+    def enter(self, asked: Asked) -> None:
         self.asked = asked
+        self.is_entered = True
+
+    def begin(self, generation: Generation) -> None:
         self.generation = generation
         self.is_admitted = True
 
@@ -110,12 +116,15 @@ class Call:
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
         if self.error:
             story["error"] = self.error
+        if self.is_entered:
+            story |= {
+                "tier": self.asked.quality.tier,
+                "application": self.asked.application,
+                "tenant": self.asked.tenant,
+            }
         if not self.is_admitted:
             return story
         story |= {
-            "tier": self.asked.quality.tier,
-            "application": self.asked.application,
-            "tenant": self.asked.tenant,
             "prompt_tokens": self.generation.prompt_len,
             "output_tokens": self.generation.num_tokens,
         }

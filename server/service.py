@@ -19,7 +19,7 @@ import grpc
 from engine.deciding.sequence import FinishReason
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
-from engine.driving.streams import CallFailed, DuplicateRequest, EngineError, EngineLost
+from engine.driving.streams import CallFailed, DuplicateRequest, EngineLost
 from engine.tiers import Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
@@ -196,15 +196,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             raise
         finally:
             call.close()
-            if call.is_admitted:
-                self._ledger.leave(call.request_id)
+            self._release(call)
             self._metrics.in_flight.dec()
             self._num_calls -= 1
             if not self._num_calls:
                 self.idle.set()
 
     async def _start(self, call: Call, request: GenerateMessage) -> None:
-        """Checks, tokenizes and submits. Raises what `_aborting` translates."""
+        """Checks the call, enters it in the ledger, tokenizes and submits: what is refused for the
+        queue costs no more than its check. Raises what `_aborting` translates.
+        """
         call.request_id = request.request_id or secrets.token_hex(8)
         if self._draining:
             raise errors.draining()
@@ -212,22 +213,24 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         timeout_s = call.context.time_remaining()
         metadata = call.context.invocation_metadata() or ()
         asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s, metadata)
+        await self._ledger.enter(call.request_id, asked.tenant, asked.n)
+        call.enter(asked)
         prompt = await self._prompts.encode(asked.input)
-        limits = self._limits(info)
         requests = inbound.engine_requests(
-            asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
+            asked, call.request_id, prompt, self._limits(info), secrets.randbits(63), call.arrived_at
         )
         texts = [
             Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests
         ]
-        await self._ledger.enter(call.request_id, asked.tenant, asked.n)
-        try:
-            stream = self._engine.submit(requests)
-        except EngineError:
-            self._ledger.free(asked.tenant, asked.n)
-            self._ledger.leave(call.request_id)
-            raise
-        call.begin(asked, Generation(stream, len(prompt), texts))
+        call.begin(Generation(self._engine.submit(requests), len(prompt), texts))
+
+    def _release(self, call: Call) -> None:
+        """Takes the call off the ledger. What the engine was given it frees itself (`on_freed`)."""
+        if not call.is_entered:
+            return
+        if not call.is_admitted:
+            self._ledger.free(call.asked.tenant, call.asked.n)
+        self._ledger.leave(call.request_id)
 
 
 async def _stream(call: Call) -> None:

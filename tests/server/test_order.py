@@ -1,0 +1,66 @@
+"""What a call passes, in order: its checks, the ledger, the tokenizer, the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc
+import pytest
+
+from proto.niyama.v1 import inference_pb2 as pb
+from server.prompts import Prompts
+from tests.server.conftest import MAX_REQUESTS, Running, within
+from tests.server.test_service import asked, failure, read
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+FILLS = asked(pb.GenerateRequest, n=MAX_REQUESTS, max_tokens=1)  # the queue, to its last place
+
+
+async def test_a_call_that_is_refused_for_its_queue_has_not_been_tokenized(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = Prompts.encode, []
+
+    async def note(prompts: Prompts, *arguments: object) -> Sequence[int]:
+        encoded.append(arguments)
+        return await encode(prompts, *arguments)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr(Prompts, "encode", note)
+    error = await failure(running.stub.Generate(asked(pb.GenerateRequest, n=MAX_REQUESTS + 1)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not encoded
+    await within(running.stub.Generate(FILLS))
+    assert len(encoded) == 1
+
+
+async def test_a_call_holds_its_place_while_it_is_tokenized_and_no_longer(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a client that leaves in that moment nor a prompt that is too long keeps it."""
+    reached = asyncio.Event()
+
+    async def wait(*_: object) -> list[int]:
+        reached.set()
+        await asyncio.Event().wait()
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prompts, "encode", wait)
+        call = running.stub.Generate(FILLS)
+        await within(reached.wait())
+        error = await failure(running.stub.Generate(FILLS))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        call.cancel()
+        await within(running.server.service.idle.wait())
+    info = running.server.engine.info
+    assert info is not None
+    too_long = pb.GenerateStreamRequest(
+        input=pb.Input(token_ids=pb.TokenIds(ids=[5] * info.context_len)), sampling=FILLS.sampling
+    )
+    too_long.request_id = "mine"
+    error = await failure(read(running.stub.GenerateStream(too_long)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    again = pb.GenerateRequest(request_id="mine", input=FILLS.input, sampling=FILLS.sampling)
+    assert len((await within(running.stub.Generate(again))).completions) == MAX_REQUESTS
