@@ -12,8 +12,9 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 class QosOptions(TypedDict, total=False):
-    """The latency a request needs. Without any: its application's preset, its timeout, or the
-    server's default tier. Explicit targets cannot be combined with a tier or with each other."""
+    """The latency a request needs. Without any: its application's preset, or the server's default
+    tier; a timeout caps them, and is a target only where the operator says so. Explicit targets
+    cannot be combined with a tier or with each other."""
 
     tier: str  # a tier that the server knows
     ttft: float  # explicit: seconds to the first token; needs tbt

@@ -42,7 +42,7 @@ class ResolvedTargets:
     """The targets a request is served with, and where they came from."""
 
     targets: Targets
-    tier: str  # "" when the targets were explicit or the call's deadline
+    tier: str  # "" when the targets were explicit or are the call's deadline
     importance: Importance
     source: str  # "request", "tier", "application", "rpc_deadline" or "default"
 

@@ -1,9 +1,12 @@
 """Tiers, application presets, and which targets a request is served with. Seconds throughout.
 
 Targets come, in this order, from the request itself, its named tier, its application's preset, the
-call's own deadline (as TTLT), the default tier. A TOML file sets tiers and presets:
+default tier. The call's own deadline caps them, as nothing is worth having after it; it is itself
+the target (as TTLT) only for those whom the file says so of: every backend sets deadlines, and most
+mean "give up after", not "in time if by then". A TOML file sets tiers and presets:
 
     default_tier = "chat"
+    deadline_is_target = false  # true: of calls that name no targets, tier or preset
 
     [tiers.chat]
     ttft_s = 0.5
@@ -17,11 +20,15 @@ call's own deadline (as TTLT), the default tier. A TOML file sets tiers and pres
     tier = "report"         # or targets of its own, as a tier has
     importance = "low"
 
+    [applications.reports]
+    deadline_is_target = true   # a call without a deadline: the tier or the targets stated here
+
 Tiers of the file replace the built-in ones altogether.
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -54,8 +61,18 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class Preset:
+    """What holds for the calls of an application that state neither targets nor tier."""
+
+    tier: Tier
+    deadline_is_target: bool = False  # where the call has one
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
-    """The targets that a request is served with, and where they came from."""
+    """The targets that a request is served with, and where they came from: `source` says who stated
+    them, also where the call's deadline has made them tighter.
+    """
 
     targets: Targets
     importance: Importance
@@ -76,7 +93,8 @@ class Tiers:
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: {t.name: t for t in BUILT_IN})
     default: str = "interactive"
-    applications: Mapping[str, Tier] = field(default_factory=dict)
+    applications: Mapping[str, Preset] = field(default_factory=dict)
+    deadline_is_target: bool = False  # of calls that name no targets, tier or preset
 
     def __post_init__(self) -> None:
         if self.default not in list(self.tiers):
@@ -91,37 +109,51 @@ class Tiers:
         importance: Importance | None = None,
     ) -> Resolved:
         """`timeout_s` is what the call's own deadline leaves. Raises UnknownTier."""
+        limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
+        chosen, source, is_target = self._choose(explicit, tier, application)
+        if is_target and limit_s < math.inf:
+            chosen = Tier("", Targets(ttlt_s=limit_s), chosen.importance)
+            source = TargetSource.RPC_DEADLINE
+        wanted = chosen.importance if importance is None else importance
+        return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
+
+    def _choose(
+        self, explicit: Targets | None, tier: str, application: str
+    ) -> tuple[Tier, TargetSource, bool]:
+        """Also whether the call's deadline, if it has one, stands in for the targets."""
         if explicit is not None:
-            chosen, source = Tier("", explicit), TargetSource.REQUEST
-        elif tier:
+            return Tier("", explicit), TargetSource.REQUEST, False
+        if tier:
             if tier not in self.tiers:
                 known = ", ".join(sorted(self.tiers))
                 raise UnknownTier(f"unknown tier {tier!r}; the server has {known}")
-            chosen, source = self.tiers[tier], TargetSource.TIER
-        elif application in self.applications:
-            chosen, source = self.applications[application], TargetSource.APPLICATION
-        elif timeout_s is not None and timeout_s > 0:
-            chosen, source = Tier("", Targets(ttlt_s=timeout_s)), TargetSource.RPC_DEADLINE
-        else:
-            chosen, source = self.tiers[self.default], TargetSource.DEFAULT
-        wanted = chosen.importance if importance is None else importance
-        return Resolved(chosen.targets, wanted, source, chosen.name)
+            return self.tiers[tier], TargetSource.TIER, False
+        if application in self.applications:
+            preset = self.applications[application]
+            return preset.tier, TargetSource.APPLICATION, preset.deadline_is_target
+        return self.tiers[self.default], TargetSource.DEFAULT, self.deadline_is_target
+
+
+_TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
+_KEYS = {"default_tier", "deadline_is_target", "tiers", "applications"}
 
 
 def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
     """Reads the TOML file. Raises ValueError, naming file and key."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        _refuse_unknown(document, {"default_tier", "tiers", "applications"}, "")
+        _refuse_unknown(document, _KEYS, "")
         tables = _tables(document, "tiers")
         tiers = {name: _tier(name, table, f"tiers.{name}") for name, table in tables.items()}
         tiers = tiers or {t.name: t for t in built_in}
         default = document.get("default_tier", next(iter(tiers)))
+        if default not in list(tiers):
+            raise ValueError(f"default_tier {default!r} is not one of the tiers")
         applications = {
-            name: _application(table, f"applications.{name}", tiers)
+            name: _preset(table, f"applications.{name}", tiers, tiers[default])
             for name, table in _tables(document, "applications").items()
         }
-        return Tiers(tiers, default, applications)
+        return Tiers(tiers, default, applications, _deadline_is_target(document, ""))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -142,32 +174,48 @@ def _refuse_unknown(table: dict[str, Any], known: set[str], path: str) -> None:
 
 
 def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
-    _refuse_unknown(table, {"ttft_s", "tbt_s", "ttlt_s", "importance"}, f"{path}.")
+    _refuse_unknown(table, _TIER_KEYS, f"{path}.")
     durations = {key: value for key, value in table.items() if key != "importance"}
     for key, value in durations.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{path}.{key} must be a number of seconds, got {value!r}")
+    importance = _importance(table, path, Importance.NORMAL)
     try:
-        return Tier(name, Targets(**durations), _importance(table, path) or Importance.NORMAL)
+        return Tier(name, Targets(**durations), importance)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(path) else f"{path}.{error}") from None
+        raise ValueError(f"{path}.{error}") from None
 
 
-def _importance(table: dict[str, Any], path: str) -> Importance | None:
-    value = table.get("importance")
+def _importance(table: dict[str, Any], path: str, default: Importance) -> Importance:
+    """LOW is 0: no truth value is taken of an importance."""
     names = {i.name.lower(): i for i in Importance}
-    if value is not None and value not in names:
+    value = table.get("importance")
+    if value is None:
+        return default
+    if not isinstance(value, str) or value not in names:
         raise ValueError(f"{path}.importance must be one of {', '.join(names)}, got {value!r}")
-    return None if value is None else names[value]
+    return names[value]
 
 
-def _application(table: dict[str, Any], path: str, tiers: Mapping[str, Tier]) -> Tier:
-    """A preset: a tier by name, with an importance of its own perhaps, or targets of its own."""
-    if "tier" not in table:
-        return _tier("", table, path)
-    _refuse_unknown(table, {"tier", "importance"}, f"{path}.")
-    if table["tier"] not in tiers:
-        raise ValueError(f"{path}.tier {table['tier']!r} is not one of the tiers")
-    tier = tiers[table["tier"]]
-    importance = _importance(table, path)
-    return Tier(tier.name, tier.targets, tier.importance if importance is None else importance)
+def _deadline_is_target(table: dict[str, Any], path: str) -> bool:
+    value = table.get("deadline_is_target", False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{path}deadline_is_target must be true or false, got {value!r}")
+    return value
+
+
+def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:
+    """A tier by name, with an importance of its own perhaps, or targets of its own; where only the
+    deadline counts, and a call has none, the default tier.
+    """
+    is_target = _deadline_is_target(table, f"{path}.")
+    rest = {key: value for key, value in table.items() if key != "deadline_is_target"}
+    if "tier" not in rest and not (is_target and not rest.keys() - {"importance"}):
+        return Preset(_tier("", rest, path), is_target)
+    _refuse_unknown(rest, {"tier", "importance"}, f"{path}.")
+    name = rest.get("tier", default.name)
+    if name not in list(tiers):
+        raise ValueError(f"{path}.tier {name!r} is not one of the tiers")
+    tier = tiers[name]
+    importance = _importance(rest, path, tier.importance)
+    return Preset(Tier(tier.name, tier.targets, importance), is_target)

@@ -84,7 +84,8 @@ def is_on_time(record: Record) -> bool:
         return False
     request = record.request
     if request.targets.ttlt is not None:
-        end = record.token_at[-1] if record.token_at else (record.ended_at or math.inf)
+        ended_at = math.inf if record.ended_at is None else record.ended_at
+        end = record.token_at[-1] if record.token_at else ended_at
         return end - request.at <= request.targets.ttlt
     return all(
         at - request.at <= token_due_s(request.targets, n)

@@ -55,6 +55,13 @@ class Targets:
             return TargetKind.INTERACTIVE
         return TargetKind.BEST_EFFORT if self.ttlt_s is None else TargetKind.DEADLINE
 
+    def within(self, limit_s: float) -> Targets:
+        """These, none of them later than `limit_s` (positive, or inf) after the arrival."""
+        stated = (self.ttft_s, self.tbt_s, self.ttlt_s)
+        if all(value is None or value <= limit_s for value in stated):
+            return self
+        return Targets(*[None if value is None else min(value, limit_s) for value in stated])
+
 
 BEST_EFFORT = Targets()
 

@@ -443,12 +443,14 @@ class Scheduler:
     ) -> Forecast:
         """What would come of a request sent now. `output_len` None: what history says, and the
         default where it says nothing yet."""
-        sampling = Sampling(max_tokens=output_len or default_output_len)
+        most = default_output_len if output_len is None else output_len
+        sampling = Sampling(max_tokens=most)
         request = Request(
             "", range(prompt_len), sampling, now, targets, importance, tier, application, tenant
         )
         if output_len is None:
-            output_len = self.history.known(request.output_group) or default_output_len
+            known = self.history.known(request.output_group)
+            output_len = default_output_len if known is None else known
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str) -> Timeline:

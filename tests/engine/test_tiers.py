@@ -32,6 +32,13 @@ tier = "chat"
 
 [applications.search]
 ttlt_s = 2
+
+[applications.mailer]
+deadline_is_target = true
+tier = "chat"
+
+[applications.clock]
+deadline_is_target = true
 """
 
 
@@ -43,25 +50,92 @@ def tiers(tmp_path: Path) -> Tiers:
 
 
 def test_the_nearest_source_of_targets_wins(tiers: Tiers) -> None:
-    """Explicit, named tier, application, the call's deadline, default: drop one at a time."""
+    """Explicit, named tier, application, default: drop one at a time."""
     explicit = Targets(ttlt_s=1.0)
     everything = {
         "explicit": explicit,
         "tier": "chat",
         "application": "search",
-        "timeout_s": 7.0,
+        "timeout_s": 70.0,
     }
     expected = [
         ("explicit", TargetSource.REQUEST, explicit, ""),
         ("tier", TargetSource.TIER, Targets(ttft_s=0.5, tbt_s=0.05), "chat"),
         ("application", TargetSource.APPLICATION, Targets(ttlt_s=2.0), ""),
-        ("timeout_s", TargetSource.RPC_DEADLINE, Targets(ttlt_s=7.0), ""),
         ("", TargetSource.DEFAULT, Targets(ttlt_s=30.0), "report"),
     ]
     for argument, source, targets, tier in expected:
         resolved = tiers.resolve(**everything)  # type: ignore[arg-type]  # spelled above
         assert (resolved.source, resolved.targets, resolved.tier) == (source, targets, tier)
         everything.pop(argument, None)
+
+
+def test_a_low_tier_and_a_low_preset_are_low(tiers: Tiers, tmp_path: Path) -> None:
+    """LOW is 0: `importance or NORMAL` served every low tier as normal."""
+    path = tmp_path / "low.toml"
+    path.write_text(
+        '[tiers.x]\nttlt_s = 5\nimportance = "low"\n'
+        '[applications.own]\nttlt_s = 1\nimportance = "low"\n'
+        '[applications.named]\ntier = "x"\nimportance = "normal"\n'
+        '[applications.timed]\ndeadline_is_target = true\nimportance = "low"\n'
+    )
+    known = load(path)
+    assert known.resolve(tier="x").importance is Importance.LOW
+    assert known.resolve().importance is Importance.LOW
+    assert known.resolve(application="own").importance is Importance.LOW
+    assert known.resolve(application="named").importance is Importance.NORMAL
+    assert known.resolve(application="timed", timeout_s=3.0).importance is Importance.LOW
+    assert known.resolve(tier="x", importance=Importance.HIGH).importance is Importance.HIGH
+    assert tiers.resolve(tier="leftovers").importance is Importance.LOW
+
+
+@pytest.mark.parametrize(
+    ("arguments", "targets"),
+    [
+        ({"tier": "chat"}, Targets(ttft_s=0.5, tbt_s=0.05)),  # earlier than the deadline: as stated
+        ({"tier": "report"}, Targets(ttlt_s=7.0)),
+        ({"explicit": Targets(ttft_s=9.0, tbt_s=8.0)}, Targets(ttft_s=7.0, tbt_s=7.0)),
+        ({"explicit": Targets(ttft_s=9.0, tbt_s=0.1)}, Targets(ttft_s=7.0, tbt_s=0.1)),
+        ({"explicit": BEST_EFFORT}, BEST_EFFORT),
+        ({"application": "search"}, Targets(ttlt_s=2.0)),
+        ({}, Targets(ttlt_s=7.0)),
+    ],
+)
+def test_a_deadline_caps_targets_and_leaves_their_source(
+    tiers: Tiers, arguments: dict[str, object], targets: Targets
+) -> None:
+    without = tiers.resolve(**arguments)  # type: ignore[arg-type]  # spelled above
+    capped = tiers.resolve(**arguments, timeout_s=7.0)  # type: ignore[arg-type]
+    assert capped.targets == targets
+    assert (capped.source, capped.tier) == (without.source, without.tier)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.0, -1.0])
+def test_a_call_without_a_deadline_or_past_it_keeps_its_targets(
+    tiers: Tiers, timeout_s: float | None
+) -> None:
+    assert tiers.resolve(timeout_s=timeout_s) == tiers.resolve()
+    assert tiers.resolve(application="mailer", timeout_s=timeout_s).tier == "chat"
+
+
+def test_a_deadline_is_the_target_of_the_applications_that_say_so(tiers: Tiers) -> None:
+    mailer = tiers.resolve(application="mailer", timeout_s=7.0)
+    expected = Resolved(Targets(ttlt_s=7.0), Importance.HIGH, TargetSource.RPC_DEADLINE)
+    assert mailer == expected
+    assert tiers.resolve(application="clock", timeout_s=7.0).source is TargetSource.RPC_DEADLINE
+    assert tiers.resolve(application="clock").tier == "report"  # the default
+    named = tiers.resolve(tier="chat", application="mailer", timeout_s=7.0)
+    assert named.source is TargetSource.TIER
+
+
+def test_a_deadline_is_the_target_of_a_whole_server_that_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text("deadline_is_target = true\n[applications.desk]\ntier = 'batch'\n")
+    known = load(path)
+    assert known.resolve(timeout_s=7.0).targets == Targets(ttlt_s=7.0)
+    assert known.resolve().tier == "interactive"
+    preset = known.resolve(application="desk", timeout_s=7.0)  # nearer than the server's word
+    assert (preset.source, preset.tier) == (TargetSource.APPLICATION, "batch")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +205,12 @@ def test_a_file_without_tiers_keeps_the_built_in_ones(tmp_path: Path) -> None:
         ("[applications.b]\ntier = 'batch'\nttlt_s = 1", "applications.b.ttlt_s is unknown"),
         ("default_tier = 'gold'", "default_tier 'gold' is not one of the tiers"),
         ("default_tier = ['a']", "default_tier"),
+        ("deadline_is_target = 1", "deadline_is_target must be true or false"),
+        ("[applications.b]\ndeadline_is_target = 'no'", "applications.b.deadline_is_target must"),
+        ("[applications.b]\ntier = ['batch']", "applications.b.tier ['batch'] is not one of"),
+        ("[tiers.a]\nimportance = 0", "tiers.a.importance must be one of low, normal, high"),
+        ("[tiers.a]\nimportance = ['low']", "tiers.a.importance must be one of low, normal"),
+        ("[tiers.a]\ndeadline_is_target = true", "tiers.a.deadline_is_target is unknown"),
         ("tiers = 3", "tiers must be tables"),
         ("[tires.a]\nttlt_s = 1", "tires is unknown"),
         ("[tiers.a", "Expected"),

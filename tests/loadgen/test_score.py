@@ -64,6 +64,13 @@ def test_a_deadline_request_counts_by_its_last_token() -> None:
     assert is_on_pace(record(request, [11.0, 19.0, 19.5]))
 
 
+def test_a_client_that_left_at_the_very_beginning_left_in_time() -> None:
+    """Instant 0 is an instant: `ended_at or inf` took it for none."""
+    left = record(planned(at=0.0, targets=REPORT), [], Outcome.CANCELLED)
+    assert left.ended_at == 0.0
+    assert is_on_time(left)
+
+
 def test_best_effort_is_on_time_when_it_finishes() -> None:
     request = planned(targets=Targets())
     assert is_on_time(record(request, [500.0]))

@@ -211,12 +211,13 @@ def test_explicit_targets_are_read_in_seconds() -> None:
     assert read(request).quality.targets == BEST_EFFORT
 
 
-def test_the_call_s_deadline_is_a_target_only_without_another() -> None:
-    quality = read(make_request(), timeout_s=2.0).quality
-    assert quality.targets == Targets(ttlt_s=2.0)
-    assert quality.source is TargetSource.RPC_DEADLINE
+def test_the_call_s_deadline_caps_the_targets_and_is_none_itself() -> None:
+    quality = read(make_request(), timeout_s=120.0).quality
+    assert (quality.tier, quality.source) == ("interactive", TargetSource.DEFAULT)
+    assert quality.targets == read(make_request()).quality.targets
     named = make_request(qos=pb.QualityOfService(tier="batch"))
     assert read(named, timeout_s=2.0).quality.tier == "batch"
+    assert read(named, timeout_s=2.0).quality.targets == Targets(ttlt_s=2.0)
 
 
 def test_a_token_of_the_prompt_that_the_model_does_not_know_is_refused() -> None:

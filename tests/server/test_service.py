@@ -252,11 +252,15 @@ async def test_an_id_in_flight_is_refused_and_free_afterwards(running: Running) 
     assert (await read(running.stub.GenerateStream(request)))[-1].HasField("finished")
 
 
-async def test_the_call_s_deadline_is_the_target_of_a_request_without_one(running: Running) -> None:
-    call = running.stub.GenerateStream(asked(), timeout=30)
-    targets = (await read(call))[0].accepted.targets
-    assert targets.source == pb.TARGET_SOURCE_RPC_DEADLINE
-    assert 0 < targets.ttlt.ToSeconds() <= 30
+async def test_a_call_with_a_deadline_and_nothing_else_is_served_as_the_default_tier(
+    running: Running,
+) -> None:
+    """Every backend sets deadlines: as targets they made TTLT 120 s of an interactive chat."""
+    targets = (await read(running.stub.GenerateStream(asked(), timeout=120)))[0].accepted.targets
+    assert targets.source == pb.TARGET_SOURCE_DEFAULT
+    assert targets.tier == "interactive"
+    assert targets.HasField("ttft")
+    assert not targets.HasField("ttlt")
 
 
 async def test_health_knows_the_server_and_its_service(running: Running) -> None:
