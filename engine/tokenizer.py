@@ -29,11 +29,17 @@ _INVALID = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # bytes that are no U
 
 
 class Spelling:
-    """What each token id contributes to a text, as bytes; b"" for special tokens."""
+    """What each token id contributes to a text, as bytes; b"" for special tokens.
 
-    def __init__(self, pieces: Sequence[bytes], opening: Sequence[bytes]) -> None:
+    `specials` are what those are written as; only stop strings are compared with it.
+    """
+
+    def __init__(
+        self, pieces: Sequence[bytes], opening: Sequence[bytes], specials: Mapping[int, str]
+    ) -> None:
         self._pieces = pieces
         self._opening = opening  # as the text's first: without the space the tokenizer put there
+        self.specials = specials
         # The same as text, for where no character is open; None for those that are no whole text.
         self.texts = [_whole(piece) for piece in pieces]
 
@@ -63,6 +69,7 @@ class Detokenizer:
     def __init__(self, spelling: Spelling, prompt: Iterable[int] = ()) -> None:
         self._spelling = spelling
         self._texts = spelling.texts
+        self.specials = spelling.specials
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._opens = not any(spelling.of(token_id) for token_id in prompt)
         self._is_plain = not self._opens  # whether a token's text depends on nothing before it
@@ -82,44 +89,6 @@ class Detokenizer:
     def finish(self) -> str:
         """What an unfinished character leaves, when no more tokens come."""
         return self._utf8.decode(b"", final=True).translate(_INVALID)
-
-
-class StopChecker:
-    """Finds the first stop string to be complete in a text that arrives in pieces.
-
-    Where the text is cut does not depend on how it was split. Raises ValueError for an empty stop.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        if not all(stops):
-            raise ValueError("a stop string must not be empty")
-        self._stops = tuple(stops)
-        self._held = ""  # may be the beginning of a stop string
-
-    def feed(self, text: str) -> tuple[str, str | None]:
-        """Text to show, and the stop string that ends it, if any; then it is the last."""
-        text = self._held + text
-        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            _, at, stop = min(found)
-            self._held = ""
-            return text[:at], stop
-        self._held = text[len(text) - self._num_held(text) :]
-        return text[: len(text) - len(self._held)], None
-
-    def finish(self) -> str:
-        """What was held back, when no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-    def _num_held(self, text: str) -> int:
-        longest = 0
-        for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:size]):
-                    longest = size
-                    break
-        return longest
 
 
 class _Backend(Protocol):
@@ -219,7 +188,8 @@ class SentencePiece:
         } | _added_tokens(folder, settings, pieces)
         opening = [self._open(i, piece) for i, piece in enumerate(pieces)]
         adds_space = model.encode("a") != unprefixed.encode("a")
-        self.spelling = Spelling(pieces, opening if adds_space else pieces)
+        specials = {i: text for text, i in special.items() if not pieces[i]}
+        self.spelling = Spelling(pieces, opening if adds_space else pieces, specials)
         # Whether a space is put before what follows a special token, too: Hugging Face's key.
         self._rest = unprefixed if settings.get("legacy") is False else model
         self.bos_id = _special_id(settings, "bos_token", special, model.bos_id())
@@ -283,7 +253,8 @@ class HuggingFace:
             elif not added[token_id].get("special"):
                 pieces[token_id] = added[token_id]["content"].encode()
         opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
-        self.spelling = Spelling(pieces, opening)
+        specials = {i: token["content"] for i, token in added.items() if token.get("special")}
+        self.spelling = Spelling(pieces, opening, specials)
         first = self._tokenizer.encode("", add_special_tokens=True).ids[:1]
         self.bos_id = _special_id(settings, "bos_token", vocab, first[0] if first else -1)
         self.eos_id = _special_id(settings, "eos_token", vocab, -1)

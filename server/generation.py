@@ -14,7 +14,8 @@ from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving.streams import RequestStream
-from engine.tokenizer import Detokenizer, StopChecker
+from engine.stops import StopChecker
+from engine.tokenizer import Detokenizer
 
 
 class Piece(NamedTuple):
@@ -52,6 +53,7 @@ class Text:
 
     def __init__(self, detokenizer: Detokenizer, sampling: Sampling, stops: Sequence[str]) -> None:
         self._feed, self._finish = detokenizer.feed, detokenizer.finish
+        self._specials = detokenizer.specials
         self._min_tokens = sampling.min_tokens
         self._stop_ids = sampling.stop_token_ids
         self._checker = StopChecker(stops) if stops else None
@@ -67,7 +69,7 @@ class Text:
         if checker is None:
             return "".join([self.spell(token.id) for token in tokens]), tokens
         for taken, token in enumerate(tokens, start=1):
-            text += self._examine(checker, self.spell(token.id))
+            text += self._examine(checker, token.id)
             if self.matched_stop:
                 return text, tokens[:taken]
         return text, tokens
@@ -84,16 +86,22 @@ class Text:
         if self.matched_stop:
             return ""
         text = self._finish()
-        if self._checker is None:
+        checker = self._checker
+        if checker is None:
             return text
-        text = self._examine(self._checker, text)
-        return text if self.matched_stop else text + self._checker.finish()
+        text, matched = checker.feed(text, self.num_tokens > self._min_tokens)
+        self.matched_stop = matched or ""
+        return text if matched else text + checker.finish()
 
-    def _examine(self, checker: StopChecker, text: str) -> str:
-        """`text` without what a stop string cuts off or may yet turn out to cut off."""
-        if self.num_tokens <= self._min_tokens or not text:
-            return text
-        text, matched = checker.feed(text)
+    def _examine(self, checker: StopChecker, token_id: int) -> str:
+        """The text of one more token without what a stop string cuts off, or may yet."""
+        text = self.spell(token_id)
+        counts = self.num_tokens > self._min_tokens
+        special = self._specials.get(token_id)
+        if special is None:
+            text, matched = checker.feed(text, counts)
+        else:  # even one that ends the output: which tokens do is nothing to a stop string
+            text, matched = checker.feed_special(special, counts)
         self.matched_stop = matched or ""
         return text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.computing.config import CheckpointError
-from engine.tokenizer import StopChecker, Tokenizer
+from engine.tokenizer import Tokenizer
 
 LINES = [
     "In the beginning was the word, and the word was with the reader.",
@@ -330,53 +329,3 @@ def test_tokenizer_json_without_its_package_says_what_to_install(
     )
     assert done.returncode == 0, done.stderr
     assert "pip install 'niyama[hf]'" in done.stdout
-
-
-def split_anyhow(text: str, cuts: list[int]) -> list[str]:
-    at = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
-    return [text[a:b] for a, b in itertools.pairwise(at)]
-
-
-def check_stops(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:
-    """What is shown, and the stop found."""
-    checker, shown = StopChecker(stops), ""
-    for piece in pieces:
-        text, stop = checker.feed(piece)
-        shown += text
-        if stop is not None:
-            return shown, stop
-    return shown + checker.finish(), None
-
-
-def first_to_end(stops: list[str], text: str) -> tuple[str, str | None]:
-    """By trying every prefix of the text."""
-    for end in range(1, len(text) + 1):
-        ending = [stop for stop in stops if text[:end].endswith(stop)]
-        if ending:
-            longest = max(ending, key=len)
-            return text[: end - len(longest)], longest
-    return text, None
-
-
-@settings(deadline=None, max_examples=500)
-@given(
-    stops=st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=4),
-    text=st.text("abc\n", max_size=20),
-    cuts=st.lists(st.integers(0, 20), max_size=8),
-)
-def test_a_stop_string_is_found_however_the_text_is_split(
-    stops: list[str], text: str, cuts: list[int]
-) -> None:
-    assert check_stops(stops, split_anyhow(text, cuts)) == first_to_end(stops, text)
-    assert check_stops(stops, list(text)) == first_to_end(stops, text)
-
-
-def test_only_what_may_become_a_stop_string_is_held_back() -> None:
-    checker = StopChecker(["\n\nUser:"])
-    assert checker.feed("Fine.\n") == ("Fine.", None)
-    assert checker.feed("\nUs") == ("", None)
-    assert checker.feed("ed ") == ("\n\nUsed ", None)
-    assert checker.feed("\n\nUser: more") == ("", "\n\nUser:")
-    assert checker.finish() == ""
-    with pytest.raises(ValueError, match="empty"):
-        StopChecker([""])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
@@ -124,6 +127,130 @@ async def test_a_stop_string_counts_only_after_the_fewest_tokens() -> None:
     assert piece.text == " cat sat on the "
     assert isinstance(ended, Ended)
     assert ended.matched_stop == "cat"
+
+
+async def test_a_stop_string_that_begins_within_the_fewest_tokens_and_ends_later_counts() -> None:
+    """Nothing of it is shown, not even while the output may not end yet."""
+    probe = Played()
+    least = len(probe.tokens_of(" the house"))
+    played = Played(stop=(" house, and",), min_tokens=least)
+    text = ""
+    for token in played.tokens_of(" the house, and so"):
+        if not played.cancelled:
+            played.put(token)
+            (piece,) = await played.generation.next()
+            assert isinstance(piece, Piece)
+            text += piece.text
+    assert text == " the"
+    assert played.cancelled == [("a/0", FinishReason.STOP)]
+
+
+async def test_a_special_token_that_is_a_stop_string_stops() -> None:
+    """It is shown as nothing, yet it is what the caller named."""
+    played = Played(stop=("</s>",))
+    eos = Token(played.tokenizer.eos_id or 0)
+    played.put(*played.tokens_of(" cat"), eos, *played.tokens_of(" sat"))
+    (piece,) = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " cat"
+    assert piece.tokens[-1] == eos
+    assert played.cancelled == [("a/0", FinishReason.STOP)]
+    played.put(finished(FinishReason.STOP))
+    assert await played.generation.next() == [
+        Ended(0, finished(FinishReason.STOP), "</s>", len(piece.tokens))
+    ]
+
+
+async def test_a_stop_string_around_a_special_token_cuts_the_text_before_it() -> None:
+    played = Played(n=2, stop=("cat</s> sat",))
+    eos, sat = Token(played.tokenizer.eos_id or 0), played.tokens_of(" sat")
+    played.put(*played.tokens_of(" cat"), eos, *sat)
+    played.put(*played.tokens_of(" cat"), eos, eos, *sat, index=1)
+    one, two = await played.generation.next()
+    assert isinstance(one, Piece)
+    assert isinstance(two, Piece)
+    assert (one.text, two.text) == (" ", " cat sat")
+    assert played.cancelled == [("a/0", FinishReason.STOP)]
+
+
+async def test_which_token_ends_the_output_is_nothing_to_a_stop_string() -> None:
+    """The model's own end, whose text the caller named, too: the reason is STOP either way."""
+    played = Played(stop=("cat</s>",))
+    eos = played.tokenizer.eos_id or 0
+    played = Played(stop=("cat</s>",), stop_token_ids=frozenset({eos}))
+    played.put(*played.tokens_of(" a cat"), Token(eos), finished(FinishReason.STOP))
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " a "
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == "cat</s>"
+    assert ended.finished.reason is FinishReason.STOP
+
+
+async def test_no_stop_string_begins_in_the_prompt() -> None:
+    played = Played(stop=("The cat",))
+    played.put(*played.tokens_of(" cat"), finished())
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " cat"
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == ""
+
+
+async def test_what_is_no_character_is_found_as_what_it_is_shown_as() -> None:
+    played = Played(stop=("\ufffd",))
+    first, *_ = played.tokenizer.encode("漢", add_bos=False)[1:]
+    played.put(*played.tokens_of(" a"), Token(first), finished())
+    piece, ended = await played.generation.next()
+    assert isinstance(piece, Piece)
+    assert piece.text == " a"
+    assert isinstance(ended, Ended)
+    assert ended.matched_stop == "\ufffd"
+
+
+async def test_an_empty_output_has_no_stop_string() -> None:
+    played = Played(stop=("a",))
+    played.put(finished(FinishReason.STOP))
+    assert await played.generation.next() == [Ended(0, finished(FinishReason.STOP), "", 0)]
+
+
+TOKENIZER = Tokenizer.load(FOLDER)
+FEW = [*TOKENIZER.encode("the house, and</s> ab\n", add_bos=False), *TOKENIZER.encode("漢")]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    ids=st.lists(st.sampled_from(FEW), max_size=12),
+    cuts=st.lists(st.integers(0, 12), max_size=6),
+    at=st.tuples(st.integers(0, 20), st.integers(1, 12)),
+    others=st.lists(st.sampled_from(["</s>", "</s><s>", "e", " ", "house", "\ufffd"]), max_size=3),
+    min_tokens=st.integers(0, 8),
+)
+def test_the_text_does_not_depend_on_how_the_tokens_came(
+    ids: list[int], cuts: list[int], at: tuple[int, int], others: list[str], min_tokens: int
+) -> None:
+    text = TOKENIZER.decode(ids)
+    stops = [stop for stop in (text[at[0] :][: at[1]], *others) if stop]
+
+    def result(batches: list[list[int]]) -> tuple[str, int, str]:
+        sampling = Sampling(max_tokens=99, min_tokens=min_tokens)
+        output = Text(TOKENIZER.detokenizer([]), sampling, stops)
+        shown, used = "", 0
+        for batch in batches:
+            if not output.matched_stop:
+                text, tokens = output.take([Token(i) for i in batch])
+                shown, used = shown + text, used + len(tokens)
+        return shown + output.rest(), used, output.matched_stop
+
+    bounds = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+    alone = result([[i] for i in ids])
+    assert result([ids[a:b] for a, b in pairwise(bounds)]) == alone
+    shown, _, matched = alone
+    assert text.startswith(shown)
+    if not matched:
+        assert shown == text
+    elif not min_tokens:
+        assert all(stop not in shown for stop in stops)
 
 
 async def test_a_stop_token_is_counted_but_not_spelled() -> None:
