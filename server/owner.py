@@ -41,6 +41,7 @@ class EngineOwner:
         # A shared engine is asked in any case, so that one that hangs is noticed.
         self._polls = is_shared or bool(config.metrics_port)
         self._poll: asyncio.Task[None] | None = None
+        self._compile_note = ""  # of the first engine
         self.registry = CollectorRegistry()
         self.metrics = EngineMetrics(self.registry)
         self._exposition = Exposition(self.registry)
@@ -64,7 +65,8 @@ class EngineOwner:
             info = await self.client.start()
         except EngineStartError as error:
             raise StartError(str(error)) from error
-        self._adopt(info)
+        self._announce(info)
+        self._on_ready(info)
         if self._polls:
             self._poll = asyncio.create_task(self._poll_metrics())
         return info
@@ -89,18 +91,24 @@ class EngineOwner:
             await self.refresh_metrics()
             await asyncio.sleep(METRICS_S)
 
-    def _adopt(self, info: EngineInfo) -> None:
+    def _announce(self, info: EngineInfo) -> None:
         if info.context_note:
             log.warning("context", note=info.context_note)
+        self._compile_note = info.compile_note
         if info.compile_note:
             log.warning("compile", note=info.compile_note)
         if info.calibration is not None:
-            log.info("calibration", **info.calibration.log_fields())
-        self._on_ready(info)
+            say = log.warning if info.calibration.note else log.info
+            say("calibration", **info.calibration.log_fields())
 
     def _recovered(self, info: EngineInfo) -> None:
+        """It is as the first one was, of which all has been said, unless it could not be compiled
+        again.
+        """
         log.info("engine recovered", engine_pid=info.pid)
-        self._adopt(info)
+        if info.compile_note != self._compile_note:
+            log.warning("compile", note=info.compile_note)
+        self._on_ready(info)
 
     def _lost(self, line: str) -> None:
         log.error("engine lost", reason=line)

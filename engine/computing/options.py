@@ -5,6 +5,25 @@ No torch in here: the server reads it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 DTYPES = ("float32", "bfloat16", "float16")  # of the weights
 QUANTIZE = ("none", "int8")
 COMPILE = ("auto", "on", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What loading a model chose on this machine, mostly by measurement. Given to a later load they
+    are taken as they are: what is free or fast by then does not count.
+    """
+
+    device: str
+    dtype: str  # of DTYPES
+    is_compiled: bool
+    compile_note: str  # why not as asked
+    row_layout: str  # of the matrices that a row by itself is multiplied with
+    slow_rows: tuple[int, int]  # from, to: numbers of rows that are not computed, but some more
+    threads: int
+    num_pages: int
+    gather_bytes: int  # most that a layer gathers in a decode graph; 0 where there is none

@@ -28,7 +28,7 @@ from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
 from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
-from engine.computing.options import DTYPES, QUANTIZE
+from engine.computing.options import DTYPES, QUANTIZE, Choices
 from engine.computing.picked import Picked
 from engine.computing.sampler import Sampler
 from engine.deciding.plan import Chunk, Plan, Token, Work
@@ -55,9 +55,11 @@ class ModelExecutor:
         compiled: bool = False,
         or_eager: bool = False,
         slow_rows: range = NO_ROWS,
+        row_layout: str = "packed",
     ) -> None:
         """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`.
-        `slow_rows` are numbers of rows that are not computed, but some more.
+        `slow_rows` are numbers of rows that are not computed, but some more; `row_layout` is how
+        the matrices are laid out for a row by itself.
         """
         self.model = model
         self.config = model.config
@@ -66,6 +68,8 @@ class ModelExecutor:
         self.compile_note = ""  # for the operator
         self._or_eager = or_eager
         self.slow_rows = slow_rows
+        self._row_layout = row_layout
+        self._gather_bytes = 0
         self._use(kv, compiled)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
@@ -95,6 +99,7 @@ class ModelExecutor:
         """
         if gather_bytes is None:
             gather_bytes = gather_limit(self.device)
+        self._gather_bytes = gather_bytes
         assert isinstance(self.kv, KvSlots)
         self._graphs = DecodeGraphs(self.step, self.kv, capture or CudaCapture())
         with torch.inference_mode():
@@ -103,6 +108,21 @@ class ModelExecutor:
     @property
     def is_compiled(self) -> bool:
         return self._compiled is not None
+
+    @property
+    def choices(self) -> Choices:
+        """What a later load of the same model is given, so that it becomes the same."""
+        return Choices(
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            is_compiled=self.is_compiled,
+            compile_note=self.compile_note,
+            row_layout=self._row_layout,
+            slow_rows=(self.slow_rows.start, self.slow_rows.stop),
+            threads=torch.get_num_threads(),
+            num_pages=self.num_pages,
+            gather_bytes=self._gather_bytes,
+        )
 
     @property
     def compilations(self) -> int:
@@ -203,6 +223,7 @@ def load(
     kv_bytes: int | None = None,
     page_size: int = 16,
     threads: int | None = None,
+    chosen: Choices | None = None,
 ) -> ModelExecutor:
     """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
     ValueError for an option that this machine cannot follow.
@@ -210,9 +231,12 @@ def load(
     KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
     of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
     checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
-    torch's number for the process.
+    torch's number for the process. With `chosen` nothing is measured or chosen again.
     """
     folder, place = Path(folder), torch.device(device)
+    if chosen is not None:
+        dtype, num_pages, threads = chosen.dtype, chosen.num_pages, chosen.threads
+        compile = compile if chosen.is_compiled else "off"
     if place.type == "cuda" and place.index is not None:
         torch.cuda.set_device(place)  # streams, events and graphs are of the current one
     if threads is not None:
@@ -222,7 +246,8 @@ def load(
     torch_dtype = _dtype(dtype, config, device)
     free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
-    store(model, quantize, with_rows=is_compiled and place.type == "cpu")
+    with_rows = is_compiled and place.type == "cpu"
+    row_layout = store(model, quantize, with_rows, None if chosen is None else chosen.row_layout)
     if num_pages is None:
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
@@ -237,9 +262,12 @@ def load(
             f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
             f" {str(error).splitlines()[0]}"
         ) from error
-    slow_rows = measured_slow_rows(model) if uses_matrix_units(torch_dtype, place) else NO_ROWS
-    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", slow_rows)
-    executor.compile_note = note
+    if chosen is not None:
+        slow_rows = range(*chosen.slow_rows)
+    else:
+        slow_rows = measured_slow_rows(model) if uses_matrix_units(torch_dtype, place) else NO_ROWS
+    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", slow_rows, row_layout)
+    executor.compile_note = note if chosen is None or is_compiled else chosen.compile_note
     return executor
 
 
@@ -258,22 +286,29 @@ def kv_share(before: int, after: int) -> int:
     return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
 
 
-def store(model: Decoder, quantize: str = "none", with_rows: bool = False) -> None:
+def store(
+    model: Decoder,
+    quantize: str = "none",
+    with_rows: bool = False,
+    chosen: str | None = None,
+) -> str:
     """The model's matrices as its device reads them fastest, or in `quantize` "int8"; of a small
-    model once more for a row by itself, if asked and if that is faster.
+    model once more for a row by itself, if asked and if that is faster. Returns the layout for a
+    row, which is `chosen` where one was chosen before.
     """
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
     dtype, row_layout = model.embedding.dtype, "packed"
     is_small = model.config.num_parameters * dtype.itemsize <= COPIED_BYTES
     if with_rows and is_small and quantize != "int8" and can_pack(dtype):
-        row_layout = fastest_row_layout(model.config, dtype)
+        row_layout = chosen or fastest_row_layout(model.config, dtype)
     with torch.inference_mode():
         for linear in model.linears():
             if quantize == "int8":
                 linear.quantize()
             else:
                 linear.pack(row_layout)
+    return row_layout
 
 
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:

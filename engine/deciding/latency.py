@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from engine.deciding.plan import Work
 
 UNBOUNDED = 1 << 60  # the last segment's up_to
 DEFAULT_MAX_CHUNK = 8192
+_DEAREST_S = 1e6  # above any cost of an iteration; a profile that says so is none
 
 
 class Segment(NamedTuple):
@@ -53,6 +54,10 @@ class Segment(NamedTuple):
             + prefill_pairs * pairs
             + chunk * num_chunks
         )
+
+
+_ONE_DECODE = Work(num_decodes=1, decode_context=1)
+_ONE_TOKEN = Work(num_prefill=1, prefill_context=1, prefill_pairs=1, num_chunks=1)
 
 
 def add_chunk(work: Work, start: int, length: int) -> Work:
@@ -82,6 +87,8 @@ class LatencyProfile:
             raise ValueError("segments must rise in up_to and end with UNBOUNDED")
         if any(not math.isfinite(x) for s in self.segments for x in s[1:]):
             raise ValueError("coefficients must be finite")
+        if any(min(s.seconds(_ONE_DECODE), s.seconds(_ONE_TOKEN)) <= 0 for s in self.segments):
+            raise ValueError("an iteration must take time")
         if any(min(s.prefill + s.prefill_context, s.prefill_pairs) < 0 for s in self.segments):
             raise ValueError("more prefill tokens must not cost less")
         if self.max_chunk < 1:
@@ -99,8 +106,27 @@ class LatencyProfile:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatencyProfile:
         """Raises KeyError or TypeError or ValueError when it is not such a dict."""
-        segments = tuple(Segment(**s) for s in data["segments"])
-        return cls(str(data["name"]), segments, int(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
+        segments = tuple(_segment(**s) for s in data["segments"])
+        return cls(str(data["name"]), segments, _whole(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
+
+
+def _segment(up_to: Any, base: Any, **coefficients: Any) -> Segment:
+    numbers = {name: _number(x) for name, x in coefficients.items()}
+    return Segment(_whole(up_to), _number(base), **numbers)
+
+
+def _whole(x: Any) -> int:
+    if type(x) is not int:
+        raise TypeError(f"not a whole number: {x!r:.40}")
+    return x
+
+
+def _number(x: Any) -> float:
+    if type(x) not in (int, float):
+        raise TypeError(f"not a number: {x!r:.40}")
+    if not abs(x) < _DEAREST_S:  # also of nan
+        raise ValueError(f"a coefficient must be finite and below {_DEAREST_S:g} s, got {x!r:.40}")
+    return float(x)
 
 
 def _published(
@@ -142,12 +168,17 @@ class LatencyModel:
     MARGIN_QUANTILE = 0.9
     MAX_MARGIN = 1.5  # a rare stall must not shrink every chunk; the streams' reserve covers it
 
-    def __init__(self, profile: LatencyProfile, learns: bool = True) -> None:
+    def __init__(
+        self, profile: LatencyProfile, learns: bool = True, learnt: Sequence[float] = ()
+    ) -> None:
+        """Goes on with what another had `learnt` with the same profile."""
+        if learnt and len(learnt) != len(profile.segments):
+            raise ValueError(f"learnt must be one for each segment, got {len(learnt)}")
         self.profile = profile
         self._learns = learns
         self._segments = profile.segments
         self._bounds = [s.up_to for s in profile.segments]
-        self._scales = [1.0] * len(profile.segments)  # the slow corrections
+        self._scales = list(learnt) or [1.0] * len(profile.segments)  # the slow corrections
         self._present = 1.0  # the quick one
         self._recent: deque[float] = deque()
         self._sorted: SortedList[float] = SortedList()
@@ -167,6 +198,11 @@ class LatencyModel:
         """Seconds that such an iteration takes, in whatever state the machine usually is."""
         i = self._index(work.num_decodes + work.num_prefill)
         return self._scales[i] * self._segments[i].seconds(work)
+
+    @property
+    def learnt(self) -> tuple[float, ...]:
+        """The slow corrections, which hold for the machine whatever its present state."""
+        return tuple(self._scales)
 
     @property
     def margin(self) -> float:

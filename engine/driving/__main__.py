@@ -36,7 +36,7 @@ def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> 
     config = pipe.receive_first()
     engine = build(config)
     collector.settle()
-    pipe.send(Ready(engine.info))
+    pipe.send(Ready(engine.info, engine.pinned))
     ends = pipe if door is None else Hub(sock, door, engine.info)
     with contextlib.ExitStack() as stack:
         if engine.decisions is not None:
@@ -48,6 +48,7 @@ def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> 
             time.monotonic,
             engine.decisions,
             engine.looks_ahead,
+            engine.learnt,
         )
         loop.run()
 

@@ -6,6 +6,7 @@ import os
 import time
 
 from engine.computing.config import ModelConfig
+from engine.computing.options import Choices
 from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
@@ -14,7 +15,7 @@ from engine.driving import tiers
 from engine.driving.config import EngineConfig
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
-from engine.driving.messages import Calibration, EngineInfo
+from engine.driving.messages import Calibration, EngineInfo, Pinned
 
 
 def assemble(
@@ -28,9 +29,11 @@ def assemble(
     device: str,
     calibration: Calibration | None = None,
     compile_note: str = "",
+    choices: Choices | None = None,
 ) -> Engine:
-    """`num_pages` is what the executor's memory holds; `profile` is where its costs start. Raises
-    ValueError for a decision log that cannot be opened.
+    """`num_pages` is what the executor's memory holds; `profile` is where its costs start, and
+    where an engine came before this one, what it had learnt. Raises ValueError for a decision log
+    that cannot be opened.
     """
     context_len = context_length(config, model)
     decisions = (
@@ -38,6 +41,8 @@ def assemble(
         if config.decision_log is None
         else DecisionFile(config.decision_log, time.time() - time.monotonic())
     )
+    before = config.pinned
+    latency = LatencyModel(profile, learnt=() if before is None else before.learnt)
     scheduler = Scheduler(
         SchedulerConfig(
             num_pages=num_pages,
@@ -49,7 +54,7 @@ def assemble(
             record_capacity=config.record_capacity,
             niyama=config.niyama(),
         ),
-        LatencyModel(profile),
+        latency,
         None if decisions is None else decisions.write,
     )
     info = EngineInfo(
@@ -72,7 +77,8 @@ def assemble(
         compile_note=compile_note,
     )
     looks_ahead = config.overlap == "on" or (config.overlap == "auto" and device.startswith("cuda"))
-    return Engine(scheduler, executor, info, decisions, looks_ahead)
+    pinned = None if choices is None else Pinned(choices, profile, calibration)
+    return Engine(scheduler, executor, info, decisions, looks_ahead, pinned, lambda: latency.learnt)
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:

@@ -28,7 +28,8 @@ def build(config: EngineConfig) -> Engine:
     file that cannot be written.
     """
     _check_outputs(config)
-    device = _device(config.device)
+    chosen = None if config.pinned is None else config.pinned.choices
+    device = _device(config.device if chosen is None else chosen.device)
     executor = runner.load(
         config.model,
         device=device,
@@ -39,12 +40,15 @@ def build(config: EngineConfig) -> Engine:
         kv_bytes=config.kv_memory_mib << 20,
         page_size=config.page_size,
         threads=config.torch_threads or _threads(),
+        chosen=chosen,
     )
     executor.warm_up()
     if executor.is_compiled and executor.device.type == "cuda":
-        executor.capture_decodes(config.max_batch_size, context_length(config, executor.config))
+        gather_bytes = None if chosen is None else chosen.gather_bytes
+        context_len = context_length(config, executor.config)
+        executor.capture_decodes(config.max_batch_size, context_len, gather_bytes=gather_bytes)
     profile, calibration = _profile(config, executor)
-    if config.save_profile is not None:
+    if config.save_profile is not None and config.pinned is None:
         profiles.save(profile, config.save_profile)
     return assemble(
         config,
@@ -56,6 +60,7 @@ def build(config: EngineConfig) -> Engine:
         device=str(executor.device),
         calibration=calibration,
         compile_note=executor.compile_note,
+        choices=executor.choices,
     )
 
 
@@ -79,6 +84,8 @@ def _compile_cache(config: EngineConfig) -> Path:
 def _profile(
     config: EngineConfig, executor: ModelExecutor
 ) -> tuple[LatencyProfile, Calibration | None]:
+    if config.pinned is not None:
+        return config.pinned.profile, config.pinned.calibration
     if not config.calibration_s:
         return UNCALIBRATED, None
     context_len = context_length(config, executor.config)

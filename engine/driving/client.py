@@ -110,7 +110,8 @@ class EngineClient(EngineLink):
         outcome = await first
         if isinstance(outcome, Ready):
             self.info = outcome.info
-            self._config = replace(self._config, recalibrate=False)  # once is enough
+            if self._config.pinned is None:  # the first engine has chosen for all after it
+                self._config = replace(self._config, pinned=outcome.pinned)
             return outcome.info
         code = await self._end_process()
         line = outcome.line if outcome else f"the engine process ended with code {code}"
@@ -145,11 +146,19 @@ class EngineClient(EngineLink):
     def _received(self, message: Report | Ready | Failed) -> None:
         self._heard_at = time.monotonic()
         if isinstance(message, Report):
+            if message.learnt:
+                self._keep_learnt(message.learnt)
             self._deliver(message)
             return
         if isinstance(message, Failed):
             self._on_failed(message)
         self._settle_start(message)
+
+    def _keep_learnt(self, learnt: tuple[float, ...]) -> None:
+        """For the engine that may have to take this one's place."""
+        pinned = self._config.pinned
+        if pinned is not None:
+            self._config = replace(self._config, pinned=pinned._replace(learnt=learnt))
 
     def _closed(self) -> None:
         self._settle_start(None)

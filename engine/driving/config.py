@@ -13,6 +13,7 @@ from engine.computing.options import COMPILE, DTYPES, QUANTIZE
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
+from engine.driving.messages import Pinned
 from engine.embedded import FOLDER
 
 _NIYAMA = NiyamaConfig()  # the defaults
@@ -88,6 +89,7 @@ class EngineConfig:
     ] = 60.0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.
     factory: str = "engine.driving.build:build"
+    pinned: Pinned | None = None  # of the engine whose place this one takes
 
     def __post_init__(self) -> None:
         for name in ("chunk_size", "max_batch_size", "page_size"):

@@ -139,6 +139,8 @@ class Hub:
             parts[connection].replies.append(reply._replace(call_id=call_id))
         if report.notices:
             parts[self._first].notices += report.notices
+        if report.learnt:
+            parts[self._first].learnt = report.learnt
         self._post(parts)
 
     def _post(self, parts: dict[Connection, Report]) -> None:

@@ -34,6 +34,7 @@ from engine.driving.messages import (
     Command,
     EngineInfo,
     Failure,
+    Pinned,
     Reply,
     Report,
     Submit,
@@ -41,6 +42,7 @@ from engine.driving.messages import (
 
 QUESTIONS = frozenset({"stats", "explain", "estimate"})
 SIGN_OF_LIFE_S = 1.0  # while it works, the front end hears of it at least this often
+LEARNT_S = 1.0  # and so often of what was learnt
 
 _NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
 
@@ -62,14 +64,22 @@ class Scheduler(Protocol):
     def stats(self) -> Any: ...
 
 
+def _nothing_learnt() -> tuple[float, ...]:
+    return ()
+
+
 class Engine(NamedTuple):
-    """What a factory builds in the engine process."""
+    """What a factory builds in the engine process. `pinned` is for the engine that may have to take
+    its place, as is what `learnt` returns.
+    """
 
     scheduler: Scheduler
     executor: Executor
     info: EngineInfo
     decisions: DecisionFile | None = None
     looks_ahead: bool = False  # plans and launches an iteration before it waits for the last
+    pinned: Pinned | None = None
+    learnt: Callable[[], tuple[float, ...]] = _nothing_learnt
 
 
 class Pipe(Protocol):
@@ -105,6 +115,7 @@ class EngineLoop:
         clock: Callable[[], float],
         decisions: DecisionFile | None = None,
         looks_ahead: bool = False,
+        learnt: Callable[[], tuple[float, ...]] = _nothing_learnt,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -112,6 +123,8 @@ class EngineLoop:
         self._clock = clock
         self._decisions = decisions
         self._looks_ahead = looks_ahead
+        self._learnt = learnt
+        self._learnt_at = -math.inf  # when it was last told
         self._in_flight: Launched | None = None
         self._compilations = getattr(executor, "compilations", 0)  # before it serves
         self._wait_s: float | None = None
@@ -155,6 +168,8 @@ class EngineLoop:
         now = self._clock()
         report = Report()
         report.add(self._scheduler.commit(plan, tokens, now))
+        if now - self._learnt_at >= LEARNT_S:
+            report.learnt, self._learnt_at = self._learnt(), now
         self._send(report, now)
         return now
 

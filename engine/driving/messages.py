@@ -19,6 +19,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from engine.computing.options import Choices
+from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
@@ -149,8 +151,25 @@ class EngineInfo:
         return self.num_pages * self.page_size
 
 
+class Pinned(NamedTuple):
+    """What the first engine of a service chose and measured, which holds for those that take its
+    place: a service does not change because one of its processes was lost.
+
+    `learnt` are the corrections that the latency model had come to, one for each segment of the
+    profile; none before it is told of any.
+    """
+
+    choices: Choices
+    profile: LatencyProfile
+    calibration: Calibration | None
+    learnt: tuple[float, ...] = ()
+
+
 class Ready(NamedTuple):
+    """`pinned` is for who starts the next engine; None from one that chooses nothing."""
+
     info: EngineInfo
+    pinned: Pinned | None = None
 
 
 class Failed(NamedTuple):
@@ -169,7 +188,7 @@ class Report:
     """The events of one iteration, to be delivered in the order of the fields.
 
     An empty one says that the engine is alive. `refused` are ids that are in flight for another
-    front end; `notices` are lines for the log.
+    front end; `notices` are lines for the log; `learnt`, where it is told, is as in `Pinned`.
     """
 
     news: list[Accepted | Relegated] = field(default_factory=list)
@@ -178,6 +197,7 @@ class Report:
     replies: list[Reply] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    learnt: tuple[float, ...] = ()
 
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -195,11 +215,11 @@ class Report:
 
     def __bool__(self) -> bool:
         usual = self.sampled or self.news or self.finished
-        return bool(usual or self.replies or self.notices or self.refused)
+        return bool(usual or self.replies or self.notices or self.refused or self.learnt)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.news, self.sampled, self.finished, self.replies, self.notices, self.refused)
-        return Report, fields
+        usual = (self.news, self.sampled, self.finished, self.replies)
+        return Report, (*usual, self.notices, self.refused, self.learnt)
 
 
 def token_of(sampled: SampledTuple) -> Token:

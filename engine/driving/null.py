@@ -5,6 +5,7 @@ iteration costs nothing, and the tokens depend on a request's seed and their pos
 from __future__ import annotations
 
 from engine.computing.config import ModelConfig
+from engine.computing.options import Choices
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.plan import Done, Plan, Token
 from engine.driving.assemble import assemble
@@ -14,6 +15,9 @@ from engine.driving.loop import Engine
 _BYTES_PER_TOKEN = 2048
 _DEFAULT_KV_MIB = 256
 _PROFILE = LatencyProfile("null", (Segment(UNBOUNDED, 1e-4, 1e-7),))
+
+
+_CHOICES = Choices("none", "none", False, "", "none", (0, 0), 0, 0, 0)  # there is nothing to choose
 
 
 class NullExecutor:
@@ -42,4 +46,6 @@ def build(config: EngineConfig) -> Engine:
     kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
     num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)
     executor = NullExecutor(model.vocab_size)
-    return assemble(config, model, executor, _PROFILE, num_pages, dtype="none", device="none")
+    return assemble(
+        config, model, executor, _PROFILE, num_pages, dtype="none", device="none", choices=_CHOICES
+    )

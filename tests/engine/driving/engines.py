@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 
 from engine.deciding.plan import Pending, Plan
 from engine.driving import null
@@ -35,6 +36,15 @@ class Hanging(Failing):
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             threading.Event().wait()
         return super().launch(plan)
+
+
+def build_telling(config: EngineConfig) -> Engine:
+    """What it was started with of the one before stands in its name."""
+    engine = null.build(config)
+    name = "none" if config.pinned is None else f"{config.pinned.profile.name}"
+    if config.pinned is not None and config.pinned.learnt:
+        name += " learnt"
+    return engine._replace(info=replace(engine.info, model_name=name))
 
 
 def build_hanging(config: EngineConfig) -> Engine:

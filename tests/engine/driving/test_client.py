@@ -165,6 +165,19 @@ async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched
     assert len(await read(client.submit([make_request("a")]))) == 7
 
 
+async def test_what_the_first_engine_chose_and_learnt_holds_for_those_after_it() -> None:
+    async with running("tests.engine.driving.engines:build_telling") as client:
+        names = []
+        for _ in range(3):
+            assert client.info is not None
+            names.append(client.info.model_name)
+            await read(client.submit([make_request("a")]))
+            await within(asyncio.to_thread(client.kill))
+            assert "code -9" in await within(client.news.get())
+            assert await within(client.news.get()) == "ready"
+    assert names == ["none", "null learnt", "null learnt"]
+
+
 async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
     async with running("tests.engine.driving.engines:build_failing") as client:
         good = client.submit([make_request("good", max_tokens=4000)])

@@ -104,6 +104,86 @@ def test_a_file_that_is_no_profile_is_measured_over(tmp_path: Path, text: str) -
     assert measure.count == 2
 
 
+def stored(**changes: object) -> str:
+    profile = LatencyProfile("x", (SEGMENT,)).to_dict()
+    return json.dumps({"profile": profile, "median_error": 0.1} | changes)
+
+
+def segment(**changes: object) -> dict[str, object]:
+    return {"name": "x", "max_chunk": 64, "segments": [SEGMENT._asdict() | changes]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        stored(median_error=4.36),
+        stored(median_error=-1.0),
+        stored(median_error=float("nan")),
+        stored(median_error="0.1"),
+        stored(median_error=True),
+        stored(profile=segment(base=-1e-3)),
+        stored(profile=segment(decode=-1e-9)),
+        stored(profile=segment(base=float("nan"))),
+        stored(profile=segment(base=float("inf"))),
+        stored(profile=segment(base=10**400)),
+        stored(profile=segment(base=1e12)),
+        stored(profile=segment(base="0.001")),
+        stored(profile=segment(base=True)),
+        stored(profile=segment(base=None)),
+        stored(profile=segment(base=0, prefill=0, decode=0)),
+        stored(profile=segment(up_to="many")),
+        stored(profile=segment() | {"max_chunk": "64"}),
+        stored(profile=segment() | {"max_chunk": 0}),
+        stored(profile=segment() | {"max_chunk": float("inf")}),
+        "[" * 100_000,
+    ],
+)
+def test_a_profile_that_cannot_be_is_measured_over(tmp_path: Path, text: str) -> None:
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    (path,) = tmp_path.iterdir()
+    path.write_text(stored())
+    assert profiles.obtain(tmp_path, KEY, measure, again=False)[1].from_cache
+    path.write_text(text)
+    profile, calibration = profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert not calibration.from_cache
+    assert profile.seconds(Work(1, 1)) == pytest.approx(SEGMENT.seconds(Work(1, 1)))
+    assert measure.count == 2
+
+
+@dataclass
+class Disturbed:
+    """Measures as `Measure`, then something other by the next of so many factors."""
+
+    factors: list[float]
+
+    def __call__(self) -> Measurements:
+        samples, held_out, most = Measure()()
+        factor = self.factors.pop(0)
+        return Measurements(samples, [Sample(w, factor * s) for w, s in held_out], most)
+
+
+def test_a_profile_that_predicts_nothing_is_measured_again(tmp_path: Path) -> None:
+    """An error of 436 % was remembered, and planned with."""
+    profile, calibration = profiles.obtain(tmp_path, KEY, Disturbed([5.36, 1.1]), again=False)
+    assert calibration.median_error == pytest.approx(0.1)
+    assert calibration.note is None
+    again, read = profiles.obtain(tmp_path, KEY, Disturbed([]), again=False)
+    assert (again, read.median_error) == (profile, calibration.median_error)
+
+
+def test_the_better_of_two_that_predict_nothing_is_corrected_and_not_remembered(
+    tmp_path: Path,
+) -> None:
+    profile, calibration = profiles.obtain(tmp_path, KEY, Disturbed([5.36, 3.0]), again=False)
+    work = add_chunk(Work(3, 300), 0, 16)
+    assert profile.seconds(work) == pytest.approx(3 * SEGMENT.seconds(work))
+    assert calibration.median_error == pytest.approx(2.0)
+    assert calibration.profile is None
+    assert "not believed and not remembered: twice measured, off by 200%" in str(calibration.note)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_to_costs_the_memory_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     profile, calibration = profiles.obtain(tmp_path / "file", KEY, Measure(), again=False)
