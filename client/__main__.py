@@ -2,8 +2,8 @@
 
 Other uses: `info`, `estimate`, `explain ID`, `count "text"`; `generate "info"` for a prompt that is
 one of these words, `-` for a prompt on standard input. The text goes to standard output, everything
-else to standard error. Exit status: 0, 1 when the call failed or nobody reads on, 2 for
-arguments that make no call, 130 when interrupted.
+else to standard error. Exit status: 0, 1 when the call failed or the text cannot be written, 2
+for arguments that make no call, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
 from client.options import GenerateOptions, QosOptions
-from client.terminal import discard_output
+from client.terminal import discard_output, have_streams, write_any_character
 from client.values import (
     Accepted,
     Finished,
@@ -41,7 +41,11 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    had_output = have_streams()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
+    if not had_output:
+        return _fail("standard output is closed", 1)
+    write_any_character()
     try:
         with Client(arguments.server, tenant=arguments.tenant) as client:
             command: Callable[[Client, argparse.Namespace], None] = arguments.command
@@ -51,11 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return 1
     except NiyamaError as error:
-        print(f"niyama: {_one_line(error, arguments.server)}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidRequest) else 1
+        line = _one_line(error, arguments.server)
+        return _fail(line, 2 if isinstance(error, InvalidRequest) else 1)
+    except OSError as error:
+        discard_output()
+        return _fail(f"standard output: {error.strerror}", 1)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _fail(line: str, status: int) -> int:
+    printable = line.encode(errors="backslashreplace").decode()
+    print(f"niyama: {printable}", file=sys.stderr)
+    return status
 
 
 def _one_line(error: NiyamaError, server: str) -> str:
@@ -138,7 +151,15 @@ def _given(arguments: argparse.Namespace, names: set[str]) -> dict[str, object]:
 
 
 def _prompt(arguments: argparse.Namespace) -> str:
-    return sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if arguments.prompt != "-":
+        return str(arguments.prompt)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        reason = f"not {error.encoding} at byte {error.start}"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise InvalidRequest(f"standard input: {reason}", "input")
 
 
 # Commands

@@ -12,7 +12,7 @@ from typing import TypedDict, TypeVar, Unpack, cast
 
 import grpc
 
-from client import convert, values
+from client import address, arguments, convert, values
 from client.errors import translate
 from client.options import GenerateOptions, Prompt, QosOptions
 from client.streams import AsyncCall, AsyncStream, Stream
@@ -44,19 +44,20 @@ class _Call(TypedDict):
 
 
 def _call_of(tenant: str, timeout: float | None) -> _Call:
-    """Raises InvalidRequest for a tenant that cannot be sent."""
-    return _Call(timeout=timeout, metadata=convert.to_metadata(tenant))
+    """Raises InvalidRequest for a tenant that cannot be sent, and a timeout that is none."""
+    return _Call(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
 
 
 def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _Call]:
     """The request's own options, and the call's. `tenant` is the client's."""
     others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
-    return others, _call_of(options.get("tenant", tenant), options.get("timeout"))
+    named = options.get("tenant")
+    return others, _call_of(tenant if named is None else named, options.get("timeout"))
 
 
 class AsyncClient:
-    """A connection to a server. `timeout` (seconds) is for the calls that generate nothing;
-    `tenant` is on whose behalf all calls are made.
+    """A connection to a server. `timeout` (seconds; None for no limit) is for the calls that
+    generate nothing; `tenant` is on whose behalf all calls are made.
 
     async with AsyncClient("localhost:50051") as client:
         async for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -67,11 +68,12 @@ class AsyncClient:
         self,
         server: str = DEFAULT_SERVER,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = 10.0,
         tenant: str = "",
         channel_options: ChannelOptions = (),
     ) -> None:
-        self.server = server
+        """Raises InvalidRequest for an address, a tenant or a timeout that is none."""
+        self.server = address.check(server)
         self._tenant = tenant
         self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
         self._channel = grpc.aio.insecure_channel(server, options=_channel_options(channel_options))
@@ -155,8 +157,8 @@ async def _answer(call: Awaitable[Response]) -> Response:
 class Client:
     """A connection to a server, for code without an event loop. Safe to share among threads.
 
-    `timeout` (seconds) is for the calls that generate nothing; `tenant` is on whose behalf all
-    calls are made.
+    `timeout` (seconds; None for no limit) is for the calls that generate nothing; `tenant` is on
+    whose behalf all calls are made.
 
     with Client("localhost:50051") as client:
         for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -167,11 +169,12 @@ class Client:
         self,
         server: str = DEFAULT_SERVER,
         *,
-        timeout: float = 10.0,
+        timeout: float | None = 10.0,
         tenant: str = "",
         channel_options: ChannelOptions = (),
     ) -> None:
-        self.server = server
+        """Raises InvalidRequest for an address, a tenant or a timeout that is none."""
+        self.server = address.check(server)
         self._tenant = tenant
         self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
         self._channel = grpc.insecure_channel(server, options=_channel_options(channel_options))

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from client import values
+from client import arguments, values
+from client.arguments import shown
 from client.errors import InvalidRequest
 from client.options import Prompt, QosOptions
 from proto.niyama.v1 import inference_pb2 as pb
 
 TENANT_KEY = "niyama-tenant"
-_SAMPLING_SCALARS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "max_tokens",
-    "min_tokens",
-    "ignore_eos",
-    "logprobs",
-    "n",
-)
+_SAMPLING_SCALARS: dict[str, Callable[[object, str], object]] = {
+    "temperature": arguments.number,
+    "top_k": arguments.whole,
+    "top_p": arguments.number,
+    "min_p": arguments.number,
+    "repetition_penalty": arguments.number,
+    "presence_penalty": arguments.number,
+    "frequency_penalty": arguments.number,
+    "seed": arguments.whole,
+    "max_tokens": arguments.whole,
+    "min_tokens": arguments.whole,
+    "ignore_eos": arguments.truth,
+    "logprobs": arguments.whole,
+    "n": arguments.whole,
+}
 _SAMPLING = {*_SAMPLING_SCALARS, "stop", "stop_token_ids"}
 _QOS = {"tier", "ttft", "tbt", "ttlt", "best_effort", "importance", "application"}
 _IMPORTANCE = {
@@ -48,9 +49,8 @@ _FINISH_REASON = {
 
 def to_metadata(tenant: str) -> tuple[tuple[str, str], ...] | None:
     """What a call says of its caller. Raises InvalidRequest for a name that gRPC cannot carry."""
-    if not (tenant.isascii() and tenant.isprintable()):
-        raise InvalidRequest(f"a tenant is printable ASCII, got {tenant!r}", TENANT_KEY)
-    return ((TENANT_KEY, tenant),) if tenant else None
+    name = arguments.tenant(tenant, TENANT_KEY)
+    return ((TENANT_KEY, name),) if name else None
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:
@@ -66,7 +66,7 @@ def to_count_request(prompt: Prompt) -> pb.CountTokensRequest:
 
 
 def to_explain_request(request_id: str) -> pb.ExplainRequest:
-    return pb.ExplainRequest(request_id=request_id)
+    return pb.ExplainRequest(request_id=arguments.text(request_id, "request_id"))
 
 
 def to_info_request() -> pb.GetServerInfoRequest:
@@ -80,8 +80,8 @@ def to_estimate_request(
     if unknown:
         raise TypeError(f"unknown argument: {', '.join(sorted(unknown))}")
     request = pb.EstimateRequest(qos=_to_qos(cast(Mapping[str, Any], qos)))
-    _set(request, "prompt_tokens", prompt_tokens, "")
-    _set(request, "output_tokens", output_tokens, "")
+    for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
+        _set(request, name, arguments.whole(value, name), "")
     return request
 
 
@@ -97,41 +97,38 @@ def _request_fields(prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any
     if not _QOS.isdisjoint(given):
         fields["qos"] = _to_qos(given)
     if "request_id" in given:
-        fields["request_id"] = given["request_id"]
+        fields["request_id"] = arguments.text(given["request_id"], "request_id")
     return fields
 
 
 def _to_input(prompt: Prompt) -> pb.Input:
     if isinstance(prompt, str):
-        return pb.Input(text=prompt)
-    if not isinstance(prompt, Sequence):
-        raise TypeError(f"a prompt is text, token ids or chat messages, not {type(prompt)}")
-    if prompt and isinstance(prompt[0], Mapping):
-        messages = cast(Sequence[Mapping[str, str]], prompt)
-        return pb.Input(chat=pb.Chat(messages=[_to_message(message) for message in messages]))
-    try:
-        return pb.Input(token_ids=pb.TokenIds(ids=cast(Sequence[int], prompt)))
-    except ValueError as error:
-        raise InvalidRequest(f"input.token_ids.ids: {error}", "input.token_ids.ids") from None
-
-
-def _to_message(message: Mapping[str, str]) -> pb.ChatMessage:
-    if set(message) != {"role", "content"}:
-        found = ", ".join(sorted(message)) or "nothing"
-        raise InvalidRequest(
-            f"a chat message has role and content, not {found}", "input.chat.messages"
+        return pb.Input(text=arguments.text(prompt, "input.text"))
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
+        arguments.refuse(
+            f"a prompt is text, token ids or chat messages, not {shown(prompt)}", "input"
         )
-    return pb.ChatMessage(role=message["role"], content=message["content"])
+    if not prompt:
+        arguments.refuse("the prompt is empty", "input")
+    if isinstance(prompt[0], Mapping):
+        return pb.Input(chat=pb.Chat(messages=[_to_message(message) for message in prompt]))
+    ids = pb.TokenIds()
+    _extend(ids, "ids", prompt, "input.token_ids.")
+    return pb.Input(token_ids=ids)
+
+
+def _to_message(message: object) -> pb.ChatMessage:
+    role, content = arguments.message(message, "input.chat.messages")
+    return pb.ChatMessage(role=role, content=content)
 
 
 def _to_sampling(given: Mapping[str, Any]) -> pb.Sampling:
     sampling = pb.Sampling()
-    for name in _SAMPLING_SCALARS:
+    for name, check in _SAMPLING_SCALARS.items():
         if name in given:
-            _set(sampling, name, given[name], "sampling.")
-    stop = given.get("stop", ())
-    sampling.stop.extend([stop] if isinstance(stop, str) else stop)
-    sampling.stop_token_ids.extend(given.get("stop_token_ids", ()))
+            _set(sampling, name, check(given[name], f"sampling.{name}"), "sampling.")
+    sampling.stop.extend(arguments.texts(given.get("stop", ()), "sampling.stop"))
+    _extend(sampling, "stop_token_ids", given.get("stop_token_ids", ()), "sampling.")
     return sampling
 
 
@@ -139,18 +136,30 @@ def _set(message: Message, name: str, value: object, path: str) -> None:
     """Sets a scalar field. Protobuf's own error for a bad value does not say which field it was."""
     try:
         setattr(message, name, value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"{path}{name} cannot be {value!r}", path + name) from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(f"{path}{name} cannot be {shown(value)}", path + name) from None
+
+
+def _extend(message: Message, name: str, numbers: object, path: str) -> None:
+    """The same for a field of several whole numbers."""
+    field = path + name
+    checked = arguments.wholes(numbers, field)
+    try:
+        getattr(message, name).extend(checked)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{field}: {error}", field) from None
 
 
 def _to_qos(given: Mapping[str, Any]) -> pb.QualityOfService:
-    qos = pb.QualityOfService(
-        tier=given.get("tier") or "", application=given.get("application") or ""
-    )
+    qos = pb.QualityOfService()
+    for name in ("tier", "application"):
+        if given.get(name) is not None:
+            setattr(qos, name, arguments.text(given[name], f"qos.{name}"))
     if given.get("importance") is not None:
         qos.importance = _to_importance(given["importance"])
     ttft, tbt, ttlt = (given.get(name) for name in ("ttft", "tbt", "ttlt"))
-    best_effort = bool(given.get("best_effort"))
+    asked = given.get("best_effort")
+    best_effort = asked is not None and arguments.truth(asked, "qos.best_effort")
     explicit = (ttft is not None or tbt is not None) + (ttlt is not None) + best_effort
     if explicit > 1:
         raise InvalidRequest("ttft with tbt, ttlt and best_effort exclude each other", "qos")
@@ -160,10 +169,10 @@ def _to_qos(given: Mapping[str, Any]) -> pb.QualityOfService:
             raise InvalidRequest(
                 f"{missing} is required: ttft and tbt go together", f"qos.interactive.{missing}"
             )
-        qos.interactive.ttft.CopyFrom(_to_duration(ttft, "qos.interactive.ttft"))
-        qos.interactive.tbt.CopyFrom(_to_duration(tbt, "qos.interactive.tbt"))
+        qos.interactive.ttft.CopyFrom(arguments.duration(ttft, "qos.interactive.ttft"))
+        qos.interactive.tbt.CopyFrom(arguments.duration(tbt, "qos.interactive.tbt"))
     elif ttlt is not None:
-        qos.deadline.ttlt.CopyFrom(_to_duration(ttlt, "qos.deadline.ttlt"))
+        qos.deadline.ttlt.CopyFrom(arguments.duration(ttlt, "qos.deadline.ttlt"))
     elif best_effort:
         qos.best_effort.SetInParent()
     return qos
@@ -175,18 +184,8 @@ def _to_importance(importance: values.Importance | str) -> pb.Importance:
     except ValueError:
         known = ", ".join(each.value for each in values.Importance)
         raise InvalidRequest(
-            f"importance is one of {known}, not {importance!r}", "qos.importance"
+            f"importance is one of {known}, not {shown(importance)}", "qos.importance"
         ) from None
-
-
-def _to_duration(seconds: float, field: str) -> Duration:
-    """Any finite number of seconds to the nanosecond; whether it is positive the server judges."""
-    duration = Duration()
-    try:
-        duration.FromNanoseconds(round(seconds * 1e9))
-    except (ValueError, OverflowError, TypeError):
-        raise InvalidRequest(f"{field} must be a number of seconds, got {seconds}", field) from None
-    return duration
 
 
 # From protobuf

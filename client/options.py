@@ -49,5 +49,5 @@ class GenerateOptions(QosOptions, SamplingOptions, total=False):
     """Everything a generation takes besides its prompt."""
 
     request_id: str  # chosen by the caller, unique among the requests in flight
-    timeout: float  # seconds after which the call is given up, and frees what it holds
+    timeout: float  # seconds after which the call is given up, and frees what it holds; inf: never
     tenant: str  # instead of the client's: on whose behalf, for one client that serves many

@@ -4,7 +4,9 @@ import asyncio
 import io
 import os
 import socket
+import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,75 @@ async def test_a_reader_that_leaves_early_is_no_traceback(address: str) -> None:
     os.close(writing)
     _, error = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, error) == (1, b"")
+
+
+NO_UTF_8 = b"caf\xe9"
+TO_NOBODY = ("--server", "127.0.0.1:1")
+
+
+def ran(*argv: str | bytes, **streams: Any) -> tuple[int, str]:
+    """As a shell starts it: the exit status, and what is on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "client", *argv], stderr=subprocess.PIPE, timeout=60, **streams
+    )
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (NO_UTF_8,),
+        ("hi", "--stop", NO_UTF_8),
+        ("hi", "--tenant", NO_UTF_8),
+        ("explain", NO_UTF_8),
+        ("hi", "--server", NO_UTF_8 + b":50051"),
+        ("hi", "--server", "http://host:50051"),
+        ("hi", "--server", ""),
+        ("hi", "--timeout", "nan"),
+        ("hi", "--seed", "-1"),
+    ],
+)
+def test_arguments_that_make_no_call_are_one_line(
+    argv: tuple[str | bytes, ...], capsys: Capture
+) -> None:
+    """Python hands on an argument's bytes that are no UTF-8 as lone surrogates."""
+    arguments = [os.fsdecode(word) for word in argv]
+    if "--server" not in arguments:
+        arguments += TO_NOBODY
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("niyama: ")
+    assert error.count("\n") == 1
+
+
+def test_standard_input_that_is_no_text_is_one_line() -> None:
+    utf_8 = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    status, error = ran("-", *TO_NOBODY, input=NO_UTF_8, env=utf_8)
+    assert status == 2
+    assert error == "niyama: 127.0.0.1:1: standard input: not utf-8 at byte 3\n"
+
+
+def test_streams_that_are_closed_take_nothing() -> None:
+    """Their descriptors would be sockets, and what is printed sent to the server."""
+    assert ran("info", *TO_NOBODY, preexec_fn=lambda: os.close(1)) == (
+        1,
+        "niyama: standard output is closed\n",
+    )
+    closed = {"preexec_fn": lambda: os.close(0)}
+    assert ran("-", "--server", "", **closed)[0] == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+async def test_output_that_cannot_be_written_is_one_line(address: str) -> None:
+    with open("/dev/full", "w") as full:
+        ended = await asyncio.to_thread(ran, "info", "--server", address, stdout=full)
+    assert ended == (1, "niyama: standard output: No space left on device\n")
+
+
+async def test_a_character_that_the_terminal_lacks_is_escaped(address: str) -> None:
+    reads = {"stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONIOENCODING": "ascii"}}
+    status, error = await asyncio.to_thread(ran, "caf\xe9", "--server", address, **reads)
+    assert status == 0, error
 
 
 async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> None:

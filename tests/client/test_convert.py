@@ -81,7 +81,7 @@ def test_prompts_that_make_no_request() -> None:
         to_stream_request([-1], {})
     with pytest.raises(InvalidRequest, match="role and content"):
         to_stream_request([{"role": "user"}], {})
-    with pytest.raises(TypeError, match="text, token ids or chat"):
+    with pytest.raises(InvalidRequest, match="text, token ids or chat"):
         to_stream_request(5, {})  # type: ignore[arg-type]  # what is tested
 
 

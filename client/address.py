@@ -1,0 +1,34 @@
+"""Where a server is: HOST:PORT, or a name in one of gRPC's own schemes.
+
+gRPC takes any text, and of one that is no address it says so in the first call's error, or on
+stderr, or connects to port 443.
+"""
+
+from __future__ import annotations
+
+import re
+
+from client import arguments
+
+# https://grpc.github.io/grpc/core/md_doc_naming.html
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+_HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\[\]]+):([0-9]+)")
+_MOST_PORT = 65535
+
+
+def check(server: object) -> str:
+    """The address. Raises InvalidRequest, `field` "server"."""
+    address = arguments.text(server, "server")
+    scheme, colon, rest = address.partition(":")
+    match = _HOST_PORT.fullmatch(address)
+    if colon and scheme in _SCHEMES:
+        is_good = bool(rest.strip("/")) and rest.isprintable()
+    else:
+        is_good = match is not None and 0 < int(match[1][:6]) <= _MOST_PORT
+    if not is_good or not address.isprintable():
+        arguments.refuse(
+            f"a server is named HOST:PORT, port 1 to {_MOST_PORT}, an IPv6 address in brackets;"
+            f" got {arguments.shown(address)}",
+            "server",
+        )
+    return address
