@@ -1,7 +1,8 @@
 """What can go wrong with a call: a short tree, translated once from gRPC's statuses.
 
 NiyamaError
-├── InvalidRequest    the request cannot be served as it is (.field names the culprit); a ValueError
+├── InvalidRequest    the request cannot be served as it is (.field names the culprit), or it or its
+│                     answer is larger than a message may be; a ValueError
 ├── RequestIdInUse    a request with that id is in flight
 ├── NotFound          nothing is known by that id
 ├── AccessDenied      no valid identity, or not allowed
@@ -26,7 +27,9 @@ class NiyamaError(Exception):
 
 
 class InvalidRequest(NiyamaError, ValueError):
-    """The request cannot be served as it is. `field` is the path of the offending field, or ""."""
+    """The request cannot be served as it is. `field` is the path of the offending field; "" where
+    that is the whole message, when it is too large.
+    """
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -79,6 +82,7 @@ _PLAIN: dict[grpc.StatusCode, type[NiyamaError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 
+_TOO_LARGE = "larger than max"  # gRPC's words, with the size and the limit after them
 _NOBODY_THERE = ": is the server running? (python -m server)"
 
 
@@ -89,13 +93,23 @@ def translate(call: grpc.Call) -> NiyamaError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         error = InvalidRequest(message, _violated_field(call))
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        error = QueueFull(message, _retry_after(call))
+        error = _exhausted(call, message)
     else:
         if code is grpc.StatusCode.UNAVAILABLE and "Connection refused" in message:
             message += _NOBODY_THERE
         error = _PLAIN.get(code, ServerError)(message)
     error.code = code
     return error
+
+
+def _exhausted(call: grpc.Call, message: str) -> NiyamaError:
+    """The server's own refusal says when to try again. gRPC's, of a message above a limit of either
+    end, does not: sent again it would be refused again.
+    """
+    retry_after = _retry_after(call)
+    if retry_after is None and _TOO_LARGE in message:
+        return InvalidRequest(message)
+    return QueueFull(message, retry_after)
 
 
 def _violated_field(call: grpc.Call) -> str:

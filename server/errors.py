@@ -15,20 +15,22 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from engine.driving.messages import Failure
-from server.convert.inbound import InvalidRequest, Violation
+from server.bounded import shorten
+from server.convert.violations import InvalidRequest, Violation
 
 DOMAIN = "niyama.v1"
 RETRY_AFTER_S = 1
 DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the details
 
 
 class CallError(Exception):
     """Ends a call with this status."""
 
     def __init__(self, code: grpc.StatusCode, message: str, detail: Message) -> None:
-        super().__init__(message)
+        self.message = shorten(message, MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
         self.code = code
-        self.message = message
         self.detail = detail
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from server.bounded import bound_values
+
 
 def configure(log_format: str, level: str) -> None:
     """`log_format`: auto, console or json. `level`: a standard level name, lower case."""
@@ -22,6 +24,7 @@ def configure(log_format: str, level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            bound_values,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from engine.tokenizer import Tokenizer
-from server.convert.inbound import Input, InvalidRequest, Violation
+from server.convert.input import Input
+from server.convert.violations import InvalidRequest, Violation
 
 # Encoding this much text takes about a millisecond; longer texts go to a thread.
 LONG_TEXT = 4096

@@ -28,7 +28,9 @@ from server import errors
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
-from server.convert.inbound import InvalidRequest, Limits, completion_id
+from server.convert.inbound import Limits, completion_id
+from server.convert.input import read_input
+from server.convert.violations import InvalidRequest
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, Text
 from server.ledger import Entries
@@ -91,7 +93,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self, request: pb.CountTokensRequest, context: Context
     ) -> pb.CountTokensResponse:
         async with _aborting(context):
-            asked = inbound.read_input(request, self._tokenizer.vocab_size)
+            asked = read_input(request.input, self._tokenizer.vocab_size)
             ids = await self._prompts.encode(asked)
         return pb.CountTokensResponse(count=len(ids), token_ids=ids)
 
@@ -217,7 +219,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         call.enter(asked)
         prompt = await self._prompts.encode(asked.input)
         requests = inbound.engine_requests(
-            asked, call.request_id, prompt, self._limits(info), secrets.randbits(63), call.arrived_at
+            asked,
+            call.request_id,
+            prompt,
+            self._limits(info),
+            secrets.randbits(63),
+            call.arrived_at,
         )
         texts = [
             Text(self._tokenizer.detokenizer(prompt), r.sampling, asked.stop) for r in requests

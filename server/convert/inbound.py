@@ -16,12 +16,15 @@ from google.protobuf.duration_pb2 import Duration
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
 from engine.tiers import Resolved, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
+from server.convert.input import UNBOUNDED, Input, Room, read_form
+from server.convert.violations import InvalidRequest, Violation, Violations
 
 DEFAULT_MAX_TOKENS = 128
 MAX_NAME_BYTES = 128
 TENANT_KEY = "niyama-tenant"
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
+MAX_STOP_TOKENS = 256
 MAX_N = 16
 SEED_BITS = 64
 MAX_DURATION_S = 315_576_000_000  # by the definition of google.protobuf.Duration
@@ -49,38 +52,6 @@ IMPORTANCES = {
 Metadata = Iterable[tuple[str, str]]
 
 
-class Violation(NamedTuple):
-    """`field` is its path in the request message."""
-
-    field: str
-    description: str
-
-
-class InvalidRequest(ValueError):
-    """The request breaks a rule of the API; every broken rule that was found."""
-
-    def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
-        self.violations = tuple(violations)
-
-
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A prompt: one of text, token ids, messages. `field` is the form's path, for errors."""
-
-    field: str
-    text: str | None = None
-    token_ids: tuple[int, ...] = ()
-    messages: tuple[Message, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A checked request, before its prompt is tokenized."""
@@ -105,32 +76,22 @@ class Limits(NamedTuple):
     eos_token_ids: frozenset[int]
 
 
-class _Reader:
-    """Collects violations, so that one answer names all of them."""
-
-    def __init__(self) -> None:
-        self.violations: list[Violation] = []
-
-    def refuse(self, field: str, description: str) -> None:
-        self.violations.append(Violation(field, description))
-
-    def finish(self) -> None:
-        if self.violations:
-            raise InvalidRequest(self.violations)
-
-
 def read_generate(
     request: pb.GenerateRequest | pb.GenerateStreamRequest,
     tiers: Tiers,
     vocab_size: int,
     timeout_s: float | None,
     metadata: Metadata = (),
+    prompt: Input | None = None,
+    room: Room = UNBOUNDED,
 ) -> Asked:
-    """`timeout_s` is what the call's deadline leaves. Raises InvalidRequest."""
-    reader = _Reader()
+    """`timeout_s` is what the call's deadline leaves; `prompt` is the input where it was read
+    before. Raises InvalidRequest.
+    """
+    reader = Violations()
     tenant = _read_tenant(reader, metadata)
     _check_name(reader, "request_id", request.request_id)
-    prompt = _read_input(reader, request, vocab_size)
+    prompt = prompt or read_form(reader, request.input, vocab_size, room)
     sampling = _read_sampling(reader, request.sampling, vocab_size)
     quality = _read_quality(reader, request.qos, tiers, timeout_s)
     reader.finish()
@@ -149,14 +110,6 @@ def read_generate(
     )
 
 
-def read_input(request: pb.CountTokensRequest, vocab_size: int) -> Input:
-    """Raises InvalidRequest."""
-    reader = _Reader()
-    prompt = _read_input(reader, request, vocab_size)
-    reader.finish()
-    return prompt
-
-
 @dataclass(frozen=True, slots=True)
 class Supposed:
     """A request that could be sent. Lengths in tokens."""
@@ -170,7 +123,7 @@ class Supposed:
 
 def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> Supposed:
     """The call's own deadline says nothing of the request in question. Raises InvalidRequest."""
-    reader = _Reader()
+    reader = Violations()
     prompt_len, output_len = request.prompt_tokens, request.output_tokens
     room = min(limits.context_len, limits.kv_len) - prompt_len
     if prompt_len < 1:
@@ -188,7 +141,7 @@ def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> 
 
 def read_request_id(request: pb.ExplainRequest) -> str:
     """Raises InvalidRequest."""
-    reader = _Reader()
+    reader = Violations()
     _check_name(reader, "request_id", request.request_id)
     if not request.request_id:
         reader.refuse("request_id", "is required")
@@ -198,13 +151,13 @@ def read_request_id(request: pb.ExplainRequest) -> str:
 
 def read_tenant(metadata: Metadata) -> str:
     """Who calls, by the call's metadata; "" where it does not say. Raises InvalidRequest."""
-    reader = _Reader()
+    reader = Violations()
     tenant = _read_tenant(reader, metadata)
     reader.finish()
     return tenant
 
 
-def _read_tenant(reader: _Reader, metadata: Metadata) -> str:
+def _read_tenant(reader: Violations, metadata: Metadata) -> str:
     names = [value for key, value in metadata if key == TENANT_KEY]
     if len(names) > 1:
         reader.refuse(TENANT_KEY, "must be given once")
@@ -213,45 +166,21 @@ def _read_tenant(reader: _Reader, metadata: Metadata) -> str:
     return name
 
 
-def _check_name(reader: _Reader, field: str, name: str) -> None:
+def _check_name(reader: Violations, field: str, name: str) -> None:
     if len(name.encode()) > MAX_NAME_BYTES:
         reader.refuse(field, f"must be at most {MAX_NAME_BYTES} bytes")
     elif not (name.isascii() and name.isprintable()):
         reader.refuse(field, "must be printable ASCII")
 
 
-def _read_input(reader: _Reader, request: Any, vocab_size: int) -> Input:
-    form = request.input.WhichOneof("form")
-    field = f"input.{form}"
-    if form == "text":
-        return Input(field, text=request.input.text)
-    if form == "token_ids":
-        ids = tuple(request.input.token_ids.ids)
-        if not ids:
-            reader.refuse("input.token_ids.ids", "must hold at least one token")
-        elif max(ids) >= vocab_size:
-            reader.refuse("input.token_ids.ids", f"must be below {vocab_size}, got {max(ids)}")
-        return Input(field, token_ids=ids)
-    if form == "chat":
-        messages = tuple(Message(m.role, m.content) for m in request.input.chat.messages)
-        if not messages:
-            reader.refuse("input.chat.messages", "must hold at least one message")
-        for i, message in enumerate(messages):
-            if not message.role:
-                reader.refuse(f"input.chat.messages[{i}].role", "is required")
-        return Input(field, messages=messages)
-    reader.refuse("input", "is required: one of text, token_ids, chat")
-    return Input("input")
-
-
-def _read_sampling(reader: _Reader, wire: pb.Sampling, vocab_size: int) -> dict[str, Any]:
+def _read_sampling(reader: Violations, wire: pb.Sampling, vocab_size: int) -> dict[str, Any]:
     """Arguments for engine Sampling, max_tokens apart: its default depends on the prompt."""
-    _check_stops(reader, wire, vocab_size)
+    check_stops(reader, wire, vocab_size)
     if wire.HasField("n") and not 1 <= wire.n <= MAX_N:
         reader.refuse("sampling.n", f"must be between 1 and {MAX_N}, got {wire.n}")
     read = {name: getattr(wire, name) for name in _FLOATS if wire.HasField(name)}
     read |= {"top_k": min(wire.top_k, vocab_size), "min_tokens": wire.min_tokens}
-    read |= {"stop_token_ids": frozenset(wire.stop_token_ids)}
+    read |= {"stop_token_ids": frozenset(wire.stop_token_ids[:MAX_STOP_TOKENS])}
     for name in ("seed", "logprobs"):
         if wire.HasField(name):
             read[name] = getattr(wire, name)
@@ -274,7 +203,7 @@ def _is_valid(arguments: dict[str, Any]) -> bool:
     return True
 
 
-def _check_sampling(reader: _Reader, arguments: dict[str, Any]) -> None:
+def _check_sampling(reader: Violations, arguments: dict[str, Any]) -> None:
     """What the engine refuses; its message begins with the field's name."""
     try:
         Sampling(**arguments)
@@ -283,19 +212,24 @@ def _check_sampling(reader: _Reader, arguments: dict[str, Any]) -> None:
         reader.refuse(f"sampling.{name}", rest)
 
 
-def _check_stops(reader: _Reader, wire: pb.Sampling, vocab_size: int) -> None:
+def check_stops(reader: Violations, wire: pb.Sampling, vocab_size: int) -> None:
+    """Looks into a list only where there are not too many in it."""
     if len(wire.stop) > MAX_STOPS:
-        reader.refuse("sampling.stop", f"must be at most {MAX_STOPS} texts")
-    for i, text in enumerate(wire.stop):
-        if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
-            reader.refuse(f"sampling.stop[{i}]", f"must be 1 to {MAX_STOP_BYTES} bytes long")
-    for i, token in enumerate(wire.stop_token_ids):
-        if token >= vocab_size:
-            reader.refuse(f"sampling.stop_token_ids[{i}]", f"must be below {vocab_size}")
+        reader.refuse("sampling.stop", f"must be at most {MAX_STOPS} texts, got {len(wire.stop)}")
+    else:
+        for i, text in enumerate(wire.stop):
+            if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
+                reader.refuse(f"sampling.stop[{i}]", f"must be 1 to {MAX_STOP_BYTES} bytes long")
+    if (count := len(wire.stop_token_ids)) > MAX_STOP_TOKENS:
+        reader.refuse("sampling.stop_token_ids", f"must be at most {MAX_STOP_TOKENS}, got {count}")
+    else:
+        for i, token in enumerate(wire.stop_token_ids):
+            if token >= vocab_size:
+                reader.refuse(f"sampling.stop_token_ids[{i}]", f"must be below {vocab_size}")
 
 
 def _read_quality(
-    reader: _Reader, wire: pb.QualityOfService, tiers: Tiers, timeout_s: float | None
+    reader: Violations, wire: pb.QualityOfService, tiers: Tiers, timeout_s: float | None
 ) -> Resolved | None:
     _check_name(reader, "qos.tier", wire.tier)
     _check_name(reader, "qos.application", wire.application)
@@ -312,7 +246,7 @@ def _read_quality(
         return None
 
 
-def _read_targets(reader: _Reader, wire: pb.QualityOfService) -> Targets | None:
+def _read_targets(reader: Violations, wire: pb.QualityOfService) -> Targets | None:
     kind = wire.WhichOneof("targets")
     if kind is None:
         return None

@@ -48,3 +48,31 @@ async def test_the_servers_errors_arrive_as_the_clients(server: ServerProcess) -
         with pytest.raises(InvalidRequest) as caught:
             await client.generate(PROMPT, tier="nowhere").read()
         assert caught.value.field == "qos.tier"
+
+
+async def test_a_message_beyond_the_limit_is_invalid_and_not_a_full_queue(
+    server: ServerProcess,
+) -> None:
+    """Whoever retries what is too large would do so for ever."""
+    text = "x" * 5_000_000
+    async with AsyncClient(server.address) as client:
+        limit = str((await client.server_info()).limits.max_message_bytes)
+        for call in (
+            client.generate(text).read(),
+            client.complete(text),
+            client.count_tokens(text),
+        ):
+            with pytest.raises(InvalidRequest, match=limit):
+                await call
+    with Client(server.address) as client, pytest.raises(InvalidRequest, match=limit):
+        await asyncio.to_thread(client.complete, text)
+
+
+async def test_more_wrong_fields_than_a_status_can_carry_are_still_invalid(
+    server: ServerProcess,
+) -> None:
+    """Ninety violations once made trailers above gRPC's limit: RESOURCE_EXHAUSTED."""
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(InvalidRequest, match="and 74 more") as caught:
+            await client.complete(PROMPT, stop_token_ids=[99999] * 90)
+        assert caught.value.field == "sampling.stop_token_ids[0]"

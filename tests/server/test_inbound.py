@@ -12,7 +12,6 @@ from engine.tiers import TargetSource, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import (
     Asked,
-    InvalidRequest,
     Limits,
     engine_requests,
     read_estimate,
@@ -21,6 +20,7 @@ from server.convert.inbound import (
     read_tenant,
     to_seconds,
 )
+from server.convert.violations import InvalidRequest
 
 VOCAB = 100
 INF = float("inf")
@@ -79,6 +79,9 @@ BAD: list[tuple[str, Change]] = [
     ("sampling.stop[1]", lambda r: r.sampling.stop.extend(["ok", ""])),
     ("sampling.stop[0]", lambda r: r.sampling.stop.append("é" * 129)),
     ("sampling.stop_token_ids[0]", lambda r: r.sampling.stop_token_ids.append(VOCAB)),
+    ("sampling.stop_token_ids", lambda r: r.sampling.stop_token_ids.extend([VOCAB] * 257)),
+    ("input.chat.messages", lambda r: r.input.chat.messages.extend([pb.ChatMessage()] * 4097)),
+    ("input.chat.messages[0].role", lambda r: r.input.chat.messages.add(role="x" * 129)),
     ("sampling.logprobs", lambda r: setattr(r.sampling, "logprobs", 21)),
     ("sampling.n", lambda r: setattr(r.sampling, "n", 0)),
     ("sampling.n", lambda r: setattr(r.sampling, "n", 17)),

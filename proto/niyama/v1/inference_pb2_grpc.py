@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class InferenceStub:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
+    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
     INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
@@ -80,7 +81,8 @@ class InferenceStub:
 
 class InferenceServicer:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
+    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
     INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
@@ -178,7 +180,8 @@ def add_InferenceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Inference:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path; RESOURCE_EXHAUSTED (the queue is full) carries RetryInfo; ALREADY_EXISTS says that
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
+    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
     INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.

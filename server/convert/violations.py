@@ -1,0 +1,70 @@
+"""What is wrong with a request, field by field, in a size that any status can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from server.bounded import shorten
+
+MAX_VIOLATIONS = 16  # told by name; of the others, their number
+MAX_FIELD_BYTES = 128
+MAX_DESCRIPTION_BYTES = 512
+# Of all of them: once more as the status's message and in base64 they stay below gRPC's 8 KiB.
+MAX_TOLD_BYTES = 2048
+
+
+class Violation(NamedTuple):
+    """`field` is its path in the request message."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(ValueError):
+    """The request breaks rules of the API: those in `violations`, and `num_more`."""
+
+    def __init__(self, violations: Iterable[Violation], num_more: int = 0) -> None:
+        told: list[Violation] = []
+        room = MAX_TOLD_BYTES
+        for field, description in violations:
+            short = Violation(
+                shorten(field, MAX_FIELD_BYTES), shorten(description, MAX_DESCRIPTION_BYTES)
+            )
+            room -= sum(len(text.encode()) for text in short)
+            if len(told) == MAX_VIOLATIONS or room < 0:
+                num_more += 1
+            else:
+                told.append(short)
+        lines = [f"{v.field}: {v.description}" for v in told]
+        if num_more:
+            lines.append(f"and {num_more} more")
+        super().__init__("; ".join(lines))
+        self.violations = tuple(told)
+        self.num_more = num_more
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Crosses processes whole."""
+        return InvalidRequest, (self.violations, self.num_more)
+
+
+class Violations:
+    """Collects them, so that one answer names all; however many there are, few are kept."""
+
+    def __init__(self) -> None:
+        self._found: list[Violation] = []
+        self._num_more = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def refuse(self, field: str, description: str) -> None:
+        if len(self._found) < MAX_VIOLATIONS:
+            self._found.append(Violation(field, description))
+        else:
+            self._num_more += 1
+
+    def finish(self) -> None:
+        """Raises InvalidRequest where there are any."""
+        if self._found:
+            raise InvalidRequest(self._found, self._num_more)
