@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.computing.attention import PagedAttention, uses_matrix_units
 from engine.computing.batch import NO_ROWS, Batch, make_builder
-from engine.computing.checkpoint import load_model, read_config
+from engine.computing.checkpoint import check_weights, load_model, read_config
 from engine.computing.compiled import (
     CompilationFailed,
     CompiledStep,
@@ -243,6 +243,7 @@ def load(
         torch.set_num_threads(threads)
     is_compiled, note = prepare(compile, place, compile_cache)
     config = read_config(folder)
+    check_weights(folder, config)  # before anything of the sizes that it states is measured
     torch_dtype = _dtype(dtype, config, device)
     free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)

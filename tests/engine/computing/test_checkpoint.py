@@ -141,12 +141,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         "pytorch_model.bin is not read",
     ),
     "a pointer file": (lambda f: (f / SINGLE).write_text("version x"), "not a safetensors file"),
-    "missing shard": (_name_missing_shard, "lacks shard model-00002-of-00002.safetensors"),
-    "index names too much": (_name_missing_tensor, "lacks tensor extra.weight"),
+    "missing shard": (_name_missing_shard, "lacks shard 'model-00002-of-00002.safetensors'"),
+    "index names too much": (_name_missing_tensor, "model.safetensors lacks tensor 'extra.weight'"),
     "empty index": (lambda f: (f / INDEX).write_text("{}"), "no weight_map"),
     "missing tensor": (_drop_tensor, r"lacks tensor model.layers.1.mlp.up_proj.weight"),
     "misshapen tensor": (_misshape_tensor, r"model.norm.weight .* shape \[3\]; .* \[32\]"),
-    "integer weights": (_store_integers, "lm_head.weight .* torch.int8"),
+    "integer weights": (_store_integers, "lm_head.weight .* is I8; F32, F16, BF16"),
 }
 
 

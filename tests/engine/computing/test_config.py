@@ -16,6 +16,7 @@ LLAMA: dict[str, Any] = {
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "max_position_embeddings": 2048,
     "eos_token_id": 2,
 }
@@ -32,9 +33,9 @@ def config(architecture: str = "LlamaForCausalLM", **changes: Any) -> ModelConfi
 
 
 def test_what_is_not_stated_follows_from_what_is() -> None:
-    made = config()
+    made = config(num_key_value_heads=None)
     assert (made.num_kv_heads, made.head_dim, made.eos_ids) == (8, 8, (2,))
-    assert made.rope == RopeConfig(theta=10000.0, original_max_positions=2048)
+    assert made.rope == RopeConfig(theta=10000.0)
     assert made.context_note == ""
     assert (made.qkv_bias, made.qk_norm, made.tied_embeddings) == (False, False, False)
 
@@ -109,13 +110,18 @@ def test_a_sliding_window_not_in_use_changes_nothing(
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config .* does not name"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantized by 'awq'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized by 'fp8'.*--quantize int8"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantized by 'bitsandbytes'"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "'compressed-tensors'"),
+        ({"layer_types": ["full_attention"]}, "layer_types must hold num_hidden_layers"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"layer_types": ["linear_attention"]}, "layer_types"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"vocab_size": None}, "vocab_size"),
         ({"hidden_size": "64"}, "hidden_size"),
-        ({"num_hidden_layers": 0}, "num_layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"head_dim": 7}, "head_dim"),
         ({"torch_dtype": "int8"}, "int8"),
     ],

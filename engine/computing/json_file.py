@@ -1,0 +1,137 @@
+"""The JSON files of a checkpoint folder, and their keys, each read as what it has to be.
+
+A checkpoint comes from somebody else: whatever a file holds is either what was expected, or a
+CheckpointError of one short line that names file and key. No torch in here.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+MOST_LINE = 600  # characters of an error
+MOST_BYTES = 16 << 20  # of a file; the largest in use, an index of a thousand shards, has a tenth
+MOST = 2**31 - 1  # of a whole number: sizes beyond are no tensor's
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = 60
+_SHOWN.maxlevel = 2
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder cannot be served; the message is one line, of bounded length, that says
+    why.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+        super().__init__(line if len(line) <= MOST_LINE else line[: MOST_LINE - 3] + "...")
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message: short, whatever it holds."""
+    return _SHOWN.repr(value)
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The object that a JSON file of a checkpoint holds; of equal keys the last, as everywhere.
+    Raises CheckpointError naming the file.
+    """
+    try:
+        value = json.loads(_read(path, most_bytes).decode("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"no {path.name} in {path.parent}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{path.name} cannot be read as JSON: {reason} (in {path.parent})"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object (in {path.parent})")
+    return value
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    """Of an ordinary file: a pipe would be waited for, a device would never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "it is no file")
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise OSError(0, f"it has {found.st_size} bytes, more than {most_bytes}")
+    return data
+
+
+class Keys:
+    """One JSON object of a file. A key that is absent, or null, is its default; without a default
+    it is required. `where` is what messages begin with. Methods raise CheckpointError.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self.raw = raw
+        self._where = where
+
+    def states(self, key: str) -> bool:
+        """Whether it is there and not null."""
+        return self.raw.get(key) is not None
+
+    def wrong(self, key: str, wanted: str) -> CheckpointError:
+        """What to raise where the key is not what is wanted."""
+        found = f"got {shown(self.raw[key])}" if key in self.raw else "and is missing"
+        return CheckpointError(f"{self._where}: {key} {wanted}, {found}")
+
+    def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        value = self._value(key, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self.wrong(key, f"must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None, *, least: float, most: float) -> float:
+        value = self._value(key, default)
+        if type(value) not in (int, float) or not least <= value <= most:  # NaN neither
+            raise self.wrong(key, f"must be a number from {least:g} to {most:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self._value(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, "must be true or false")
+        return value
+
+    def word(self, key: str, default: str, known: Collection[str] = ()) -> str:
+        """One of `known`, where those are stated."""
+        value = self._value(key, default)
+        if type(value) is not str or (known and value not in known):
+            wanted = f"is not supported ({', '.join(known)})" if known else "must be a text"
+            raise self.wrong(key, wanted)
+        return value
+
+    def words(self, key: str) -> tuple[str, ...]:
+        """Of a list; none by default."""
+        value = self._value(key, [])
+        if type(value) is not list or not all(type(each) is str for each in value):
+            raise self.wrong(key, "must be a list of texts")
+        return tuple(value)
+
+    def ids(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Of a token id or a list of them."""
+        value = self._value(key, list(default))
+        ids = value if type(value) is list else [value]
+        if not all(type(each) is int and 0 <= each <= MOST for each in ids):
+            raise self.wrong(key, "must be a token id or a list of them")
+        return tuple(ids)
+
+    def table(self, key: str) -> Keys:
+        """An object in this one; empty by default."""
+        value = self._value(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, "must be an object")
+        return Keys(value, f"{self._where}: {key}")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.raw.get(key)
+        return default if value is None else value
