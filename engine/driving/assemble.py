@@ -58,7 +58,7 @@ def assemble(
         None if decisions is None else decisions.write,
     )
     info = EngineInfo(
-        model_name=config.model_name or config.model.resolve().name,
+        model_name=config.served_name,
         architecture=model.architecture,
         context_len=context_len,
         vocab_size=model.vocab_size,

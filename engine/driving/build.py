@@ -97,7 +97,7 @@ def _profile(
 
     key = {
         "model": profiles.model_fingerprint(config.model),
-        "model_name": config.model_name or config.model.resolve().name,
+        "model_name": config.served_name,
         "device": _device_name(executor.device),
         "dtype": str(executor.dtype),
         "quantize": config.quantize,

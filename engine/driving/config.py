@@ -18,6 +18,8 @@ from engine.embedded import FOLDER
 
 _NIYAMA = NiyamaConfig()  # the defaults
 OVERLAP = ("auto", "on", "off")
+# A folder of the hub's cache: models--ORG--NAME/snapshots/HASH, and perhaps one in it.
+_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+(/.+)?")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 
@@ -35,7 +37,9 @@ class EngineConfig:
     model: Annotated[
         Path, Flag("checkpoint folder laid out as Hugging Face does (default: the embedded model)")
     ] = FOLDER
-    model_name: Annotated[str, Flag("name to serve it by (default: the folder's)")] = ""
+    model_name: Annotated[
+        str, Flag("name to serve it by (default: the folder's, or ORG/NAME of a hub snapshot)")
+    ] = ""
     device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
     dtype: Annotated[str, Flag("number format of the weights", ("auto", *DTYPES))] = "auto"
     quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
@@ -103,6 +107,8 @@ class EngineConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
+        if not self.model_name.isprintable():
+            raise ValueError(f"model_name must be printable, got {self.model_name!r}")
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if not 0 <= self.calibration_s < math.inf:
@@ -110,6 +116,16 @@ class EngineConfig:
         if not self.patience_s > 0:
             raise ValueError(f"patience_s must be positive, got {self.patience_s}")
         self.niyama()
+
+    @property
+    def served_name(self) -> str:
+        """The name that was given, or the model's by its folder: a name of the file system, which
+        may be no text, as text.
+        """
+        folder = self.model.resolve()
+        snapshot = _SNAPSHOT.fullmatch(folder.as_posix())
+        own = snapshot[1].replace("--", "/") + (snapshot[2] or "") if snapshot else folder.name
+        return self.model_name or own.encode("utf-8", "replace").decode()
 
     def niyama(self) -> NiyamaConfig:
         """What of it the Niyama policy is told."""
