@@ -20,10 +20,14 @@ mean "give up after", not "in time if by then". A TOML file sets tiers and prese
     tier = "report"         # or targets of its own, as a tier has
     importance = "low"
 
+    [tenants.acme]
+    weight = 2              # of its share of queue and engine; 1 where left out
+
     [applications.reports]
     deadline_is_target = true   # a call without a deadline: the tier or the targets stated here
 
-Tiers of the file replace the built-in ones altogether.
+Tiers of the file replace the built-in ones altogether. A tenant that is not named there shares with
+all others that are not: a name that anybody may invent buys nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from engine.deciding.request import Importance, Targets
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, Targets
 
 
 class TargetSource(Enum):
@@ -95,6 +99,7 @@ class Tiers:
     default: str = "interactive"
     applications: Mapping[str, Preset] = field(default_factory=dict)
     deadline_is_target: bool = False  # of calls that name no targets, tier or preset
+    tenants: Mapping[str, Share] = field(default_factory=dict)  # that the operator has named
 
     def __post_init__(self) -> None:
         if self.default not in list(self.tiers):
@@ -117,6 +122,10 @@ class Tiers:
         wanted = chosen.importance if importance is None else importance
         return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
 
+    def share_of(self, tenant: str) -> Share:
+        """Of queue and engine."""
+        return self.tenants.get(tenant, EVERYBODY_ELSE)
+
     def _choose(
         self, explicit: Targets | None, tier: str, application: str
     ) -> tuple[Tier, TargetSource, bool]:
@@ -135,7 +144,7 @@ class Tiers:
 
 
 _TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
-_KEYS = {"default_tier", "deadline_is_target", "tiers", "applications"}
+_KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
 
 
 def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
@@ -153,7 +162,11 @@ def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
             name: _preset(table, f"applications.{name}", tiers, tiers[default])
             for name, table in _tables(document, "applications").items()
         }
-        return Tiers(tiers, default, applications, _deadline_is_target(document, ""))
+        tenants = {
+            name: _share(name, table, f"tenants.{name}")
+            for name, table in _tables(document, "tenants").items()
+        }
+        return Tiers(tiers, default, applications, _deadline_is_target(document, ""), tenants)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -202,6 +215,18 @@ def _deadline_is_target(table: dict[str, Any], path: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{path}deadline_is_target must be true or false, got {value!r}")
     return value
+
+
+def _share(name: str, table: dict[str, Any], path: str) -> Share:
+    _refuse_unknown(table, {"weight"}, f"{path}.")
+    if not name or not (name.isascii() and name.isprintable()):
+        raise ValueError(f"{path}: a tenant is printable ASCII, and not empty")
+    weight = table.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ValueError(f"{path}.weight must be a number, got {weight!r}")
+    if not 0 < weight < math.inf:
+        raise ValueError(f"{path}.weight must be positive, got {weight}")
+    return Share(name, float(weight))
 
 
 def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:

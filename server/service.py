@@ -28,7 +28,7 @@ from server import errors
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
-from server.convert.inbound import Limits, completion_id
+from server.convert.inbound import Limits
 from server.convert.input import read_input
 from server.convert.violations import InvalidRequest
 from server.errors import CallError
@@ -134,23 +134,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         async with _aborting(context):
             request_id = inbound.read_request_id(request)
             tenant = inbound.read_tenant(context.invocation_metadata() or ())
-            timeline = await self._timeline(request_id)
-            if timeline.request.tenant != tenant:
-                raise errors.not_remembered(request_id)  # as if it had never been
+            timeline = await self._ask("explain", request_id=request_id, tenant=tenant)
         return outbound.to_explanation(timeline)
-
-    async def _timeline(self, request_id: str) -> Any:
-        try:
-            return await self._ask("explain", request_id=request_id)
-        except CallError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-        try:  # A call of several completions: the first speaks for it.
-            return await self._ask("explain", request_id=completion_id(request_id, 0))
-        except CallError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-            raise errors.not_remembered(request_id) from error
 
     # What they share
 

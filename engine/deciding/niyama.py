@@ -35,6 +35,7 @@ from engine.deciding.plan import Work
 from engine.deciding.policies import BEST_EFFORT, KEPT, RELEGATED, Move, MoveKind
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
@@ -101,8 +102,8 @@ class Niyama:
         self._alpha = 0.0
         self._plans_since_reorder = 0
         self._budget = Budget(math.inf, None)
-        self._virtual_s = 0.0  # best effort: virtual time, and each tenant's last finish in it
-        self._tenant_finish: dict[str, float] = {}
+        self._virtual_s = 0.0  # best effort: virtual time, and each share's last finish in it
+        self._share_finish: dict[Share, float] = {}
         self._num_entered = 0
         self._num_spent = 0  # relegations charged to the allowance
         self._tags: dict[Sequence, float] = {}
@@ -162,11 +163,11 @@ class Niyama:
         return (KEPT, sequence.prefill_due_at + self._alpha * work_s)
 
     def _fair_tag(self, sequence: Sequence, work_s: float) -> float:
-        """Start-time fair queueing (Goyal et al., 1996) among the tenants of best effort."""
-        tenant = sequence.request.tenant
-        start = max(self._virtual_s, self._tenant_finish.get(tenant, 0.0))
+        """Start-time fair queueing (Goyal et al., 1996) among the shares of best effort."""
+        share = sequence.request.share
+        start = max(self._virtual_s, self._share_finish.get(share, 0.0))
         self._tags[sequence] = start
-        self._tenant_finish[tenant] = start + work_s
+        self._share_finish[share] = start + work_s / share.weight
         return start
 
     def _work_s(self, sequence: Sequence) -> float:
@@ -197,7 +198,7 @@ class Niyama:
             self._begun.pop(sequence, None)
             return
         if self._tags.pop(sequence, None) is not None and not self._tags:
-            self._tenant_finish.clear()  # nobody waits: nobody owes anybody a turn
+            self._share_finish.clear()  # nobody waits: nobody owes anybody a turn
         self._background_s = max(0.0, self._background_s - self._background.pop(sequence))
         if sequence in self._hopeful:
             self._hopeful.remove(sequence)
@@ -241,7 +242,7 @@ class Niyama:
         key = self._enter_background(victim, RELEGATED, victim.request.arrived_at, work_s)
         if victim is late:
             return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
-        return Move(victim, key, MoveKind.RELEGATE, "others could not be on time", late.id)
+        return Move(victim, key, MoveKind.RELEGATE, "others could not be on time", late)
 
     def _spend_allowance(self) -> list[Move]:
         """Under load, give up the costliest request before it costs others their deadline, as far

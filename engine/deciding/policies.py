@@ -22,13 +22,13 @@ class MoveKind(Enum):
 
 
 class Move(NamedTuple):
-    """A waiting sequence gets another place. `for_whom`: the request that is saved by it."""
+    """A waiting sequence gets another place. `for_whom`: who is saved by it."""
 
     sequence: Sequence
     key: Key
     kind: MoveKind
     reason: str = ""
-    for_whom: str = ""
+    for_whom: Sequence | None = None
 
 
 class Policy(Protocol):

@@ -3,7 +3,7 @@
 Served in order of deadline from now on, they are all on time or they are not (backlog.py). When
 they are not, Moore and Hodgson (1968) lose the fewest: at the first request that would be late,
 give up the one with the most work among those due no later. Here the choice is first narrowed to
-the lowest importance, then to tenants that hold more than their share of the waiting work.
+the lowest importance, then to shares that hold more than their part of the waiting work.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.deciding.backlog import Backlog
-from engine.deciding.request import Importance
+from engine.deciding.request import Importance, Share
 from engine.deciding.sequence import Sequence
 
-# A tenant is over its share with more than this many times the mean waiting work per tenant.
+# A share is over its part with more than this many times the mean waiting work for its weight.
 OVER_SHARE = 1.5
 
 
 class Promises:
-    """A Backlog of everybody, and one for each importance and tenant."""
+    """A Backlog of everybody, and one for each importance and share."""
 
     def __init__(self) -> None:
         self.all = Backlog()
-        self._groups: dict[Importance, dict[str, Backlog]] = {}
+        self._groups: dict[Importance, dict[Share, Backlog]] = {}
 
     def __len__(self) -> int:
         return len(self.all)
@@ -48,13 +48,13 @@ class Promises:
         group = self._group(sequence)
         group.remove(sequence)
         if not group:
-            del self._groups[sequence.request.importance][sequence.request.tenant]
+            del self._groups[sequence.request.importance][sequence.request.share]
 
     def _group(self, sequence: Sequence) -> Backlog:
-        tenants = self._groups.setdefault(sequence.request.importance, {})
-        group = tenants.get(sequence.request.tenant)
+        shares = self._groups.setdefault(sequence.request.importance, {})
+        group = shares.get(sequence.request.share)
         if group is None:
-            group = tenants[sequence.request.tenant] = Backlog()
+            group = shares[sequence.request.share] = Backlog()
         return group
 
     def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
@@ -77,15 +77,17 @@ class Promises:
                 return victim, late
         return None
 
-    def _largest(self, tenants: dict[str, Backlog], due: float) -> Sequence | None:
-        """Most work among those due by then, of tenants over their share if any has one."""
-        mean = sum(group.total for group in tenants.values()) / max(1, len(tenants))
+    def _largest(self, shares: dict[Share, Backlog], due: float) -> Sequence | None:
+        """Most work among those due by then, of shares over their part if any has one."""
+        weights = sum(share.weight for share in shares)
+        mean = sum(group.total for group in shares.values()) / weights if shares else 0.0
         best: tuple[bool, float] | None = None
         found = None
-        for group in tenants.values():
+        for share, group in shares.items():
             sequence = group.largest_until(due)
             if sequence is not None:
-                rank = (group.total > OVER_SHARE * mean, group.work(sequence))
+                is_over = group.total > OVER_SHARE * share.weight * mean
+                rank = (is_over, group.work(sequence))
                 if best is None or rank > best:
                     best, found = rank, sequence
         return found

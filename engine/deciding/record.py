@@ -1,23 +1,28 @@
 """The record: every decision that changed a request's fate, with predicted and actual instants.
 
-Bounded: requests are forgotten oldest first, and one request keeps MAX_DECISIONS entries; from then
-on a further one is told together with the last of its kind. A sink, where one is given, gets each
-entry as a plain dict, of forgotten requests too.
+Bounded: the oldest request of whichever share has most of them is forgotten first, so that nobody's
+flood makes another share's forgotten; and one request keeps MAX_DECISIONS entries; from then on a
+further one is told together with the last of its kind. A sink, where one is given, gets each entry
+as a plain dict, of forgotten requests too.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Finished, Plan
-from engine.deciding.request import Request, TargetKind
+from engine.deciding.request import Request, Share, TargetKind, key_of, named_by
 from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
+MAX_TENANTS_TOLD = 5
+
+Key = TypeVar("Key")
+Group = TypeVar("Group", bound=MutableMapping[str, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +46,57 @@ class Timeline:
 
 
 class DecisionLog:
-    """Timelines of the last `capacity` requests, by id."""
+    """Timelines of `capacity` requests, by id (`Request.id`)."""
 
     def __init__(
         self, capacity: int = 10_000, sink: Callable[[dict[str, Any]], None] | None = None
     ) -> None:
         self._capacity = capacity
         self._sink = sink
-        self._timelines: OrderedDict[str, Timeline] = OrderedDict()
+        self._timelines: dict[str, Timeline] = {}
+        self._by_share: dict[Share, OrderedDict[str, None]] = {}  # ids, oldest first
+        self._by_name: dict[str, dict[str, None]] = {}  # ids of all tenants
 
     def open(self, request: Request) -> None:
         """A request came in. An id that is used again starts anew."""
-        self._timelines.pop(request.id, None)
+        if request.id in self._timelines:
+            self._forget(request.id)
         self._timelines[request.id] = Timeline(replace(request, prompt=range(len(request.prompt))))
+        self._by_share.setdefault(request.share, OrderedDict())[request.id] = None
+        self._by_name.setdefault(request.name, {})[request.id] = None
         while len(self._timelines) > self._capacity:
-            self._timelines.popitem(last=False)
+            fullest = max(self._by_share.values(), key=len)
+            self._forget(next(iter(fullest)))
+
+    def _forget(self, request_id: str) -> None:
+        request = self._timelines.pop(request_id).request
+        _discard(self._by_share, request.share, request_id)
+        _discard(self._by_name, request.name, request_id)
+
+    def find(self, name: str, tenant: str | None = None) -> Timeline:
+        """Of the request that its tenant calls so, `NAME/INDEX` for one of several completions, of
+        which the first speaks for `NAME`. `tenant` None: anybody's. Raises LookupError where none
+        is remembered and ValueError where several tenants have one.
+        """
+        if tenant is None:
+            tenant = self._only_tenant(name)
+        for request_id in _candidates(name, tenant):
+            if request_id in self._timelines:
+                return self._timelines[request_id]
+        raise LookupError(f"request_id {name!r} is not remembered")
+
+    def _only_tenant(self, name: str) -> str:
+        ids = {**self._by_name.get(name, {}), **self._by_name.get(f"{name}/0", {})}
+        tenants = sorted({named_by(request_id)[0] for request_id in ids})
+        if not tenants:
+            raise LookupError(f"request_id {name!r} is not remembered")
+        if len(tenants) > 1:
+            some = ", ".join(repr(each) for each in tenants[:MAX_TENANTS_TOLD])
+            raise ValueError(
+                f"niyama-tenant must be given: {len(tenants)} tenants have a request_id {name!r}"
+                f" ({some}{', ...' if len(tenants) > MAX_TENANTS_TOLD else ''})"
+            )
+        return tenants[0]
 
     def note(
         self,
@@ -71,8 +112,9 @@ class DecisionLog:
         if timeline is not None:
             _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
         if self._sink is not None:
+            tenant, name = named_by(request_id)
             self._sink(
-                {"request_id": request_id, "at": at, "kind": kind, "detail": detail}
+                {"request_id": name, "tenant": tenant, "at": at, "kind": kind, "detail": detail}
                 | ({} if predicted_at is None else {"predicted_at": predicted_at})
                 | values
             )
@@ -140,6 +182,23 @@ class DecisionLog:
 
     def timeline(self, request_id: str) -> Timeline | None:
         return self._timelines.get(request_id)
+
+
+def _candidates(name: str, tenant: str) -> Iterator[str]:
+    """Ids that a name may stand for. A request that is called `a/1` comes before completion 1 of
+    `a`."""
+    yield key_of(tenant, name)
+    whole, _, index = name.rpartition("/")
+    if index.isdecimal():
+        yield key_of(tenant, whole, int(index))
+    yield key_of(tenant, name, 0)
+
+
+def _discard(groups: MutableMapping[Key, Group], key: Key, request_id: str) -> None:
+    """From its group, and an empty group from all."""
+    del groups[key][request_id]
+    if not groups[key]:
+        del groups[key]
 
 
 def _append(decisions: list[Decision], new: Decision) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 
 class TargetKind(Enum):
@@ -108,9 +109,36 @@ class Sampling:
             raise ValueError(f"logprobs must be between 0 and 20, got {self.logprobs}")
 
 
+class Share(NamedTuple):
+    """Whose requests are served fairly beside others': those of a tenant that the operator has
+    named, or of everybody else together. `weight` is relative to other shares'.
+    """
+
+    name: str = ""
+    weight: float = 1.0
+
+
+EVERYBODY_ELSE = Share()
+
+
+def key_of(tenant: str, name: str, completion: int | None = None) -> str:
+    """What tells a request from all others: its name is its tenant's own, and completion 0 of `a`
+    is not what somebody calls `a/0`. Both are printable, so no separator occurs in them.
+    """
+    key = f"{tenant}\n{name}" if tenant else name
+    return key if completion is None else f"{key}\t{completion}"
+
+
+def named_by(key: str) -> tuple[str, str]:
+    """The tenant of a key, and what people call the request: `NAME/INDEX` if one of several."""
+    tenant, separator, name = key.partition("\n")
+    return (tenant, name.replace("\t", "/")) if separator else ("", key.replace("\t", "/"))
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to be continued. `id` is unique among the requests in flight.
+    """One prompt to be continued. `id` is unique among the requests in flight (`key_of`); what
+    people see of it is its `name`, beside its tenant.
 
     The deciding core looks at `len(prompt)` only, so a simulation passes a `range`.
     """
@@ -123,17 +151,23 @@ class Request:
     importance: Importance = Importance.NORMAL
     tier: str = ""  # name of the tier the targets came from, "" when they were explicit
     application: str = ""  # whose output lengths are alike
-    tenant: str = ""  # who shares prefixes with whom, and shares the engine fairly with others
+    tenant: str = ""  # who shares prefixes with whom, and whose the name is
     target_source: str = ""  # what stated the targets, for the record: "request", "tier", ...
+    share: Share = EVERYBODY_ELSE  # of the engine
 
     def __post_init__(self) -> None:
         if not len(self.prompt):
             raise ValueError("prompt must hold at least one token")
 
     @property
+    def name(self) -> str:
+        """What its tenant calls it."""
+        return named_by(self.id)[1]
+
+    @property
     def output_group(self) -> str:
         """Whose output lengths are alike: nobody's change what is expected of another tenant."""
-        return f"{self.tenant}/{self.application or self.tier}"
+        return key_of(self.tenant, self.application or self.tier)
 
     def token_due_at(self, n: int) -> float:
         """Deadline of token n (1 is the first); inf where the targets set none.

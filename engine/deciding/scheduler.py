@@ -107,7 +107,7 @@ class Scheduler:
     def submit(self, request: Request, now: float) -> list[Event]:
         """Take a request in. Raises ValueError, naming the field, if it could never be served."""
         if request.id in self._sequences:
-            raise ValueError(f"request_id {request.id!r} is in flight")
+            raise ValueError(f"request_id {request.name!r} is in flight")
         longest = len(request.prompt) + request.sampling.max_tokens
         if not self.can_ever_hold(longest):
             raise ValueError(
@@ -203,8 +203,7 @@ class Scheduler:
         else:
             self._num_relegated -= 1
         if self.record is not None:
-            reason = move.reason + (f" (saves {move.for_whom})" if move.for_whom else "")
-            self.record.moved(sequence, move.kind.value, reason, expected, now)
+            self.record.moved(sequence, move.kind.value, _reason(move), expected, now)
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
         """The running sequences that decode now, each with a page for its next position."""
@@ -453,12 +452,13 @@ class Scheduler:
             output_len = default_output_len if known is None else known
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
-    def explain(self, request_id: str) -> Timeline:
-        """The story of a request. Raises LookupError when it is not remembered."""
-        timeline = None if self.record is None else self.record.timeline(request_id)
-        if timeline is None:
+    def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
+        """The story of the request that a tenant calls so, or with None whichever tenant does.
+        Raises LookupError when none is remembered, ValueError when several tenants' are.
+        """
+        if self.record is None:
             raise LookupError(f"request_id {request_id!r} is not remembered")
-        return timeline
+        return self.record.find(request_id, tenant)
 
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
@@ -498,3 +498,12 @@ class Scheduler:
         assert all(s.num_in_flight == (s in in_flight) for s in sequences)
         for sequence in sequences:
             sequence.check(self.pages.page_size)
+
+
+def _reason(move: Move) -> str:
+    """Nobody is told of another tenant's requests."""
+    if move.for_whom is None:
+        return move.reason
+    own, saved = move.sequence.request, move.for_whom.request
+    whom = saved.name if saved.tenant == own.tenant else "another tenant's"
+    return f"{move.reason} (saves {whom})"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.deciding.request import Request
+from engine.deciding.request import Request, named_by
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import Call, Cancel, EngineInfo, Report, Submit, token_of
 from engine.driving.streams import CallFailed, DuplicateRequest, EngineLost, RequestStream
@@ -59,7 +59,7 @@ class EngineLink:
         wire = self._serving_wire()
         for request in requests:
             if request.id in self._streams:
-                raise DuplicateRequest(request.id)
+                raise DuplicateRequest(request.name)
         self._expect_life()
         stream = RequestStream([r.id for r in requests], self.cancel)
         for index, request in enumerate(requests):
@@ -134,7 +134,7 @@ class EngineLink:
         for request_id in report.refused:
             self._free(request_id)
             if found := streams.pop(request_id, None):
-                found[0].refuse(found[1], DuplicateRequest(request_id))
+                found[0].refuse(found[1], DuplicateRequest(named_by(request_id)[1]))
         self._answer(report)
 
     def _answer(self, report: Report) -> None:

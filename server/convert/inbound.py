@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.request import (
+    BEST_EFFORT,
+    EVERYBODY_ELSE,
+    Importance,
+    Request,
+    Sampling,
+    Share,
+    Targets,
+    key_of,
+)
 from engine.tiers import Resolved, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import UNBOUNDED, Input, Room, read_form
@@ -65,6 +74,7 @@ class Asked:
     application: str
     quality: Resolved
     tenant: str = ""
+    share: Share = EVERYBODY_ELSE
 
 
 class Limits(NamedTuple):
@@ -107,6 +117,7 @@ def read_generate(
         application=request.qos.application,
         quality=quality,
         tenant=tenant,
+        share=tiers.share_of(tenant),
     )
 
 
@@ -268,11 +279,6 @@ def _read_targets(reader: Violations, wire: pb.QualityOfService) -> Targets | No
     return Targets(**seconds) if complete else BEST_EFFORT  # the refusal stands either way
 
 
-def completion_id(request_id: str, index: int) -> str:
-    """The engine's name for one of several completions of a call."""
-    return f"{request_id}/{index}"
-
-
 def engine_requests(
     asked: Asked,
     request_id: str,
@@ -298,7 +304,7 @@ def engine_requests(
     quality = asked.quality
     return [
         Request(
-            id=request_id if asked.n == 1 else completion_id(request_id, i),
+            id=key_of(asked.tenant, request_id, None if asked.n == 1 else i),
             prompt=prompt,
             sampling=Sampling(**sampling, seed=(seed + i) % 2**SEED_BITS, max_tokens=max_tokens),
             arrived_at=arrived_at,
@@ -308,6 +314,7 @@ def engine_requests(
             application=asked.application,
             tenant=asked.tenant,
             target_source=quality.source.value,
+            share=asked.share,
         )
         for i in range(asked.n)
     ]

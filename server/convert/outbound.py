@@ -165,7 +165,7 @@ def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
     source = TargetSource(request.target_source)
     quality = Resolved(request.targets, request.importance, source, request.tier)
     return pb.ExplainResponse(
-        request_id=request.id,
+        request_id=request.name,
         targets=to_targets(quality),
         decisions=[_to_decision(entry, request.arrived_at) for entry in timeline.decisions],
         summary=timeline.summary,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.deciding.request import BEST_EFFORT, Importance, Targets
+from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
 from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, load
 
 FILE = """
@@ -214,6 +214,12 @@ def test_a_file_without_tiers_keeps_the_built_in_ones(tmp_path: Path) -> None:
         ("tiers = 3", "tiers must be tables"),
         ("[tires.a]\nttlt_s = 1", "tires is unknown"),
         ("[tiers.a", "Expected"),
+        ("[tenants.a]\nweigth = 2", "tenants.a.weigth is unknown"),
+        ("[tenants.a]\nweight = 0", "tenants.a.weight must be positive"),
+        ("[tenants.a]\nweight = inf", "tenants.a.weight must be positive"),
+        ("[tenants.a]\nweight = true", "tenants.a.weight must be a number"),
+        ("[tenants.'']\nweight = 1", "a tenant is printable ASCII, and not empty"),
+        ("tenants = ['a']", "tenants must be tables"),
     ],
 )
 def test_a_bad_file_is_told_by_its_path_and_key(tmp_path: Path, text: str, message: str) -> None:
@@ -223,3 +229,12 @@ def test_a_bad_file_is_told_by_its_path_and_key(tmp_path: Path, text: str, messa
         load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+def test_a_tenant_has_a_share_of_its_own_where_the_operator_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tenants.acme]\nweight = 2\n[tenants.corp]\n")
+    tiers = load(path)
+    assert tiers.share_of("acme") == Share("acme", 2.0)
+    assert tiers.share_of("corp") == Share("corp", 1.0)
+    assert tiers.share_of("invented") == tiers.share_of("") == Tiers().share_of("acme")

@@ -191,7 +191,7 @@ def test_more_output_than_memory_ever_holds_is_refused() -> None:
 def test_completions_become_requests_with_seeds_in_a_row() -> None:
     last = 2**64 - 1
     requests = admitted(make_request(sampling=pb.Sampling(n=3, seed=last)))
-    assert [r.id for r in requests] == ["id/0", "id/1", "id/2"]
+    assert [r.name for r in requests] == ["id/0", "id/1", "id/2"]
     assert [r.sampling.seed for r in requests] == [last, 0, 1]
 
 

@@ -29,7 +29,7 @@ from engine.deciding.plan import (
     Token,
     Work,
 )
-from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence, Status
 from engine.driving.simulator import Call, Observer, Outcome, Replica, simulate
@@ -51,7 +51,9 @@ def make_request(
     tenant: str = "",
     application: str = "",
     sampling: Sampling | None = None,
+    share: Share | None = None,
 ) -> Request:
+    """Of a tenant that the operator has named, where `share` says nothing else."""
     return Request(
         name,
         range(prompt) if isinstance(prompt, int) else prompt,
@@ -61,6 +63,7 @@ def make_request(
         importance,
         tenant=tenant,
         application=application,
+        share=Share(tenant) if share is None else share,
     )
 
 

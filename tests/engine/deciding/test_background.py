@@ -66,12 +66,12 @@ def test_a_best_effort_request_does_not_wait_for_itself() -> None:
     assert accepted.predicted_ttft_s == pytest.approx(0.011 + 0.0011 / 2)
 
 
-def test_tenants_of_the_past_are_forgotten() -> None:
+def test_shares_of_the_past_are_forgotten() -> None:
     driver = Driver(make_scheduler(prefix_caching=False))
     for i in range(50):
         driver.submit(make_request(f"r{i}", tenant=f"tenant-{i}", at=driver.now))
         driver.drain()
-    assert not driver.scheduler.policy._tenant_finish  # type: ignore[attr-defined]  # Niyama's own
+    assert not driver.scheduler.policy._share_finish  # type: ignore[attr-defined]  # Niyama's own
 
 
 def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:

@@ -7,6 +7,7 @@ import pytest
 from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
+from engine.deciding.request import key_of
 from tests.engine.deciding.parts import MILLI, make_sequence
 
 
@@ -50,7 +51,7 @@ def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
     with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes."""
     history = OutputLengths()
     for _ in range(5):
-        history.observe("acme/chat", 10)
+        history.observe(key_of("acme", "chat"), 10)
     demand = Demand(LatencyModel(MILLI), history, chunk=20)
     sequence = make_sequence(prompt=30, output=99, application="chat", tenant="acme")
     assert demand.seconds(sequence) == pytest.approx(33e-3)
@@ -64,7 +65,7 @@ def test_one_tenants_outputs_change_nothing_for_another() -> None:
     """Ten tokens each of 0.1 ms are expected of acme's chat; of others' all that they may ask."""
     history = OutputLengths()
     for _ in range(5):
-        history.observe("acme/chat", 10)
+        history.observe(key_of("acme", "chat"), 10)
     demand = Demand(LatencyModel(MILLI), history, chunk=20)
     other = make_sequence(prompt=30, output=99, application="chat", tenant="other")
     assert demand.output_left(other) == 99

@@ -15,7 +15,7 @@ from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Seg
 from engine.deciding.niyama import Niyama, NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
-from engine.deciding.request import Importance, Request
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Request, Share
 from engine.driving.simulator import Replica
 from tests.engine.deciding.parts import (
     Driver,
@@ -262,6 +262,29 @@ def test_best_effort_is_shared_fairly_among_tenants() -> None:
     driver.drain()
     order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
     assert order.index("one") <= 1
+
+
+def test_invented_tenants_take_turns_as_one() -> None:
+    """Sixty requests, each of another name, wait; a named tenant's comes second, not last."""
+    driver = Driver(make_scheduler())
+    for i in range(60):
+        request = make_request(f"i{i}", CHUNK, 1, tenant=f"invented-{i}", share=EVERYBODY_ELSE)
+        driver.submit(request)
+    for i in range(3):
+        driver.submit(make_request(f"named{i}", CHUNK, 1, tenant="acme"))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert max(order.index(f"named{i}") for i in range(3)) <= 6
+
+
+def test_a_share_of_twice_the_weight_has_two_turns_to_one() -> None:
+    driver = Driver(make_scheduler())
+    for i in range(12):
+        driver.submit(make_request(f"one{i}", CHUNK, 1, tenant="one"))
+        driver.submit(make_request(f"two{i}", CHUNK, 1, tenant="two", share=Share("two", 2.0)))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert sum(name.startswith("two") for name in order[:12]) == 8
 
 
 # Streams

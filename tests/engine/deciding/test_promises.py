@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.promises import Promises
-from engine.deciding.request import Importance
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
 from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import deadline, make_sequence
 
@@ -19,9 +19,18 @@ JOB = st.tuples(st.integers(1, 12), st.integers(1, 6))
 
 
 def add(
-    promises: Promises, name: str, due: float, work: float, importance: Importance, tenant: str = ""
+    promises: Promises,
+    name: str,
+    due: float,
+    work: float,
+    importance: Importance,
+    tenant: str = "",
+    share: Share | None = None,
 ) -> Sequence:
-    sequence = make_sequence(name, targets=deadline(due), importance=importance, tenant=tenant)
+    targets = deadline(due)
+    sequence = make_sequence(
+        name, targets=targets, importance=importance, tenant=tenant, share=share
+    )
     promises.add(sequence, work)
     return sequence
 
@@ -135,6 +144,33 @@ def test_a_tenant_over_its_share_gives_way_first() -> None:
     add(promises, "other", 9, 2, NORMAL, "other")
     (victim,) = give_up(promises)
     assert victim in flood
+
+
+def test_invented_tenants_have_one_share_together() -> None:
+    """Sixty names of 1 s each and one that the operator knows with 2 s: none of the sixty is over a
+    sixty-first of the work, all together they are over half of it."""
+    promises = Promises()
+    invented = [
+        add(promises, f"i{i}", 60, 1, NORMAL, f"invented-{i}", EVERYBODY_ELSE) for i in range(60)
+    ]
+    add(promises, "named", 60, 2, NORMAL, "acme")
+    victims = give_up(promises)
+    assert victims
+    assert set(victims) < set(invented)
+    assert len(promises._groups[NORMAL]) == 2
+
+
+def test_a_share_s_part_goes_by_its_weight() -> None:
+    """6 s and 4 s: of equal weights nobody is over 1.5 times the mean of 5 s. Of weight 1 beside 3
+    the first is, with 6 s over 1.5 times its part of 2.5 s."""
+    for weight, loser in ((1.0, "b"), (3.0, "a")):
+        promises = Promises()
+        for i in range(6):
+            add(promises, f"a{i}", 9, 1, NORMAL, "a")
+        for i in range(2):
+            add(promises, f"b{i}", 9, 2, NORMAL, "b", Share("b", weight))
+        (victim,) = give_up(promises)
+        assert victim.request.tenant == loser
 
 
 def test_tenants_within_their_share_are_equals() -> None:

@@ -11,7 +11,7 @@ from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
 from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
-from engine.deciding.request import BEST_EFFORT, Importance, Targets
+from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.driving.simulator import Outcome
 from tests.engine.deciding.parts import (
@@ -101,6 +101,66 @@ def test_only_the_last_requests_are_remembered() -> None:
         with pytest.raises(LookupError, match=name):
             driver.scheduler.explain(name)
     assert driver.scheduler.explain("r4").decisions
+
+
+def test_a_flood_makes_nobody_else_s_requests_forgotten() -> None:
+    """However many names it comes under; what is named has its part of the record for itself."""
+    driver = Driver(make_scheduler(record_capacity=10))
+    for i in range(3):
+        driver.submit(make_request(key_of("acme", f"mine{i}"), 10, 2, tenant="acme"))
+    for i in range(50):
+        request = make_request(
+            key_of(f"invented-{i}", "x"), 10, 2, tenant=f"invented-{i}", share=EVERYBODY_ELSE
+        )
+        driver.submit(request)
+    driver.drain()
+    record = driver.scheduler.record
+    assert record is not None
+    for i in range(3):
+        assert record.find(f"mine{i}", "acme").request.tenant == "acme"
+    assert len(record._timelines) == 10
+    assert sum(map(len, record._by_share.values())) == 10
+    assert sum(map(len, record._by_name.values())) == 10
+
+
+def test_an_id_is_its_tenant_s_own() -> None:
+    driver = Driver(make_scheduler())
+    for tenant in ("", "a", "b"):
+        driver.submit(make_request(key_of(tenant, "same"), 10, 2, tenant=tenant))
+    driver.submit(make_request(key_of("a", "only"), 10, 2, tenant="a"))
+    driver.drain()
+    for tenant in ("", "a", "b"):
+        request = driver.scheduler.explain("same", tenant).request
+        assert (request.name, request.tenant) == ("same", tenant)
+    assert driver.scheduler.explain("only", None).request.tenant == "a"
+    with pytest.raises(LookupError, match="'only' is not remembered"):
+        driver.scheduler.explain("only", "b")
+    with pytest.raises(LookupError, match="'none' is not remembered"):
+        driver.scheduler.explain("none", None)
+    with pytest.raises(ValueError, match="niyama-tenant must be given: 3 tenants"):
+        driver.scheduler.explain("same", None)
+
+
+def test_a_completion_is_not_what_somebody_calls_like_it() -> None:
+    driver = Driver(make_scheduler())
+    for completion in (0, 1):
+        driver.submit(make_request(key_of("t", "a", completion), 10, 2, tenant="t"))
+    assert driver.scheduler.explain("a", "t").request.id == key_of("t", "a", 0)
+    assert driver.scheduler.explain("a/1", "t").request.id == key_of("t", "a", 1)
+    assert driver.scheduler.explain("a", None).request.id == key_of("t", "a", 0)
+    driver.submit(make_request(key_of("t", "a/1"), 11, 2, tenant="t"))  # both are in flight
+    driver.drain()
+    assert driver.scheduler.explain("a/1", "t").request.id == key_of("t", "a/1")
+    assert driver.scheduler.explain("a/1", None).request.id == key_of("t", "a/1")
+
+
+def test_the_log_tells_tenant_and_name_apart() -> None:
+    entries: list[dict[str, Any]] = []
+    scheduler = Scheduler(
+        SchedulerConfig(num_pages=64, context_len=100), LatencyModel(MILLI), entries.append
+    )
+    scheduler.submit(make_request(key_of("acme", "a", 1), 10, 2, tenant="acme"), 0.0)
+    assert {(entry["tenant"], entry["request_id"]) for entry in entries} == {("acme", "a/1")}
 
 
 def test_one_request_keeps_a_bounded_timeline() -> None:

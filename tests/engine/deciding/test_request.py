@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.deciding.outcome import expect_token, note_token, timings
-from engine.deciding.request import BEST_EFFORT, Request, Sampling, TargetKind, Targets
+from engine.deciding.request import (
+    BEST_EFFORT,
+    Request,
+    Sampling,
+    TargetKind,
+    Targets,
+    key_of,
+    named_by,
+)
 from engine.deciding.sequence import FinishReason
 from tests.engine.deciding.parts import deadline, interactive, make_request, make_sequence
 
@@ -97,3 +107,18 @@ def test_sampling_out_of_range_is_refused_by_field(field: str, value: float) -> 
 def test_a_request_without_a_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt"):
         Request("r", [], Sampling(), 0.0)
+
+
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=4)
+KEYED = st.tuples(PRINTABLE, PRINTABLE.filter(bool), st.none() | st.integers(0, 15))
+
+
+@given(KEYED, KEYED)
+def test_no_two_requests_have_the_same_key(
+    one: tuple[str, str, int | None], other: tuple[str, str, int | None]
+) -> None:
+    """Neither tenants' ids that are alike, nor completion 0 of `a` and what is called `a/0`."""
+    assert (key_of(*one) == key_of(*other)) == (one == other)
+    tenant, name, completion = one
+    shown = name if completion is None else f"{name}/{completion}"
+    assert named_by(key_of(*one)) == (tenant, shown)

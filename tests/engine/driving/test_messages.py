@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
-from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import (
     Call,
@@ -63,7 +63,8 @@ def test_a_request_comes_back_whole() -> None:
     sampling = Sampling(0.5, 7, 0.9, 0.1, 1.1, 0.2, 0.3, 5, 99, 2, frozenset({4}), 3)
     targets = Targets(ttlt_s=9.0)
     names = ("tier", "application", "tenant", "target_source")
-    request = Request("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names)
+    share = Share("acme", 2.0)
+    request = Request("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share)
     for record in (request, sampling):
         for each in fields(record):
             assert getattr(record, each.name) != each.default
