@@ -128,8 +128,9 @@ def test_streams_that_are_closed_take_nothing() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 async def test_output_that_cannot_be_written_is_one_line(address: str) -> None:
-    with open("/dev/full", "w") as full:
-        ended = await asyncio.to_thread(ran, "info", "--server", address, stdout=full)
+    full = os.open("/dev/full", os.O_WRONLY)
+    ended = await asyncio.to_thread(ran, "info", "--server", address, stdout=full)
+    os.close(full)
     assert ended == (1, "niyama: standard output: No space left on device\n")
 
 
