@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,23 @@ _KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants
 
 def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
     """Reads the TOML file. Raises ValueError, naming file and key."""
+    return parse(read(path), path, built_in)
+
+
+def read(path: Path) -> str:
+    """The file's text. Raises ValueError, naming the file."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
+    """What the file's text says. Raises ValueError, naming file and key."""
+    try:
+        document = tomllib.loads(text)
         _refuse_unknown(document, _KEYS, "")
         tables = _tables(document, "tiers")
         tiers = {name: _tier(name, table, f"tiers.{name}") for name, table in tables.items()}
@@ -167,10 +182,23 @@ def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
             for name, table in _tables(document, "tenants").items()
         }
         return Tiers(tiers, default, applications, _deadline_is_target(document, ""), tenants)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def changes(before: Tiers, after: Tiers) -> list[str]:
+    """By name, what one says otherwise than the other."""
+    found = []
+    for each in fields(Tiers):
+        old, new = getattr(before, each.name), getattr(after, each.name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = sorted({*old, *new})
+            found += [f"{each.name}.{name}" for name in names if old.get(name) != new.get(name)]
+        elif old != new:
+            found.append(each.name)
+    return found
 
 
 def _tables(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:

@@ -8,10 +8,11 @@ import signal
 
 import structlog
 
+from engine import tiers
 from engine.driving import collector
 from engine.driving.messages import EngineInfo
 from server.config import ServerConfig
-from server.frontend import FrontEnd, host_port, refuse_taken
+from server.frontend import FrontEnd, host_port, read_configuration, refuse_taken
 from server.ledger import OwnLedger
 from server.metrics import Metrics
 from server.owner import EngineOwner
@@ -35,7 +36,8 @@ class Server:
         self.owner = EngineOwner(config, self._engine_ready, self._engine_lost, ledger.free)
         self.engine = self.owner.client
         self.metrics = Metrics(self.owner.registry)
-        self._front_end = FrontEnd(config, self.engine, self.metrics, ledger)
+        configuration = read_configuration(config)
+        self._front_end = FrontEnd(config, self.engine, self.metrics, ledger, configuration)
         self.service = self._front_end.service
         self.port = 0
 
@@ -55,6 +57,12 @@ class Server:
         await self._front_end.stop()
         await self.owner.stop()
 
+    def reconfigure(self, text: str) -> list[str]:
+        """Another text of the configuration file: what differs. Raises ValueError, and then all is
+        as before.
+        """
+        return self._front_end.reconfigure(text)
+
     def kill(self) -> None:
         """Ends the engine at once, whatever it does; this process is to follow."""
         self.engine.kill()
@@ -69,13 +77,17 @@ class Server:
 async def serve(config: ServerConfig) -> int:
     """Serves until a signal; returns the exit code.
 
-    SIGTERM or SIGINT drains, a second one leaves at once. Raises StartError.
+    SIGTERM or SIGINT drains, a second one leaves at once; SIGHUP reads the configuration file
+    again. Raises StartError.
     """
     server = Server(config) if config.frontends == 1 else Supervisor(config)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server, asked_to_stop)
+    asked_to_reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
+    reloading = asyncio.create_task(_reload_when_asked(server, asked_to_reload))
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
     reassuring = loop.call_later(SLOW_START_S, _reassure)
@@ -90,9 +102,9 @@ async def serve(config: ServerConfig) -> int:
             await server.drain()
     finally:
         reassuring.cancel()
-        starting.cancel()
-        stopping.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
+        for task in (starting, stopping, reloading):
+            task.cancel()
+        await asyncio.gather(starting, stopping, reloading, return_exceptions=True)
         await server.stop()
     return 0
 
@@ -102,6 +114,25 @@ def _reassure() -> None:
         "starting",
         note="the first start of a model measures and compiles it, for a minute or two",
     )
+
+
+async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) -> None:
+    """A file that is no good leaves what was, and a terminal that closes ends no server: what does
+    not read a file ignores that signal, as under nohup.
+    """
+    path = server.config.config
+    while True:
+        await asked.wait()
+        asked.clear()
+        if path is None:
+            log.info("SIGHUP ignored", note="there is no --config to read again")
+            continue
+        try:
+            changes = server.reconfigure(await asyncio.to_thread(tiers.read, path))
+        except ValueError as error:
+            log.error("configuration not read", reason=str(error))
+        else:
+            log.info("configuration read", changes=changes)
 
 
 def _stop(server: Server | Supervisor, asked_to_stop: asyncio.Event) -> None:

@@ -15,11 +15,14 @@ COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Start(NamedTuple):
-    """`port` is held by the supervisor; `number` tells front ends apart in the log."""
+    """`port` is held by the supervisor; `number` tells front ends apart in the log; `configuration`
+    is the text of the configuration file, None where there is none.
+    """
 
     config: ServerConfig
     port: int
     number: int
+    configuration: str | None
 
 
 class Enter(NamedTuple):
@@ -76,4 +79,10 @@ class Drain(NamedTuple):
     """Refuse new calls, let the running ones finish, exit."""
 
 
-FromSupervisor = Verdict | Drain
+class Reconfigure(NamedTuple):
+    """Another text of the configuration file, which has been found good."""
+
+    text: str
+
+
+FromSupervisor = Verdict | Drain | Reconfigure

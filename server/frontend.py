@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -14,13 +14,12 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from engine import tiers
 from engine.driving.link import EngineLink
-from engine.driving.messages import EngineInfo, TierInfo
-from engine.tiers import Tier, Tiers
+from engine.driving.messages import EngineInfo
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
 from server.config import ServerConfig
+from server.configuration import Configuration
 from server.ledger import Entries
 from server.metrics import Exposition, Metrics
 from server.service import InferenceService
@@ -39,18 +38,25 @@ class FrontEnd:
     """`start`, serve between `engine_ready` and `engine_lost`, `drain`, `stop`."""
 
     def __init__(
-        self, config: ServerConfig, engine: EngineLink, metrics: Metrics, ledger: Entries
+        self,
+        config: ServerConfig,
+        engine: EngineLink,
+        metrics: Metrics,
+        ledger: Entries,
+        configuration: Configuration,
     ) -> None:
-        """Raises StartError for a model folder or a configuration file that is no good."""
+        """Raises StartError for a model folder that is no good."""
         self._config = config
+        self._configuration = configuration
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
         try:
             tokenizer = Tokenizer.load(config.engine.model)
-            known = choose_tiers(config, ())
         except (ValueError, OSError) as error:
             raise StartError(str(error)) from error
-        self.service = InferenceService(config, engine, tokenizer, known, metrics, ledger)
+        self.service = InferenceService(
+            config, engine, tokenizer, configuration.tiers, metrics, ledger
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         self._tasks: set[asyncio.Task[None]] = set()
         self._grpc = grpc.aio.server(options=_options(config))
@@ -72,11 +78,19 @@ class FrontEnd:
 
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
-        self.service.adopt(info, choose_tiers(self._config, info.tiers))
+        self.service.adopt(info, self._configuration.propose(info.tiers))
         self._spawn(self._set_health(serving=True))
 
     def engine_lost(self) -> None:
         self._spawn(self._set_health(serving=False))
+
+    def reconfigure(self, text: str) -> list[str]:
+        """Another text of the configuration file, for the calls to come: what differs. Raises
+        ValueError, and then all is as before.
+        """
+        changes = self._configuration.take(text)
+        self.service.tiers = self._configuration.tiers
+        return changes
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
@@ -101,12 +115,12 @@ class FrontEnd:
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def choose_tiers(config: ServerConfig, proposed: Sequence[TierInfo]) -> Tiers:
-    """Of the configuration file; else those that the engine proposes; else the built-in ones."""
-    built_in = tuple(Tier(*tier) for tier in proposed) or tiers.BUILT_IN
-    if config.config is not None:
-        return tiers.load(config.config, built_in)
-    return Tiers({tier.name: tier for tier in built_in}, built_in[0].name)
+def read_configuration(config: ServerConfig) -> Configuration:
+    """Raises StartError."""
+    try:
+        return Configuration(config.config)
+    except ValueError as error:
+        raise StartError(str(error)) from error
 
 
 def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:

@@ -36,13 +36,15 @@ from server.control import (
     Enter,
     Free,
     FromFrontEnd,
+    FromSupervisor,
     Leave,
     Listening,
+    Reconfigure,
     Start,
     Verdict,
 )
 from server.errors import CallError
-from server.frontend import LAST_WORDS_S, StartError, reserve
+from server.frontend import LAST_WORDS_S, StartError, read_configuration, reserve
 from server.ledger import Ledger, Share
 from server.owner import EngineOwner
 
@@ -83,7 +85,7 @@ class FrontEndProcess:
             self.listening.set()
             self.attached.set()
 
-    def post(self, message: Verdict | Drain) -> None:
+    def post(self, message: FromSupervisor) -> None:
         if self._wire is not None:
             self._wire.post(message)
 
@@ -101,7 +103,9 @@ class Supervisor:
     """As `server.app.Server`: `start`, serve, `drain`, `stop`."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises StartError for a configuration file that is no good."""
         self.config = config
+        self._configuration = read_configuration(config)
         self.port = 0
         self._ledger = Ledger(config.max_requests)
         self._front_ends: dict[int, FrontEndProcess] = {}
@@ -170,6 +174,13 @@ class Supervisor:
             self._holder.close()
         self._counters.cleanup()
 
+    def reconfigure(self, text: str) -> list[str]:
+        """As of a `Server`; also of the front ends that will be started again."""
+        changes = self._configuration.take(text)
+        for front_end in self._front_ends.values():
+            front_end.post(Reconfigure(text))
+        return changes
+
     def kill(self) -> None:
         """Ends the engine and the front ends at once; this process is to follow."""
         for front_end in self._front_ends.values():
@@ -179,7 +190,7 @@ class Supervisor:
 
     def _launch(self, number: int) -> None:
         """Raises OSError when the system starts no process."""
-        start = Start(self.config, self.port, number)
+        start = Start(self.config, self.port, number, self._configuration.text)
         front_end = FrontEndProcess(start, Share(self._ledger), self._counters.name)
         self._front_ends[number] = front_end
 
@@ -217,6 +228,7 @@ class Supervisor:
         return True
 
     def _engine_ready(self, info: EngineInfo) -> None:
+        self._configuration.propose(info.tiers)
         for front_end in self._front_ends.values():
             self._connect(front_end)
 
@@ -240,6 +252,8 @@ class Supervisor:
             self._connect(front_end)
         elif isinstance(message, Listening):
             front_end.listening.set()
+            if self._configuration.text is not None:  # it may have changed in the meantime
+                front_end.post(Reconfigure(self._configuration.text))
             self._connect(front_end)
         else:
             assert isinstance(message, CannotStart)

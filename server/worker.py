@@ -27,6 +27,7 @@ from engine.driving.pipe import SocketPipe
 from engine.driving.spawn import leave_signals
 from engine.driving.wire import Wire, open_wire
 from server import logs
+from server.configuration import Configuration
 from server.control import (
     COUNTERS_FOLDER,
     Attached,
@@ -38,6 +39,7 @@ from server.control import (
     FromSupervisor,
     Leave,
     Listening,
+    Reconfigure,
     Start,
 )
 from server.frontend import FrontEnd, StartError
@@ -111,7 +113,8 @@ class Worker:
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
-        self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger)
+        configuration = Configuration(start.config.config, start.configuration)
+        self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger, configuration)
 
     async def serve(self) -> None:
         """Until the supervisor asks for the end."""
@@ -137,6 +140,8 @@ class Worker:
         for message in messages:
             if isinstance(message, Drain):
                 self._asked_to_stop.set()
+            elif isinstance(message, Reconfigure):
+                self._front_end.reconfigure(message.text)
             else:
                 self._ledger.settle(message.number, message.error)
 

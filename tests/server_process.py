@@ -21,12 +21,13 @@ class ServerProcess:
     the `with` block.
     """
 
-    def __init__(self, log: Path, *flags: str) -> None:
+    def __init__(self, log: Path, *flags: str, module: str = "server") -> None:
+        """`module` is started in the place of `server`, with the same flags."""
         self._log = log
         self.address = ""
         with log.open("wb") as stderr:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "server", "--port", "0", *QUICK, *flags],
+                [sys.executable, "-m", module, "--port", "0", *QUICK, *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )

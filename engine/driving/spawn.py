@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 from engine.driving.messages import pack
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # Room for the reports of many iterations, so that a busy front end does not hold up the engine.
 _SOCKET_BYTES = 1 << 22
 

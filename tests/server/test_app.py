@@ -21,7 +21,8 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server import app
 from server.app import Server
 from server.config import ServerConfig
-from server.frontend import StartError, choose_tiers, host_port
+from server.configuration import Configuration
+from server.frontend import StartError, host_port
 from server.metrics import Exposition, Metrics
 from tests.server.conftest import Running, within
 
@@ -31,11 +32,11 @@ PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
 def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path: Path) -> None:
     path = tmp_path / "tiers.toml"
     path.write_text("[tiers.own]\nttlt_s = 3")
-    plain, own = ServerConfig(), ServerConfig(config=path)
-    assert choose_tiers(plain, ()).default == "interactive"
-    assert choose_tiers(plain, PROPOSED).resolve().targets == Targets(ttlt_s=1.0)
-    assert choose_tiers(plain, PROPOSED).resolve().importance is Importance.HIGH
-    assert list(choose_tiers(own, PROPOSED).tiers) == ["own"]
+    plain, own = Configuration(None), Configuration(path)
+    assert plain.tiers.default == "interactive"
+    assert plain.propose(PROPOSED).resolve().targets == Targets(ttlt_s=1.0)
+    assert plain.propose(PROPOSED).resolve().importance is Importance.HIGH
+    assert list(own.propose(PROPOSED).tiers) == ["own"]
 
 
 def test_metrics_are_served_until_they_are_stopped() -> None:

@@ -1,0 +1,47 @@
+"""The operator's file of tiers, presets and tenants (`--config`), as it was last found good.
+
+It is read at start and when the operator says so (SIGHUP), and at no other time: an engine or a
+front end that is started again must not stumble over a file that is just being written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine import tiers
+from engine.driving.messages import TierInfo
+from engine.tiers import Tier, Tiers
+
+
+class Configuration:
+    """Of one process. `text` is the file's; None where there is no file."""
+
+    def __init__(self, path: Path | None, text: str | None = None) -> None:
+        """Reads the file, unless another process has. Raises ValueError, naming file and key."""
+        self.path = path
+        self._proposed: Sequence[TierInfo] = ()  # by the engine, for the model on this machine
+        self.text = tiers.read(path) if path is not None and text is None else text
+        self._parse(self.text)
+
+    @property
+    def tiers(self) -> Tiers:
+        """Those of the file; else those that the engine proposes; else the built-in ones."""
+        return self._parse(self.text)
+
+    def propose(self, proposed: Sequence[TierInfo]) -> Tiers:
+        """An engine's tiers; what holds from now on."""
+        self._proposed = proposed
+        return self.tiers
+
+    def take(self, text: str) -> list[str]:
+        """Another text of the file: what differs. Raises ValueError, and then all is as before."""
+        before, after = self.tiers, self._parse(text)
+        self.text = text
+        return tiers.changes(before, after)
+
+    def _parse(self, text: str | None) -> Tiers:
+        built_in = tuple(Tier(*tier) for tier in self._proposed) or tiers.BUILT_IN
+        if self.path is not None and text is not None:
+            return tiers.parse(text, self.path, built_in)
+        return Tiers({tier.name: tier for tier in built_in}, built_in[0].name)

@@ -1,0 +1,147 @@
+"""SIGHUP: the configuration file is read again, and nobody dies of it, whatever it says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from client import Client, InvalidRequest
+from engine.tiers import BUILT_IN, Tiers, changes, load
+from server.configuration import Configuration
+from tests.server_process import ServerProcess
+
+WAIT_S = 60.0
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[ServerProcess] = []
+
+    def start(*flags: str) -> ServerProcess:
+        log = tmp_path / f"log{len(started)}"
+        started.append(ServerProcess(log, *flags, module="tests.null_server"))
+        started[-1].wait_ready()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.__exit__()
+
+
+def wait_line(process: ServerProcess, event: str, number: int = 1) -> dict[str, Any]:
+    """The log's so many'th line of that event."""
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        lines = [json.loads(line) for line in process.log.splitlines() if line.endswith("}")]
+        found = [line for line in lines if line["event"] == event]
+        if len(found) >= number:
+            return found[number - 1]
+        assert process.child.poll() is None, process.log
+        time.sleep(0.01)
+    raise AssertionError(f"no such line: {process.log}")
+
+
+def tiers_of(process: ServerProcess) -> list[str]:
+    with Client(process.address) as client:
+        return [tier.name for tier in client.server_info().tiers]
+
+
+def test_a_file_that_is_read_again_is_for_the_calls_that_come(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tiers.chat]\nttlt_s = 3\n[tiers.old]\nttlt_s = 9\n")
+    process = start("--config", str(path))
+    path.write_text("[tiers.chat]\nttlt_s = 4\n[tiers.new]\nttlt_s = 9\n")
+    assert tiers_of(process) == ["chat", "old"]
+
+    process.signal(signal.SIGHUP)
+    told = wait_line(process, "configuration read")
+    assert told["changes"] == ["tiers.chat", "tiers.new", "tiers.old"]
+    with Client(process.address) as client:
+        assert client.generate("Once", tier="new", max_tokens=2).read()
+        with pytest.raises(InvalidRequest, match="unknown tier 'old'"):
+            client.generate("Once", tier="old").read()
+
+    for number, bad in enumerate((b"[tiers.chat", b"\xff", b"x = " + b"[" * 100_000), start=1):
+        path.write_bytes(bad)
+        process.signal(signal.SIGHUP)
+        assert str(path) in wait_line(process, "configuration not read", number)["reason"]
+        assert tiers_of(process) == ["chat", "new"]
+    path.unlink()
+    process.signal(signal.SIGHUP)
+    assert "No such file" in wait_line(process, "configuration not read", 4)["reason"]
+    assert tiers_of(process) == ["chat", "new"]
+
+
+def test_every_front_end_takes_it_and_those_that_are_started_again(
+    start: Start, tmp_path: Path
+) -> None:
+    """Though the file is broken by then. Signals are the supervisor's: the others ignore them."""
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tiers.old]\nttlt_s = 3\n")
+    process = start("--config", str(path), "--frontends", "2")
+    path.write_text("[tiers.new]\nttlt_s = 3\n")
+    for child in psutil.Process(process.child.pid).children():
+        child.send_signal(signal.SIGHUP)
+    process.signal(signal.SIGHUP)
+    wait_line(process, "configuration read")
+    until = time.monotonic() + WAIT_S
+    while any(tiers_of(process) != ["new"] for _ in range(8)):  # connections are dealt out
+        assert time.monotonic() < until
+    assert "lost" not in process.log
+
+    path.write_text("[tiers")
+    children = psutil.Process(process.child.pid).children()
+    (engine,) = [child for child in children if "engine.driving" in child.cmdline()]
+    next(child for child in children if "server.worker" in child.cmdline()).kill()
+    wait_line(process, "front end started again")
+    engine.kill()
+    wait_line(process, "engine recovered")
+    process.signal(signal.SIGHUP)
+    wait_line(process, "configuration not read")
+    assert process.child.poll() is None
+
+
+def test_without_a_file_it_is_ignored(start: Start) -> None:
+    """A terminal that closes sends it, and ends no server."""
+    process = start()
+    for child in psutil.Process(process.child.pid).children():
+        child.send_signal(signal.SIGHUP)
+    process.signal(signal.SIGHUP)
+    wait_line(process, "SIGHUP ignored")
+    assert tiers_of(process) == [tier.name for tier in BUILT_IN]
+    assert "lost" not in process.log
+    process.signal(signal.SIGTERM)
+    assert process.wait_exit() == 0
+
+
+def test_an_engine_that_is_started_again_does_not_read_the_file(tmp_path: Path) -> None:
+    """Somebody may be writing it just then."""
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tiers.old]\nttlt_s = 3\n")
+    configuration = Configuration(path)
+    path.write_text("[tiers")
+    assert list(configuration.propose(()).tiers) == ["old"]
+    with pytest.raises(ValueError, match=r"tiers\.toml"):
+        configuration.take(path.read_text())
+    assert list(configuration.tiers.tiers) == ["old"]
+
+
+def test_changes_are_named_as_the_file_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text(
+        'default_tier = "batch"\n[tiers.batch]\nttlt_s = 9\n[applications.nightly]\ntier = "batch"'
+    )
+    found = changes(Tiers(), load(path))
+    assert found == [
+        *("tiers.batch", "tiers.interactive", "tiers.standard"),
+        *("default", "applications.nightly"),
+    ]
+    assert changes(Tiers(), Tiers()) == []
