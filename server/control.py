@@ -22,7 +22,7 @@ class Start(NamedTuple):
     config: ServerConfig
     port: int
     number: int
-    configuration: str | None
+    configuration: str | None = None
 
 
 class Enter(NamedTuple):
