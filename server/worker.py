@@ -112,6 +112,7 @@ class Worker:
             self._engine_lost,
             lambda line: log.warning("engine", notice=line),
             self._ledger.free,
+            start.config.engine.rerun_s,
         )
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
