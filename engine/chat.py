@@ -9,7 +9,7 @@ training only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,22 +30,50 @@ class ChatTemplate:
             raise ValueError(f"the chat template does not parse: {error}") from error
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        most_chars: int | None = None,
     ) -> str:
         """The conversation as text, ready for the assistant's turn.
 
-        Raises ValueError where the template refuses the messages.
+        Raises ValueError where the template refuses the messages, fails for them in any way (it is
+        a program of the checkpoint's), or writes more than `most_chars`.
         """
         try:
-            return self._template.render(
+            parts = self._template.generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
                 **self._special_tokens,
             )
-        except (TemplateError, TypeError) as error:
+            return _join(parts, most_chars)
+        except _TooLong:
+            raise ValueError(
+                f"the conversation is written in over {most_chars} characters"
+            ) from None
+        except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error}") from error
+        except Exception as error:
+            kind = type(error).__name__
+            text = f"the chat template refuses the messages: {kind}: {error}"
+            raise ValueError(text) from error
+
+
+class _TooLong(Exception):
+    """The text is longer than is wanted."""
+
+
+def _join(parts: Iterable[str], most_chars: int | None) -> str:
+    """Their text. Raises _TooLong as soon as it is too long, before the template goes on."""
+    written, num_chars = [], 0
+    for part in parts:
+        written.append(part)
+        num_chars += len(part)
+        if most_chars is not None and num_chars > most_chars:
+            raise _TooLong
+    return "".join(written)
 
 
 class _Generation(Extension):

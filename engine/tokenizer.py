@@ -149,15 +149,20 @@ class Tokenizer:
         return ids
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        most_chars: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation as the checkpoint's template writes it, nothing added.
 
-        Raises ValueError when there is no template or it refuses the messages.
+        Raises ValueError when there is no template, or it refuses the messages or writes more than
+        `most_chars`.
         """
         if self._chat is None:
             raise ValueError("the model has no chat template")
-        return self.encode(self._chat.render(messages, add_generation_prompt), add_bos=False)
+        text = self._chat.render(messages, add_generation_prompt, most_chars)
+        return self.encode(text, add_bos=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The whole text of some ids."""
@@ -261,7 +266,9 @@ class HuggingFace:
         self.adds_bos = bool(first) and first[0] == self.bos_id
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Not `encode`, which also keeps where in the text each token stands: many times the memory,
+        # with Python's lock held.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _decoder(raw: Mapping[str, Any], folder: Path) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""One Generate or GenerateStream call: its state, its messages, its metrics, its log line."""
+"""One call: its state, its metrics, its log line, and the messages of one that generates."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert import outbound
 from server.convert.inbound import Asked
-from server.generation import Ended, Generation, Output, Piece, RelegatedAt
+from server.generation import Ended, Generation, Output, Piece
 from server.metrics import Metrics
 
 log = structlog.get_logger()
 
 # The client's clock for its deadline runs a little ahead of ours: its cancellation comes first.
 DEADLINE_SKEW_S = 0.05
+GENERATING = frozenset({"Generate", "GenerateStream"})
 # Why the engine is told to end what is left of a call, by the call's outcome; else CANCELLED.
 _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.ERROR}
 
 
 class Call:
-    """Made on arrival; `enter` when the ledger holds it, `begin` when the engine does; `close`
-    whatever happened.
+    """Made on arrival; of one that generates, `enter` when the ledger holds it, `begin` when the
+    engine does; `close` whatever happened. `rpc` is the RPC's name.
     """
 
     asked: Asked
     generation: Generation
 
-    def __init__(self, arrived_at: float, context: grpc.aio.ServicerContext, metrics: Metrics):
+    def __init__(
+        self, rpc: str, arrived_at: float, context: grpc.aio.ServicerContext, metrics: Metrics
+    ) -> None:
+        self.rpc = rpc
+        self.generates = rpc in GENERATING
         self.arrived_at = arrived_at
         self.context = context
         self.request_id = ""
+        self.tenant = ""
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
         self.is_entered = False
@@ -61,7 +67,6 @@ class Call:
                 self.request_id, self.asked.quality, self.generation.prompt_len, output
             )
             return pb.GenerateStreamResponse(accepted=accepted)
-        assert isinstance(output, RelegatedAt)  # what is streamed is not begun again
         return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
 
     def to_response(
@@ -99,8 +104,10 @@ class Call:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
         outcome = self.outcome or "OK"
-        self._metrics.calls.labels(outcome).inc()
-        log.info("call", request_id=self.request_id, outcome=outcome, **self._story())
+        self._metrics.rpcs.labels(self.rpc, outcome).inc()
+        if self.generates:
+            self._metrics.calls.labels(outcome).inc()
+        log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
 
     def leave(self) -> None:
         """The call ends before its status: the client left, or its deadline passed. Whoever leaves
@@ -115,13 +122,14 @@ class Call:
     def _story(self) -> dict[str, object]:
         lived_s = time.monotonic() - self.arrived_at
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
+        if self.request_id:
+            story["request_id"] = self.request_id
         if self.error:
             story["error"] = self.error
         if self.is_entered:
             story |= {
                 "tier": self.asked.quality.tier,
                 "application": self.asked.application,
-                "tenant": self.asked.tenant,
             }
         if not self.is_admitted:
             return story
@@ -129,8 +137,6 @@ class Call:
             "prompt_tokens": self.generation.prompt_len,
             "output_tokens": self.generation.num_tokens,
         }
-        if self.generation.is_restarted:
-            story["restarted"] = True
         for ended in self._ended[:1]:
             ttft_s = ended.finished.timings.ttft_s
             story["reason"] = ended.finished.reason.value

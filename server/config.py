@@ -7,6 +7,7 @@ included. Durations in seconds.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +29,9 @@ class ServerConfig:
     config: Annotated[Path | None, Flag("TOML file with tiers and application presets")] = None
     max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
+    read_s: Annotated[
+        float, Flag("CPU seconds that a message may take to parse, render and tokenize")
+    ] = 5.0
     drain_s: Annotated[float, Flag("seconds that running calls get after SIGTERM")] = 30.0
     frontends: Annotated[int, Flag("front-end processes that share the port")] = 1
     metrics_port: Annotated[int, Flag("port of the Prometheus metrics (0: none)")] = 0
@@ -44,6 +48,8 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.frontends > MOST_FRONTENDS:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
+        if not 0 < self.read_s < math.inf:
+            raise ValueError(f"read_s must be positive, got {self.read_s}")
         if not self.drain_s >= 0:
             raise ValueError(f"drain_s must not be negative, got {self.drain_s}")
 

@@ -58,6 +58,11 @@ def share_used(share: int, num_tenants: int) -> CallError:
     )
 
 
+def too_much(what: str, share: int) -> CallError:
+    """Of something that is limited beside the queue; a tenant may hold `share` of it."""
+    return _exhausted(f"too much is in hand: {what}, of which a tenant may hold {share}")
+
+
 def _exhausted(message: str) -> CallError:
     retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
     return CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
@@ -92,6 +97,20 @@ def not_remembered(request_id: str) -> CallError:
 
 def engine_error(message: str) -> CallError:
     return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)
+
+
+def reader_lost() -> CallError:
+    """The message ended the process that reads, twice, and nobody knows why."""
+    return engine_error("the process that reads messages was lost while it read this one")
+
+
+def reader_failed() -> CallError:
+    return engine_error("the message could not be read, by a mistake of the server's")
+
+
+def unreadable() -> CallError:
+    message = "the process that reads messages cannot be started at the moment"
+    return _with_reason(grpc.StatusCode.UNAVAILABLE, "READER_LOST", message)
 
 
 def cancelled(message: str) -> CallError:

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
 from engine.tokenizer import Tokenizer
-from proto.niyama.v1 import inference_pb2, inference_pb2_grpc
+from proto.niyama.v1 import inference_pb2
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.ledger import Entries
@@ -60,7 +60,7 @@ class FrontEnd:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         self._tasks: set[asyncio.Task[None]] = set()
         self._grpc = grpc.aio.server(options=_options(config))
-        inference_pb2_grpc.add_InferenceServicer_to_server(self.service, self._grpc)
+        self._grpc.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
@@ -73,6 +73,7 @@ class FrontEnd:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: {error}") from error
+        self.service.start()
         await self._grpc.start()
         return port
 
@@ -102,6 +103,7 @@ class FrontEnd:
         """Ends what still runs."""
         # The grace is for the last status of calls that have just finished.
         await self._grpc.stop(grace=LAST_WORDS_S)
+        await self.service.stop()
         await asyncio.gather(*self._tasks)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

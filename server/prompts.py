@@ -1,40 +1,118 @@
-"""From a request's input to token ids, off the event loop when that takes long."""
+"""From a message's bytes to what it asks, and from its input to token ids.
+
+What is short is done at once, on the event loop: parsing a message of up to SHORT_BYTES, token ids
+as they are, a text of up to LONG_TEXT. All else a process does that can be held up and lost without
+anybody else noticing (`server.lanes`).
+"""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import structlog
 
 from engine.tokenizer import Tokenizer
-from server.convert.input import Input
-from server.convert.violations import InvalidRequest, Violation
+from server import errors
+from server.config import ServerConfig
+from server.convert.input import Bounds, Input
+from server.encoder import Encoder
+from server.lanes import Lane
+from server.quota import Quota
+from server.reading import (
+    MEMORY_BYTES,
+    MEMORY_PER_BYTE,
+    SHORT_BYTES,
+    Broken,
+    Counted,
+    Encoded,
+    Job,
+    Outline,
+    Start,
+    Task,
+    counted,
+    parse,
+)
 
-# Encoding this much text takes about a millisecond; longer texts go to a thread.
+log = structlog.get_logger()
+
+# Characters; encoding so many takes about a millisecond.
 LONG_TEXT = 4096
+# What waits to be read, at most.
+SHORT_QUOTA_BYTES = 8 << 20
+LONG_QUOTA = 16  # times the most bytes in one message
+
+
+class Received(NamedTuple):
+    """A message; of a long one without its input, of which `prompt` knows the field alone."""
+
+    message: Any
+    raw: bytes
+    prompt: Input | None = None
 
 
 class Prompts:
-    """Encodes inputs with the served model's tokenizer."""
+    """Of one front end: `start`, `stop`. An input is checked against `bounds`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, config: ServerConfig) -> None:
+        self._encoder = Encoder(tokenizer)
+        most = config.max_message_bytes
+        start = Start(config.engine.model, config.read_s, MEMORY_BYTES + MEMORY_PER_BYTE * most)
+        short = Quota("bytes of short messages", SHORT_QUOTA_BYTES)
+        long = Quota("bytes of long messages", LONG_QUOTA * most, 2 * most)
+        self.short = Lane("short", start, short)
+        self.long = Lane("long", start, long)
 
-    async def encode(self, asked: Input) -> list[int]:
-        """Raises InvalidRequest for a conversation that cannot be rendered."""
-        length = len(asked.text or "") + sum(len(m.content) for m in asked.messages)
-        if length > LONG_TEXT:
-            return await asyncio.to_thread(self._encode, asked)
-        return self._encode(asked)
+    def start(self) -> None:
+        for lane in (self.short, self.long):
+            lane.start()
 
-    def _encode(self, asked: Input) -> list[int]:
-        if asked.text is not None:
-            return self._tokenizer.encode(asked.text)
-        if asked.messages:
-            return self._encode_chat(asked)
-        return list(asked.token_ids)
+    async def stop(self) -> None:
+        for lane in (self.short, self.long):
+            await lane.stop()
 
-    def _encode_chat(self, asked: Input) -> list[int]:
-        messages = [message._asdict() for message in asked.messages]
-        try:
-            return self._tokenizer.encode_chat(messages)
-        except ValueError as error:
-            raise InvalidRequest([Violation(asked.field, str(error))]) from error
+    async def receive(self, kind: Any, raw: bytes, tenant: str, bounds: Bounds) -> Received:
+        """A message of the type `kind`. Raises InvalidRequest and CallError."""
+        if len(raw) <= SHORT_BYTES:
+            return Received(parse(kind, raw), raw)
+        name = kind.DESCRIPTOR.name
+        job = Job(Task.OUTLINE, name, raw, bounds)
+        reply = await self._do(self.long, tenant, job)
+        assert isinstance(reply, Outline)
+        return Received(kind.FromString(reply.rest), raw, Input(reply.field))
+
+    async def encode(
+        self, received: Received, prompt: Input, tenant: str, bounds: Bounds
+    ) -> Sequence[int]:
+        """The token ids of its input. Raises InvalidRequest and CallError."""
+        if received.prompt is None and _is_quick(prompt):
+            return self._encoder.encode(prompt, bounds)
+        reply = await self._read(Task.ENCODE, received, prompt.field, tenant, bounds)
+        assert isinstance(reply, Encoded)
+        return reply.ids
+
+    async def count(self, received: Received, prompt: Input, tenant: str, bounds: Bounds) -> bytes:
+        """The same as the answer to CountTokens, on the wire."""
+        if received.prompt is None and _is_quick(prompt):
+            return counted(self._encoder.encode(prompt, bounds)).response
+        reply = await self._read(Task.COUNT, received, prompt.field, tenant, bounds)
+        assert isinstance(reply, Counted)
+        return reply.response
+
+    async def _read(
+        self, task: Task, received: Received, field: str, tenant: str, bounds: Bounds
+    ) -> Any:
+        lane = self.short if len(received.raw) <= SHORT_BYTES else self.long
+        kind = received.message.DESCRIPTOR.name
+        return await self._do(lane, tenant, Job(task, kind, received.raw, bounds, field))
+
+    async def _do(self, lane: Lane, tenant: str, job: Job) -> Any:
+        reply = await lane.do(tenant, job)
+        if isinstance(reply, Broken):
+            log.error("reader failed", lane=lane.name, trace=reply.trace)
+            raise errors.reader_failed()
+        return reply
+
+
+def _is_quick(prompt: Input) -> bool:
+    return bool(prompt.token_ids) or (prompt.text is not None and len(prompt.text) <= LONG_TEXT)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from engine.deciding.sequence import FinishReason
 from engine.driving.link import EngineLink
@@ -23,20 +24,22 @@ from engine.driving.streams import CallFailed, DuplicateRequest, EngineLost
 from engine.tiers import Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
 from server import errors
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import Limits
-from server.convert.input import read_input
+from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest
 from server.errors import CallError
-from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
+from server.generation import Ended, Generation, GenerationFailed, Piece, Text
 from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
+from server.quota import Quota
 
+_SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
+MAX_QUESTIONS = 256  # in the engine at once
 FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
 # How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
 # before that it raises InternalError (a failed batch) or UsageError (a status was sent).
@@ -46,7 +49,7 @@ Context = grpc.aio.ServicerContext
 GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
 
-class InferenceService(inference_pb2_grpc.InferenceServicer):
+class InferenceService:
     """`tiers` are replaced when an engine proposes others (`adopt`); everything else stays."""
 
     def __init__(
@@ -62,12 +65,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._engine = engine
         self._tokenizer = tokenizer
         self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
-        self._prompts = Prompts(tokenizer)
+        spelling = tokenizer.spelling
+        self._longest_token = max((len(spelling.of(i)) for i in range(len(spelling))), default=0)
+        self._prompts = Prompts(tokenizer, config)
+        self._questions = Quota("questions to the engine", MAX_QUESTIONS)
         self._metrics = metrics
         self._ledger = ledger
         self._num_calls = 0
         self._draining = False
-        self.idle = asyncio.Event()  # no call that generates is being served
+        self.idle = asyncio.Event()  # no call is being served
         self.idle.set()
         self.tiers = tiers
         self.info: EngineInfo | None = None  # of the last engine that was ready
@@ -76,34 +82,60 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """An engine is ready."""
         self.info, self.tiers = info, tiers
 
+    def start(self) -> None:
+        """From now on long messages can be read."""
+        self._prompts.start()
+
+    async def stop(self) -> None:
+        await self._prompts.stop()
+
     async def drain(self) -> None:
         """Refuses new calls from now on; returns when the running ones have ended."""
         self._draining = True
         await self.idle.wait()
 
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Of the service's RPCs. Messages are parsed here and not by gRPC, which would do so on the
+        event loop, however long it takes.
+        """
+        answers: dict[str, Callable[[Call, bytes], Awaitable[Any]]] = {
+            "Generate": self._generate,
+            "GenerateStream": self._generate_stream,
+            "Estimate": self._estimate,
+            "Explain": self._explain,
+            "CountTokens": self._count_tokens,
+            "GetServerInfo": self._get_server_info,
+        }
+        rpcs = {}
+        for method in _SERVICE.methods:
+            kind = "unary_stream" if method.server_streaming else "unary_unary"
+            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            behavior = partial(self._serve, method.name, answers[method.name])
+            rpcs[method.name] = make(behavior, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler(_SERVICE.full_name, rpcs)
+
     # RPCs
 
-    async def GenerateStream(self, request: pb.GenerateStreamRequest, context: Context) -> None:
-        await self._serve(request, context, _stream)
+    async def _generate_stream(self, call: Call, raw: bytes) -> None:
+        await self._start(call, pb.GenerateStreamRequest, raw)
+        await _stream(call)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        return await self._serve(request, context, _gather)
+    async def _generate(self, call: Call, raw: bytes) -> pb.GenerateResponse:
+        await self._start(call, pb.GenerateRequest, raw)
+        return await _gather(call)
 
-    async def CountTokens(
-        self, request: pb.CountTokensRequest, context: Context
-    ) -> pb.CountTokensResponse:
-        async with _aborting(context):
-            asked = read_input(request.input, self._tokenizer.vocab_size)
-            ids = await self._prompts.encode(asked)
-        return pb.CountTokensResponse(count=len(ids), token_ids=ids)
+    async def _count_tokens(self, call: Call, raw: bytes) -> bytes:
+        self._refuse_when_draining()
+        bounds = self._bounds(self.info, self._tokenizer.vocab_size)
+        received = await self._prompts.receive(pb.CountTokensRequest, raw, call.tenant, bounds)
+        asked = received.prompt or read_input(received.message.input, bounds)
+        return await self._prompts.count(received, asked, call.tenant, bounds)
 
-    async def GetServerInfo(
-        self, request: pb.GetServerInfoRequest, context: Context
-    ) -> pb.GetServerInfoResponse:
-        async with _aborting(context):
-            if self.info is None:
-                raise EngineLost("the engine is starting")
-            info = self.info
+    async def _get_server_info(self, call: Call, raw: bytes) -> pb.GetServerInfoResponse:
+        await self._receive(call, pb.GetServerInfoRequest, raw)
+        if self.info is None:
+            raise EngineLost("the engine is starting")
+        info = self.info
         limits = pb.Limits(
             max_requests=self._config.max_requests,
             max_batch_size=info.max_batch_size,
@@ -113,28 +145,29 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         has_chat = self._tokenizer.has_chat_template
         return outbound.to_server_info(version("niyama"), info, self.tiers, limits, has_chat)
 
-    async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        async with _aborting(context):
-            supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
-            quality = supposed.quality
-            forecast = await self._ask(
-                "estimate",
-                prompt_len=supposed.prompt_len,
-                output_len=supposed.output_len,
-                targets=quality.targets,
-                application=supposed.application,
-                importance=quality.importance,
-                tier=quality.tier,
-                tenant=inbound.read_tenant(context.invocation_metadata() or ()),
-                default_output_len=supposed.default_output_len,
-            )
+    async def _estimate(self, call: Call, raw: bytes) -> pb.EstimateResponse:
+        self._refuse_when_draining()
+        request = await self._receive(call, pb.EstimateRequest, raw)
+        supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
+        quality = supposed.quality
+        forecast = await self._ask(
+            call,
+            "estimate",
+            prompt_len=supposed.prompt_len,
+            output_len=supposed.output_len,
+            targets=quality.targets,
+            application=supposed.application,
+            importance=quality.importance,
+            tier=quality.tier,
+            tenant=call.tenant,
+            default_output_len=supposed.default_output_len,
+        )
         return outbound.to_estimate(quality, forecast)
 
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
-        async with _aborting(context):
-            request_id = inbound.read_request_id(request)
-            tenant = inbound.read_tenant(context.invocation_metadata() or ())
-            timeline = await self._ask("explain", request_id=request_id, tenant=tenant)
+    async def _explain(self, call: Call, raw: bytes) -> pb.ExplainResponse:
+        request = await self._receive(call, pb.ExplainRequest, raw)
+        call.request_id = inbound.read_request_id(request)
+        timeline = await self._ask(call, "explain", request_id=call.request_id, tenant=call.tenant)
         return outbound.to_explanation(timeline)
 
     # What they share
@@ -149,27 +182,42 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         eos_ids = info.eos_token_ids | self._eos_ids
         return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids)
 
-    async def _ask(self, name: str, **arguments: Any) -> Any:
+    def _bounds(self, info: EngineInfo | None, vocab_size: int) -> Bounds:
+        if info is None:  # then nobody can say what fits
+            return Bounds(vocab_size)
+        return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
+
+    async def _receive(self, call: Call, kind: Any, raw: bytes) -> Any:
+        """A message without an input."""
+        return (await self._prompts.receive(kind, raw, call.tenant, Bounds(0))).message
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise errors.draining()
+
+    async def _ask(self, call: Call, name: str, **arguments: Any) -> Any:
         """Puts a question to the engine; its refusals become statuses here and nowhere else."""
         try:
-            return await self._engine.call(name, **arguments)
+            with self._questions.hold(call.tenant, 1):
+                return await self._engine.call(name, **arguments)
         except CallFailed as error:
             raise errors.unanswered(error.failure, str(error)) from error
 
     async def _serve(
         self,
-        request: GenerateMessage,
+        rpc: str,
+        answer: Callable[[Call, bytes], Awaitable[Answer]],
+        raw: bytes,
         context: Context,
-        answer: Callable[[Call], Awaitable[Answer]],
     ) -> Answer:
         """From arrival to log line; the engine holds nothing for the call afterwards."""
-        call = Call(time.monotonic(), context, self._metrics)
+        call = Call(rpc, time.monotonic(), context, self._metrics)
         self._num_calls += 1
         self.idle.clear()
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight.inc(call.generates)
         try:
-            await self._start(call, request)
-            return await answer(call)
+            call.tenant = inbound.read_tenant(context.invocation_metadata() or ())
+            return await answer(call, raw)
         except FAILURES as error:
             failure = _translate(error)
             call.outcome, call.error = failure.code.name, failure.message
@@ -184,25 +232,32 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         finally:
             call.close()
             self._release(call)
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.dec(call.generates)
             self._num_calls -= 1
             if not self._num_calls:
                 self.idle.set()
 
-    async def _start(self, call: Call, request: GenerateMessage) -> None:
+    async def _start(self, call: Call, kind: type[GenerateMessage], raw: bytes) -> None:
         """Checks the call, enters it in the ledger, tokenizes and submits: what is refused for the
-        queue costs no more than its check. Raises what `_aborting` translates.
+        queue costs no more than its check. Raises what `_translate` knows.
         """
-        call.request_id = request.request_id or secrets.token_hex(8)
-        if self._draining:
-            raise errors.draining()
+        self._refuse_when_draining()
         info = self._ready()
-        timeout_s = call.context.time_remaining()
-        metadata = call.context.invocation_metadata() or ()
-        asked = inbound.read_generate(request, self.tiers, info.vocab_size, timeout_s, metadata)
+        bounds, context = self._bounds(info, info.vocab_size), call.context
+        received = await self._prompts.receive(kind, raw, call.tenant, bounds)
+        call.request_id = received.message.request_id or secrets.token_hex(8)
+        asked = inbound.read_generate(
+            received.message,
+            self.tiers,
+            info.vocab_size,
+            context.time_remaining(),
+            context.invocation_metadata() or (),
+            bounds,
+            received.prompt,
+        )
         await self._ledger.enter(call.request_id, asked.tenant, asked.n)
         call.enter(asked)
-        prompt = await self._prompts.encode(asked.input)
+        prompt = await self._prompts.encode(received, asked.input, call.tenant, bounds)
         requests = inbound.engine_requests(
             asked,
             call.request_id,
@@ -211,16 +266,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             secrets.randbits(63),
             call.arrived_at,
         )
+        spelled = self._first_spelled(prompt)
+        texts = [
+            Text(self._tokenizer.detokenizer(spelled), r.sampling, asked.stop) for r in requests
+        ]
+        call.begin(Generation(self._engine.submit(requests), len(prompt), texts))
 
-        def text_of(index: int) -> Text:
-            detokenizer = self._tokenizer.detokenizer(prompt)
-            return Text(detokenizer, requests[index].sampling, asked.stop)
-
-        texts = [text_of(index) for index in range(asked.n)]
-        is_seen_whole = isinstance(request, pb.GenerateRequest)
-        stream = self._engine.submit(requests, is_seen_whole)
-        renew = text_of if is_seen_whole else None
-        call.begin(Generation(stream, len(prompt), texts, renew))
+    def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
+        """All that an output's text depends on: the first token that spells anything, if any. It
+        may come late, so it is looked for once for all completions.
+        """
+        found = next(filter(self._tokenizer.spelling.of, prompt), None)
+        return () if found is None else (found,)
 
     def _release(self, call: Call) -> None:
         """Takes the call off the ledger. What the engine was given it frees itself (`on_freed`)."""
@@ -254,20 +311,13 @@ async def _gather(call: Call) -> pb.GenerateResponse:
         for output in await call.generation.next():
             if isinstance(output, Piece):
                 pieces[output.completion].append(output)
-            elif isinstance(output, RestartedAt):
-                pieces[output.completion].clear()
             elif isinstance(output, Ended):
                 ended[output.completion] = call.finish(output)
     return call.to_response(pieces, ended)
 
 
-@asynccontextmanager
-async def _aborting(context: Context) -> AsyncIterator[None]:
-    """For RPCs that hold nothing: ends them with the status that an exception stands for."""
-    try:
-        yield
-    except FAILURES as error:
-        await errors.abort(context, _translate(error))
+def _serialize(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def _translate(error: Exception) -> CallError:

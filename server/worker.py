@@ -8,7 +8,6 @@ when the supervisor does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import itertools
 import os
@@ -21,12 +20,11 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, values
 
-from engine.driving import collector, standard_streams
+from engine.driving import collector
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
 from engine.driving.spawn import leave_signals
-from engine.driving.standard_streams import DROPPED
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.configuration import Configuration
@@ -40,7 +38,6 @@ from server.control import (
     Free,
     FromSupervisor,
     Leave,
-    LinesDropped,
     Listening,
     Reconfigure,
     Start,
@@ -112,7 +109,6 @@ class Worker:
             self._engine_lost,
             lambda line: log.warning("engine", notice=line),
             self._ledger.free,
-            start.config.engine.rerun_s,
         )
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
@@ -124,8 +120,6 @@ class Worker:
         """Until the supervisor asks for the end."""
         self._wire = await open_wire(self._control, self._received, self._orphaned)
         self._ledger.wire = self._wire
-        self._loop = asyncio.get_running_loop()
-        DROPPED.on_dropped = self._tell_dropped
         try:
             await self._front_end.start(self._start.port)
         except StartError as error:
@@ -141,11 +135,6 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self._door)
         await self._engine.stop()
         self._has_ended = True
-
-    def _tell_dropped(self, num_lines: int) -> None:
-        """From whichever thread wrote them."""
-        with contextlib.suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(self._wire.post, LinesDropped(num_lines))
 
     def _received(self, messages: list[FromSupervisor]) -> None:
         for message in messages:
@@ -203,7 +192,6 @@ async def run(start: Start, control: socket.socket, door: socket.socket) -> None
 
 def main(argv: list[str]) -> int:
     leave_signals()
-    standard_streams.guard()
     control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     pipe = SocketPipe(control)
     try:

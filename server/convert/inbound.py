@@ -25,7 +25,7 @@ from engine.deciding.request import (
 )
 from engine.tiers import Resolved, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
-from server.convert.input import UNBOUNDED, Input, Room, read_form
+from server.convert.input import Bounds, Input, read_form
 from server.convert.violations import InvalidRequest, Violation, Violations
 
 DEFAULT_MAX_TOKENS = 128
@@ -92,16 +92,16 @@ def read_generate(
     vocab_size: int,
     timeout_s: float | None,
     metadata: Metadata = (),
+    bounds: Bounds | None = None,
     prompt: Input | None = None,
-    room: Room = UNBOUNDED,
 ) -> Asked:
-    """`timeout_s` is what the call's deadline leaves; `prompt` is the input where it was read
-    before. Raises InvalidRequest.
+    """`timeout_s` is what the call's deadline leaves; `bounds` are the input's, unless it was read
+    before and is `prompt`. Raises InvalidRequest.
     """
     reader = Violations()
     tenant = _read_tenant(reader, metadata)
     _check_name(reader, "request_id", request.request_id)
-    prompt = prompt or read_form(reader, request.input, vocab_size, room)
+    prompt = prompt or read_form(reader, request.input, bounds or Bounds(vocab_size))
     sampling = _read_sampling(reader, request.sampling, vocab_size)
     quality = _read_quality(reader, request.qos, tiers, timeout_s)
     reader.finish()

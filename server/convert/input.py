@@ -2,9 +2,9 @@
 
 A list is counted before it is looked into, and a text measured before it is tokenized, so that what
 cannot fit into the model's context costs nothing. Of a text only its bytes are known by then: a
-token spells at most so many (`Room.text_bytes`), times SHRINKS for what a tokenizer's normalization
-may make shorter: Unicode's forms shrink a text to a quarter at most. Where a tokenizer drops or
-joins more than that (long runs of spaces, say), a text may be refused that would have fitted.
+token spells at most so many, times SHRINKS for what a tokenizer's normalization may make shorter:
+Unicode's forms shrink a text to a quarter at most. Where a tokenizer drops or joins more than that
+(long runs of spaces, say), a text may be refused that would have fitted.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ SHRINKS = 4
 LEAST_TOKEN_BYTES = 32
 
 
-class Room(NamedTuple):
-    """What a prompt can hold at most; None where that is not known."""
+class Bounds(NamedTuple):
+    """What a prompt can be made of, and hold at most; None where that is not known."""
 
-    tokens: int | None
-    text_bytes: int | None
+    vocab_size: int
+    tokens: int | None = None
+    text_bytes: int | None = None
 
     @classmethod
-    def of(cls, num_tokens: int, longest_token_bytes: int) -> Room:
+    def of(cls, vocab_size: int, num_tokens: int, longest_token_bytes: int) -> Bounds:
         """Where context and memory hold so many tokens, of which none spells more bytes."""
         longest = max(longest_token_bytes, LEAST_TOKEN_BYTES)
-        return cls(num_tokens, num_tokens * longest * SHRINKS)
-
-
-UNBOUNDED = Room(None, None)
+        return cls(vocab_size, num_tokens, num_tokens * longest * SHRINKS)
 
 
 class Message(NamedTuple):
@@ -55,15 +53,15 @@ class Input:
     messages: tuple[Message, ...] = ()
 
 
-def read_input(message: pb.Input, vocab_size: int, room: Room = UNBOUNDED) -> Input:
+def read_input(message: pb.Input, bounds: Bounds) -> Input:
     """Raises InvalidRequest."""
     reader = Violations()
-    prompt = read_form(reader, message, vocab_size, room)
+    prompt = read_form(reader, message, bounds)
     reader.finish()
     return prompt
 
 
-def read_form(reader: Violations, message: pb.Input, vocab_size: int, room: Room) -> Input:
+def read_form(reader: Violations, message: pb.Input, bounds: Bounds) -> Input:
     """What is wrong with it `reader` is told."""
     form = message.WhichOneof("form")
     if form is None:
@@ -71,31 +69,31 @@ def read_form(reader: Violations, message: pb.Input, vocab_size: int, room: Room
         return Input("input")
     field = f"input.{form}"
     if form == "text":
-        _check_size(reader, field, len(message.text.encode()), room)
+        _check_size(reader, field, len(message.text.encode()), bounds)
         return Input(field, text=message.text)
     if form == "token_ids":
-        return Input(field, token_ids=_read_ids(reader, message.token_ids, vocab_size, room))
-    return Input(field, messages=_read_messages(reader, message.chat, room))
+        return Input(field, token_ids=_read_ids(reader, message.token_ids, bounds))
+    return Input(field, messages=_read_messages(reader, message.chat, bounds))
 
 
-def _read_ids(
-    reader: Violations, wire: pb.TokenIds, vocab_size: int, room: Room
-) -> tuple[int, ...]:
+def _read_ids(reader: Violations, wire: pb.TokenIds, bounds: Bounds) -> tuple[int, ...]:
     count = len(wire.ids)
     if not count:
         reader.refuse("input.token_ids.ids", "must hold at least one token")
-    elif room.tokens is not None and count > room.tokens:
-        text = f"holds {count} tokens; there is room for {room.tokens}"
+    elif bounds.tokens is not None and count > bounds.tokens:
+        text = f"holds {count} tokens; there is room for {bounds.tokens}"
         reader.refuse("input.token_ids", text)
     else:
         ids = tuple(wire.ids)
-        if (largest := max(ids)) >= vocab_size:
-            reader.refuse("input.token_ids.ids", f"must be below {vocab_size}, got {largest}")
+        if (largest := max(ids)) >= bounds.vocab_size:
+            reader.refuse(
+                "input.token_ids.ids", f"must be below {bounds.vocab_size}, got {largest}"
+            )
         return ids
     return ()
 
 
-def _read_messages(reader: Violations, wire: pb.Chat, room: Room) -> tuple[Message, ...]:
+def _read_messages(reader: Violations, wire: pb.Chat, bounds: Bounds) -> tuple[Message, ...]:
     if (count := len(wire.messages)) > MAX_MESSAGES:
         text = f"must be at most {MAX_MESSAGES} messages, got {count}"
         reader.refuse("input.chat.messages", text)
@@ -109,11 +107,11 @@ def _read_messages(reader: Violations, wire: pb.Chat, room: Room) -> tuple[Messa
         elif len(message.role.encode()) > MAX_ROLE_BYTES:
             text = f"must be at most {MAX_ROLE_BYTES} bytes"
             reader.refuse(f"input.chat.messages[{i}].role", text)
-    _check_size(reader, "input.chat", sum(len(m.content.encode()) for m in messages), room)
+    _check_size(reader, "input.chat", sum(len(m.content.encode()) for m in messages), bounds)
     return messages
 
 
-def _check_size(reader: Violations, field: str, num_bytes: int, room: Room) -> None:
-    if room.text_bytes is not None and num_bytes > room.text_bytes:
-        text = f"{num_bytes} bytes of text cannot fit into the room for {room.tokens} tokens"
+def _check_size(reader: Violations, field: str, num_bytes: int, bounds: Bounds) -> None:
+    if bounds.text_bytes is not None and num_bytes > bounds.text_bytes:
+        text = f"{num_bytes} bytes of text cannot fit into the room for {bounds.tokens} tokens"
         reader.refuse(field, text)

@@ -15,7 +15,7 @@ MAX_TOLD_BYTES = 2048
 
 
 class Violation(NamedTuple):
-    """`field` is its path in the request message."""
+    """`field` is its path in the request message; "" for the message itself."""
 
     field: str
     description: str
@@ -36,7 +36,7 @@ class InvalidRequest(ValueError):
                 num_more += 1
             else:
                 told.append(short)
-        lines = [f"{v.field}: {v.description}" for v in told]
+        lines = [f"{v.field}: {v.description}" if v.field else v.description for v in told]
         if num_more:
             lines.append(f"and {num_more} more")
         super().__init__("; ".join(lines))
