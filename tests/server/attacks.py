@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -41,6 +41,16 @@ async def refusal(channel: grpc.aio.Channel, raw: bytes, rpc: str = "Generate") 
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("it was served")
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Looks again and again."""
+
+    async def look() -> None:
+        while not is_true():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.02)
+
+    await within(look())
 
 
 class Bystander:
