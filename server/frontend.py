@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -50,10 +51,7 @@ class FrontEnd:
         self._configuration = configuration
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
-        try:
-            tokenizer = Tokenizer.load(config.engine.model)
-        except (ValueError, OSError) as error:
-            raise StartError(str(error)) from error
+        tokenizer = load_tokenizer(config.engine.model)
         self.service = InferenceService(
             config, engine, tokenizer, configuration.tiers, metrics, ledger
         )
@@ -173,6 +171,19 @@ def refuse_taken(host: str, port: int) -> None:
 
 def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
     return list(socket.getaddrinfo(_bare(host) or None, port, type=socket.SOCK_STREAM))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Raises StartError. What is left unsaid and chats would silently lack goes to the log."""
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except (ValueError, OSError) as error:
+        raise StartError(str(error)) from error
+    if names := tokenizer.unknown_names:
+        log.warning(
+            "the chat template writes special tokens that the model does not name", names=names
+        )
+    return tokenizer
 
 
 def host_port(host: str, port: int) -> str:

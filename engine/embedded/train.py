@@ -167,6 +167,7 @@ def save(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, out: Pa
         "eos_token": "</s>",
         "add_bos_token": True,
         "add_eos_token": False,
+        "legacy": True,  # every text it learnt from began with a space
         "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.max_position_embeddings,
         "chat_template": CHAT_TEMPLATE,

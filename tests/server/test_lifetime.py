@@ -17,8 +17,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
+from engine.detokenizer import SPACE
 from engine.embedded import FOLDER
-from engine.tokenizer import SPACE
 from proto.niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
 from tests.server_process import ServerProcess

@@ -1,0 +1,153 @@
+"""`tokenizer.json`, read by the `tokenizers` package (extra `hf`).
+
+The file is followed as it is written, as by transformers 4 and by 5 but for the class
+LlamaTokenizer, which 5 builds anew from the vocabulary. Its `truncation` and `padding` are for
+training batches and never apply to a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.added_tokens import AddedToken
+from engine.computing.json_file import CheckpointError, read_json
+from engine.detokenizer import SPACE, Spelling
+from engine.special_tokens import TokenizerSettings, check_id
+
+MAX_BYTES = 256 << 20  # of the file; the largest in use has an eighth
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class HuggingFace:
+    """Raises CheckpointError for a file that cannot be read, ImportError without `tokenizers`."""
+
+    named: Mapping[str, AddedToken]
+    around: tuple[Sequence[int], Sequence[int]]
+
+    def __init__(self, path: Path, settings: TokenizerSettings) -> None:
+        import tokenizers
+
+        raw = read_json(path, MAX_BYTES)
+        try:
+            made = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise CheckpointError(f"{path} is unreadable: {error}") from error
+        made.no_truncation()
+        made.no_padding()
+        self._tokenizer = made
+        self.named = settings.named(made.get_vocab(with_added_tokens=True))
+        self._add_tokens(settings)
+        vocabulary = made.get_vocab(with_added_tokens=True)
+        self.spelling = self._spelling(vocabulary, raw.get("decoder") or {}, path)
+        self.around = self._around()
+        self.bos_id = self._id_of("bos_token", vocabulary)
+        if self.bos_id is None and "bos_token" not in settings.stated and self.around[0]:
+            self.bos_id = self.around[0][0]
+        self.eos_id = self._id_of("eos_token", vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        # Not `encode`, which also keeps where in the text each token stands: many times the memory,
+        # with Python's lock held.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def _add_tokens(self, settings: TokenizerSettings) -> None:
+        """What the files beside it say of a token goes before what tokenizer.json says.
+
+        A token whose id the vocabulary would not give it is left out.
+        """
+        made = self._tokenizer
+        for token in sorted(settings.added, key=lambda token: token.id or 0):
+            known_id = made.token_to_id(token.content)
+            if token.id == (made.get_vocab_size() if known_id is None else known_id):
+                made.add_tokens([_to_library(token)])
+        added = {token.content for token in made.get_added_tokens_decoder().values()}
+        for token in [*self.named.values(), *settings.extra]:
+            if token.content not in added and made.token_to_id(token.content) is not None:
+                made.add_tokens([_to_library(token)])
+
+    def _id_of(self, name: str, vocabulary: Mapping[str, int]) -> int | None:
+        token = self.named.get(name)
+        return vocabulary.get(token.content) if token else None
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the file puts before and after a prompt."""
+        bare = self.encode("a")
+        full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        if not bare:
+            return full, []
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+        return [], []
+
+    def _spelling(
+        self, vocabulary: Mapping[str, int], decoder: Mapping[str, Any], path: Path
+    ) -> Spelling:
+        byte_level, strips_space = _decoder(decoder, path)
+        added = self._tokenizer.get_added_tokens_decoder()
+        largest = max(vocabulary, key=lambda text: vocabulary[text])
+        pieces = [b""] * (check_id(vocabulary[largest], path, largest) + 1)
+        for text, token_id in vocabulary.items():
+            if token_id not in added:
+                pieces[token_id] = _spell_bytes(text) if byte_level else _spell_text(text)
+            elif not added[token_id].special:
+                pieces[token_id] = added[token_id].content.encode()
+        opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
+        specials = {i: token.content for i, token in added.items() if token.special}
+        return Spelling(pieces, opening, specials)
+
+
+def _to_library(token: AddedToken) -> Any:
+    import tokenizers
+
+    return tokenizers.AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _decoder(raw: Mapping[str, Any], path: Path) -> tuple[bool, bool]:
+    """Of tokenizer.json's decoder: whether tokens spell bytes in GPT-2's alphabet, and whether
+    the text's first space is dropped.
+    """
+    steps = raw["decoders"] if raw.get("type") == "Sequence" else [raw]
+    kinds = {step.get("type") for step in steps}
+    if kinds == {"ByteLevel"}:
+        return True, False
+    if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds:
+        prepends = any(
+            step.get("prepend_scheme", "always") != "never"
+            for step in steps
+            if step["type"] == "Metaspace"
+        )
+        return False, prepends or "Strip" in kinds
+    raise CheckpointError(f"decoder {sorted(map(str, kinds))} of {path} is unknown")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte (openai/gpt-2, src/encoder.py), inverted."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _spell_bytes(token: str) -> bytes:
+    if all(char in _BYTE_OF for char in token):
+        return bytes(_BYTE_OF[char] for char in token)
+    return token.encode()
+
+
+def _spell_text(token: str) -> bytes:
+    if match := _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(match[1], 16)])
+    return token.replace(SPACE, " ").encode()
