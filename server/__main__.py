@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import uvloop
 
+from engine.driving import standard_streams
 from server import logs
 from server.app import serve
-from server.config import parse
+from server.config import ServerConfig, parse
 from server.frontend import StartError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serves until a signal. Returns the exit code: 0 drained, 1 could not start."""
-    config = parse(sys.argv[1:] if argv is None else argv)
-    logs.configure(config.log_format, config.log_level)
-    try:
-        return uvloop.run(serve(config))
-    except StartError as error:
-        print(f"niyama-server: error: {error}", file=sys.stderr)
-        return 1
+    return run(parse(sys.argv[1:] if argv is None else argv))
+
+
+def run(config: ServerConfig) -> int:
+    """As `main`. Has this process, its streams and signals, to itself."""
+    with standard_streams.relayed() as streams:
+        config = replace(config, log_format=logs.chosen(config.log_format))
+        logs.configure(config.log_format, config.log_level)
+        try:
+            return uvloop.run(serve(config, streams.flush))
+        except StartError as error:
+            print(f"niyama-server: error: {error}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 
 import structlog
 
@@ -21,6 +22,7 @@ from server.supervisor import Supervisor
 log = structlog.get_logger()
 
 EXIT_AT_ONCE = 128 + signal.SIGTERM
+LAST_LINES_S = 0.2  # that a slow reader of the log gets when this process leaves at once
 SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
@@ -74,8 +76,11 @@ class Server:
         self._front_end.engine_lost()
 
 
-async def serve(config: ServerConfig) -> int:
-    """Serves until a signal; returns the exit code.
+async def serve(
+    config: ServerConfig, flush: Callable[[float], None] = lambda patience_s: None
+) -> int:
+    """Serves until a signal; returns the exit code. `flush` sees the log off where this process
+    leaves at once.
 
     SIGTERM or SIGINT drains, a second one leaves at once; SIGHUP reads the configuration file
     again. Raises StartError.
@@ -84,7 +89,7 @@ async def serve(config: ServerConfig) -> int:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, server, asked_to_stop)
+        loop.add_signal_handler(number, _stop, server, asked_to_stop, flush)
     asked_to_reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     reloading = asyncio.create_task(_reload_when_asked(server, asked_to_reload))
@@ -135,9 +140,12 @@ async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) 
             log.info("configuration read", changes=changes)
 
 
-def _stop(server: Server | Supervisor, asked_to_stop: asyncio.Event) -> None:
+def _stop(
+    server: Server | Supervisor, asked_to_stop: asyncio.Event, flush: Callable[[float], None]
+) -> None:
     if asked_to_stop.is_set():
         server.kill()
+        flush(LAST_LINES_S)
         os._exit(EXIT_AT_ONCE)
     asked_to_stop.set()
 

@@ -12,7 +12,7 @@ from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert import outbound
 from server.convert.inbound import Asked
-from server.generation import Ended, Generation, Output, Piece
+from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -67,6 +67,7 @@ class Call:
                 self.request_id, self.asked.quality, self.generation.prompt_len, output
             )
             return pb.GenerateStreamResponse(accepted=accepted)
+        assert isinstance(output, RelegatedAt)  # what is streamed is not begun again
         return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
 
     def to_response(
@@ -137,6 +138,8 @@ class Call:
             "prompt_tokens": self.generation.prompt_len,
             "output_tokens": self.generation.num_tokens,
         }
+        if self.generation.is_restarted:
+            story["restarted"] = True
         for ended in self._ended[:1]:
             ttft_s = ended.finished.timings.ttft_s
             story["reason"] = ended.finished.reason.value

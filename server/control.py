@@ -59,13 +59,19 @@ class Detached(NamedTuple):
     """The connection to the engine has ended; another is wanted."""
 
 
+class LinesDropped(NamedTuple):
+    """So many lines of the front end's log were not taken by the supervisor's pipe."""
+
+    n: int
+
+
 class CannotStart(NamedTuple):
     """The front end is about to exit."""
 
     line: str
 
 
-FromFrontEnd = Enter | Free | Leave | Listening | Attached | Detached | CannotStart
+FromFrontEnd = Enter | Free | Leave | Listening | Attached | Detached | CannotStart | LinesDropped
 
 
 class Verdict(NamedTuple):

@@ -7,13 +7,13 @@ is told to stop, and the end is reported when the engine confirms it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.streams import RequestStream
+from engine.driving.streams import RequestStream, Restarted
 from engine.stops import StopChecker
 from engine.tokenizer import Detokenizer
 
@@ -29,6 +29,12 @@ class Piece(NamedTuple):
 class RelegatedAt(NamedTuple):
     completion: int  # which, 0 to n - 1
     event: Relegated
+
+
+class RestartedAt(NamedTuple):
+    """What came of one completion so far is void: it is begun again."""
+
+    completion: int  # which, 0 to n - 1
 
 
 class Ended(NamedTuple):
@@ -106,15 +112,27 @@ class Text:
         return text
 
 
-Output = Accepted | Piece | RelegatedAt | Ended
+Output = Accepted | Piece | RelegatedAt | RestartedAt | Ended
 
 
 class Generation:
-    """Iterate with `next` until `is_done`; `close` in a `finally`."""
+    """Iterate with `next` until `is_done`; `close` in a `finally`.
 
-    def __init__(self, stream: RequestStream, prompt_len: int, texts: Sequence[Text]) -> None:
+    Where the stream is seen whole, `renew` makes the text of a completion that is begun again;
+    elsewhere none is begun again that has any.
+    """
+
+    def __init__(
+        self,
+        stream: RequestStream,
+        prompt_len: int,
+        texts: Sequence[Text],
+        renew: Callable[[int], Text] | None = None,
+    ) -> None:
         self._stream = stream
-        self._texts = texts
+        self._texts = list(texts)
+        self._renew = renew
+        self.is_restarted = False
         self._accepted = False
         self.prompt_len = prompt_len
 
@@ -166,6 +184,8 @@ class Generation:
                 self._end(index, item, outputs)
             elif isinstance(item, Relegated):
                 outputs.append(RelegatedAt(index, item))
+            elif isinstance(item, Restarted):
+                self._restart(index, outputs)
             elif not self._accepted:
                 self._accepted = True
                 outputs.append(item)
@@ -182,6 +202,12 @@ class Generation:
             outputs.append(Piece(index, text, tokens))
         if output.matched_stop:
             self._stream.cancel(index, FinishReason.STOP)
+
+    def _restart(self, index: int, outputs: list[Output]) -> None:
+        self.is_restarted = True
+        if self._renew is not None:
+            self._texts[index] = self._renew(index)
+            outputs.append(RestartedAt(index))
 
     def _end(self, index: int, finished: Finished, outputs: list[Output]) -> None:
         output = self._texts[index]

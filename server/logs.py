@@ -7,15 +7,22 @@ import sys
 
 import structlog
 
+from engine.driving.standard_streams import DROPPED
 from server.bounded import bound_values
+
+
+def chosen(log_format: str) -> str:
+    """What `auto` is for this process, for itself and for its children."""
+    if log_format != "auto":
+        return log_format
+    return "console" if sys.stderr.isatty() else "json"
 
 
 def configure(log_format: str, level: str) -> None:
     """`log_format`: auto, console or json. `level`: a standard level name, lower case."""
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        if console
+        if chosen(log_format) == "console"
         else structlog.processors.JSONRenderer()
     )
     structlog.configure(
@@ -30,6 +37,11 @@ def configure(log_format: str, level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    DROPPED.on_resumed = _tell
+
+
+def _tell(num_lines: int) -> None:
+    structlog.get_logger().warning("log lines dropped", lines=num_lines)

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Finished
+from engine.driving.standard_streams import DROPPED
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
@@ -87,12 +88,21 @@ def _latency(errors: dict[str, float]) -> Iterator[Metric]:
         yield family
 
 
+class DroppedLines(Collector):
+    """Of the logs of all processes of the service."""
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Lines of the log that could not be written: nobody reads it, or the disk is full"
+        yield CounterMetricFamily("niyama_log_lines_dropped", text, DROPPED.total)
+
+
 class EngineMetrics:
     """What is known where the engine is owned."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scheduler = SchedulerMetrics()
         registry.register(self.scheduler)
+        registry.register(DroppedLines())
         self.losses = Counter(
             "niyama_engine_losses", "Times the engine was lost", registry=registry
         )

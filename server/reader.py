@@ -19,6 +19,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from engine.driving import standard_streams
 from engine.driving.pipe import SocketPipe
 from engine.driving.spawn import leave_signals
 from engine.tokenizer import Tokenizer
@@ -134,6 +135,7 @@ def leave_with(sock: socket.socket) -> None:
 
 def main(argv: list[str]) -> int:
     leave_signals()
+    standard_streams.guard()
     with socket.socket(fileno=int(argv[1])) as sock:
         threading.Thread(target=leave_with, args=(sock,), daemon=True).start()
         try:

@@ -32,7 +32,7 @@ from server.convert.inbound import Limits
 from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest
 from server.errors import CallError
-from server.generation import Ended, Generation, GenerationFailed, Piece, Text
+from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
 from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
@@ -267,10 +267,16 @@ class InferenceService:
             call.arrived_at,
         )
         spelled = self._first_spelled(prompt)
-        texts = [
-            Text(self._tokenizer.detokenizer(spelled), r.sampling, asked.stop) for r in requests
-        ]
-        call.begin(Generation(self._engine.submit(requests), len(prompt), texts))
+
+        def text_of(index: int) -> Text:
+            detokenizer = self._tokenizer.detokenizer(spelled)
+            return Text(detokenizer, requests[index].sampling, asked.stop)
+
+        texts = [text_of(index) for index in range(asked.n)]
+        is_seen_whole = kind is pb.GenerateRequest
+        stream = self._engine.submit(requests, is_seen_whole)
+        renew = text_of if is_seen_whole else None
+        call.begin(Generation(stream, len(prompt), texts, renew))
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
         """All that an output's text depends on: the first token that spells anything, if any. It
@@ -311,6 +317,8 @@ async def _gather(call: Call) -> pb.GenerateResponse:
         for output in await call.generation.next():
             if isinstance(output, Piece):
                 pieces[output.completion].append(output)
+            elif isinstance(output, RestartedAt):
+                pieces[output.completion].clear()
             elif isinstance(output, Ended):
                 ended[output.completion] = call.finish(output)
     return call.to_response(pieces, ended)

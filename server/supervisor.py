@@ -24,6 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from engine.driving.backoff import Backoff
 from engine.driving.messages import EngineInfo
 from engine.driving.spawn import spawn
+from engine.driving.standard_streams import DROPPED
 from engine.driving.streams import DuplicateRequest
 from engine.driving.wire import Wire, open_wire
 from server.config import ServerConfig
@@ -38,6 +39,7 @@ from server.control import (
     FromFrontEnd,
     FromSupervisor,
     Leave,
+    LinesDropped,
     Listening,
     Reconfigure,
     Start,
@@ -250,6 +252,8 @@ class Supervisor:
         elif isinstance(message, Detached):
             front_end.is_connected = False
             self._connect(front_end)
+        elif isinstance(message, LinesDropped):
+            DROPPED.add(message.n)
         elif isinstance(message, Listening):
             front_end.listening.set()
             if self._configuration.text is not None:  # it may have changed in the meantime

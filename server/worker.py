@@ -8,6 +8,7 @@ when the supervisor does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import os
@@ -20,11 +21,12 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, values
 
-from engine.driving import collector
+from engine.driving import collector, standard_streams
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
 from engine.driving.spawn import leave_signals
+from engine.driving.standard_streams import DROPPED
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.configuration import Configuration
@@ -38,6 +40,7 @@ from server.control import (
     Free,
     FromSupervisor,
     Leave,
+    LinesDropped,
     Listening,
     Reconfigure,
     Start,
@@ -109,6 +112,7 @@ class Worker:
             self._engine_lost,
             lambda line: log.warning("engine", notice=line),
             self._ledger.free,
+            start.config.engine.rerun_s,
         )
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
@@ -120,6 +124,8 @@ class Worker:
         """Until the supervisor asks for the end."""
         self._wire = await open_wire(self._control, self._received, self._orphaned)
         self._ledger.wire = self._wire
+        self._loop = asyncio.get_running_loop()
+        DROPPED.on_dropped = self._tell_dropped
         try:
             await self._front_end.start(self._start.port)
         except StartError as error:
@@ -135,6 +141,11 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self._door)
         await self._engine.stop()
         self._has_ended = True
+
+    def _tell_dropped(self, num_lines: int) -> None:
+        """From whichever thread wrote them."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._wire.post, LinesDropped(num_lines))
 
     def _received(self, messages: list[FromSupervisor]) -> None:
         for message in messages:
@@ -192,6 +203,7 @@ async def run(start: Start, control: socket.socket, door: socket.socket) -> None
 
 def main(argv: list[str]) -> int:
     leave_signals()
+    standard_streams.guard()
     control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     pipe = SocketPipe(control)
     try:

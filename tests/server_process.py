@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 START_S = 300.0  # torch alone takes seconds to import on a busy machine
@@ -17,19 +18,21 @@ QUICK = ("--calibration-s", "1", "--compile", "off")  # to start
 
 
 class ServerProcess:
-    """`python -m server --port 0 FLAGS`, flags of QUICK first; its log goes to a file. Ends with
-    the `with` block.
+    """`python -m server --port 0 FLAGS`, flags of QUICK first; its log goes to a file, or to the
+    descriptor `stderr`. Ends with the `with` block.
     """
 
-    def __init__(self, log: Path, *flags: str, module: str = "server") -> None:
+    def __init__(
+        self, log: Path, *flags: str, module: str = "server", stderr: int | None = None
+    ) -> None:
         """`module` is started in the place of `server`, with the same flags."""
         self._log = log
         self.address = ""
-        with log.open("wb") as stderr:
+        with log.open("wb") as file:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", module, "--port", "0", *QUICK, *flags],
                 stdout=subprocess.PIPE,
-                stderr=stderr,
+                stderr=file if stderr is None else stderr,
             )
 
     def __enter__(self) -> ServerProcess:
@@ -54,6 +57,16 @@ class ServerProcess:
     def said(self) -> list[str]:
         """The lines of its log, without the one that a start makes which takes long."""
         return [line for line in self.log.splitlines() if '"event": "starting"' not in line]
+
+    def wait_line(self, of: Callable[[str], bool]) -> str:
+        """The first line of the log of that kind; lines are written a little after the fact."""
+        until = time.monotonic() + EXIT_S
+        while True:
+            for line in self.log.splitlines():
+                if of(line):
+                    return line
+            assert time.monotonic() < until, f"no such line; log: {self.log}"
+            time.sleep(0.005)
 
     def wait_ready(self) -> str:
         """Returns the ready line."""

@@ -121,6 +121,8 @@ class DecisionLog:
 
     def admitted(self, request: Request, expected: Forecast, at: float) -> None:
         self.open(request)
+        if request.attempt > 1:
+            self.note(request.id, at, "restarted", "the engine process that had it was lost")
         self.note(
             request.id,
             at,
@@ -249,6 +251,8 @@ def _causes(timeline: Timeline, event: Finished) -> str:
     for decision in timeline.decisions:
         if decision.kind == "relegated":
             causes.append(f"It was relegated: {decision.detail}.")
+        elif decision.kind == "restarted":
+            causes.append(f"It was begun again: {decision.detail}.")
         elif decision.kind == "admitted" and not decision.values.get("on_time", 1.0):
             causes.append(
                 f"Already at admission {_ms(decision.values.get('ahead_s'))} of work was ahead."

@@ -154,6 +154,7 @@ class Request:
     tenant: str = ""  # who shares prefixes with whom, and whose the name is
     target_source: str = ""  # what stated the targets, for the record: "request", "tier", ...
     share: Share = EVERYBODY_ELSE  # of the engine
+    attempt: int = 1  # 2: an engine was lost with it before anybody had seen anything of it
 
     def __post_init__(self) -> None:
         if not len(self.prompt):

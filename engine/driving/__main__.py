@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 
-from engine.driving import collector
+from engine.driving import collector, standard_streams
 from engine.driving.config import EngineConfig
 from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     # torch says at import that it lacks NumPy, which nothing here uses; the operator need not know.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     leave_signals()
+    standard_streams.guard()
     sock, *doors = (socket.socket(fileno=int(fd)) for fd in argv[1:])
     with sock:
         pipe = SocketPipe(sock)

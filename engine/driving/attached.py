@@ -22,11 +22,13 @@ class AttachedEngine(EngineLink):
         on_lost: Callable[[], None],
         on_notice: Callable[[str], None],
         on_freed: Callable[[str], None],
+        rerun_s: float = 0.0,
     ) -> None:
-        super().__init__(on_notice, on_freed)
+        super().__init__(on_notice, on_freed, rerun_s)
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._is_stopping = False
+        self._announced: EngineInfo | None = None
 
     async def stop(self) -> None:
         """Ends the connection, whereupon the engine ends what it is at work on for it."""
@@ -42,17 +44,28 @@ class AttachedEngine(EngineLink):
             self._wire.close()
             await self._wire.closed.wait()
         self._wire = await open_wire(sock, self._received, self._closed)
+        if self._announced is not None:  # before the wire was ours to send by
+            self._serve(self._announced)
 
     def _received(self, message: Report | Ready) -> None:
         if isinstance(message, Report):
             self._deliver(message)
+        elif self._wire is None:
+            self._announced = message.info
         else:
-            self.info = message.info
-            self._on_ready(message.info)
+            self._serve(message.info)
+
+    def _serve(self, info: EngineInfo) -> None:
+        self._announced = None
+        self.info = info
+        self._resume()
+        self._on_ready(info)
 
     def _closed(self) -> None:
         """The one before is told of before the next is opened."""
-        self._wire = None
-        self._fail_all("the engine was lost")
-        if not self._is_stopping:
-            self._on_lost()
+        self._wire = self._announced = None
+        if self._is_stopping:
+            return
+        if self.info is not None:  # else it never served, and those who wait go on waiting
+            self._lose("the engine was lost")
+        self._on_lost()

@@ -41,7 +41,7 @@ class EngineClient(EngineLink):
         *,
         is_shared: bool = False,
     ) -> None:
-        super().__init__(on_notice, on_freed)
+        super().__init__(on_notice, on_freed, config.rerun_s)
         self._config = config
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -131,7 +131,7 @@ class EngineClient(EngineLink):
             assert self._wire is not None
             await self._wire.closed.wait()
             backoff.lost(time.monotonic() - self._started_at)
-            self._fail_all("the engine was lost")
+            self._lose("the engine was lost")
             code = await self._end_process()
             self._on_lost(f"the engine process ended with code {code}")
             info = None
@@ -141,6 +141,7 @@ class EngineClient(EngineLink):
                     info = await self._launch()
                 except EngineStartError as error:
                     self._on_lost(str(error))
+            self._resume()
             self._on_ready(info)
 
     def _received(self, message: Report | Ready | Failed) -> None:

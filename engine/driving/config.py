@@ -91,6 +91,13 @@ class EngineConfig:
     patience_s: Annotated[
         float, Flag("seconds without a sign of life after which a busy engine is started again")
     ] = 60.0
+    rerun_s: Annotated[
+        float,
+        Flag(
+            "seconds that calls of which nothing was sent wait for the next engine when theirs is"
+            " lost (0: they end UNAVAILABLE)"
+        ),
+    ] = 60.0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.
     factory: str = "engine.driving.build:build"
     pinned: Pinned | None = None  # of the engine whose place this one takes
@@ -115,6 +122,8 @@ class EngineConfig:
             raise ValueError(f"calibration_s must not be negative, got {self.calibration_s}")
         if not self.patience_s > 0:
             raise ValueError(f"patience_s must be positive, got {self.patience_s}")
+        if not 0 <= self.rerun_s < math.inf:
+            raise ValueError(f"rerun_s must not be negative, got {self.rerun_s}")
         self.niyama()
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from engine.deciding.request import Request, named_by
@@ -26,15 +26,25 @@ class EngineLink:
     """The requests and questions of one front end that an engine is at work on.
 
     `on_freed(tenant)` is told of each request that the engine has finished or was told to end;
-    `on_notice(line)` of what belongs in the log.
+    `on_notice(line)` of what belongs in the log. When the engine is lost, requests of which nobody
+    has seen a token wait for the next one, for up to `rerun_s`, and are run again: in flight all
+    the while, in the order of their arrival, and once. So do those that had arrived before and are
+    submitted only then; who arrives while there is no engine is told so and can go elsewhere.
     """
 
     def __init__(
-        self, on_notice: Callable[[str], None] = _ignore, on_freed: Callable[[str], None] = _ignore
+        self,
+        on_notice: Callable[[str], None] = _ignore,
+        on_freed: Callable[[str], None] = _ignore,
+        rerun_s: float = 0.0,
     ) -> None:
         self._on_notice = on_notice
         self._on_freed = on_freed
+        self._rerun_s = rerun_s
         self._streams: dict[str, tuple[RequestStream, int]] = {}
+        self._waiting: dict[str, Request] = {}  # for the next engine; in `_streams` too
+        self._lost_at = 0.0
+        self._giving_up: asyncio.TimerHandle | None = None  # while there is something to wait for
         # Id to tenant, without those that the engine has been told to end: they are gone before it
         # looks at anything submitted after.
         self._in_flight: dict[str, str] = {}
@@ -52,25 +62,38 @@ class EngineLink:
     def has(self, request_id: str) -> bool:
         return request_id in self._streams
 
-    def submit(self, requests: Sequence[Request]) -> RequestStream:
+    def submit(self, requests: Sequence[Request], is_seen_whole: bool = False) -> RequestStream:
         """All or, raising EngineLost or DuplicateRequest, none of them. Another front end's request
-        of the same id is found out by the engine: then reading the stream raises.
+        of the same id is found out by the engine: then reading the stream raises. `is_seen_whole`
+        says that the caller sees nothing before all have ended.
         """
-        wire = self._serving_wire()
+        waits = self._giving_up is not None and all(r.arrived_at < self._lost_at for r in requests)
+        wire = None if waits else self._serving_wire()
         for request in requests:
             if request.id in self._streams:
                 raise DuplicateRequest(request.name)
         self._expect_life()
-        stream = RequestStream([r.id for r in requests], self.cancel)
+        stream = RequestStream([r.id for r in requests], self.cancel, requests, is_seen_whole)
         for index, request in enumerate(requests):
             self._streams[request.id] = (stream, index)
             self._in_flight[request.id] = request.tenant
-            wire.post(Submit(request))
-        wire.flush()
+        self._send(wire, requests)
         return stream
 
+    def _send(self, wire: Wire | None, requests: Iterable[Request]) -> None:
+        """To the engine, or where there is none, to be sent to the next."""
+        if wire is None:
+            self._waiting |= {request.id: request for request in requests}
+            return
+        for request in requests:
+            wire.post(Submit(request))
+        wire.flush()
+
     def cancel(self, request_id: str, reason: FinishReason) -> None:
-        if request_id in self._streams and self._wire is not None:
+        if self._waiting.pop(request_id, None) is not None:  # no engine knows of it
+            del self._streams[request_id]
+            self._free(request_id)
+        elif request_id in self._streams and self._wire is not None:
             self._free(request_id)
             self._wire.post(Cancel(request_id, reason))
 
@@ -106,12 +129,59 @@ class EngineLink:
         if tenant is not None:
             self._on_freed(tenant)
 
-    def _fail_all(self, why: str) -> None:
+    def _lose(self, why: str) -> None:
+        """The engine is gone; another will come."""
         self.info = None
-        streams, self._streams = self._streams, {}
-        for request_id in list(self._in_flight):
+        self._lost_at = time.monotonic()
+        self._stop_waiting()
+        if self._rerun_s:
+            loop = asyncio.get_running_loop()
+            self._giving_up = loop.call_later(self._rerun_s, self._give_up)
+            for stream, ids in self._groups().items():
+                # One that was told to end, or whose end was asked for, is not begun again.
+                if all(request_id in self._in_flight for request_id in ids):
+                    self._waiting |= {request.id: request for request in stream.restart()}
+        if self._waiting:
+            self._on_notice(f"{len(self._waiting)} requests wait for the next engine")
+        self._fail(self._streams.keys() - self._waiting.keys(), why)
+
+    def _resume(self) -> None:
+        """An engine is there: those that wait come before all that are still to be submitted."""
+        waiting, self._waiting = self._waiting, {}
+        self._stop_waiting()
+        assert self._wire is not None
+        self._send(self._wire, sorted(waiting.values(), key=lambda request: request.arrived_at))
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self._on_notice(f"{len(waiting)} requests have waited too long for the next engine")
+            self._fail(waiting.keys(), "the engine was lost, and no other came in time")
+
+    def _stop_waiting(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _fail_all(self, why: str) -> None:
+        """Nothing waits for another engine either."""
+        self.info = None
+        self._stop_waiting()
+        self._waiting.clear()
+        self._fail(self._streams.keys(), why)
+
+    def _groups(self) -> dict[RequestStream, list[str]]:
+        groups: dict[RequestStream, list[str]] = {}
+        for request_id, (stream, _) in self._streams.items():
+            groups.setdefault(stream, []).append(request_id)
+        return groups
+
+    def _fail(self, ids: Iterable[str], why: str) -> None:
+        """These requests, all of their streams, and what was asked."""
+        for request_id in list(ids):
+            stream, _ = self._streams.pop(request_id)
             self._free(request_id)
-        for stream, _ in streams.values():
             stream.fail(EngineLost(why))
         for future in self._calls.values():
             if not future.done():

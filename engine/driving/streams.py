@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
+from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import Failure
 
-Item = Accepted | Relegated | Token | Finished
+MOST_ATTEMPTS = 2  # one that ends every engine that has it must not go on for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The engine was lost and the next one begins the request anew: its tokens so far are void."""
+
+
+Item = Accepted | Relegated | Token | Finished | Restarted
 
 
 class EngineError(Exception):
@@ -47,12 +57,34 @@ class CallFailed(EngineError):
 
 
 class RequestStream:
-    """The events of a group of requests submitted together, in order, each with its index."""
+    """The events of a group of requests submitted together, in order, each with its index.
 
-    __slots__ = ("_cancel", "_error", "_items", "_loop", "_open", "_waiter")
+    Given the requests, those that have not finished can be run again by another engine until the
+    reader has taken a token; where it shows nothing before all have ended (`is_seen_whole`), until
+    then.
+    """
 
-    def __init__(self, ids: Sequence[str], cancel: Callable[[str, FinishReason], None]) -> None:
+    __slots__ = (
+        "_again",
+        "_cancel",
+        "_error",
+        "_is_seen_whole",
+        "_items",
+        "_loop",
+        "_open",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        cancel: Callable[[str, FinishReason], None],
+        requests: Sequence[Request] = (),
+        is_seen_whole: bool = False,
+    ) -> None:
         self._open = dict(enumerate(ids))  # index -> id, of those that have not finished
+        self._again: list[Request] | None = list(requests) or None  # by index
+        self._is_seen_whole = is_seen_whole
         self._cancel = cancel
         self._items: list[tuple[int, Item]] = []
         self._loop = asyncio.get_running_loop()
@@ -75,6 +107,8 @@ class RequestStream:
         items = self._items
         if items:
             self._items = []
+            if self._again is not None and not self._is_seen_whole:
+                self._forget_if_seen(items)
         elif self._error is not None:
             raise self._error
         return items
@@ -96,6 +130,28 @@ class RequestStream:
         for request_id in self._open.values():
             self._cancel(request_id, reason)
         self._items.clear()
+        self._again = None
+
+    def restart(self) -> list[Request]:
+        """The engine is lost: what another one is to be given, now with one attempt more. Nothing,
+        and nothing changes, where somebody has seen a token or has had the attempts there are.
+        """
+        if self._again is None or not self._open:
+            return []
+        again = [self._again[i] for i in self._open]
+        if any(request.attempt >= MOST_ATTEMPTS for request in again):
+            return []
+        for index in self._open:
+            known = self._again[index]
+            self._again[index] = replace(known, attempt=known.attempt + 1)
+        self._items = [
+            (index, item)
+            for index, item in self._items
+            if index not in self._open or isinstance(item, Accepted)
+        ]
+        for index in self._open:
+            self.put(index, Restarted())
+        return [self._again[i] for i in self._open]
 
     def put(self, index: int, item: Item) -> None:
         self._items.append((index, item))
@@ -115,6 +171,10 @@ class RequestStream:
         """No request of the group has an engine any more."""
         self._open.clear()
         self._fail(error)
+
+    def _forget_if_seen(self, items: list[tuple[int, Item]]) -> None:
+        if any(type(item) is Token for _, item in items):
+            self._again = None
 
     def _fail(self, error: EngineError) -> None:
         self._error = error

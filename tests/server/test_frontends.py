@@ -63,7 +63,7 @@ class Pair:
             yield found[0], found[1]
 
     async def _probe(self, stubs: Stubs) -> int:
-        """Which front end answers; its log line is written before its answer."""
+        """Which front end answers."""
         self.num_probes += 1
         request_id = f"probe-{self.num_probes}"
         sampling = pb.Sampling(max_tokens=1)
@@ -71,9 +71,9 @@ class Pair:
             input=pb.Input(text="Once"), sampling=sampling, request_id=request_id
         )
         await within(stubs.inference.Generate(request))
-        lines = map(json.loads, self.process.log.splitlines())
-        (number,) = [line["frontend"] for line in lines if line.get("request_id") == request_id]
-        return int(number)
+        told = f'"{request_id}"'
+        line = await asyncio.to_thread(self.process.wait_line, lambda line: told in line)
+        return int(json.loads(line)["frontend"])
 
     async def metrics(self) -> dict[str, float]:
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"

@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.streams import EngineLost, Item, RequestStream
+from engine.driving.streams import EngineLost, Item, RequestStream, Restarted
 from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
-from server.generation import Ended, Generation, GenerationFailed, Piece, RelegatedAt, Text
+from server.generation import (
+    Ended,
+    Generation,
+    GenerationFailed,
+    Piece,
+    RelegatedAt,
+    RestartedAt,
+    Text,
+)
 
 ACCEPTED = Accepted("a", True, 0.1, 0.2)
 NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
@@ -74,6 +82,25 @@ async def test_a_waiting_reader_gets_each_token_as_it_comes() -> None:
         assert piece.tokens == [token]
         texts.append(piece.text)
     assert "".join(texts) == " cat sat on"
+
+
+async def test_a_completion_that_is_begun_again_begins_with_a_text_of_its_own() -> None:
+    """Half a stop string of the first attempt must not meet the second half of the next."""
+    played = Played(n=2, stop=("cat sat",))
+    tokens = played.tokens_of(" cat")
+    played.put(ACCEPTED, *tokens)
+    played.put(*tokens, index=1)
+    await played.generation.next()
+    fresh = Played(stop=("cat sat",)).generation._texts
+    played.generation._renew = lambda index: fresh[index]
+    played.put(Restarted(), ACCEPTED, *played.tokens_of(" sat on"), finished())
+    outputs = await played.generation.next()
+    assert outputs[0] == RestartedAt(0)
+    assert "".join(o.text for o in outputs if isinstance(o, Piece)) == " sat on"
+    ended = outputs[-1]
+    assert isinstance(ended, Ended)
+    assert (ended.matched_stop, ended.num_tokens) == ("", len(played.tokens_of(" sat on")))
+    assert played.generation.is_restarted
 
 
 async def test_a_stop_string_cuts_the_text_and_stops_the_engine() -> None:

@@ -30,10 +30,16 @@ class Failing:
 
 
 class Hanging(Failing):
-    """Computes until a request asks for the seed that makes it sleep for ever."""
+    """Computes until a request asks for the seed that makes it sleep for ever; or never at all."""
+
+    def __init__(self, inner: null.NullExecutor, always: bool = False) -> None:
+        super().__init__(inner)
+        self._always = always
 
     def launch(self, plan: Plan) -> Pending:
-        if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
+        if self._always or any(
+            s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling
+        ):
             threading.Event().wait()
         return super().launch(plan)
 
@@ -51,6 +57,15 @@ def build_hanging(config: EngineConfig) -> Engine:
     engine = null.build(config)
     assert isinstance(engine.executor, null.NullExecutor)
     return engine._replace(executor=Hanging(engine.executor))
+
+
+def build_first_hanging(config: EngineConfig) -> Engine:
+    """The first engine of a service hangs at the first request, those after it do not."""
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    if config.pinned is None:
+        return engine._replace(executor=Hanging(engine.executor, always=True))
+    return engine
 
 
 def build_failing(config: EngineConfig) -> Engine:

@@ -32,6 +32,7 @@ from engine.driving.streams import (
     EngineLost,
     EngineStartError,
     RequestStream,
+    Restarted,
 )
 from tests.engine.driving import engines
 
@@ -147,8 +148,16 @@ async def test_unknown_questions_say_so(client: Watched) -> None:
     assert caught.value.failure is Failure.UNKNOWN_QUESTION
 
 
+async def begun(client: EngineClient, request: Request) -> RequestStream:
+    """Once a token of it was seen."""
+    stream = client.submit([request])
+    while not any(isinstance(item, Token) for _, item in await within(stream.next())):
+        pass
+    return stream
+
+
 async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched) -> None:
-    stream = client.submit([make_request("a", max_tokens=4000)])
+    stream = await begun(client, make_request("a", max_tokens=4000))
     first = client.info
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
@@ -163,6 +172,27 @@ async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched
     assert client.info is not None
     assert client.info.pid != first.pid
     assert len(await read(client.submit([make_request("a")]))) == 7
+
+
+async def test_what_nobody_has_seen_anything_of_is_run_again_by_the_next_engine() -> None:
+    """Twenty that waited ended UNAVAILABLE because of a fault that was none of theirs."""
+    freed: list[str] = []
+    factory = "tests.engine.driving.engines:build_first_hanging"
+    client = EngineClient(EngineConfig(factory=factory), on_freed=freed.append)
+    await within(client.start())
+    streams = [client.submit([make_request(f"r{i}")]) for i in range(20)]
+    whole = client.submit([make_request("w/0"), make_request("w/1")], is_seen_whole=True)
+    await within(asyncio.to_thread(client.kill))
+    for stream in [*streams, whole]:
+        items = await read(stream)
+        kinds = [type(item) for index, item in items if index == 0]
+        assert kinds[-8:] == [Restarted, Accepted, *[Token] * 5, Finished]
+        assert kinds[:-8] in ([], [Accepted])  # by the first engine, perhaps
+    assert len(freed) == 22
+    assert client.num_in_flight == 0
+    timeline = await within(client.call("explain", request_id="r7"))
+    assert [d.kind for d in timeline.decisions][:2] == ["restarted", "admitted"]
+    await within(client.stop())
 
 
 async def test_what_the_first_engine_chose_and_learnt_holds_for_those_after_it() -> None:
@@ -180,19 +210,25 @@ async def test_what_the_first_engine_chose_and_learnt_holds_for_those_after_it()
 
 async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
     async with running("tests.engine.driving.engines:build_failing") as client:
-        good = client.submit([make_request("good", max_tokens=4000)])
-        client.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
+        good = await begun(client, make_request("good", max_tokens=4000))
+        bad = client.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
-        assert "RuntimeError: the executor broke" in await within(client.news.get())
-        assert "code 1" in await within(client.news.get())
-        assert await within(client.news.get()) == "ready"
+        for _ in range(2):  # what breaks an engine is tried once more, and no more
+            assert "RuntimeError: the executor broke" in await within(client.news.get())
+            if (news := await within(client.news.get())) == "1 requests wait for the next engine":
+                news = await within(client.news.get())
+            assert "code 1" in news
+            assert await within(client.news.get()) == "ready"
+        with pytest.raises(EngineLost):
+            await read(bad)
+        assert len(await read(client.submit([make_request("a")]))) == 7
 
 
 async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5) as client:
-        good = client.submit([make_request("good", max_tokens=4000)])
+    async with running(factory, patience_s=0.5, rerun_s=0.0) as client:
+        good = await begun(client, make_request("good", max_tokens=4000))
         client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
@@ -214,7 +250,7 @@ async def test_an_engine_that_is_slow_to_die_holds_nobody_up(
 
     monkeypatch.setattr(EngineProcess, "kill", kill_slowly)
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5) as client:
+    async with running(factory, patience_s=0.5, rerun_s=0.0) as client:
         client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
         assert "no sign of life" in await within(client.news.get())
         alive.set()  # by the event loop, while the kill is under way

@@ -1,0 +1,156 @@
+"""Calls of which nothing was sent outlive the engine that had them: what the callers notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.protobuf.json_format import MessageToDict
+from grpc_health.v1 import health_pb2
+
+from engine.driving.config import EngineConfig
+from proto.niyama.v1 import inference_pb2 as pb
+from server.app import Server
+from server.config import ServerConfig
+from server.supervisor import Supervisor
+from tests.server.conftest import Stubs, within
+
+# Its first engine takes everything in and sends nothing, those after it are quick.
+FACTORY = "tests.engine.driving.engines:build_first_hanging"
+SAMPLING = pb.Sampling(seed=1, max_tokens=9, ignore_eos=True)
+SERVICE = health_pb2.HealthCheckRequest(service="niyama.v1.Inference")
+
+
+def config(frontends: int = 1, drain_s: float = 60.0, **engine: Any) -> ServerConfig:
+    settings = EngineConfig(factory=FACTORY, **engine)
+    return ServerConfig(port=0, frontends=frontends, drain_s=drain_s, engine=settings)
+
+
+@asynccontextmanager
+async def serving(server: Server | Supervisor) -> AsyncIterator[Stubs]:
+    try:
+        await within(server.start())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield Stubs(channel)
+    finally:
+        await within(server.stop())
+
+
+def streamed(stubs: Stubs, request_id: str, timeout: float | None = None) -> Any:
+    request = pb.GenerateStreamRequest(
+        input=pb.Input(text="Once"), sampling=SAMPLING, request_id=request_id
+    )
+    return stubs.inference.GenerateStream(request, timeout=timeout)
+
+
+def whole(stubs: Stubs, request_id: str, n: int = 1) -> Any:
+    sampling = pb.Sampling(n=n, max_tokens=9, ignore_eos=True)
+    request = pb.GenerateRequest(
+        input=pb.Input(text="Once"), sampling=sampling, request_id=request_id
+    )
+    return stubs.inference.Generate(request)
+
+
+async def read(call: Any) -> list[str]:
+    """Kinds of its events."""
+    return [event.WhichOneof("event") async for event in call]
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async def ask() -> None:
+        while not is_true():  # noqa: ASYNC110  # it happens in other tasks and processes
+            await asyncio.sleep(0.01)
+
+    await within(ask())
+
+
+async def lose_engine(server: Server | Supervisor) -> None:
+    pid = server.engine.pid
+    assert pid is not None
+    psutil.Process(pid).kill()
+    await until(lambda: server.engine.info is None)
+
+
+async def status_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await within(call)
+    return caught.value.code()
+
+
+async def test_the_callers_notice_only_that_it_takes_longer() -> None:
+    """After a SIGKILL of the engine twenty queued calls ended UNAVAILABLE."""
+    server = Server(config())
+    async with serving(server) as stubs:
+        streams = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(20)]
+        wholes = [asyncio.ensure_future(whole(stubs, f"w{i}", n=2)) for i in range(3)]
+        await until(lambda: server.engine.num_in_flight == 26)
+        await lose_engine(server)
+        assert server.engine.num_in_flight == 26
+        assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
+        for events in await within(asyncio.gather(*streams)):
+            assert (events[0], events[-1]) == ("accepted", "finished")
+            assert set(events[1:-1]) == {"tokens"}
+        for response in await within(asyncio.gather(*wholes)):
+            assert [c.finished.usage.output_tokens for c in response.completions] == [9, 9]
+        assert server.engine.num_in_flight == 0
+        explained = await within(stubs.inference.Explain(pb.ExplainRequest(request_id="s7")))
+        kinds = [decision["kind"] for decision in MessageToDict(explained)["decisions"]]
+        assert kinds[:2] == ["restarted", "admitted"]
+
+
+async def test_they_wait_no_longer_than_their_deadline_and_hold_nothing_then() -> None:
+    server = Server(config())
+    async with serving(server) as stubs:
+        brief = asyncio.create_task(read(streamed(stubs, "brief", timeout=0.5)))
+        left = streamed(stubs, "left")
+        await until(lambda: server.engine.num_in_flight == 2)
+        server.engine._config = EngineConfig(factory="tests.engine.driving.engines:build_never")
+        await lose_engine(server)
+        left.cancel()
+        assert await status_of(brief) is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: server.engine.num_in_flight == 0)
+        await within(server.service.idle.wait())
+
+
+async def test_they_end_when_no_engine_comes_in_time() -> None:
+    server = Server(config(rerun_s=0.3))
+    async with serving(server) as stubs:
+        call = asyncio.create_task(read(streamed(stubs, "a")))
+        await until(lambda: server.engine.num_in_flight == 1)
+        server.engine._config = EngineConfig(factory="tests.engine.driving.engines:build_never")
+        await lose_engine(server)
+        assert await status_of(call) is grpc.StatusCode.UNAVAILABLE
+        assert server.engine.num_in_flight == 0
+
+
+async def test_a_drain_waits_for_them_too() -> None:
+    server = Server(config())
+    async with serving(server) as stubs:
+        call = asyncio.create_task(read(streamed(stubs, "a")))
+        await until(lambda: server.engine.num_in_flight == 1)
+        await lose_engine(server)
+        await within(server.drain())
+        assert (await within(call))[-1] == "finished"
+
+
+@pytest.mark.parametrize("rerun_s", [60.0, 0.0])
+async def test_several_front_ends_run_theirs_again(rerun_s: float) -> None:
+    supervisor = Supervisor(config(frontends=2, rerun_s=rerun_s))
+    async with serving(supervisor) as stubs:
+        watch = stubs.health.Watch(SERVICE)
+        calls = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(5)]
+        calls.append(asyncio.ensure_future(whole(stubs, "w")))
+        await until(lambda: supervisor._ledger._in_flight.total() == 6)
+        await lose_engine(supervisor)
+        if rerun_s:
+            *streams, _ = await within(asyncio.gather(*calls))
+            assert all(events[-1] == "finished" for events in streams)
+        else:
+            assert {await status_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
+        await until(lambda: not supervisor._ledger._in_flight and not supervisor._ledger._ids)
+        watch.cancel()
