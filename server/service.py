@@ -25,6 +25,7 @@ from engine.tiers import Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
+from server.bounded import shorten
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
@@ -245,7 +246,8 @@ class InferenceService:
         info = self._ready()
         bounds, context = self._bounds(info, info.vocab_size), call.context
         received = await self._prompts.receive(kind, raw, call.tenant, bounds)
-        call.request_id = received.message.request_id or secrets.token_hex(8)
+        request_id = received.message.request_id or secrets.token_hex(8)
+        call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(
             received.message,
             self.tiers,

@@ -76,3 +76,12 @@ async def test_more_wrong_fields_than_a_status_can_carry_are_still_invalid(
         with pytest.raises(InvalidRequest, match="and 74 more") as caught:
             await client.complete(PROMPT, stop_token_ids=[99999] * 90)
         assert caught.value.field == "sampling.stop_token_ids[0]"
+
+
+async def test_a_message_is_measured_as_it_is_decompressed(server: ServerProcess) -> None:
+    """One of a few kilobytes may become any number of megabytes."""
+    options = (("grpc.default_compression_algorithm", 2),)  # gzip
+    async with AsyncClient(server.address, channel_options=options) as client:
+        assert (await client.count_tokens(PROMPT)).count
+        with pytest.raises(InvalidRequest, match="larger than max"):
+            await client.complete("x" * (16 << 20))

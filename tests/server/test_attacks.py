@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from proto.niyama.v1 import inference_pb2 as pb
-from tests.server.attacks import bystander, memory_mib, message, refusal
+from tests.server.attacks import bystander, memory_mib, message, refusal, until
 from tests.server.test_service import _Ended
 from tests.server_process import ServerProcess
 
@@ -47,6 +47,7 @@ LARGE = {
         message(qos=pb.QualityOfService(application="x" * 4_000_000)),
     ),
     "tier": ("qos.tier", message(qos=pb.QualityOfService(tier="x" * 4_000_000))),
+    "nested groups": ("", b"\x7b" * 4_000_000),
     "no message": ("", b"\xff" * 4_000_000),
     "unknown field": ("", UNKNOWN),
 }
@@ -84,6 +85,15 @@ async def test_no_rpc_is_stopped_by_a_large_message(server: ServerProcess, rpc: 
             error = await refusal(channel, raw, rpc)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert others.worst_gap_s() < MOST_GAP_S
+
+
+async def test_a_bad_request_id_is_not_logged_whole(server: ServerProcess) -> None:
+    logged = len(server.log)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        error = await refusal(channel, message(request_id="x" * 30_000))
+        assert field_of(error) == "request_id"
+        await until(lambda: "... (30000 characters)" in server.log[logged:])
+    assert len(server.log) - logged < 2000
 
 
 async def test_what_is_no_message_at_all_is_an_invalid_argument(server: ServerProcess) -> None:
