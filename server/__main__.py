@@ -11,6 +11,7 @@ from engine.driving import standard_streams
 from server import logs
 from server.app import serve
 from server.config import ServerConfig, parse
+from server.ending import REST_S, Ending, block_signals
 from server.frontend import StartError
 
 
@@ -21,11 +22,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: ServerConfig) -> int:
     """As `main`. Has this process, its streams and signals, to itself."""
+    block_signals()
     with standard_streams.relayed() as streams:
+        ending = Ending(config.drain_s + REST_S, streams.flush)
+        ending.watch()
         config = replace(config, log_format=logs.chosen(config.log_format))
         logs.configure(config.log_format, config.log_level)
         try:
-            return uvloop.run(serve(config, streams.flush))
+            return uvloop.run(serve(config, ending))
         except StartError as error:
             print(f"niyama-server: error: {error}", file=sys.stderr)
             return 1

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import signal
-from collections.abc import Callable
 
 import structlog
 
@@ -13,6 +12,7 @@ from engine import tiers
 from engine.driving import collector
 from engine.driving.messages import EngineInfo
 from server.config import ServerConfig
+from server.ending import Ending
 from server.frontend import FrontEnd, host_port, read_configuration, refuse_taken
 from server.ledger import OwnLedger
 from server.metrics import Metrics
@@ -21,8 +21,6 @@ from server.supervisor import Supervisor
 
 log = structlog.get_logger()
 
-EXIT_AT_ONCE = 128 + signal.SIGTERM
-LAST_LINES_S = 0.2  # that a slow reader of the log gets when this process leaves at once
 SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
@@ -76,20 +74,17 @@ class Server:
         self._front_end.engine_lost()
 
 
-async def serve(
-    config: ServerConfig, flush: Callable[[float], None] = lambda patience_s: None
-) -> int:
-    """Serves until a signal; returns the exit code. `flush` sees the log off where this process
-    leaves at once.
-
-    SIGTERM or SIGINT drains, a second one leaves at once; SIGHUP reads the configuration file
-    again. Raises StartError.
+async def serve(config: ServerConfig, ending: Ending) -> int:
+    """Serves until it is asked to end, then drains; returns the exit code. SIGHUP reads the
+    configuration file again. Raises StartError.
     """
     server = Server(config) if config.frontends == 1 else Supervisor(config)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, server, asked_to_stop, flush)
+    ending.kill = server.kill
+    ending.on_asked = lambda: _tell(loop, asked_to_stop)
+    if ending.is_asked:  # a moment ago
+        asked_to_stop.set()
     asked_to_reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     reloading = asyncio.create_task(_reload_when_asked(server, asked_to_reload))
@@ -140,14 +135,10 @@ async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) 
             log.info("configuration read", changes=changes)
 
 
-def _stop(
-    server: Server | Supervisor, asked_to_stop: asyncio.Event, flush: Callable[[float], None]
-) -> None:
-    if asked_to_stop.is_set():
-        server.kill()
-        flush(LAST_LINES_S)
-        os._exit(EXIT_AT_ONCE)
-    asked_to_stop.set()
+def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None:
+    """From the thread that waits for signals."""
+    with contextlib.suppress(RuntimeError):  # the event loop has ended, and the process is about to
+        loop.call_soon_threadsafe(asked_to_stop.set)
 
 
 def _announce(server: Server | Supervisor, info: EngineInfo) -> None:

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.driving.link import EngineLink
@@ -21,6 +20,7 @@ from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2
 from server.config import ServerConfig
 from server.configuration import Configuration
+from server.health import Health
 from server.ledger import Entries
 from server.metrics import Exposition, Metrics
 from server.service import InferenceService
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
+STOP_S = 2.0  # beyond those, for gRPC to end its calls
 
 
 class StartError(Exception):
@@ -55,8 +56,7 @@ class FrontEnd:
         self.service = InferenceService(
             config, engine, tokenizer, configuration.tiers, metrics, ledger
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._health = Health(("", SERVICE))
         self._grpc = grpc.aio.server(options=_options(config))
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -66,7 +66,6 @@ class FrontEnd:
     async def start(self, port: int) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
         address = host_port(self._config.host, port)
-        await self._set_health(serving=False)
         try:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
@@ -78,10 +77,10 @@ class FrontEnd:
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
         self.service.adopt(info, self._configuration.propose(info.tiers))
-        self._spawn(self._set_health(serving=True))
+        self._health.set(serving=True)
 
     def engine_lost(self) -> None:
-        self._spawn(self._set_health(serving=False))
+        self._health.set(serving=False)
 
     def reconfigure(self, text: str) -> list[str]:
         """Another text of the configuration file, for the calls to come: what differs. Raises
@@ -93,26 +92,16 @@ class FrontEnd:
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.drain(), self._config.drain_s)
 
     async def stop(self) -> None:
-        """Ends what still runs."""
+        """Ends what still runs; a client that does not read is left behind."""
         # The grace is for the last status of calls that have just finished.
-        await self._grpc.stop(grace=LAST_WORDS_S)
+        stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
+        await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
         await self.service.stop()
-        await asyncio.gather(*self._tasks)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _set_health(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
-            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
 def read_configuration(config: ServerConfig) -> Configuration:

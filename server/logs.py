@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
 from engine.driving.standard_streams import DROPPED
 from server.bounded import bound_values
+
+
+class Lines:
+    """Writes to a stream that may log in the midst of it that lines were dropped: structlog's own
+    writers hold a lock.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._write = stream.write
+
+    def msg(self, message: str) -> None:
+        self._write(message + "\n")
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
 
 
 def chosen(log_format: str) -> str:
@@ -37,7 +53,7 @@ def configure(log_format: str, level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
     DROPPED.on_resumed = _tell

@@ -53,7 +53,7 @@ from server.owner import EngineOwner
 log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.5  # before a lost front end is started again; doubled for each quick loss
-EXIT_PATIENCE_S = 10.0  # beyond the time to drain
+EXIT_PATIENCE_S = 5.0  # beyond the time to drain
 
 
 class FrontEndProcess:
@@ -184,8 +184,8 @@ class Supervisor:
         return changes
 
     def kill(self) -> None:
-        """Ends the engine and the front ends at once; this process is to follow."""
-        for front_end in self._front_ends.values():
+        """Ends the engine and the front ends at once; this process is to follow. For any thread."""
+        for front_end in list(self._front_ends.values()):
             front_end.kill()
         self.engine.kill()
         self._counters.cleanup()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import urllib.request
 from pathlib import Path
@@ -22,6 +21,7 @@ from server import app
 from server.app import Server
 from server.config import ServerConfig
 from server.configuration import Configuration
+from server.ending import Ending
 from server.frontend import StartError, host_port
 from server.metrics import Exposition, Metrics
 from tests.server.conftest import Running, within
@@ -72,14 +72,15 @@ class FailingSlowly:
     async def stop(self) -> None:
         pass
 
+    def kill(self) -> None:
+        pass
+
 
 async def test_a_slow_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "Server", FailingSlowly)
     monkeypatch.setattr(app, "SLOW_START_S", 0.01)
     with structlog.testing.capture_logs() as lines, pytest.raises(StartError):
-        await app.serve(ServerConfig())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().remove_signal_handler(number)
+        await app.serve(ServerConfig(), Ending(0.0, lambda patience_s: None))
     assert [line["event"] for line in lines] == ["starting"]
 
 

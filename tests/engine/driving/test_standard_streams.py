@@ -166,6 +166,35 @@ def test_a_child_whose_parent_reads_no_more_goes_on() -> None:
     assert lines.count("x" * 100) == 2000 - num_dropped + 1  # the long one counts too
 
 
+def test_a_log_line_about_lost_lines_is_written_in_the_midst_of_another() -> None:
+    """By the thread that logs, which must not wait for itself."""
+    code = (
+        "import os, structlog, sys\n"
+        "from engine.driving.standard_streams import guard\n"
+        "from server import logs\n"
+        "guard()\n"
+        "logs.configure('json', 'info')\n"
+        "log = structlog.get_logger()\n"
+        "for i in range(2000): log.info('x' * 100)\n"
+        "print('full', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "log.info('again')\n"
+    )
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    child = start(code, writing, stdin=subprocess.PIPE)
+    os.close(writing)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "full\n"
+    while len(os.read(reading, 1 << 16)) == 1 << 16:
+        pass
+    child.communicate("\n", timeout=WAIT_S)
+    with open(reading, encoding="utf-8") as stderr:
+        said = stderr.read()
+    assert "again" in said
+    assert "log lines dropped" in said
+
+
 def test_a_full_pipe_of_a_reader_in_no_hurry_is_passed_on_whole() -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)

@@ -1,0 +1,67 @@
+"""How the process that the operator started ends, whatever its event loop does.
+
+The first SIGTERM or SIGINT asks for the end, a second one leaves at once, and so does the first
+when the time that it gave is over: a client that does not read, an engine that hangs or a thread
+that computes on can delay the end, and no more. A thread waits for the signals, which are blocked
+everywhere else, so that they are seen though the event loop be busy for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger()
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
+EXIT_AT_ONCE = 128 + signal.SIGTERM
+REST_S = 15.0  # beyond the time to drain, for the end of processes
+KILL_S = 10.0  # a GPU's memory takes a process seconds to give back
+LAST_LINES_S = 0.2  # that a slow reader of the log gets when this process leaves at once
+
+
+def _nothing() -> None: ...
+
+
+class Ending:
+    """`watch` before any thread is started. `on_asked` and `kill`, which ends the other processes,
+    are called from a thread, and may be set later; `flush(patience_s)` sees the log off.
+    """
+
+    def __init__(self, patience_s: float, flush: Callable[[float], None]) -> None:
+        """`patience_s`: from the first signal to the end of the process."""
+        self.on_asked: Callable[[], None] = _nothing
+        self.kill: Callable[[], None] = _nothing
+        self.is_asked = False
+        self._patience_s = patience_s
+        self._flush = flush
+
+    def watch(self) -> None:
+        threading.Thread(target=self._run, name="signals", daemon=True).start()
+
+    def _run(self) -> None:
+        signal.sigwait(SIGNALS)
+        self.is_asked = True
+        self.on_asked()
+        if signal.sigtimedwait(SIGNALS, self._patience_s) is None:
+            log.error("not ended in time", seconds=self._patience_s)
+            self._leave(0)
+        self._leave(EXIT_AT_ONCE)
+
+    def _leave(self, code: int) -> None:
+        killing = threading.Thread(target=self.kill, daemon=True)
+        try:
+            killing.start()
+            killing.join(KILL_S)
+            self._flush(LAST_LINES_S)
+        finally:
+            os._exit(code)
+
+
+def block_signals() -> None:
+    """To be called first of all: threads inherit it, and `Ending` waits for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
