@@ -22,6 +22,7 @@ from client.values import (
     Forecast,
     Relegated,
     ResolvedTargets,
+    SamplingDefaults,
     Targets,
     Tokens,
 )
@@ -29,7 +30,7 @@ from client.values import (
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
     ("max-tokens", int, "most tokens to generate"),
     ("min-tokens", int, "number of tokens before which nothing ends the output"),
-    ("temperature", float, "0 is greedy; default 1"),
+    ("temperature", float, "0 is greedy; as all of these, by default the server's (see `info`)"),
     ("top-k", int, "number of likeliest tokens to pick among"),
     ("top-p", float, "smallest set of tokens whose probability reaches this"),
     ("min-p", float, "least probability relative to the likeliest token's"),
@@ -220,6 +221,7 @@ def _info(client: Client, arguments: argparse.Namespace) -> None:
         f"limits    {limits.max_requests:,} requests, {limits.max_batch_size:,} per iteration, "
         f"{limits.kv_tokens:,} tokens in memory"
     )
+    print(f"sampling  {_sampling(info.sampling)}, where a request does not say")
     for tier in info.tiers:
         default = "  (default)" if tier.name == info.default_tier else ""
         importance = f"importance {tier.importance.value}"
@@ -252,6 +254,14 @@ def _count(client: Client, arguments: argparse.Namespace) -> None:
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:,.1f} ms"
+
+
+def _sampling(defaults: SamplingDefaults) -> str:
+    return (
+        f"temperature {defaults.temperature:g}, top-k {defaults.top_k}, top-p {defaults.top_p:g}, "
+        f"min-p {defaults.min_p:g}, repetition penalty {defaults.repetition_penalty:g}, "
+        f"{defaults.max_tokens:,} tokens at most"
+    )
 
 
 def _targets(targets: Targets) -> str:

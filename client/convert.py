@@ -331,7 +331,7 @@ def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
 
 
 def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
-    model, limits = message.model, message.limits
+    model, limits, sampling = message.model, message.limits, message.sampling
     return values.ServerInfo(
         version=message.version,
         model=values.Model(
@@ -355,5 +355,13 @@ def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
             limits.max_batch_size,
             limits.kv_tokens,
             limits.max_message_bytes,
+        ),
+        sampling=values.SamplingDefaults(
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.repetition_penalty,
+            sampling.max_tokens,
         ),
     )

@@ -28,7 +28,7 @@ class QosOptions(TypedDict, total=False):
 class SamplingOptions(TypedDict, total=False):
     """How tokens are picked and when to stop; what is left out takes the server's default."""
 
-    temperature: float  # 0 is greedy; default 1
+    temperature: float  # 0 is greedy
     top_k: int  # 0 is all tokens
     top_p: float
     min_p: float

@@ -241,6 +241,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How tokens are picked where a request does not say."""
+
+    temperature: float  # 0 is greedy
+    top_k: int  # 0 is all tokens
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int  # fewer where the context leaves fewer
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     version: str
     model: Model
@@ -248,6 +260,7 @@ class ServerInfo:
     tiers: tuple[Tier, ...]
     default_tier: str
     limits: Limits
+    sampling: SamplingDefaults
 
     def tier(self, name: str) -> Tier | None:
         """The tier of that name, or None."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from engine.driving.config import EngineConfig, Flag
 
 LOG_FORMATS = ("auto", "console", "json")
+GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_FRONTENDS = 64  # far more than one engine can use
 
@@ -27,6 +28,14 @@ class ServerConfig:
     host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
     config: Annotated[Path | None, Flag("TOML file with tiers and application presets")] = None
+    generation_config: Annotated[
+        str,
+        Flag(
+            "sampling of requests that leave it out: auto, the checkpoint's"
+            " generation_config.json, or none, the engine's own defaults",
+            GENERATION_CONFIG,
+        ),
+    ] = "auto"
     max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
     read_s: Annotated[
@@ -46,6 +55,8 @@ class ServerConfig:
         for name in ("max_requests", "max_message_bytes", "frontends"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.generation_config not in GENERATION_CONFIG:
+            raise ValueError(f"generation_config must be one of {', '.join(GENERATION_CONFIG)}")
         if self.frontends > MOST_FRONTENDS:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
         if not 0 < self.read_s < math.inf:

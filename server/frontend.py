@@ -14,6 +14,9 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from engine.computing import generation
+from engine.computing.config import GENERATION
+from engine.deciding.request import Sampling
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
 from engine.tokenizer import Tokenizer
@@ -53,8 +56,12 @@ class FrontEnd:
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
         tokenizer = load_tokenizer(config.engine.model)
+        try:
+            sampling = default_sampling(config)
+        except (ValueError, OSError) as error:
+            raise StartError(str(error)) from error
         self.service = InferenceService(
-            config, engine, tokenizer, configuration.tiers, metrics, ledger
+            config, engine, tokenizer, sampling, configuration.tiers, metrics, ledger
         )
         self._health = Health(("", SERVICE))
         self._grpc = grpc.aio.server(options=_options(config))
@@ -110,6 +117,16 @@ def read_configuration(config: ServerConfig) -> Configuration:
         return Configuration(config.config)
     except ValueError as error:
         raise StartError(str(error)) from error
+
+
+def default_sampling(config: ServerConfig) -> Sampling:
+    """Of requests that leave it out. Raises CheckpointError for a file that is no good."""
+    if config.generation_config == "none":
+        return Sampling()
+    folder = config.engine.model
+    if unused := generation.unused_keys(folder):
+        log.warning("generation", note=f"not done, of {GENERATION}: {', '.join(unused)}")
+    return generation.read_sampling(folder)
 
 
 def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:

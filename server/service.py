@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
@@ -58,6 +59,7 @@ class InferenceService:
         config: ServerConfig,
         engine: EngineLink,
         tokenizer: Tokenizer,
+        sampling: Sampling,
         tiers: Tiers,
         metrics: Metrics,
         ledger: Entries,
@@ -65,6 +67,7 @@ class InferenceService:
         self._config = config
         self._engine = engine
         self._tokenizer = tokenizer
+        self._sampling = sampling  # of requests that leave it out
         self._eos_ids = frozenset() if tokenizer.eos_id is None else {tokenizer.eos_id}
         spelling = tokenizer.spelling
         self._longest_token = max((len(spelling.of(i)) for i in range(len(spelling))), default=0)
@@ -144,7 +147,9 @@ class InferenceService:
             max_message_bytes=self._config.max_message_bytes,
         )
         has_chat = self._tokenizer.has_chat_template
-        return outbound.to_server_info(version("niyama"), info, self.tiers, limits, has_chat)
+        return outbound.to_server_info(
+            version("niyama"), info, self.tiers, limits, self._sampling, has_chat
+        )
 
     async def _estimate(self, call: Call, raw: bytes) -> pb.EstimateResponse:
         self._refuse_when_draining()
@@ -181,7 +186,7 @@ class InferenceService:
 
     def _limits(self, info: EngineInfo) -> Limits:
         eos_ids = info.eos_token_ids | self._eos_ids
-        return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids)
+        return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids, self._sampling)
 
     def _bounds(self, info: EngineInfo | None, vocab_size: int) -> Bounds:
         if info is None:  # then nobody can say what fits

@@ -6,7 +6,8 @@ compiled (`traced`: decodes on a CPU) ends such a region; the rest is called bet
 numbers of tokens, of sampled rows and of the pages that decodes read are symbols, from 2 on. A lone
 decode has graphs of its own, in which a product with one row need not be one with many, and so have
 iterations of nothing but decodes. All are compiled by `warm_up`, none in service: `compilations`
-counts, so that an operator can see it. What the compiler makes is kept on disk between starts.
+counts, so that an operator can see it. What the compiler makes is kept on disk between starts, in a
+folder that is ours alone: it is run by whoever loads it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,16 @@ from engine.computing.batch import Batch
 from engine.computing.lanes import LEAST
 from engine.computing.model import Block, Decoder
 from engine.computing.options import COMPILE
+from engine.computing.private import (
+    NotPrivate,
+    default_folder,
+    make,
+    private_folder,
+    temporary_folder,
+)
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+TRITON_VARIABLE = "TRITON_CACHE_DIR"
 # Of a size that is a symbol: of dimension 0, and of 1, the pages of the longest context (a longer
 # one is right as well, only summed less carefully).
 MOST = (1 << 20, 1 << 12)
@@ -47,20 +56,23 @@ class CompilationFailed(ValueError):
 
 def prepare(mode: str, device: torch.device, cache: Path | None) -> tuple[bool, str]:
     """Whether to compile, and what the operator should know of that: a line, or nothing. "auto"
-    does where a compiler is found. What is compiled is kept in `cache`, or where torch keeps it.
-    Raises ValueError for "on" where no compiler is found.
+    does where a compiler is found. What is compiled is kept in `cache`, or where the environment
+    has torch keep it, or in a folder of ours; where that is not private (private.py), in a
+    temporary folder of this process. Raises ValueError for "on" where it cannot be done.
     """
     if mode not in COMPILE:
         raise ValueError(f"compile must be one of {', '.join(COMPILE)}, got {mode!r}")
     if mode == "off":
         return False, ""
-    missing = compiler_missing(device)
+    missing, note = compiler_missing(device), ""
+    if not missing:
+        try:
+            note = keep_compiled_in(cache or _usual_folder())
+        except (OSError, NotPrivate) as error:
+            missing = f"no folder for it is private: {error}"
     if missing and mode == "on":
         raise ValueError(f"--compile on: {missing}")
-    if missing:
-        return False, f"not compiled: {missing}"
-    folder = cache or os.environ.get(CACHE_VARIABLE)
-    return True, _keep_compiled_in(Path(folder)) if folder else ""
+    return (False, f"not compiled: {missing}") if missing else (True, note)
 
 
 def compiler_missing(device: torch.device) -> str:
@@ -75,19 +87,43 @@ def compiler_missing(device: torch.device) -> str:
     return "" if has_triton() else "torch finds no Triton"
 
 
-def _keep_compiled_in(folder: Path) -> str:
-    """What this process compiles from now on is kept there, and found again by the next. Where
-    nothing can be written, it is kept in torch's own temporary folder: returns why, else nothing.
+def _usual_folder() -> Path | None:
+    kept, ours = os.environ.get(CACHE_VARIABLE), default_folder()
+    return Path(kept) if kept else ours and ours / "compiled"
+
+
+def keep_compiled_in(folder: Path | None) -> str:
+    """What this process compiles from now on is kept there, and found again by the next. Where that
+    is no private folder, it is kept in a temporary one of this process: returns why, else nothing.
+    Raises NotPrivate, or OSError, where there is no such either.
+
+    torch's own choice, of a name that anybody knows among everybody's temporary files, is never
+    taken: neither for what it compiles nor for the headers that it prepares for the compiler.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        os.environ.pop(CACHE_VARIABLE, None)
-        return f"compiled code is kept in a temporary folder: {error}"
-    os.environ[CACHE_VARIABLE] = str(folder)
-    return ""
+        if folder is None:
+            raise FileNotFoundError("this user has no home folder, and XDG_CACHE_HOME is not set")
+        kept, note = private_folder(folder), ""
+    except (OSError, NotPrivate) as error:
+        kept, note = temporary_folder(), f"what is compiled is lost at the end: {error}"
+    os.environ[CACHE_VARIABLE] = str(kept)
+    _leave_triton(kept)
+    temporary = kept / "temporary"
+    make(temporary)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    return note
+
+
+def _leave_triton(kept: Path) -> None:
+    """Its folder, where the environment names one that is not private, to torch, which has it keep
+    what it compiles beside its own.
+    """
+    named = os.environ.get(TRITON_VARIABLE)
+    if named is not None:
+        try:
+            private_folder(Path(named))
+        except (OSError, NotPrivate):
+            os.environ[TRITON_VARIABLE] = str(kept / "triton")
 
 
 def end_compilers() -> None:

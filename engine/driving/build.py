@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
 
 from engine.computing import calibration, runner
-from engine.computing.compiled import CACHE_VARIABLE
+from engine.computing.private import default_folder
 from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.driving import profiles
@@ -36,7 +35,7 @@ def build(config: EngineConfig) -> Engine:
         dtype=config.dtype,
         quantize=config.quantize,
         compile=config.compile,
-        compile_cache=_compile_cache(config),
+        compile_cache=config.compile_cache,
         kv_bytes=config.kv_memory_mib << 20,
         page_size=config.page_size,
         threads=config.torch_threads or _threads(),
@@ -74,13 +73,6 @@ def _check_outputs(config: EngineConfig) -> None:
             raise ValueError(f"--{flag} {path}: there is no folder {path.parent}")
 
 
-def _compile_cache(config: EngineConfig) -> Path:
-    """The operator's word for this server before that for every torch on the machine."""
-    kept = os.environ.get(CACHE_VARIABLE)
-    default = Path(kept) if kept else profiles.default_folder() / "compiled"
-    return config.compile_cache or default
-
-
 def _profile(
     config: EngineConfig, executor: ModelExecutor
 ) -> tuple[LatencyProfile, Calibration | None]:
@@ -110,7 +102,7 @@ def _profile(
         "context_len": context_len,
         "torch": torch.__version__,
     }
-    folder = config.calibration_cache or profiles.default_folder()
+    folder = config.calibration_cache or default_folder()
     return profiles.obtain(folder, key, measure, config.recalibrate)
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.computing import private
 from engine.computing.calibration import Measurements
 from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile, Segment
@@ -31,11 +30,6 @@ MOST_ERROR = 0.5  # median of |actual / predicted - 1| above which a profile is 
 _ENGINE = Path(__file__).parents[1]
 # What is measured and what measures, what a profile is made of, and how it is written.
 _CODE = ("computing/*.py", "deciding/fit.py", "deciding/latency.py", "driving/profiles.py")
-
-
-def default_folder() -> Path:
-    """By the XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niyama"
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -78,15 +72,16 @@ class Fitted(NamedTuple):
 
 
 def obtain(
-    folder: Path, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
+    folder: Path | None, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
     """The profile remembered under the key, or a new one, which is then remembered if it is
     believed.
     """
     key = key | {"code": code_fingerprint()}
     text = json.dumps(key, sort_keys=True)
-    path = folder / f"profile-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
-    known = None if again else _read(path)
+    name = f"profile-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    path = None if folder is None else folder / name
+    known = None if again or path is None else _read(path)
     if known is not None:
         profile, error = known
         return profile, Calibration(None, error, from_cache=True, profile=str(path))
@@ -123,9 +118,11 @@ def save(profile: LatencyProfile, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
-    """None where there is none, none that can be read, or none to be believed."""
+    """None where there is none, none that can be read, or none to be believed, such as one that
+    another user may have put there.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(private.read(path))
         profile, error = LatencyProfile.from_dict(data["profile"]), data["median_error"]
         is_believed = error is None or 0 <= error <= MOST_ERROR
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -134,13 +131,12 @@ def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
     return (profile, error) if is_believed and is_fitted else None
 
 
-def _write(path: Path, data: dict[str, Any]) -> str | None:
-    """In one piece, so that no reader sees half of it. Returns why it could not be, else None."""
+def _write(path: Path | None, data: dict[str, Any]) -> str | None:
+    """Returns why it could not be, else None."""
+    if path is None:
+        return "not remembered: this user has no home folder, and XDG_CACHE_HOME is not set"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(data, file, indent=2)
-        os.replace(file.name, path)
+        private.write(path, json.dumps(data, indent=2))
     except OSError as error:
         return f"not remembered: {error}"
     return None

@@ -8,7 +8,7 @@ of the wire become float seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
@@ -28,7 +28,6 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
 from server.convert.violations import InvalidRequest, Violation, Violations
 
-DEFAULT_MAX_TOKENS = 128
 MAX_NAME_BYTES = 128
 TENANT_KEY = "niyama-tenant"
 MAX_STOPS = 16
@@ -66,7 +65,7 @@ class Asked:
     """A checked request, before its prompt is tokenized."""
 
     input: Input
-    sampling: dict[str, Any]  # arguments of engine Sampling, without max_tokens
+    sampling: dict[str, Any]  # arguments of engine Sampling that are stated, without max_tokens
     max_tokens: int | None
     stop: tuple[str, ...]
     ignore_eos: bool
@@ -78,12 +77,15 @@ class Asked:
 
 
 class Limits(NamedTuple):
-    """The served model's. A prompt and its output must fit into the lengths, in tokens."""
+    """The served model's. A prompt and its output must fit into the lengths, in tokens.
+    `sampling` is that of requests that leave it out.
+    """
 
     context_len: int
     kv_len: int
     vocab_size: int  # a tokenizer may know more tokens than its model
     eos_token_ids: frozenset[int]
+    sampling: Sampling = Sampling()
 
 
 def read_generate(
@@ -146,7 +148,7 @@ def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> 
     quality = _read_quality(reader, request.qos, tiers, None)
     reader.finish()
     assert quality is not None
-    default_len = min(DEFAULT_MAX_TOKENS, room)
+    default_len = min(limits.sampling.max_tokens, room)
     return Supposed(prompt_len, output_len or None, default_len, request.qos.application, quality)
 
 
@@ -185,12 +187,16 @@ def _check_name(reader: Violations, field: str, name: str) -> None:
 
 
 def _read_sampling(reader: Violations, wire: pb.Sampling, vocab_size: int) -> dict[str, Any]:
-    """Arguments for engine Sampling, max_tokens apart: its default depends on the prompt."""
+    """Arguments for engine Sampling, as far as they are stated; max_tokens apart, whose default
+    depends on the prompt.
+    """
     check_stops(reader, wire, vocab_size)
     if wire.HasField("n") and not 1 <= wire.n <= MAX_N:
         reader.refuse("sampling.n", f"must be between 1 and {MAX_N}, got {wire.n}")
     read = {name: getattr(wire, name) for name in _FLOATS if wire.HasField(name)}
-    read |= {"top_k": min(wire.top_k, vocab_size), "min_tokens": wire.min_tokens}
+    if wire.HasField("top_k"):
+        read["top_k"] = min(wire.top_k, vocab_size)
+    read["min_tokens"] = wire.min_tokens
     read |= {"stop_token_ids": frozenset(wire.stop_token_ids[:MAX_STOP_TOKENS])}
     for name in ("seed", "logprobs"):
         if wire.HasField(name):
@@ -296,17 +302,18 @@ def engine_requests(
     if (largest := max(prompt)) >= limits.vocab_size:
         text = f"holds token {largest}; the model knows those below {limits.vocab_size}"
         raise InvalidRequest([Violation(asked.input.field, text)])
-    sampling = dict(asked.sampling)
-    seed = sampling.pop("seed", seed)
-    sampling["min_tokens"] = min(sampling["min_tokens"], max_tokens)
+    stated = dict(asked.sampling)
+    seed = stated.pop("seed", seed)
+    stated["min_tokens"] = min(stated["min_tokens"], max_tokens)
     if not asked.ignore_eos:
-        sampling["stop_token_ids"] = sampling["stop_token_ids"] | limits.eos_token_ids
+        stated["stop_token_ids"] = stated["stop_token_ids"] | limits.eos_token_ids
+    sampling = replace(limits.sampling, **stated, max_tokens=max_tokens)
     quality = asked.quality
     return [
         Request(
             id=key_of(asked.tenant, request_id, None if asked.n == 1 else i),
             prompt=prompt,
-            sampling=Sampling(**sampling, seed=(seed + i) % 2**SEED_BITS, max_tokens=max_tokens),
+            sampling=replace(sampling, seed=(seed + i) % 2**SEED_BITS),
             arrived_at=arrived_at,
             targets=quality.targets,
             importance=quality.importance,
@@ -334,7 +341,7 @@ def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:
             text = f"prompt of {prompt_len} tokens leaves no room for output in {what} of {size}"
             raise InvalidRequest([Violation(field, text)])
     if asked.max_tokens is None:
-        wanted = max(DEFAULT_MAX_TOKENS, asked.sampling["min_tokens"])
+        wanted = max(limits.sampling.max_tokens, asked.sampling["min_tokens"])
         return min(wanted, context_room, kv_room)
     most = min(asked.max_tokens, context_room)
     if most > kv_room:

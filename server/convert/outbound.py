@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.record import Decision, Timeline
-from engine.deciding.request import Targets
+from engine.deciding.request import Sampling, Targets
 from engine.deciding.sequence import FinishReason
 from engine.driving.messages import EngineInfo
 from engine.tiers import Resolved, TargetSource, Tier, Tiers
@@ -205,8 +205,24 @@ def to_tier(tier: Tier) -> pb.Tier:
     )
 
 
+def to_sampling_defaults(sampling: Sampling) -> pb.SamplingDefaults:
+    return pb.SamplingDefaults(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=sampling.max_tokens,
+    )
+
+
 def to_server_info(
-    version: str, info: EngineInfo, tiers: Tiers, limits: pb.Limits, has_chat_template: bool
+    version: str,
+    info: EngineInfo,
+    tiers: Tiers,
+    limits: pb.Limits,
+    sampling: Sampling,
+    has_chat_template: bool,
 ) -> pb.GetServerInfoResponse:
     return pb.GetServerInfoResponse(
         version=version,
@@ -224,4 +240,5 @@ def to_server_info(
         tiers=[to_tier(tier) for tier in tiers.tiers.values()],
         default_tier=tiers.default,
         limits=limits,
+        sampling=to_sampling_defaults(sampling),
     )

@@ -47,6 +47,9 @@ INFO = pb.GetServerInfoResponse(
     limits=pb.Limits(
         max_requests=100, max_batch_size=8, kv_tokens=4096, max_message_bytes=4_194_304
     ),
+    sampling=pb.SamplingDefaults(
+        temperature=0.25, top_k=3, top_p=1, repetition_penalty=1.5, max_tokens=128
+    ),
 )
 
 

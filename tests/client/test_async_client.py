@@ -6,7 +6,14 @@ import gc
 import pytest
 
 from client import AsyncClient, FinishReason, Importance, Targets
-from client.values import Accepted, Finished, Relegated, TargetResult, Tokens
+from client.values import (
+    Accepted,
+    Finished,
+    Relegated,
+    SamplingDefaults,
+    TargetResult,
+    Tokens,
+)
 from tests.client.little_server import LittleInference
 
 WAIT_S = 10.0
@@ -141,6 +148,7 @@ async def test_server_info_names_model_tiers_and_limits(client: AsyncClient) -> 
     assert interactive.importance is Importance.HIGH
     assert info.tier("nothing") is None
     assert info.limits.max_requests == 100
+    assert info.sampling == SamplingDefaults(0.25, 3, 1.0, 0.0, 1.5, 128)
 
 
 async def test_count_tokens(client: AsyncClient) -> None:

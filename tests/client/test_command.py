@@ -58,6 +58,16 @@ async def test_info_shows_the_tiers(address: str, capsys: Capture) -> None:
     assert "standard: TTLT 30,000.0 ms, importance normal  (default)" in output
 
 
+async def test_info_shows_the_sampling_of_requests_that_state_none(
+    address: str, capsys: Capture
+) -> None:
+    assert await run("info", "--server", address) == 0
+    assert (
+        "sampling  temperature 0.25, top-k 3, top-p 1, min-p 0, repetition penalty 1.5, "
+        "128 tokens at most, where a request does not say\n"
+    ) in capsys.readouterr().out
+
+
 async def test_a_reader_that_leaves_early_is_no_traceback(address: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from engine.deciding.request import BEST_EFFORT, Importance, Request, Targets
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
 from engine.tiers import TargetSource, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import (
@@ -142,6 +143,48 @@ def test_an_empty_sampling_means_the_documented_defaults() -> None:
     assert sampling.seed == 77  # drawn by the caller
     assert request.id == "id"
     assert request.arrived_at == 1.5
+
+
+CHECKPOINTS_OWN = Sampling(
+    temperature=0.5, top_k=3, top_p=0.75, min_p=0.25, repetition_penalty=1.5, max_tokens=9
+)
+
+
+def test_the_checkpoint_s_sampling_is_that_of_whatever_a_request_leaves_out() -> None:
+    limits = LIMITS._replace(sampling=CHECKPOINTS_OWN)
+    for form in (pb.Input(text="x"), pb.Input(token_ids=pb.TokenIds(ids=[1]))):
+        (request,) = admitted(make_request(input=form), limits=limits)
+        expected = replace(CHECKPOINTS_OWN, seed=77, stop_token_ids=frozenset({2}))
+        assert request.sampling == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", 1.0),
+        ("top_k", 0),
+        ("top_p", 1.0),
+        ("min_p", 0.0),
+        ("repetition_penalty", 1.0),
+        ("max_tokens", 128),
+    ],
+)
+def test_what_a_request_states_wins_zero_and_the_engine_s_own_default_too(
+    name: str, value: float
+) -> None:
+    limits = LIMITS._replace(sampling=CHECKPOINTS_OWN, context_len=999, kv_len=999)
+    wire = pb.Sampling()
+    setattr(wire, name, value)
+    (request,) = admitted(make_request(sampling=wire), limits=limits)
+    stated = replace(CHECKPOINTS_OWN, **{name: value})
+    assert request.sampling == replace(stated, seed=77, stop_token_ids=frozenset({2}))
+
+
+def test_an_estimate_supposes_the_checkpoint_s_length() -> None:
+    limits = LIMITS._replace(sampling=CHECKPOINTS_OWN)
+    asked = pb.EstimateRequest(prompt_tokens=3)
+    assert read_estimate(asked, Tiers(), limits).default_output_len == 9
 
 
 @pytest.mark.parametrize(

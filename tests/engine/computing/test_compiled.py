@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.computing import compiled, runner
+from engine.computing import compiled, private, runner
 from engine.computing.checkpoint import load_model
 from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
-from engine.driving import build
-from engine.driving.config import EngineConfig
 from tests.engine.computing.parts import (
     TORCHS_OWN,
     Saved,
@@ -200,37 +200,124 @@ exit 1
         assert "\n" not in told
 
 
-def test_where_nothing_can_be_written_compiled_code_is_kept_in_torchs_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def torch_keeps(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Where torch keeps what, and the temporary files, are put right afterwards."""
     monkeypatch.setattr(compiled, "compiler_missing", lambda device: "")
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+    for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def prepared(folder: Path | None) -> tuple[Path, str]:
+    """Where it is kept, and the note."""
+    can, note = compiled.prepare("auto", torch.device("cpu"), folder)
+    assert can
+    return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]), note
+
+
+def test_where_nothing_can_be_written_compiled_code_is_kept_in_a_temporary_folder_of_its_own(
+    tmp_path: Path, torch_keeps: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "of all"))
     for folder in (None, tmp_path / "file" / "mine"):
-        can, note = compiled.prepare("auto", torch.device("cpu"), folder)
-        assert can
-        assert note.startswith("compiled code is kept in a temporary folder: ")
-        assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        torch_keeps.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "of all"))
+        kept, note = prepared(folder)
+        assert note.startswith("what is compiled is lost at the end: ")
+        assert kept.name.startswith("niyama-")
+        assert kept.stat().st_mode & 0o777 == 0o700
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(kept / "temporary")
+
+
+def test_where_no_temporary_folder_is_private_either_nothing_is_compiled(
+    tmp_path: Path, torch_keeps: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o777)
+    torch_keeps.setattr(tempfile, "tempdir", str(tmp_path))
+    torch_keeps.setattr(compiled, "temporary_folder", private.temporary_folder.__wrapped__)
+    cpu = torch.device("cpu")
+    can, note = compiled.prepare("auto", cpu, tmp_path / "cache")
+    assert not can
+    assert note.startswith("not compiled: no folder for it is private: others may write to ")
+    with pytest.raises(ValueError, match="--compile on: no folder for it is private"):
+        compiled.prepare("on", cpu, tmp_path / "cache")
 
 
 def test_the_folder_that_the_server_is_told_goes_before_the_machines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, torch_keeps: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "compiler_missing", lambda device: "")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of all"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch_keeps.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of all"))
+    torch_keeps.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert prepared(None) == (tmp_path / "of all", "")
+    assert prepared(tmp_path / "mine") == (tmp_path / "mine", "")
+    torch_keeps.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert prepared(None) == (tmp_path / "niyama" / "compiled", "")
 
-    def used(folder: Path | None) -> Path:
-        config = EngineConfig(compile_cache=folder)
-        cpu = torch.device("cpu")
-        assert compiled.prepare("auto", cpu, build._compile_cache(config)) == (True, "")
-        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
-    assert used(None) == tmp_path / "of all"
-    assert used(tmp_path / "mine") == tmp_path / "mine"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    assert used(None) == tmp_path / "niyama" / "compiled"
+def test_tritons_folder_is_private_too(tmp_path: Path, torch_keeps: pytest.MonkeyPatch) -> None:
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    for folder, used in ((own, own), (shared, tmp_path / "cache" / "triton")):
+        torch_keeps.setenv("TRITON_CACHE_DIR", str(folder))
+        prepared(tmp_path / "cache")
+        assert os.environ["TRITON_CACHE_DIR"] == str(used)
+
+
+# Compiles a function, where an engine would; or, to fill it, where torch does by itself.
+COMPILES = """
+import sys
+from pathlib import Path
+import torch
+from engine.computing import compiled
+if sys.argv[1]:
+    print(compiled.prepare("on", torch.device("cpu"), Path(sys.argv[1]))[1])
+torch.compile(lambda x: x * 3 + 1)(torch.ones(4))
+from torch._inductor import codecache
+print(codecache._HEADER_DIR)
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_what_anybody_may_have_put_among_the_temporary_files_is_not_loaded(tmp_path: Path) -> None:
+    """torch looks for pickles in a folder there whose name it makes of the user's: whoever makes
+    that folder first has them run what he likes.
+    """
+    shared, marker, bad = tmp_path / "shared", tmp_path / "marker", tmp_path / "file"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    bad.write_text("")
+    quickly = {"TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
+    environment = {**os.environ, **quickly, "TMPDIR": str(shared)}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+    def compiles(folder: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", COMPILES, folder],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[3],
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    compiles("")
+    (planted,) = shared.glob("torchinductor_*")
+    call = f"cos\nsystem\n(S'touch {marker}'\ntR."  # what `pickle` does with it
+    for path in [p for p in planted.rglob("*") if p.is_file() and "graph" in str(p)]:
+        path.write_text(call)
+    before = sorted(planted.rglob("*"))
+
+    note, headers = compiles(str(bad / "cache"))
+    assert not marker.exists()
+    assert note.startswith("what is compiled is lost at the end: ")
+    assert Path(headers).parts[len(shared.parts)].startswith("niyama-")
+    assert sorted(planted.rglob("*")) == before
+    assert list(shared.iterdir()) == [planted], "the temporary folder is removed at the end"
 
 
 def test_int8_serves_and_stays_close(folder: Path) -> None:

@@ -104,6 +104,22 @@ def test_a_file_that_is_no_profile_is_measured_over(tmp_path: Path, text: str) -
     assert measure.count == 2
 
 
+def test_a_profile_that_others_may_have_written_is_measured_over(tmp_path: Path) -> None:
+    measure = Measure()
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o666)
+    profiles.obtain(tmp_path, KEY, measure, again=False)
+    assert measure.count == 2
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_where_there_is_no_folder_nothing_is_remembered() -> None:
+    _, made = profiles.obtain(None, KEY, Measure(), again=False)
+    assert made.profile is None
+    assert "no home folder" in (made.note or "")
+
+
 def stored(**changes: object) -> str:
     profile = LatencyProfile("x", (SEGMENT,)).to_dict()
     return json.dumps({"profile": profile, "median_error": 0.1} | changes)

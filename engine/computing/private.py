@@ -1,0 +1,161 @@
+"""Folders and files that nobody else can have written to.
+
+What lies in a cache of compiled code is run by whoever reads it: pickles and machine code. So a
+folder of such belongs to this user, others may not write to it, and none of those above it is one
+where others could put another in its place; of a folder like /tmp, where each may remove only what
+is his own (sticky), nobody can. The superuser, and whoever owns the root folder where it is not the
+superuser (a container's), could anyway.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import grp
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ONLY_OURS = 0o700
+_OTHERS = 0o077
+_OTHERS_WRITE = 0o022
+
+
+class NotPrivate(ValueError):
+    """Others may have written there: one line that says where and why."""
+
+
+def default_folder() -> Path | None:
+    """Of what is kept between starts, by the XDG Base Directory Specification; None where this user
+    has no home.
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(stated) if os.path.isabs(stated) else Path.home() / ".cache") / "niyama"
+    except RuntimeError:
+        return None
+
+
+def private_folder(path: Path) -> Path:
+    """The folder itself, no link to it; made, with those above it, where it is missing. Raises
+    NotPrivate, or OSError where it cannot be made or written to.
+    """
+    path = Path(os.path.abspath(path))
+    make(path)
+    for each in (path, *path.parents):
+        _refuse_link_of_another(each)
+    folder = path.resolve(strict=True)
+    found = folder.lstat()
+    if found.st_uid != os.geteuid():
+        raise NotPrivate(f"{folder} belongs to another user, {_name(found.st_uid)}")
+    if found.st_mode & _OTHERS_WRITE:
+        raise NotPrivate(f"others may write to {folder} (mode {stat.S_IMODE(found.st_mode):o})")
+    for parent in folder.parents:
+        _refuse_replaceable(parent, folder)
+    if found.st_mode & _OTHERS:  # others can reach what is in it
+        _refuse_foreign(folder)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    return folder
+
+
+def make(path: Path) -> None:
+    """The folder, and those above it that are missing, for this user alone. Raises OSError."""
+    for each in reversed((path, *path.parents)):
+        if not each.is_dir():
+            each.mkdir(ONLY_OURS, exist_ok=True)
+
+
+@functools.cache
+def temporary_folder() -> Path:
+    """This process's own, under a name that nobody can foretell, removed at its end. Raises
+    NotPrivate, or OSError.
+    """
+    folder = tempfile.mkdtemp(prefix="niyama-")
+    # Environment variables that name it are the process's, and so is what it has loaded from there.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return private_folder(Path(folder))
+
+
+def read(path: Path) -> str:
+    """The text of a file that only we, or the superuser, can have written. Raises OSError, or
+    ValueError.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise NotPrivate(f"{path} is no file")
+        if not _is_trusted(found.st_uid) or found.st_mode & _OTHERS_WRITE:
+            raise NotPrivate(f"others may write to {path}")
+        return file.read()
+
+
+def write(path: Path, text: str) -> None:
+    """In one piece, so that no reader sees half of it, readable by us alone. Raises OSError."""
+    make(path.parent)
+    file = tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False)  # noqa: SIM115 - closed below
+    try:
+        with file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError:
+        os.unlink(file.name)
+        raise
+
+
+def _refuse_link_of_another(path: Path) -> None:
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode) and not _is_trusted(found.st_uid):
+        raise NotPrivate(f"{path} is a link of another user, {_name(found.st_uid)}")
+
+
+def _refuse_replaceable(parent: Path, folder: Path) -> None:
+    found = parent.lstat()
+    if not _is_trusted(found.st_uid):
+        raise NotPrivate(f"{parent}, in which {folder} is, belongs to {_name(found.st_uid)}")
+    if found.st_mode & stat.S_ISVTX:
+        return
+    is_open = found.st_mode & stat.S_IWOTH
+    if is_open or (found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)):
+        raise NotPrivate(f"others may write to {parent}, in which {folder} is")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    for path in _entries(folder):
+        found = path.lstat()
+        if found.st_uid != os.geteuid():
+            raise NotPrivate(f"{path} belongs to another user, {_name(found.st_uid)}")
+        if found.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(found.st_mode):
+            raise NotPrivate(f"others may write to {path}")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        yield from (Path(root, name) for name in (*folders, *files))
+
+
+def _is_trusted(uid: int) -> bool:
+    return uid in (os.geteuid(), 0, os.lstat("/").st_uid)
+
+
+def _is_own_group(gid: int) -> bool:
+    """The group that many systems make with a user, with nobody else in it: where they do, all that
+    the user makes may be written to by it.
+    """
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    is_named_so = (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name)
+    return is_named_so and set(group.gr_mem) <= {user.pw_name}
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
