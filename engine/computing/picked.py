@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.computing.transfer import ToHost, to_device
-from engine.deciding.plan import NOT_FINITE, Token
+from engine.deciding.plan import NOT_FINITE, NOTHING_LEFT, Token
 from engine.deciding.sequence import Sequence
 
 
@@ -34,15 +34,18 @@ class Picked:
         is_finite: Tensor,
         sequences: List[Sequence],
         logprobs: Logprobs | None = None,
+        is_left: Tensor | None = None,
     ) -> None:
         """Token ids [S] int64, all of the vocabulary, row i picked for sequences[i]. Where its
-        logits were not finite ([S] bool) the host is told so, and the next launch, which is made
-        before, goes on with the id: what it computes is nobody's.
+        logits were not finite, or no token was left to pick, as some have none ([S] bool each), the
+        host is told so, and the next launch, which is made before, goes on with the id: what it
+        computes is nobody's.
         """
         self._ids = ids
         self._sequences = sequences
         self._logprobs = logprobs
-        told = torch.where(is_finite, ids, NOT_FINITE)
+        told = ids if is_left is None else torch.where(is_left, ids, NOTHING_LEFT)
+        told = torch.where(is_finite, told, NOT_FINITE)
         self._to_host = ToHost(told, *(() if logprobs is None else logprobs[2:]))
 
     def tokens(self) -> list[Token]:

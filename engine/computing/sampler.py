@@ -31,8 +31,8 @@ from engine.deciding.sequence import Sequence
 LIKELIEST = 32
 BLOCK = 256  # of a vocabulary, of which the largest is found at once
 FEW = 4  # rows that are not worth it
-# A lower temperature is as good as this one, and would make the logits infinite.
-MIN_TEMPERATURE = 1e-6
+MIN_TEMPERATURE = 1e-6  # a lower one is as good, and float32 may not have it
+_RANGE = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -119,17 +119,22 @@ class Sampler:
             values, ids = likeliest(logits)
             return Picked(ids, _is_finite(values), sequences)
         raw = logits.float()
+        largest = raw.amax(1)
+        is_finite, is_left = _is_finite(largest), None
         adjusted = self._adjust(raw, sequences, params)
+        if adjusted is not raw:
+            largest = adjusted.amax(1)
+            is_left = largest > -torch.inf
         if all(p.temperature == 0 for p in params):
             ids = likeliest(adjusted)[1]
         else:
-            ids = _draw(adjusted, sequences, params)
+            ids = _draw(adjusted, largest, sequences, params)
         for row, sequence in enumerate(sequences):
             if sequence in self._seen:
                 self._seen[sequence].add(ids[row : row + 1])
         asked = [row for row, p in enumerate(params) if p.logprobs is not None]
         logprobs = _logprobs(raw, ids, params, asked) if asked else None
-        return Picked(ids, _is_finite(raw.amax(1)), sequences, logprobs)
+        return Picked(ids, is_finite, sequences, logprobs, is_left)
 
     def _adjust(self, raw: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
         """The logits after masked stop tokens and penalties; `raw` itself where there are none."""
@@ -168,7 +173,9 @@ class Sampler:
         x = torch.where(
             prompt | (output > 0), torch.where(x > 0, x / repetition, x * repetition), x
         )
-        logits[index] = x - presence * (output > 0) - frequency * output
+        x = x - presence * (output > 0) - frequency * output
+        # A factor may make a number infinite; only what had no chance before has none now.
+        logits[index] = torch.where(logits[index] == -torch.inf, -torch.inf, x.clamp(*_RANGE))
 
     def _count(self, sequence: Sequence, logits: Tensor) -> _Seen:
         """Kept, it has the newest token already, if it was picked here; else the host knows all."""
@@ -185,14 +192,18 @@ class Sampler:
 
 
 def _is_finite(largest: Tensor) -> Tensor:
-    """Of each row [S] bool, given its largest logit, which is NaN where any is: of all but that
-    masked tokens have -inf. (`isfinite` takes twice as many kernels.)
+    """Of each row [S] bool, given its largest logit, which is NaN where any is; a token that has no
+    chance may have -inf. (`isfinite` takes twice as many kernels.)
     """
     return largest.abs() < torch.inf
 
 
-def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
-    """Token ids [S]: random ones, and the likeliest where temperature is 0."""
+def _draw(
+    logits: Tensor, largest: Tensor, sequences: List[Sequence], params: list[Sampling]
+) -> Tensor:
+    """Token ids [S]: random ones, and the likeliest where temperature is 0. Given is the largest of
+    each row [S], too: differences to it may be divided by whatever temperature.
+    """
     numbers = [
         (
             max(p.temperature, MIN_TEMPERATURE),
@@ -202,7 +213,7 @@ def _draw(logits: Tensor, sequences: List[Sequence], params: list[Sampling]) -> 
     ]
     table = to_device(numbers, logits.device, torch.float64)
     temperature, draws = table[:, :, None].unbind(1)
-    probs = torch.softmax(logits / temperature.float(), 1)
+    probs = torch.softmax((logits - largest[:, None]).div_(temperature.float()), 1)
     cut = [row for row, p in enumerate(params) if _truncates(p)]
     if cut:
         index = to_device(cut, logits.device)

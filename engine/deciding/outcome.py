@@ -6,6 +6,7 @@ from engine.deciding.plan import Finished, Timings
 from engine.deciding.request import TargetKind
 from engine.deciding.sequence import FinishReason, Sequence
 
+CHOICE = "no token is left to pick: min_tokens forbids all that the model gives a chance"
 LOGITS = "the model's logits are not finite (a broken checkpoint, or an overflow of its format)"
 
 

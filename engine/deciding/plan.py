@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason, Sequence
 
-NOT_FINITE = -1  # a token's id where the model's logits left none to pick: see Token
+# A token's id where none was picked: see Token.
+NOT_FINITE = -1
+NOTHING_LEFT = -2
 
 
 class Chunk(NamedTuple):
@@ -70,7 +72,8 @@ class Token(NamedTuple):
     """A sampled token. `top` holds (token id, log probability), likeliest first, when asked for.
 
     The id is NOT_FINITE where the largest logit is NaN or infinite (a broken checkpoint, or an
-    overflow of its number format): none was sampled, and the sequence cannot go on.
+    overflow of its number format), and NOTHING_LEFT where min_tokens forbids every token that the
+    model gives a chance: none was sampled, and the sequence cannot go on.
     """
 
     id: int
@@ -79,6 +82,10 @@ class Token(NamedTuple):
 
     @property
     def is_sampled(self) -> bool:
+        return self.id >= 0
+
+    @property
+    def is_finite(self) -> bool:
         return self.id != NOT_FINITE
 
 

@@ -34,7 +34,7 @@ from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.niyama import Niyama
-from engine.deciding.outcome import LOGITS, end_of, expect_token, finished, note_token
+from engine.deciding.outcome import CHOICE, LOGITS, end_of, expect_token, finished, note_token
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
@@ -366,7 +366,7 @@ class Scheduler:
             if sequence.finish_reason is None and token.is_sampled:
                 self._append(sequence, token, now, events)
             elif sequence.finish_reason is None:
-                self._refuse(sequence, now, events)
+                self._refuse(sequence, token, now, events)
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
@@ -389,16 +389,18 @@ class Scheduler:
             self._leave(sequence)
             events.append(self._finish(sequence, reason, now))
 
-    def _refuse(self, sequence: Sequence, now: float, events: list[Event]) -> None:
-        """Its logits are not finite. Where it had taken pages from the prefix index, those may be
-        why, and it is computed once more, all by itself. Else it ends."""
-        self.pages.withdraw(sequence.request)
+    def _refuse(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
+        """None was picked. Where its logits are not finite and it had taken pages from the prefix
+        index, those may be why, and it is computed once more, all by itself. Else it ends."""
+        if not token.is_finite:
+            self.pages.withdraw(sequence.request)
         self._leave(sequence)
-        if sequence.num_cached:
+        if sequence.num_cached and not token.is_finite:
             self._restart(sequence, now)
         else:
-            self.num_failed += 1
-            events.append(self._finish(sequence, FinishReason.ERROR, now, LOGITS))
+            self.num_failed += not token.is_finite
+            detail = CHOICE if token.is_finite else LOGITS
+            events.append(self._finish(sequence, FinishReason.ERROR, now, detail))
 
     def _restart(self, sequence: Sequence, now: float) -> None:
         """With its output so far; the old sequence, which the plan in flight may have, is over."""

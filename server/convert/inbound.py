@@ -308,6 +308,9 @@ def engine_requests(
     if not asked.ignore_eos:
         stated["stop_token_ids"] = stated["stop_token_ids"] | limits.eos_token_ids
     sampling = replace(limits.sampling, **stated, max_tokens=max_tokens)
+    if sampling.min_tokens and not _leaves_a_token(sampling.stop_token_ids, limits.vocab_size):
+        text = "must be 0 where every token of the model ends the output"
+        raise InvalidRequest([Violation("sampling.min_tokens", text)])
     quality = asked.quality
     return [
         Request(
@@ -325,6 +328,10 @@ def engine_requests(
         )
         for i in range(asked.n)
     ]
+
+
+def _leaves_a_token(stop_ids: frozenset[int], vocab_size: int) -> bool:
+    return len(stop_ids) < vocab_size or not stop_ids.issuperset(range(vocab_size))
 
 
 def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:

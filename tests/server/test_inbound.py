@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -143,6 +144,23 @@ def test_an_empty_sampling_means_the_documented_defaults() -> None:
     assert sampling.seed == 77  # drawn by the caller
     assert request.id == "id"
     assert request.arrived_at == 1.5
+
+
+def test_min_tokens_is_refused_where_every_token_of_the_model_is_a_stop_token() -> None:
+    """Nothing would be left to pick. Without it the first token ends the output."""
+    limits = LIMITS._replace(vocab_size=4, eos_token_ids=frozenset({2, 9}))
+
+    def asked(stops: list[int], **sampling: Any) -> pb.GenerateRequest:
+        return make_request(sampling=pb.Sampling(stop_token_ids=stops, **sampling))
+
+    for bad in (asked([0, 1, 3], min_tokens=1), asked([0, 1, 2, 3], min_tokens=9, ignore_eos=True)):
+        assert violations(lambda bad=bad: admitted(bad, limits=limits)) == ["sampling.min_tokens"]
+    for good in (
+        asked([0, 1, 3]),
+        asked([0, 1, 3], min_tokens=1, ignore_eos=True),
+        asked([0, 1, 7, 8], min_tokens=1),
+    ):
+        assert admitted(good, limits=limits)
 
 
 CHECKPOINTS_OWN = Sampling(

@@ -30,7 +30,8 @@ class InferenceStub:
     field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
     is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
+    left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -84,7 +85,8 @@ class InferenceServicer:
     field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
     is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
+    left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -183,7 +185,8 @@ class Inference:
     field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
     is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
     a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, or a defect).
+    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
+    left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)

@@ -21,7 +21,7 @@ from engine.computing.sampler import (
     splitmix64,
     uniform,
 )
-from engine.deciding.plan import NOT_FINITE, Token
+from engine.deciding.plan import NOT_FINITE, NOTHING_LEFT, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import make_sequence
@@ -257,15 +257,81 @@ def test_of_logits_that_are_not_finite_no_token_is_sampled_and_the_others_are_as
     assert [token.id for token in tokens] == [token.id for token in expected]
 
 
-def test_some_tokens_without_a_chance_or_all_of_them_masked_are_no_failure() -> None:
+def test_a_token_without_a_chance_is_no_failure() -> None:
     logits = LOGITS.clone()
     logits[0] = -math.inf
     assert sample(logits, sequence(Sampling(temperature=0.0))) == [Token(1)]
-    stops = frozenset(range(len(LOGITS)))
-    for temperature in (0.0, 1.0):
-        masked = sequence(Sampling(temperature, min_tokens=1, stop_token_ids=stops))
-        (token,) = sample(LOGITS, masked)
-        assert token.is_sampled
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_where_min_tokens_leaves_no_token_none_is_sampled(
+    temperature: float, logprobs: int | None
+) -> None:
+    """It was token 0. The others in the batch are as ever, and so is it beyond min_tokens."""
+    logits = LOGITS.clone()
+    logits[4:] = -math.inf
+    stops = frozenset(range(4))
+    sampling = Sampling(temperature, seed=3, min_tokens=2, stop_token_ids=stops, logprobs=logprobs)
+    other = sequence(Sampling(temperature, seed=4))
+    lost, beside = sample(logits, sequence(sampling), other)
+    assert (lost.id, lost.is_sampled) == (NOTHING_LEFT, False)
+    assert [beside] == sample(logits, other)
+    (later,) = sample(logits, sequence(sampling, output=(4, 4)))
+    assert later.is_sampled
+    assert sample(LOGITS, sequence(sampling))[0].id in (4, 5)
+
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
+EXTREMES = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 1e-38, 1e-30, 1e-6, 0.7, 1.0, 100.0]),
+    top_k=st.sampled_from([0, 0, 1, 3, 8, 9, 2**32 - 1]),
+    top_p=st.sampled_from([1.0, 1.0, 1e-9, 0.5, 0.999999]),
+    min_p=st.sampled_from([0.0, 0.0, 1e-9, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1e-3, 1.1, 100.0]),
+    presence_penalty=st.sampled_from([0.0, -100.0, 100.0]),
+    frequency_penalty=st.sampled_from([0.0, -100.0, 100.0]),
+    min_tokens=st.sampled_from([0, 3]),
+    stop_token_ids=st.frozensets(st.integers(0, 9)),
+    logprobs=st.sampled_from([None, 0, 20]),
+    seed=st.sampled_from([0, 1, 2**64 - 1]),
+)
+LOGIT = st.one_of(
+    st.floats(-10, 10, width=32),
+    st.sampled_from([0.0, -0.0, 1e-40, FLOAT32_MAX, -FLOAT32_MAX, 1e30, -math.inf]),
+    st.sampled_from([math.inf, math.nan, *[0.0] * 8]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(EXTREMES, st.lists(LOGIT, min_size=8, max_size=8), st.lists(st.integers(0, 7))),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_whatever_is_asked_a_token_that_has_a_chance_and_may_be_picked_is_or_none(
+    rows: list[tuple[Sampling, list[float], list[int]]],
+) -> None:
+    sequences = [sequence(s, prompt=(1, 2), output=tuple(output)) for s, _, output in rows]
+    tokens = Sampler().sample(torch.tensor([row for _, row, _ in rows]), sequences).tokens()
+    for (asked, logits, output), token in zip(rows, tokens, strict=True):
+        largest = max(logits) if not any(map(math.isnan, logits)) else math.nan
+        forbidden = asked.stop_token_ids if len(output) < asked.min_tokens else frozenset()
+        able = {i for i, x in enumerate(logits) if x > -math.inf and i not in forbidden}
+        if not math.isfinite(largest):
+            assert token.id == NOT_FINITE
+        elif not able:
+            assert token.id == NOTHING_LEFT
+        else:
+            assert token.id in able
+            assert not any(math.isnan(p) for _, p in token.top)
+            assert token.logprob is None or token.logprob <= 0
+            is_pure = (asked.repetition_penalty, asked.presence_penalty) == (1, 0)
+            if is_pure and not asked.frequency_penalty and asked.temperature == 0:
+                assert logits[token.id] == max(logits[i] for i in able)
 
 
 def test_a_seed_and_an_index_fix_the_draw_and_both_matter() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from engine.deciding.plan import Event, Finished, Token
+from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
 from engine.deciding.policies import POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence
@@ -123,6 +123,25 @@ def test_who_had_taken_spoiled_pages_is_computed_again_by_itself(ahead: bool) ->
     kinds = [decision.kind for decision in scheduler.explain("good").decisions]
     assert kinds.count("restarted") == 1
     assert "not finite" in scheduler.explain("bad").summary
+
+
+def test_a_request_for_which_no_token_is_left_ends_and_says_so() -> None:
+    """Though it had taken pages of another: they are good, and so is the model."""
+    scheduler = make_scheduler("fcfs", page_size=PAGE_SIZE, prefix_caching=True)
+    driver = Driver(scheduler)
+    driver.submit(make_request("first", [1] * 20))
+    driver.drain()
+    scheduler.submit(make_request("second", [1] * 20), driver.now)
+    plan = scheduler.plan(driver.now)
+    assert plan is not None
+    (end,) = scheduler.commit(plan, [Token(NOTHING_LEFT)], driver.now + 1)[-1:]
+    assert isinstance(end, Finished)
+    assert end.cached_tokens > 0
+    assert end.reason is FinishReason.ERROR
+    assert end.detail.startswith("no token is left to pick: min_tokens")
+    assert scheduler.explain("second").summary == f"Failed: {end.detail}."
+    assert scheduler.stats().num_failed == 0
+    scheduler.check()
 
 
 def test_a_request_takes_shared_pages_when_there_is_room_to_compute_its_own() -> None:
