@@ -1,0 +1,107 @@
+"""A process that reads, when it is lost: who waits for it hears something in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import pytest_asyncio
+
+from proto.niyama.v1 import inference_pb2 as pb
+from server.convert.input import Bounds
+from server.convert.violations import InvalidRequest
+from server.errors import CallError
+from server.lanes import Lane
+from server.quota import Quota
+from server.reading import MEMORY_BYTES, Counted, Job, Start, Task
+from tests.server.attacks import message, until
+from tests.server.conftest import within
+from tests.server.test_templates import make_checkpoint, make_template
+
+TEXT = pb.Input(text="In the beginning")
+
+
+def job(form: pb.Input, field: str = "input.text") -> Job:
+    raw = message(pb.CountTokensRequest, input=form)
+    return Job(Task.COUNT, "CountTokensRequest", raw, Bounds(4096), field)
+
+
+ENDLESS = job(
+    pb.Input(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="loops")])), "input.chat"
+)
+
+
+@pytest_asyncio.fixture
+async def lane(tmp_path: Path) -> AsyncIterator[Lane]:
+    """Of a model whose template may take for ever."""
+    model = make_checkpoint(tmp_path / "model", make_template())
+    lane = Lane("short", Start(model, 600.0, MEMORY_BYTES), Quota("bytes", 1 << 20))
+    lane.start()
+    yield lane
+    await within(lane.stop())
+
+
+async def working(lane: Lane) -> int:
+    """The process that is at work, once it is."""
+    await until(lambda: lane.pid is not None)
+    pid = lane.pid
+    assert pid is not None
+    await until(lambda: psutil.Process(pid).cpu_times().user > 1.0)
+    return pid
+
+
+async def test_a_job_that_its_process_does_not_survive_twice_is_given_up(lane: Lane) -> None:
+    """And those behind it are done."""
+    endless = asyncio.create_task(lane.do("a", ENDLESS))
+    behind = asyncio.create_task(lane.do("a", job(TEXT)))
+    first = await working(lane)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: lane.pid not in (None, first))
+    os.kill(await working(lane), signal.SIGKILL)
+    with pytest.raises(CallError) as caught:
+        await within(endless)
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert isinstance(await within(behind), Counted)
+    assert lane.quota.total == 0
+
+
+async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without using its CPU, so that no limit of CPU time sees it."""
+    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+    pid = lane.pid
+    assert pid is not None
+    monkeypatch.setattr(lane, "_patience_s", 0.5)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(InvalidRequest, match=r"input\.text: takes more than 600 s to read"):
+        await within(lane.do("a", job(TEXT)))
+    monkeypatch.undo()
+    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+    assert not psutil.pid_exists(pid)
+
+
+async def test_who_does_not_wait_any_more_holds_nothing(lane: Lane) -> None:
+    endless = asyncio.create_task(lane.do("a", ENDLESS))
+    behind = asyncio.create_task(lane.do("a", job(TEXT)))
+    pid = await working(lane)
+    for task in (endless, behind):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert lane.quota.total == 0
+    os.kill(pid, signal.SIGKILL)  # what it was at work on is not tried again
+    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+
+
+async def test_nobody_waits_for_a_process_that_does_not_start(tmp_path: Path) -> None:
+    lane = Lane("long", Start(tmp_path / "nothing", 1.0, MEMORY_BYTES), Quota("bytes", 1 << 20))
+    lane.start()
+    with pytest.raises(CallError) as caught:
+        await within(lane.do("a", job(TEXT)))
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    await within(lane.stop())
