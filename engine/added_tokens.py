@@ -80,16 +80,24 @@ class _Stage:
                 _is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])
             ):
                 continue
-            while token.lstrip and start > done and text[start - 1] in _WHITE_SPACE:
-                start -= 1
             while token.rstrip and end < len(text) and text[end] in _WHITE_SPACE:
                 end += 1
+            if token.lstrip:
+                start = max(done, _start_of_space(text, start, done))
+                if start == end:  # it was white space that the one before took with it
+                    continue
             if done < start:
                 yield text[done:start]
             yield token_id
             done = end
         if done < len(text):
             yield text[done:]
+
+
+def _start_of_space(text: str, end: int, least: int) -> int:
+    while end > least and text[end - 1] in _WHITE_SPACE:
+        end -= 1
+    return end
 
 
 def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
