@@ -49,6 +49,8 @@ class TokenizerSettings:
     legacy: bool | None
     add_bos: bool | None
     add_eos: bool | None
+    add_prefix_space: bool | None
+    splits_special: bool  # special tokens written in a text are text
     chat_template: Any
 
     @property
@@ -91,6 +93,8 @@ def read_settings(folder: Path) -> TokenizerSettings:
         legacy=_flag(keys, "legacy"),
         add_bos=_flag(keys, "add_bos_token"),
         add_eos=_flag(keys, "add_eos_token"),
+        add_prefix_space=_flag(keys, "add_prefix_space"),
+        splits_special=keys.flag("split_special_tokens"),
         chat_template=config.get("chat_template"),
     )
 

@@ -1,8 +1,8 @@
 """`tokenizer.json`, read by the `tokenizers` package (extra `hf`).
 
 The file is followed as it is written, as by transformers 4 and by 5 but for the class
-LlamaTokenizer, which 5 builds anew from the vocabulary. Its `truncation` and `padding` are for
-training batches and never apply to a prompt.
+LlamaTokenizer, which 5 builds anew from the vocabulary. Its `truncation`, `padding` and
+`dropout` are for training and never apply to a prompt.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class HuggingFace:
             raise CheckpointError(f"{path} is unreadable: {error}") from error
         made.no_truncation()
         made.no_padding()
+        made.encode_special_tokens = settings.splits_special
+        if getattr(made.model, "dropout", None):
+            made.model.dropout = None
         self._tokenizer = made
         self.named = settings.named(made.get_vocab(with_added_tokens=True))
         self._add_tokens(settings)
@@ -93,8 +96,9 @@ class HuggingFace:
         for text, token_id in vocabulary.items():
             if token_id not in added:
                 pieces[token_id] = _spell_bytes(text) if byte_level else _spell_text(text)
-            elif not added[token_id].special:
-                pieces[token_id] = added[token_id].content.encode()
+            elif not added[token_id].special:  # as it was normalized, if it was
+                text = self._tokenizer.id_to_token(token_id) or text
+                pieces[token_id] = text.encode() if byte_level else _spell_text(text)
         opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
         specials = {i: token.content for i, token in added.items() if token.special}
         return Spelling(pieces, opening, specials)

@@ -36,14 +36,19 @@ class SentencePiece:
         is_llama = settings.is_llama
         self._model = model
         rules = _NO_RULES if is_llama else b""
-        self._prefixed = _changed(model, rules)
         self._plain = _changed(model, rules + _NO_PREFIX)
+        has_prefix = settings.add_prefix_space is not False or not is_llama
+        self._prefixed = _changed(model, rules) if has_prefix else self._plain
         self._keeps_first_space = is_llama
         self._prefixes_all = not is_llama if settings.legacy is None else settings.legacy
         pieces = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
         self.named = settings.named(pieces) | dict(_own_names(model, settings))
         tokens = self._tokens(pieces, settings)
-        self._added = AddedTokens(tokens.values())
+        self._added = AddedTokens(
+            (token, token_id)
+            for token, token_id in tokens.values()
+            if not (token.special and settings.splits_special)
+        )
         self.spelling = self._spelling(tokens)
         ids = pieces | {content: token_id for content, (_, token_id) in tokens.items()}
         self.bos_id = self._id_of("bos_token", ids, model.bos_id())

@@ -191,6 +191,14 @@ def test_bos_is_added_where_nothing_says_otherwise(tmp_path: Path, write_vocabul
     assert (tokenizer.encode("the")[0] == tokenizer.bos_id) == (write_vocabulary is write_model)
 
 
+def test_a_dropout_for_training_does_not_make_prompts_random(tmp_path: Path) -> None:
+    made = write_json(tmp_path)
+    whole = Tokenizer.load(tmp_path).encode("the fox " * 100)
+    made.model.dropout = 0.5
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode("the fox " * 100) == whole
+
+
 def test_prompts_are_neither_cut_nor_filled_up(tmp_path: Path) -> None:
     made = write_json(tmp_path)
     whole = Tokenizer.load(tmp_path).encode("the fox " * 100)

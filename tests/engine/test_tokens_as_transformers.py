@@ -185,9 +185,11 @@ SENTENCEPIECE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         NORMALIZES,
         LLAMA,
     ),
+    "llama without a first space": ({}, LLAMA | {"add_prefix_space": False}),
+    "llama that splits special tokens": ({}, LLAMA | {"split_special_tokens": True}),
     "no class": ({}, PLAIN),
-    "no class, a unigram that normalizes": (
-        {"model_type": "unigram", "vocab_size": 320} | NORMALIZES,
+    "no class, a unigram that merges spaces": (
+        {"model_type": "unigram", "vocab_size": 320, "remove_extra_whitespaces": True},
         PLAIN,
     ),
     "Llama's class of a Mistral": ({}, LLAMA),
@@ -204,6 +206,7 @@ JSON: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "byte fallback": (metaspace, {}),
+    "splits special tokens": (metaspace, {"split_special_tokens": True}),
     "named, yet not added": (byte_level, {"pad_token": "he", "extra_special_tokens": ["e"]}),
     "normalized": (normalized, {"tokenizer_class": "PreTrainedTokenizerFast"}),
     "GPT-2's class": (lambda: with_flags(byte_level()), {"bos_token": "<s>"}),
@@ -257,7 +260,7 @@ def test_texts_become_the_same_tokens(kind: str, pair_of: Callable[[str], Pair])
 
 
 @pytest.mark.parametrize("kind", [*SENTENCEPIECE, *JSON])
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(text=HOSTILE)
 def test_any_text_becomes_the_same_tokens(
     kind: str, pair_of: Callable[[str], Pair], text: str
@@ -266,16 +269,20 @@ def test_any_text_becomes_the_same_tokens(
 
 
 @pytest.mark.parametrize("kind", [*SENTENCEPIECE, *JSON])
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_any_tokens_become_the_same_text(
     kind: str, pair_of: Callable[[str], Pair], data: st.DataObject
 ) -> None:
-    """So far as their bytes are UTF-8: special tokens empty, other added ones spelled."""
+    """So far as their bytes are UTF-8: special tokens empty, other added ones spelled.
+
+    A space that is spelled as a byte begins a text with sentencepiece, and not with tokenizers.
+    """
     pair = pair_of(kind)
     last = pair.ours.vocab_size - 1
     near_end = st.integers(last - 12, last)
     ids = data.draw(st.lists(st.one_of(st.integers(0, 12), st.integers(0, last), near_end)))
+    ids = [i for i in ids if pair.theirs.convert_ids_to_tokens(i) != "<0x20>"]
     expected = pair.theirs.decode(ids, skip_special_tokens=True)
     text = pair.ours.decode(ids)
     if "\ufffd" not in text + expected:
