@@ -188,8 +188,8 @@ SENTENCEPIECE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama without a first space": ({}, LLAMA | {"add_prefix_space": False}),
     "llama that splits special tokens": ({}, LLAMA | {"split_special_tokens": True}),
     "no class": ({}, PLAIN),
-    "no class, a unigram that merges spaces": (
-        {"model_type": "unigram", "vocab_size": 320, "remove_extra_whitespaces": True},
+    "no class, a unigram": (
+        {"model_type": "unigram", "vocab_size": 320},
         PLAIN,
     ),
     "Llama's class of a Mistral": ({}, LLAMA),
