@@ -33,7 +33,7 @@ class Server:
         """Raises StartError for a model folder or a configuration file that is no good."""
         self.config = config
         ledger = OwnLedger(config.max_requests)
-        self.owner = EngineOwner(config, self._engine_ready, self._engine_lost, ledger.free)
+        self.owner = EngineOwner(config, self._engine_ready, self._show_health, ledger.free)
         self.engine = self.owner.client
         self.metrics = Metrics(self.owner.registry)
         configuration = read_configuration(config)
@@ -70,8 +70,8 @@ class Server:
     def _engine_ready(self, info: EngineInfo) -> None:
         self._front_end.engine_ready(info)
 
-    def _engine_lost(self) -> None:
-        self._front_end.engine_lost()
+    def _show_health(self) -> None:
+        self._front_end.show_health()
 
 
 async def serve(config: ServerConfig, ending: Ending) -> int:

@@ -81,6 +81,12 @@ class Verdict(NamedTuple):
     error: Exception | None
 
 
+class EngineSilent(NamedTuple):
+    """The engine shows no sign of life, and may have stopped; or does again."""
+
+    is_silent: bool
+
+
 class Drain(NamedTuple):
     """Refuse new calls, let the running ones finish, exit."""
 
@@ -91,4 +97,4 @@ class Reconfigure(NamedTuple):
     text: str
 
 
-FromSupervisor = Verdict | Drain | Reconfigure
+FromSupervisor = Verdict | Drain | Reconfigure | EngineSilent

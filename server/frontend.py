@@ -40,7 +40,7 @@ class StartError(Exception):
 
 
 class FrontEnd:
-    """`start`, serve between `engine_ready` and `engine_lost`, `drain`, `stop`."""
+    """`start`, serve from `engine_ready` on, whenever the engine does, `drain`, `stop`."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class FrontEnd:
     ) -> None:
         """Raises StartError for a model folder that is no good."""
         self._config = config
+        self._engine = engine
         self._configuration = configuration
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
@@ -84,10 +85,11 @@ class FrontEnd:
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
         self.service.adopt(info, self._configuration.propose(info.tiers))
-        self._health.set(serving=True)
+        self.show_health()
 
-    def engine_lost(self) -> None:
-        self._health.set(serving=False)
+    def show_health(self) -> None:
+        """To be called when an engine is there, is lost, or whoever serving needs is silent."""
+        self._health.set(serving=self._engine.serves)
 
     def reconfigure(self, text: str) -> list[str]:
         """Another text of the configuration file, for the calls to come: what differs. Raises

@@ -22,24 +22,23 @@ METRICS_S = 1.0  # how old the scheduler's metrics may be
 
 
 class EngineOwner:
-    """`on_ready(info)` is told of each engine that can serve, the first included, `on_lost()` of
-    each loss, `on_freed(tenant)` as by an `EngineLink`.
+    """`on_ready(info)` is told of each engine that can serve, the first included, `on_doubt()` when
+    it is lost, may have stopped, or has not, `on_freed(tenant)` as by an `EngineLink`.
     """
 
     def __init__(
         self,
         config: ServerConfig,
         on_ready: Callable[[EngineInfo], None],
-        on_lost: Callable[[], None],
+        on_doubt: Callable[[], None],
         on_freed: Callable[[str], None] = lambda tenant: None,
         *,
         is_shared: bool = False,
     ) -> None:
         self._config = config
         self._on_ready = on_ready
-        self._on_lost = on_lost
-        # A shared engine is asked in any case, so that one that hangs is noticed.
-        self._polls = is_shared or bool(config.metrics_port)
+        self._on_doubt = on_doubt
+        self._polls = bool(config.metrics_port)
         self._poll: asyncio.Task[None] | None = None
         self._compile_note = ""  # of the first engine
         self.registry = CollectorRegistry()
@@ -52,6 +51,7 @@ class EngineOwner:
             self._failed,
             lambda line: log.warning("engine", notice=line),
             on_freed,
+            self._silent,
             is_shared=is_shared,
         )
 
@@ -113,7 +113,15 @@ class EngineOwner:
     def _lost(self, line: str) -> None:
         log.error("engine lost", reason=line)
         self.metrics.losses.inc()
-        self._on_lost()
+        self._on_doubt()
+
+    def _silent(self, is_silent: bool) -> None:
+        heartbeat_s = self._config.engine.heartbeat_s
+        if is_silent:
+            log.warning("engine silent", note=f"no sign of life for {heartbeat_s:g} s, or stuck")
+        else:
+            log.info("engine heard again")
+        self._on_doubt()
 
     def _failed(self, failed: Failed) -> None:
         if failed.trace:

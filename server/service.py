@@ -180,9 +180,7 @@ class InferenceService:
 
     def _ready(self) -> EngineInfo:
         """What the engine that serves now says of itself. Raises EngineLost when none does."""
-        if self._engine.info is None:
-            raise EngineLost("the engine is starting")
-        return self._engine.info
+        return self._engine.ready()
 
     def _limits(self, info: EngineInfo) -> Limits:
         eos_ids = info.eos_token_ids | self._eos_ids

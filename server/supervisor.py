@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,9 +24,12 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from engine.driving.backoff import Backoff
 from engine.driving.messages import EngineInfo
+from engine.driving.process import KILL_PATIENCE_S
+from engine.driving.pulse import BEATS_PER_PATIENCE, NO_TURN
 from engine.driving.spawn import spawn
 from engine.driving.standard_streams import DROPPED
 from engine.driving.streams import DuplicateRequest
+from engine.driving.watch import Condition, Watch
 from engine.driving.wire import Wire, open_wire
 from server.config import ServerConfig
 from server.control import (
@@ -34,6 +38,7 @@ from server.control import (
     CannotStart,
     Detached,
     Drain,
+    EngineSilent,
     Enter,
     Free,
     FromFrontEnd,
@@ -66,8 +71,12 @@ class FrontEndProcess:
         self.listening = asyncio.Event()  # once it listens, or has a problem, or has ended
         self.attached = asyncio.Event()  # once it has served, or has ended
         self.is_connected = False  # to an engine, as far as it has said
+        self._has_ended = False
         environment = {**os.environ, COUNTERS_FOLDER: counters}
-        self._child, (self._control, self._door) = spawn("server.worker", start, 2, environment)
+        self._child, (self._control, self._door), self._pulse = spawn(
+            "server.worker", start, 2, environment
+        )
+        self._watch = Watch(start.config.engine.heartbeat_s)
         self._wire: Wire | None = None
 
     async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> None:
@@ -80,10 +89,11 @@ class FrontEndProcess:
         self._wire = await open_wire(self._control, received, lambda: None)
         try:
             await self._wire.closed.wait()
-            code = await asyncio.to_thread(self._child.wait)
-            self.problem = self.problem or f"the front end ended with code {code}"
+            self.problem = self.problem or await asyncio.to_thread(self._ending)
         finally:
             self._door.close()
+            self._pulse.close()
+            self._has_ended = True
             self.listening.set()
             self.attached.set()
 
@@ -97,8 +107,27 @@ class FrontEndProcess:
         with connection, contextlib.suppress(OSError):  # of a front end that has just ended
             socket.send_fds(self._door, [b"\0"], [connection.fileno()])
 
+    def look(self) -> Condition:
+        """For every `heartbeat_s` / BEATS_PER_PATIENCE; a sign of life of this side too."""
+        if self._has_ended:
+            return Condition.WELL
+        self._pulse.beat()
+        beats, is_loading = self._pulse.others_beats, not self.listening.is_set()
+        return self._watch.look(beats, NO_TURN, is_loading, time.monotonic())
+
     def kill(self) -> None:
+        """Its connection ends with it, or after a while by our hand: the system cannot end a
+        process in the middle of a call that does not return.
+        """
         self._child.kill()
+        if self._wire is not None:
+            asyncio.get_running_loop().call_later(KILL_PATIENCE_S, self._wire.close)
+
+    def _ending(self) -> str:
+        try:
+            return f"the front end ended with code {self._child.wait(EXIT_PATIENCE_S)}"
+        except subprocess.TimeoutExpired:
+            return "the front end does not end"
 
 
 class Supervisor:
@@ -116,7 +145,8 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._holder: socket.socket | None = None
         self._counters = _temporary_folder()
-        self._owner = EngineOwner(config, self._engine_ready, lambda: None, is_shared=True)
+        self._watching: asyncio.Task[None] | None = None
+        self._owner = EngineOwner(config, self._engine_ready, self._engine_in_doubt, is_shared=True)
         self.engine = self._owner.client
         MultiProcessCollector(self._owner.registry, path=self._counters.name)
         self._losses = Counter(
@@ -134,6 +164,7 @@ class Supervisor:
             except OSError as error:
                 raise StartError(f"a front-end process cannot be started: {error}") from error
             self._keepers.append(asyncio.create_task(self._keep(number)))
+        self._watching = asyncio.create_task(self._watch())
         starting = asyncio.create_task(self._owner.start())
         try:
             for front_end in list(self._front_ends.values()):
@@ -171,6 +202,9 @@ class Supervisor:
         for front_end in self._front_ends.values():
             front_end.kill()
         await asyncio.gather(*self._keepers)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._owner.stop()
         if self._holder is not None:
             self._holder.close()
@@ -216,6 +250,30 @@ class Supervisor:
                 is_launched = self._relaunch(number)
             log.info("front end started again", frontend=number)
 
+    async def _watch(self) -> None:
+        """Kills a front end that has stopped or whose event loop hangs: its port takes connections
+        that nobody serves, and the engine computes for nobody.
+        """
+        heartbeat_s = self.config.engine.heartbeat_s
+        silent: set[FrontEndProcess] = set()
+        while True:
+            await asyncio.sleep(heartbeat_s / BEATS_PER_PATIENCE)
+            before, silent = silent, set()
+            for number, front_end in self._front_ends.items():
+                condition = front_end.look()
+                if condition is Condition.WELL:
+                    continue
+                silent.add(front_end)
+                if front_end not in before:
+                    log.warning(
+                        "front end silent",
+                        frontend=number,
+                        note=f"no sign of life for {heartbeat_s:g} s",
+                    )
+                if condition is Condition.STOPPED and not front_end.problem:
+                    front_end.problem = "the front end gave no sign of life: it has stopped"
+                    front_end.kill()
+
     async def _ends_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), seconds)
@@ -233,6 +291,11 @@ class Supervisor:
         self._configuration.propose(info.tiers)
         for front_end in self._front_ends.values():
             self._connect(front_end)
+
+    def _engine_in_doubt(self) -> None:
+        is_silent = self.engine.info is not None and not self.engine.serves
+        for front_end in self._front_ends.values():
+            front_end.post(EngineSilent(is_silent))
 
     def _connect(self, front_end: FrontEndProcess) -> None:
         """Where there is no engine at the moment, the next one is connected."""

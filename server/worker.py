@@ -1,4 +1,4 @@
-"""One of several front ends: `python -m server.worker CONTROL DOOR`, started by the supervisor.
+"""One of several front ends: `python -m server.worker CONTROL DOOR PULSE`, the supervisor's.
 
 CONTROL carries the messages of `server.control`; through DOOR come connections to the engine. It
 leaves signals to the supervisor, so that a signal to the whole group still drains, and ends at once
@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from typing import Any
 
 import structlog
@@ -25,8 +26,10 @@ from engine.driving import collector, standard_streams
 from engine.driving.attached import AttachedEngine
 from engine.driving.messages import EngineInfo
 from engine.driving.pipe import SocketPipe
-from engine.driving.spawn import leave_signals
+from engine.driving.pulse import BEATS_PER_PATIENCE, NO_TURN, Pulse
+from engine.driving.spawn import leave_signals, parent_of
 from engine.driving.standard_streams import DROPPED
+from engine.driving.watch import Condition, Watch
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.configuration import Configuration
@@ -36,6 +39,7 @@ from server.control import (
     CannotStart,
     Detached,
     Drain,
+    EngineSilent,
     Enter,
     Free,
     FromSupervisor,
@@ -98,9 +102,12 @@ class SharedLedger:
 class Worker:
     """A front end between its supervisor and an engine that comes and goes."""
 
-    def __init__(self, start: Start, control: socket.socket, door: socket.socket) -> None:
+    def __init__(
+        self, start: Start, control: socket.socket, door: socket.socket, pulse: Pulse
+    ) -> None:
         """Raises StartError."""
         self._start = start
+        self._pulse = pulse
         self._control = control
         self._door = door
         self._ledger = SharedLedger()
@@ -126,6 +133,7 @@ class Worker:
         self._ledger.wire = self._wire
         self._loop = asyncio.get_running_loop()
         DROPPED.on_dropped = self._tell_dropped
+        beating = asyncio.create_task(self._beat())
         try:
             await self._front_end.start(self._start.port)
         except StartError as error:
@@ -141,6 +149,21 @@ class Worker:
         asyncio.get_running_loop().remove_reader(self._door)
         await self._engine.stop()
         self._has_ended = True
+        beating.cancel()
+
+    async def _beat(self) -> None:
+        """Shows the supervisor that this event loop runs, and looks whether it does: without it no
+        call can be entered in the ledger, so that they had better go elsewhere.
+        """
+        heartbeat_s = self._start.config.engine.heartbeat_s
+        watch = Watch(heartbeat_s)
+        while True:
+            self._pulse.beat()
+            condition = watch.look(self._pulse.others_beats, NO_TURN, False, time.monotonic())
+            if self._engine.note_silence("supervisor", condition is not Condition.WELL):
+                log.warning("supervisor", is_silent=condition is not Condition.WELL)
+                self._front_end.show_health()
+            await asyncio.sleep(heartbeat_s / BEATS_PER_PATIENCE)
 
     def _tell_dropped(self, num_lines: int) -> None:
         """From whichever thread wrote them."""
@@ -151,6 +174,9 @@ class Worker:
         for message in messages:
             if isinstance(message, Drain):
                 self._asked_to_stop.set()
+            elif isinstance(message, EngineSilent):
+                self._engine.note_silence("engine", message.is_silent)
+                self._front_end.show_health()
             elif isinstance(message, Reconfigure):
                 self._front_end.reconfigure(message.text)
             else:
@@ -180,7 +206,7 @@ class Worker:
         self._wire.post(Attached())
 
     def _engine_lost(self) -> None:
-        self._front_end.engine_lost()
+        self._front_end.show_health()
         self._wire.post(Detached())
 
     def _orphaned(self) -> None:
@@ -196,15 +222,15 @@ def remove_counters() -> None:
     shutil.rmtree(os.environ[COUNTERS_FOLDER], ignore_errors=True)
 
 
-async def run(start: Start, control: socket.socket, door: socket.socket) -> None:
+async def run(start: Start, control: socket.socket, door: socket.socket, pulse: Pulse) -> None:
     structlog.contextvars.bind_contextvars(frontend=start.number)
-    await Worker(start, control, door).serve()
+    await Worker(start, control, door, pulse).serve()
 
 
 def main(argv: list[str]) -> int:
     leave_signals()
     standard_streams.guard()
-    control, door = (socket.socket(fileno=int(fd)) for fd in argv[1:])
+    (control, door), pulse = parent_of(argv[1:])
     pipe = SocketPipe(control)
     try:
         start: Any = pipe.receive_first()
@@ -213,7 +239,7 @@ def main(argv: list[str]) -> int:
         return ORPHANED
     logs.configure(start.config.log_format, start.config.log_level)
     try:
-        uvloop.run(run(start, control, door))
+        uvloop.run(run(start, control, door, pulse))
     except StartError as error:
         pipe.send([CannotStart(str(error))])
         return 1

@@ -1,6 +1,8 @@
-"""The engine process: `python -m engine.driving FD [DOOR]`, started by `engine.driving.process`.
+"""The engine process: `python -m engine.driving FD [DOOR] PULSE`, started by
+`engine.driving.process`.
 
-FD is its end of a socket pair; DOOR, of another one, by which further front ends are let in. The
+FD is its end of a socket pair; DOOR, of another one, by which further front ends are let in; PULSE,
+the page in which a thread beats, whatever the loop does, so that a long iteration is no death. The
 first message is an `EngineConfig`; the answer `Ready`, or `Failed` with one line for the operator.
 It ends when who started it closes the pipe or dies, and leaves signals to that process, so that a
 signal to the whole group still drains.
@@ -22,7 +24,8 @@ from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
 from engine.driving.messages import Failed, Ready
 from engine.driving.pipe import SocketPipe
-from engine.driving.spawn import leave_signals
+from engine.driving.pulse import Pulse, keep_beating
+from engine.driving.spawn import leave_signals, parent_of
 
 
 def build(config: EngineConfig) -> Engine:
@@ -32,8 +35,9 @@ def build(config: EngineConfig) -> Engine:
     return engine
 
 
-def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> None:
+def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None, pulse: Pulse) -> None:
     config = pipe.receive_first()
+    keep_beating(pulse, config.heartbeat_s)
     engine = build(config)
     collector.settle()
     pipe.send(Ready(engine.info, engine.pinned))
@@ -49,6 +53,7 @@ def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None) -> 
             engine.decisions,
             engine.looks_ahead,
             engine.learnt,
+            pulse.work,
         )
         loop.run()
 
@@ -65,11 +70,11 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     leave_signals()
     standard_streams.guard()
-    sock, *doors = (socket.socket(fileno=int(fd)) for fd in argv[1:])
+    (sock, *doors), pulse = parent_of(argv[1:])
     with sock:
         pipe = SocketPipe(sock)
         try:
-            serve(pipe, sock, doors[0] if doors else None)
+            serve(pipe, sock, doors[0] if doors else None, pulse)
         except EOFError:
             return 0
         except Exception as error:

@@ -14,7 +14,9 @@ from engine.driving.config import EngineConfig
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo, Failed, Ready, Report
 from engine.driving.process import EngineProcess
+from engine.driving.pulse import BEATS_PER_PATIENCE
 from engine.driving.streams import EngineStartError
+from engine.driving.watch import GIVEN_UP_AFTER, LOADING_S, Condition, Stillness
 from engine.driving.wire import open_wire
 
 FIRST_DELAY_S = 0.1  # before a lost engine is started again; doubled for each quick loss
@@ -26,8 +28,10 @@ class EngineClient(EngineLink):
 
     `on_lost(line)` and `on_ready(info)` are told of each later loss and recovery, `on_failed` of an
     engine that reports why it cannot go on, and `on_notice(line)` of what belongs in the log. An
-    engine that has work and gives no sign of life for `config.patience_s` is killed, hence lost. A
-    shared engine also takes connections of others (`connect`).
+    engine that shows no sign of life for `config.heartbeat_s` is given nothing new (`on_silence`),
+    and if it does not for as long again it is killed, hence lost; and so is one that has been at
+    one iteration for `config.patience_s`. A shared engine also takes connections of others
+    (`connect`).
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class EngineClient(EngineLink):
         on_failed: Callable[[Failed], None] = lambda failed: None,
         on_notice: Callable[[str], None] = lambda line: None,
         on_freed: Callable[[str], None] = lambda tenant: None,
+        on_silence: Callable[[bool], None] = lambda is_silent: None,
         *,
         is_shared: bool = False,
     ) -> None:
@@ -46,19 +51,21 @@ class EngineClient(EngineLink):
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_failed = on_failed
+        self._on_silence = on_silence
         self._is_shared = is_shared
         self._process: EngineProcess | None = None
         self._first: asyncio.Future[Ready | Failed | None] | None = None
         self._tasks: list[asyncio.Task[None]] = []  # while the engine is kept alive
+        self._undead: list[EngineProcess] = []  # killed, and not yet ended
+        self._period_s = config.heartbeat_s / BEATS_PER_PATIENCE
+        self._quiet = Stillness(self._period_s)
         self._started_at = 0.0
 
     async def start(self) -> EngineInfo:
         """Returns when the engine can serve. Raises EngineStartError when it cannot."""
+        self._tasks = [asyncio.create_task(self._watch())]
         info = await self._launch()
-        self._tasks = [
-            asyncio.create_task(self._supervise()),
-            asyncio.create_task(self._watch()),
-        ]
+        self._tasks.append(asyncio.create_task(self._supervise()))
         return info
 
     async def stop(self) -> None:
@@ -89,14 +96,42 @@ class EngineClient(EngineLink):
         return self._process.connect()
 
     async def _watch(self) -> None:
-        """Kills an engine that has work and hangs; the supervisor then starts another."""
-        patience_s = self._config.patience_s
+        """Kills an engine that has stopped or hangs; the supervisor then starts another."""
         while True:
-            await asyncio.sleep(patience_s / 4)
-            is_busy = self.info is not None and self._is_busy
-            if is_busy and time.monotonic() - self._heard_at > patience_s:
-                self._on_notice(f"no sign of life from the engine for {patience_s:g} s")
-                await asyncio.to_thread(self.kill)
+            await asyncio.sleep(self._period_s)
+            if self._process is None:
+                continue
+            condition = self._look(self._process)
+            is_loading = self.info is None
+            if not is_loading and self.note_silence("engine", condition is not Condition.WELL):
+                self._on_silence(condition is not Condition.WELL)
+            if condition in (Condition.STOPPED, Condition.STUCK):
+                self._on_notice(self._why(condition, is_loading))
+                await self._end_hanging(self._process)
+
+    def _look(self, process: EngineProcess) -> Condition:
+        """Also stuck is an engine that beats, waits for work, and does not tell of what it has."""
+        condition = process.look(is_loading=self.info is None)
+        is_busy = self.info is not None and self._is_busy
+        quiet_s = self._quiet.look(self._heard_at if is_busy else None, time.monotonic())
+        if condition is Condition.WELL and is_busy and quiet_s >= self._config.patience_s:
+            return Condition.STUCK
+        return condition
+
+    def _why(self, condition: Condition, is_loading: bool) -> str:
+        if condition is Condition.STUCK:
+            patience_s = self._config.patience_s
+            return f"the engine beats and has been at one iteration for {patience_s:g} s"
+        since_s = LOADING_S if is_loading else GIVEN_UP_AFTER * self._config.heartbeat_s
+        return f"no sign of life from the engine for {since_s:g} s: it has stopped"
+
+    async def _end_hanging(self, process: EngineProcess) -> None:
+        """Its connection ends with it, or by our hand where the system cannot end it."""
+        is_ended = await asyncio.to_thread(process.kill)
+        if not is_ended and process is self._process and self._wire is not None:
+            self._wire.close()
+        while process is self._process:  # noqa: ASYNC110  # until the supervisor has let go of it
+            await asyncio.sleep(self._period_s)
 
     async def _launch(self) -> EngineInfo:
         loop = asyncio.get_running_loop()
@@ -114,16 +149,23 @@ class EngineClient(EngineLink):
                 self._config = replace(self._config, pinned=outcome.pinned)
             return outcome.info
         code = await self._end_process()
-        line = outcome.line if outcome else f"the engine process ended with code {code}"
-        raise EngineStartError(line)
+        raise EngineStartError(outcome.line if outcome else _ending(code))
 
     async def _end_process(self) -> int | None:
         if self._wire is not None:
             self._wire.close()
             await self._wire.closed.wait()
             self._wire = None
-        process, self._process = self._process, None
-        return None if process is None else await process.ended(EXIT_PATIENCE_S)
+        process = self._process
+        if process is None:
+            return None
+        code = await process.ended(EXIT_PATIENCE_S)
+        self._process = None
+        self._undead = [each for each in self._undead if not each.is_gone()]
+        if code is None:
+            self._on_notice(f"engine process {process.pid} was killed and does not end")
+            self._undead.append(process)
+        return code
 
     async def _supervise(self) -> None:
         backoff = Backoff(FIRST_DELAY_S)
@@ -132,8 +174,7 @@ class EngineClient(EngineLink):
             await self._wire.closed.wait()
             backoff.lost(time.monotonic() - self._started_at)
             self._lose("the engine was lost")
-            code = await self._end_process()
-            self._on_lost(f"the engine process ended with code {code}")
+            self._on_lost(_ending(await self._end_process()))
             info = None
             while info is None:
                 await asyncio.sleep(backoff.next_s())
@@ -167,3 +208,11 @@ class EngineClient(EngineLink):
     def _settle_start(self, outcome: Ready | Failed | None) -> None:
         if self._first is not None and not self._first.done():
             self._first.set_result(outcome)
+
+
+def _ending(code: int | None) -> str:
+    return (
+        "the engine process does not end"
+        if code is None
+        else (f"the engine process ended with code {code}")
+    )

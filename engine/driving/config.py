@@ -89,8 +89,15 @@ class EngineConfig:
     recalibrate: Annotated[bool, Flag("measure though a profile is remembered")] = False
     save_profile: Annotated[Path | None, Flag("JSON file for the profile, to simulate with")] = None
     patience_s: Annotated[
-        float, Flag("seconds without a sign of life after which a busy engine is started again")
+        float, Flag("seconds that an iteration may take before the engine is started again")
     ] = 60.0
+    heartbeat_s: Annotated[
+        float,
+        Flag(
+            "seconds without a beat after which a process is taken to have stopped: health says so,"
+            " and after as long again it is started anew"
+        ),
+    ] = 5.0
     rerun_s: Annotated[
         float,
         Flag(
@@ -122,6 +129,8 @@ class EngineConfig:
             raise ValueError(f"calibration_s must not be negative, got {self.calibration_s}")
         if not self.patience_s > 0:
             raise ValueError(f"patience_s must be positive, got {self.patience_s}")
+        if not 0 < self.heartbeat_s < math.inf:
+            raise ValueError(f"heartbeat_s must be positive, got {self.heartbeat_s}")
         if not 0 <= self.rerun_s < math.inf:
             raise ValueError(f"rerun_s must not be negative, got {self.rerun_s}")
         self.niyama()

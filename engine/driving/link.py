@@ -53,6 +53,28 @@ class EngineLink:
         self._wire: Wire | None = None
         self._heard_at = 0.0  # last sign of life, or the moment from which one is due
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
+        self._silent: set[str] = set()  # who shows no sign of life of those that serving needs
+
+    @property
+    def serves(self) -> bool:
+        return self.info is not None and not self._silent
+
+    def ready(self) -> EngineInfo:
+        """What the engine says of itself. Raises EngineLost where none serves now."""
+        if self.info is None:
+            raise EngineLost("the engine is starting")
+        if self._silent:
+            raise EngineLost(f"the {' and the '.join(sorted(self._silent))} may have stopped")
+        return self.info
+
+    def note_silence(self, who: str, is_silent: bool) -> bool:
+        """Nothing new begins while somebody is silent. Returns whether that is news of them."""
+        is_news = is_silent != (who in self._silent)
+        if is_silent:
+            self._silent.add(who)
+        else:
+            self._silent.discard(who)
+        return is_news
 
     @property
     def num_in_flight(self) -> int:
@@ -99,6 +121,7 @@ class EngineLink:
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """Asks the engine loop's `name`. Raises EngineLost or CallFailed."""
+        self.ready()
         wire = self._serving_wire()
         call_id = next(self._call_ids)
         future = asyncio.get_running_loop().create_future()
@@ -132,6 +155,7 @@ class EngineLink:
     def _lose(self, why: str) -> None:
         """The engine is gone; another will come."""
         self.info = None
+        self.note_silence("engine", False)
         self._lost_at = time.monotonic()
         self._stop_waiting()
         if self._rerun_s:

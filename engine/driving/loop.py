@@ -116,7 +116,11 @@ class EngineLoop:
         decisions: DecisionFile | None = None,
         looks_ahead: bool = False,
         learnt: Callable[[], tuple[float, ...]] = _nothing_learnt,
+        on_turn: Callable[[bool], None] = lambda is_at_work: None,
     ) -> None:
+        """`on_turn` is told when it sets to work, and when it waits for others: for commands, or
+        for room to tell what came of them.
+        """
         self._scheduler = scheduler
         self._executor = executor
         self._pipe = pipe
@@ -124,6 +128,7 @@ class EngineLoop:
         self._decisions = decisions
         self._looks_ahead = looks_ahead
         self._learnt = learnt
+        self._on_turn = on_turn
         self._learnt_at = -math.inf  # when it was last told
         self._in_flight: Launched | None = None
         self._compilations = getattr(executor, "compilations", 0)  # before it serves
@@ -140,7 +145,9 @@ class EngineLoop:
 
     def step(self) -> None:
         """One turn. What the commands led to is sent before another iteration is launched."""
+        self._on_turn(False)
         commands = self._pipe.receive(self._wait_s)
+        self._on_turn(True)
         if commands:
             self._send(self._apply(commands), self._clock())
         last, self._in_flight = self._in_flight, None
@@ -176,7 +183,9 @@ class EngineLoop:
     def _send(self, report: Report, now: float) -> None:
         """Also notes on disk what was decided, after whoever waits for it has been told."""
         if report or now - self._sent_at >= SIGN_OF_LIFE_S:
+            self._on_turn(False)
             self._pipe.send(report)
+            self._on_turn(True)
             self._sent_at = now
         if self._decisions is not None and (line := self._decisions.flush()):
             self._pipe.send(Report(notices=[line]))

@@ -220,6 +220,35 @@ async def test_a_lost_engine_fails_the_calls_of_all_front_ends_and_all_recover(p
     assert (await pair.metrics())["niyama_engine_losses_total"] == 1
 
 
+async def test_a_supervisor_that_stops_is_told_by_health_and_goes_on(
+    start: Start,
+) -> None:
+    """New calls would wait for its ledger for ever; those that run need it for nothing."""
+    pair = start("--heartbeat-s", "1")
+    pair.process.wait_ready()
+    children = {child.pid for child in pair.parent.children()}
+    service = health_pb2.HealthCheckRequest(service="niyama.v1.Inference")
+    async with pair.stubs() as both:
+        watches = [stubs.health.Watch(service) for stubs in both]
+        for watch in watches:
+            assert (await within(watch.read())).status == SERVING
+        running = await started(both[0], "runs", max_tokens=600)
+        pair.parent.suspend()
+        for watch, stubs in zip(watches, both, strict=True):
+            assert (await within(watch.read())).status == NOT_SERVING
+            refused = stubs.inference.GenerateStream(asked("late"))
+            assert await status_of(refused) is grpc.StatusCode.UNAVAILABLE
+            assert "supervisor may have stopped" in await refused.details()
+        assert (await finish(running)).usage.output_tokens == 600
+        pair.parent.resume()
+        for watch, stubs in zip(watches, both, strict=True):
+            assert (await within(watch.read())).status == SERVING
+            watch.cancel()
+            served = await finish(stubs.inference.GenerateStream(asked("next", max_tokens=5)))
+            assert served.usage.output_tokens == 5
+    assert {child.pid for child in pair.parent.children()} == children
+
+
 async def test_sigterm_drains_every_front_end(pair: Pair) -> None:
     children = pair.parent.children()
     async with pair.stubs() as both:

@@ -1,8 +1,12 @@
-"""Calls of which nothing was sent outlive the engine that had them: what the callers notice."""
+"""Calls of which nothing was sent outlive the engine that had them, and a process that stops is
+noticed, whichever it is: what the callers see of both.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +16,7 @@ import psutil
 import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
+from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
@@ -26,8 +31,14 @@ SAMPLING = pb.Sampling(seed=1, max_tokens=9, ignore_eos=True)
 SERVICE = health_pb2.HealthCheckRequest(service="niyama.v1.Inference")
 
 
+NULL = "engine.driving.null:build"
+HEARTBEAT_S = 0.5
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def config(frontends: int = 1, drain_s: float = 60.0, **engine: Any) -> ServerConfig:
-    settings = EngineConfig(factory=FACTORY, **engine)
+    settings = EngineConfig(**{"factory": FACTORY} | engine)
     return ServerConfig(port=0, frontends=frontends, drain_s=drain_s, engine=settings)
 
 
@@ -142,7 +153,6 @@ async def test_a_drain_waits_for_them_too() -> None:
 async def test_several_front_ends_run_theirs_again(rerun_s: float) -> None:
     supervisor = Supervisor(config(frontends=2, rerun_s=rerun_s))
     async with serving(supervisor) as stubs:
-        watch = stubs.health.Watch(SERVICE)
         calls = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(5)]
         calls.append(asyncio.ensure_future(whole(stubs, "w")))
         await until(lambda: supervisor._ledger._in_flight.total() == 6)
@@ -153,4 +163,72 @@ async def test_several_front_ends_run_theirs_again(rerun_s: float) -> None:
         else:
             assert {await status_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
         await until(lambda: not supervisor._ledger._in_flight and not supervisor._ledger._ids)
+
+
+async def health_of(watch: Any) -> int:
+    return int((await within(watch.read())).status)
+
+
+@pytest.mark.parametrize("frontends", [1, 2])
+async def test_an_engine_that_stops_is_told_by_health_and_replaced(frontends: int) -> None:
+    """Health said SERVING for 73 s. Who waits is served by the next engine."""
+    settings = config(frontends, heartbeat_s=HEARTBEAT_S)
+    server = Server(settings) if frontends == 1 else Supervisor(settings)
+    async with serving(server) as stubs:
+        watch = stubs.health.Watch(SERVICE)
+        assert await health_of(watch) == SERVING
+        call = asyncio.create_task(read(streamed(stubs, "waits")))
+        await until(lambda: len(in_flight(server)) == 1)
+        os.kill(server.engine.pid or 0, signal.SIGSTOP)
+        assert await health_of(watch) == NOT_SERVING
+        assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
+        assert (await within(call))[-1] == "finished"
+        assert await health_of(watch) == SERVING
         watch.cancel()
+
+
+def in_flight(server: Server | Supervisor) -> set[str]:
+    """Calls in the ledger."""
+    ledger = server._ledger if isinstance(server, Supervisor) else server.service._ledger
+    return ledger._ids  # type: ignore[attr-defined]  # of the only front end
+
+
+async def test_an_engine_that_goes_on_serves_again_and_nobody_has_noticed() -> None:
+    server = Server(config(factory=NULL, heartbeat_s=2.0))
+    async with serving(server) as stubs:
+        watch = stubs.health.Watch(SERVICE)
+        assert await health_of(watch) == SERVING
+        pid = server.engine.pid
+        os.kill(pid or 0, signal.SIGSTOP)
+        call = asyncio.create_task(read(streamed(stubs, "waits")))
+        assert await health_of(watch) == NOT_SERVING
+        os.kill(pid or 0, signal.SIGCONT)
+        assert await health_of(watch) == SERVING
+        assert (await within(call))[-1] == "finished"
+        assert server.engine.pid == pid
+        watch.cancel()
+
+
+async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -> None:
+    """Its port took connections that nobody served, its calls held their places for ever."""
+    supervisor = Supervisor(config(2, factory=NULL, heartbeat_s=HEARTBEAT_S))
+    async with serving(supervisor) as stubs:
+        sampling = pb.Sampling(seed=1, max_tokens=4000, ignore_eos=True)
+        endless = pb.GenerateStreamRequest(input=pb.Input(text="Once"), sampling=sampling)
+        call = stubs.inference.GenerateStream(endless)
+        await within(call.read())
+        (holder,) = (f for f in supervisor._front_ends.values() if f.share.call_ids)
+        with capture_logs() as lines:
+            os.kill(holder._child.pid, signal.SIGSTOP)
+            await until(lambda: any(line["event"] == "front end started again" for line in lines))
+        events = [line["event"] for line in lines if line["event"].startswith("front end")]
+        assert events == ["front end silent", "front end lost", "front end started again"]
+        (lost,) = (line for line in lines if line["event"] == "front end lost")
+        assert lost["reason"] == "the front end gave no sign of life: it has stopped"
+        assert not in_flight(supervisor)
+
+        async def drops_it() -> None:
+            while (await supervisor.engine.call("stats")).num_running:
+                pass
+
+        await within(drops_it())

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from typing import Any
 
 from engine.deciding.plan import Pending, Plan
 from engine.driving import null
@@ -57,6 +58,27 @@ def build_hanging(config: EngineConfig) -> Engine:
     engine = null.build(config)
     assert isinstance(engine.executor, null.NullExecutor)
     return engine._replace(executor=Hanging(engine.executor))
+
+
+def build_spinning(config: EngineConfig) -> Engine:
+    """Its scheduler never comes to an end where it has something to plan."""
+    engine = null.build(config)
+    scheduler: Any = engine.scheduler
+    plan = scheduler.plan
+
+    def spin(now: float) -> Plan | None:
+        while plan(now) is not None:
+            pass
+        return None
+
+    scheduler.plan = spin
+    return engine
+
+
+def build_stopping(config: EngineConfig) -> Engine:
+    """Stops while it loads."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return null.build(config)
 
 
 def build_first_hanging(config: EngineConfig) -> Engine:

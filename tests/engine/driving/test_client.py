@@ -55,6 +55,7 @@ class Watched(EngineClient):
             on_lost=lambda line: self.news.put_nowait(line),
             on_failed=lambda failed: self.news.put_nowait(failed.trace),
             on_notice=self.news.put_nowait,
+            on_silence=lambda is_silent: self.news.put_nowait("silent" if is_silent else "heard"),
         )
 
 
@@ -227,12 +228,13 @@ async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
 
 async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5, rerun_s=0.0) as client:
+    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as client:
         good = await begun(client, make_request("good", max_tokens=4000))
         client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
-        assert "no sign of life" in await within(client.news.get())
+        assert await within(client.news.get()) == "silent"
+        assert "beats and has been at one iteration" in await within(client.news.get())
         assert "code -9" in await within(client.news.get())
         assert await within(client.news.get()) == "ready"
         assert len(await read(client.submit([make_request("a")]))) == 7
@@ -244,15 +246,16 @@ async def test_an_engine_that_is_slow_to_die_holds_nobody_up(
     """A killed process lives until its GPU's memory is freed; health must answer meanwhile."""
     alive, kill = threading.Event(), EngineProcess.kill
 
-    def kill_slowly(process: EngineProcess) -> None:
+    def kill_slowly(process: EngineProcess) -> bool:
         assert alive.wait(WAIT_S), "the event loop waited for the engine's end"
-        kill(process)
+        return kill(process)
 
     monkeypatch.setattr(EngineProcess, "kill", kill_slowly)
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5, rerun_s=0.0) as client:
+    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as client:
         client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
-        assert "no sign of life" in await within(client.news.get())
+        assert await within(client.news.get()) == "silent"
+        assert "beats and has been at one iteration" in await within(client.news.get())
         alive.set()  # by the event loop, while the kill is under way
         assert "code -9" in await within(client.news.get())
         assert await within(client.news.get()) == "ready"

@@ -20,7 +20,7 @@ from tests.engine.driving.engines import NULL
 
 def test_signals_to_a_child_that_is_just_starting_do_nothing() -> None:
     """Ctrl-C goes to the whole group, and only the parent acts on it."""
-    child, (sock,) = spawn("engine.driving", EngineConfig(factory=NULL), 1, os.environ)
+    child, (sock,), pulse = spawn("engine.driving", EngineConfig(factory=NULL), 1, os.environ)
     with child, sock:
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
@@ -30,6 +30,7 @@ def test_signals_to_a_child_that_is_just_starting_do_nothing() -> None:
         child.send_signal(signal.SIGTERM)
         sock.shutdown(socket.SHUT_RDWR)
         assert child.wait(60) == 0
+    pulse.close()
 
 
 def first_of(sock: socket.socket) -> Any:
