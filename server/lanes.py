@@ -46,7 +46,9 @@ class ReaderProcess:
     def __init__(self, start: Start, on_closed: Callable[[], None]) -> None:
         """Raises OSError when the system starts no process."""
         environment = {**ENVIRONMENT, **os.environ}
-        self._child, (self._socket,) = spawn("server.reader", start, 1, environment)
+        child = spawn("server.reader", start, 1, environment)
+        child.pulse.close()  # what it is asked has a limit of its own
+        self._child, (self._socket,) = child.process, child.sockets
         self._on_closed = on_closed
         self._wire: Wire | None = None
         self._reply: asyncio.Future[Reply | Loaded] | None = None

@@ -1,4 +1,4 @@
-"""A process that reads what is too much for an event loop: `python -m server.reader FD`.
+"""A process that reads what is too much for an event loop: `python -m server.reader FD PULSE`.
 
 Messages of megabytes are parsed here, conversations rendered by the checkpoint's template, long
 texts tokenized. Each piece of work is limited in time and memory (`server.limits`), and whatever
@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from engine.driving import standard_streams
 from engine.driving.pipe import SocketPipe
-from engine.driving.spawn import leave_signals
+from engine.driving.spawn import leave_signals, parent_of
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import check_stops
@@ -136,7 +136,9 @@ def leave_with(sock: socket.socket) -> None:
 def main(argv: list[str]) -> int:
     leave_signals()
     standard_streams.guard()
-    with socket.socket(fileno=int(argv[1])) as sock:
+    (sock,), pulse = parent_of(argv[1:])
+    pulse.close()  # each piece of work has a limit, which its parent minds
+    with sock:
         threading.Thread(target=leave_with, args=(sock,), daemon=True).start()
         try:
             serve(SocketPipe(sock))

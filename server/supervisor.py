@@ -89,7 +89,8 @@ class FrontEndProcess:
         self._wire = await open_wire(self._control, received, lambda: None)
         try:
             await self._wire.closed.wait()
-            self.problem = self.problem or await asyncio.to_thread(self._ending)
+            ending = await asyncio.to_thread(self._ending)
+            self.problem = self.problem or ending
         finally:
             self._door.close()
             self._pulse.close()
