@@ -9,6 +9,7 @@ for arguments that make no call, 130 when interrupted.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         discard_output()
         return _fail(f"standard output: {error.strerror}", 1)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:  # by another signal where it has that one's number
+        return 128 + int(getattr(error, "number", signal.SIGINT))
     return 0
 
 

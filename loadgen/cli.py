@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,18 @@ from platform import python_version
 from rich.console import Console
 from rich.markup import escape
 
-from client.terminal import discard_output
-from loadgen import flags, gate, html_report, json_report, modes, records_csv, report, targets
+from client.terminal import discard_output, have_streams, write_any_character
+from loadgen import (
+    flags,
+    gate,
+    html_report,
+    interrupts,
+    json_report,
+    modes,
+    records_csv,
+    report,
+    targets,
+)
 from loadgen.capacity import Capacity
 from loadgen.cluster import SiloTarget
 from loadgen.html.page import Asked, page
@@ -25,31 +36,49 @@ from loadgen.spec import DEFAULT_RATE, Spec, build
 from loadgen.target import End, Target, TargetInfo, Unreachable
 from loadgen.workload import Workload, plan
 
-EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status, as `--help` lists them."""
+    have_streams()
     arguments = flags.parse(argv)
+    write_any_character()
+    asked = sys.argv[1:] if argv is None else argv
     try:
-        asked = sys.argv[1:] if argv is None else argv
-        status = _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
-        sys.stdout.flush()
-        return status
+        with interrupts.handled(interrupts.interrupt):
+            status = _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:
         discard_output()
         return EXIT_TARGET
-    except Unreachable as error:
-        return _fail(str(error), EXIT_TARGET)
-    except (ValueError, OSError) as error:
+    except (Unreachable, NotWritten) as error:
+        return _fail(str(error), EXIT_TARGET if isinstance(error, Unreachable) else EXIT_USAGE)
+    except OSError as error:
+        if error.filename is None and error.errno:  # of no file, hence of standard output
+            discard_output()
+            return _fail(f"standard output: {error.strerror}", EXIT_TARGET)
         return _fail(str(error), EXIT_USAGE)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except ValueError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt as error:
+        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
+
+
+class NotWritten(Exception):
+    """Files that were asked for and could not be written: one line names them."""
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"niyama-loadgen: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        print(f"niyama-loadgen: {_printable(message)}", file=sys.stderr)
     return status
+
+
+def _printable(text: str) -> str:
+    """Arguments whose bytes are no UTF-8 are no text: a file's name may be such."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(slots=True)
@@ -71,14 +100,19 @@ class _Command:
             return _fail(str(error), _ended(self.done) or EXIT_INVALID)
         finally:
             if self.done:
-                try:
-                    self._show()
-                finally:  # also where nobody reads what is shown
-                    self._write()
+                # A terminal that closes may say so twice: no second signal ends the report.
+                with interrupts.handled(lambda number: None):
+                    self._report()
         if self.arguments.find_capacity and not self._are_bracketed():
             return EXIT_INVALID
         gate_status = self._gate()
         return _ended(self.done) or gate_status
+
+    def _report(self) -> None:
+        try:
+            self._show()
+        finally:  # also where nobody reads what is shown
+            self._write()
 
     @property
     def mode(self) -> str:
@@ -179,7 +213,7 @@ class _Command:
 
     def _write(self) -> None:
         """Every file that was asked for; of one that cannot be written the others know nothing.
-        Raises OSError, naming those that could not.
+        Raises NotWritten, naming those that could not.
         """
         failed = []
         for path, write in (
@@ -193,7 +227,7 @@ class _Command:
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         if failed:
-            raise OSError("; ".join(failed))
+            raise NotWritten("; ".join(failed))
 
     def _write_json(self, path: Path) -> None:
         arguments = self._arguments()
@@ -226,7 +260,7 @@ class _Command:
             versions["server"] = " and ".join(filter(None, servers))
         return Asked(
             self.mode,
-            shlex.join(["python", "-m", "loadgen", *self.argv]),
+            _printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.seed or 0,
             self.arguments.max_misses,
             versions | {"Python": python_version()},
@@ -239,4 +273,4 @@ def _ended(done: Sequence[Measurement]) -> int:
     end = done[-1].summary.end
     if end is End.TARGET_LOST:
         return EXIT_TARGET
-    return EXIT_INTERRUPTED if end is End.INTERRUPTED else 0
+    return interrupts.EXIT_BY_SIGNAL + done[-1].interrupted_by if end is End.INTERRUPTED else 0

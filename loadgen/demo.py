@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from client.__main__ import main as client_main
-from loadgen import local_server
+from client.terminal import discard_output
+from loadgen import interrupts, local_server
 from loadgen.cli import main as loadgen_main
 from loadgen.target import Unreachable
 
@@ -26,14 +27,21 @@ def main(argv: Sequence[str] | None = None, load: Sequence[str] = LOAD) -> int:
         file=sys.stderr,
     )
     try:
-        with local_server.serving(arguments) as address:
+        with interrupts.handled(interrupts.interrupt), local_server.serving(arguments) as address:
             print(f"server ready on {address}\n\n> {PROMPT}", flush=True)
-            failed = client_main([PROMPT, *SAMPLE, "--server", address])
+            if failed := client_main([PROMPT, *SAMPLE, "--server", address]):
+                return failed
             print(f"\n$ python -m loadgen {' '.join(load)}", flush=True)
-            return failed or loadgen_main([*load, "--target", address])
+            return loadgen_main([*load, "--target", address])
     except Unreachable as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of standard output
+        discard_output()
+        print(f"demo: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
 
 
 if __name__ == "__main__":

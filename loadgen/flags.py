@@ -50,7 +50,8 @@ _EPILOG = """\
 rates       40; 2..5/15m (square wave); step:2..5/15m; ramp:2..5; sine:1..9/24h
 durations   500ms, 30 or 30s, 15m, 4h
 exit status 0; 1 the target was not reached or was lost; 2 bad arguments; 3 the gate is shut;
-            4 the run is invalid (only with a gate or a search); 130 interrupted
+            4 the run is invalid (only with a gate or a search); 130 interrupted,
+            143 by SIGTERM, 129 by SIGHUP
 """
 
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from client import (
     AsyncClient,
@@ -27,7 +25,8 @@ from client import (
 )
 from client.options import GenerateOptions
 from client.values import ServerInfo
-from loadgen import priority
+from loadgen import interrupts, priority
+from loadgen.interrupts import Interrupted
 from loadgen.record import Outcome, Record
 from loadgen.target import End, Progress, Run, TargetInfo, Unreachable, Watch
 from loadgen.workload import PlannedRequest, prompt_ids
@@ -36,6 +35,7 @@ _START_DELAY_S = 0.1  # from the first connection to instant 0
 _WATCH_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 2.0
 _PROBES, _PROBE_INTERVAL_S = 3, 0.5
+T = TypeVar("T")
 # Each channel its own connection: channels with equal arguments would share one.
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -63,8 +63,27 @@ class LiveTarget:
             return _run(_Sender(self, watch).run(iter(requests)))
 
 
-def _run(main: Any) -> Any:
-    return asyncio.run(main)
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
+    """A signal cancels it, so that it closes what it has opened, and raises Interrupted."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    came: list[int] = []
+
+    def cancel(number: int) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    with interrupts.handled(cancel):
+        try:
+            return await main
+        except asyncio.CancelledError:
+            if came:
+                raise Interrupted(came[0]) from None
+            raise
 
 
 async def _ask_info(server: str) -> ServerInfo:
@@ -108,6 +127,7 @@ class _Sender:
     followers: set[asyncio.Task[None]] = field(default_factory=set)
     end: End = End.COMPLETE
     problem: str = ""
+    interrupted_by: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     probe: asyncio.Task[None] | None = None
     bug: BaseException | None = None
@@ -130,7 +150,10 @@ class _Sender:
         if self.bug is not None:
             raise self.bug
         elapsed = max((record.ended_at or 0.0 for record in self.records), default=0.0)
-        return Run(self.records, elapsed, self.end, self.problem)
+        run = Run(self.records, elapsed, self.end, self.problem)
+        if run.end is End.INTERRUPTED:
+            run.interrupted_by = self.interrupted_by
+        return run
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
         for _ in range(self.target.channels):
@@ -145,16 +168,15 @@ class _Sender:
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Ctrl-C ends the run instead of the program, so that there is a report."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """A signal ends the run instead of the program, so that there is a report."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop, End.INTERRUPTED, "interrupted")
-        try:
+
+        def interrupt(number: int) -> None:
+            self.interrupted_by = self.interrupted_by or number
+            loop.call_soon_threadsafe(self._stop, End.INTERRUPTED, "interrupted")
+
+        with interrupts.handled(interrupt):
             yield
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
 
     def _stop(self, end: End, problem: str) -> None:
         if not self.stopping.is_set():

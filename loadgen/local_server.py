@@ -1,5 +1,6 @@
 """A server of our own for a demo or a comparison: `python -m server` in a child process, on a free
-port of the loopback. Its log goes to a file, the end of which is shown where it fails.
+port of the loopback. Its log goes to a file, the end of which is shown where it fails. It ends with
+this process, however that ends: its standard input is a pipe that nobody else holds.
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ def serving(flags: Sequence[str] = (), module: str = "server") -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        command = [sys.executable, "-m", module, "--port", "0", *flags]
+        command = [sys.executable, "-m", module, "--port", "0", "--until-eof", *flags]
+        pipe = subprocess.PIPE
         with log.open("wb") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdout:
+        with process.stdin, process.stdout:
             try:
                 yield _ready_address(process, process.stdout, log)
             finally:
-                process.send_signal(signal.SIGTERM)
-                status = _wait(process)
+                status = _end(process)
         if status not in (0, _LEFT_AT_ONCE):
             raise Unreachable(f"the server ended with status {status}: {_last_line(log)}")
 
@@ -78,6 +80,17 @@ def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """Asks it to; whoever asks us again asks it to leave at once."""
+    process.terminate()
+    try:
+        return _wait(process)
+    except KeyboardInterrupt:
+        process.terminate()
+        _wait(process)
+        raise
 
 
 def _wait(process: subprocess.Popen[str]) -> int:

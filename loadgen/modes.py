@@ -48,6 +48,7 @@ class Measurement:
     rate: float | None = None  # asked for, in requests per second; None: as a trace has it
     series: Series | None = None
     duration_s: float = 0.0  # of the load that was planned
+    interrupted_by: int = 0  # the number of the signal that ended it
 
 
 def measure(
@@ -74,7 +75,16 @@ def measure(
     )
     rate = workload.arrivals.rate
     mean = rate.mean(workload.duration_s) if rate else None
-    return Measurement(name, summary, run.records, contender, mean, run.series, workload.duration_s)
+    return Measurement(
+        name,
+        summary,
+        run.records,
+        contender,
+        mean,
+        run.series,
+        workload.duration_s,
+        run.interrupted_by,
+    )
 
 
 Measure = Callable[[Workload, str], Measurement]

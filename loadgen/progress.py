@@ -25,18 +25,29 @@ def showing(duration_s: float, out: Console, title: str = "") -> Iterator[target
         transient=True,
         disable=not out.is_terminal,
     )
-    with bar:
-        task = bar.add_task(title or "sending", total=duration_s, counts="")
+    bar.start()
+    task = bar.add_task(title or "sending", total=duration_s, counts="")
 
-        def watch(progress: target.Progress) -> None:
-            counts = (
-                f"{progress.num_sent} sent, {progress.num_in_flight} in flight, "
-                f"{progress.num_finished} finished, {progress.num_failed} failed"
-            )
-            elapsed = min(progress.elapsed_s, duration_s)
-            draining = progress.elapsed_s > duration_s
-            description = "waiting for the last" if draining else title or "sending"
-            bar.update(task, completed=elapsed, description=description, counts=counts)
-            bar.refresh()
+    def draw(progress: target.Progress) -> None:
+        counts = (
+            f"{progress.num_sent} sent, {progress.num_in_flight} in flight, "
+            f"{progress.num_finished} finished, {progress.num_failed} failed"
+        )
+        elapsed = min(progress.elapsed_s, duration_s)
+        draining = progress.elapsed_s > duration_s
+        description = "waiting for the last" if draining else title or "sending"
+        bar.update(task, completed=elapsed, description=description, counts=counts)
+        bar.refresh()
 
+    def watch(progress: target.Progress) -> None:
+        try:
+            if not bar.disable:
+                draw(progress)
+        except OSError:  # the terminal is gone, the run is not
+            bar.disable = True
+
+    try:
         yield watch
+    finally:
+        with contextlib.suppress(OSError):
+            bar.stop()

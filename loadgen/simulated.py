@@ -26,6 +26,7 @@ from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason
 from engine.driving import simulator
 from engine.driving.simulator import Call, Cost, Refusal, Replica, Route
+from loadgen import interrupts
 from loadgen.profiles import Profile
 from loadgen.record import Outcome, Record
 from loadgen.score import ttft_s
@@ -178,14 +179,15 @@ class _Recorder:
     series: SeriesRecorder | None = None
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
-        """Ctrl-C ends the run instead of the program, so that there is a report."""
+        """A signal ends the run instead of the program, so that there is a report."""
         run = Run(self.records)
         try:
             for number, record in enumerate(self.ended(requests)):
                 if number % _WATCH_EVERY == 0:
                     self._show(record.ended_at or 0.0)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             run.end, run.problem = End.INTERRUPTED, "interrupted"
+            run.interrupted_by = interrupts.number_of(interrupt)
             for record in self.by_id.values():
                 record.outcome = Outcome.ABANDONED
         run.elapsed_s = max((record.ended_at or 0.0 for record in self.records), default=0.0)

@@ -69,6 +69,7 @@ class Run:
     elapsed_s: float = 0.0  # to the last record's end
     end: End = End.COMPLETE
     problem: str = ""  # one line, where it did not complete
+    interrupted_by: int = 0  # the signal's number
     series: Series | None = None  # only of a target that tells
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import replace
 
@@ -23,9 +24,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: ServerConfig) -> int:
     """As `main`. Has this process, its streams and signals, to itself."""
     block_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     with standard_streams.relayed() as streams:
         ending = Ending(config.drain_s + REST_S, streams.flush)
         ending.watch()
+        if config.until_eof:
+            ending.follow_input()
         config = replace(config, log_format=logs.chosen(config.log_format))
         logs.configure(config.log_format, config.log_level)
         try:

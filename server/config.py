@@ -42,6 +42,9 @@ class ServerConfig:
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")
     ] = 5.0
     drain_s: Annotated[float, Flag("seconds that running calls get after SIGTERM")] = 30.0
+    until_eof: Annotated[
+        bool, Flag("drain when standard input ends, as with the program that holds its other end")
+    ] = False
     frontends: Annotated[int, Flag("front-end processes that share the port")] = 1
     metrics_port: Annotated[int, Flag("port of the Prometheus metrics (0: none)")] = 0
     log_format: Annotated[str, Flag("auto: json unless a terminal reads", LOG_FORMATS)] = "auto"

@@ -8,6 +8,7 @@ everywhere else, so that they are seen though the event loop be busy for ever.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ import structlog
 
 log = structlog.get_logger()
 
+STDIN, MOST_BYTES = 0, 1 << 16
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 EXIT_AT_ONCE = 128 + signal.SIGTERM
 REST_S = 15.0  # beyond the time to drain, for the end of processes
@@ -42,6 +44,17 @@ class Ending:
 
     def watch(self) -> None:
         threading.Thread(target=self._run, name="signals", daemon=True).start()
+
+    def follow_input(self) -> None:
+        """The end of standard input asks for the end as well."""
+        threading.Thread(target=self._read_input, name="input", daemon=True).start()
+
+    def _read_input(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed, or a terminal that is gone
+            while os.read(STDIN, MOST_BYTES):
+                pass
+        if not self.is_asked:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _run(self) -> None:
         signal.sigwait(SIGNALS)

@@ -30,7 +30,8 @@ class ServerProcess:
         self.address = ""
         with log.open("wb") as file:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", module, "--port", "0", *QUICK, *flags],
+                [sys.executable, "-m", module, "--port", "0", "--until-eof", *QUICK, *flags],
+                stdin=subprocess.PIPE,  # held by nobody else: it ends with the tests
                 stdout=subprocess.PIPE,
                 stderr=file if stderr is None else stderr,
             )
@@ -46,7 +47,9 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
+        assert self.child.stdin is not None
         assert self.child.stdout is not None
+        self.child.stdin.close()
         self.child.stdout.close()
 
     @property

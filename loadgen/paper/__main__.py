@@ -16,6 +16,7 @@ from time import monotonic
 
 from rich.table import Table
 
+from loadgen import interrupts
 from loadgen.paper import experiments
 from loadgen.paper.experiments import GROUPS, Line, Scale, all_experiments
 from loadgen.paper.jobs import Answers, run_all
@@ -35,7 +36,19 @@ DEFAULT_RESULTS = Path("artifacts/paper.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, or 128 and the number of the signal that ended it; what was answered by
+    then is kept.
+    """
     arguments = _parser().parse_args(argv)
+    try:
+        with interrupts.handled(interrupts.interrupt):
+            _answer(arguments)
+    except KeyboardInterrupt as error:
+        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
+    return 0
+
+
+def _answer(arguments: argparse.Namespace) -> None:
     scale = _scale(arguments)
     start = monotonic()
 
@@ -53,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"left behind; {monotonic() - start:.0f} s",
         highlight=False,
     )
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

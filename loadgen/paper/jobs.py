@@ -4,9 +4,14 @@ interrupted evaluation goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +90,9 @@ class Answers:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             document = {"code": self.code, "answers": self.by_key}
-            self.path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            os.replace(partial, self.path)  # an end in the midst leaves the one before
 
 
 def fingerprint() -> str:
@@ -109,7 +116,7 @@ def run_all(
     waiting: dict[int, Sequence[Job]] = {i: next(each) for i, each in enumerate(experiments)}
     results: dict[int, T] = {}
     running: dict[Future[Answered], Job] = {}
-    with ProcessPoolExecutor(processes) as pool:
+    with _pool(processes) as pool:
         while True:
             _advance(experiments, waiting, results, answers)
             asked = {job.key: job for jobs in waiting.values() for job in jobs}
@@ -124,6 +131,36 @@ def run_all(
                 value, seconds = future.result()
                 answers.add(job, value)
                 say(f"{seconds:5.0f} s  {job.title}: {_short(value)} ({len(running)} to go)")
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """An end by a signal ends those that are at work, which may take minutes; and they end with
+    this process, however it does.
+    """
+    with ProcessPoolExecutor(processes, initializer=_follow_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _follow_parent() -> None:
+    """In a child: signals are its parent's to act on, but for the one that is sent to it alone."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _advance(

@@ -68,7 +68,8 @@ def observe(server: int, port: int, load: subprocess.Popen[bytes]) -> list[dict[
 def run(arguments: argparse.Namespace, folder: Path) -> tuple[list[dict[str, float]], Any]:
     port, report = arguments.metrics_port, folder / "report.json"
     server = subprocess.Popen(
-        [sys.executable, "-m", "server", "--port", "0", "--metrics-port", str(port)],
+        [sys.executable, "-m", "server", "--until-eof", "--port", "0", "--metrics-port", str(port)],
+        stdin=subprocess.PIPE,  # it ends with this process
         stdout=subprocess.PIPE,
         text=True,
     )
