@@ -15,7 +15,7 @@ from typing import Protocol
 
 from engine.added_tokens import AddedToken
 from engine.chat import ChatTemplate
-from engine.computing.json_file import CheckpointError, shown
+from engine.computing.json_file import CheckpointError, read_text, shown
 from engine.detokenizer import Detokenizer, Spelling
 from engine.special_tokens import TokenizerSettings, read_settings
 from engine.tokenizer_json import HuggingFace
@@ -146,7 +146,10 @@ def _chat_template(
 ) -> ChatTemplate | None:
     """From chat_template.jinja, else tokenizer_config.json, where several may be named."""
     path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else settings.chat_template
+    try:
+        source = read_text(path) if path.is_file() else settings.chat_template
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error} (in {folder})") from error
     if isinstance(source, list):
         templates = (entry for entry in source if isinstance(entry, Mapping))
         named = {entry.get("name"): entry.get("template") for entry in templates}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.added_tokens import AddedToken
-from engine.computing.json_file import CheckpointError, read_json
+from engine.computing.json_file import CheckpointError, Keys, read_json, shown
 from engine.detokenizer import SPACE, Spelling
 from engine.special_tokens import TokenizerSettings, check_id
 
@@ -44,7 +44,7 @@ class HuggingFace:
         self.named = settings.named(made.get_vocab(with_added_tokens=True))
         self._add_tokens(settings)
         vocabulary = made.get_vocab(with_added_tokens=True)
-        self.spelling = self._spelling(vocabulary, raw.get("decoder") or {}, path)
+        self.spelling = self._spelling(vocabulary, Keys(raw, path.name).table("decoder").raw, path)
         self.around = self._around()
         self.bos_id = self._id_of("bos_token", vocabulary)
         if self.bos_id is None and "bos_token" not in settings.stated and self.around[0]:
@@ -122,7 +122,7 @@ def _decoder(raw: Mapping[str, Any], path: Path) -> tuple[bool, bool]:
     the text's first space is dropped.
     """
     steps = raw["decoders"] if raw.get("type") == "Sequence" else [raw]
-    kinds = {step.get("type") for step in steps}
+    kinds = {step.get("type") if isinstance(step, Mapping) else shown(step) for step in steps}
     if kinds == {"ByteLevel"}:
         return True, False
     if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds:

@@ -7,6 +7,7 @@ CheckpointError of one short line that names file and key. No torch in here.
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import stat
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 MOST_LINE = 600  # characters of an error
 MOST_BYTES = 16 << 20  # of a file; the largest in use, an index of a thousand shards, has a tenth
 MOST = 2**31 - 1  # of a whole number: sizes beyond are no tensor's
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole one
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = 60
 _SHOWN.maxlevel = 2
@@ -41,7 +43,10 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     Raises CheckpointError naming the file.
     """
     try:
-        value = json.loads(_read(path, most_bytes).decode("utf-8"))
+        text = read_text(path, most_bytes)
+        value = json.loads(text)
+        if _HALF_PAIR.search(text):  # of surrogates: it can be read but neither sent nor printed
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -54,8 +59,10 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path, most_bytes: int) -> bytes:
-    """Of an ordinary file: a pipe would be waited for, a device would never end."""
+def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
+    """The UTF-8 of an ordinary file: a pipe would be waited for, a device would never end. Raises
+    OSError and ValueError.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(0, "it is no file")
@@ -63,7 +70,7 @@ def _read(path: Path, most_bytes: int) -> bytes:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise OSError(0, f"it has {found.st_size} bytes, more than {most_bytes}")
-    return data
+    return data.decode("utf-8")
 
 
 class Keys:

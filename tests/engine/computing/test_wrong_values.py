@@ -157,6 +157,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: path.write_text('{"a": 1'), "cannot be read as JSON"),
     "empty": (lambda path: path.write_text(""), "cannot be read as JSON"),
     "not UTF-8": (lambda path: path.write_bytes(b'{"a": "\xff"}'), "utf-8"),
+    "half a surrogate pair": (lambda path: path.write_text('{"a": ["\\ud83d"]}'), "surrogates"),
     "UTF-16": (lambda path: path.write_text("{}", encoding="utf-16"), "utf-8"),
     "a list": (lambda path: path.write_text("[1]"), "JSON object"),
     "a number": (lambda path: path.write_text("1"), "JSON object"),
@@ -183,6 +184,11 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, wrong: str) -> N
         with pytest.raises(CheckpointError, match=reason) as caught:
             read_json(path)
         assert one_line(caught).startswith(name)
+
+
+def test_a_whole_surrogate_pair_is_one_character(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_json(tmp_path / "config.json") == {"a": "\U0001f600"}
 
 
 def test_of_equal_keys_the_last_counts_as_in_every_reader_of_json(tmp_path: Path) -> None:
@@ -244,7 +250,9 @@ def test_an_index_names_files_of_its_own_folder_only(folder: Path, name: Any) ->
     tensors = load_file(folder / SINGLE)
     index = {"weight_map": dict.fromkeys(tensors, name)}
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"weight_map must name \.safetensors") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"weight_map must name \.safetensors|surrogates"
+    ) as caught:
         load(folder, num_pages=1)
     one_line(caught)
 

@@ -1,0 +1,144 @@
+"""Files beside a tokenizer with anything in them are read, or end in one short line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.computing.json_file import CheckpointError
+from engine.embedded import FOLDER
+from engine.tokenizer import Tokenizer
+from tests.engine.computing.test_wrong_values import ANYTHING, FILES, WRONG, one_line
+
+KEYS = {
+    "tokenizer_config.json": (
+        *("tokenizer_class", "add_bos_token", "add_eos_token", "legacy", "bos_token", "eos_token"),
+        *("unk_token", "pad_token", "image_token", "additional_special_tokens"),
+        *("extra_special_tokens", "added_tokens_decoder", "chat_template"),
+    ),
+    "special_tokens_map.json": ("bos_token", "eos_token", "additional_special_tokens"),
+    "added_tokens.json": ("<extra>", "</s>", ""),
+    "config.json": ("model_type", "tokenizer_class"),
+}
+FIELDS = ("content", "special", "lstrip", "rstrip", "single_word", "normalized")
+IDS = ("2048", "-1", "x", "", "9" * 30, "1.5", "\u0663", "\u00b2", "16777217")
+NO_FOLDER = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for path in FOLDER.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def tokenizer_json(folder: Path) -> dict[str, Any]:
+    """A tokenizer.json of a few words, in the place of the sentencepiece model."""
+    (folder / "tokenizer.model").unlink()
+    raw = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "<s>": 1, "</s>": 2}, "unk_token": "a"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    return raw
+
+
+def load(folder: Path) -> None:
+    """Reads the folder and uses what came of it, or fails with one line."""
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except CheckpointError:
+        with pytest.raises(CheckpointError) as caught:
+            Tokenizer.load(folder)
+        one_line(caught)
+    else:
+        assert isinstance(tokenizer.decode(tokenizer.encode("<s>hello</s> a")), str)
+
+
+def change(folder: Path, name: str, changes: dict[Any, Any]) -> None:
+    path = folder / name
+    raw = json.loads((FOLDER / name).read_text()) if (FOLDER / name).exists() else {}
+    path.write_text(json.dumps(raw | changes))
+    load(folder)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_of_any_value_is_read_or_refused(folder: Path, name: str, kind: str) -> None:
+    if kind == "tokenizer.json":
+        tokenizer_json(folder)
+    for key in KEYS[name]:
+        for value in WRONG:
+            change(folder, name, {key: value})
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_an_added_token_of_any_form_is_read_or_refused(folder: Path, kind: str) -> None:
+    if kind == "tokenizer.json":
+        tokenizer_json(folder)
+    token = {"content": "<extra>", "special": True}
+    for token_id in IDS:
+        change(folder, "tokenizer_config.json", {"added_tokens_decoder": {token_id: token}})
+    for value in WRONG:
+        for entry in (value, *({**token, field: value} for field in FIELDS)):
+            change(folder, "tokenizer_config.json", {"added_tokens_decoder": {"2048": entry}})
+            change(folder, "tokenizer_config.json", {"bos_token": entry})
+            change(folder, "tokenizer_config.json", {"additional_special_tokens": [entry]})
+
+
+@NO_FOLDER
+@given(
+    changes=st.dictionaries(st.sampled_from(KEYS["tokenizer_config.json"]), ANYTHING, min_size=1)
+)
+def test_keys_of_any_values_are_read_or_refused(folder: Path, changes: dict[str, Any]) -> None:
+    change(folder, "tokenizer_config.json", changes)
+
+
+TOP = ("added_tokens", "decoder", "model", "pre_tokenizer", "normalizer", "post_processor")
+
+
+@pytest.mark.parametrize("key", [*TOP, "version"])
+def test_a_tokenizer_json_of_anything_is_read_or_refused(folder: Path, key: str) -> None:
+    raw = tokenizer_json(folder)
+    values = [value for value in WRONG if value != "x" * 10**6]
+    forms = [[value] for value in values] + [{"type": value} for value in values]
+    forms += [{"type": "Sequence", "decoders": value} for value in values]
+    forms += [{"type": "Sequence", "decoders": [value]} for value in values]
+    forms += [{"type": "WordLevel", "vocab": {"a": value}, "unk_token": "a"} for value in values]
+    forms += [{"type": "WordLevel", "vocab": value, "unk_token": "a"} for value in values]
+    forms += [[{"id": value, "content": "b"}] for value in values]
+    for value in [*values, *forms]:
+        (folder / "tokenizer.json").write_text(json.dumps(raw | {key: value}))
+        load(folder)
+
+
+@pytest.mark.parametrize("wrong", FILES)
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+def test_a_file_that_is_no_json_object_is_refused(folder: Path, name: str, wrong: str) -> None:
+    (folder / name).write_text("{}")
+    FILES[wrong][0](folder / name)
+    load(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "chat_template.jinja"])
+@pytest.mark.parametrize("wrong", FILES)
+def test_a_file_of_any_bytes_is_refused(folder: Path, name: str, wrong: str) -> None:
+    if name == "tokenizer.json":
+        tokenizer_json(folder)
+    (folder / name).write_text("{}")
+    FILES[wrong][0](folder / name)
+    load(folder)
