@@ -153,6 +153,21 @@ async def test_a_stop_string_ends_the_text_before_it(running: Running) -> None:
     assert stats.pages_free == stats.pages_total
 
 
+async def test_a_stop_string_counts_that_begins_within_min_tokens_and_ends_later(
+    running: Running,
+) -> None:
+    (whole,) = await complete(running, max_tokens=40)
+    feed = TOKENIZER.detokenizer(TOKENIZER.encode(PROMPT.text)).feed
+    least = len("".join(map(feed, whole.token_ids[:20])))
+    stop = whole.text[least - 3 : least + 3]
+    assert whole.text.index(stop) == least - 3
+    events = await stream(running, max_tokens=4000, min_tokens=20, stop=[stop])
+    finished = events[-1].finished
+    assert (finished.reason, finished.matched_stop) == (pb.FINISH_REASON_STOP, stop)
+    assert "".join(event.tokens.text for event in events) == whole.text[: least - 3]
+    assert 20 < finished.usage.output_tokens < 40
+
+
 async def test_a_stop_token_ends_the_output(running: Running) -> None:
     (whole,) = await complete(running)
     token = whole.token_ids[5]
