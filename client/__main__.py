@@ -233,6 +233,9 @@ def _estimate(client: Client, arguments: argparse.Namespace) -> None:
     qos: QosOptions = _given(arguments, set(QosOptions.__annotations__))  # type: ignore[assignment]  # names checked by the set
     estimate = client.estimate(arguments.prompt_tokens, arguments.output_tokens, **qos)
     forecast = estimate.forecast
+    admission = estimate.admission
+    if not admission.admitted:
+        print(f"REFUSED   {admission.detail}; retry after {_ms(admission.retry_after)}")
     print("on time" if forecast.on_time else "LATE")
     print(f"predicted {_forecast(forecast)}")
     print(f"targets   {_resolved(estimate.targets)}")

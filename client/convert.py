@@ -311,7 +311,17 @@ def from_count_response(message: pb.CountTokensResponse) -> values.TokenCount:
 
 
 def from_estimate_response(message: pb.EstimateResponse) -> values.Estimate:
-    return values.Estimate(_from_resolved(message.targets), _from_forecast(message.forecast))
+    return values.Estimate(
+        _from_resolved(message.targets), _from_forecast(message.forecast), _from_admission(message)
+    )
+
+
+def _from_admission(message: pb.EstimateResponse) -> values.Admission:
+    """An older server says nothing of it."""
+    if not message.HasField("admission"):
+        return values.Admission(admitted=True)
+    said = message.admission
+    return values.Admission(said.admitted, said.reason, said.detail, _seconds(said, "retry_after"))
 
 
 def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:

@@ -181,11 +181,22 @@ class TokenCount:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a call finds a place in the queue, and if not why and when to try again."""
+
+    admitted: bool
+    reason: str = ""  # "queue_full", "work_full" or "share_used"
+    detail: str = ""  # the same for a person
+    retry_after: float | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What would come of a request sent now."""
+    """What would come of a request sent now. The forecast is of one that is admitted."""
 
     targets: ResolvedTargets
     forecast: Forecast
+    admission: Admission = Admission(admitted=True)
 
 
 @dataclass(frozen=True, slots=True)

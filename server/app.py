@@ -15,7 +15,7 @@ from server.config import ServerConfig
 from server.ending import Ending
 from server.frontend import FrontEnd, host_port, read_configuration, refuse_taken
 from server.ledger import OwnLedger
-from server.metrics import Metrics
+from server.metrics import Metrics, QueueMetrics
 from server.owner import EngineOwner
 from server.supervisor import Supervisor
 
@@ -32,8 +32,9 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         """Raises StartError for a model folder or a configuration file that is no good."""
         self.config = config
-        ledger = OwnLedger(config.max_requests)
-        self.owner = EngineOwner(config, self._engine_ready, self._show_health, ledger.free)
+        self.ledger = ledger = OwnLedger(config.max_requests, config.most_queued_tokens)
+        self.owner = EngineOwner(config, self._engine_ready, self._show_health)
+        self.owner.registry.register(QueueMetrics(ledger.admission))
         self.engine = self.owner.client
         self.metrics = Metrics(self.owner.registry)
         configuration = read_configuration(config)

@@ -10,9 +10,12 @@ import structlog
 from engine.deciding.plan import Accepted
 from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
+from server.admission import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
+from server.errors import Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
+from server.ledger import Entries
 from server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -26,7 +29,8 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 
 class Call:
     """Made on arrival; of one that generates, `enter` when the ledger holds it, `begin` when the
-    engine does; `close` whatever happened. `rpc` is the RPC's name.
+    engine does, `start` when something of it is about to be streamed; `close` whatever happened.
+    `rpc` is the RPC's name.
     """
 
     asked: Asked
@@ -43,22 +47,53 @@ class Call:
         self.tenant = ""
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
+        self.refusal: Refusal | None = None  # why it found no place in the queue, or lost it
+        self.entry: Entry | None = None  # what the ledger is told of it
         self.is_entered = False
         self.is_admitted = False
+        self.has_started = False
+        self.displaced: Refused | None = None  # it gave its place to another's
         self._metrics = metrics
         self._ended: list[Ended] = []
         self._is_on_time = True  # every target of every completion that has ended
 
-    def enter(self, asked: Asked) -> None:
-        self.asked = asked
+    async def enter(self, asked: Asked, entry: Entry, ledger: Entries) -> None:
+        """Raises Refused or DuplicateRequest."""
+        self.asked, self.entry, self._ledger = asked, entry, ledger
+        await ledger.enter(entry, self.displace)
         self.is_entered = True
+
+    def displace(self, error: Refused) -> None:
+        """Its place is another's: the call is to end with this, wherever it is."""
+        self.displaced = error
+        if self.is_admitted:
+            self.generation.abandon(error, FinishReason.DISPLACED)
+
+    def resize(self, tokens: int) -> None:
+        """Its prompt has been tokenized. Raises what it was displaced with."""
+        if self.displaced is not None:
+            raise self.displaced
+        assert self.entry is not None
+        self._ledger.resize(self.entry.key, tokens)
 
     def begin(self, generation: Generation) -> None:
         self.generation = generation
         self.is_admitted = True
 
+    def start(self) -> None:
+        """Before the first of its output is written: from now on it keeps its place. Raises what it
+        was displaced with.
+        """
+        if self.displaced is not None:
+            raise self.displaced
+        assert self.entry is not None
+        self.has_started = True
+        self._ledger.start(self.entry.key)
+
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
         if isinstance(output, Piece):
+            if not self.has_started:
+                self.start()
             return outbound.to_piece(*output)
         if isinstance(output, Ended):
             return pb.GenerateStreamResponse(finished=self.finish(output))
@@ -99,11 +134,16 @@ class Call:
         return finished
 
     def close(self) -> None:
-        """Frees what the engine still holds, counts the call and logs it."""
+        """Frees what engine and ledger still hold, counts the call and logs it."""
         if self.is_admitted:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
+        if self.entry is not None:
+            if self.is_entered:
+                self._ledger.leave(self.entry.key)
+            if self.refusal is not None:
+                self._metrics.count_refused(self.entry, self.refusal)
         outcome = self.outcome or "OK"
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
         if self.generates:
@@ -127,11 +167,14 @@ class Call:
             story["request_id"] = self.request_id
         if self.error:
             story["error"] = self.error
-        if self.is_entered:
+        if self.entry is not None:
             story |= {
                 "tier": self.asked.quality.tier,
+                "importance": self.asked.quality.importance.name.lower(),
                 "application": self.asked.application,
             }
+        if self.refusal is not None:
+            story["refused"] = self.refusal.value
         if not self.is_admitted:
             return story
         story |= {

@@ -18,6 +18,7 @@ from engine.driving.config import EngineConfig, Flag
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+QUEUED_TOKENS = 4096  # for each of `max_requests`
 MOST_FRONTENDS = 64  # far more than one engine can use
 
 
@@ -36,7 +37,13 @@ class ServerConfig:
             GENERATION_CONFIG,
         ),
     ] = "auto"
-    max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
+    max_requests: Annotated[
+        int, Flag("most requests waiting or running; the last of them are for the important")
+    ] = 1024
+    max_queued_tokens: Annotated[
+        int,
+        Flag("most tokens of work waiting, prompt and output (0: 4,096 for each of max_requests)"),
+    ] = 0
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
     read_s: Annotated[
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")
@@ -60,12 +67,20 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.generation_config not in GENERATION_CONFIG:
             raise ValueError(f"generation_config must be one of {', '.join(GENERATION_CONFIG)}")
+        if self.max_queued_tokens < 0:
+            raise ValueError(
+                f"max_queued_tokens must not be negative, got {self.max_queued_tokens}"
+            )
         if self.frontends > MOST_FRONTENDS:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
         if not 0 < self.read_s < math.inf:
             raise ValueError(f"read_s must be positive, got {self.read_s}")
         if not self.drain_s >= 0:
             raise ValueError(f"drain_s must not be negative, got {self.drain_s}")
+
+    @property
+    def most_queued_tokens(self) -> int:
+        return self.max_queued_tokens or QUEUED_TOKENS * self.max_requests
 
 
 def parse(argv: Sequence[str]) -> ServerConfig:

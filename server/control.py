@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from server.admission import CallKey, Entry
 from server.config import ServerConfig
+from server.errors import Refused
 
 # prometheus_client's name for where the processes of a service keep their metrics.
 COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -26,25 +28,32 @@ class Start(NamedTuple):
 
 
 class Enter(NamedTuple):
-    """A call of `n` requests asks to be entered in the ledger: `Verdict` answers by `number`."""
+    """A call asks to be entered in the ledger: `Verdict` answers by `number`. With `only_asks`,
+    whether it would be.
+    """
 
     number: int
-    call_id: str
-    tenant: str
-    n: int
+    entry: Entry
+    only_asks: bool = False
 
 
-class Free(NamedTuple):
-    """The engine has finished `n` of the tenant's requests, or was told to end them."""
+class Resize(NamedTuple):
+    """The tokens of work of a call are known exactly."""
 
-    tenant: str
-    n: int
+    key: CallKey
+    tokens: int
+
+
+class Started(NamedTuple):
+    """Something of a call is about to be streamed."""
+
+    key: CallKey
 
 
 class Leave(NamedTuple):
     """A call is over."""
 
-    call_id: str
+    key: CallKey
 
 
 class Listening(NamedTuple):
@@ -71,11 +80,12 @@ class CannotStart(NamedTuple):
     line: str
 
 
-FromFrontEnd = Enter | Free | Leave | Listening | Attached | Detached | CannotStart | LinesDropped
+FromLedger = Enter | Resize | Started | Leave
+FromFrontEnd = FromLedger | Listening | Attached | Detached | CannotStart | LinesDropped
 
 
 class Verdict(NamedTuple):
-    """None, or why the call was not entered: a CallError or a DuplicateRequest."""
+    """None, or why the call was not entered: Refused or a DuplicateRequest."""
 
     number: int
     error: Exception | None
@@ -85,6 +95,13 @@ class EngineSilent(NamedTuple):
     """The engine shows no sign of life, and may have stopped; or does again."""
 
     is_silent: bool
+
+
+class Displaced(NamedTuple):
+    """A call gave its place to another's and is to end so, unless it has started."""
+
+    key: CallKey
+    error: Refused
 
 
 class Drain(NamedTuple):
@@ -97,4 +114,4 @@ class Reconfigure(NamedTuple):
     text: str
 
 
-FromSupervisor = Verdict | Drain | Reconfigure | EngineSilent
+FromSupervisor = Verdict | Displaced | Drain | Reconfigure | EngineSilent

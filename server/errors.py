@@ -6,6 +6,7 @@ ErrorInfo whose reason a program can compare.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NoReturn
 
 import grpc
@@ -38,6 +39,28 @@ class CallError(Exception):
         return CallError, (self.code, self.message, self.detail)
 
 
+class Refusal(Enum):
+    """Why a call finds no place, as metrics and logs name it."""
+
+    QUEUE_FULL = "queue_full"  # of requests
+    WORK_FULL = "work_full"  # of tokens that wait
+    SHARE_USED = "share_used"  # the tenant's
+    TOO_MUCH = "too_much"  # is being read, of messages and prompts
+    DISPLACED = "displaced"  # it had one, and gave it to more important work
+
+
+class Refused(CallError):
+    """Try again later."""
+
+    def __init__(self, reason: Refusal, message: str) -> None:
+        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
+        super().__init__(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Refused, (self.reason, self.message)
+
+
 def invalid(error: InvalidRequest) -> CallError:
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
@@ -47,25 +70,11 @@ def invalid(error: InvalidRequest) -> CallError:
     return CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), detail)
 
 
-def queue_full(max_requests: int) -> CallError:
-    return _exhausted(f"the queue is full: {max_requests} requests are waiting or running")
-
-
-def share_used(share: int, num_tenants: int) -> CallError:
-    return _exhausted(
-        f"the tenant's share of the queue is used: {share} requests, while the queue is more than"
-        f" half full and {num_tenants} tenants are active"
-    )
-
-
-def too_much(what: str, share: int) -> CallError:
+def too_much(what: str, share: int) -> Refused:
     """Of something that is limited beside the queue; a tenant may hold `share` of it."""
-    return _exhausted(f"too much is in hand: {what}, of which a tenant may hold {share}")
-
-
-def _exhausted(message: str) -> CallError:
-    retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
-    return CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
+    return Refused(
+        Refusal.TOO_MUCH, f"too much is in hand: {what}, of which a tenant may hold {share}"
+    )
 
 
 def in_flight(request_id: str) -> CallError:

@@ -33,6 +33,7 @@ log = structlog.get_logger()
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
+MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
 
 class StartError(Exception):
@@ -215,6 +216,11 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for
         # Only front ends of one server share a port: a second server on it should fail.
         ("grpc.so_reuseport", int(config.frontends > 1)),
+        # gRPC itself drops calls at random, without a word, when more than 1,000 have come at once
+        # and were not looked at yet: who is served is for admission to say, which refuses a call
+        # in less time than it takes to read it.
+        ("grpc.server.max_pending_requests", MOST_UNSEEN),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MOST_UNSEEN),
         # Gateways ping every 30 s, also when idle; gRPC's default answers "too many pings".
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

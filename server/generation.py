@@ -148,6 +148,10 @@ class Generation:
         """Frees what the engine still holds for the call."""
         self._stream.close(reason)
 
+    def abandon(self, error: Exception, reason: FinishReason) -> None:
+        """The same, and whoever reads is told of the error."""
+        self._stream.abandon(error, reason)
+
     async def next(self) -> list[Output]:
         """What came since the last call, in order, the tokens of a completion in one piece.
 

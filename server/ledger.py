@@ -1,4 +1,4 @@
-"""What the calls in flight hold: their ids, and each tenant's requests.
+"""The calls that are not over: which there are, what they hold, and who is told to go.
 
 One ledger is right for all front ends of an engine. Where there is one front end it keeps the
 ledger itself (`OwnLedger`); where there are several, who supervises them does, and they ask.
@@ -7,85 +7,99 @@ ledger itself (`OwnLedger`); where there are several, who supervises them does, 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
-from engine.driving.streams import DuplicateRequest
-from server.admission import Admission
+from server.admission import Admission, CallKey, Entry, gave_place
+from server.errors import Refused
+
+Displace = Callable[[Refused], None]  # told once, of a call that is to end with it
 
 
 class Ledger:
-    """Synchronous; the instant is an argument."""
+    """Who is admitted, and how each is told when it is displaced. Synchronous; the instant is an
+    argument.
+    """
 
-    def __init__(self, max_requests: int) -> None:
-        self._admission = Admission(max_requests)
-        self._in_flight: Counter[str] = Counter()  # by tenant
-        self._ids: set[str] = set()
+    def __init__(self, max_requests: int, max_queued_tokens: int) -> None:
+        self.admission = Admission(max_requests, max_queued_tokens)
+        self._displace: dict[CallKey, Displace] = {}
 
-    def admit(self, call_id: str, tenant: str, n: int, now: float) -> None:
-        """Enters a call of `n` requests, or raises CallError or DuplicateRequest."""
-        self._admission.check(tenant, n, self._in_flight, now)
-        if call_id in self._ids:
-            raise DuplicateRequest(call_id)
-        self._ids.add(call_id)
-        self._in_flight[tenant] += n
+    def admit(self, entry: Entry, displace: Displace, now: float) -> None:
+        """Raises Refused or DuplicateRequest, and then nothing is entered and nobody displaced."""
+        displaced = self.admission.admit(entry, now)
+        self._displace[entry.key] = displace
+        for each in displaced:
+            self._displace[each.key](gave_place(each))
 
-    def free(self, tenant: str, n: int = 1) -> None:
-        """The engine has finished `n` requests, or was told to end them."""
-        self._in_flight[tenant] -= n
-        if not self._in_flight[tenant]:
-            del self._in_flight[tenant]
+    def resize(self, key: CallKey, tokens: int) -> None:
+        self.admission.resize(key, tokens)
 
-    def leave(self, call_id: str) -> None:
-        """The call is over."""
-        self._ids.discard(call_id)
+    def start(self, key: CallKey) -> None:
+        self.admission.start(key)
+
+    def leave(self, key: CallKey) -> None:
+        self.admission.leave(key)
+        del self._displace[key]
 
 
-class Share:
-    """What one of several front ends has in the ledger: it is freed when that front end is gone."""
+class FrontEndCalls:
+    """What one of several front ends has in the ledger: it is over when that front end is gone."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.held: Counter[str] = Counter()  # requests, by tenant
-        self.call_ids: set[str] = set()
+        self.keys: set[CallKey] = set()
 
-    def admit(self, call_id: str, tenant: str, n: int, now: float) -> None:
+    def admit(self, entry: Entry, displace: Displace, now: float) -> None:
         """As `Ledger.admit`."""
-        self._ledger.admit(call_id, tenant, n, now)
-        self.held[tenant] += n
-        self.call_ids.add(call_id)
+        self._ledger.admit(entry, displace, now)
+        self.keys.add(entry.key)
 
-    def free(self, tenant: str, n: int = 1) -> None:
-        self._ledger.free(tenant, n)
-        self.held[tenant] -= n
-        if not self.held[tenant]:
-            del self.held[tenant]
+    def refusal(self, entry: Entry, now: float) -> Refused | None:
+        return self._ledger.admission.refusal(entry, now)
 
-    def leave(self, call_id: str) -> None:
-        self._ledger.leave(call_id)
-        self.call_ids.discard(call_id)
+    def resize(self, key: CallKey, tokens: int) -> None:
+        self._ledger.resize(key, tokens)
+
+    def start(self, key: CallKey) -> None:
+        self._ledger.start(key)
+
+    def leave(self, key: CallKey) -> None:
+        self._ledger.leave(key)
+        self.keys.discard(key)
 
     def release(self) -> None:
-        """Frees all of it."""
-        for tenant, n in list(self.held.items()):
-            self.free(tenant, n)
-        for call_id in list(self.call_ids):
-            self.leave(call_id)
+        """All of them."""
+        for key in list(self.keys):
+            self.leave(key)
 
 
 class Entries(Protocol):
     """The ledger as a front end sees it, in this process or in another."""
 
-    async def enter(self, call_id: str, tenant: str, n: int) -> None:
-        """Raises CallError or DuplicateRequest, and then nothing is entered."""
+    async def enter(self, entry: Entry, displace: Displace) -> None:
+        """Raises Refused or DuplicateRequest, and then nothing is entered. `displace` is called at
+        most once, while the call has not started and not left.
+        """
 
-    def free(self, tenant: str, n: int = 1) -> None: ...
+    async def refusal(self, entry: Entry) -> Refused | None:
+        """Why such a call would be refused now, if it would."""
 
-    def leave(self, call_id: str) -> None: ...
+    def resize(self, key: CallKey, tokens: int) -> None:
+        """The call's tokens of work are known exactly."""
+
+    def start(self, key: CallKey) -> None:
+        """Something of the call is about to be streamed: it is not displaced any more."""
+
+    def leave(self, key: CallKey) -> None:
+        """The call is over, whoever has ended it."""
 
 
 class OwnLedger(Ledger):
-    """Of the only front end: `enter` does not wait."""
+    """Of the only front end: nothing waits."""
 
-    async def enter(self, call_id: str, tenant: str, n: int) -> None:
-        self.admit(call_id, tenant, n, time.monotonic())
+    async def enter(self, entry: Entry, displace: Displace) -> None:
+        self.admit(entry, displace, time.monotonic())
+
+    async def refusal(self, entry: Entry) -> Refused | None:
+        return self.admission.refusal(entry, time.monotonic())

@@ -17,7 +17,10 @@ from prometheus_client.registry import Collector
 
 from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Finished
+from engine.deciding.request import Importance
 from engine.driving.standard_streams import DROPPED
+from server.admission import Admission, Entry
+from server.errors import Refusal
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
@@ -108,6 +111,24 @@ class EngineMetrics:
         )
 
 
+class QueueMetrics(Collector):
+    """How full the queue is, as admission counts it: where the ledger is kept."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, pool in (
+            ("requests", "Requests that wait or run, by importance", self._admission.requests),
+            ("tokens", "Tokens of work that waits, by importance", self._admission.tokens),
+        ):
+            family = GaugeMetricFamily(f"niyama_queue_{name}", text, labels=["importance"])
+            for importance in Importance:
+                family.add_metric([importance.name.lower()], pool.by_importance[importance])
+            yield family
+            yield GaugeMetricFamily(f"niyama_queue_{name}_limit", f"Of {name}", pool.limit)
+
+
 class Metrics:
     """What a front end counts."""
 
@@ -121,6 +142,11 @@ class Metrics:
             "completions",
             "Completions finished, by tier and whether every target was met",
             *("tier", "on_time"),
+        )
+        self.refused = self._counter(
+            "refused",
+            "Calls that found no place in the queue or gave theirs away",
+            *("tier", "importance", "reason", "tenant"),
         )
         self.relegated = self._counter(
             "relegated_completions", "Completions that were relegated on the way", "tier"
@@ -146,6 +172,15 @@ class Metrics:
         return Histogram(
             f"niyama_{name}_seconds", text, ["tier"], buckets=buckets, registry=self.registry
         )
+
+    def count_refused(self, entry: Entry, reason: Refusal) -> None:
+        """Under the names of tenants that the operator has named: there is no end of others."""
+        self.refused.labels(
+            entry.tier or "explicit",
+            entry.importance.name.lower(),
+            reason.value,
+            entry.share.name or "other",
+        ).inc()
 
     def count(self, finished: Finished, tier: str, on_time: bool) -> None:
         """A completion ended by itself."""

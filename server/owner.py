@@ -23,7 +23,7 @@ METRICS_S = 1.0  # how old the scheduler's metrics may be
 
 class EngineOwner:
     """`on_ready(info)` is told of each engine that can serve, the first included, `on_doubt()` when
-    it is lost, may have stopped, or has not, `on_freed(tenant)` as by an `EngineLink`.
+    it is lost, may have stopped, or has not.
     """
 
     def __init__(
@@ -31,7 +31,6 @@ class EngineOwner:
         config: ServerConfig,
         on_ready: Callable[[EngineInfo], None],
         on_doubt: Callable[[], None],
-        on_freed: Callable[[str], None] = lambda tenant: None,
         *,
         is_shared: bool = False,
     ) -> None:
@@ -50,7 +49,6 @@ class EngineOwner:
             self._lost,
             self._failed,
             lambda line: log.warning("engine", notice=line),
-            on_freed,
             self._silent,
             is_shared=is_shared,
         )

@@ -33,7 +33,8 @@ from server.convert import inbound, outbound
 from server.convert.inbound import Limits
 from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest
-from server.errors import CallError
+from server.convert.work import entry_of, entry_of_supposed, work
+from server.errors import CallError, Refused
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
 from server.ledger import Entries
 from server.metrics import Metrics
@@ -155,7 +156,9 @@ class InferenceService:
         self._refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest, raw)
         supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
-        quality = supposed.quality
+        quality, share = supposed.quality, self.tiers.share_of(call.tenant)
+        entry = entry_of_supposed(supposed, call.tenant, share)
+        refusal = await self._ledger.refusal(entry)
         forecast = await self._ask(
             call,
             "estimate",
@@ -168,7 +171,7 @@ class InferenceService:
             tenant=call.tenant,
             default_output_len=supposed.default_output_len,
         )
-        return outbound.to_estimate(quality, forecast)
+        return outbound.to_estimate(quality, forecast, refusal)
 
     async def _explain(self, call: Call, raw: bytes) -> pb.ExplainResponse:
         request = await self._receive(call, pb.ExplainRequest, raw)
@@ -224,6 +227,7 @@ class InferenceService:
             return await answer(call, raw)
         except FAILURES as error:
             failure = _translate(error)
+            call.refusal = failure.reason if isinstance(failure, Refused) else None
             call.outcome, call.error = failure.code.name, failure.message
             await errors.abort(context, failure)
         except DEAD:
@@ -235,7 +239,6 @@ class InferenceService:
             raise
         finally:
             call.close()
-            self._release(call)
             self._metrics.in_flight.dec(call.generates)
             self._num_calls -= 1
             if not self._num_calls:
@@ -260,16 +263,13 @@ class InferenceService:
             bounds,
             received.prompt,
         )
-        await self._ledger.enter(call.request_id, asked.tenant, asked.n)
-        call.enter(asked)
+        limits = self._limits(info)
+        entry = entry_of(asked, call.request_id, len(raw), limits)
+        await call.enter(asked, entry, self._ledger)
         prompt = await self._prompts.encode(received, asked.input, call.tenant, bounds)
+        call.resize(work(asked, len(prompt), limits))
         requests = inbound.engine_requests(
-            asked,
-            call.request_id,
-            prompt,
-            self._limits(info),
-            secrets.randbits(63),
-            call.arrived_at,
+            asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
         )
         spelled = self._first_spelled(prompt)
 
@@ -289,14 +289,6 @@ class InferenceService:
         """
         found = next(filter(self._tokenizer.spelling.of, prompt), None)
         return () if found is None else (found,)
-
-    def _release(self, call: Call) -> None:
-        """Takes the call off the ledger. What the engine was given it frees itself (`on_freed`)."""
-        if not call.is_entered:
-            return
-        if not call.is_admitted:
-            self._ledger.free(call.asked.tenant, call.asked.n)
-        self._ledger.leave(call.request_id)
 
 
 async def _stream(call: Call) -> None:
@@ -321,6 +313,8 @@ async def _gather(call: Call) -> pb.GenerateResponse:
     while not call.generation.is_done:
         for output in await call.generation.next():
             if isinstance(output, Piece):
+                if not call.has_started:
+                    call.start()
                 pieces[output.completion].append(output)
             elif isinstance(output, RestartedAt):
                 pieces[output.completion].clear()

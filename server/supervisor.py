@@ -37,22 +37,25 @@ from server.control import (
     Attached,
     CannotStart,
     Detached,
+    Displaced,
     Drain,
     EngineSilent,
     Enter,
-    Free,
     FromFrontEnd,
     FromSupervisor,
     Leave,
     LinesDropped,
     Listening,
     Reconfigure,
+    Resize,
     Start,
+    Started,
     Verdict,
 )
-from server.errors import CallError
+from server.errors import Refused
 from server.frontend import LAST_WORDS_S, StartError, read_configuration, reserve
-from server.ledger import Ledger, Share
+from server.ledger import FrontEndCalls, Ledger
+from server.metrics import QueueMetrics
 from server.owner import EngineOwner
 
 log = structlog.get_logger()
@@ -64,9 +67,9 @@ EXIT_PATIENCE_S = 5.0  # beyond the time to drain
 class FrontEndProcess:
     """A child that runs `server.worker`: its control socket and its door."""
 
-    def __init__(self, start: Start, share: Share, counters: str) -> None:
+    def __init__(self, start: Start, calls: FrontEndCalls, counters: str) -> None:
         """Raises OSError when the system starts no process."""
-        self.share = share  # of the ledger
+        self.calls = calls  # in the ledger
         self.problem = ""  # why it cannot start
         self.listening = asyncio.Event()  # once it listens, or has a problem, or has ended
         self.attached = asyncio.Event()  # once it has served, or has ended
@@ -139,7 +142,7 @@ class Supervisor:
         self.config = config
         self._configuration = read_configuration(config)
         self.port = 0
-        self._ledger = Ledger(config.max_requests)
+        self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
         self._front_ends: dict[int, FrontEndProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._has_started = False
@@ -150,6 +153,7 @@ class Supervisor:
         self._owner = EngineOwner(config, self._engine_ready, self._engine_in_doubt, is_shared=True)
         self.engine = self._owner.client
         MultiProcessCollector(self._owner.registry, path=self._counters.name)
+        self._owner.registry.register(QueueMetrics(self.ledger.admission))
         self._losses = Counter(
             "niyama_frontend_losses", "Times a front end was lost", registry=self._owner.registry
         )
@@ -228,7 +232,7 @@ class Supervisor:
     def _launch(self, number: int) -> None:
         """Raises OSError when the system starts no process."""
         start = Start(self.config, self.port, number, self._configuration.text)
-        front_end = FrontEndProcess(start, Share(self._ledger), self._counters.name)
+        front_end = FrontEndProcess(start, FrontEndCalls(self.ledger), self._counters.name)
         self._front_ends[number] = front_end
 
     async def _keep(self, number: int) -> None:
@@ -237,7 +241,7 @@ class Supervisor:
         while True:
             started_at, front_end = time.monotonic(), self._front_ends[number]
             await front_end.follow(self._received)
-            front_end.share.release()  # the engine has been told by the end of the connection
+            front_end.calls.release()  # the engine has been told by the end of the connection
             mark_process_dead(number, self._counters.name)
             if self._ending.is_set() or not self._has_started:
                 return
@@ -306,11 +310,13 @@ class Supervisor:
 
     def _received(self, front_end: FrontEndProcess, message: FromFrontEnd) -> None:
         if isinstance(message, Enter):
-            front_end.post(Verdict(message.number, _enter(front_end.share, message)))
-        elif isinstance(message, Free):
-            front_end.share.free(message.tenant, message.n)
+            front_end.post(Verdict(message.number, _judge(front_end, message)))
+        elif isinstance(message, Resize):
+            front_end.calls.resize(message.key, message.tokens)
+        elif isinstance(message, Started):
+            front_end.calls.start(message.key)
         elif isinstance(message, Leave):
-            front_end.share.leave(message.call_id)
+            front_end.calls.leave(message.key)
         elif isinstance(message, Attached):
             front_end.attached.set()
         elif isinstance(message, Detached):
@@ -330,10 +336,18 @@ class Supervisor:
             front_end.kill()
 
 
-def _enter(share: Share, call: Enter) -> Exception | None:
+def _judge(front_end: FrontEndProcess, call: Enter) -> Exception | None:
+    """Enters the call, or says why not. Raises nothing."""
+    entry, now = call.entry, time.monotonic()
+
+    def displace(error: Refused) -> None:
+        front_end.post(Displaced(entry.key, error))
+
     try:
-        share.admit(call.call_id, call.tenant, call.n, time.monotonic())
-    except (CallError, DuplicateRequest) as error:
+        if call.only_asks:
+            return front_end.calls.refusal(entry, now)
+        front_end.calls.admit(entry, displace, now)
+    except (Refused, DuplicateRequest) as error:
         return error
     return None
 

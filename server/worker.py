@@ -32,24 +32,30 @@ from engine.driving.standard_streams import DROPPED
 from engine.driving.watch import Condition, Watch
 from engine.driving.wire import Wire, open_wire
 from server import logs
+from server.admission import CallKey, Entry
 from server.configuration import Configuration
 from server.control import (
     COUNTERS_FOLDER,
     Attached,
     CannotStart,
     Detached,
+    Displaced,
     Drain,
     EngineSilent,
     Enter,
-    Free,
+    FromLedger,
     FromSupervisor,
     Leave,
     LinesDropped,
     Listening,
     Reconfigure,
+    Resize,
     Start,
+    Started,
 )
+from server.errors import Refused
 from server.frontend import FrontEnd, StartError
+from server.ledger import Displace
 from server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -57,44 +63,71 @@ log = structlog.get_logger()
 ORPHANED = 3  # exit code
 ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
 
+Verdicts = asyncio.Future[Exception | None]
+
 
 class SharedLedger:
     """The supervisor's ledger, asked from here."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Exception | None]] = {}
+        self._asked: dict[int, tuple[Entry, Displace | None, Verdicts]] = {}
+        self._displace: dict[CallKey, Displace] = {}
         self.wire: Wire | None = None  # to the supervisor
 
-    async def enter(self, call_id: str, tenant: str, n: int) -> None:
-        number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self._post(Enter(number, call_id, tenant, n))
+    async def enter(self, entry: Entry, displace: Displace) -> None:
+        future = self._ask(entry, only_asks=False, displace=displace)
         try:
             error = await asyncio.shield(future)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda told: self._withdraw(told.result(), call_id, tenant, n))
+            future.add_done_callback(lambda told: self._withdraw(entry, told.result()))
             raise
         if error is not None:
             raise error
 
+    async def refusal(self, entry: Entry) -> Refused | None:
+        error = await self._ask(entry, only_asks=True)
+        if error is None or isinstance(error, Refused):
+            return error
+        raise error
+
+    def resize(self, key: CallKey, tokens: int) -> None:
+        self._post(Resize(key, tokens))
+
+    def start(self, key: CallKey) -> None:
+        self._displace.pop(key, None)
+        self._post(Started(key))
+
+    def leave(self, key: CallKey) -> None:
+        self._displace.pop(key, None)
+        self._post(Leave(key))
+
     def settle(self, number: int, error: Exception | None) -> None:
         """The supervisor has answered."""
-        self._asked.pop(number).set_result(error)
+        entry, displace, future = self._asked.pop(number)
+        if error is None and displace is not None:
+            self._displace[entry.key] = displace  # before the next message may say so
+        future.set_result(error)
 
-    def free(self, tenant: str, n: int = 1) -> None:
-        self._post(Free(tenant, n))
+    def displace(self, key: CallKey, error: Refused) -> None:
+        """The supervisor has given the call's place away. It may have started in the meantime."""
+        displace = self._displace.pop(key, None)
+        if displace is not None:
+            displace(error)
 
-    def leave(self, call_id: str) -> None:
-        self._post(Leave(call_id))
-
-    def _withdraw(self, error: Exception | None, call_id: str, tenant: str, n: int) -> None:
+    def _withdraw(self, entry: Entry, error: Exception | None) -> None:
         """The caller did not wait for the answer."""
         if error is None:
-            self.free(tenant, n)
-            self.leave(call_id)
+            self.leave(entry.key)
 
-    def _post(self, message: object) -> None:
+    def _ask(self, entry: Entry, only_asks: bool, displace: Displace | None = None) -> Verdicts:
+        number = next(self._numbers)
+        future: Verdicts = asyncio.get_running_loop().create_future()
+        self._asked[number] = entry, displace, future
+        self._post(Enter(number, entry, only_asks))
+        return future
+
+    def _post(self, message: FromLedger) -> None:
         assert self.wire is not None
         self.wire.post(message)
 
@@ -118,7 +151,6 @@ class Worker:
             self._engine_ready,
             self._engine_lost,
             lambda line: log.warning("engine", notice=line),
-            self._ledger.free,
             start.config.engine.rerun_s,
         )
         # Files by this front end's number, so that one that takes its place goes on with them.
@@ -179,6 +211,8 @@ class Worker:
                 self._front_end.show_health()
             elif isinstance(message, Reconfigure):
                 self._front_end.reconfigure(message.text)
+            elif isinstance(message, Displaced):
+                self._ledger.displace(message.key, message.error)
             else:
                 self._ledger.settle(message.number, message.error)
 

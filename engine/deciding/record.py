@@ -223,6 +223,9 @@ def summary(timeline: Timeline, event: Finished) -> str:
     request, timings = timeline.request, event.timings
     if event.reason in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
         return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
+    if event.reason is FinishReason.DISPLACED:
+        waited = _ms(timings.ttlt_s)
+        return f"Refused after {waited} of waiting: it gave its place to more important work."
     if event.reason is FinishReason.ERROR:
         return f"Failed: {event.detail or 'its call ended with an error'}."
     missed = [

@@ -20,6 +20,7 @@ class FinishReason(Enum):
     LENGTH = "length"  # max_tokens, or the context length
     CANCELLED = "cancelled"  # the caller left
     TIMEOUT = "timeout"  # the RPC's own deadline passed
+    DISPLACED = "displaced"  # it waited, and gave its place to more important work
     ERROR = "error"  # the engine could not go on with it; never silent
 
 

@@ -21,10 +21,9 @@ class AttachedEngine(EngineLink):
         on_ready: Callable[[EngineInfo], None],
         on_lost: Callable[[], None],
         on_notice: Callable[[str], None],
-        on_freed: Callable[[str], None],
         rerun_s: float = 0.0,
     ) -> None:
-        super().__init__(on_notice, on_freed, rerun_s)
+        super().__init__(on_notice, rerun_s)
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._is_stopping = False

@@ -41,12 +41,11 @@ class EngineClient(EngineLink):
         on_lost: Callable[[str], None] = lambda line: None,
         on_failed: Callable[[Failed], None] = lambda failed: None,
         on_notice: Callable[[str], None] = lambda line: None,
-        on_freed: Callable[[str], None] = lambda tenant: None,
         on_silence: Callable[[bool], None] = lambda is_silent: None,
         *,
         is_shared: bool = False,
     ) -> None:
-        super().__init__(on_notice, on_freed, config.rerun_s)
+        super().__init__(on_notice, config.rerun_s)
         self._config = config
         self._on_ready = on_ready
         self._on_lost = on_lost

@@ -25,29 +25,26 @@ def _ignore(_: str) -> None: ...
 class EngineLink:
     """The requests and questions of one front end that an engine is at work on.
 
-    `on_freed(tenant)` is told of each request that the engine has finished or was told to end;
-    `on_notice(line)` of what belongs in the log. When the engine is lost, requests of which nobody
-    has seen a token wait for the next one, for up to `rerun_s`, and are run again: in flight all
-    the while, in the order of their arrival, and once. So do those that had arrived before and are
-    submitted only then; who arrives while there is no engine is told so and can go elsewhere.
+    `on_notice(line)` is told of what belongs in the log. When the engine is lost, requests of which
+    nobody has seen a token wait for the next one, for up to `rerun_s`, and are run again: in flight
+    all the while, in the order of their arrival, and once. So do those that had arrived before and
+    are submitted only then; who arrives while there is no engine is told so and can go elsewhere.
     """
 
     def __init__(
         self,
         on_notice: Callable[[str], None] = _ignore,
-        on_freed: Callable[[str], None] = _ignore,
         rerun_s: float = 0.0,
     ) -> None:
         self._on_notice = on_notice
-        self._on_freed = on_freed
         self._rerun_s = rerun_s
         self._streams: dict[str, tuple[RequestStream, int]] = {}
         self._waiting: dict[str, Request] = {}  # for the next engine; in `_streams` too
         self._lost_at = 0.0
         self._giving_up: asyncio.TimerHandle | None = None  # while there is something to wait for
-        # Id to tenant, without those that the engine has been told to end: they are gone before it
-        # looks at anything submitted after.
-        self._in_flight: dict[str, str] = {}
+        # Without those that the engine has been told to end: they are gone before it looks at
+        # anything submitted after.
+        self._in_flight: set[str] = set()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count(1)
         self._wire: Wire | None = None
@@ -98,7 +95,7 @@ class EngineLink:
         stream = RequestStream([r.id for r in requests], self.cancel, requests, is_seen_whole)
         for index, request in enumerate(requests):
             self._streams[request.id] = (stream, index)
-            self._in_flight[request.id] = request.tenant
+            self._in_flight.add(request.id)
         self._send(wire, requests)
         return stream
 
@@ -114,9 +111,9 @@ class EngineLink:
     def cancel(self, request_id: str, reason: FinishReason) -> None:
         if self._waiting.pop(request_id, None) is not None:  # no engine knows of it
             del self._streams[request_id]
-            self._free(request_id)
+            self._in_flight.discard(request_id)
         elif request_id in self._streams and self._wire is not None:
-            self._free(request_id)
+            self._in_flight.discard(request_id)
             self._wire.post(Cancel(request_id, reason))
 
     async def call(self, name: str, **arguments: Any) -> Any:
@@ -146,11 +143,6 @@ class EngineLink:
         if self.info is None or self._wire is None:
             raise EngineLost("the engine is starting")
         return self._wire
-
-    def _free(self, request_id: str) -> None:
-        tenant = self._in_flight.pop(request_id, None)
-        if tenant is not None:
-            self._on_freed(tenant)
 
     def _lose(self, why: str) -> None:
         """The engine is gone; another will come."""
@@ -205,7 +197,7 @@ class EngineLink:
         """These requests, all of their streams, and what was asked."""
         for request_id in list(ids):
             stream, _ = self._streams.pop(request_id)
-            self._free(request_id)
+            self._in_flight.discard(request_id)
             stream.fail(EngineLost(why))
         for future in self._calls.values():
             if not future.done():
@@ -222,11 +214,11 @@ class EngineLink:
             if found := find(sampled[0]):
                 found[0].put(found[1], token_of(sampled))
         for finished in report.finished:
-            self._free(finished.request_id)
+            self._in_flight.discard(finished.request_id)
             if found := streams.pop(finished.request_id, None):
                 found[0].end(found[1], finished)
         for request_id in report.refused:
-            self._free(request_id)
+            self._in_flight.discard(request_id)
             if found := streams.pop(request_id, None):
                 found[0].refuse(found[1], DuplicateRequest(named_by(request_id)[1]))
         self._answer(report)

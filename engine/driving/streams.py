@@ -89,7 +89,7 @@ class RequestStream:
         self._items: list[tuple[int, Item]] = []
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._error: EngineError | None = None
+        self._error: Exception | None = None
 
     @property
     def is_done(self) -> bool:
@@ -153,7 +153,15 @@ class RequestStream:
             self.put(index, Restarted())
         return [self._again[i] for i in self._open]
 
+    def abandon(self, error: Exception, reason: FinishReason) -> None:
+        """Cancels what has not finished; the reader is told of the error instead."""
+        self.close(reason)
+        self._open.clear()
+        self._fail(error)
+
     def put(self, index: int, item: Item) -> None:
+        if self._error is not None:  # the reader is not to hear of what comes after
+            return
         self._items.append((index, item))
         if self._waiter is not None:
             self._wake(self._waiter)
@@ -176,7 +184,7 @@ class RequestStream:
         if any(type(item) is Token for _, item in items):
             self._again = None
 
-    def _fail(self, error: EngineError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = error
         if self._waiter is not None:
             self._wake(self._waiter)

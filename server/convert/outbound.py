@@ -16,6 +16,7 @@ from engine.driving.messages import EngineInfo
 from engine.tiers import Resolved, TargetSource, Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES
+from server.errors import RETRY_AFTER_S, Refused
 
 _SOURCES = {
     TargetSource.REQUEST: pb.TARGET_SOURCE_REQUEST,
@@ -153,10 +154,24 @@ def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
     ]
 
 
-def to_estimate(quality: Resolved, forecast: Forecast) -> pb.EstimateResponse:
+def to_estimate(
+    quality: Resolved, forecast: Forecast, refusal: Refused | None
+) -> pb.EstimateResponse:
     return pb.EstimateResponse(
         targets=to_targets(quality),
         forecast=to_forecast(forecast.on_time, forecast.ttft_s, forecast.ttlt_s),
+        admission=to_admission(refusal),
+    )
+
+
+def to_admission(refusal: Refused | None) -> pb.Admission:
+    """None: it would find a place."""
+    if refusal is None:
+        return pb.Admission(admitted=True)
+    return pb.Admission(
+        reason=refusal.reason.value,
+        detail=refusal.message,
+        retry_after=to_duration(RETRY_AFTER_S),
     )
 
 

@@ -6,65 +6,85 @@ import pickle
 
 import pytest
 
+from engine.deciding.request import Importance
 from engine.driving.streams import DuplicateRequest
-from server.errors import CallError, queue_full
-from server.ledger import Ledger, Share
+from server.errors import Refusal, Refused
+from server.ledger import FrontEndCalls, Ledger
+from tests.server.test_admission import entry
 
 
-def test_room_is_made_by_requests_that_end_and_ids_by_calls_that_do() -> None:
-    ledger = Ledger(max_requests=3)
-    ledger.admit("a", "x", 2, now=0.0)
-    ledger.admit("b", "x", 1, now=0.0)
-    with pytest.raises(CallError, match="3 requests"):
-        ledger.admit("c", "x", 1, now=0.0)
-    ledger.free("x")
+def ignore(error: Refused) -> None: ...
+
+
+def test_a_call_has_its_places_and_its_id_until_it_is_over() -> None:
+    ledger = Ledger(3, 1000)
+    ledger.admit(entry("a", n=2), ignore, now=0.0)
+    ledger.admit(entry("b"), ignore, now=0.0)
+    for call in ("a", "b"):
+        ledger.start(("", call))
+    with pytest.raises(Refused, match="3 requests"):
+        ledger.admit(entry("c"), ignore, now=0.0)
     with pytest.raises(DuplicateRequest):
-        ledger.admit("a", "x", 1, now=0.0)
-    ledger.leave("a")
-    ledger.admit("a", "x", 1, now=0.0)
+        ledger.admit(entry("a"), ignore, now=0.0)
+    ledger.leave(("", "a"))
+    ledger.admit(entry("a"), ignore, now=0.0)
 
 
 def test_a_refused_call_enters_nothing() -> None:
-    ledger = Ledger(max_requests=2)
-    ledger.admit("a", "x", 1, now=0.0)
+    ledger = Ledger(2, 1000)
+    ledger.admit(entry("a"), ignore, now=0.0)
     with pytest.raises(DuplicateRequest):
-        ledger.admit("a", "x", 1, now=0.0)
-    with pytest.raises(CallError):
-        ledger.admit("b", "x", 2, now=0.0)
-    ledger.admit("b", "x", 1, now=0.0)
+        ledger.admit(entry("a"), ignore, now=0.0)
+    with pytest.raises(Refused):
+        ledger.admit(entry("b", n=2), ignore, now=0.0)
+    ledger.admit(entry("b"), ignore, now=0.0)
 
 
-def test_nothing_is_kept_of_what_a_front_end_has_freed() -> None:
+def test_whoever_gives_its_place_is_told_why_and_nobody_else() -> None:
+    ledger, told = Ledger(2, 1000), list[tuple[str, Refused]]()
+    for name, importance in (("low", Importance.LOW), ("normal", Importance.NORMAL)):
+        asks = entry(name, importance)
+        ledger.admit(asks, lambda error, name=name: told.append((name, error)), now=0.0)  # type: ignore[misc]  # bound now
+    ledger.admit(entry("high", Importance.HIGH), ignore, now=0.0)
+    ((name, error),) = told
+    assert (name, error.reason) == ("low", Refusal.DISPLACED)
+    ledger.leave(("", "low"))
+    ledger.admit(entry("low", Importance.HIGH), ignore, now=0.0)
+    assert [name for name, _ in told] == ["low", "normal"]
+
+
+def test_nothing_is_kept_of_calls_that_are_over() -> None:
     """Whatever names calls and tenants have had, and however many."""
-    share = Share(Ledger(max_requests=2))
+    ledger = Ledger(2, 1000)
+    calls = FrontEndCalls(ledger)
     for number in range(100):
-        share.admit(f"call-{number}", f"tenant-{number}", 2, now=0.0)
-        share.free(f"tenant-{number}")
-        assert len(share.held) == 1
-        share.free(f"tenant-{number}")
-        share.leave(f"call-{number}")
-    assert len(share.held) == len(share.call_ids) == 0
+        asks = entry(f"call-{number}", share=f"tenant-{number}", n=2)
+        calls.admit(asks, ignore, now=float(number))
+        assert len(calls.keys) == 1
+        calls.leave(asks.key)
+    assert len(calls.keys) == len(ledger.admission) == len(ledger.admission.requests.held) == 0
 
 
 def test_what_a_front_end_that_is_gone_had_is_free_and_the_rest_is_not() -> None:
-    ledger = Ledger(max_requests=4)
-    gone, other = Share(ledger), Share(ledger)
-    gone.admit("a", "x", 2, now=0.0)
-    gone.free("x")
-    other.admit("b", "x", 1, now=0.0)
+    ledger = Ledger(4, 1000)
+    gone, other = FrontEndCalls(ledger), FrontEndCalls(ledger)
+    gone.admit(entry("a", n=2), ignore, now=0.0)
+    gone.start(("", "a"))
+    other.admit(entry("b"), ignore, now=0.0)
     with pytest.raises(DuplicateRequest):
-        gone.admit("b", "x", 1, now=0.0)
+        gone.admit(entry("b"), ignore, now=0.0)
     gone.release()
     with pytest.raises(DuplicateRequest):
-        other.admit("b", "x", 1, now=0.0)
-    other.admit("a", "x", 3, now=0.0)
-    with pytest.raises(CallError, match="4 requests"):
-        other.admit("c", "x", 1, now=0.0)
+        other.admit(entry("b"), ignore, now=0.0)
+    other.admit(entry("a", n=3), ignore, now=0.0)
+    with pytest.raises(Refused, match="4 requests"):
+        other.admit(entry("c"), ignore, now=0.0)
 
 
 def test_a_refusal_crosses_processes_whole() -> None:
-    error = queue_full(5)
+    error = Refused(Refusal.WORK_FULL, "too much")
     copy = pickle.loads(pickle.dumps(error))
-    assert isinstance(copy, CallError)
+    assert isinstance(copy, Refused)
     assert (copy.code, copy.message, copy.detail) == (error.code, error.message, error.detail)
+    assert copy.reason is error.reason
     assert str(copy) == str(error)

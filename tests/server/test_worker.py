@@ -22,19 +22,19 @@ from server.control import (
     Detached,
     Drain,
     Enter,
-    Free,
     FromFrontEnd,
     Leave,
     Listening,
     Start,
     Verdict,
 )
-from server.errors import CallError, queue_full
+from server.errors import Refusal, Refused
 from server.frontend import reserve
-from server.ledger import Ledger, Share
+from server.ledger import FrontEndCalls, Ledger
 from server.supervisor import FrontEndProcess
 from server.worker import SharedLedger
 from tests.server.conftest import within
+from tests.server.test_admission import entry
 
 
 class Played:
@@ -42,7 +42,7 @@ class Played:
 
     def __init__(self, start: Start, folder: Path) -> None:
         self.said: asyncio.Queue[FromFrontEnd] = asyncio.Queue()
-        self.front_end = FrontEndProcess(start, Share(Ledger(1)), str(folder))
+        self.front_end = FrontEndProcess(start, FrontEndCalls(Ledger(1, 1000)), str(folder))
         self.following = asyncio.create_task(
             self.front_end.follow(lambda _, message: self.said.put_nowait(message))
         )
@@ -88,9 +88,12 @@ async def test_a_connection_for_which_there_is_no_room_is_asked_for_again(tmp_pa
             await played.hears(Attached)
 
 
-@pytest.mark.parametrize("refusal", [None, queue_full(1)], ids=["entered", "refused"])
+FULL = Refused(Refusal.QUEUE_FULL, "the queue is full")
+
+
+@pytest.mark.parametrize("refusal", [None, FULL], ids=["entered", "refused"])
 async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
-    refusal: CallError | None,
+    refusal: Refused | None,
 ) -> None:
     """A client that leaves in that moment must not cost the queue a place for ever."""
     ledger, answered = SharedLedger(), asyncio.Event()
@@ -108,17 +111,39 @@ async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
     ours, theirs = socket.socketpair()
     ledger.wire = await open_wire(ours, settle, lambda: None)
     supervisor = await open_wire(theirs, hear, lambda: None)
-    entering = asyncio.create_task(ledger.enter("a", "x", 2))
-    assert await within(said.get()) == Enter(1, "a", "x", 2)
+    asks = entry("a", share="x", n=2)
+    entering = asyncio.create_task(ledger.enter(asks, lambda error: None))
+    assert await within(said.get()) == Enter(1, asks)
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering
     supervisor.post(Verdict(1, refusal))
     await within(answered.wait())
-    ledger.leave("the next message")
-    expected = [Free("x", 2), Leave("a")] if refusal is None else []
-    for message in [*expected, Leave("the next message")]:
+    following = ("x", "the next message")
+    ledger.leave(following)
+    expected = [Leave(asks.key)] if refusal is None else []
+    for message in [*expected, Leave(following)]:
         assert await within(said.get()) == message
     for wire in (ledger.wire, supervisor):
         wire.close()
         await within(wire.closed.wait())
+
+
+async def test_a_call_is_told_once_that_it_gave_its_place_and_not_after_it_has_started() -> None:
+    ledger, told = SharedLedger(), list[Refused]()
+    ours, theirs = socket.socketpair()
+    ledger.wire = await open_wire(ours, lambda _: None, lambda: None)
+    for number, name in enumerate(("waits", "started"), start=1):
+        asks = entry(name)
+        entering = asyncio.create_task(ledger.enter(asks, told.append))
+        await asyncio.sleep(0)
+        ledger.settle(number, None)
+        await within(entering)
+        if name == "started":
+            ledger.start(asks.key)
+        for _ in range(2):
+            ledger.displace(asks.key, FULL)
+    assert told == [FULL]
+    ledger.wire.close()
+    await within(ledger.wire.closed.wait())
+    theirs.close()

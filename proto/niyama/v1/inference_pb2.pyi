@@ -357,12 +357,26 @@ class EstimateRequest(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., qos: _Optional[_Union[QualityOfService, _Mapping]] = ...) -> None: ...
 
 class EstimateResponse(_message.Message):
-    __slots__ = ("targets", "forecast")
+    __slots__ = ("targets", "forecast", "admission")
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     FORECAST_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
     targets: ResolvedTargets
     forecast: Forecast
-    def __init__(self, targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., forecast: _Optional[_Union[Forecast, _Mapping]] = ...) -> None: ...
+    admission: Admission
+    def __init__(self, targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., forecast: _Optional[_Union[Forecast, _Mapping]] = ..., admission: _Optional[_Union[Admission, _Mapping]] = ...) -> None: ...
+
+class Admission(_message.Message):
+    __slots__ = ("admitted", "reason", "detail", "retry_after")
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    admitted: bool
+    reason: str
+    detail: str
+    retry_after: _duration_pb2.Duration
+    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)

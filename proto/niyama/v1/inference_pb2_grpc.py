@@ -27,17 +27,18 @@ if _version_not_supported:
 
 class InferenceStub:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
-    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
-    left no token to pick, or a defect).
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
+    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
+    place to more important work), except gRPC's own, for a message above the limit of its size;
+    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
+    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
+    model's logits were not finite, min_tokens left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
-    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
-    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
-    as those who can reach the port are.
+    says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
+    all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
+    The name is believed: it is to be trusted as far as those who can reach the port are.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
@@ -82,17 +83,18 @@ class InferenceStub:
 
 class InferenceServicer:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
-    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
-    left no token to pick, or a defect).
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
+    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
+    place to more important work), except gRPC's own, for a message above the limit of its size;
+    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
+    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
+    model's logits were not finite, min_tokens left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
-    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
-    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
-    as those who can reach the port are.
+    says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
+    all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
+    The name is believed: it is to be trusted as far as those who can reach the port are.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
@@ -182,17 +184,18 @@ def add_InferenceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Inference:
     """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED (the queue is full, or too much
-    is being read) carries RetryInfo, except gRPC's own, for a message above the limit of its size; ALREADY_EXISTS says that
-    a request id is in flight; UNAVAILABLE says that the engine is starting, draining or was lost;
-    INTERNAL says what went wrong with this one call (the model's logits were not finite, min_tokens
-    left no token to pick, or a defect).
+    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
+    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
+    place to more important work), except gRPC's own, for a message above the limit of its size;
+    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
+    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
+    model's logits were not finite, min_tokens left no token to pick, or a defect).
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
-    says on whose behalf a call is made. Tenants share the engine fairly, never a prompt's cached
-    prefix, and none is told of another's requests. The name is believed: it is to be trusted as far
-    as those who can reach the port are.
+    says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
+    all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
+    The name is believed: it is to be trusted as far as those who can reach the port are.
 
     buf:lint:ignore SERVICE_SUFFIX
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 
 NULL = "engine.driving.null:build"
+SLOW = "tests.engine.driving.engines:build_slow"
 
 
 class Failing:
@@ -27,6 +29,19 @@ class Failing:
     def launch(self, plan: Plan) -> Pending:
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             raise RuntimeError("the executor broke")
+        return self._inner.launch(plan)
+
+
+class Slow:
+    """Takes STEP_S for an iteration, so that a queue is there to be looked at."""
+
+    STEP_S = 0.01
+
+    def __init__(self, inner: null.NullExecutor) -> None:
+        self._inner = inner
+
+    def launch(self, plan: Plan) -> Pending:
+        time.sleep(self.STEP_S)
         return self._inner.launch(plan)
 
 
@@ -52,6 +67,12 @@ def build_telling(config: EngineConfig) -> Engine:
     if config.pinned is not None and config.pinned.learnt:
         name += " learnt"
     return engine._replace(info=replace(engine.info, model_name=name))
+
+
+def build_slow(config: EngineConfig) -> Engine:
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    return engine._replace(executor=Slow(engine.executor))
 
 
 def build_hanging(config: EngineConfig) -> Engine:

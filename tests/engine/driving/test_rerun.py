@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -43,6 +43,19 @@ def finished(request_id: str) -> Finished:
     return Finished(request_id, reason, 2, 0, 1, BEST_EFFORT, False, 0, NO_TIMINGS)
 
 
+class Noting(AttachedEngine):
+    """Remembers whatever was submitted."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ids: list[str] = []
+
+    def submit(self, requests: Sequence[Request], is_seen_whole: bool = False) -> RequestStream:
+        stream = super().submit(requests, is_seen_whole=is_seen_whole)
+        self.ids += [each.id for each in requests if each.id not in self.ids]
+        return stream
+
+
 class Service:
     """A front end, and the far end of its connection to an engine."""
 
@@ -50,17 +63,20 @@ class Service:
         self.ready = asyncio.Event()
         self.lost = asyncio.Event()
         self.notices: list[str] = []
-        self.freed: list[str] = []
-        self.front_end = AttachedEngine(
+        self.front_end = Noting(
             lambda info: self.ready.set(),
             self.lost.set,
             self.notices.append,
-            lambda tenant: self.freed.append(tenant.removeprefix("of ")),
             rerun_s,
         )
         self._engine: socket.socket | None = None
         self._commands: list[Any] = []
         self._unpacker = Unpacker()
+
+    @property
+    def freed(self) -> list[str]:
+        """What the engine has finished or was told to end."""
+        return [each for each in self.front_end.ids if each not in self.front_end._in_flight]
 
     async def connect(self, greeting: bytes = b"") -> None:
         """To an engine that does not serve yet, or says so at once."""

@@ -1,0 +1,44 @@
+"""How much work a request is, in tokens: of its prompt and its output, in every completion.
+
+Before the prompt is tokenized its length is estimated from the size of the message. What is asked
+for as output counts in full, as nobody knows when it will end. Bounded by the context in any case.
+"""
+
+from __future__ import annotations
+
+from engine.deciding.request import Share
+from server.admission import Entry
+from server.convert.inbound import Asked, Limits, Supposed
+
+BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English: an estimate, and bounded
+
+
+def entry_of(asked: Asked, request_id: str, num_bytes: int, limits: Limits) -> Entry:
+    """What the ledger is told of a call, by the size of its message."""
+    prompt_len = len(asked.input.token_ids) or num_bytes // BYTES_PER_TOKEN
+    return Entry(
+        asked.tenant,
+        request_id,
+        asked.share,
+        asked.quality.tier,
+        asked.quality.importance,
+        asked.n,
+        work(asked, prompt_len, limits),
+    )
+
+
+def entry_of_supposed(supposed: Supposed, tenant: str, share: Share) -> Entry:
+    """The same of a request that could be sent: no id is in its way."""
+    output_len = supposed.output_len
+    if output_len is None:
+        output_len = supposed.default_output_len
+    quality = supposed.quality
+    tokens = supposed.prompt_len + output_len
+    return Entry(tenant, "", share, quality.tier, quality.importance, 1, tokens)
+
+
+def work(asked: Asked, prompt_len: int, limits: Limits) -> int:
+    """Tokens of all completions with a prompt of that length."""
+    default_len = limits.sampling.max_tokens
+    output_len = default_len if asked.max_tokens is None else asked.max_tokens
+    return asked.n * max(1, min(prompt_len + output_len, limits.context_len))
