@@ -27,6 +27,7 @@ from server.health import Health
 from server.ledger import Entries
 from server.metrics import Exposition, Metrics
 from server.service import InferenceService
+from server.standard import ShortQuestions
 
 log = structlog.get_logger()
 
@@ -68,9 +69,10 @@ class FrontEnd:
         self._health = Health(("", SERVICE))
         self._grpc = grpc.aio.server(options=_options(config))
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        standard: Any = ShortQuestions(self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        reflection.enable_server_reflection(names, standard)
 
     async def start(self, port: int) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""

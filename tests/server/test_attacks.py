@@ -10,10 +10,12 @@ import grpc
 import psutil
 import pytest
 from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from proto.niyama.v1 import inference_pb2 as pb
 from tests.server.attacks import bystander, memory_mib, message, refusal, until
+from tests.server.conftest import within
 from tests.server.test_service import _Ended
 from tests.server_process import ServerProcess
 
@@ -84,6 +86,26 @@ async def test_no_rpc_is_stopped_by_a_large_message(server: ServerProcess, rpc: 
         async with bystander(server.address) as others:
             error = await refusal(channel, raw, rpc)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert others.worst_gap_s() < MOST_GAP_S
+
+
+@pytest.mark.parametrize("raw", [b"\x0a\x00" * 2_000_000, b"\xff" * 40], ids=["large", "none"])
+async def test_the_standard_services_read_no_long_message_either(
+    server: ServerProcess, raw: bytes
+) -> None:
+    """It is one for what nobody knows."""
+    reflect = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    read = reflection_pb2.ServerReflectionResponse.FromString
+    async with (
+        grpc.aio.insecure_channel(server.address) as channel,
+        bystander(server.address) as others,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await within(channel.unary_unary("/grpc.health.v1.Health/Check")(raw))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        asked = channel.stream_stream(reflect, response_deserializer=read)(iter([raw]))
+        code = (await within(asked.read())).error_response.error_code
+        assert code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert others.worst_gap_s() < MOST_GAP_S
 
 
