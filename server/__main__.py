@@ -12,6 +12,7 @@ from engine.driving import standard_streams
 from server import logs
 from server.app import serve
 from server.config import ServerConfig, parse
+from server.descriptors import raise_limit
 from server.ending import REST_S, Ending, block_signals
 from server.frontend import StartError
 
@@ -25,6 +26,7 @@ def run(config: ServerConfig) -> int:
     """As `main`. Has this process, its streams and signals, to itself."""
     block_signals()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
+    raise_limit()
     with standard_streams.relayed() as streams:
         ending = Ending(config.drain_s + REST_S, streams.flush)
         ending.watch()

@@ -7,7 +7,6 @@ included. Durations in seconds.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 QUEUED_TOKENS = 4096  # for each of `max_requests`
+LONGEST_S = 1e6  # some days: what the system's timers can hold
 MOST_FRONTENDS = 64  # far more than one engine can use
 
 
@@ -45,6 +45,18 @@ class ServerConfig:
         Flag("most tokens of work waiting, prompt and output (0: 4,096 for each of max_requests)"),
     ] = 0
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
+    max_connections: Annotated[
+        int, Flag("most connections of a front end; fewer where file descriptors are few")
+    ] = 1000
+    max_streams: Annotated[
+        int, Flag("most calls at once on one connection (0: --max-requests and 100 more)")
+    ] = 0
+    idle_s: Annotated[float, Flag("seconds without a call after which a connection is closed")] = (
+        300.0
+    )
+    handshake_s: Annotated[
+        float, Flag("seconds in which a new connection must have begun to speak HTTP/2")
+    ] = 10.0
     read_s: Annotated[
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")
     ] = 5.0
@@ -62,7 +74,7 @@ class ServerConfig:
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")
-        for name in ("max_requests", "max_message_bytes", "frontends"):
+        for name in ("max_requests", "max_message_bytes", "max_connections", "frontends"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.generation_config not in GENERATION_CONFIG:
@@ -73,10 +85,15 @@ class ServerConfig:
             )
         if self.frontends > MOST_FRONTENDS:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
-        if not 0 < self.read_s < math.inf:
-            raise ValueError(f"read_s must be positive, got {self.read_s}")
-        if not self.drain_s >= 0:
-            raise ValueError(f"drain_s must not be negative, got {self.drain_s}")
+        if self.max_streams < 0:
+            raise ValueError(f"max_streams must not be negative, got {self.max_streams}")
+        for name in ("read_s", "idle_s", "handshake_s"):
+            if not 0 < getattr(self, name) <= LONGEST_S:
+                raise ValueError(
+                    f"{name} must be above 0 and at most {LONGEST_S:g}, got {getattr(self, name)}"
+                )
+        if not 0 <= self.drain_s <= LONGEST_S:
+            raise ValueError(f"drain_s must be from 0 to {LONGEST_S:g}, got {self.drain_s}")
 
     @property
     def most_queued_tokens(self) -> int:

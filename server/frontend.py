@@ -23,9 +23,11 @@ from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2
 from server.config import ServerConfig
 from server.configuration import Configuration
+from server.descriptors import room_for_connections
+from server.exposition import Exposition
 from server.health import Health
 from server.ledger import Entries
-from server.metrics import Exposition, Metrics
+from server.metrics import Metrics
 from server.service import InferenceService
 from server.standard import ShortQuestions
 
@@ -33,6 +35,7 @@ log = structlog.get_logger()
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
+SPARE_STREAMS = 100  # of a connection, for what is no request: health, questions
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
 MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
@@ -67,7 +70,10 @@ class FrontEnd:
             config, engine, tokenizer, sampling, configuration.tiers, metrics, ledger
         )
         self._health = Health(("", SERVICE))
-        self._grpc = grpc.aio.server(options=_options(config))
+        try:
+            self._grpc = grpc.aio.server(options=_options(config))
+        except ValueError as error:
+            raise StartError(str(error)) from error
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
         standard: Any = ShortQuestions(self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
@@ -213,6 +219,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Raises ValueError where there are too few file descriptors."""
     return [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for
@@ -227,6 +234,11 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 0),
+        # Each takes a descriptor, from before it has said a word; more are closed at once.
+        ("grpc.max_allowed_incoming_connections", room_for_connections(config.max_connections)),
+        ("grpc.server_handshake_timeout_ms", int(config.handshake_s * 1000)),
+        ("grpc.max_connection_idle_ms", int(config.idle_s * 1000)),
+        ("grpc.max_concurrent_streams", config.max_streams or config.max_requests + SPARE_STREAMS),
         # A client that vanished without a word must not hold memory for ever.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

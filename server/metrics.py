@@ -8,10 +8,8 @@ supervises them adds them up for one scrape.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -195,24 +193,3 @@ class Metrics:
         ):
             if seconds is not None:
                 histogram.labels(tier).observe(seconds)
-
-
-class Exposition:
-    """/metrics of a registry, from a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
-
-    def serve(self, host: str, port: int) -> int:
-        """Serves until `stop`; returns the port, for port 0. Raises OSError when it is taken."""
-        self._server, self._thread = start_http_server(port, addr=host, registry=self._registry)
-        return self._server.server_port
-
-    def stop(self) -> None:
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = self._thread = None

@@ -13,8 +13,9 @@ from engine.driving.client import EngineClient
 from engine.driving.messages import EngineInfo, Failed
 from engine.driving.streams import CallFailed, EngineLost, EngineStartError
 from server.config import ServerConfig
+from server.exposition import Exposition
 from server.frontend import StartError, listen_metrics
-from server.metrics import EngineMetrics, Exposition
+from server.metrics import EngineMetrics
 
 log = structlog.get_logger()
 

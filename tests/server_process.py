@@ -23,14 +23,32 @@ class ServerProcess:
     """
 
     def __init__(
-        self, log: Path, *flags: str, module: str = "server", stderr: int | None = None
+        self,
+        log: Path,
+        *flags: str,
+        module: str = "server",
+        stderr: int | None = None,
+        num_files: int = 0,
     ) -> None:
-        """`module` is started in the place of `server`, with the same flags."""
+        """`module` is started in the place of `server`, with the same flags; with at most
+        `num_files` descriptors, if any are named.
+        """
+        shell = ["sh", "-c", f'ulimit -n {num_files} && exec "$@"', "sh"] if num_files else []
         self._log = log
         self.address = ""
         with log.open("wb") as file:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", module, "--port", "0", "--until-eof", *QUICK, *flags],
+                [
+                    *shell,
+                    sys.executable,
+                    "-m",
+                    module,
+                    "--port",
+                    "0",
+                    "--until-eof",
+                    *QUICK,
+                    *flags,
+                ],
                 stdin=subprocess.PIPE,  # held by nobody else: it ends with the tests
                 stdout=subprocess.PIPE,
                 stderr=file if stderr is None else stderr,

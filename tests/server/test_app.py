@@ -22,8 +22,9 @@ from server.app import Server
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.ending import Ending
+from server.exposition import Exposition
 from server.frontend import StartError, host_port
-from server.metrics import Exposition, Metrics
+from server.metrics import Metrics
 from tests.server.conftest import Running, within
 
 PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
