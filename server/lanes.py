@@ -2,7 +2,8 @@
 
 One lane is for short messages and one for long ones, so that no short prompt waits behind a long
 one; within a lane tenants take turns. A process that is lost is started again: what waited waits
-on, and what it was at work on is tried once more, unless it was that which took too long.
+on, and what it was at work on is tried once more, unless it was that which took too long, by its
+use of the CPU: a process that was stopped is no fault of what it was reading.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import structlog
 
 from engine.driving.backoff import Backoff
 from engine.driving.spawn import spawn
+from engine.driving.watch import LOADING_S
 from engine.driving.wire import Wire, open_wire
 from server import errors
 from server.quota import Quota, Turns
@@ -59,10 +61,11 @@ class ReaderProcess:
         return self._child.pid
 
     async def load(self) -> None:
-        """Raises ReaderLost."""
+        """Raises ReaderLost, and TimeoutError."""
         reply = self._reply = asyncio.get_running_loop().create_future()
         self._wire = await open_wire(self._socket, self._received, self._closed)
-        await reply
+        async with asyncio.timeout(LOADING_S):
+            await reply
 
     async def ask(self, job: Job, patience_s: float) -> Reply:
         """Raises ReaderLost, and TimeoutError."""
@@ -169,7 +172,7 @@ class Lane:
 
     async def _serve(self, process: ReaderProcess) -> bool:
         """Until the process ends; returns whether that is because a job took too long."""
-        is_loaded = is_late = False
+        is_loaded = False
         self._process = process
         try:
             await process.load()
@@ -181,11 +184,11 @@ class Lane:
         except ReaderLost:
             pass
         except TimeoutError:
-            is_late = True
+            log.warning("reader hangs", lane=self.name)
         finally:
             code = await process.end()
             self._process = None
-        is_late = is_late or code == -signal.SIGXCPU
+        is_late = code == -signal.SIGXCPU
         log.warning("reader lost", lane=self.name, code=code, took_too_long=is_late)
         if is_loaded:
             self._settle_lost(is_late)

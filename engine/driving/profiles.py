@@ -26,7 +26,7 @@ from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile, Segment
 from engine.driving.messages import Calibration
 
-MOST_ERROR = 0.5  # median of |actual / predicted - 1| above which a profile is not believed
+MOST_ERROR = 0.75  # median of |actual / predicted - 1| above which a profile is not believed
 _ENGINE = Path(__file__).parents[1]
 # What is measured and what measures, what a profile is made of, and how it is written.
 _CODE = ("computing/*.py", "deciding/fit.py", "deciding/latency.py", "driving/profiles.py")

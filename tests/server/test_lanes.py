@@ -15,7 +15,6 @@ import pytest_asyncio
 
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds
-from server.convert.violations import InvalidRequest
 from server.errors import CallError
 from server.lanes import Lane
 from server.quota import Quota
@@ -72,15 +71,14 @@ async def test_a_job_that_its_process_does_not_survive_twice_is_given_up(lane: L
 
 
 async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without using its CPU, so that no limit of CPU time sees it."""
+    """Without using its CPU, so that no limit of CPU time sees it. That is no fault of what it was
+    given meanwhile, which the next one does.
+    """
     assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
     pid = lane.pid
     assert pid is not None
-    monkeypatch.setattr(lane, "_patience_s", 0.5)
+    monkeypatch.setattr(lane, "_patience_s", 3.0)
     os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(InvalidRequest, match=r"input\.text: takes more than 600 s to read"):
-        await within(lane.do("a", job(TEXT)))
-    monkeypatch.undo()
     assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
     assert not psutil.pid_exists(pid)
 

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from google.protobuf import duration_pb2
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
@@ -28,6 +29,8 @@ from tests.server.conftest import Stubs, within
 # Its first engine takes everything in and sends nothing, those after it are quick.
 FACTORY = "tests.engine.driving.engines:build_first_hanging"
 SAMPLING = pb.Sampling(seed=1, max_tokens=9, ignore_eos=True)
+MOMENT = duration_pb2.Duration(nanos=1_000_000)
+AT_ONCE = pb.QualityOfService(interactive=pb.InteractiveTargets(ttft=MOMENT, tbt=MOMENT))
 SERVICE = health_pb2.HealthCheckRequest(service="niyama.v1.Inference")
 
 
@@ -54,7 +57,7 @@ async def serving(server: Server | Supervisor) -> AsyncIterator[Stubs]:
 
 def streamed(stubs: Stubs, request_id: str, timeout: float | None = None) -> Any:
     request = pb.GenerateStreamRequest(
-        input=pb.Input(text="Once"), sampling=SAMPLING, request_id=request_id
+        input=pb.Input(text="Once"), sampling=SAMPLING, request_id=request_id, qos=AT_ONCE
     )
     return stubs.inference.GenerateStream(request, timeout=timeout)
 
@@ -105,11 +108,13 @@ async def test_the_callers_notice_only_that_it_takes_longer() -> None:
         assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
         for events in await within(asyncio.gather(*streams)):
             assert (events[0], events[-1]) == ("accepted", "finished")
-            assert set(events[1:-1]) == {"tokens"}
+            assert set(events[1:-1]) - {"relegated"} == {"tokens"}
         for response in await within(asyncio.gather(*wholes)):
             assert [c.finished.usage.output_tokens for c in response.completions] == [9, 9]
         assert server.engine.num_in_flight == 0
         explained = await within(stubs.inference.Explain(pb.ExplainRequest(request_id="s7")))
+        assert explained.summary.startswith("Late: TTFT was ")  # from its arrival, not its rerun
+        assert "It was begun again: the engine process that had it was lost." in explained.summary
         kinds = [decision["kind"] for decision in MessageToDict(explained)["decisions"]]
         assert kinds[:2] == ["restarted", "admitted"]
 
