@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
 from client.options import GenerateOptions, QosOptions
-from client.terminal import discard_output, have_streams, write_any_character
+from client.terminal import discard_output, have_streams, printable, write_any_character
 from client.values import (
     Accepted,
     Finished,
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(line: str, status: int) -> int:
-    printable = line.encode(errors="backslashreplace").decode()
-    print(f"niyama: {printable}", file=sys.stderr)
+    print(f"niyama: {printable(line)}", file=sys.stderr)
     return status
 
 

@@ -29,6 +29,11 @@ def write_any_character() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Arguments whose bytes are no UTF-8 are no text, and may have to be shown: a file's name."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def discard_output() -> None:
     """After an OSError: what is still buffered goes nowhere, at exit too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

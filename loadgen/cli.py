@@ -16,7 +16,7 @@ from platform import python_version
 from rich.console import Console
 from rich.markup import escape
 
-from client.terminal import discard_output, have_streams, write_any_character
+from client.terminal import discard_output, have_streams, printable, write_any_character
 from loadgen import (
     flags,
     gate,
@@ -72,13 +72,8 @@ class NotWritten(Exception):
 
 def _fail(message: str, status: int) -> int:
     with contextlib.suppress(OSError):  # nobody is there to be told
-        print(f"niyama-loadgen: {_printable(message)}", file=sys.stderr)
+        print(f"niyama-loadgen: {printable(message)}", file=sys.stderr)
     return status
-
-
-def _printable(text: str) -> str:
-    """Arguments whose bytes are no UTF-8 are no text: a file's name may be such."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(slots=True)
@@ -260,7 +255,7 @@ class _Command:
             versions["server"] = " and ".join(filter(None, servers))
         return Asked(
             self.mode,
-            _printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
+            printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.seed or 0,
             self.arguments.max_misses,
             versions | {"Python": python_version()},

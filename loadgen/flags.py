@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from client import address
+from client import arguments as values
 from client.client import DEFAULT_SERVER
+from client.terminal import printable
 from client.values import Importance
 from loadgen import gate, mix, simulation_flags, workload_file
 from loadgen.arrivals import Process, parse_rate
@@ -25,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong; the flags are too many to be listed each time."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (--help lists the flags)\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,7 +140,11 @@ def _typed(parse: Callable[[str], V]) -> Callable[[str], V]:
 
 def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--target", metavar="HOST:PORT", default=DEFAULT_SERVER, help="default %(default)s"
+        "--target",
+        type=_typed(address.check),
+        metavar="HOST:PORT",
+        default=DEFAULT_SERVER,
+        help="default %(default)s",
     )
     group.add_argument("--channels", type=int, default=4, help="connections (default %(default)s)")
     group.add_argument(
@@ -280,6 +287,11 @@ def _names(text: str) -> list[str]:
     names = [contender.partition("=")[0] for contender in contenders]
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{text!r} is not a list of different names")
+    for contender in contenders:
+        name, is_running, server = contender.partition("=")
+        values.text(name, "a contender's name")
+        if is_running:
+            address.check(server)
     return contenders
 
 

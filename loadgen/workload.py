@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
+from client import arguments
 from client.values import Importance, Targets
 from loadgen.arrivals import Process, Rate, Shape, arrival_times, unit_gaps
 from loadgen.lengths import Length, Lengths
@@ -151,8 +152,9 @@ class Workload:
         _check_shares(self.tenants, "tenants")
         _check_shares(self.applications, "applications")
         for tenant in self.tenants:
-            if not (tenant.isascii() and tenant.isprintable()):
-                raise ValueError(f"a tenant is printable ASCII, as gRPC sends it, got {tenant!r}")
+            arguments.tenant(tenant, "tenants")
+        for application in self.applications:
+            arguments.text(application, "applications")
 
     def at_rate(self, rate: float) -> Workload:
         """The same load at another mean rate (requests per second), for as long; a replay ends with

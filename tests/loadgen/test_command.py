@@ -22,6 +22,7 @@ from tests.server_process import ServerProcess
 
 Capture = pytest.CaptureFixture[str]
 
+NO_UTF_8 = "caf\udce9"  # as Python hands on an argument's bytes that are no UTF-8
 SMALL = ("--prompt-tokens", "10", "--output-tokens", "3", "--drain", "20")
 
 
@@ -215,6 +216,17 @@ def test_a_file_that_cannot_be_written_is_named_and_the_others_are_written(
     assert "</html>" in page.read_text()
 
 
+def test_a_file_whose_name_is_no_utf_8_is_written_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of charts shows the command."""
+    monkeypatch.chdir(tmp_path)
+    page = Path(f"{NO_UTF_8}.html")
+    load = ["--simulate", "a100-llama3-8b", "--rps", "1", "--duration", "2"]
+    assert main([*load, "--html", str(page), "--json", f"{NO_UTF_8}.json"]) == 0
+    assert "caf\\udce9.html" in page.read_text()
+
+
 def die_at(little: LittleServer, num_ended: int) -> None:
     for _ in range(num_ended):
         little.next_end()
@@ -229,7 +241,9 @@ def die_at(little: LittleServer, num_ended: int) -> None:
         (["--trace", "/nowhere.csv"], "No such file or directory: '/nowhere.csv'"),
         (["--workload", "/nowhere.toml"], "No such file or directory: '/nowhere.toml'"),
         (["--prompt-tokens", "gold:5"], "unknown tier gold"),
-        (["--tenants", "rare\xe9:0.001,usual:0.999"], "a tenant is printable ASCII, as gRPC sends"),
+        (["--tenants", "rare\xe9:0.001,usual:0.999"], "a tenant is printable ASCII, got "),
+        (["--tenants", "x" * 129 + ":1"], "a tenant has at most 128 bytes, got 129"),
+        (["--applications", NO_UTF_8 + ":1"], "applications is no Unicode text: "),
         (["--slo-gate", "gold:0.9,all:0.9"], "unknown tier gold in the gate; the load has inter"),
         (["--warmup", "20", "--cooldown", "10"], "leave nothing of the run to measure"),
         (["--duration", "0"], "the duration is positive, got 0"),
@@ -285,6 +299,11 @@ def test_a_malformed_trace_row_is_one_line(
         (["--compare", "edf,fcfs", "--chunk-size", "256"], "get it by --server-flags"),
         (["--json", "/nowhere/run.json"], "--json: /nowhere/run.json cannot be written"),
         (["--html", "/"], "--html: / cannot be written"),
+        (["--target", "host"], "--target: a server is named HOST:PORT"),
+        (["--target", NO_UTF_8 + ":1"], "--target: server is no Unicode text"),
+        (["--compare", "a=here:1,b=there"], "--compare: a server is named HOST:PORT"),
+        (["--compare", NO_UTF_8 + "=here:1"], "a contender's name is no Unicode text"),
+        (["--mix", NO_UTF_8], "is not NAME:SHARE"),
     ],
 )
 def test_flags_that_make_no_sense_say_why(capsys: Capture, flags: list[str], message: str) -> None:
