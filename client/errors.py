@@ -82,7 +82,8 @@ _PLAIN: dict[grpc.StatusCode, type[NiyamaError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 
-_TOO_LARGE = "larger than max"  # gRPC's words, with the size and the limit after them
+# gRPC's words for a message and for metadata, with the size and the limit after them.
+_TOO_LARGE = ("larger than max", "metadata size exceeds")
 _NOBODY_THERE = ": is the server running? (python -m server)"
 
 
@@ -107,7 +108,7 @@ def _exhausted(call: grpc.Call, message: str) -> NiyamaError:
     end, does not: sent again it would be refused again.
     """
     retry_after = _retry_after(call)
-    if retry_after is None and _TOO_LARGE in message:
+    if retry_after is None and any(words in message for words in _TOO_LARGE):
         return InvalidRequest(message)
     return QueueFull(message, retry_after)
 

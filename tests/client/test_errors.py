@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import cast
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from client import (
     TimedOut,
     Unavailable,
 )
+from client.errors import translate
 from tests.client.little_server import LittleInference
 
 
@@ -76,3 +78,29 @@ async def test_nobody_listening_is_unavailable() -> None:
         async with AsyncClient(f"127.0.0.1:{held.getsockname()[1]}") as client:
             with pytest.raises(Unavailable):
                 await client.server_info()
+
+
+class Failed:
+    """A failed call as gRPC itself ends it: without details of ours."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        self.code, self.details, self.trailing_metadata = lambda: code, lambda: message, tuple
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("SERVER: Received message larger than max (5242894 vs. 4194304)", InvalidRequest),
+        ("CLIENT: Sent message larger than max (5242894 vs. 4194304)", InvalidRequest),
+        ("Decompressed message larger than max", InvalidRequest),
+        ("received metadata size exceeds hard limit (20000 vs. 16384)", InvalidRequest),
+        ("no more calls for you at the moment", QueueFull),
+    ],
+)
+def test_what_grpc_itself_finds_too_large_is_no_full_queue(
+    message: str, kind: type[NiyamaError]
+) -> None:
+    error = translate(cast(grpc.Call, Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, message)))
+    assert type(error) is kind
+    assert message in str(error)
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
