@@ -16,7 +16,7 @@ from typing import Any
 from engine.added_tokens import AddedToken
 from engine.computing.json_file import CheckpointError, Keys, read_json, shown
 
-MAX_ID = 2**24  # beyond any vocabulary: an id above it is a mistake and would only take memory
+MAX_ID = 2**20  # beyond any vocabulary: an id above it is a mistake and would only take memory
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 _DEFAULTS: dict[str, dict[str, str]] = {

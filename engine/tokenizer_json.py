@@ -41,11 +41,13 @@ class HuggingFace:
         if getattr(made.model, "dropout", None):
             made.model.dropout = None
         self._tokenizer = made
+        if not made.get_vocab_size():
+            raise CheckpointError(f"{path} has no tokens")
         self.named = settings.named(made.get_vocab(with_added_tokens=True))
         self._add_tokens(settings)
         vocabulary = made.get_vocab(with_added_tokens=True)
         self.spelling = self._spelling(vocabulary, Keys(raw, path.name).table("decoder").raw, path)
-        self.around = self._around()
+        self.around = self._around(path)
         self.bos_id = self._id_of("bos_token", vocabulary)
         if self.bos_id is None and "bos_token" not in settings.stated and self.around[0]:
             self.bos_id = self.around[0][0]
@@ -75,16 +77,17 @@ class HuggingFace:
         token = self.named.get(name)
         return vocabulary.get(token.content) if token else None
 
-    def _around(self) -> tuple[list[int], list[int]]:
+    def _around(self, path: Path) -> tuple[list[int], list[int]]:
         """What the file puts before and after a prompt."""
-        bare = self.encode("a")
-        full = self._tokenizer.encode("a", add_special_tokens=True).ids
-        if not bare:
-            return full, []
-        for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start], full[start + len(bare) :]
-        return [], []
+        if not self._tokenizer.num_special_tokens_to_add(False):
+            return [], []
+        try:
+            bare = self.encode("a")
+            full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise CheckpointError(f"{path} cannot encode a text: {error}") from error
+        at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), len(full))
+        return (full[:at], full[at + len(bare) :]) if bare else (full, [])
 
     def _spelling(
         self, vocabulary: Mapping[str, int], decoder: Mapping[str, Any], path: Path

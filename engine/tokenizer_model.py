@@ -131,7 +131,10 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a sentencepiece model (one of another kind, such as tiktoken's, needs a"
+            f" tokenizer.json beside it): {error}"
+        ) from error
 
 
 def _changed(

@@ -241,6 +241,26 @@ def test_without_the_package_a_sentencepiece_model_beside_it_is_read(tmp_path: P
     assert "is not a sentencepiece model" in message
 
 
+def test_a_model_of_another_kind_alone_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"SGk= 0\nIHRo 1\n")
+    with pytest.raises(CheckpointError, match=r"needs a tokenizer\.json beside it"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_file_without_tokens_is_refused_and_one_that_knows_few_words_is_not(
+    tmp_path: Path,
+) -> None:
+    for vocabulary in ({}, {"the": 0, "<s>": 1}):
+        made = tokenizers.Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        made.save(str(tmp_path / "tokenizer.json"))
+        if not vocabulary:
+            with pytest.raises(CheckpointError, match="has no tokens"):
+                Tokenizer.load(tmp_path)
+    assert Tokenizer.load(tmp_path).vocab_size == 2
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
