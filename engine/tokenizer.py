@@ -78,6 +78,7 @@ class Tokenizer:
         """Token ids; with `add_bos` between the tokens that the model wants around a prompt.
 
         Those are its beginning-of-sequence token and, of few models, others before or after it.
+        Raises ValueError for a text that a tokenizer.json has no tokens for.
         """
         ids = self._backend.encode(text)
         if add_bos:

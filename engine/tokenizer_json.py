@@ -56,7 +56,10 @@ class HuggingFace:
     def encode(self, text: str) -> list[int]:
         # Not `encode`, which also keeps where in the text each token stands: many times the memory,
         # with Python's lock held.
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ValueError(f"the tokenizer cannot encode the text: {error}") from error
 
     def _add_tokens(self, settings: TokenizerSettings) -> None:
         """What the files beside it say of a token goes before what tokenizer.json says.
@@ -83,9 +86,9 @@ class HuggingFace:
             return [], []
         try:
             bare = self.encode("a")
-            full = self._tokenizer.encode("a", add_special_tokens=True).ids
-        except Exception as error:  # tokenizers raises nothing more precise
+        except ValueError as error:
             raise CheckpointError(f"{path} cannot encode a text: {error}") from error
+        full = self._tokenizer.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), len(full))
         return (full[:at], full[at + len(bare) :]) if bare else (full, [])
 

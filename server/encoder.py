@@ -15,14 +15,18 @@ class Encoder:
         self._tokenizer = tokenizer
 
     def encode(self, prompt: Input, bounds: Bounds) -> Sequence[int]:
-        """Raises InvalidRequest for a conversation that cannot be rendered within `bounds`."""
-        if prompt.text is not None:
-            return array("I", self._tokenizer.encode(prompt.text))
+        """Raises InvalidRequest for a conversation that cannot be rendered within `bounds`, and for
+        a text that the tokenizer has no tokens for.
+        """
         if prompt.token_ids:
             return array("I", prompt.token_ids)
-        messages = [message._asdict() for message in prompt.messages]
         try:
-            ids = self._tokenizer.encode_chat(messages, most_chars=bounds.text_bytes)
+            return array("I", self._encode(prompt, bounds))
         except ValueError as error:
             raise InvalidRequest([Violation(prompt.field, str(error))]) from error
-        return array("I", ids)
+
+    def _encode(self, prompt: Input, bounds: Bounds) -> Sequence[int]:
+        if prompt.text is not None:
+            return self._tokenizer.encode(prompt.text)
+        messages = [message._asdict() for message in prompt.messages]
+        return self._tokenizer.encode_chat(messages, most_chars=bounds.text_bytes)

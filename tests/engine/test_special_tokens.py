@@ -16,6 +16,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from engine.computing.json_file import CheckpointError
 from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
+from server.convert.input import Bounds, Input
+from server.convert.violations import InvalidRequest
+from server.encoder import Encoder
 from server.frontend import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -258,7 +261,11 @@ def test_a_file_without_tokens_is_refused_and_one_that_knows_few_words_is_not(
         if not vocabulary:
             with pytest.raises(CheckpointError, match="has no tokens"):
                 Tokenizer.load(tmp_path)
-    assert Tokenizer.load(tmp_path).vocab_size == 2
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == 2
+    unknown = Input("input.text", text="a fox")
+    with pytest.raises(InvalidRequest, match=r"input\.text: the tokenizer cannot encode the text"):
+        Encoder(tokenizer).encode(unknown, Bounds(2, 10, 1000))
 
 
 @pytest.mark.parametrize(
