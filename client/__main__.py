@@ -9,9 +9,11 @@ for arguments that make no call, 130 when interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
@@ -27,6 +29,8 @@ from client.values import (
     Targets,
     Tokens,
 )
+
+TOKEN_FILE = "NIYAMA_TOKEN_FILE"
 
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
     ("max-tokens", int, "most tokens to generate"),
@@ -49,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("standard output is closed", 1)
     write_any_character()
     try:
-        with Client(arguments.server, tenant=arguments.tenant) as client:
+        token = _read_token(arguments.token_file)
+        with Client(arguments.server, tenant=arguments.tenant or "", token=token) as client:
             command: Callable[[Client, argparse.Namespace], None] = arguments.command
             command(client, arguments)
             sys.stdout.flush()
@@ -72,6 +77,18 @@ def _fail(line: str, status: int) -> int:
     return status
 
 
+def _read_token(path: str | None) -> str | None:
+    """Raises InvalidRequest, one line, for a file that cannot be read or holds no token."""
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes().decode("ascii").strip()
+    except OSError as error:
+        raise InvalidRequest(f"--token-file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"--token-file {path}: holds no token") from None
+
+
 def _one_line(error: NiyamaError, server: str) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, QueueFull) and error.retry_after is not None:
@@ -88,7 +105,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     common.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help="default %(default)s"
     )
-    common.add_argument("--tenant", default="", metavar="NAME", help="on whose behalf to call")
+    common.add_argument("--tenant", metavar="NAME", help="on whose behalf to call")
+    common.add_argument(
+        "--token-file",
+        metavar="FILE",
+        default=os.environ.get(TOKEN_FILE),
+        help=f"the operator's token, to explain any tenant's request (default: ${TOKEN_FILE})",
+    )
     found, rest = common.parse_known_args(argv)
     parser = argparse.ArgumentParser(
         prog="niyama",
@@ -100,7 +123,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     info = commands.add_parser("info", help="describe the model, the tiers and the limits")
     info.set_defaults(command=_info)
     _add_estimate(commands.add_parser("estimate", help="would a request sent now be on time?"))
-    explain = commands.add_parser("explain", help="tell the story of a request")
+    explain = commands.add_parser(
+        "explain", help="tell the story of a request; of --tenant NAME's, or with a token anybody's"
+    )
     explain.add_argument("request_id", metavar="ID", help="of several completions: ID/0, ID/1, ...")
     explain.set_defaults(command=_explain)
     count = commands.add_parser("count", help="count the tokens of a text")
@@ -241,7 +266,7 @@ def _estimate(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _explain(client: Client, arguments: argparse.Namespace) -> None:
-    story = client.explain(arguments.request_id)
+    story = client.explain(arguments.request_id, arguments.tenant)
     print(f"{story.request_id}: {_resolved(story.targets)}")
     for decision in story.decisions:
         predicted = (

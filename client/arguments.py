@@ -109,6 +109,14 @@ def tenant(value: object, key: str) -> str:
     return value
 
 
+def token(value: object) -> str:
+    """One word that gRPC can carry; refused without being shown."""
+    is_word = isinstance(value, str) and value.isascii() and value.isprintable()
+    if not isinstance(value, str) or not is_word or not value or " " in value:
+        refuse("a token is one word of printable ASCII", "token")
+    return value
+
+
 def message(value: object, field: str) -> tuple[str, str]:
     """Role and content of a chat message."""
     if not isinstance(value, Mapping):

@@ -48,6 +48,12 @@ def _call_of(tenant: str, timeout: float | None) -> _Call:
     return _Call(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
 
 
+def _asking(tenant: str | None, timeout: float | None, token: str | None) -> _Call:
+    """Of `explain`: with a token, any tenant's request is asked for, or the one's that is named."""
+    metadata = convert.to_operator_metadata(tenant, token)
+    return _Call(timeout=arguments.timeout(timeout), metadata=metadata)
+
+
 def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _Call]:
     """The request's own options, and the call's. `tenant` is the client's."""
     others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
@@ -57,7 +63,8 @@ def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _C
 
 class AsyncClient:
     """A connection to a server. `timeout` (seconds; None for no limit) is for the calls that
-    generate nothing; `tenant` is on whose behalf all calls are made.
+    generate nothing; `tenant` is on whose behalf all calls are made; `token` the operator's, with
+    which `explain` tells of any tenant's requests.
 
     async with AsyncClient("localhost:50051") as client:
         async for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -70,12 +77,15 @@ class AsyncClient:
         *,
         timeout: float | None = 10.0,
         tenant: str = "",
+        token: str | None = None,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """Raises InvalidRequest for an address, a tenant or a timeout that is none."""
+        """Raises InvalidRequest for an address, a tenant, a timeout or a token that is none."""
         self.server = address.check(server)
         self._tenant = tenant
+        self._timeout, self._token = timeout, token
         self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
+        _asking(tenant, timeout, token)
         self._channel = grpc.aio.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -122,14 +132,20 @@ class AsyncClient:
         response = await _answer(self._stub.Estimate(request, **self._other))
         return convert.from_estimate_response(response)
 
-    async def explain(self, request_id: str) -> values.Explanation:
+    async def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
         """The story of a request of the recent past; NotFound when it is forgotten.
 
-        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ...
+        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ... `tenant` is
+        whose request it is, instead of the client's; with an operator's token none need be given
+        where only one tenant has such an id.
         """
         request = convert.to_explain_request(request_id)
-        response = await _answer(self._stub.Explain(request, **self._other))
+        response = await _answer(self._stub.Explain(request, **self._asking(tenant)))
         return convert.from_explain_response(response)
+
+    def _asking(self, tenant: str | None) -> _Call:
+        own = self._tenant or None
+        return _asking(own if tenant is None else tenant, self._timeout, self._token)
 
     async def close(self) -> None:
         """Cancels what is in flight and closes the connection."""
@@ -158,7 +174,8 @@ class Client:
     """A connection to a server, for code without an event loop. Safe to share among threads.
 
     `timeout` (seconds; None for no limit) is for the calls that generate nothing; `tenant` is on
-    whose behalf all calls are made.
+    whose behalf all calls are made; `token` the operator's, with which `explain` tells of any
+    tenant's requests.
 
     with Client("localhost:50051") as client:
         for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -171,12 +188,15 @@ class Client:
         *,
         timeout: float | None = 10.0,
         tenant: str = "",
+        token: str | None = None,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """Raises InvalidRequest for an address, a tenant or a timeout that is none."""
+        """Raises InvalidRequest for an address, a tenant, a timeout or a token that is none."""
         self.server = address.check(server)
         self._tenant = tenant
+        self._timeout, self._token = timeout, token
         self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
+        _asking(tenant, timeout, token)
         self._channel = grpc.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -218,13 +238,21 @@ class Client:
         request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
         return convert.from_estimate_response(_call(self._stub.Estimate, request, self._other))
 
-    def explain(self, request_id: str) -> values.Explanation:
+    def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
         """The story of a request of the recent past; NotFound when it is forgotten.
 
-        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ...
+        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ... `tenant` is
+        whose request it is, instead of the client's; with an operator's token none need be given
+        where only one tenant has such an id.
         """
         request = convert.to_explain_request(request_id)
-        return convert.from_explain_response(_call(self._stub.Explain, request, self._other))
+        return convert.from_explain_response(
+            _call(self._stub.Explain, request, self._asking(tenant))
+        )
+
+    def _asking(self, tenant: str | None) -> _Call:
+        own = self._tenant or None
+        return _asking(own if tenant is None else tenant, self._timeout, self._token)
 
     def close(self) -> None:
         """Cancels what is in flight and closes the connection."""

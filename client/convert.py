@@ -15,6 +15,7 @@ from client.options import Prompt, QosOptions
 from proto.niyama.v1 import inference_pb2 as pb
 
 TENANT_KEY = "niyama-tenant"
+TOKEN_KEY = "authorization"
 _SAMPLING_SCALARS: dict[str, Callable[[object, str], object]] = {
     "temperature": arguments.number,
     "top_k": arguments.whole,
@@ -51,6 +52,20 @@ def to_metadata(tenant: str) -> tuple[tuple[str, str], ...] | None:
     """What a call says of its caller. Raises InvalidRequest for a name that gRPC cannot carry."""
     name = arguments.tenant(tenant, TENANT_KEY)
     return ((TENANT_KEY, name),) if name else None
+
+
+def to_operator_metadata(
+    tenant: str | None, token: str | None
+) -> tuple[tuple[str, str], ...] | None:
+    """Without a token, as of any call. With one a tenant is named only where one is given, be it
+    the nameless one. Raises InvalidRequest.
+    """
+    if token is None:
+        return to_metadata(tenant or "")
+    shown = (TOKEN_KEY, f"Bearer {arguments.token(token)}")
+    if tenant is None:
+        return (shown,)
+    return (shown, (TENANT_KEY, arguments.tenant(tenant, TENANT_KEY)))
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:

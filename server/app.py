@@ -13,7 +13,7 @@ from engine.driving import collector
 from engine.driving.messages import EngineInfo
 from server.config import ServerConfig
 from server.ending import Ending
-from server.frontend import FrontEnd, host_port, read_configuration, refuse_taken
+from server.frontend import FrontEnd, host_port, read_admin, read_configuration, refuse_taken
 from server.ledger import OwnLedger
 from server.metrics import Metrics, QueueMetrics
 from server.owner import EngineOwner
@@ -38,7 +38,9 @@ class Server:
         self.engine = self.owner.client
         self.metrics = Metrics(self.owner.registry)
         configuration = read_configuration(config)
-        self._front_end = FrontEnd(config, self.engine, self.metrics, ledger, configuration)
+        self._front_end = FrontEnd(
+            config, self.engine, self.metrics, ledger, configuration, read_admin(config)
+        )
         self.service = self._front_end.service
         self.port = 0
 

@@ -29,6 +29,9 @@ class ServerConfig:
     host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
     config: Annotated[Path | None, Flag("TOML file with tiers and application presets")] = None
+    admin_token_file: Annotated[
+        Path | None, Flag("file with the token whose bearer may explain every tenant's requests")
+    ] = None
     generation_config: Annotated[
         str,
         Flag(

@@ -18,13 +18,15 @@ COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 class Start(NamedTuple):
     """`port` is held by the supervisor; `number` tells front ends apart in the log; `configuration`
-    is the text of the configuration file, None where there is none.
+    is the text of the configuration file, None where there is none, and `admin` the digest of the
+    operator's token.
     """
 
     config: ServerConfig
     port: int
     number: int
     configuration: str | None = None
+    admin: bytes | None = None
 
 
 class Enter(NamedTuple):

@@ -100,8 +100,25 @@ def unanswered(failure: Failure, message: str) -> CallError:
     return _with_reason(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_QUESTION", message)
 
 
-def not_remembered(request_id: str) -> CallError:
-    return unanswered(Failure.NOT_FOUND, f"request_id {request_id!r} is not remembered")
+def not_remembered(request_id: str, tenant: str | None) -> CallError:
+    """`tenant` None: an operator asked for anybody's. No tenant learns whether it is another's."""
+    forgotten = "it was never sent, has been forgotten, or came before the engine was started again"
+    if tenant is None:
+        return unanswered(
+            Failure.NOT_FOUND,
+            f"request_id {request_id!r} is not remembered of any tenant: {forgotten}",
+        )
+    whose = f"tenant {tenant!r}" if tenant else "calls without a tenant"
+    return unanswered(
+        Failure.NOT_FOUND,
+        f"request_id {request_id!r} is not remembered of {whose}: {forgotten}; another tenant's is"
+        " told to that tenant and to an operator (niyama-tenant, or an operator's token)",
+    )
+
+
+def unauthenticated() -> CallError:
+    message = "the token in authorization is not the operator's"
+    return _with_reason(grpc.StatusCode.UNAUTHENTICATED, "WRONG_TOKEN", message)
 
 
 def engine_error(message: str) -> CallError:

@@ -21,6 +21,7 @@ from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2
+from server.admin import Admin
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.descriptors import room_for_connections
@@ -54,6 +55,7 @@ class FrontEnd:
         metrics: Metrics,
         ledger: Entries,
         configuration: Configuration,
+        admin: Admin,
     ) -> None:
         """Raises StartError for a model folder that is no good."""
         self._config = config
@@ -67,7 +69,7 @@ class FrontEnd:
         except (ValueError, OSError) as error:
             raise StartError(str(error)) from error
         self.service = InferenceService(
-            config, engine, tokenizer, sampling, configuration.tiers, metrics, ledger
+            config, engine, tokenizer, sampling, configuration.tiers, metrics, ledger, admin
         )
         self._health = Health(("", SERVICE))
         try:
@@ -126,6 +128,14 @@ def read_configuration(config: ServerConfig) -> Configuration:
     """Raises StartError."""
     try:
         return Configuration(config.config)
+    except ValueError as error:
+        raise StartError(str(error)) from error
+
+
+def read_admin(config: ServerConfig) -> Admin:
+    """Raises StartError."""
+    try:
+        return Admin.of_file(config.admin_token_file)
     except ValueError as error:
         raise StartError(str(error)) from error
 

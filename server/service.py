@@ -26,6 +26,7 @@ from engine.tiers import Tiers
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
+from server.admin import Admin
 from server.bounded import shorten
 from server.call import Call
 from server.config import ServerConfig
@@ -64,6 +65,7 @@ class InferenceService:
         tiers: Tiers,
         metrics: Metrics,
         ledger: Entries,
+        admin: Admin,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -76,6 +78,7 @@ class InferenceService:
         self._questions = Quota("questions to the engine", MAX_QUESTIONS)
         self._metrics = metrics
         self._ledger = ledger
+        self._admin = admin
         self._num_calls = 0
         self._draining = False
         self.idle = asyncio.Event()  # no call is being served
@@ -176,7 +179,15 @@ class InferenceService:
     async def _explain(self, call: Call, raw: bytes) -> pb.ExplainResponse:
         request = await self._receive(call, pb.ExplainRequest, raw)
         call.request_id = inbound.read_request_id(request)
-        timeline = await self._ask(call, "explain", request_id=call.request_id, tenant=call.tenant)
+        metadata = call.context.invocation_metadata() or ()
+        is_anybody_s = self._admin.is_shown(metadata) and not inbound.names_tenant(metadata)
+        tenant = None if is_anybody_s else call.tenant
+        try:
+            timeline = await self._ask(call, "explain", request_id=call.request_id, tenant=tenant)
+        except CallError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise errors.not_remembered(call.request_id, tenant) from error
         return outbound.to_explanation(timeline)
 
     # What they share

@@ -53,7 +53,7 @@ from server.control import (
     Verdict,
 )
 from server.errors import Refused
-from server.frontend import LAST_WORDS_S, StartError, read_configuration, reserve
+from server.frontend import LAST_WORDS_S, StartError, read_admin, read_configuration, reserve
 from server.ledger import FrontEndCalls, Ledger
 from server.metrics import QueueMetrics
 from server.owner import EngineOwner
@@ -141,6 +141,7 @@ class Supervisor:
         """Raises StartError for a configuration file that is no good."""
         self.config = config
         self._configuration = read_configuration(config)
+        self._admin = read_admin(config)
         self.port = 0
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
         self._front_ends: dict[int, FrontEndProcess] = {}
@@ -231,7 +232,8 @@ class Supervisor:
 
     def _launch(self, number: int) -> None:
         """Raises OSError when the system starts no process."""
-        start = Start(self.config, self.port, number, self._configuration.text)
+        text, digest = self._configuration.text, self._admin.digest
+        start = Start(self.config, self.port, number, text, digest)
         front_end = FrontEndProcess(start, FrontEndCalls(self.ledger), self._counters.name)
         self._front_ends[number] = front_end
 

@@ -32,6 +32,7 @@ from engine.driving.standard_streams import DROPPED
 from engine.driving.watch import Condition, Watch
 from engine.driving.wire import Wire, open_wire
 from server import logs
+from server.admin import Admin
 from server.admission import CallKey, Entry
 from server.configuration import Configuration
 from server.control import (
@@ -157,7 +158,14 @@ class Worker:
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
         configuration = Configuration(start.config.config, start.configuration)
-        self._front_end = FrontEnd(start.config, self._engine, metrics, self._ledger, configuration)
+        self._front_end = FrontEnd(
+            start.config,
+            self._engine,
+            metrics,
+            self._ledger,
+            configuration,
+            Admin(start.admin),
+        )
 
     async def serve(self) -> None:
         """Until the supervisor asks for the end."""

@@ -170,6 +170,11 @@ def read_tenant(metadata: Metadata) -> str:
     return tenant
 
 
+def names_tenant(metadata: Metadata) -> bool:
+    """Also the nameless one, where it is given."""
+    return any(key == TENANT_KEY for key, _ in metadata)
+
+
 def _read_tenant(reader: Violations, metadata: Metadata) -> str:
     names = [value for key, value in metadata if key == TENANT_KEY]
     if len(names) > 1:

@@ -60,7 +60,7 @@ def test_who_breaks_more_rules_than_are_told_hears_how_many() -> None:
     [
         errors.in_flight("x" * 10**6),
         errors.engine_lost("é" * 10**6),
-        errors.not_remembered("\n" * 10**6),
+        errors.not_remembered("\n" * 10**6, "x" * 10**6),
     ],
 )
 def test_no_message_of_a_status_is_long(error: errors.CallError) -> None:

@@ -1,0 +1,69 @@
+"""Who may ask about every tenant's requests: whoever has the token in `--admin-token-file`.
+
+A call shows it as `authorization: Bearer TOKEN`. What is kept of it is a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from server import errors
+
+KEY = "authorization"
+SCHEME = "bearer"
+MOST_TOKEN_BYTES = 4096
+# Of the file: others may neither read nor write it, and its group not write it.
+FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP
+
+
+class Admin:
+    """`digest` None: there is no token, nobody is the operator, and what callers show is theirs."""
+
+    def __init__(self, digest: bytes | None = None) -> None:
+        self.digest = digest
+
+    @classmethod
+    def of_file(cls, path: Path | None) -> Admin:
+        """Raises ValueError, one line that names the file."""
+        return cls() if path is None else cls(_digest(_read_token(path)))
+
+    def is_shown(self, metadata: Iterable[tuple[str, str]]) -> bool:
+        """Whether the call is the operator's. Raises CallError, UNAUTHENTICATED, for a token that
+        is not the operator's.
+        """
+        shown = [value for key, value in metadata if key == KEY]
+        if self.digest is None or not shown:
+            return False
+        scheme, _, token = shown[0].partition(" ")
+        is_token = scheme.lower() == SCHEME and len(shown) == 1
+        if is_token and hmac.compare_digest(_digest(token.strip().encode()), self.digest):
+            return True
+        raise errors.unauthenticated()
+
+
+def _digest(token: bytes) -> bytes:
+    """Of the same length for all, so that comparing tells nothing."""
+    return hashlib.sha256(token).digest()
+
+
+def _read_token(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            token = file.read(MOST_TOKEN_BYTES + 1).strip()
+    except OSError as error:
+        raise ValueError(f"--admin-token-file {path}: {error.strerror}") from error
+    if mode & FORBIDDEN:
+        raise ValueError(
+            f"--admin-token-file {path}: others may read or change it (mode {mode:04o}): chmod 600"
+        )
+    if not 0 < len(token) <= MOST_TOKEN_BYTES or not all(0x20 < byte < 0x7F for byte in token):
+        raise ValueError(
+            f"--admin-token-file {path}: a token is one word of printable ASCII, of at most"
+            f" {MOST_TOKEN_BYTES} bytes"
+        )
+    return token
