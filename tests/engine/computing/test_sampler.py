@@ -24,6 +24,8 @@ from engine.computing.sampler import (
 from engine.deciding.plan import NOT_FINITE, NOTHING_LEFT, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
+from proto.niyama.v1 import inference_pb2 as pb
+from server.convert.outbound import to_logprobs
 from tests.engine.computing.parts import make_sequence
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -261,6 +263,17 @@ def test_a_token_without_a_chance_is_no_failure() -> None:
     logits = LOGITS.clone()
     logits[0] = -math.inf
     assert sample(logits, sequence(Sampling(temperature=0.0))) == [Token(1)]
+
+
+def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
+    logits = LOGITS.clone()
+    logits[2:] = -math.inf
+    (token,) = sample(logits, sequence(Sampling(temperature=0.0, logprobs=20)))
+    (sent,) = to_logprobs([token])
+    read = pb.TokenLogprobs.FromString(sent.SerializeToString())
+    top = [each.logprob for each in read.top]
+    assert top[:2] == pytest.approx(torch.log_softmax(LOGITS[:2], 0).tolist())
+    assert top[2:] == [-math.inf] * 4
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
