@@ -13,6 +13,7 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.admission import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
+from server.deliveries import Delivery
 from server.errors import Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.ledger import Entries
@@ -35,6 +36,7 @@ class Call:
 
     asked: Asked
     generation: Generation
+    delivery: Delivery
 
     def __init__(
         self, rpc: str, arrived_at: float, context: grpc.aio.ServicerContext, metrics: Metrics
@@ -51,6 +53,7 @@ class Call:
         self.entry: Entry | None = None  # what the ledger is told of it
         self.is_entered = False
         self.is_admitted = False
+        self.is_closed = False
         self.has_started = False
         self.displaced: Refused | None = None  # it gave its place to another's
         self._metrics = metrics
@@ -135,6 +138,7 @@ class Call:
 
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
+        self.is_closed = True
         if self.is_admitted:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
@@ -150,11 +154,19 @@ class Call:
             self._metrics.calls.labels(outcome).inc()
         log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
 
+    def give_up(self) -> None:
+        """Its client takes nothing of what it is sent, and the call is about to be cancelled."""
+        self._metrics.unread.inc()
+        self.outcome = grpc.StatusCode.CANCELLED.name
+        self.error = "the client did not read"
+        if self.is_closed:
+            log.info("answer not read", request_id=self.request_id, rpc=self.rpc)
+
     def leave(self) -> None:
         """The call ends before its status: the client left, or its deadline passed. Whoever leaves
         with the last message, which says that it is the last, was served.
         """
-        if self.is_admitted and len(self._ended) == self.asked.n:
+        if self.outcome or (self.is_admitted and len(self._ended) == self.asked.n):
             return
         remaining = self.context.time_remaining()
         is_late = remaining is not None and remaining <= DEADLINE_SKEW_S

@@ -60,6 +60,9 @@ class ServerConfig:
     handshake_s: Annotated[
         float, Flag("seconds in which a new connection must have begun to speak HTTP/2")
     ] = 10.0
+    write_timeout_s: Annotated[
+        float, Flag("seconds that a client may take nothing of what it is sent, then its call ends")
+    ] = 60.0
     read_s: Annotated[
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")
     ] = 5.0
@@ -90,7 +93,7 @@ class ServerConfig:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
         if self.max_streams < 0:
             raise ValueError(f"max_streams must not be negative, got {self.max_streams}")
-        for name in ("read_s", "idle_s", "handshake_s"):
+        for name in ("read_s", "write_timeout_s", "idle_s", "handshake_s"):
             if not 0 < getattr(self, name) <= LONGEST_S:
                 raise ValueError(
                     f"{name} must be above 0 and at most {LONGEST_S:g}, got {getattr(self, name)}"

@@ -24,6 +24,7 @@ from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.config import ServerConfig
 from server.configuration import Configuration
+from server.deliveries import Deliveries
 from server.descriptors import room_for_connections
 from server.exposition import Exposition
 from server.health import Health
@@ -68,10 +69,13 @@ class FrontEnd:
             sampling = default_sampling(config)
         except (ValueError, OSError) as error:
             raise StartError(str(error)) from error
+        self._deliveries = Deliveries(config.write_timeout_s)
+        self._sweeping: asyncio.Task[None] | None = None
         self.service = InferenceService(
-            config, engine, tokenizer, sampling, configuration.tiers, metrics, ledger, admin
+            *(config, engine, tokenizer, sampling, configuration.tiers),
+            *(metrics, ledger, admin, self._deliveries),
         )
-        self._health = Health(("", SERVICE))
+        self._health = Health(("", SERVICE), self._deliveries)
         try:
             self._grpc = grpc.aio.server(options=_options(config))
         except ValueError as error:
@@ -90,6 +94,7 @@ class FrontEnd:
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: {error}") from error
         self.service.start()
+        self._sweeping = asyncio.create_task(self._deliveries.run())
         await self._grpc.start()
         return port
 
@@ -118,6 +123,9 @@ class FrontEnd:
 
     async def stop(self) -> None:
         """Ends what still runs; a client that does not read is left behind."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         # The grace is for the last status of calls that have just finished.
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)

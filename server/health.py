@@ -15,13 +15,16 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
+from server.deliveries import Deliveries
+
 Status = pb.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
     """Of `services`, all at once. NOT_SERVING at first, and from `shut_down` on for good."""
 
-    def __init__(self, services: Sequence[str]) -> None:
+    def __init__(self, services: Sequence[str], deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
         self._services = frozenset(services)
         self._status = Status.NOT_SERVING
         self._changed = asyncio.Event()  # another one for each change
@@ -56,6 +59,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> NoReturn:
         """Until the client goes. A service that is not known is none now, and may be."""
+        delivery = self._deliveries.begin(context)
         is_known, told = request.service in self._services, None
         while True:
             changed = self._changed
@@ -63,5 +67,6 @@ class Health(health_pb2_grpc.HealthServicer):
             if status == told:
                 await changed.wait()
             else:
-                await context.write(Status(status=status))
-                told = status
+                delivery.pending = news = Status(status=status)
+                await context.write(news)
+                delivery.pending, told = None, status

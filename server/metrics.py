@@ -149,6 +149,7 @@ class Metrics:
         self.relegated = self._counter(
             "relegated_completions", "Completions that were relegated on the way", "tier"
         )
+        self.unread = self._counter("unread_calls", "Calls ended since their client read nothing")
         self.output_tokens = self._counter("output_tokens", "Tokens handed to clients")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of completions")
         self.in_flight = Gauge(

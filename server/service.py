@@ -35,6 +35,7 @@ from server.convert.inbound import Limits
 from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest
 from server.convert.work import entry_of, entry_of_supposed, work
+from server.deliveries import Deliveries
 from server.errors import CallError, Refused
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
 from server.ledger import Entries
@@ -66,6 +67,7 @@ class InferenceService:
         metrics: Metrics,
         ledger: Entries,
         admin: Admin,
+        deliveries: Deliveries,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -79,6 +81,7 @@ class InferenceService:
         self._metrics = metrics
         self._ledger = ledger
         self._admin = admin
+        self._deliveries = deliveries
         self._num_calls = 0
         self._draining = False
         self.idle = asyncio.Event()  # no call is being served
@@ -230,6 +233,7 @@ class InferenceService:
     ) -> Answer:
         """From arrival to log line; the engine holds nothing for the call afterwards."""
         call = Call(rpc, time.monotonic(), context, self._metrics)
+        call.delivery = delivery = self._deliveries.begin(context, call.give_up)
         self._num_calls += 1
         self.idle.clear()
         self._metrics.in_flight.inc(call.generates)
@@ -250,6 +254,7 @@ class InferenceService:
             raise
         finally:
             call.close()
+            delivery.pending = call  # of which gRPC may still have something to send
             self._metrics.in_flight.dec(call.generates)
             self._num_calls -= 1
             if not self._num_calls:
@@ -308,10 +313,13 @@ async def _stream(call: Call) -> None:
     Every token passes here: waits on the bare future, not through coroutines of its own.
     """
     generation, write, to_message = call.generation, call.context.write, call.to_message
+    delivery = call.delivery
     while True:
         if outputs := generation.take():
             for output in outputs:
-                await write(to_message(output))
+                delivery.pending = message = to_message(output)
+                await write(message)
+                delivery.pending = None
         elif generation.is_done:
             return
         else:

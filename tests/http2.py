@@ -28,7 +28,7 @@ class Http2:
 
     def __init__(self, address: str, window: int = 0) -> None:
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), 60)
+        self.socket = socket.create_connection((host.strip("[]"), int(port)), 60)
         self._next_stream = 1
         self._received = b""
         self.send_raw(PREFACE)
@@ -58,7 +58,7 @@ class Http2:
             "te": "trailers",
             "content-type": "application/grpc",
         }
-        block = b"".join(_literal(name) for pair in headers.items() for name in _named(pair))
+        block = b"".join(_field(name, value) for name, value in headers.items())
         self.send(HEADERS, END_HEADERS, stream, block)
         self.send(DATA, END_STREAM, stream, struct.pack("!BI", 0, len(message)) + message)
         return stream
@@ -107,14 +107,9 @@ class Http2:
         return Frame(kind, flags, stream & 0x7FFFFFFF, payload)
 
 
-def _named(pair: tuple[str, str]) -> tuple[bytes, bytes]:
+def _field(name: str, value: str) -> bytes:
     """HPACK (RFC 7541, 6.2.2): a literal field with a new name, not indexed."""
-    name, value = (text.encode() for text in pair)
-    return b"\0" + _sized(name), _sized(value)
-
-
-def _literal(part: bytes) -> bytes:
-    return part
+    return b"\0" + _sized(name.encode()) + _sized(value.encode())
 
 
 def _sized(text: bytes) -> bytes:

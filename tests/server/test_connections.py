@@ -38,8 +38,10 @@ async def serving(**limits: object) -> AsyncIterator[str]:
     """The address of a server with those limits, before an engine that computes nothing."""
     server = Server(ServerConfig(port=0, engine=NULL, **limits))  # type: ignore[arg-type]
     await within(server.start())
-    yield f"127.0.0.1:{server.port}"
-    await within(server.stop())
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        await within(server.stop())
 
 
 def connect(address: str, stack: contextlib.ExitStack, num: int) -> None:

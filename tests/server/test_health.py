@@ -11,11 +11,13 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from server.deliveries import Deliveries
 from server.health import Health
 from tests.http2 import DATA, HEADERS, Http2
 from tests.server.conftest import within
 
 STATUS = health_pb2.HealthCheckResponse
+WRITE_S = 60.0
 WATCH = "/grpc.health.v1.Health/Watch"
 
 
@@ -26,7 +28,7 @@ class Served:
 
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
-    health = Health(("", "known"))
+    health = Health(("", "known"), Deliveries(WRITE_S))
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -1,0 +1,127 @@
+"""Calls whose client does not take what it is sent.
+
+A write waits while the client's window is full, for ever if the client so wishes, and with it what
+the call holds. Once a second each call is looked at: one whose same message waits for longer than
+the write timeout is ended. gRPC has no means to end such a stream on its connection; so a
+connection that has no call left but ended ones is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from urllib.parse import unquote
+
+import grpc
+
+SWEEP_S = 1.0
+
+
+class Delivery:
+    """What one call sends. `pending` is the message that is being written, or None; of a call whose
+    handler has ended, whatever else is left to send.
+    """
+
+    __slots__ = ("_give_up", "_seen", "_since", "_task", "peer", "pending")
+
+    def __init__(self, peer: str, give_up: Callable[[], None]) -> None:
+        self.peer = peer
+        self.pending: object = None
+        self._give_up = give_up
+        self._task = asyncio.current_task()
+        self._seen: object = None
+        self._since = 0.0
+
+    def waits_since(self, now: float) -> float:
+        """The instant from which the same message has been seen to wait; `now` if none is."""
+        if self.pending is None or self.pending is not self._seen:
+            self._seen, self._since = self.pending, now
+        return now if self.pending is None else self._since
+
+    def end(self) -> None:
+        """Its handler is cancelled."""
+        self._give_up()
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Deliveries:
+    """Of one front end. `run` for as long as it serves."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._open: set[Delivery] = set()
+        self._ended_peers: set[str] = set()  # of connections with streams that were ended
+
+    def begin(
+        self, context: grpc.aio.ServicerContext, give_up: Callable[[], None] = lambda: None
+    ) -> Delivery:
+        """Of the call of the running task; until gRPC is done with it. `give_up()` is told first
+        when it is ended.
+        """
+        delivery = Delivery(context.peer(), give_up)
+        self._open.add(delivery)
+        context.add_done_callback(lambda _: self._open.discard(delivery))  # type: ignore[arg-type]
+        return delivery
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_S, self._timeout_s / 2))
+            self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        for delivery in list(self._open):
+            if now - delivery.waits_since(now) >= self._timeout_s:
+                self._open.discard(delivery)
+                self._ended_peers.add(delivery.peer)
+                delivery.end()
+        for peer in self._ended_peers - {delivery.peer for delivery in self._open}:
+            hang_up(peer)
+            self._ended_peers.discard(peer)
+
+
+def hang_up(peer: str) -> None:
+    """Closes this process's connection with a peer, as gRPC names it; whatever else there is of a
+    descriptor is left alone.
+    """
+    wanted = _address(peer)
+    for name in os.listdir("/proc/self/fd") if wanted else ():
+        with contextlib.suppress(OSError), _socket(int(name)) as connection:
+            host, port, *_ = connection.getpeername()
+            if (_plain(host), port) == wanted:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _socket(fd: int) -> socket.socket:
+    """Another descriptor of it. Raises OSError where it is none."""
+    duplicate = os.dup(fd)
+    try:
+        connection = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+    if connection.family in (socket.AF_INET, socket.AF_INET6):
+        return connection
+    connection.close()
+    raise OSError("no connection over IP")
+
+
+def _address(peer: str) -> tuple[str, int] | None:
+    """Of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for what is not over IP."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return None
+    host, _, port = rest.rpartition(":")
+    return _plain(host.strip("[]")), int(port)
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address though a socket for both kinds names it in the form of IPv6."""
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)

@@ -1,0 +1,140 @@
+"""Clients that take nothing of what they are sent, with windows of 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from structlog.testing import capture_logs
+
+from engine.driving.config import EngineConfig
+from proto.niyama.v1 import inference_pb2 as pb
+from server.app import Server
+from server.config import ServerConfig
+from server.deliveries import Delivery
+from tests.http2 import HEADERS, Http2
+from tests.server.conftest import Running, within
+from tests.server.test_ending import GENERATE, STREAM, WATCH
+
+NULL = EngineConfig(factory="engine.driving.null:build")
+MAX_REQUESTS = 2
+
+
+@contextlib.asynccontextmanager
+async def running(write_timeout_s: float, host: str = "127.0.0.1") -> AsyncIterator[Running]:
+    config = ServerConfig(
+        host=host,
+        port=0,
+        max_requests=MAX_REQUESTS,
+        write_timeout_s=write_timeout_s,
+        drain_s=0.0,
+        engine=NULL,
+    )
+    server = Server(config)
+    await within(server.start())
+    try:
+        async with grpc.aio.insecure_channel(f"{host}:{server.port}") as channel:
+            yield Running(server, channel)
+    finally:
+        await within(server.stop())
+
+
+def asked(max_tokens: int = 50) -> Any:
+    sampling = pb.Sampling(max_tokens=max_tokens, ignore_eos=True)
+    return pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
+
+
+async def closed(client: Http2) -> None:
+    """Returns when the server has closed the connection."""
+
+    def read() -> None:
+        while client.read(60) is not None:
+            pass
+
+    await within(asyncio.to_thread(read))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_a_stream_that_is_not_read_is_ended_told_and_counted(host: str) -> None:
+    with capture_logs() as lines:
+        async with running(0.2, host) as server:
+            with await asyncio.to_thread(Http2, f"{host}:{server.server.port}") as client:
+                stream = client.call(STREAM, asked().SerializeToString())
+                assert await asyncio.to_thread(client.until, HEADERS, stream) is not None
+                await within(server.server.service.idle.wait())
+                await closed(client)  # so that gRPC holds nothing of it either
+            sample = server.server.metrics.registry.get_sample_value
+            assert sample("niyama_unread_calls_total") == 1
+            assert sample("niyama_calls_in_flight") == 0
+            assert len((await within(server.stub.Generate(asked()))).completions) == 1
+    calls = [line for line in lines if line["event"] == "call"]
+    assert [line["outcome"] for line in calls] == ["CANCELLED", "OK"]
+    assert calls[0]["error"] == "the client did not read"
+
+
+async def test_what_nobody_reads_takes_its_place_in_the_queue_until_it_is_ended() -> None:
+    """All of its output is there, and none of it is read."""
+    async with running(3.0) as server:
+        with await asyncio.to_thread(Http2, f"127.0.0.1:{server.server.port}") as client:
+            for _ in range(MAX_REQUESTS):
+                client.call(STREAM, asked().SerializeToString())
+            await server.until(lambda stats: stats.num_finished == MAX_REQUESTS)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await within(server.stub.Generate(asked()))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await closed(client)
+            assert len((await within(server.stub.Generate(asked()))).completions) == 1
+
+
+@pytest.mark.parametrize("method", [GENERATE, WATCH])
+async def test_an_answer_and_a_watch_that_are_not_read_hold_nothing_for_ever(method: str) -> None:
+    message = asked() if method == GENERATE else health_pb2.HealthCheckRequest()
+    async with running(0.2) as server:
+        with await asyncio.to_thread(Http2, f"127.0.0.1:{server.server.port}") as client:
+            client.call(method, message.SerializeToString())
+            await closed(client)
+
+
+async def test_a_connection_with_a_call_that_is_read_stays() -> None:
+    async with running(0.2) as server:
+        with await asyncio.to_thread(Http2, f"127.0.0.1:{server.server.port}") as client:
+            watch = client.call(WATCH, health_pb2.HealthCheckRequest().SerializeToString())
+            client.widen(watch, 1000)
+            client.call(STREAM, asked().SerializeToString())
+            sample = server.server.metrics.registry.get_sample_value
+            await server.until(lambda _: sample("niyama_unread_calls_total") == 1)
+            stream = client.call(STREAM, asked().SerializeToString())  # it still takes calls
+            assert await asyncio.to_thread(client.until, HEADERS, stream) is not None
+
+
+async def test_a_client_that_is_slow_and_reads_is_served() -> None:
+    """Each of its messages waits, none for as long as the timeout."""
+    window = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
+    async with running(1.0) as server:
+        address = f"127.0.0.1:{server.server.port}"
+        async with grpc.aio.insecure_channel(address, options=window) as channel:
+            stream = Running(server.server, channel).stub.GenerateStream(asked(4000))
+            num_tokens = 0
+            while (event := await within(stream.read())) is not grpc.aio.EOF:
+                num_tokens += len(event.tokens.token_ids)
+                await asyncio.sleep(0.02)
+        assert num_tokens == 4000
+
+
+async def test_only_the_same_message_counts_as_waiting() -> None:
+    async def seen() -> list[float]:
+        delivery = Delivery("", lambda: None)
+        instants = [delivery.waits_since(1.0)]
+        first, second = [1], [1]
+        for now, pending in ((2.0, first), (3.0, first), (4.0, second), (5.0, None), (6.0, second)):
+            delivery.pending = pending
+            instants.append(delivery.waits_since(now))
+        return instants
+
+    work: Awaitable[list[float]] = seen()
+    assert await work == [1.0, 2.0, 2.0, 4.0, 5.0, 6.0]
