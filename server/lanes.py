@@ -21,13 +21,12 @@ from engine.driving.spawn import spawn
 from engine.driving.watch import LOADING_S
 from engine.driving.wire import Wire, open_wire
 from server import errors
-from server.quota import Quota, Turns
+from server.quota import Turns
 from server.reading import Job, Loaded, Reply, Start, took_too_long
 
 log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.1  # before a lost process is started again; doubled for each quick loss
-JOB_BYTES = 1024  # of a job beside its message
 # By the clock, for a process that does not even use its CPU: on a busy machine it may get little.
 PATIENCE = 4.0  # in limits of CPU time
 LEAST_PATIENCE_S = 10.0
@@ -118,11 +117,10 @@ class Errand:
 
 
 class Lane:
-    """One process and what waits for it, of which `quota` limits the bytes."""
+    """One process and what waits for it."""
 
-    def __init__(self, name: str, start: Start, quota: Quota) -> None:
+    def __init__(self, name: str, start: Start) -> None:
         self.name = name
-        self.quota = quota
         self._start = start
         self._patience_s = max(PATIENCE * start.cpu_s, LEAST_PATIENCE_S)
         self._turns: Turns[Errand] = Turns()
@@ -145,14 +143,13 @@ class Lane:
 
     async def do(self, tenant: str, job: Job) -> Reply:
         """Waits for its turn and its reply. Raises CallError and InvalidRequest."""
-        with self.quota.hold(tenant, len(job.raw) + JOB_BYTES):
-            errand = Errand(tenant, job)
-            self._turns.put(tenant, errand)
-            self._news.set()
-            try:
-                return await errand.reply
-            finally:
-                self._turns.drop(tenant, errand)
+        errand = Errand(tenant, job)
+        self._turns.put(tenant, errand)
+        self._news.set()
+        try:
+            return await errand.reply
+        finally:
+            self._turns.drop(tenant, errand)
 
     async def _keep(self) -> None:
         """Starts the process, has it do what waits, and starts it again."""

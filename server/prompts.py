@@ -8,6 +8,7 @@ anybody else noticing (`server.lanes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import structlog
@@ -40,6 +41,7 @@ LONG_TEXT = 4096  # bytes; encoding so many takes one or two milliseconds
 # What waits to be read, at most.
 SHORT_QUOTA_BYTES = 8 << 20
 LONG_QUOTA = 16  # times the most bytes in one message
+CALL_BYTES = 1024  # of a call beside its message
 
 
 class Received(NamedTuple):
@@ -57,10 +59,10 @@ class Prompts:
         self._encoder = Encoder(tokenizer)
         most = config.max_message_bytes
         start = Start(config.engine.model, config.read_s, MEMORY_BYTES + MEMORY_PER_BYTE * most)
-        short = Quota("bytes of short messages", SHORT_QUOTA_BYTES)
-        long = Quota("bytes of long messages", LONG_QUOTA * most, 2 * most)
-        self.short = Lane("short", start, short)
-        self.long = Lane("long", start, long)
+        self._quota = Quota("bytes of short messages", SHORT_QUOTA_BYTES)
+        self._long_quota = Quota("bytes of long messages", LONG_QUOTA * most, 2 * most)
+        self.short = Lane("short", start)
+        self.long = Lane("long", start)
 
     def start(self) -> None:
         for lane in (self.short, self.long):
@@ -69,6 +71,13 @@ class Prompts:
     async def stop(self) -> None:
         for lane in (self.short, self.long):
             await lane.stop()
+
+    def hold(self, raw: bytes, tenant: str) -> AbstractContextManager[None]:
+        """While a message is being read: from before `receive` until its token ids are there.
+        Entering it raises CallError where too much is.
+        """
+        quota = self._quota if len(raw) <= SHORT_BYTES else self._long_quota
+        return quota.hold(tenant, len(raw) + CALL_BYTES)
 
     async def receive(self, kind: Any, raw: bytes, tenant: str, bounds: Bounds) -> Received:
         """A message of the type `kind`. Raises InvalidRequest and CallError."""

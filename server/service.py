@@ -31,7 +31,7 @@ from server.bounded import shorten
 from server.call import Call
 from server.config import ServerConfig
 from server.convert import inbound, outbound
-from server.convert.inbound import Limits
+from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest
 from server.convert.work import entry_of, entry_of_supposed, work
@@ -138,9 +138,11 @@ class InferenceService:
     async def _count_tokens(self, call: Call, raw: bytes) -> bytes:
         self._refuse_when_draining()
         bounds = self._bounds(self.info, self._tokenizer.vocab_size)
-        received = await self._prompts.receive(pb.CountTokensRequest, raw, call.tenant, bounds)
-        asked = received.prompt or read_input(received.message.input, bounds)
-        return await self._prompts.count(received, asked, call.tenant, bounds)
+        with self._prompts.hold(raw, call.tenant):
+            kind = pb.CountTokensRequest
+            received = await self._prompts.receive(kind, raw, call.tenant, bounds)
+            asked = received.prompt or read_input(received.message.input, bounds)
+            return await self._prompts.count(received, asked, call.tenant, bounds)
 
     async def _get_server_info(self, call: Call, raw: bytes) -> pb.GetServerInfoResponse:
         await self._receive(call, pb.GetServerInfoRequest, raw)
@@ -203,14 +205,15 @@ class InferenceService:
         eos_ids = info.eos_token_ids | self._eos_ids
         return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids, self._sampling)
 
-    def _bounds(self, info: EngineInfo | None, vocab_size: int) -> Bounds:
+    def _bounds(self, info: EngineInfo | Limits | None, vocab_size: int) -> Bounds:
         if info is None:  # then nobody can say what fits
             return Bounds(vocab_size)
         return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
 
     async def _receive(self, call: Call, kind: Any, raw: bytes) -> Any:
         """A message without an input."""
-        return (await self._prompts.receive(kind, raw, call.tenant, Bounds(0))).message
+        with self._prompts.hold(raw, call.tenant):
+            return (await self._prompts.receive(kind, raw, call.tenant, Bounds(0))).message
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -261,28 +264,11 @@ class InferenceService:
                 self.idle.set()
 
     async def _start(self, call: Call, kind: type[GenerateMessage], raw: bytes) -> None:
-        """Checks the call, enters it in the ledger, tokenizes and submits: what is refused for the
-        queue costs no more than its check. Raises what `_translate` knows.
-        """
+        """Has the engine begin with it, or raises what `_translate` knows."""
         self._refuse_when_draining()
-        info = self._ready()
-        bounds, context = self._bounds(info, info.vocab_size), call.context
-        received = await self._prompts.receive(kind, raw, call.tenant, bounds)
-        request_id = received.message.request_id or secrets.token_hex(8)
-        call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
-        asked = inbound.read_generate(
-            received.message,
-            self.tiers,
-            info.vocab_size,
-            context.time_remaining(),
-            context.invocation_metadata() or (),
-            bounds,
-            received.prompt,
-        )
-        limits = self._limits(info)
-        entry = entry_of(asked, call.request_id, len(raw), limits)
-        await call.enter(asked, entry, self._ledger)
-        prompt = await self._prompts.encode(received, asked.input, call.tenant, bounds)
+        limits = self._limits(self._ready())
+        with self._prompts.hold(raw, call.tenant):
+            asked, prompt = await self._admit(call, kind, raw, limits)
         call.resize(work(asked, len(prompt), limits))
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
@@ -298,6 +284,29 @@ class InferenceService:
         stream = self._engine.submit(requests, is_seen_whole)
         renew = text_of if is_seen_whole else None
         call.begin(Generation(stream, len(prompt), texts, renew))
+
+    async def _admit(
+        self, call: Call, kind: type[GenerateMessage], raw: bytes, limits: Limits
+    ) -> tuple[Asked, Sequence[int]]:
+        """Checks the call, enters it in the ledger and tokenizes: what is refused for the queue
+        costs no more than its check.
+        """
+        bounds, context = self._bounds(limits, limits.vocab_size), call.context
+        received = await self._prompts.receive(kind, raw, call.tenant, bounds)
+        request_id = received.message.request_id or secrets.token_hex(8)
+        call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
+        asked = inbound.read_generate(
+            received.message,
+            self.tiers,
+            limits.vocab_size,
+            context.time_remaining(),
+            context.invocation_metadata() or (),
+            bounds,
+            received.prompt,
+        )
+        entry = entry_of(asked, call.request_id, len(raw), limits)
+        await call.enter(asked, entry, self._ledger)
+        return asked, await self._prompts.encode(received, asked.input, call.tenant, bounds)
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
         """All that an output's text depends on: the first token that spells anything, if any. It

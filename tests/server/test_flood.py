@@ -86,7 +86,7 @@ async def test_a_flood_of_large_messages_holds_neither_memory_nor_anybody_up(
         most = memory_mib(process)
         await within(asyncio.wait(flood))
     refused = [task.exception() for task in flood if task.exception() is not None]
-    assert 0 < len(refused) < NUM_LARGE
+    assert 0 < len(refused) <= NUM_LARGE - 8  # a tenant's share is read, and nothing in vain
     for error in refused:
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

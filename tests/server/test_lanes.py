@@ -17,7 +17,6 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds
 from server.errors import CallError
 from server.lanes import Lane
-from server.quota import Quota
 from server.reading import MEMORY_BYTES, Counted, Job, Start, Task
 from tests.server.attacks import message, until
 from tests.server.conftest import within
@@ -40,7 +39,7 @@ ENDLESS = job(
 async def lane(tmp_path: Path) -> AsyncIterator[Lane]:
     """Of a model whose template may take for ever."""
     model = make_checkpoint(tmp_path / "model", make_template())
-    lane = Lane("short", Start(model, 600.0, MEMORY_BYTES), Quota("bytes", 1 << 20))
+    lane = Lane("short", Start(model, 600.0, MEMORY_BYTES))
     lane.start()
     yield lane
     await within(lane.stop())
@@ -67,7 +66,6 @@ async def test_a_job_that_its_process_does_not_survive_twice_is_given_up(lane: L
         await within(endless)
     assert caught.value.code is grpc.StatusCode.INTERNAL
     assert isinstance(await within(behind), Counted)
-    assert lane.quota.total == 0
 
 
 async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +81,7 @@ async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.Mon
     assert not psutil.pid_exists(pid)
 
 
-async def test_who_does_not_wait_any_more_holds_nothing(lane: Lane) -> None:
+async def test_what_nobody_waits_for_is_not_done(lane: Lane) -> None:
     endless = asyncio.create_task(lane.do("a", ENDLESS))
     behind = asyncio.create_task(lane.do("a", job(TEXT)))
     pid = await working(lane)
@@ -91,13 +89,12 @@ async def test_who_does_not_wait_any_more_holds_nothing(lane: Lane) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert lane.quota.total == 0
     os.kill(pid, signal.SIGKILL)  # what it was at work on is not tried again
     assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
 
 
 async def test_nobody_waits_for_a_process_that_does_not_start(tmp_path: Path) -> None:
-    lane = Lane("long", Start(tmp_path / "nothing", 1.0, MEMORY_BYTES), Quota("bytes", 1 << 20))
+    lane = Lane("long", Start(tmp_path / "nothing", 1.0, MEMORY_BYTES))
     lane.start()
     with pytest.raises(CallError) as caught:
         await within(lane.do("a", job(TEXT)))
