@@ -61,7 +61,8 @@ class ServerConfig:
         float, Flag("seconds in which a new connection must have begun to speak HTTP/2")
     ] = 10.0
     write_timeout_s: Annotated[
-        float, Flag("seconds that a client may take nothing of what it is sent, then its call ends")
+        float,
+        Flag("seconds in which a client must take a message, else its call ends"),
     ] = 60.0
     read_s: Annotated[
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -16,7 +16,7 @@ from engine.driving.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
-from server.deliveries import Delivery
+from server.deliveries import Deliveries, Delivery
 from tests.http2 import HEADERS, Http2
 from tests.server.conftest import Running, within
 from tests.server.test_ending import GENERATE, STREAM, WATCH
@@ -112,29 +112,33 @@ async def test_a_connection_with_a_call_that_is_read_stays() -> None:
             assert await asyncio.to_thread(client.until, HEADERS, stream) is not None
 
 
-async def test_a_client_that_is_slow_and_reads_is_served() -> None:
-    """Each of its messages waits, none for as long as the timeout."""
-    window = [("grpc.http2.lookahead_bytes", 4096), ("grpc.http2.bdp_probe", 0)]
-    async with running(1.0) as server:
-        address = f"127.0.0.1:{server.server.port}"
-        async with grpc.aio.insecure_channel(address, options=window) as channel:
-            stream = Running(server.server, channel).stub.GenerateStream(asked(4000))
-            num_tokens = 0
-            while (event := await within(stream.read())) is not grpc.aio.EOF:
-                num_tokens += len(event.tokens.token_ids)
-                await asyncio.sleep(0.02)
-        assert num_tokens == 4000
+class Context:
+    """Of a call as gRPC knows it, as far as deliveries ask."""
+
+    def peer(self) -> str:
+        return "unix:"
+
+    def add_done_callback(self, callback: object) -> None:
+        pass
 
 
-async def test_only_the_same_message_counts_as_waiting() -> None:
-    async def seen() -> list[float]:
-        delivery = Delivery("", lambda: None)
-        instants = [delivery.waits_since(1.0)]
-        first, second = [1], [1]
-        for now, pending in ((2.0, first), (3.0, first), (4.0, second), (5.0, None), (6.0, second)):
-            delivery.pending = pending
-            instants.append(delivery.waits_since(now))
-        return instants
+async def test_only_a_call_whose_same_message_waits_is_ended() -> None:
+    """Not one that reads slowly, be it for many times the timeout."""
+    deliveries, given_up, context = Deliveries(1.0), [], cast(Any, Context())
 
-    work: Awaitable[list[float]] = seen()
-    assert await work == [1.0, 2.0, 2.0, 4.0, 5.0, 6.0]
+    async def begun(name: str) -> Delivery:
+        return deliveries.begin(context, lambda: given_up.append(name))
+
+    slow, stuck, waiting = [
+        await asyncio.create_task(begun(name)) for name in ("slow", "stuck", "waiting")
+    ]
+    stuck.pending = ["the same"]
+    for i in range(100):
+        slow.pending = [i]
+        deliveries.sweep(now := i * 0.25)
+        assert given_up == (["stuck"] if now >= 1.0 else [])
+    waiting.pending, slow.pending = ["now"], None
+    for later in (100.0, 100.9, 101.0):
+        assert given_up == ["stuck"]
+        deliveries.sweep(later)
+    assert given_up == ["stuck", "waiting"]
