@@ -126,7 +126,7 @@ def _extra(merged: Mapping[str, Any]) -> Iterator[AddedToken]:
     for key in ("extra_special_tokens", "additional_special_tokens"):
         values = merged.get(key) or []
         if not isinstance(values, (list, Mapping)):
-            raise CheckpointError(f"{key} of the tokenizer must be a list, got {values!r:.80}")
+            raise CheckpointError(f"{key} of the tokenizer must be a list, got {shown(values)}")
         for value in values.values() if isinstance(values, Mapping) else values:
             yield _token(value, key)
 

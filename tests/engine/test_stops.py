@@ -123,7 +123,7 @@ TOKENS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=400)
 @given(
     stops=st.lists(st.text("ab<>", min_size=1, max_size=6), min_size=1, max_size=4),
     tokens=st.lists(TOKENS, max_size=10),
