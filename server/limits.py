@@ -7,6 +7,7 @@ clock's, so that a busy machine refuses nothing.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import resource
 import signal
@@ -57,6 +58,15 @@ def limit_memory(more_bytes: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     _set_soft(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)
+
+
+def give_back_memory() -> None:
+    """What was freed in small pieces goes back to the system too, where the C library is glibc: a
+    tokenizer makes millions of them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _set_soft(limit: int, most: int) -> None:

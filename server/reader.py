@@ -28,7 +28,7 @@ from server.convert.inbound import check_stops
 from server.convert.input import Bounds, read_form, read_input
 from server.convert.violations import InvalidRequest, Violation, Violations
 from server.encoder import Encoder
-from server.limits import Limits, TooLong, limit_memory
+from server.limits import Limits, TooLong, give_back_memory, limit_memory
 from server.reading import (
     SHORT_BYTES,
     Broken,
@@ -123,6 +123,9 @@ def serve(pipe: SocketPipe) -> None:
         jobs: list[Any] = pipe.receive(None)
         for job in jobs:
             pipe.send(reader.answer(job))
+            if len(job.raw) > SHORT_BYTES:
+                del job
+                give_back_memory()
 
 
 def leave_with(sock: socket.socket) -> None:
