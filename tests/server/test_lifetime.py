@@ -56,7 +56,8 @@ def asked(max_tokens: int) -> pb.GenerateStreamRequest:
 
 
 def engine_of(process: ServerProcess) -> psutil.Process:
-    (engine,) = psutil.Process(process.child.pid).children()
+    children = psutil.Process(process.child.pid).children()
+    (engine,) = [child for child in children if "engine.driving" in child.cmdline()]
     return engine
 
 
@@ -237,7 +238,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "no shard": (
         lambda tmp: ["--model", str(lack_a_shard(tmp))],
-        "lacks shard model-00002-of-00002.safetensors",
+        "lacks shard 'model-00002-of-00002.safetensors'",
     ),
     "bad decision log": (
         lambda tmp: ["--decision-log", f"{tmp}/none/log"],
