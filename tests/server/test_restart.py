@@ -160,14 +160,14 @@ async def test_several_front_ends_run_theirs_again(rerun_s: float) -> None:
     async with serving(supervisor) as stubs:
         calls = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(5)]
         calls.append(asyncio.ensure_future(whole(stubs, "w")))
-        await until(lambda: supervisor._ledger._in_flight.total() == 6)
+        await until(lambda: len(supervisor.ledger.admission) == 6)
         await lose_engine(supervisor)
         if rerun_s:
             *streams, _ = await within(asyncio.gather(*calls))
             assert all(events[-1] == "finished" for events in streams)
         else:
             assert {await status_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
-        await until(lambda: not supervisor._ledger._in_flight and not supervisor._ledger._ids)
+        await until(lambda: not len(supervisor.ledger.admission))
 
 
 async def health_of(watch: Any) -> int:
@@ -183,7 +183,7 @@ async def test_an_engine_that_stops_is_told_by_health_and_replaced(frontends: in
         watch = stubs.health.Watch(SERVICE)
         assert await health_of(watch) == SERVING
         call = asyncio.create_task(read(streamed(stubs, "waits")))
-        await until(lambda: len(in_flight(server)) == 1)
+        await until(lambda: len(server.ledger.admission) == 1)
         os.kill(server.engine.pid or 0, signal.SIGSTOP)
         assert await health_of(watch) == NOT_SERVING
         assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
@@ -192,10 +192,17 @@ async def test_an_engine_that_stops_is_told_by_health_and_replaced(frontends: in
         watch.cancel()
 
 
-def in_flight(server: Server | Supervisor) -> set[str]:
-    """Calls in the ledger."""
-    ledger = server._ledger if isinstance(server, Supervisor) else server.service._ledger
-    return ledger._ids  # type: ignore[attr-defined]  # of the only front end
+@pytest.mark.parametrize("frontends", [1, 2])
+async def test_an_engine_that_is_too_long_at_one_iteration_is_replaced(frontends: int) -> None:
+    """Before several front ends nobody who watches it waits for anything of it."""
+    settings = config(frontends, patience_s=1.0, heartbeat_s=1.0)
+    server = Server(settings) if frontends == 1 else Supervisor(settings)
+    async with serving(server) as stubs:
+        with capture_logs() as lines:
+            call = asyncio.create_task(read(streamed(stubs, "waits")))
+            assert (await within(call))[-1] == "finished"
+        notices = [line["notice"] for line in lines if line["event"] == "engine"]
+        assert "the engine beats and has been at one iteration for 1 s" in notices
 
 
 async def test_an_engine_that_goes_on_serves_again_and_nobody_has_noticed() -> None:
@@ -222,7 +229,7 @@ async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -
         endless = pb.GenerateStreamRequest(input=pb.Input(text="Once"), sampling=sampling)
         call = stubs.inference.GenerateStream(endless)
         await within(call.read())
-        (holder,) = (f for f in supervisor._front_ends.values() if f.share.call_ids)
+        (holder,) = (f for f in supervisor._front_ends.values() if f.calls.keys)
         with capture_logs() as lines:
             os.kill(holder._child.pid, signal.SIGSTOP)
             await until(lambda: any(line["event"] == "front end started again" for line in lines))
@@ -230,7 +237,7 @@ async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -
         assert events == ["front end silent", "front end lost", "front end started again"]
         (lost,) = (line for line in lines if line["event"] == "front end lost")
         assert lost["reason"] == "the front end gave no sign of life: it has stopped"
-        assert not in_flight(supervisor)
+        assert not len(supervisor.ledger.admission)
 
         async def drops_it() -> None:
             while (await supervisor.engine.call("stats")).num_running:

@@ -134,7 +134,7 @@ async def items_of(stream: RequestStream) -> list[tuple[int, Any]]:
     return await within(stream.next())
 
 
-async def ends_lost(stream: RequestStream, why: str = "the engine was lost") -> None:
+async def ends_lost(stream: RequestStream, why: str = "^the engine was lost$") -> None:
     async def read() -> None:
         while not stream.is_done:
             await within(stream.next())
