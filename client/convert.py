@@ -48,7 +48,7 @@ _FINISH_REASON = {
 # To the wire
 
 
-def to_metadata(tenant: str) -> tuple[tuple[str, str], ...] | None:
+def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
     """What a call says of its caller. Raises InvalidRequest for a name that gRPC cannot carry."""
     name = arguments.tenant(tenant, TENANT_KEY)
     return ((TENANT_KEY, name),) if name else None
@@ -61,7 +61,7 @@ def to_operator_metadata(
     the nameless one. Raises InvalidRequest.
     """
     if token is None:
-        return to_metadata(tenant or "")
+        return to_metadata(tenant)
     shown = (TOKEN_KEY, f"Bearer {arguments.token(token)}")
     if tenant is None:
         return (shown,)

@@ -111,7 +111,9 @@ def run_offline(child: subprocess.Popen[str], asked: Asked) -> dict[str, float]:
 
 async def run_service(arm: Arm, asked: Asked) -> Served:
     """All streams at once, until the last has ended."""
-    own, (engine,) = psutil.Process(), arm.process.children()
+    children = arm.process.children()
+    (engine,) = [child for child in children if "engine.driving" in child.cmdline()]
+    own = psutil.Process()
     processes = [own, arm.process, engine]
 
     async def follow(call: Any) -> tuple[int, int]:

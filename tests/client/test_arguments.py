@@ -138,7 +138,7 @@ async def test_a_timeout_without_end_is_no_limit(address: str, seconds: float) -
         assert (await client.server_info()).policy == "fcfs"
 
 
-@pytest.mark.parametrize("tenant", [LONE, "ä", "a\nb", 5, b"acme", "x" * 129])
+@pytest.mark.parametrize("tenant", [LONE, "ä", "a\nb", 5, 0, b"", b"acme", "x" * 129])
 def test_a_tenant_is_a_name_that_can_be_sent(client: Client, tenant: Any) -> None:
     """A long one would not be refused but RESOURCE_EXHAUSTED, and tried again."""
     with pytest.raises(InvalidRequest) as caught:
@@ -146,6 +146,15 @@ def test_a_tenant_is_a_name_that_can_be_sent(client: Client, tenant: Any) -> Non
     assert caught.value.field == "niyama-tenant"
     with pytest.raises(InvalidRequest):
         Client("127.0.0.1:1", tenant=tenant)
+    with pytest.raises(InvalidRequest):
+        client.explain("an id", tenant=tenant)
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", LONE, 5, b"secret", "a\nb"])
+def test_a_token_is_one_word_and_never_shown(token: Any) -> None:
+    with pytest.raises(InvalidRequest, match="^a token is one word of printable ASCII$") as caught:
+        Client("127.0.0.1:1", token=token)
+    assert caught.value.field == "token"
 
 
 BAD_ADDRESSES = [
