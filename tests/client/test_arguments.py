@@ -152,7 +152,7 @@ def test_a_tenant_is_a_name_that_can_be_sent(client: Client, tenant: Any) -> Non
 
 @pytest.mark.parametrize("token", ["", " ", "two words", LONE, 5, b"secret", "a\nb"])
 def test_a_token_is_one_word_and_never_shown(token: Any) -> None:
-    with pytest.raises(InvalidRequest, match="^a token is one word of printable ASCII$") as caught:
+    with pytest.raises(InvalidRequest, match=r"^a token is one word of printable ASCII$") as caught:
         Client("127.0.0.1:1", token=token)
     assert caught.value.field == "token"
 
