@@ -21,7 +21,7 @@ from engine.driving.spawn import spawn
 from engine.driving.watch import LOADING_S
 from engine.driving.wire import Wire, open_wire
 from server import errors
-from server.quota import Turns
+from server.quota import Caller, Turns
 from server.reading import Job, Loaded, Reply, Start, took_too_long
 
 log = structlog.get_logger()
@@ -100,8 +100,8 @@ class ReaderProcess:
 class Errand:
     """A job and who waits for its reply."""
 
-    def __init__(self, tenant: str, job: Job) -> None:
-        self.tenant = tenant
+    def __init__(self, caller: Caller, job: Job) -> None:
+        self.caller = caller
         self.job = job
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.was_lost = False  # with a process, once
@@ -141,15 +141,15 @@ class Lane:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
 
-    async def do(self, tenant: str, job: Job) -> Reply:
+    async def do(self, caller: Caller, job: Job) -> Reply:
         """Waits for its turn and its reply. Raises CallError and InvalidRequest."""
-        errand = Errand(tenant, job)
-        self._turns.put(tenant, errand)
+        errand = Errand(caller, job)
+        self._turns.put(caller, errand)
         self._news.set()
         try:
             return await errand.reply
         finally:
-            self._turns.drop(tenant, errand)
+            self._turns.drop(caller, errand)
 
     async def _keep(self) -> None:
         """Starts the process, has it do what waits, and starts it again."""
@@ -216,7 +216,7 @@ class Lane:
             errand.settle(errors.reader_lost())
         else:
             errand.was_lost = True
-            self._turns.put_back(errand.tenant, errand)
+            self._turns.put_back(errand.caller, errand)
 
     def _give_up(self) -> None:
         """Nobody waits for a process that does not start."""

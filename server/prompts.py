@@ -19,7 +19,7 @@ from server.config import ServerConfig
 from server.convert.input import Bounds, Input
 from server.encoder import Encoder
 from server.lanes import Lane
-from server.quota import Quota
+from server.quota import Caller, Quota
 from server.reading import (
     MEMORY_BYTES,
     MEMORY_PER_BYTE,
@@ -72,50 +72,52 @@ class Prompts:
         for lane in (self.short, self.long):
             await lane.stop()
 
-    def hold(self, raw: bytes, tenant: str) -> AbstractContextManager[None]:
+    def hold(self, raw: bytes, caller: Caller) -> AbstractContextManager[None]:
         """While a message is being read: from before `receive` until its token ids are there.
         Entering it raises CallError where too much is.
         """
         quota = self._quota if len(raw) <= SHORT_BYTES else self._long_quota
-        return quota.hold(tenant, len(raw) + CALL_BYTES)
+        return quota.hold(caller, len(raw) + CALL_BYTES)
 
-    async def receive(self, kind: Any, raw: bytes, tenant: str, bounds: Bounds) -> Received:
+    async def receive(self, kind: Any, raw: bytes, caller: Caller, bounds: Bounds) -> Received:
         """A message of the type `kind`. Raises InvalidRequest and CallError."""
         if len(raw) <= SHORT_BYTES:
             return Received(parse(kind, raw), raw)
         name = kind.DESCRIPTOR.name
         job = Job(Task.OUTLINE, name, raw, bounds)
-        reply = await self._do(self.long, tenant, job)
+        reply = await self._do(self.long, caller, job)
         assert isinstance(reply, Outline)
         return Received(kind.FromString(reply.rest), raw, Input(reply.field))
 
     async def encode(
-        self, received: Received, prompt: Input, tenant: str, bounds: Bounds
+        self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
     ) -> Sequence[int]:
         """The token ids of its input. Raises InvalidRequest and CallError."""
         if received.prompt is None and _is_quick(prompt):
             return self._encoder.encode(prompt, bounds)
-        reply = await self._read(Task.ENCODE, received, prompt.field, tenant, bounds)
+        reply = await self._read(Task.ENCODE, received, prompt.field, caller, bounds)
         assert isinstance(reply, Encoded)
         return reply.ids
 
-    async def count(self, received: Received, prompt: Input, tenant: str, bounds: Bounds) -> bytes:
+    async def count(
+        self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
+    ) -> bytes:
         """The same as the answer to CountTokens, on the wire."""
         if received.prompt is None and _is_quick(prompt):
             return counted(self._encoder.encode(prompt, bounds)).response
-        reply = await self._read(Task.COUNT, received, prompt.field, tenant, bounds)
+        reply = await self._read(Task.COUNT, received, prompt.field, caller, bounds)
         assert isinstance(reply, Counted)
         return reply.response
 
     async def _read(
-        self, task: Task, received: Received, field: str, tenant: str, bounds: Bounds
+        self, task: Task, received: Received, field: str, caller: Caller, bounds: Bounds
     ) -> Any:
         lane = self.short if len(received.raw) <= SHORT_BYTES else self.long
         kind = received.message.DESCRIPTOR.name
-        return await self._do(lane, tenant, Job(task, kind, received.raw, bounds, field))
+        return await self._do(lane, caller, Job(task, kind, received.raw, bounds, field))
 
-    async def _do(self, lane: Lane, tenant: str, job: Job) -> Any:
-        reply = await lane.do(tenant, job)
+    async def _do(self, lane: Lane, caller: Caller, job: Job) -> Any:
+        reply = await lane.do(caller, job)
         if isinstance(reply, Broken):
             log.error("reader failed", lane=lane.name, trace=reply.trace)
             raise errors.reader_failed()

@@ -1,7 +1,8 @@
 """How much may be in hand at once, in all and by one tenant: for what no ledger counts.
 
-Synchronous, and of one process. A tenant may hold half of the whole, so that nobody finds all of it
-taken by another.
+Synchronous, and of one process. A tenant may hold half of the whole, and those that the operator
+has not named three quarters together, so that nobody finds all of it taken by another or by many
+names.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from server import errors
 
 Item = TypeVar("Item")
+
+
+class Caller(NamedTuple):
+    """A tenant, and the name of its share: "" for all that the operator has not named."""
+
+    share: str
+    tenant: str
 
 
 class Quota:
@@ -22,57 +30,78 @@ class Quota:
     def __init__(self, what: str, most: int, least: int = 1) -> None:
         self._what = what
         self._most = max(most, least)
-        self._share = max(most // 2, least)
-        self._held: Counter[str] = Counter()  # by tenant
+        self._of_tenant = max(most // 2, least)
+        self._of_share = max(most * 3 // 4, least)
+        self._by_tenant: Counter[str] = Counter()
+        self._by_share: Counter[str] = Counter()
         self.total = 0
 
     @contextmanager
-    def hold(self, tenant: str, amount: int) -> Iterator[None]:
-        """Holds so much for the length of the block. Raises CallError, RESOURCE_EXHAUSTED."""
-        if self.total + amount > self._most or self._held[tenant] + amount > self._share:
-            if not self._held[tenant]:
-                del self._held[tenant]
-            raise errors.too_much(self._what, self._share)
-        self.total += amount
-        self._held[tenant] += amount
+    def hold(self, caller: Caller, amount: int) -> Iterator[None]:
+        """Holds so much for the length of the block. Raises Refused."""
+        if (
+            self.total + amount > self._most
+            or self._by_tenant[caller.tenant] + amount > self._of_tenant
+            or self._by_share[caller.share] + amount > self._of_share
+        ):
+            raise errors.too_much(self._what, self._of_tenant)
+        self._add(caller, amount)
         try:
             yield
         finally:
-            self.total -= amount
-            self._held[tenant] -= amount
-            if not self._held[tenant]:
-                del self._held[tenant]
+            self._add(caller, -amount)
+
+    def _add(self, caller: Caller, amount: int) -> None:
+        self.total += amount
+        for held, name in ((self._by_tenant, caller.tenant), (self._by_share, caller.share)):
+            held[name] += amount
+            if not held[name]:
+                del held[name]
 
 
 class Turns(Generic[Item]):
-    """What waits, taken from one tenant after the other; of one tenant in the order it came."""
+    """What waits, taken from one share after the other, and within it from one tenant after the
+    other; of one tenant in the order it came."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, deque[Item]] = OrderedDict()  # who is next comes first
+        # Who is next comes first.
+        self._waiting: OrderedDict[str, OrderedDict[str, deque[Item]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def put(self, tenant: str, item: Item) -> None:
-        self._waiting.setdefault(tenant, deque()).append(item)
+    def put(self, caller: Caller, item: Item) -> None:
+        self._of(caller).append(item)
 
-    def put_back(self, tenant: str, item: Item) -> None:
+    def put_back(self, caller: Caller, item: Item) -> None:
         """As the next of all."""
-        self._waiting.setdefault(tenant, deque()).appendleft(item)
-        self._waiting.move_to_end(tenant, last=False)
+        self._of(caller).appendleft(item)
+        self._waiting.move_to_end(caller.share, last=False)
+        self._waiting[caller.share].move_to_end(caller.tenant, last=False)
 
     def take(self) -> Item:
         """The next. Raises KeyError where nothing waits."""
-        tenant, items = self._waiting.popitem(last=False)
+        share, tenants = self._waiting.popitem(last=False)
+        tenant, items = tenants.popitem(last=False)
         item = items.popleft()
         if items:
-            self._waiting[tenant] = items
+            tenants[tenant] = items
+        if tenants:
+            self._waiting[share] = tenants
         return item
 
-    def drop(self, tenant: str, item: Item) -> None:
+    def drop(self, caller: Caller, item: Item) -> None:
         """What is not waited for any more; it may have been taken."""
-        items = self._waiting.get(tenant)
-        if items is not None and item in items:
-            items.remove(item)
-            if not items:
-                del self._waiting[tenant]
+        tenants = self._waiting.get(caller.share)
+        items = None if tenants is None else tenants.get(caller.tenant)
+        if tenants is None or items is None or item not in items:
+            return
+        items.remove(item)
+        if not items:
+            del tenants[caller.tenant]
+        if not tenants:
+            del self._waiting[caller.share]
+
+    def _of(self, caller: Caller) -> deque[Item]:
+        tenants = self._waiting.setdefault(caller.share, OrderedDict())
+        return tenants.setdefault(caller.tenant, deque())

@@ -41,7 +41,7 @@ from server.generation import Ended, Generation, GenerationFailed, Piece, Restar
 from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
-from server.quota import Quota
+from server.quota import Caller, Quota
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
 MAX_QUESTIONS = 256  # in the engine at once
@@ -138,11 +138,11 @@ class InferenceService:
     async def _count_tokens(self, call: Call, raw: bytes) -> bytes:
         self._refuse_when_draining()
         bounds = self._bounds(self.info, self._tokenizer.vocab_size)
-        with self._prompts.hold(raw, call.tenant):
+        with self._prompts.hold(raw, self._caller(call)):
             kind = pb.CountTokensRequest
-            received = await self._prompts.receive(kind, raw, call.tenant, bounds)
+            received = await self._prompts.receive(kind, raw, self._caller(call), bounds)
             asked = received.prompt or read_input(received.message.input, bounds)
-            return await self._prompts.count(received, asked, call.tenant, bounds)
+            return await self._prompts.count(received, asked, self._caller(call), bounds)
 
     async def _get_server_info(self, call: Call, raw: bytes) -> pb.GetServerInfoResponse:
         await self._receive(call, pb.GetServerInfoRequest, raw)
@@ -197,6 +197,10 @@ class InferenceService:
 
     # What they share
 
+    def _caller(self, call: Call) -> Caller:
+        """Whose turn and quota it is."""
+        return Caller(self.tiers.share_of(call.tenant).name, call.tenant)
+
     def _ready(self) -> EngineInfo:
         """What the engine that serves now says of itself. Raises EngineLost when none does."""
         return self._engine.ready()
@@ -212,8 +216,8 @@ class InferenceService:
 
     async def _receive(self, call: Call, kind: Any, raw: bytes) -> Any:
         """A message without an input."""
-        with self._prompts.hold(raw, call.tenant):
-            return (await self._prompts.receive(kind, raw, call.tenant, Bounds(0))).message
+        with self._prompts.hold(raw, self._caller(call)):
+            return (await self._prompts.receive(kind, raw, self._caller(call), Bounds(0))).message
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -222,7 +226,7 @@ class InferenceService:
     async def _ask(self, call: Call, name: str, **arguments: Any) -> Any:
         """Puts a question to the engine; its refusals become statuses here and nowhere else."""
         try:
-            with self._questions.hold(call.tenant, 1):
+            with self._questions.hold(self._caller(call), 1):
                 return await self._engine.call(name, **arguments)
         except CallFailed as error:
             raise errors.unanswered(error.failure, str(error)) from error
@@ -267,7 +271,7 @@ class InferenceService:
         """Has the engine begin with it, or raises what `_translate` knows."""
         self._refuse_when_draining()
         limits = self._limits(self._ready())
-        with self._prompts.hold(raw, call.tenant):
+        with self._prompts.hold(raw, self._caller(call)):
             asked, prompt = await self._admit(call, kind, raw, limits)
         call.resize(work(asked, len(prompt), limits))
         requests = inbound.engine_requests(
@@ -292,7 +296,7 @@ class InferenceService:
         costs no more than its check.
         """
         bounds, context = self._bounds(limits, limits.vocab_size), call.context
-        received = await self._prompts.receive(kind, raw, call.tenant, bounds)
+        received = await self._prompts.receive(kind, raw, self._caller(call), bounds)
         request_id = received.message.request_id or secrets.token_hex(8)
         call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(
@@ -306,7 +310,7 @@ class InferenceService:
         )
         entry = entry_of(asked, call.request_id, len(raw), limits)
         await call.enter(asked, entry, self._ledger)
-        return asked, await self._prompts.encode(received, asked.input, call.tenant, bounds)
+        return asked, await self._prompts.encode(received, asked.input, self._caller(call), bounds)
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
         """All that an output's text depends on: the first token that spells anything, if any. It

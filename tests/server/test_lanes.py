@@ -17,6 +17,7 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds
 from server.errors import CallError
 from server.lanes import Lane
+from server.quota import Caller
 from server.reading import MEMORY_BYTES, Counted, Job, Start, Task
 from tests.server.attacks import message, until
 from tests.server.conftest import within
@@ -30,6 +31,7 @@ def job(form: pb.Input, field: str = "input.text") -> Job:
     return Job(Task.COUNT, "CountTokensRequest", raw, Bounds(4096), field)
 
 
+A = Caller("", "a")
 ENDLESS = job(
     pb.Input(chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="loops")])), "input.chat"
 )
@@ -56,8 +58,8 @@ async def working(lane: Lane) -> int:
 
 async def test_a_job_that_its_process_does_not_survive_twice_is_given_up(lane: Lane) -> None:
     """And those behind it are done."""
-    endless = asyncio.create_task(lane.do("a", ENDLESS))
-    behind = asyncio.create_task(lane.do("a", job(TEXT)))
+    endless = asyncio.create_task(lane.do(A, ENDLESS))
+    behind = asyncio.create_task(lane.do(A, job(TEXT)))
     first = await working(lane)
     os.kill(first, signal.SIGKILL)
     await until(lambda: lane.pid not in (None, first))
@@ -72,31 +74,31 @@ async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.Mon
     """Without using its CPU, so that no limit of CPU time sees it. That is no fault of what it was
     given meanwhile, which the next one does.
     """
-    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+    assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
     pid = lane.pid
     assert pid is not None
     monkeypatch.setattr(lane, "_patience_s", 3.0)
     os.kill(pid, signal.SIGSTOP)
-    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+    assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
     assert not psutil.pid_exists(pid)
 
 
 async def test_what_nobody_waits_for_is_not_done(lane: Lane) -> None:
-    endless = asyncio.create_task(lane.do("a", ENDLESS))
-    behind = asyncio.create_task(lane.do("a", job(TEXT)))
+    endless = asyncio.create_task(lane.do(A, ENDLESS))
+    behind = asyncio.create_task(lane.do(A, job(TEXT)))
     pid = await working(lane)
     for task in (endless, behind):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     os.kill(pid, signal.SIGKILL)  # what it was at work on is not tried again
-    assert isinstance(await within(lane.do("a", job(TEXT))), Counted)
+    assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
 
 
 async def test_nobody_waits_for_a_process_that_does_not_start(tmp_path: Path) -> None:
     lane = Lane("long", Start(tmp_path / "nothing", 1.0, MEMORY_BYTES))
     lane.start()
     with pytest.raises(CallError) as caught:
-        await within(lane.do("a", job(TEXT)))
+        await within(lane.do(A, job(TEXT)))
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     await within(lane.stop())

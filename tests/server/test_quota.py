@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import CallError
-from server.quota import Quota, Turns
+from server.quota import Caller, Quota, Turns
 
 tenants = st.sampled_from(["a", "b", "c"])
+
+
+def of(tenant: str) -> Caller:
+    """One that the operator has named."""
+    return Caller(tenant, tenant)
 
 
 @given(st.lists(st.tuples(tenants, st.integers(1, 40), st.booleans()), max_size=40))
@@ -26,9 +31,9 @@ def test_no_more_is_held_than_the_whole_nor_by_a_tenant_than_half(
         stack = ExitStack()
         if total + amount > 60 or of_tenant + amount > 30:
             with pytest.raises(CallError, match="bytes"):
-                stack.enter_context(quota.hold(tenant, amount))
+                stack.enter_context(quota.hold(of(tenant), amount))
         else:
-            stack.enter_context(quota.hold(tenant, amount))
+            stack.enter_context(quota.hold(of(tenant), amount))
             held.append((tenant, amount, stack))
         if ends and held:
             held.pop(0)[2].close()
@@ -37,9 +42,9 @@ def test_no_more_is_held_than_the_whole_nor_by_a_tenant_than_half(
 
 def test_what_fits_in_any_case_fits_one_tenant_s_share() -> None:
     quota = Quota("bytes", 10, least=8)
-    with quota.hold("a", 8), pytest.raises(CallError):
-        quota.hold("a", 1).__enter__()
-    with quota.hold("a", 8):
+    with quota.hold(of("a"), 8), pytest.raises(CallError):
+        quota.hold(of("a"), 1).__enter__()
+    with quota.hold(of("a"), 8):
         pass
 
 
@@ -47,7 +52,7 @@ def test_what_fits_in_any_case_fits_one_tenant_s_share() -> None:
 def test_tenants_take_turns_and_each_keeps_its_order(puts: list[tuple[str, int]]) -> None:
     turns: Turns[tuple[str, int, int]] = Turns()
     for index, (tenant, value) in enumerate(puts):
-        turns.put(tenant, (tenant, index, value))
+        turns.put(of(tenant), (tenant, index, value))
     taken = []
     waiting = Counter(tenant for tenant, _ in puts)
     while turns:
@@ -69,10 +74,30 @@ def test_tenants_take_turns_and_each_keeps_its_order(puts: list[tuple[str, int]]
 def test_what_is_put_back_is_next_and_what_is_dropped_is_gone() -> None:
     turns: Turns[int] = Turns()
     for tenant, item in (("a", 1), ("a", 2), ("b", 3)):
-        turns.put(tenant, item)
+        turns.put(of(tenant), item)
     assert turns.take() == 1
-    turns.put_back("a", 1)
-    turns.drop("a", 2)
-    turns.drop("c", 9)
+    turns.put_back(of("a"), 1)
+    turns.drop(of("a"), 2)
+    turns.drop(of("c"), 9)
     assert [turns.take(), turns.take()] == [1, 3]
     assert not turns
+
+
+def test_invented_tenants_have_one_turn_together_and_leave_a_quarter() -> None:
+    """Sixty names of nobody's; a named tenant is next but one, and finds room."""
+    turns: Turns[str] = Turns()
+    for i in range(60):
+        turns.put(Caller("", f"invented-{i}"), f"invented-{i}")
+    for i in range(2):
+        turns.put(of("acme"), f"acme-{i}")
+    assert [turns.take() for _ in range(4)][1::2] == ["acme-0", "acme-1"]
+    quota = Quota("bytes", 100)
+    with ExitStack() as stack:
+        for i in range(60):
+            with suppress(CallError):
+                stack.enter_context(quota.hold(Caller("", f"invented-{i}"), 2))
+        assert quota.total == 74
+        stack.enter_context(quota.hold(of("acme"), 26))
+    assert quota.total == 0
+    assert not quota._by_tenant
+    assert not quota._by_share
