@@ -17,7 +17,7 @@ from engine.driving.config import EngineConfig, Flag
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-QUEUED_TOKENS = 4096  # for each of `max_requests`
+QUEUED_TOKENS = 8192  # for each of `max_requests`
 LONGEST_S = 1e6  # some days: what the system's timers can hold
 MOST_FRONTENDS = 64  # far more than one engine can use
 
@@ -45,7 +45,7 @@ class ServerConfig:
     ] = 1024
     max_queued_tokens: Annotated[
         int,
-        Flag("most tokens of work waiting, prompt and output (0: 4,096 for each of max_requests)"),
+        Flag("most tokens of work waiting, prompt and output (0: 8,192 for each of max_requests)"),
     ] = 0
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
     max_connections: Annotated[

@@ -28,6 +28,7 @@ from tests.server.test_service import failure
 ROOM = 64
 FLOOD = 1500
 CHATS = 40
+ROOMY = {"max_requests": ROOM, "max_streams": 1000}  # of each connection
 BATCH = 16
 PATIENT = 14  # of those run without interactive targets; the rest stays open for such
 APART = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
@@ -37,7 +38,7 @@ APART = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
 async def served(frontends: int = 1, **fields: Any) -> AsyncIterator[Server | Supervisor]:
     engine = EngineConfig(factory=SLOW, max_batch_size=BATCH)
     config = ServerConfig(
-        port=0, drain_s=0.0, **({"max_requests": ROOM} | fields), frontends=frontends, engine=engine
+        port=0, drain_s=0.0, **(ROOMY | fields), frontends=frontends, engine=engine
     )
     server = Server(config) if frontends == 1 else Supervisor(config)
     try:

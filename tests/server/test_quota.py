@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import CallError
@@ -20,6 +20,7 @@ def of(tenant: str) -> Caller:
     return Caller(tenant, tenant)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(tenants, st.integers(1, 40), st.booleans()), max_size=40))
 def test_no_more_is_held_than_the_whole_nor_by_a_tenant_than_half(
     steps: list[tuple[str, int, bool]],
@@ -48,6 +49,7 @@ def test_what_fits_in_any_case_fits_one_tenant_s_share() -> None:
         pass
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(tenants, st.integers()), max_size=40))
 def test_tenants_take_turns_and_each_keeps_its_order(puts: list[tuple[str, int]]) -> None:
     turns: Turns[tuple[str, int, int]] = Turns()

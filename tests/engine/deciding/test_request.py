@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.outcome import expect_token, note_token, timings
@@ -113,6 +113,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 KEYED = st.tuples(PRINTABLE, PRINTABLE.filter(bool), st.none() | st.integers(0, 15))
 
 
+@settings(deadline=None)
 @given(KEYED, KEYED)
 def test_no_two_requests_have_the_same_key(
     one: tuple[str, str, int | None], other: tuple[str, str, int | None]
