@@ -23,6 +23,7 @@ from torch import Tensor, library, nn
 
 # oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
 _PACKED_FOR = 64
+_QUANTIZED_AT_ONCE = 4096  # outputs
 LANES = 32  # outputs that are summed side by side
 ROW_LAYOUTS = ("packed", "plain", "lanes")
 
@@ -97,6 +98,8 @@ class Linear(nn.Module):
         self.stored: Tensor | None = None  # packed, or int8 with
         self.scale: Tensor | None = None  # float32 [O]
         self.levels = 127  # of a row of x beside int8
+        # [B, B]: by which each B inputs are multiplied first. See rotation.py
+        self.mixing: Tensor | None = None
 
     @classmethod
     def empty(
@@ -106,6 +109,8 @@ class Linear(nn.Module):
         return cls(weight, weight.new_empty(outputs) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.mixing is not None:
+            x = (x.reshape(-1, len(self.mixing)) @ self.mixing).view(x.shape)
         if self.stored is None:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         if self.scale is None:
@@ -144,14 +149,20 @@ class Linear(nn.Module):
         self._store(torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR))
 
     def quantize(self) -> None:
-        """To int8, symmetrically, rounding to nearest, with one scale for each output."""
-        weight = self.weight.detach().float()
-        self.scale = weight.abs().amax(0).clamp_(min=1e-12) / 127
-        rounded = (weight / self.scale).round_().to(torch.int8)  # [I, O]
-        if weight.device.type == "cpu":
+        """To int8, symmetrically, rounding to nearest, with one scale for each output. In float32
+        only a part of the matrix at a time.
+        """
+        rows, scales = [], []
+        for part in self.weight.detach().t().split(_QUANTIZED_AT_ONCE):
+            scale = part.float().abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
+            rows.append((part.float() / scale).round_().to(torch.int8))
+            scales.append(scale)
+        stored, self.scale = torch.cat(rows), torch.cat(scales).flatten()
+        if stored.device.type == "cpu":
             self.levels = _levels()
-            rounded = torch.ops.onednn.qlinear_prepack(rounded.t().contiguous(), None)
-        self._store(rounded)
+            self._store(torch.ops.onednn.qlinear_prepack(stored, None))
+        else:
+            self._store(stored.t().contiguous())
 
     def _store(self, stored: Tensor) -> None:
         self.stored = stored

@@ -30,6 +30,7 @@ from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
 from engine.computing.options import DTYPES, QUANTIZE, Choices
 from engine.computing.picked import Picked
+from engine.computing.rotation import rotate
 from engine.computing.sampler import Sampler
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
@@ -304,6 +305,8 @@ def store(
     if with_rows and is_small and quantize != "int8" and can_pack(dtype):
         row_layout = chosen or fastest_row_layout(model.config, dtype)
     with torch.inference_mode():
+        if quantize == "int8":
+            rotate(model)
         for linear in model.linears():
             if quantize == "int8":
                 linear.quantize()

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack
 from tests.engine.computing.parts import TORCHS_OWN
@@ -77,6 +79,48 @@ def test_int8_is_within_its_rounding_and_no_row_depends_on_another(dtype: torch.
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() < (0.02 if quantized.levels == 127 else 0.03)
     torch.testing.assert_close(quantized(x[3:4]), quantized(x)[3:4], atol=0, rtol=0)
+
+
+@given(
+    inputs=st.integers(1, 200),
+    outputs=st.integers(1, 70),
+    count=st.integers(1, 5),
+    largest=st.sampled_from([1.0, 1e4]),
+    silent=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_int8_errs_by_half_a_step_of_each_factor_at_most(
+    inputs: int, outputs: int, count: int, largest: float, silent: bool
+) -> None:
+    """Whatever the sizes, with channels that stand out, and with rows and outputs of nothing but
+    zeros. Each factor of a product is off by half a step at most: of its row, or of its output.
+    """
+    generator = torch.Generator().manual_seed(inputs * outputs)
+    weight = torch.randn(inputs, outputs, generator=generator)
+    x = torch.randn(count, inputs, generator=generator)
+    x[:, inputs // 2] *= largest
+    if silent:
+        x[0], weight[:, 0] = 0, 0
+    quantized = Linear(weight.clone())
+    quantized.quantize()
+    step_x = x.abs().amax(1, keepdim=True) / quantized.levels
+    step_weight = weight.abs().amax(0) / 127
+    most = (step_x * (weight.abs().sum(0) + inputs * step_weight / 2)) / 2
+    most += step_weight * x.abs().sum(1, keepdim=True) / 2
+    error = (quantized(x) - (x.double() @ weight.double())).abs()
+    assert (error <= most * 1.001 + 1e-5).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_output_whose_weights_are_not_finite_is_not_finite_in_int8(bad: float) -> None:
+    """And no other output: who asked is told, INTERNAL, and nothing is made up."""
+    _, quantized = make(torch.float32, False)
+    quantized.weight[3, 5] = bad
+    quantized.quantize()
+    finite = quantized(rows(4, torch.float32)).isfinite()
+    assert not finite[:, 5].any()
+    assert finite[:, :5].all()
+    assert finite[:, 6:].all()
 
 
 def test_int8_is_exact_to_its_rounding_on_a_cpu_without_vnni() -> None:
