@@ -30,6 +30,15 @@ class Move(NamedTuple):
     reason: str = ""
     for_whom: Sequence | None = None
 
+    @property
+    def told(self) -> str:
+        """Why, and for whom: nobody is told of another tenant's requests."""
+        if self.for_whom is None:
+            return self.reason
+        own, saved = self.sequence.request, self.for_whom.request
+        whom = saved.name if saved.tenant == own.tenant else "another tenant's"
+        return f"{self.reason} (saves {whom})"
+
 
 class Policy(Protocol):
     """The decisions of one policy. The scheduler tells it of every change that it needs to know."""

@@ -203,7 +203,7 @@ class Scheduler:
         else:
             self._num_relegated -= 1
         if self.record is not None:
-            self.record.moved(sequence, move.kind.value, _reason(move), expected, now)
+            self.record.moved(sequence, move.kind.value, move.told, expected, now)
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
         """The running sequences that decode now, each with a page for its next position."""
@@ -444,8 +444,7 @@ class Scheduler:
     ) -> Forecast:
         """What would come of a request sent now. `output_len` None: what history says, and the
         default where it says nothing yet."""
-        most = default_output_len if output_len is None else output_len
-        sampling = Sampling(max_tokens=most)
+        sampling = Sampling(max_tokens=default_output_len if output_len is None else output_len)
         request = Request(
             "", range(prompt_len), sampling, now, targets, importance, tier, application, tenant
         )
@@ -455,11 +454,10 @@ class Scheduler:
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
-        """The story of the request that a tenant calls so, or with None whichever tenant does.
-        Raises LookupError when none is remembered, ValueError when several tenants' are.
-        """
+        """The story of the request that a tenant (None: any) calls so. Raises LookupError when none
+        is remembered, ValueError when several tenants' are."""
         if self.record is None:
-            raise LookupError(f"request_id {request_id!r} is not remembered")
+            raise LookupError("nothing is remembered")
         return self.record.find(request_id, tenant)
 
     def stats(self) -> SchedulerStats:
@@ -500,12 +498,3 @@ class Scheduler:
         assert all(s.num_in_flight == (s in in_flight) for s in sequences)
         for sequence in sequences:
             sequence.check(self.pages.page_size)
-
-
-def _reason(move: Move) -> str:
-    """Nobody is told of another tenant's requests."""
-    if move.for_whom is None:
-        return move.reason
-    own, saved = move.sequence.request, move.for_whom.request
-    whom = saved.name if saved.tenant == own.tenant else "another tenant's"
-    return f"{move.reason} (saves {whom})"

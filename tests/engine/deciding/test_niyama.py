@@ -15,6 +15,7 @@ from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Seg
 from engine.deciding.niyama import Niyama, NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
+from engine.deciding.policies import Move, MoveKind
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Request, Share
 from engine.driving.simulator import Replica
 from tests.engine.deciding.parts import (
@@ -285,6 +286,15 @@ def test_a_share_of_twice_the_weight_has_two_turns_to_one() -> None:
     driver.drain()
     order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
     assert sum(name.startswith("two") for name in order[:12]) == 8
+
+
+def test_nobody_is_told_of_another_tenant_s_requests() -> None:
+    victim, own, other = (
+        make_sequence(name, tenant=tenant) for name, tenant in (("v", "a"), ("o", "a"), ("x", "b"))
+    )
+    for saved, told in ((own, "late (saves o)"), (other, "late (saves another tenant's)")):
+        assert Move(victim, (0, 0.0), MoveKind.RELEGATE, "late", saved).told == told
+    assert Move(victim, (0, 0.0), MoveKind.RELEGATE, "late").told == "late"
 
 
 # Streams
