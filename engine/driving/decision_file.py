@@ -3,8 +3,8 @@
     {"request_id": ..., "unix_s": ..., "at": ..., "kind": ..., "detail": ..., "predicted_at": ...}
 
 and the entry's values by name. `at` and `predicted_at` are seconds on the engine's clock, `unix_s`
-is `at` in Unix time. A value that is not finite is null. A disk that is full ends the log, not the
-engine.
+is `at` in Unix time. A value that is not finite is null. What cannot be written at once, since the
+disk is full or a pipe's reader stalls, is lost, counted and told; the engine goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ class DecisionFile:
         self._offset_s = unix_offset_s
         self._lines: list[str] = []
         try:
-            self._file = path.open("a", encoding="utf-8")
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise ValueError(f"--decision-log {path}: {error.strerror}") from error
         self._is_open = True
+        self._is_torn = False  # it was left in the middle of a line
+        self._num_lost = 0  # entries, since it last took some
 
     def write(self, entry: dict[str, Any]) -> None:
         if not self._is_open:
@@ -40,24 +43,37 @@ class DecisionFile:
         self._lines.append(json.dumps(finite))
 
     def flush(self) -> str:
-        """Writes what has gathered. Returns why the log ends here, the one time it does."""
+        """Writes what has gathered. Returns what the operator is to know: that entries begin to be
+        lost, and why, or how many were when it goes on.
+        """
         if not self._lines:
             return ""
-        text = "\n".join(self._lines) + "\n"
+        rest = "\n" * self._is_torn + "\n".join(self._lines) + "\n"
+        num_entries = len(self._lines)
         self._lines.clear()
+        data = memoryview(rest.encode())
         try:
-            self._file.write(text)
-            self._file.flush()
+            while data:
+                num_written = os.write(self._fd, data)
+                self._is_torn = data[num_written - 1] != ord("\n")
+                data = data[num_written:]
         except OSError as error:
-            self.close()
-            return f"decision log {self._path} ends: {error.strerror}"
-        return ""
+            return self._lost(min(num_entries, bytes(data).count(b"\n")), error)
+        return self._took()
 
     def close(self) -> None:
         """Nothing is written from here on."""
         self._is_open = False
         with contextlib.suppress(OSError):  # what it could not write is lost, and has been told
-            self._file.close()
+            os.close(self._fd)
+
+    def _lost(self, num_entries: int, error: OSError) -> str:
+        is_first, self._num_lost = not self._num_lost, self._num_lost + num_entries
+        return f"decision log {self._path} loses entries: {error.strerror}" if is_first else ""
+
+    def _took(self) -> str:
+        num_lost, self._num_lost = self._num_lost, 0
+        return f"decision log {self._path} goes on, without {num_lost} entries" if num_lost else ""
 
 
 def _is_writable(value: Any) -> bool:

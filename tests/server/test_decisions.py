@@ -57,7 +57,9 @@ async def test_a_full_disk_costs_the_decision_log_and_nothing_else() -> None:
     """/dev/full refuses every write."""
     engine = EngineConfig(factory="engine.driving.null:build", decision_log=Path("/dev/full"))
     notices = await serve_one(engine)
-    assert [n for n in notices if n] == ["decision log /dev/full ends: No space left on device"]
+    assert [n for n in notices if n] == [
+        "decision log /dev/full loses entries: No space left on device"
+    ]
 
 
 async def test_every_iteration_of_a_mixed_load_is_judged_against_its_prediction(
