@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from dataclasses import replace
 
 import structlog
 
@@ -79,8 +80,12 @@ class Server:
 
 async def serve(config: ServerConfig, ending: Ending) -> int:
     """Serves until it is asked to end, then drains; returns the exit code. SIGHUP reads the
-    configuration file again. Raises StartError.
+    configuration file again. With `save_profile` it ends as soon as that is written: on a port of
+    its own, so that a server that runs is not in its way. Raises StartError.
     """
+    saved = config.engine.save_profile
+    if saved is not None:
+        config = replace(config, host="127.0.0.1", port=0, metrics_port=0, frontends=1)
     server = Server(config) if config.frontends == 1 else Supervisor(config)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -97,7 +102,10 @@ async def serve(config: ServerConfig, ending: Ending) -> int:
     try:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         reassuring.cancel()
-        if starting.done():
+        if starting.done() and saved is not None:
+            starting.result()
+            print(f"niyama profile saved in {saved}", flush=True)
+        elif starting.done():
             _announce(server, starting.result())
             collector.settle()
             await stopping

@@ -87,7 +87,10 @@ class EngineConfig:
         Path | None, Flag("folder of measured latency profiles (default: niyama in XDG_CACHE_HOME)")
     ] = None
     recalibrate: Annotated[bool, Flag("measure though a profile is remembered")] = False
-    save_profile: Annotated[Path | None, Flag("JSON file for the profile, to simulate with")] = None
+    save_profile: Annotated[
+        Path | None,
+        Flag("JSON file for the profile, to simulate with; the server writes it and ends"),
+    ] = None
     patience_s: Annotated[
         float, Flag("seconds that an iteration may take before the engine is started again")
     ] = 60.0

@@ -22,6 +22,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from array import array
@@ -99,7 +101,11 @@ def _served(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         saved, notes = Path(folder) / "profile.json", Path(folder) / "notes.jsonl"
         os.environ[NOTES] = str(notes)
-        flags = ["--policy", arguments.policy, "--save-profile", str(saved)]
+        flags = ["--policy", arguments.policy]
+        saving = [sys.executable, "-m", "server", *flags, "--save-profile", str(saved)]
+        subprocess.run(
+            saving, check=True, stdout=subprocess.DEVNULL
+        )  # remembered by the next start
         with local_server.serving(flags, "tests.bench._noted") as address:
             with Client(address) as client:
                 info = client.server_info()

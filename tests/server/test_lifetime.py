@@ -17,6 +17,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
+from engine.deciding.latency import LatencyProfile
 from engine.detokenizer import SPACE
 from engine.embedded import FOLDER
 from proto.niyama.v1 import inference_pb2 as pb
@@ -272,6 +273,22 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     assert said.startswith("niyama-server: error: ")
     assert line in said
     assert "[Errno" not in said
+
+
+@pytest.mark.parametrize("frontends", ["1", "2"])
+def test_a_profile_is_saved_and_the_command_ends(
+    start: Start, server: ServerProcess, tmp_path: Path, frontends: str
+) -> None:
+    """It served on, so that no command after it was ever reached. A server that runs on the port
+    is not in its way.
+    """
+    saved = tmp_path / "profile.json"
+    port = server.address.rpartition(":")[2]
+    process = start("--save-profile", str(saved), "--port", port, "--frontends", frontends)
+    assert process.wait_exit() == 0
+    assert process.child.stdout is not None
+    assert process.child.stdout.read().decode() == f"niyama profile saved in {saved}\n"
+    assert LatencyProfile.from_dict(json.loads(saved.read_text())).segments
 
 
 @pytest.mark.parametrize("flags", [["--port"], ["--metrics-port"]])
