@@ -12,7 +12,7 @@ demo: install            ## set up, stream one completion, run a mixed-tier load
 	$(BIN)/python -m loadgen.demo
 
 test: develop            ## set up, run every test, two at a time (most wait for a process to start)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: develop
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -36,6 +36,14 @@ class Stubs:
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
 
+class Ended:
+    """What grpc_status reads, from an AioRpcError."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.code, self.details = error.code, error.details
+        self.trailing_metadata = error.trailing_metadata
+
+
 class Running:
     """A server of this process and a channel to it."""
 

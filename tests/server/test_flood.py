@@ -16,10 +16,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from proto.niyama.v1 import inference_pb2 as pb
-from tests.server.attacks import bystander, memory_mib, message, send, until
-from tests.server.conftest import within
-from tests.server.test_attacks import MOST_GAP_S
-from tests.server.test_service import _Ended
+from tests.server.attacks import MOST_GAP_S, bystander, memory_mib, message, send, until
+from tests.server.conftest import Ended, within
 from tests.server.test_templates import make_checkpoint
 from tests.server_process import ServerProcess
 
@@ -90,7 +88,7 @@ async def test_a_flood_of_large_messages_holds_neither_memory_nor_anybody_up(
     for error in refused:
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        status = rpc_status.from_call(_Ended(error))
+        status = rpc_status.from_call(Ended(error))
         assert status is not None
         assert status.details[0].Is(error_details_pb2.RetryInfo.DESCRIPTOR)
     assert max(most, memory_mib(process)) - before < 400

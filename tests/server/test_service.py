@@ -16,7 +16,7 @@ from engine.embedded import FOLDER
 from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server.frontend import SERVICE
-from tests.server.conftest import MAX_REQUESTS, Running, within
+from tests.server.conftest import MAX_REQUESTS, Ended, Running, within
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -49,19 +49,11 @@ async def failure(call: Any, detail: Message | None = None) -> grpc.aio.AioRpcEr
     """The error that the call ends with; unpacks its one detail into `detail`."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await within(call)
-    status = rpc_status.from_call(_Ended(caught.value))
+    status = rpc_status.from_call(Ended(caught.value))
     assert status is not None
     if detail is not None:
         assert status.details[0].Unpack(detail)
     return caught.value
-
-
-class _Ended:
-    """What grpc_status reads, from an AioRpcError."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self.code, self.details = error.code, error.details
-        self.trailing_metadata = error.trailing_metadata
 
 
 async def test_a_stream_is_accepted_then_tokens_then_finished(running: Running) -> None:

@@ -15,8 +15,16 @@ import pytest
 
 from engine.embedded import FOLDER
 from proto.niyama.v1 import inference_pb2 as pb
-from tests.server.attacks import bystander, memory_mib, message, refusal, send, until
-from tests.server.test_attacks import MOST_GAP_S, field_of
+from tests.server.attacks import (
+    MOST_GAP_S,
+    bystander,
+    field_of,
+    memory_mib,
+    message,
+    refusal,
+    send,
+    until,
+)
 from tests.server_process import ServerProcess
 
 READ_S = 1.0
