@@ -58,7 +58,9 @@ class HuggingFace:
         # with Python's lock held.
         try:
             return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        except Exception as error:  # tokenizers raises nothing more precise
+        except BaseException as error:
+            if not (isinstance(error, Exception) or _is_panic(error)):
+                raise
             raise ValueError(f"the tokenizer cannot encode the text: {error}") from error
 
     def _add_tokens(self, settings: TokenizerSettings) -> None:
@@ -108,6 +110,13 @@ class HuggingFace:
         opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
         specials = {i: token.content for i, token in added.items() if token.special}
         return Spelling(pieces, opening, specials)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether the library, which is written in Rust, has met a mistake of its own: it then raises
+    what is no Exception, of a class that cannot be imported.
+    """
+    return type(error).__name__ == "PanicException"
 
 
 def _to_library(token: AddedToken) -> Any:

@@ -87,7 +87,7 @@ class LatencyProfile:
             raise ValueError("segments must rise in up_to and end with UNBOUNDED")
         if any(not math.isfinite(x) for s in self.segments for x in s[1:]):
             raise ValueError("coefficients must be finite")
-        if any(min(s.seconds(_ONE_DECODE), s.seconds(_ONE_TOKEN)) <= 0 for s in self.segments):
+        if not all(_takes_time(s) for s in self.segments):
             raise ValueError("an iteration must take time")
         if any(min(s.prefill + s.prefill_context, s.prefill_pairs) < 0 for s in self.segments):
             raise ValueError("more prefill tokens must not cost less")
@@ -108,6 +108,12 @@ class LatencyProfile:
         """Raises KeyError or TypeError or ValueError when it is not such a dict."""
         segments = tuple(_segment(**s) for s in data["segments"])
         return cls(str(data["name"]), segments, _whole(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
+
+
+def _takes_time(segment: Segment) -> bool:
+    """A segment beyond the first may have no cost for a lone decode: it is never asked for one."""
+    costs = segment.seconds(_ONE_DECODE), segment.seconds(_ONE_TOKEN)
+    return min(costs) >= 0 and max(costs) > 0
 
 
 def _segment(up_to: Any, base: Any, **coefficients: Any) -> Segment:

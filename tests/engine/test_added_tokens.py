@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
 from engine.added_tokens import AddedToken, AddedTokens
@@ -34,6 +34,16 @@ def library(tokens: list[AddedToken]) -> tokenizers.Tokenizer:
     return made
 
 
+def ids_of(made: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The library has a mistake where tokens that strip what is around them meet."""
+    try:
+        return made.encode(text).ids
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reject()
+
+
 @settings(deadline=None, max_examples=250)
 @given(
     tokens=st.lists(TOKENS, max_size=5, unique_by=lambda token: token.content),
@@ -51,7 +61,7 @@ def test_any_tokens_are_found_where_the_library_finds_them(
         found: list[int] = []
         for part in ours.split(text):
             found += [part] if isinstance(part, int) else [CHARACTERS.index(char) for char in part]
-        assert found == theirs.encode(text).ids
+        assert found == ids_of(theirs, text)
         assert ours.occur_in(text) or len(ours.split(text)) <= 1
 
 

@@ -268,6 +268,22 @@ def test_a_file_without_tokens_is_refused_and_one_that_knows_few_words_is_not(
         Encoder(tokenizer).encode(unknown, Bounds(2, 10, 1000))
 
 
+def test_a_mistake_of_the_library_is_an_invalid_text_and_no_more(tmp_path: Path) -> None:
+    """Where tokens that strip what is around them meet it panics, with what is no Exception."""
+    made = tokenizers.Tokenizer(models.BPE({" ": 0, "\u3000": 1, "a": 2}, []))
+    for content, rstrip in ((" ", True), ("\u3000", False)):
+        stripping = tokenizers.AddedToken(
+            content, lstrip=True, rstrip=rstrip, single_word=not rstrip
+        )
+        made.add_special_tokens([stripping])
+    made.decoder = decoders.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(Tokenizer.load(tmp_path))
+    assert list(encoder.encode(Input("input.text", text="aa"), Bounds(3, 10, 1000))) == [2, 2]
+    with pytest.raises(InvalidRequest, match=r"input\.text: the tokenizer cannot encode the text"):
+        encoder.encode(Input("input.text", text=" \u3000 a"), Bounds(3, 10, 1000))
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [

@@ -48,8 +48,6 @@ from tests.server.conftest import Stubs, within
 from tests.server.test_frontends import free_port
 from tests.server_process import ServerProcess
 
-pytestmark = pytest.mark.xdist_group("siege")  # one process, in this order
-
 WAIT_S = 60.0
 MOST_GROWTH_MIB = 400.0  # of an attack; one took 1,300
 MOST_LINE_BYTES = 16 << 10
