@@ -33,6 +33,7 @@ all others that are not: a name that anybody may invent buys nothing.
 from __future__ import annotations
 
 import math
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -145,6 +146,10 @@ class Tiers:
 
 _TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
 _KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
+MOST_BYTES = 1 << 20  # of a file: thousands of tenants
+MOST_NAME_BYTES = 128  # of what a call may name
+MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
+WEIGHTS = (1e-6, 1e6)
 
 
 def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
@@ -155,7 +160,11 @@ def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
 def read(path: Path) -> str:
     """The file's text. Raises ValueError, naming the file."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            found = file.read(MOST_BYTES + 1)
+        if len(found) > MOST_BYTES:
+            raise ValueError(f"has more than {MOST_BYTES} bytes")
+        return found.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -172,7 +181,7 @@ def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
         tiers = tiers or {t.name: t for t in built_in}
         default = document.get("default_tier", next(iter(tiers)))
         if default not in list(tiers):
-            raise ValueError(f"default_tier {default!r} is not one of the tiers")
+            raise ValueError(f"default_tier {reprlib.repr(default)} is not one of the tiers")
         applications = {
             name: _preset(table, f"applications.{name}", tiers, tiers[default])
             for name, table in _tables(document, "applications").items()
@@ -205,21 +214,48 @@ def _tables(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     tables = document.get(key, {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
         raise ValueError(f"{key} must be tables: [{key}.NAME]")
+    for name in tables:
+        if not (0 < len(name) <= MOST_NAME_BYTES and name.isascii() and name.isprintable()):
+            raise ValueError(
+                f"{key}.{_named(name)}: no call can name it: a name is printable ASCII, not empty,"
+                f" of at most {MOST_NAME_BYTES} bytes"
+            )
     return tables
 
 
 def _refuse_unknown(table: dict[str, Any], known: set[str], path: str) -> None:
     for key in table:
         if key not in known:
-            raise ValueError(f"{path}{key} is unknown; known are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"{path}{_named(key)} is unknown; known are {', '.join(sorted(known))}"
+            )
+
+
+def _named(key: str) -> str:
+    """For a message."""
+    return key if len(key) <= MOST_NAME_BYTES and key.isprintable() else reprlib.repr(key)
+
+
+def _number(value: object, what: str, path: str) -> float:
+    """TOML's whole numbers have no end: those that no float can hold are no good either."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{path} must be a number{what}, got {reprlib.repr(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{path} is too large a number") from None
 
 
 def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
     _refuse_unknown(table, _TIER_KEYS, f"{path}.")
-    durations = {key: value for key, value in table.items() if key != "importance"}
+    durations = {
+        key: _number(value, " of seconds", f"{path}.{key}")
+        for key, value in table.items()
+        if key != "importance"
+    }
     for key, value in durations.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{path}.{key} must be a number of seconds, got {value!r}")
+        if value > MOST_SECONDS:
+            raise ValueError(f"{path}.{key} must be at most {MOST_SECONDS:g}, got {value:g}")
     importance = _importance(table, path, Importance.NORMAL)
     try:
         return Tier(name, Targets(**durations), importance)
@@ -234,27 +270,30 @@ def _importance(table: dict[str, Any], path: str, default: Importance) -> Import
     if value is None:
         return default
     if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{path}.importance must be one of {', '.join(names)}, got {value!r}")
+        raise ValueError(
+            f"{path}.importance must be one of {', '.join(names)}, got {reprlib.repr(value)}"
+        )
     return names[value]
 
 
 def _deadline_is_target(table: dict[str, Any], path: str) -> bool:
     value = table.get("deadline_is_target", False)
     if not isinstance(value, bool):
-        raise ValueError(f"{path}deadline_is_target must be true or false, got {value!r}")
+        raise ValueError(
+            f"{path}deadline_is_target must be true or false, got {reprlib.repr(value)}"
+        )
     return value
 
 
 def _share(name: str, table: dict[str, Any], path: str) -> Share:
     _refuse_unknown(table, {"weight"}, f"{path}.")
-    if not name or not (name.isascii() and name.isprintable()):
-        raise ValueError(f"{path}: a tenant is printable ASCII, and not empty")
-    weight = table.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise ValueError(f"{path}.weight must be a number, got {weight!r}")
-    if not 0 < weight < math.inf:
-        raise ValueError(f"{path}.weight must be positive, got {weight}")
-    return Share(name, float(weight))
+    weight = _number(table.get("weight", 1), "", f"{path}.weight")
+    least, most = WEIGHTS
+    if not least <= weight <= most:  # also false for nan
+        raise ValueError(
+            f"{path}.weight must be positive, from {least:g} to {most:g}, got {weight:g}"
+        )
+    return Share(name, weight)
 
 
 def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:
@@ -268,7 +307,7 @@ def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default
     _refuse_unknown(rest, {"tier", "importance"}, f"{path}.")
     name = rest.get("tier", default.name)
     if name not in list(tiers):
-        raise ValueError(f"{path}.tier {name!r} is not one of the tiers")
+        raise ValueError(f"{path}.tier {reprlib.repr(name)} is not one of the tiers")
     tier = tiers[name]
     importance = _importance(rest, path, tier.importance)
     return Preset(Tier(tier.name, tier.targets, importance), is_target)

@@ -22,22 +22,19 @@ class Configuration:
         self.path = path
         self._proposed: Sequence[TierInfo] = ()  # by the engine, for the model on this machine
         self.text = tiers.read(path) if path is not None and text is None else text
-        self._parse(self.text)
-
-    @property
-    def tiers(self) -> Tiers:
-        """Those of the file; else those that the engine proposes; else the built-in ones."""
-        return self._parse(self.text)
+        # Those of the file; else those that the engine proposes; else the built-in ones.
+        self.tiers = self._parse(self.text)
 
     def propose(self, proposed: Sequence[TierInfo]) -> Tiers:
         """An engine's tiers; what holds from now on."""
         self._proposed = proposed
+        self.tiers = self._parse(self.text)
         return self.tiers
 
     def take(self, text: str) -> list[str]:
         """Another text of the file: what differs. Raises ValueError, and then all is as before."""
         before, after = self.tiers, self._parse(text)
-        self.text = text
+        self.text, self.tiers = text, after
         return tiers.changes(before, after)
 
     def _parse(self, text: str | None) -> Tiers:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
-from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, load
+from engine.tiers import (
+    MOST_BYTES,
+    Resolved,
+    TargetSource,
+    Tier,
+    Tiers,
+    UnknownTier,
+    load,
+)
 
 FILE = """
 default_tier = "report"
@@ -218,17 +226,40 @@ def test_a_file_without_tiers_keeps_the_built_in_ones(tmp_path: Path) -> None:
         ("[tenants.a]\nweight = 0", "tenants.a.weight must be positive"),
         ("[tenants.a]\nweight = inf", "tenants.a.weight must be positive"),
         ("[tenants.a]\nweight = true", "tenants.a.weight must be a number"),
-        ("[tenants.'']\nweight = 1", "a tenant is printable ASCII, and not empty"),
+        ("[tenants.'']\nweight = 1", "tenants.: no call can name it: a name is printable ASCII"),
+        ("[tenants.a]\nweight = 1" + "0" * 400, "tenants.a.weight is too large a number"),
+        ("[tenants.a]\nweight = 1e308\n[tenants.b]\nweight = 1e308", "tenants.a.weight must be"),
+        ("[tenants.a]\nweight = 5e-324", "tenants.a.weight must be positive, from 1e-06 to 1e+06"),
+        ("[tiers.a]\nttlt_s = 1" + "0" * 400, "tiers.a.ttlt_s is too large a number"),
+        ("[tiers.a]\nttlt_s = 1e300", "tiers.a.ttlt_s must be at most 1e+09, got 1e+300"),
+        ('[tiers."caf\u00e9"]\nttlt_s = 1', "tiers.caf\u00e9: no call can name it"),
+        ('[tiers."a\\nb"]\nttlt_s = 1', "tiers.'a\\nb': no call can name it"),
+        (f"[applications.{'a' * 129}]\nttlt_s = 1", "no call can name it"),
+        ("default_tier = '" + "a" * 9999 + "'", "...aaaaaaaaaaaaa' is not one of the tiers"),
         ("tenants = ['a']", "tenants must be tables"),
     ],
 )
 def test_a_bad_file_is_told_by_its_path_and_key(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "tiers.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_file_is_no_larger_than_it_can_be_read_while_calls_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_bytes(b"#" * (MOST_BYTES + 1))
+    with pytest.raises(ValueError, match=f"^{path}: has more than {MOST_BYTES} bytes$"):
+        load(path)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_bytes(b"\xef\xbb\xbf[tiers.a]\r\nttlt_s = 1\r\n")
+    assert list(load(path).tiers) == ["a"]
 
 
 def test_a_tenant_has_a_share_of_its_own_where_the_operator_names_it(tmp_path: Path) -> None:

@@ -69,14 +69,16 @@ def test_a_file_that_is_read_again_is_for_the_calls_that_come(start: Start, tmp_
         with pytest.raises(InvalidRequest, match="unknown tier 'old'"):
             client.generate("Once", tier="old").read()
 
-    for number, bad in enumerate((b"[tiers.chat", b"\xff", b"x = " + b"[" * 100_000), start=1):
+    huge = b"[tiers.chat]\nttlt_s = 1" + b"0" * 400  # no float holds it: it ended all reading
+    bads = (b"[tiers.chat", b"\xff", b"x = " + b"[" * 100_000, huge)
+    for number, bad in enumerate(bads, start=1):
         path.write_bytes(bad)
         process.signal(signal.SIGHUP)
         assert str(path) in wait_line(process, "configuration not read", number)["reason"]
         assert tiers_of(process) == ["chat", "new"]
     path.unlink()
     process.signal(signal.SIGHUP)
-    assert "No such file" in wait_line(process, "configuration not read", 4)["reason"]
+    assert "No such file" in wait_line(process, "configuration not read", 5)["reason"]
     assert tiers_of(process) == ["chat", "new"]
 
 
