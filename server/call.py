@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 
 import grpc
 import structlog
@@ -56,6 +59,7 @@ class Call:
         self.is_closed = False
         self.has_started = False
         self.displaced: Refused | None = None  # it gave its place to another's
+        self._reading: asyncio.Task[object] | None = None  # its handler, while its prompt is read
         self._metrics = metrics
         self._ended: list[Ended] = []
         self._is_on_time = True  # every target of every completion that has ended
@@ -71,11 +75,28 @@ class Call:
         self.displaced = error
         if self.is_admitted:
             self.generation.abandon(error, FinishReason.DISPLACED)
+        elif self._reading is not None:
+            self._reading.cancel()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While its prompt waits to be read and is: who is displaced does not wait for that, which
+        may be long. Raises what it was displaced with.
+        """
+        self._raise_if_displaced()
+        self._reading = task = asyncio.current_task()
+        try:
+            yield
+        except asyncio.CancelledError:  # by `displace`, unless gRPC has cancelled it as well
+            if self.displaced is None or task is None or task.uncancel():
+                raise
+            raise self.displaced from None
+        finally:
+            self._reading = None
 
     def resize(self, tokens: int) -> None:
         """Its prompt has been tokenized. Raises what it was displaced with."""
-        if self.displaced is not None:
-            raise self.displaced
+        self._raise_if_displaced()
         assert self.entry is not None
         self._ledger.resize(self.entry.key, tokens)
 
@@ -87,11 +108,14 @@ class Call:
         """Before the first of its output is written: from now on it keeps its place. Raises what it
         was displaced with.
         """
-        if self.displaced is not None:
-            raise self.displaced
+        self._raise_if_displaced()
         assert self.entry is not None
         self.has_started = True
         self._ledger.start(self.entry.key)
+
+    def _raise_if_displaced(self) -> None:
+        if self.displaced is not None:
+            raise self.displaced
 
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
         if isinstance(output, Piece):

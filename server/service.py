@@ -310,7 +310,9 @@ class InferenceService:
         )
         entry = entry_of(asked, call.request_id, len(raw), limits)
         await call.enter(asked, entry, self._ledger)
-        return asked, await self._prompts.encode(received, asked.input, self._caller(call), bounds)
+        caller = self._caller(call)
+        with call.reading():
+            return asked, await self._prompts.encode(received, asked.input, caller, bounds)
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
         """All that an output's text depends on: the first token that spells anything, if any. It

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from google.rpc import error_details_pb2
 from structlog.testing import capture_logs
@@ -110,6 +111,18 @@ async def until(server: Server | Supervisor, is_true: Callable[[Any], bool]) -> 
     await within(ask())
 
 
+async def until_empty(server: Server | Supervisor) -> None:
+    """Until the ledger holds nothing: a call is told a moment before it is over there."""
+
+    async def look() -> None:
+        while len(server.ledger.admission):  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
+
+    await within(look())
+    server.ledger.admission.check()
+    assert server.ledger.admission.requests.total == server.ledger.admission.tokens.total == 0
+
+
 @pytest.mark.parametrize("frontends", [1, 2])
 @pytest.mark.parametrize("flood", [pb.IMPORTANCE_LOW, pb.IMPORTANCE_NORMAL])
 async def test_important_calls_are_all_served_whatever_came_before_them(
@@ -194,6 +207,31 @@ async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see
         "outcome": "RESOURCE_EXHAUSTED",
         "tier": "",
     }
+
+
+@pytest.mark.parametrize("frontends", [1, 2])
+async def test_a_call_that_is_displaced_while_its_prompt_is_read_is_told_at_once(
+    frontends: int,
+) -> None:
+    """Not when the reading ends, which others' long prompts may be before: here it has stopped."""
+    async with served(frontends, max_requests=1) as server, stubs(server, 2) as (one, two):
+        low, high = asked(pb.IMPORTANCE_LOW), asked(pb.IMPORTANCE_HIGH)
+        low.input.text = "And it came to pass. " * 240
+        readers = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "server.reader" in process.cmdline()
+        ]
+        for reader in readers:
+            reader.suspend()
+        call = one.Generate(low)
+        await until_full(two, asked(pb.IMPORTANCE_LOW))
+        await within(two.Generate(high))
+        assert "gave its place" in ((await failure(call)).details() or "")
+        assert {reader.status() for reader in readers} == {psutil.STATUS_STOPPED}
+        for reader in readers:
+            reader.resume()
+        await until_empty(server)
 
 
 async def test_what_has_begun_to_stream_is_not_displaced() -> None:
