@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from engine.deciding.plan import Accepted
+from engine.deciding.request import EVERYBODY_ELSE
 from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
 from server.admission import Entry
@@ -50,6 +51,7 @@ class Call:
         self.context = context
         self.request_id = ""
         self.tenant = ""
+        self.share = EVERYBODY_ELSE  # of the tenant
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
         self.refusal: Refusal | None = None  # why it found no place in the queue, or lost it
@@ -167,11 +169,10 @@ class Call:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
-        if self.entry is not None:
-            if self.is_entered:
-                self._ledger.leave(self.entry.key)
-            if self.refusal is not None:
-                self._metrics.count_refused(self.entry, self.refusal)
+        if self.entry is not None and self.is_entered:
+            self._ledger.leave(self.entry.key)
+        if self.refusal is not None:
+            self._metrics.count_refused(self.entry, self.refusal, self.share)
         outcome = self.outcome or "OK"
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
         if self.generates:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Finished
-from engine.deciding.request import Importance
+from engine.deciding.request import Importance, Share
 from engine.driving.standard_streams import DROPPED
 from server.admission import Admission, Entry
 from server.errors import Refusal
@@ -172,14 +172,14 @@ class Metrics:
             f"niyama_{name}_seconds", text, ["tier"], buckets=buckets, registry=self.registry
         )
 
-    def count_refused(self, entry: Entry, reason: Refusal) -> None:
-        """Under the names of tenants that the operator has named: there is no end of others."""
-        self.refused.labels(
-            entry.tier or "explicit",
-            entry.importance.name.lower(),
-            reason.value,
-            entry.share.name or "other",
-        ).inc()
+    def count_refused(self, entry: Entry | None, reason: Refusal, share: Share) -> None:
+        """Under the names of tenants that the operator has named: there is no end of others.
+        Without an entry it was refused before anybody knew what it asks.
+        """
+        tier, importance = "unknown", "unknown"
+        if entry is not None:
+            tier, importance = entry.tier or "explicit", entry.importance.name.lower()
+        self.refused.labels(tier, importance, reason.value, share.name or "other").inc()
 
     def count(self, finished: Finished, tier: str, on_time: bool) -> None:
         """A completion ended by itself."""

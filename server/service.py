@@ -33,7 +33,7 @@ from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
-from server.convert.violations import InvalidRequest
+from server.convert.violations import InvalidRequest, Violation
 from server.convert.work import entry_of, entry_of_supposed, work
 from server.deliveries import Deliveries
 from server.errors import CallError, Refused
@@ -164,8 +164,8 @@ class InferenceService:
         self._refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest, raw)
         supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
-        quality, share = supposed.quality, self.tiers.share_of(call.tenant)
-        entry = entry_of_supposed(supposed, call.tenant, share)
+        quality = supposed.quality
+        entry = entry_of_supposed(supposed, call.tenant, call.share)
         refusal = await self._ledger.refusal(entry)
         forecast = await self._ask(
             call,
@@ -199,7 +199,7 @@ class InferenceService:
 
     def _caller(self, call: Call) -> Caller:
         """Whose turn and quota it is."""
-        return Caller(self.tiers.share_of(call.tenant).name, call.tenant)
+        return Caller(call.share.name, call.tenant)
 
     def _ready(self) -> EngineInfo:
         """What the engine that serves now says of itself. Raises EngineLost when none does."""
@@ -246,6 +246,7 @@ class InferenceService:
         self._metrics.in_flight.inc(call.generates)
         try:
             call.tenant = inbound.read_tenant(context.invocation_metadata() or ())
+            call.share = self.tiers.share_of(call.tenant)
             return await answer(call, raw)
         except FAILURES as error:
             failure = _translate(error)
@@ -308,6 +309,9 @@ class InferenceService:
             bounds,
             received.prompt,
         )
+        if asked.n > (most := self._config.max_requests):
+            text = f"must be at most {most}, as many as may wait or run here; got {asked.n}"
+            raise InvalidRequest([Violation("sampling.n", text)])
         entry = entry_of(asked, call.request_id, len(raw), limits)
         await call.enter(asked, entry, self._ledger)
         caller = self._caller(call)

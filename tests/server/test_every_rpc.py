@@ -97,3 +97,5 @@ async def test_questions_to_an_engine_are_limited_and_each_tenant_may_ask(
     other = asyncio.create_task(within(own.stub.Estimate(ASKS["Estimate"][0])))
     go_on.set()
     await within(asyncio.gather(other, *(task for task in asks if task is not refused)))
+    labels = ("unknown", "unknown", "too_much", "other")  # nobody has asked what it is
+    assert own.server.metrics.refused.labels(*labels)._value.get() == 1

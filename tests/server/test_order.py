@@ -27,10 +27,14 @@ async def test_a_call_that_is_refused_for_its_queue_has_not_been_tokenized(
         encoded.append(arguments)
         return await encode(prompts, *arguments)  # type: ignore[arg-type]  # as they came
 
+    occupant = running.stub.GenerateStream(asked(max_tokens=3000))
+    await within(occupant.read())
     monkeypatch.setattr(Prompts, "encode", note)
-    error = await failure(running.stub.Generate(asked(pb.GenerateRequest, n=MAX_REQUESTS + 1)))
+    error = await failure(running.stub.Generate(FILLS))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not encoded
+    occupant.cancel()
+    await within(running.server.service.idle.wait())
     await within(running.stub.Generate(FILLS))
     assert len(encoded) == 1
 

@@ -236,10 +236,26 @@ async def test_a_prompt_beyond_the_context_is_refused(running: Running) -> None:
 
 async def test_a_full_queue_says_when_to_try_again(running: Running) -> None:
     detail = error_details_pb2.RetryInfo()
-    error = await failure(complete(running, n=MAX_REQUESTS + 1), detail)
+    occupant = running.stub.GenerateStream(asked(max_tokens=3000))
+    await within(occupant.read())
+    error = await failure(complete(running, n=MAX_REQUESTS), detail)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert detail.retry_delay.ToSeconds() == 1
+    occupant.cancel()
+    await within(running.server.service.idle.wait())
     assert len(await complete(running, n=MAX_REQUESTS)) == MAX_REQUESTS
+
+
+async def test_more_completions_than_the_queue_can_ever_hold_are_no_full_queue(
+    running: Running,
+) -> None:
+    """Told to try again, a client does, for ever."""
+    detail = error_details_pb2.BadRequest()
+    error = await failure(complete(running, n=MAX_REQUESTS + 1), detail)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = detail.field_violations
+    assert violation.field == "sampling.n"
+    assert f"at most {MAX_REQUESTS}" in violation.description
 
 
 async def test_an_id_in_flight_is_refused_and_free_afterwards(running: Running) -> None:
