@@ -120,10 +120,14 @@ class FrontEndProcess:
         return self._watch.look(beats, NO_TURN, is_loading, time.monotonic())
 
     def kill(self) -> None:
+        """For any thread."""
+        self._child.kill()
+
+    def end(self) -> None:
         """Its connection ends with it, or after a while by our hand: the system cannot end a
         process in the middle of a call that does not return.
         """
-        self._child.kill()
+        self.kill()
         if self._wire is not None:
             asyncio.get_running_loop().call_later(KILL_PATIENCE_S, self._wire.close)
 
@@ -198,7 +202,7 @@ class Supervisor:
             if front_end.listening.is_set():
                 front_end.post(Drain())
             else:
-                front_end.kill()
+                front_end.end()
         patience_s = self.config.drain_s + LAST_WORDS_S + EXIT_PATIENCE_S
         await asyncio.wait(self._keepers, timeout=patience_s)
 
@@ -206,7 +210,7 @@ class Supervisor:
         """Ends what still runs."""
         self._ending.set()
         for front_end in self._front_ends.values():
-            front_end.kill()
+            front_end.end()
         await asyncio.gather(*self._keepers)
         if self._watching is not None:
             self._watching.cancel()
@@ -279,7 +283,7 @@ class Supervisor:
                     )
                 if condition is Condition.STOPPED and not front_end.problem:
                     front_end.problem = "the front end gave no sign of life: it has stopped"
-                    front_end.kill()
+                    front_end.end()
 
     async def _ends_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -335,7 +339,7 @@ class Supervisor:
             assert isinstance(message, CannotStart)
             front_end.problem = message.line
             front_end.listening.set()
-            front_end.kill()
+            front_end.end()
 
 
 def _judge(front_end: FrontEndProcess, call: Enter) -> Exception | None:

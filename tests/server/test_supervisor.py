@@ -78,6 +78,14 @@ async def test_a_front_end_lost_just_before_the_end_is_not_replaced(ends: str) -
     assert not workers()
 
 
+async def test_everything_is_killed_from_a_thread_though_no_event_loop_runs_there() -> None:
+    """At a second signal the first front end alone was, and an engine that hung lived on."""
+    async with supervised() as supervisor:
+        processes = [psutil.Process(pid) for pid in (supervisor.engine.pid, *workers())]
+        await asyncio.to_thread(supervisor.kill)
+        await until(lambda: not any(process.is_running() for process in processes))
+
+
 async def test_the_end_does_not_wait_for_a_front_end_that_does_not_listen_yet() -> None:
     async with supervised() as supervisor:
         others = kill_one()
