@@ -28,7 +28,7 @@ class ServerConfig:
 
     host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
-    config: Annotated[Path | None, Flag("TOML file with tiers and application presets")] = None
+    config: Annotated[Path | None, Flag("TOML file with tiers, applications and tenants")] = None
     admin_token_file: Annotated[
         Path | None, Flag("file with the token whose bearer may explain every tenant's requests")
     ] = None
@@ -148,7 +148,7 @@ def _add_flag(
     if kind is bool:
         parser.add_argument(option, action="store_true", help=flag.help)
         return
-    shows_default = default is not None and "(" not in flag.help
+    shows_default = default is not None and "(default" not in flag.help
     parser.add_argument(
         option,
         type=Path if kind == Path | None else kind,

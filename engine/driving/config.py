@@ -48,7 +48,9 @@ class EngineConfig:
     )
     compile_cache: Annotated[
         Path | None,
-        Flag("folder of what was compiled (TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"),
+        Flag(
+            "folder of what was compiled (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"
+        ),
     ] = None
     overlap: Annotated[
         str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
@@ -78,7 +80,9 @@ class EngineConfig:
     background_share: Annotated[
         float, Flag("share of prefill tokens for best effort and relegated requests")
     ] = _NIYAMA.background_share
-    decision_log: Annotated[Path | None, Flag("JSONL file that gets every decision (none)")] = None
+    decision_log: Annotated[
+        Path | None, Flag("JSONL file that gets every decision (default: none)")
+    ] = None
     record_capacity: Annotated[int, Flag("requests that Explain remembers")] = 10_000
     calibration_s: Annotated[
         float, Flag("seconds of measuring at the first start (0: none, learn in service)")

@@ -75,6 +75,23 @@ def test_help_names_the_embedded_model_and_no_folder_of_this_machine(
     assert str(FOLDER.parent) not in said.replace(" ", "")
 
 
+def test_help_says_what_holds_where_a_flag_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Help that explains one value in brackets ("0: none") once left the default out."""
+    monkeypatch.setenv("COLUMNS", "1000")  # nothing is wrapped
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for config in (ServerConfig(), EngineConfig()):
+        for name, hint in get_type_hints(type(config), include_extras=True).items():
+            value = getattr(config, name)
+            for flag in getattr(hint, "__metadata__", ()):
+                if value is not None and not isinstance(value, bool):
+                    told = "(default" in flag.help or f"{flag.help} (default: {value})" in said
+                    assert told, name
+
+
 def test_engine_flags_that_take_no_value_and_paths() -> None:
     flags = "--recalibrate --calibration-cache c --save-profile p --decision-log d --patience-s 9"
     engine = parse(flags.split()).engine
