@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from client.arguments import token as checked_token
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, QueueFull
 from client.options import GenerateOptions, QosOptions
@@ -82,11 +83,11 @@ def _read_token(path: str | None) -> str | None:
     if not path:
         return None
     try:
-        return Path(path).read_bytes().decode("ascii").strip()
+        return checked_token(Path(path).read_text("ascii").strip())
     except OSError as error:
-        raise InvalidRequest(f"--token-file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"--token-file {path}: holds no token") from None
+        raise InvalidRequest(f"token file {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, InvalidRequest):
+        raise InvalidRequest(f"token file {path}: a token is one word of printable ASCII") from None
 
 
 def _one_line(error: NiyamaError, server: str) -> str:
@@ -214,7 +215,8 @@ def _generate(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _relegation(event: Relegated) -> str:
-    return f"relegated: {event.reason}; complete {_ms(event.expected_ttlt)} after it was sent"
+    expected = f"expected to be complete {_ms(event.expected_ttlt)} after it was sent"
+    return f"relegated: {event.reason}; {expected}"
 
 
 def _forecast(forecast: Forecast) -> str:

@@ -198,7 +198,7 @@ def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
 
 
 def changes(before: Tiers, after: Tiers) -> list[str]:
-    """By name, what one says otherwise than the other."""
+    """What one says otherwise than the other, by the names that the file has for it."""
     found = []
     for each in fields(Tiers):
         old, new = getattr(before, each.name), getattr(after, each.name)
@@ -206,7 +206,7 @@ def changes(before: Tiers, after: Tiers) -> list[str]:
             names = sorted({*old, *new})
             found += [f"{each.name}.{name}" for name in names if old.get(name) != new.get(name)]
         elif old != new:
-            found.append(each.name)
+            found.append("default_tier" if each.name == "default" else each.name)
     return found
 
 

@@ -49,7 +49,8 @@ class EngineConfig:
     compile_cache: Annotated[
         Path | None,
         Flag(
-            "folder of what was compiled (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"
+            "folder of what was compiled"
+            " (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"
         ),
     ] = None
     overlap: Annotated[

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,7 +163,18 @@ async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> 
 async def test_a_relegation_is_shown_when_it_comes(address: str, capsys: Capture) -> None:
     assert await run("relegate me", "--server", address) == 0
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "relegated: a long queue; complete 9,000.0 ms after it was sent"
+    assert shown[0].startswith("relegated: a long queue; expected to be complete 9,000.0 ms after")
+
+
+@pytest.mark.parametrize("content", ["two words", "", "caf\u00e9"])
+async def test_a_file_that_holds_no_token_is_named(
+    content: str, address: str, capsys: Capture, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text(content, "utf-8")
+    assert await run("--token-file", str(path), "info", "--server", address) == 2
+    told = f"niyama: {address}: token file {path}: a token is one word of printable ASCII\n"
+    assert capsys.readouterr().err == told
 
 
 async def test_failures_are_one_line_and_an_exit_status(address: str, capsys: Capture) -> None:

@@ -144,6 +144,6 @@ def test_changes_are_named_as_the_file_has_them(tmp_path: Path) -> None:
     found = changes(Tiers(), load(path))
     assert found == [
         *("tiers.batch", "tiers.interactive", "tiers.standard"),
-        *("default", "applications.nightly"),
+        *("default_tier", "applications.nightly"),
     ]
     assert changes(Tiers(), Tiers()) == []
