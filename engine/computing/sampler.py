@@ -119,16 +119,15 @@ class Sampler:
             values, ids = likeliest(logits)
             return Picked(ids, _is_finite(values), sequences)
         raw = logits.float()
-        largest = raw.amax(1)
-        is_finite, is_left = _is_finite(largest), None
         adjusted = self._adjust(raw, sequences, params)
-        if adjusted is not raw:
-            largest = adjusted.amax(1)
-            is_left = largest > -torch.inf
         if all(p.temperature == 0 for p in params):
-            ids = likeliest(adjusted)[1]
+            largest, ids = likeliest(adjusted)
         else:
+            largest = adjusted.amax(1)
             ids = _draw(adjusted, largest, sequences, params)
+        is_finite, is_left = _is_finite(largest), None
+        if adjusted is not raw:
+            is_finite, is_left = _is_finite(raw.amax(1)), largest > -torch.inf
         for row, sequence in enumerate(sequences):
             if sequence in self._seen:
                 self._seen[sequence].add(ids[row : row + 1])
@@ -170,12 +169,11 @@ class Sampler:
         repetition, presence, frequency = table.unbind(1)
         index = to_device(rows, logits.device)
         x = logits[index]
-        x = torch.where(
-            prompt | (output > 0), torch.where(x > 0, x / repetition, x * repetition), x
-        )
-        x = x - presence * (output > 0) - frequency * output
+        has_none, in_output = x == -torch.inf, output > 0
+        x = torch.where(prompt | in_output, torch.where(x > 0, x / repetition, x * repetition), x)
+        x.sub_(presence * in_output).sub_(frequency * output)
         # A factor may make a number infinite; only what had no chance before has none now.
-        logits[index] = torch.where(logits[index] == -torch.inf, -torch.inf, x.clamp(*_RANGE))
+        logits[index] = x.clamp_(*_RANGE).masked_fill_(has_none, -torch.inf)
 
     def _count(self, sequence: Sequence, logits: Tensor) -> _Seen:
         """Kept, it has the newest token already, if it was picked here; else the host knows all."""
@@ -201,8 +199,8 @@ def _is_finite(largest: Tensor) -> Tensor:
 def _draw(
     logits: Tensor, largest: Tensor, sequences: List[Sequence], params: list[Sampling]
 ) -> Tensor:
-    """Token ids [S]: random ones, and the likeliest where temperature is 0. Given is the largest of
-    each row [S], too: differences to it may be divided by whatever temperature.
+    """Token ids [S]: random ones, and the likeliest where temperature is 0. `largest` is of each
+    row [S]: divided by its temperature it has to be a number.
     """
     numbers = [
         (
@@ -213,7 +211,8 @@ def _draw(
     ]
     table = to_device(numbers, logits.device, torch.float64)
     temperature, draws = table[:, :, None].unbind(1)
-    probs = torch.softmax((logits - largest[:, None]).div_(temperature.float()), 1)
+    least = largest[:, None].abs() / (_RANGE[1] / 2)  # such logits differ by more than it, or not
+    probs = torch.softmax(logits / torch.maximum(temperature.float(), least), 1)
     cut = [row for row, p in enumerate(params) if _truncates(p)]
     if cut:
         index = to_device(cut, logits.device)

@@ -296,6 +296,20 @@ def test_where_min_tokens_leaves_no_token_none_is_sampled(
 
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 0.5, 1.0])
+@pytest.mark.parametrize("low", [-math.inf, -FLOAT32_MAX, -1e38])
+@pytest.mark.parametrize("high", [FLOAT32_MAX, 3e38, -3e37])
+def test_the_largest_logits_of_all_may_be_divided_by_any_temperature(
+    high: float, low: float, temperature: float
+) -> None:
+    """Two that become infinite differ by no number."""
+    logits = torch.tensor([low, high, low, low])
+    (token,) = sample(logits, sequence(Sampling(temperature, seed=3)))
+    assert token.id == 1
+
+
 EXTREMES = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 1e-38, 1e-30, 1e-6, 0.7, 1.0, 100.0]),
