@@ -108,7 +108,8 @@ class SharedLedger:
         entry, displace, future = self._asked.pop(number)
         if error is None and displace is not None:
             self._displace[entry.key] = displace  # before the next message may say so
-        future.set_result(error)
+        if not future.done():  # whose question was cancelled is gone
+            future.set_result(error)
 
     def displace(self, key: CallKey, error: Refused) -> None:
         """The supervisor has given the call's place away. It may have started in the meantime."""

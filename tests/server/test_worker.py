@@ -129,6 +129,24 @@ async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
         await within(wire.closed.wait())
 
 
+async def test_an_answer_to_who_asked_and_left_disturbs_nobody() -> None:
+    """An Estimate that was cancelled while it asked ended the front end, and all of its calls."""
+    ledger = SharedLedger()
+    ours, theirs = socket.socketpair()
+    ledger.wire = await open_wire(ours, lambda _: None, lambda: None)
+    left = asyncio.create_task(ledger.refusal(entry("left")))
+    stays = asyncio.create_task(ledger.refusal(entry("stays")))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait([left])
+    for number in (1, 2):
+        ledger.settle(number, FULL)
+    assert await within(stays) is FULL
+    ledger.wire.close()
+    await within(ledger.wire.closed.wait())
+    theirs.close()
+
+
 async def test_a_call_is_told_once_that_it_gave_its_place_and_not_after_it_has_started() -> None:
     ledger, told = SharedLedger(), list[Refused]()
     ours, theirs = socket.socketpair()
