@@ -11,7 +11,8 @@ Shares are those of tenants whom the operator has named, and one of all others (
 While more than half of a limited thing is used, an active share may hold its part of it, by weight;
 beyond that its calls displace only its own. A share within its part may also take the place of an
 equally important call of one beyond. Active is who holds something, who calls, and who was refused
-a moment ago: who finds the queue full of another's requests makes room for its next try.
+a moment ago: who finds the queue full of another's requests makes room for its next try. A weight
+that the operator has changed holds from the share's next call on, for all that it has in the queue.
 
 A call counts until it is over; a displaced one no longer, but there are never more than
 `max_requests` of those that are not over yet. Synchronous; the instant is an argument; a decision
@@ -100,16 +101,17 @@ class Pool:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.total = 0
-        self.held: Counter[Share] = Counter()
+        self.held: Counter[str] = Counter()  # by the share's name
         self.by_importance: Counter[Importance] = Counter()
 
     def add(self, entry: Entry, amount: int) -> None:
         """Takes it away where it is negative."""
         self.total += amount
         self.by_importance[entry.importance] += amount
-        self.held[entry.share] += amount
-        if not self.held[entry.share]:
-            del self.held[entry.share]
+        name = entry.share.name
+        self.held[name] += amount
+        if not self.held[name]:
+            del self.held[name]
 
     def missing(self, amount: int, importance: Importance) -> int:
         """How much has to go before so much more fits. Where there is nothing, anything does."""
@@ -124,9 +126,10 @@ class Pool:
         """How much the share would hold beyond its part, while more than half of all is used. Who
         is alone, and one call of any size, is within it."""
         is_alone = share.weight >= active
-        if is_alone or 2 * (self.total + amount) <= self.limit or not self.held[share]:
+        held = self.held[share.name]
+        if is_alone or 2 * (self.total + amount) <= self.limit or not held:
             return 0
-        return max(0, self.held[share] + amount - self.part(share, active))
+        return max(0, held + amount - self.part(share, active))
 
 
 class Line:
@@ -154,10 +157,11 @@ class Admission:
         self.requests = Pool(max_requests)
         self.tokens = Pool(max_queued_tokens)
         self._places: dict[CallKey, Place] = {}
-        self._lines: dict[Importance, dict[Share, Line]] = {each: {} for each in Importance}
+        self._lines: dict[Importance, dict[str, Line]] = {each: {} for each in Importance}
+        self._shares: dict[str, Share] = {}  # by name, as they were last told
         self._num_entered = 0
         self._num_displaced = 0  # and not over yet
-        self._refused_at: dict[Share, float] = {}  # oldest first
+        self._refused_at: dict[str, float] = {}  # by the share's name, oldest first
 
     def __len__(self) -> int:
         """Calls that are not over."""
@@ -174,7 +178,7 @@ class Admission:
         place = self._places[entry.key] = Place(entry, self._num_entered)
         self._line(place).add(place)
         self._account(place, 1)
-        self._refused_at.pop(entry.share, None)
+        self._refused_at.pop(entry.share.name, None)
         return [victim.entry for victim in victims]
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
@@ -228,11 +232,13 @@ class Admission:
         self._forget(now)
         if entry.key in self._places:
             raise DuplicateRequest(entry.request_id)
+        self._shares[entry.share.name] = entry.share
         active = self._active(entry.share)
         own, short = self._beyond(entry.share, active, entry), self._missing(entry)
         lower = [each for each in Importance if each < entry.importance]
         ranks = [self._offers(each, active) for each in lower]
-        of_own = [[offer for offer in rank if offer.share == entry.share] for rank in ranks]
+        name = entry.share.name
+        of_own = [[offer for offer in rank if offer.share == name] for rank in ranks]
         victims = _take(of_own, own)
         if victims is None:
             raise self._refuse(entry, Refusal.SHARE_USED, now)
@@ -257,7 +263,8 @@ class Admission:
 
     def _active(self, caller: Share) -> float:
         """The weight of all shares among which the whole is divided now."""
-        return sum(each.weight for each in {caller, *self.requests.held, *self._refused_at})
+        names = {caller.name, *self.requests.held, *self._refused_at}
+        return sum(self._shares[name].weight for name in names)
 
     def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
         """How much the share holds beyond its part, or would with the call."""
@@ -269,18 +276,18 @@ class Admission:
     def _offers(self, importance: Importance, active: float) -> list[Offer]:
         """The waiting calls of that importance."""
         return [
-            Offer(share, line, line.use, self._beyond(share, active) != NOTHING)
-            for share, line in self._lines[importance].items()
+            Offer(name, line, line.use, self._beyond(self._shares[name], active) != NOTHING)
+            for name, line in self._lines[importance].items()
         ]
 
     def _offers_of_those_beyond(self, importance: Importance, active: float) -> list[Offer]:
         """Of each share no more than what it has beyond its part."""
         offers = []
-        for share, line in self._lines[importance].items():
-            beyond, use = self._beyond(share, active), line.use
+        for name, line in self._lines[importance].items():
+            beyond, use = self._beyond(self._shares[name], active), line.use
             most = Use(min(beyond.requests, use.requests), min(beyond.tokens, use.tokens))
             if most != NOTHING:
-                offers.append(Offer(share, line, most, True))
+                offers.append(Offer(name, line, most, True))
         return offers
 
     def _displace(self, place: Place) -> None:
@@ -290,8 +297,8 @@ class Admission:
         self._num_displaced += 1
 
     def _refuse(self, entry: Entry, reason: Refusal, now: float) -> Refused:
-        self._refused_at.pop(entry.share, None)
-        self._refused_at[entry.share] = now
+        self._refused_at.pop(entry.share.name, None)
+        self._refused_at[entry.share.name] = now
         return Refused(reason, f"{self._why(entry, reason)}; refused is {_told(entry)}")
 
     def _why(self, entry: Entry, reason: Refusal) -> str:
@@ -308,10 +315,10 @@ class Admission:
         return f"the queue is full: {self.requests.total} requests are waiting or running"
 
     def _forget(self, now: float) -> None:
-        for share, at in list(self._refused_at.items()):
+        for name, at in list(self._refused_at.items()):
             if now - at <= REMEMBERED_S:
                 return
-            del self._refused_at[share]
+            del self._refused_at[name]
 
     # The books
 
@@ -322,13 +329,13 @@ class Admission:
         self.tokens.add(place.entry, sign * use.tokens)
 
     def _line(self, place: Place) -> Line:
-        return self._lines[place.entry.importance].setdefault(place.entry.share, Line())
+        return self._lines[place.entry.importance].setdefault(place.entry.share.name, Line())
 
     def _leave_line(self, place: Place) -> None:
         line = self._line(place)
         line.remove(place)
         if not line.places:
-            del self._lines[place.entry.importance][place.entry.share]
+            del self._lines[place.entry.importance][place.entry.share.name]
 
     def check(self) -> None:
         """Assert what holds between any two calls."""
@@ -348,7 +355,7 @@ class Admission:
 class Offer:
     """What the waiting calls of a share, all of one importance, may be asked for: `most` in all."""
 
-    def __init__(self, share: Share, line: Line, most: Use, is_beyond: bool) -> None:
+    def __init__(self, share: str, line: Line, most: Use, is_beyond: bool) -> None:
         self.share = share
         self.left = most
         self._is_beyond = is_beyond

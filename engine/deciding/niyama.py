@@ -35,7 +35,6 @@ from engine.deciding.plan import Work
 from engine.deciding.policies import BEST_EFFORT, KEPT, RELEGATED, Move, MoveKind
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
-from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
@@ -103,7 +102,7 @@ class Niyama:
         self._plans_since_reorder = 0
         self._budget = Budget(math.inf, None)
         self._virtual_s = 0.0  # best effort: virtual time, and each share's last finish in it
-        self._share_finish: dict[Share, float] = {}
+        self._share_finish: dict[str, float] = {}  # by its name
         self._num_entered = 0
         self._num_spent = 0  # relegations charged to the allowance
         self._tags: dict[Sequence, float] = {}
@@ -165,9 +164,9 @@ class Niyama:
     def _fair_tag(self, sequence: Sequence, work_s: float) -> float:
         """Start-time fair queueing (Goyal et al., 1996) among the shares of best effort."""
         share = sequence.request.share
-        start = max(self._virtual_s, self._share_finish.get(share, 0.0))
+        start = max(self._virtual_s, self._share_finish.get(share.name, 0.0))
         self._tags[sequence] = start
-        self._share_finish[share] = start + work_s / share.weight
+        self._share_finish[share.name] = start + work_s / share.weight
         return start
 
     def _work_s(self, sequence: Sequence) -> float:

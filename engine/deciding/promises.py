@@ -23,7 +23,8 @@ class Promises:
 
     def __init__(self) -> None:
         self.all = Backlog()
-        self._groups: dict[Importance, dict[Share, Backlog]] = {}
+        self._groups: dict[Importance, dict[str, Backlog]] = {}  # by the share's name
+        self._shares: dict[str, Share] = {}  # by name, as the latest request has them
 
     def __len__(self) -> int:
         return len(self.all)
@@ -35,7 +36,8 @@ class Promises:
         return iter(self.all)
 
     def add(self, sequence: Sequence, work_s: float) -> None:
-        due = sequence.prefill_due_at
+        due, share = sequence.prefill_due_at, sequence.request.share
+        self._shares[share.name] = share
         self.all.add(sequence, due, work_s)
         self._group(sequence).add(sequence, due, work_s)
 
@@ -48,13 +50,14 @@ class Promises:
         group = self._group(sequence)
         group.remove(sequence)
         if not group:
-            del self._groups[sequence.request.importance][sequence.request.share]
+            del self._groups[sequence.request.importance][sequence.request.share.name]
 
     def _group(self, sequence: Sequence) -> Backlog:
         shares = self._groups.setdefault(sequence.request.importance, {})
-        group = shares.get(sequence.request.share)
+        name = sequence.request.share.name
+        group = shares.get(name)
         if group is None:
-            group = shares[sequence.request.share] = Backlog()
+            group = shares[name] = Backlog()
         return group
 
     def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
@@ -77,16 +80,16 @@ class Promises:
                 return victim, late
         return None
 
-    def _largest(self, shares: dict[Share, Backlog], due: float) -> Sequence | None:
+    def _largest(self, shares: dict[str, Backlog], due: float) -> Sequence | None:
         """Most work among those due by then, of shares over their part if any has one."""
-        weights = sum(share.weight for share in shares)
+        weights = sum(self._shares[name].weight for name in shares)
         mean = sum(group.total for group in shares.values()) / weights if shares else 0.0
         best: tuple[bool, float] | None = None
         found = None
-        for share, group in shares.items():
+        for name, group in shares.items():
             sequence = group.largest_until(due)
             if sequence is not None:
-                is_over = group.total > OVER_SHARE * share.weight * mean
+                is_over = group.total > OVER_SHARE * self._shares[name].weight * mean
                 rank = (is_over, group.work(sequence))
                 if best is None or rank > best:
                     best, found = rank, sequence

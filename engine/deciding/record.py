@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Finished, Plan
-from engine.deciding.request import Request, Share, TargetKind, key_of, named_by
+from engine.deciding.request import Request, TargetKind, key_of, named_by
 from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
@@ -54,7 +54,7 @@ class DecisionLog:
         self._capacity = capacity
         self._sink = sink
         self._timelines: dict[str, Timeline] = {}
-        self._by_share: dict[Share, OrderedDict[str, None]] = {}  # ids, oldest first
+        self._by_share: dict[str, OrderedDict[str, None]] = {}  # ids by its name, oldest first
         self._by_name: dict[str, dict[str, None]] = {}  # ids of all tenants
 
     def open(self, request: Request) -> None:
@@ -62,7 +62,7 @@ class DecisionLog:
         if request.id in self._timelines:
             self._forget(request.id)
         self._timelines[request.id] = Timeline(replace(request, prompt=range(len(request.prompt))))
-        self._by_share.setdefault(request.share, OrderedDict())[request.id] = None
+        self._by_share.setdefault(request.share.name, OrderedDict())[request.id] = None
         self._by_name.setdefault(request.name, {})[request.id] = None
         while len(self._timelines) > self._capacity:
             fullest = max(self._by_share.values(), key=len)
@@ -70,7 +70,7 @@ class DecisionLog:
 
     def _forget(self, request_id: str) -> None:
         request = self._timelines.pop(request_id).request
-        _discard(self._by_share, request.share, request_id)
+        _discard(self._by_share, request.share.name, request_id)
         _discard(self._by_name, request.name, request_id)
 
     def find(self, name: str, tenant: str | None = None) -> Timeline:

@@ -200,6 +200,20 @@ def test_a_part_goes_by_weight() -> None:
     assert [refused(admission, each) for each in heavy] == [None] * 9 + [Refusal.SHARE_USED]
 
 
+def test_a_changed_weight_holds_for_what_is_in_the_queue_already() -> None:
+    """The operator takes the weight of who has filled the queue away, so that others find room."""
+    admission = Admission(12, PLENTY)
+    heavy = [entry(f"h{i}", share="heavy", weight=100.0) for i in range(12)]
+    assert [refused(admission, each) for each in heavy] == [None] * 12
+    light = [entry(f"l{i}", share="light") for i in range(8)]
+    assert [refused(admission, each) for each in light[:2]] == [None, Refusal.SHARE_USED]
+    lighter = entry("h12", share="heavy")
+    assert refused(admission, lighter) is Refusal.SHARE_USED
+    assert [refused(admission, each) for each in light[1:]] == [None] * 5 + [Refusal.SHARE_USED] * 2
+    assert admission.requests.held == {"heavy": 6, "light": 6}
+    admission.check()
+
+
 def test_more_shares_than_places_have_one_each() -> None:
     assert refused(filled(2, a=1), entry("x", share="c")) is None
     admission = filled(4, a=1, b=1, c=1)
@@ -215,7 +229,7 @@ def test_invented_tenants_are_one_share_and_leave_a_named_one_its_half() -> None
     assert admission.requests.total == 95
     served = [refused(admission, entry(f"a{i}", share="acme")) for i in range(60)]
     assert served == [None] * 45 + [Refusal.QUEUE_FULL] * 15
-    assert admission.requests.held == {EVERYBODY_ELSE: 50, Share("acme"): 45}
+    assert admission.requests.held == {"": 50, "acme": 45}
     assert len(admission.requests.held) == 2
     admission.check()
 
@@ -275,14 +289,21 @@ class AnyLoad(RuleBasedStateMachine):
         share=st.sampled_from(["", "a", "b"]),
         n=st.integers(1, 4),
         tokens=st.integers(1, 90),
+        weight=st.sampled_from([1.0, 1.0, 3.0]),
         passes=st.floats(0.0, 1.0),
     )
     def arrive(
-        self, importance: Importance, share: str, n: int, tokens: int, passes: float
+        self,
+        importance: Importance,
+        share: str,
+        n: int,
+        tokens: int,
+        weight: float,
+        passes: float,
     ) -> None:
         self.count += 1
         self.now += passes
-        asks = entry(f"r{self.count}", importance, share, n, tokens)
+        asks = entry(f"r{self.count}", importance, share, n, tokens, weight)
         before = self.waiting()
         foretold = self.admission.refusal(asks, self.now)
         try:
@@ -305,10 +326,11 @@ class AnyLoad(RuleBasedStateMachine):
             assert victim.key not in self.displaced
             assert victim in before
             is_equal = victim.importance == asks.importance
-            assert victim.share != asks.share if is_equal else victim.importance < asks.importance
+            is_other = victim.share.name != asks.share.name
+            assert is_other if is_equal else victim.importance < asks.importance
             self.displaced.add(victim.key)
         assert len(set(victims)) == len(victims)
-        if not any(victim.share == asks.share for victim in victims):
+        if not any(victim.share.name == asks.share.name for victim in victims):
             highest = max((victim.importance for victim in victims), default=LOW)
             assert all(each.importance >= highest for each in self.waiting() - {asks})
 
@@ -316,7 +338,7 @@ class AnyLoad(RuleBasedStateMachine):
         """Only where all that waits and is less important would not have made room."""
         lower = [each for each in before if each.importance < asks.importance]
         if reason is Refusal.SHARE_USED:
-            lower = [each for each in lower if each.share == asks.share]
+            lower = [each for each in lower if each.share.name == asks.share.name]
             assert self.admission._beyond(asks.share, self.admission._active(asks.share), asks) != (
                 0,
                 0,

@@ -288,6 +288,20 @@ def test_a_share_of_twice_the_weight_has_two_turns_to_one() -> None:
     assert sum(name.startswith("two") for name in order[:12]) == 8
 
 
+def test_a_changed_weight_gives_no_second_turn() -> None:
+    """Of as many turns each, though half of one tenant's requests came before the change."""
+    driver = Driver(make_scheduler())
+    for i in range(8):
+        driver.submit(make_request(f"before{i}", CHUNK, 1, tenant="changed"))
+    changed = Share("changed", 1.01)
+    for i in range(8):
+        driver.submit(make_request(f"after{i}", CHUNK, 1, tenant="changed", share=changed))
+        driver.submit(make_request(f"other{i}", CHUNK, 1, tenant="other"))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert sum(name.startswith("other") for name in order[:12]) == 6
+
+
 def test_nobody_is_told_of_another_tenant_s_requests() -> None:
     victim, own, other = (
         make_sequence(name, tenant=tenant) for name, tenant in (("v", "a"), ("o", "a"), ("x", "b"))

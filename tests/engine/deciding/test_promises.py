@@ -173,6 +173,18 @@ def test_a_share_s_part_goes_by_its_weight() -> None:
         assert victim.request.tenant == loser
 
 
+def test_a_changed_weight_makes_no_second_share() -> None:
+    """5 s of one tenant before the change and 5 s after it, beside 3 s of another's: 10 s are over
+    1.5 times a half of 13 s, and each 5 s for themselves would not be over a third."""
+    promises = Promises()
+    for i in range(5):
+        add(promises, f"before{i}", 12, 1, NORMAL, "a")
+        add(promises, f"after{i}", 12, 1, NORMAL, "a", Share("a", 1.01))
+    add(promises, "b", 12, 3, NORMAL, "b")
+    (victim,) = give_up(promises)
+    assert victim.request.tenant == "a"
+
+
 def test_tenants_within_their_share_are_equals() -> None:
     """5 s and 6 s of 11: nobody is over 1.5 times the mean, so the largest piece goes."""
     promises = Promises()
