@@ -81,13 +81,14 @@ class Deliveries:
                 self._ended_peers.add(delivery.peer)
                 delivery.end()
         for peer in self._ended_peers - {delivery.peer for delivery in self._open}:
-            hang_up(peer)
-            self._ended_peers.discard(peer)
+            with contextlib.suppress(OSError):  # no descriptor is free: once more at the next sweep
+                hang_up(peer)
+                self._ended_peers.discard(peer)
 
 
 def hang_up(peer: str) -> None:
     """Closes this process's connection with a peer, as gRPC names it; whatever else there is of a
-    descriptor is left alone.
+    descriptor is left alone. Raises OSError where there is no descriptor to look for it with.
     """
     wanted = _address(peer)
     for name in os.listdir("/proc/self/fd") if wanted else ():

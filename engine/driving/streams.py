@@ -185,7 +185,9 @@ class RequestStream:
             self._again = None
 
     def _fail(self, error: Exception) -> None:
-        self._error = error
+        """The first error is what it failed with, whatever comes after."""
+        if self._error is None:
+            self._error = error
         if self._waiter is not None:
             self._wake(self._waiter)
 

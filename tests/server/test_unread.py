@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 import grpc
@@ -115,8 +117,11 @@ async def test_a_connection_with_a_call_that_is_read_stays() -> None:
 class Context:
     """Of a call as gRPC knows it, as far as deliveries ask."""
 
+    def __init__(self, peer: str = "unix:") -> None:
+        self._peer = peer
+
     def peer(self) -> str:
-        return "unix:"
+        return self._peer
 
     def add_done_callback(self, callback: object) -> None:
         pass
@@ -142,3 +147,34 @@ async def test_only_a_call_whose_same_message_waits_is_ended() -> None:
         assert given_up == ["stuck"]
         deliveries.sweep(later)
     assert given_up == ["stuck", "waiting"]
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """As where all are taken: no more are given."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_sweep_that_finds_no_free_descriptor_closes_the_connection_later() -> None:
+    """It ended, and every sweep after it."""
+    deliveries = Deliveries(1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), 60)
+        accepted, (host, port) = listener.accept()
+    with client, accepted:
+        context = cast(Any, Context(f"ipv4:{host}:{port}"))
+
+        async def begun() -> Delivery:
+            return deliveries.begin(context)
+
+        (await asyncio.create_task(begun())).pending = ["unread"]
+        deliveries.sweep(0.0)
+        with no_descriptors():
+            deliveries.sweep(1.0)
+        deliveries.sweep(2.0)
+        assert client.recv(1) == b""

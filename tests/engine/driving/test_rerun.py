@@ -331,3 +331,12 @@ async def test_the_end_of_the_service_waits_for_no_engine() -> None:
         await within(service.front_end.stop())
         await ends_lost(stream, "the server is stopping")
         assert service.freed == ["a"]
+
+
+async def test_what_a_call_has_failed_with_stays_so_though_the_engine_is_lost_besides() -> None:
+    async with serving() as service:
+        stream = service.front_end.submit([request("a")])
+        stream.abandon(ValueError("its place is another's"), FinishReason.DISPLACED)
+        await service.lose()
+        with pytest.raises(ValueError, match="its place is another's"):
+            stream.take()
