@@ -28,7 +28,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
             used = meta.find_undeclared_variables(environment.parse(source))
-        except TemplateError as error:
+        except Exception as error:  # jinja2's, or Python's, which compiles what jinja2 writes
             raise ValueError(f"the chat template does not parse: {error}") from error
         # Such as "bos_token": written, they come out as nothing.
         self.unknown_names = sorted(n for n in used - special_tokens.keys() if n.endswith("_token"))

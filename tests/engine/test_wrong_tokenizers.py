@@ -149,3 +149,23 @@ def test_a_file_of_any_bytes_is_refused(folder: Path, name: str, wrong: str) -> 
     (folder / name).write_text("{}")
     FILES[wrong][0](folder / name)
     load(folder)
+
+
+TEMPLATES = {
+    "a break outside a loop": "{% break %}",
+    "loops in loops": "{% for m in messages %}" * 25 + "{% endfor %}" * 25,
+    "a name twice": "{% macro a(b, b) %}{% endmacro %}",
+    "brackets": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "a long sum": "{{ " + "+".join(["a"] * 5000) + " }}",
+    "a number of 5,000 digits": "{{ " + "9" * 5000 + " }}",
+    "an unknown filter": "{{ a | nothing }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_that_is_no_program_is_refused(folder: Path, template: str) -> None:
+    """Whether jinja2 finds that out, or Python, which compiles what jinja2 makes of it."""
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match="the chat template does not parse") as caught:
+        Tokenizer.load(folder)
+    one_line(caught)
