@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.added_tokens import AddedToken
 from engine.computing.json_file import CheckpointError, Keys, read_json, shown
@@ -19,6 +20,26 @@ from engine.special_tokens import TokenizerSettings, check_id
 
 MAX_BYTES = 256 << 20  # of the file; the largest in use has an eighth
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """What tokenizer.json has its tokens spelled by: bytes in GPT-2's alphabet, or text."""
+
+    byte_level: bool = False
+    replaced: tuple[tuple[str, str], ...] = ()  # in every token, in this order
+    byte_fallback: bool = False  # "<0x0A>" is that byte
+    joins: bool = False  # nothing after this looks at tokens
+    strips_space: bool = False  # the text's first
+
+    def spell(self, token: str) -> bytes:
+        if self.byte_level:
+            return _spell_bytes(token)
+        for old, new in self.replaced:
+            token = token.replace(old, new)
+        if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        return token.encode()
 
 
 class HuggingFace:
@@ -46,7 +67,8 @@ class HuggingFace:
         self.named = settings.named(made.get_vocab(with_added_tokens=True))
         self._add_tokens(settings)
         vocabulary = made.get_vocab(with_added_tokens=True)
-        self.spelling = self._spelling(vocabulary, Keys(raw, path.name).table("decoder").raw, path)
+        decoder = _read_decoder(Keys(raw, path.name).table("decoder"))
+        self.spelling = self._spelling(vocabulary, decoder, path)
         self.around = self._around(path)
         self.bos_id = self._id_of("bos_token", vocabulary)
         if self.bos_id is None and "bos_token" not in settings.stated and self.around[0]:
@@ -94,20 +116,18 @@ class HuggingFace:
         at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), len(full))
         return (full[:at], full[at + len(bare) :]) if bare else (full, [])
 
-    def _spelling(
-        self, vocabulary: Mapping[str, int], decoder: Mapping[str, Any], path: Path
-    ) -> Spelling:
-        byte_level, strips_space = _decoder(decoder, path)
+    def _spelling(self, vocabulary: Mapping[str, int], decoder: _Decoder, path: Path) -> Spelling:
         added = self._tokenizer.get_added_tokens_decoder()
         largest = max(vocabulary, key=lambda text: vocabulary[text])
         pieces = [b""] * (check_id(vocabulary[largest], path, largest) + 1)
         for text, token_id in vocabulary.items():
             if token_id not in added:
-                pieces[token_id] = _spell_bytes(text) if byte_level else _spell_text(text)
+                pieces[token_id] = decoder.spell(text)
             elif not added[token_id].special:  # as it was normalized, if it was
                 text = self._tokenizer.id_to_token(token_id) or text
-                pieces[token_id] = text.encode() if byte_level else _spell_text(text)
-        opening = [piece.removeprefix(b" ") for piece in pieces] if strips_space else pieces
+                pieces[token_id] = text.encode() if decoder.byte_level else decoder.spell(text)
+        strips = decoder.strips_space
+        opening = [piece.removeprefix(b" ") for piece in pieces] if strips else pieces
         specials = {i: token.content for i, token in added.items() if token.special}
         return Spelling(pieces, opening, specials)
 
@@ -132,22 +152,46 @@ def _to_library(token: AddedToken) -> Any:
     )
 
 
-def _decoder(raw: Mapping[str, Any], path: Path) -> tuple[bool, bool]:
-    """Of tokenizer.json's decoder: whether tokens spell bytes in GPT-2's alphabet, and whether
-    the text's first space is dropped.
+def _read_decoder(raw: Keys) -> _Decoder:
+    """From tokenizer.json's `decoder`, which the library has read. Raises CheckpointError for what
+    is not followed here: tokens would be spelled otherwise than is meant.
     """
-    steps = raw["decoders"] if raw.get("type") == "Sequence" else [raw]
-    kinds = {step.get("type") if isinstance(step, Mapping) else shown(step) for step in steps}
-    if kinds == {"ByteLevel"}:
-        return True, False
-    if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds:
-        prepends = any(
-            step.get("prepend_scheme", "always") != "never"
-            for step in steps
-            if step["type"] == "Metaspace"
-        )
-        return False, prepends or "Strip" in kinds
-    raise CheckpointError(f"decoder {sorted(map(str, kinds))} of {path} is unknown")
+    match raw.raw:
+        case {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
+            return _Decoder(byte_level=True)
+        case {"type": "Sequence", "decoders": [*steps]}:
+            pass
+        case only:
+            steps = [only]
+    decoder = _Decoder()
+    for step in steps:
+        decoder = _follow(decoder, step) or _refuse(raw, step)
+    return decoder if steps else _refuse(raw, steps)
+
+
+def _refuse(raw: Keys, step: object) -> NoReturn:
+    raise raw.wrong("type", f"is not supported with {shown(step)}")
+
+
+def _follow(decoder: _Decoder, step: object) -> _Decoder | None:
+    """With one step more, or None. Before "Fuse" they change every token, after it the text."""
+    match step:
+        case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
+            strips = decoder.strips_space or start == 1
+            return replace(decoder, strips_space=strips) if decoder.joins else None
+        case _ if decoder.joins:
+            return None
+        case {"type": "Fuse"}:
+            return replace(decoder, joins=True)
+        case {"type": "ByteFallback"}:
+            return replace(decoder, byte_fallback=True)
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+            return replace(decoder, replaced=(*decoder.replaced, (old, new)))
+        case {"type": "Metaspace", **stated}:
+            replaced = (*decoder.replaced, (str(stated.get("replacement", SPACE)), " "))
+            strips = stated.get("prepend_scheme", "always") != "never"
+            return replace(decoder, replaced=replaced, strips_space=strips)
+    return None
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -164,9 +208,3 @@ def _spell_bytes(token: str) -> bytes:
     if all(char in _BYTE_OF for char in token):
         return bytes(_BYTE_OF[char] for char in token)
     return token.encode()
-
-
-def _spell_text(token: str) -> bytes:
-    if match := _BYTE_TOKEN.fullmatch(token):
-        return bytes([int(match[1], 16)])
-    return token.replace(SPACE, " ").encode()

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from engine.computing.json_file import CheckpointError
 from engine.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -287,3 +288,53 @@ def test_any_tokens_become_the_same_text(
     text = pair.ours.decode(ids)
     if "\ufffd" not in text + expected:
         assert text == expected
+
+
+REPLACE = decoders.Replace("\u2581", " ")
+FALLBACK, FUSE = decoders.ByteFallback(), decoders.Fuse()
+FOLLOWED: dict[str, list[Any]] = {
+    "nothing stripped": [REPLACE, FALLBACK, FUSE, decoders.Strip(" ", 0, 0)],
+    "no strip": [REPLACE, FALLBACK, FUSE],
+    "not joined by name": [REPLACE, FALLBACK],
+    "bytes stay as they are written": [REPLACE, FUSE, decoders.Strip(" ", 1, 0)],
+    "another space": [decoders.Replace("_", " "), FALLBACK, FUSE],
+    "a space that is nothing": [decoders.Replace("\u2581", ""), FALLBACK, FUSE],
+    "two replacements": [REPLACE, decoders.Replace("e", "E"), FALLBACK, FUSE],
+    "metaspace of another space": [decoders.Metaspace("_")],
+    "only joined": [FUSE],
+}
+NOT_FOLLOWED: dict[str, list[Any]] = {
+    "another character stripped": [REPLACE, FUSE, decoders.Strip("x", 1, 0)],
+    "two stripped": [REPLACE, FUSE, decoders.Strip(" ", 2, 0)],
+    "stripped at the end": [REPLACE, FUSE, decoders.Strip(" ", 0, 1)],
+    "every token stripped": [REPLACE, decoders.Strip(" ", 1, 0), FUSE],
+    "a regular expression": [decoders.Replace(tokenizers.Regex("\u2581+"), " "), FUSE],
+    "replaced in the whole": [FUSE, decoders.Replace("t\u2581", "x")],
+    "bytes and text": [decoders.ByteLevel(), FUSE],
+    "words": [decoders.WordPiece()],
+    "nothing": [],
+}
+
+
+def decoded_by(steps: list[Any], folder: Path) -> tokenizers.Tokenizer:
+    made = metaspace()
+    made.decoder = decoders.Sequence(steps)
+    made.save(str(folder / "tokenizer.json"))
+    return made
+
+
+@pytest.mark.parametrize("steps", FOLLOWED.values(), ids=FOLLOWED)
+def test_a_decoder_is_followed_as_it_is_written(steps: list[Any], tmp_path: Path) -> None:
+    theirs, ours = decoded_by(steps, tmp_path), Tokenizer.load(tmp_path)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        if "\ufffd" not in (expected := theirs.decode(ids)):
+            assert ours.decode(ids) == expected
+
+
+@pytest.mark.parametrize("steps", NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_a_decoder_that_is_not_followed_is_refused(steps: list[Any], tmp_path: Path) -> None:
+    """Rather than text that is spelled otherwise."""
+    decoded_by(steps, tmp_path)
+    with pytest.raises(CheckpointError, match=r"^tokenizer\.json: decoder: type is not supported"):
+        Tokenizer.load(tmp_path)
