@@ -267,7 +267,7 @@ def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
         prompt=_prompt(planned),
         sampling=_sampling(planned.output_len),
         arrived_at=planned.at,
-        targets=_targets(planned.targets),
+        targets=_targets(planned.targets, planned.timeout_s),
         importance=_IMPORTANCE[planned.importance or importance],
         tier="" if planned.explicit else planned.tier,
         application=planned.application,
@@ -294,5 +294,7 @@ def _sampling(output_len: int) -> Sampling:
 
 
 @cache
-def _targets(targets: values.Targets) -> Targets:
-    return Targets(targets.ttft, targets.tbt, targets.ttlt)
+def _targets(targets: values.Targets, timeout_s: float | None) -> Targets:
+    """None is later than the call's own deadline."""
+    stated = Targets(targets.ttft, targets.tbt, targets.ttlt)
+    return stated if timeout_s is None else stated.within(timeout_s)

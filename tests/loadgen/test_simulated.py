@@ -100,6 +100,17 @@ def test_a_deadline_of_the_call_ends_it_between_two_iterations() -> None:
     assert record.ended_at == 2.125
 
 
+def test_no_target_is_later_than_the_call_s_own_deadline() -> None:
+    """As a server has it: who is given up after 4 s comes before who has 10 s, though its target
+    was a minute; and it is judged by that target."""
+    patient = planned(0, targets=Targets(ttlt=10.0), prompt_len=4, output_len=1)
+    hurried = planned(1, targets=Targets(ttlt=60.0), prompt_len=4, output_len=1, timeout_s=4.0)
+    setup = replace(FCFS, policy="edf", chunk_size=4)
+    records = run(setup, [patient, hurried])
+    assert [instants(r) for r in records] == [[3.0], [1.5]]
+    assert records[1].request.targets.ttlt == 60.0
+
+
 def test_a_full_queue_refuses() -> None:
     requests = [planned(i, prompt_len=4, output_len=1) for i in range(3)]
     records = run(replace(FCFS, max_requests=2), requests)
