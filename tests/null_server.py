@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from server.__main__ import run
+from server.command import run
 from server.config import parse
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +124,29 @@ def test_without_a_file_it_is_ignored(start: Start) -> None:
     assert "lost" not in process.log
     process.signal(signal.SIGTERM)
     assert process.wait_exit() == 0
+
+
+EARLY = """
+import signal, sys
+
+class Look:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("engine.driving", "grpc", "uvloop"):
+            print(name, signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+
+sys.meta_path.insert(0, Look())
+from server.__main__ import main
+main(["--help"])
+"""
+
+
+def test_it_ends_no_server_that_is_only_just_loading() -> None:
+    """Which takes seconds on a busy machine; the file is read after that in any case."""
+    command = [sys.executable, "-c", EARLY]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    seen = [line.split() for line in said.stdout.splitlines()[:3]]
+    assert {name for name, _ in seen} == {"engine.driving", "grpc", "uvloop"}
+    assert all(is_ignored == "True" for _, is_ignored in seen)
 
 
 def test_an_engine_that_is_started_again_does_not_read_the_file(tmp_path: Path) -> None:
