@@ -49,13 +49,8 @@ class HuggingFace:
     around: tuple[Sequence[int], Sequence[int]]
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
-        import tokenizers
-
         raw = read_json(path, MAX_BYTES)
-        try:
-            made = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise CheckpointError(f"{path} is unreadable: {error}") from error
+        made = _read(path)
         made.no_truncation()
         made.no_padding()
         made.encode_special_tokens = settings.splits_special
@@ -81,7 +76,7 @@ class HuggingFace:
         try:
             return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except BaseException as error:
-            if not (isinstance(error, Exception) or _is_panic(error)):
+            if not _is_the_library_s(error):
                 raise
             raise ValueError(f"the tokenizer cannot encode the text: {error}") from error
 
@@ -110,9 +105,11 @@ class HuggingFace:
             return [], []
         try:
             bare = self.encode("a")
-        except ValueError as error:
+            full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        except BaseException as error:
+            if not _is_the_library_s(error):
+                raise
             raise CheckpointError(f"{path} cannot encode a text: {error}") from error
-        full = self._tokenizer.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), len(full))
         return (full[:at], full[at + len(bare) :]) if bare else (full, [])
 
@@ -132,11 +129,22 @@ class HuggingFace:
         return Spelling(pieces, opening, specials)
 
 
-def _is_panic(error: BaseException) -> bool:
-    """Whether the library, which is written in Rust, has met a mistake of its own: it then raises
-    what is no Exception, of a class that cannot be imported.
+def _read(path: Path) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:
+        if not _is_the_library_s(error):
+            raise
+        raise CheckpointError(f"{path} is unreadable: {error}") from error
+
+
+def _is_the_library_s(error: BaseException) -> bool:
+    """It raises nothing more precise than Exception; and written in Rust, where it meets a mistake
+    of its own, what is no Exception, of a class that cannot be imported.
     """
-    return type(error).__name__ == "PanicException"
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _to_library(token: AddedToken) -> Any:

@@ -41,7 +41,7 @@ class SentencePiece:
         self._prefixed = _changed(model, rules) if has_prefix else self._plain
         self._keeps_first_space = is_llama
         self._prefixes_all = not is_llama if settings.legacy is None else settings.legacy
-        pieces = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+        pieces = _pieces(model, path)
         self.named = settings.named(pieces) | dict(_own_names(model, settings))
         tokens = self._tokens(pieces, settings)
         self._added = AddedTokens(
@@ -130,11 +130,18 @@ class SentencePiece:
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last of its own message
         raise CheckpointError(
             f"{path} is not a sentencepiece model (one of another kind, such as tiktoken's, needs a"
             f" tokenizer.json beside it): {error}"
         ) from error
+
+
+def _pieces(model: sentencepiece.SentencePieceProcessor, path: Path) -> dict[str, int]:
+    try:
+        return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} has a piece that is no text: {error}") from error
 
 
 def _changed(

@@ -284,6 +284,34 @@ def test_a_mistake_of_the_library_is_an_invalid_text_and_no_more(tmp_path: Path)
         encoder.encode(Input("input.text", text=" \u3000 a"), Bounds(3, 10, 1000))
 
 
+def special(name: str) -> dict[str, Any]:
+    """In a template."""
+    return {"SpecialToken": {"id": name, "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": {"merges": [["a", "b"]], "continuing_subword_prefix": "##"}}, "is unreadable"),
+        ({"post_processor": {"single": [*map(special, ("<s>", "b"))]}}, "cannot encode a text"),
+    ],
+)
+def test_a_file_at_which_the_library_panics_is_refused(
+    tmp_path: Path, wrong: dict[str, dict[str, Any]], message: str
+) -> None:
+    """Merges shorter than the prefix that they are said to have; a template that names a token
+    that it does not list."""
+    made = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, []))
+    made.post_processor = processors.TemplateProcessing("$A b", None, [("b", 1)])
+    made.decoder = decoders.ByteLevel()
+    raw = json.loads(made.to_str())
+    for part, values in wrong.items():
+        raw[part] |= values
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [

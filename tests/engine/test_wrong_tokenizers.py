@@ -169,3 +169,26 @@ def test_a_template_that_is_no_program_is_refused(folder: Path, template: str) -
     with pytest.raises(CheckpointError, match="the chat template does not parse") as caught:
         Tokenizer.load(folder)
     one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"the": b"\xe0he"}, "has a piece that is no text"),
+        ({"the": b"\xe0he", "and": b"\xe0he"}, "is not a sentencepiece model"),
+    ],
+)
+def test_pieces_that_are_no_text_are_refused(
+    folder: Path, wrong: dict[str, bytes], message: str
+) -> None:
+    """Of two that are alike sentencepiece says so, in a message that is no text either."""
+    path = folder / "tokenizer.model"
+    data = path.read_bytes()
+    for word, bad in wrong.items():
+        piece = f"\N{LOWER ONE EIGHTH BLOCK}{word}".encode()
+        assert data.count(b"\x06" + piece) == 1
+        data = data.replace(b"\x06" + piece, b"\x06" + piece[:3] + bad)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Tokenizer.load(folder)
+    one_line(caught)
