@@ -18,7 +18,7 @@ from server.admission import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
 from server.deliveries import Delivery
-from server.errors import Refusal, Refused
+from server.errors import CallError, Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.ledger import Entries
 from server.metrics import Metrics
@@ -178,6 +178,11 @@ class Call:
         if self.generates:
             self._metrics.calls.labels(outcome).inc()
         log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
+
+    def fail(self, error: CallError) -> None:
+        """It is about to end with this."""
+        self.refusal = error.reason if isinstance(error, Refused) else None
+        self.outcome, self.error = error.code.name, error.message
 
     def give_up(self) -> None:
         """Its client takes nothing of what it is sent, and the call is about to be cancelled."""

@@ -64,6 +64,10 @@ class ServerConfig:
         float,
         Flag("seconds in which a client must take a message, else its call ends"),
     ] = 60.0
+    receive_timeout_s: Annotated[
+        float,
+        Flag("seconds in which a call's message must have come, else the call ends"),
+    ] = 60.0
     read_s: Annotated[
         float, Flag("CPU seconds that a message may take to parse, render and tokenize")
     ] = 5.0
@@ -94,7 +98,7 @@ class ServerConfig:
             raise ValueError(f"frontends must be at most {MOST_FRONTENDS}, got {self.frontends}")
         if self.max_streams < 0:
             raise ValueError(f"max_streams must not be negative, got {self.max_streams}")
-        for name in ("read_s", "write_timeout_s", "idle_s", "handshake_s"):
+        for name in ("read_s", "receive_timeout_s", "write_timeout_s", "idle_s", "handshake_s"):
             if not 0 < getattr(self, name) <= LONGEST_S:
                 raise ValueError(
                     f"{name} must be above 0 and at most {LONGEST_S:g}, got {getattr(self, name)}"

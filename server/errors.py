@@ -77,6 +77,16 @@ def too_much(what: str, share: int) -> Refused:
     )
 
 
+def not_received(timeout_s: float) -> CallError:
+    return cancelled(f"the message did not come within {timeout_s:g} s")
+
+
+def too_slow(most: int) -> Refused:
+    return Refused(
+        Refusal.TOO_MUCH, f"the message comes slowly, and more than {most} are on their way"
+    )
+
+
 def in_flight(request_id: str) -> CallError:
     message = f"request_id {request_id!r} is in flight"
     return _with_reason(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_IN_FLIGHT", message)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine.computing import generation
 from engine.computing.config import GENERATION
@@ -32,6 +32,7 @@ from server.ledger import Entries
 from server.metrics import Metrics
 from server.service import InferenceService
 from server.standard import ShortQuestions
+from server.uploads import Uploads
 
 log = structlog.get_logger()
 
@@ -70,10 +71,11 @@ class FrontEnd:
         except (ValueError, OSError) as error:
             raise StartError(str(error)) from error
         self._deliveries = Deliveries(config.write_timeout_s)
-        self._sweeping: asyncio.Task[None] | None = None
+        self._uploads = Uploads(config.receive_timeout_s, config.max_message_bytes)
+        self._sweeping: list[asyncio.Task[None]] = []
         self.service = InferenceService(
             *(config, engine, tokenizer, sampling, configuration.tiers),
-            *(metrics, ledger, admin, self._deliveries),
+            *(metrics, ledger, admin, self._deliveries, self._uploads),
         )
         self._health = Health(("", SERVICE), self._deliveries)
         try:
@@ -81,10 +83,13 @@ class FrontEnd:
         except ValueError as error:
             raise StartError(str(error)) from error
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
-        standard: Any = ShortQuestions(self._grpc)
+        standard: Any = ShortQuestions(self._grpc, self._uploads)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, standard)
+        # Not by its own function, which takes `standard` for a server with threads: each stream
+        # would have one of the few that processes are ended by, for as long as it is open.
+        reflecting = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, standard)
 
     async def start(self, port: int) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
@@ -94,7 +99,9 @@ class FrontEnd:
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: {error}") from error
         self.service.start()
-        self._sweeping = asyncio.create_task(self._deliveries.run())
+        self._sweeping = [
+            asyncio.create_task(each.run()) for each in (self._deliveries, self._uploads)
+        ]
         await self._grpc.start()
         return port
 
@@ -123,9 +130,9 @@ class FrontEnd:
 
     async def stop(self) -> None:
         """Ends what still runs; a client that does not read is left behind."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for sweeping in self._sweeping:
+            sweeping.cancel()
+        await asyncio.gather(*self._sweeping, return_exceptions=True)
         # The grace is for the last status of calls that have just finished.
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)

@@ -36,12 +36,13 @@ from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest, Violation
 from server.convert.work import entry_of, entry_of_supposed, work
 from server.deliveries import Deliveries
-from server.errors import CallError, Refused
+from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
 from server.ledger import Entries
 from server.metrics import Metrics
 from server.prompts import Prompts
 from server.quota import Caller, Quota
+from server.uploads import Uploads
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
 MAX_QUESTIONS = 256  # in the engine at once
@@ -68,6 +69,7 @@ class InferenceService:
         ledger: Entries,
         admin: Admin,
         deliveries: Deliveries,
+        uploads: Uploads,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -82,6 +84,7 @@ class InferenceService:
         self._ledger = ledger
         self._admin = admin
         self._deliveries = deliveries
+        self._uploads = uploads
         self._num_calls = 0
         self._draining = False
         self.idle = asyncio.Event()  # no call is being served
@@ -106,8 +109,8 @@ class InferenceService:
         await self.idle.wait()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Of the service's RPCs. Messages are parsed here and not by gRPC, which would do so on the
-        event loop, however long it takes.
+        """Of the service's RPCs. Messages are received and parsed here and not by gRPC, which would
+        wait for them for ever, and parse them on the event loop, however long it takes.
         """
         answers: dict[str, Callable[[Call, bytes], Awaitable[Any]]] = {
             "Generate": self._generate,
@@ -119,9 +122,9 @@ class InferenceService:
         }
         rpcs = {}
         for method in _SERVICE.methods:
-            kind = "unary_stream" if method.server_streaming else "unary_unary"
+            kind = "stream_stream" if method.server_streaming else "stream_unary"
             make = getattr(grpc, f"{kind}_rpc_method_handler")
-            behavior = partial(self._serve, method.name, answers[method.name])
+            behavior = partial(self._receive_and_serve, method.name, answers[method.name])
             rpcs[method.name] = make(behavior, response_serializer=_serialize)
         return grpc.method_handlers_generic_handler(_SERVICE.full_name, rpcs)
 
@@ -231,6 +234,23 @@ class InferenceService:
         except CallFailed as error:
             raise errors.unanswered(error.failure, str(error)) from error
 
+    async def _receive_and_serve(
+        self,
+        rpc: str,
+        answer: Callable[[Call, bytes], Awaitable[Answer]],
+        _: object,
+        context: Context,
+    ) -> Answer:
+        """It is a call from when its message has come: drain waits for no other."""
+        try:
+            raw = await self._uploads.receive(context)
+        except CallError as error:
+            call = Call(rpc, time.monotonic(), context, self._metrics)
+            call.fail(error)
+            call.close()
+            await errors.abort(context, error)
+        return await self._serve(rpc, answer, raw, context)
+
     async def _serve(
         self,
         rpc: str,
@@ -250,8 +270,7 @@ class InferenceService:
             return await answer(call, raw)
         except FAILURES as error:
             failure = _translate(error)
-            call.refusal = failure.reason if isinstance(failure, Refused) else None
-            call.outcome, call.error = failure.code.name, failure.message
+            call.fail(failure)
             await errors.abort(context, failure)
         except DEAD:
             call.leave()

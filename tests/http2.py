@@ -49,6 +49,12 @@ class Http2:
 
     def call(self, method: str, message: bytes) -> int:
         """Opens a stream with one gRPC message, the only one; returns its number."""
+        stream = self.open(method)
+        self.send(DATA, END_STREAM, stream, struct.pack("!BI", 0, len(message)) + message)
+        return stream
+
+    def open(self, method: str) -> int:
+        """A stream of which no message has come yet; returns its number."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         headers = {
             ":method": "POST",
@@ -60,7 +66,6 @@ class Http2:
         }
         block = b"".join(_field(name, value) for name, value in headers.items())
         self.send(HEADERS, END_HEADERS, stream, block)
-        self.send(DATA, END_STREAM, stream, struct.pack("!BI", 0, len(message)) + message)
         return stream
 
     def widen(self, stream: int, by: int) -> None:

@@ -241,10 +241,11 @@ async def test_a_supervisor_that_stops_is_told_by_health_and_goes_on(
             assert "supervisor may have stopped" in await refused.details()
         assert (await finish(running)).usage.output_tokens == 600
         pair.parent.resume()
-        for watch, stubs in zip(watches, both, strict=True):
+        for number, (watch, stubs) in enumerate(zip(watches, both, strict=True)):
             assert (await within(watch.read())).status == SERVING
             watch.cancel()
-            served = await finish(stubs.inference.GenerateStream(asked("next", max_tokens=5)))
+            again = asked(f"next-{number}", max_tokens=5)
+            served = await finish(stubs.inference.GenerateStream(again))
             assert served.usage.output_tokens == 5
     assert {child.pid for child in pair.parent.children()} == children
 
