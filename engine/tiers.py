@@ -114,7 +114,7 @@ class Tiers:
         timeout_s: float | None = None,
         importance: Importance | None = None,
     ) -> Resolved:
-        """`timeout_s` is what the call's own deadline leaves. Raises UnknownTier."""
+        """`timeout_s` is from the arrival to the call's own deadline. Raises UnknownTier."""
         limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
         chosen, source, is_target = self._choose(explicit, tier, application)
         if is_target and limit_s < math.inf:

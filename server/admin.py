@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +54,7 @@ def _digest(token: bytes) -> bytes:
 def _read_token(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             token = file.read(MOST_TOKEN_BYTES + 1).strip()
     except OSError as error:
         raise ValueError(f"--admin-token-file {path}: {error.strerror}") from error

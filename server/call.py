@@ -66,6 +66,13 @@ class Call:
         self._ended: list[Ended] = []
         self._is_on_time = True  # every target of every completion that has ended
 
+    def timeout_s(self) -> float | None:
+        """From its arrival to its deadline; None where it has none. Targets count from the arrival,
+        and what comes before them, a message that waits to be read, makes none of them earlier.
+        """
+        remaining = self.context.time_remaining()
+        return None if remaining is None else remaining + time.monotonic() - self.arrived_at
+
     async def enter(self, asked: Asked, entry: Entry, ledger: Entries) -> None:
         """Raises Refused or DuplicateRequest."""
         self.asked, self.entry, self._ledger = asked, entry, ledger

@@ -323,7 +323,7 @@ class InferenceService:
             received.message,
             self.tiers,
             limits.vocab_size,
-            context.time_remaining(),
+            call.timeout_s(),
             context.invocation_metadata() or (),
             bounds,
             received.prompt,

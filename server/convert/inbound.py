@@ -97,8 +97,8 @@ def read_generate(
     bounds: Bounds | None = None,
     prompt: Input | None = None,
 ) -> Asked:
-    """`timeout_s` is what the call's deadline leaves; `bounds` are the input's, unless it was read
-    before and is `prompt`. Raises InvalidRequest.
+    """`timeout_s` is from the call's arrival to its deadline; `bounds` are the input's, unless it
+    was read before and is `prompt`. Raises InvalidRequest.
     """
     reader = Violations()
     tenant = _read_tenant(reader, metadata)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from proto.niyama.v1 import inference_pb2 as pb
+from server.call import Call
+from server.metrics import Metrics
 from server.prompts import Prompts
 from tests.server.conftest import MAX_REQUESTS, Running, within
 from tests.server.test_service import asked, failure, read
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+of_session = pytest.mark.asyncio(loop_scope="session")
 
 FILLS = asked(pb.GenerateRequest, n=MAX_REQUESTS, max_tokens=1)  # the queue, to its last place
 
 
+@of_session
 async def test_a_call_that_is_refused_for_its_queue_has_not_been_tokenized(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +45,7 @@ async def test_a_call_that_is_refused_for_its_queue_has_not_been_tokenized(
     assert len(encoded) == 1
 
 
+@of_session
 async def test_a_call_holds_its_place_while_it_is_tokenized_and_no_longer(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,3 +75,28 @@ async def test_a_call_holds_its_place_while_it_is_tokenized_and_no_longer(
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     again = pb.GenerateRequest(request_id="mine", input=FILLS.input, sampling=FILLS.sampling)
     assert len((await within(running.stub.Generate(again))).completions) == MAX_REQUESTS
+
+
+class Remaining:
+    """Of a call's context, what its deadline leaves."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+
+    def time_remaining(self) -> float | None:
+        return self._seconds
+
+
+def test_a_deadline_caps_targets_from_the_arrival_whatever_reading_took() -> None:
+    """Ten seconds of waiting to be read and five that are left are fifteen from the arrival; of
+    five, the target of an hour had passed before the engine knew of it."""
+    metrics = Metrics(CollectorRegistry())
+
+    def timeout_s(remaining: float | None) -> float | None:
+        context: Any = Remaining(remaining)
+        return Call("Generate", time.monotonic() - 10.0, context, metrics).timeout_s()
+
+    given = timeout_s(5.0)
+    assert given is not None
+    assert given >= 15.0
+    assert timeout_s(None) is None
