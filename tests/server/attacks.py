@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -55,16 +55,6 @@ def field_of(error: Any) -> str:
     assert status is not None
     assert status.details[0].Unpack(detail)
     return detail.field_violations[0].field
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Looks again and again."""
-
-    async def look() -> None:
-        while not is_true():  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0.02)
-
-    await within(look())
 
 
 class Bystander:

@@ -13,6 +13,7 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.driving.config import EngineConfig
+from engine.driving.link import EngineLink
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
@@ -26,6 +27,27 @@ T = TypeVar("T")
 
 async def within(work: Awaitable[T]) -> T:
     return await asyncio.wait_for(work, WAIT_S)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Looks again and again: for what nobody tells of."""
+
+    async def look() -> None:
+        while not is_true():  # noqa: ASYNC110  # it happens in other tasks and processes
+            await asyncio.sleep(0.01)
+
+    await within(look())
+
+
+async def until_stats(engine: EngineLink, is_true: Callable[[Any], bool]) -> Any:
+    """Asks the engine, once an iteration, until its counters are as wanted."""
+
+    async def ask() -> Any:
+        while not is_true(stats := await engine.call("stats")):
+            pass
+        return stats
+
+    return await within(ask())
 
 
 class Stubs:
@@ -58,14 +80,8 @@ class Running:
         return await within(self.server.engine.call("stats"))
 
     async def until(self, is_true: Callable[[Any], bool]) -> Any:
-        """Asks the engine, once an iteration, until its counters are as wanted."""
-
-        async def ask() -> Any:
-            while not is_true(stats := await self.stats()):
-                pass
-            return stats
-
-        return await within(ask())
+        """See `until_stats`."""
+        return await until_stats(self.server.engine, is_true)
 
     async def status(self, service: str = SERVICE) -> str:
         request = health_pb2.HealthCheckRequest(service=service)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from server.app import Server
 from server.config import ServerConfig
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import SLOW
-from tests.server.conftest import within
+from tests.server.conftest import until, until_stats, within
 from tests.server.test_service import failure
 
 ROOM = 64
@@ -101,26 +101,12 @@ async def until_full(stub: Any, request: Any) -> None:
     await within(ask())
 
 
-async def until(server: Server | Supervisor, is_true: Callable[[Any], bool]) -> None:
-    """Asks the engine until its counters are as wanted."""
-
-    async def ask() -> None:
-        while not is_true(await server.engine.call("stats")):
-            pass
-
-    await within(ask())
-
-
 async def until_empty(server: Server | Supervisor) -> None:
     """Until the ledger holds nothing: a call is told a moment before it is over there."""
-
-    async def look() -> None:
-        while len(server.ledger.admission):  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(0.01)
-
-    await within(look())
-    server.ledger.admission.check()
-    assert server.ledger.admission.requests.total == server.ledger.admission.tokens.total == 0
+    admission = server.ledger.admission
+    await until(lambda: len(admission) == 0)
+    admission.check()
+    assert admission.requests.total == admission.tokens.total == 0
 
 
 @pytest.mark.parametrize("frontends", [1, 2])
@@ -175,10 +161,10 @@ async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see
         async with served(max_requests=PATIENT + 2) as server, stubs(server, 1) as (stub,):
             assert isinstance(server, Server)
             running = [stub.Generate(patient(pb.IMPORTANCE_HIGH, 2000)) for _ in range(PATIENT)]
-            await until(server, lambda stats: stats.num_running == PATIENT)
+            await until_stats(server.engine, lambda stats: stats.num_running == PATIENT)
             low = stub.Generate(patient(pb.IMPORTANCE_LOW, request_id="gives"))
             waiting = stub.Generate(patient(pb.IMPORTANCE_NORMAL, request_id="stays"))
-            await until(server, lambda stats: stats.num_waiting == 2)
+            await until_stats(server.engine, lambda stats: stats.num_waiting == 2)
             estimate = pb.EstimateRequest(prompt_tokens=4, output_tokens=2)
             estimate.qos.importance = pb.IMPORTANCE_LOW
             admission = (await within(stub.Estimate(estimate))).admission
@@ -264,7 +250,7 @@ async def test_calls_that_nobody_reads_count_until_they_are_over(frontends: int)
             return inference_pb2_grpc.InferenceStub(channel).GenerateStream(unread)
 
         held = [await call() for _ in range(8)]
-        await until(server, lambda stats: stats.num_finished == 8)
+        await until_stats(server.engine, lambda stats: stats.num_finished == 8)
         error = await failure((await call()).read())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the queue is full: 8 requests" in (error.details() or "")

@@ -19,8 +19,8 @@ from server.errors import CallError
 from server.lanes import Lane
 from server.quota import Caller
 from server.reading import MEMORY_BYTES, Counted, Job, Start, Task
-from tests.server.attacks import message, until
-from tests.server.conftest import within
+from tests.server.attacks import message
+from tests.server.conftest import until, within
 from tests.server.test_templates import make_checkpoint, make_template
 
 TEXT = pb.Input(text="In the beginning")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.supervisor import Supervisor
-from tests.server.conftest import Stubs, within
+from tests.server.conftest import Stubs, until, within
 
 # Its first engine takes everything in and sends nothing, those after it are quick.
 FACTORY = "tests.engine.driving.engines:build_first_hanging"
@@ -73,14 +73,6 @@ def whole(stubs: Stubs, request_id: str, n: int = 1) -> Any:
 async def read(call: Any) -> list[str]:
     """Kinds of its events."""
     return [event.WhichOneof("event") async for event in call]
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    async def ask() -> None:
-        while not is_true():  # noqa: ASYNC110  # it happens in other tasks and processes
-            await asyncio.sleep(0.01)
-
-    await within(ask())
 
 
 async def lose_engine(server: Server | Supervisor) -> None:

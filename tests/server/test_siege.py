@@ -42,9 +42,8 @@ from tests.server.attacks import (
     message,
     refusal,
     send,
-    until,
 )
-from tests.server.conftest import Stubs, within
+from tests.server.conftest import Stubs, until, within
 from tests.server.test_frontends import free_port
 from tests.server_process import ServerProcess
 

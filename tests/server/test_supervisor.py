@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psutil
@@ -19,7 +19,7 @@ from server.config import ServerConfig
 from server.frontend import StartError
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
-from tests.server.conftest import within
+from tests.server.conftest import until, within
 
 FOREVER_S = 3600.0  # longer than any test waits
 
@@ -46,14 +46,6 @@ def workers() -> set[int]:
             if "server.worker" in child.cmdline():
                 found.add(child.pid)
     return found
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    async def ask() -> None:
-        while not is_true():  # noqa: ASYNC110  # it happens in other processes
-            await asyncio.sleep(0)
-
-    await within(ask())
 
 
 def kill_one() -> set[int]:

@@ -23,8 +23,8 @@ from tests.server.attacks import (
     message,
     refusal,
     send,
-    until,
 )
+from tests.server.conftest import until
 from tests.server_process import ServerProcess
 
 READ_S = 1.0
