@@ -124,7 +124,8 @@ class QueueMetrics(Collector):
             for importance in Importance:
                 family.add_metric([importance.name.lower()], pool.by_importance[importance])
             yield family
-            yield GaugeMetricFamily(f"niyama_queue_{name}_limit", f"Of {name}", pool.limit)
+            limit = f"Most {name} in niyama_queue_{name}"
+            yield GaugeMetricFamily(f"niyama_queue_{name}_limit", limit, pool.limit)
 
 
 class Metrics:
