@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Finished
 from engine.deciding.request import Importance, Share
+from engine.deciding.stats import SchedulerStats
 from engine.driving.standard_streams import DROPPED
 from server.admission import Admission, Entry
 from server.errors import Refusal

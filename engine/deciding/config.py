@@ -1,10 +1,9 @@
-"""What an operator sets, and what a scheduler reports."""
+"""What an operator sets of a scheduler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.deciding.latency import LatencyErrors
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.policies import POLICIES
 
@@ -33,29 +32,3 @@ class SchedulerConfig:
             raise ValueError(f"record_capacity must be 0 or more, got {self.record_capacity}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Gauges and counters at one moment."""
-
-    num_waiting: int  # prefill not complete
-    num_running: int  # decoding
-    num_relegated: int  # of the waiting
-    num_held: int  # of the running: sat the last iteration out
-    pages_total: int
-    pages_free: int  # free or reclaimable
-    pages_cached: int
-    num_iterations: int
-    num_submitted: int
-    num_finished: int
-    num_preemptions: int
-    num_relegations: int
-    num_holds: int
-    prefill_tokens: int
-    decode_tokens: int
-    cached_tokens: int
-    alpha: float  # weight of work against deadline in the order of prefills
-    latency_errors: LatencyErrors | None
-    num_failed: int = 0  # of the finished: the model's logits were not finite
-    num_compilations: int = 0  # by the executor, since it serves: none is expected

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
+from dataclasses import asdict
 from typing import Any
 
-from engine.deciding.config import SchedulerConfig, SchedulerStats
+from engine.deciding.config import SchedulerConfig
 from engine.deciding.demand import Demand
 from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
@@ -42,6 +43,7 @@ from engine.deciding.queue import SequenceQueue
 from engine.deciding.record import DecisionLog, Timeline
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence, Status
+from engine.deciding.stats import SchedulerStats, Totals
 
 
 class Scheduler:
@@ -75,16 +77,7 @@ class Scheduler:
         self._started_at = 0.0  # when the plan in flight did
         self._iteration_s = 0.0  # recent duration of an iteration
         self._num_relegated = 0  # of the waiting
-        self.num_iterations = 0
-        self.num_submitted = 0
-        self.num_finished = 0
-        self.num_failed = 0
-        self.num_preemptions = 0
-        self.num_relegations = 0
-        self.num_holds = 0
-        self.prefill_tokens = 0
-        self.decode_tokens = 0
-        self.cached_tokens = 0
+        self.totals = Totals()
 
     def _make_policy(self) -> Policy:
         config = self.config
@@ -117,7 +110,7 @@ class Scheduler:
             )
         sequence = Sequence(request, admitted_at=now)
         self._sequences[request.id] = sequence
-        self.num_submitted += 1
+        self.totals.num_submitted += 1
         self._waiting.add(sequence, self.policy.enter(sequence, now))
         expected = self._forecast(sequence, now)
         if self.record is not None:
@@ -155,7 +148,7 @@ class Scheduler:
         self.pages.release(sequence)
         self.pages.forget(sequence.id)
         del self._sequences[sequence.id]
-        self.num_finished += 1
+        self.totals.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.history.observe(sequence.request.output_group, len(sequence.output))
         event = finished(sequence, now, why)
@@ -197,7 +190,7 @@ class Scheduler:
         expected = self._forecast(sequence, now)
         if move.kind is MoveKind.RELEGATE:
             sequence.num_relegations += 1
-            self.num_relegations += 1
+            self.totals.num_relegations += 1
             self._num_relegated += 1
             self._events.append(Relegated(sequence.id, move.reason, expected.ttlt_s))
         else:
@@ -212,11 +205,11 @@ class Scheduler:
         if held or self._held:
             self._note_holds(held, now)
             decodes = [s for s in decodes if s not in self._held]
-        page_size, num_preemptions = self.pages.page_size, self.num_preemptions
+        page_size, num_preemptions = self.pages.page_size, self.totals.num_preemptions
         for sequence in decodes:
             if sequence.num_known > len(sequence.pages) * page_size:
                 self._grant_page(sequence, now)
-        if self.num_preemptions == num_preemptions:
+        if self.totals.num_preemptions == num_preemptions:
             return decodes
         return [s for s in self._running if s not in self._held]
 
@@ -227,7 +220,7 @@ class Scheduler:
 
     def _note_holds(self, held: list[Sequence], now: float) -> None:
         before, self._held = self._held, set(held)
-        self.num_holds += len(held)
+        self.totals.num_holds += len(held)
         if self.record is not None:
             self.record.held((s for s in held if s not in before), now)
 
@@ -262,7 +255,7 @@ class Scheduler:
             del self._partial[sequence]
             self._waiting.rekey(sequence, self.policy.progress(sequence))
         sequence.num_preemptions += 1
-        self.num_preemptions += 1
+        self.totals.num_preemptions += 1
         if self.record is not None:
             self.record.note(sequence.id, now, "preempted", "memory ran out", tokens_lost=num_lost)
 
@@ -315,7 +308,7 @@ class Scheduler:
         if cached:
             sequence.num_computed = cached
             sequence.num_cached = max(sequence.num_cached, cached)
-            self.cached_tokens += cached
+            self.totals.cached_tokens += cached
             self._partial[sequence] = None
 
     # Launching and committing
@@ -373,9 +366,9 @@ class Scheduler:
         self.latency.observe(plan.work, duration)
         self._iteration_s += 0.1 * (duration - self._iteration_s)
         self.policy.computed(duration)
-        self.num_iterations += 1
-        self.decode_tokens += plan.work.num_decodes
-        self.prefill_tokens += plan.work.num_prefill
+        self.totals.num_iterations += 1
+        self.totals.decode_tokens += plan.work.num_decodes
+        self.totals.prefill_tokens += plan.work.num_prefill
 
     def _append(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         sequence.output.append(token.id)
@@ -398,7 +391,7 @@ class Scheduler:
         if sequence.num_cached and not token.is_finite:
             self._restart(sequence, now)
         else:
-            self.num_failed += not token.is_finite
+            self.totals.num_failed += not token.is_finite
             detail = CHOICE if token.is_finite else LOGITS
             events.append(self._finish(sequence, FinishReason.ERROR, now, detail))
 
@@ -469,18 +462,9 @@ class Scheduler:
             pages_total=self.pages.num_pages,
             pages_free=self.pages.num_available,
             pages_cached=self.pages.num_cached,
-            num_iterations=self.num_iterations,
-            num_submitted=self.num_submitted,
-            num_finished=self.num_finished,
-            num_failed=self.num_failed,
-            num_preemptions=self.num_preemptions,
-            num_relegations=self.num_relegations,
-            num_holds=self.num_holds,
-            prefill_tokens=self.prefill_tokens,
-            decode_tokens=self.decode_tokens,
-            cached_tokens=self.cached_tokens,
             alpha=self.policy.alpha,
             latency_errors=self.latency.errors(),
+            **asdict(self.totals),
         )
 
     def check(self) -> None:

@@ -23,10 +23,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from engine.deciding.config import SchedulerStats
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
+from engine.deciding.stats import SchedulerStats
 from engine.driving.decision_file import DecisionFile
 from engine.driving.messages import (
     Call,

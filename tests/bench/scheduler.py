@@ -77,7 +77,7 @@ class Queue:
     def _submit(self, count: int) -> None:
         scheduler = self.scheduler
         for _ in range(count):
-            request = _request(scheduler.num_submitted, self.now, self._rng, self._targets)
+            request = _request(scheduler.totals.num_submitted, self.now, self._rng, self._targets)
             started = perf_counter()
             scheduler.submit(request, self.now)
             self.submit_s.append(perf_counter() - started)

@@ -154,7 +154,7 @@ def test_a_request_takes_shared_pages_when_there_is_room_to_compute_its_own() ->
     second = driver.stories["second"].finished
     assert second is not None
     assert second.cached_tokens == 48
-    assert scheduler.prefill_tokens == 52 + 4
+    assert scheduler.totals.prefill_tokens == 52 + 4
 
 
 def test_pages_of_who_left_before_anybody_knew_spoil_nobody() -> None:
@@ -285,7 +285,7 @@ def test_a_decode_that_must_lose_its_pages_is_the_one_with_most_slack_for_it() -
     driver = Driver(scheduler)
     for name, due in (("a", 1.0), ("b", 2.0)):
         driver.submit(make_request(name, 6, 10, targets=deadline(due)))
-    while not scheduler.num_preemptions:
+    while not scheduler.totals.num_preemptions:
         driver.step()
     driver.drain()
     preemptions = {n: s.finished and s.finished.num_preemptions for n, s in driver.stories.items()}
@@ -298,7 +298,7 @@ def test_among_equals_the_decode_that_is_cheapest_to_compute_again_loses_its_pag
     driver = Driver(scheduler)
     driver.submit(make_request("long", 20, 10))
     driver.submit(make_request("short", 6, 10))
-    while not scheduler.num_preemptions:
+    while not scheduler.totals.num_preemptions:
         driver.step()
     assert scheduler.sequence("short").num_preemptions == 1
 
