@@ -23,11 +23,11 @@ class TooLong(BaseException):
     """The work took longer than it may. No `except Exception` of a template's engine stops it."""
 
 
-class Limits:
+class CpuLimit:
     """Of this process's main thread; `cpu_s` for each piece of work."""
 
     def __init__(self, cpu_s: float) -> None:
-        self._cpu_s = cpu_s
+        self.cpu_s = cpu_s
         self._is_working = False
         signal.signal(signal.SIGPROF, self._interrupt)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -35,9 +35,9 @@ class Limits:
     @contextmanager
     def work(self) -> Iterator[None]:
         """Raises TooLong within the block."""
-        _set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + self._cpu_s + GRACE_S))
+        _set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + self.cpu_s + GRACE_S))
         self._is_working = True
-        signal.setitimer(signal.ITIMER_PROF, self._cpu_s, AGAIN_S)
+        signal.setitimer(signal.ITIMER_PROF, self.cpu_s, AGAIN_S)
         try:
             try:
                 yield

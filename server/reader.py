@@ -28,7 +28,7 @@ from server.convert.inbound import check_stops
 from server.convert.input import Bounds, read_form, read_input
 from server.convert.violations import InvalidRequest, Violation, Violations
 from server.encoder import Encoder
-from server.limits import Limits, TooLong, give_back_memory, limit_memory
+from server.limits import CpuLimit, TooLong, give_back_memory, limit_memory
 from server.reading import (
     SHORT_BYTES,
     Broken,
@@ -47,21 +47,20 @@ from server.reading import (
 class Reader:
     """Does one job after another."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: Limits, cpu_s: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, limit: CpuLimit) -> None:
         self._encoder = Encoder(tokenizer)
-        self._limits = limits
-        self._cpu_s = cpu_s
+        self._limit = limit
         self._field = ""  # what is being read
 
     def answer(self, job: Job) -> Reply:
         self._field = job.field
         try:
-            with self._limits.work():
+            with self._limit.work():
                 return self._do(job)
         except InvalidRequest as error:
             return error
         except TooLong:
-            return took_too_long(self._field, self._cpu_s)
+            return took_too_long(self._field, self._limit.cpu_s)
         except MemoryError:
             return InvalidRequest([Violation(self._field, "takes too much memory to read")])
         except Exception:
@@ -116,15 +115,17 @@ def _largest_field(message: Any) -> str:
 
 def serve(pipe: SocketPipe) -> None:
     start = pipe.receive_first()
-    reader = Reader(Tokenizer.load(start.model), Limits(start.cpu_s), start.cpu_s)
+    reader = Reader(Tokenizer.load(start.model), CpuLimit(start.cpu_s))
     limit_memory(start.memory_bytes)
     pipe.send(Loaded())
     while True:
         jobs: list[Any] = pipe.receive(None)
-        for job in jobs:
+        while jobs:
+            job = jobs.pop(0)
             pipe.send(reader.answer(job))
-            if len(job.raw) > SHORT_BYTES:
-                del job
+            is_long = len(job.raw) > SHORT_BYTES
+            del job  # its memory is given back too
+            if is_long:
                 give_back_memory()
 
 
