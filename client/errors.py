@@ -84,6 +84,7 @@ _PLAIN: dict[grpc.StatusCode, type[NiyamaError]] = {
 
 # gRPC's words for a message and for metadata, with the size and the limit after them.
 _TOO_LARGE = ("larger than max", "metadata size exceeds")
+_TOO_LATE = "Deadline Exceeded"  # gRPC's own words, alone or in brackets
 _NOBODY_THERE = ": is the server running? (python -m server)"
 
 
@@ -98,6 +99,8 @@ def translate(call: grpc.Call) -> NiyamaError:
     else:
         if code is grpc.StatusCode.UNAVAILABLE and "Connection refused" in message:
             message += _NOBODY_THERE
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and _TOO_LATE in message:
+            message = "the call was not over within its timeout"
         error = _PLAIN.get(code, ServerError)(message)
     error.code = code
     return error

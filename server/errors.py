@@ -112,18 +112,16 @@ def unanswered(failure: Failure, message: str) -> CallError:
 
 def not_remembered(request_id: str, tenant: str | None) -> CallError:
     """`tenant` None: an operator asked for anybody's. No tenant learns whether it is another's."""
-    forgotten = "it was never sent, has been forgotten, or came before the engine was started again"
-    if tenant is None:
-        return unanswered(
-            Failure.NOT_FOUND,
-            f"request_id {request_id!r} is not remembered of any tenant: {forgotten}",
-        )
-    whose = f"tenant {tenant!r}" if tenant else "calls without a tenant"
-    return unanswered(
-        Failure.NOT_FOUND,
-        f"request_id {request_id!r} is not remembered of {whose}: {forgotten}; another tenant's is"
-        " told to that tenant and to an operator (niyama-tenant, or an operator's token)",
+    whose = "of any tenant"
+    if tenant is not None:
+        whose = f"of tenant {tenant!r}" if tenant else "without a tenant"
+    message = (
+        f"no request {request_id!r} {whose} is remembered: it was never sent, has been forgotten,"
+        " or came before the engine was started again"
     )
+    if tenant is not None:
+        message += "; another tenant's takes that tenant's name, or the operator's token"
+    return unanswered(Failure.NOT_FOUND, message)
 
 
 def unauthenticated() -> CallError:

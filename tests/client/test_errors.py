@@ -62,6 +62,7 @@ async def test_a_passed_timeout_is_a_timeout_error(
     with pytest.raises(TimedOut) as caught:
         await stream.read()
     assert isinstance(caught.value, TimeoutError)
+    assert str(caught.value) == "the call was not over within its timeout"
     assert await asyncio.wait_for(servicer.ended.get(), 10) == "late"
 
 

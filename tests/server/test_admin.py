@@ -60,7 +60,7 @@ async def test_an_operator_explains_any_tenant_s_request(tmp_path: Path, fronten
             assert (await within(operator.explain("both", "a"))).decisions
             with pytest.raises(InvalidRequest, match=r"must be given: 2 tenants .* \('', 'a'\)"):
                 await within(operator.explain("both"))
-            with pytest.raises(NotFound, match="'never' is not remembered of any tenant"):
+            with pytest.raises(NotFound, match="no request 'never' of any tenant is remembered"):
                 await within(operator.explain("never"))
         async with AsyncClient(address, tenant="b") as stranger:
             told = []
@@ -93,7 +93,7 @@ async def test_the_command_asks_with_the_token_of_a_file(
             return await asyncio.to_thread(main, ["--server", address, *arguments])
 
         assert await run("explain", "alone") == 1
-        assert "of calls without a tenant" in capsys.readouterr().err
+        assert "no request 'alone' without a tenant is remembered" in capsys.readouterr().err
         assert await run("--token-file", str(path), "explain", "alone") == 0
         assert "admitted" in capsys.readouterr().out
         monkeypatch.setenv("NIYAMA_TOKEN_FILE", str(path))

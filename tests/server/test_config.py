@@ -157,6 +157,7 @@ def test_what_flags_offer_is_what_the_engine_carries_out() -> None:
         "--device tpu",
         "--frontends 0",
         "--frontends 65",
+        "--metrics-port 5 --port 5",
         "--port many",
     ],
 )
