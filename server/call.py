@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.admission import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
-from server.deliveries import Delivery
+from server.deliveries import DISPLACED_S, Delivery
 from server.errors import CallError, Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.ledger import Entries
@@ -82,6 +83,7 @@ class Call:
     def displace(self, error: Refused) -> None:
         """Its place is another's: the call is to end with this, wherever it is."""
         self.displaced = error
+        self.delivery.patience_s = DISPLACED_S
         if self.is_admitted:
             self.generation.abandon(error, FinishReason.DISPLACED)
         elif self._reading is not None:
@@ -172,12 +174,15 @@ class Call:
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
         self.is_closed = True
+        self.delivery.patience_s = math.inf  # what it still has to send keeps nobody's place
         if self.is_admitted:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
         if self.entry is not None and self.is_entered:
             self._ledger.leave(self.entry.key)
+        if self.displaced is not None:  # though its client left, or did not read that it was
+            self.refusal = self.displaced.reason
         if self.refusal is not None:
             self._metrics.count_refused(self.entry, self.refusal, self.share)
         outcome = self.outcome or "OK"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
 import socket
 import time
@@ -20,6 +21,7 @@ from urllib.parse import unquote
 import grpc
 
 SWEEP_S = 1.0
+DISPLACED_S = 2.0  # of a call that gave its place and is not over: there may be only so many
 
 
 class Delivery:
@@ -27,11 +29,12 @@ class Delivery:
     handler has ended, whatever else is left to send.
     """
 
-    __slots__ = ("_give_up", "_seen", "_since", "_task", "peer", "pending")
+    __slots__ = ("_give_up", "_seen", "_since", "_task", "patience_s", "peer", "pending")
 
     def __init__(self, peer: str, give_up: Callable[[], None]) -> None:
         self.peer = peer
         self.pending: object = None
+        self.patience_s = math.inf  # where it is less than the write timeout
         self._give_up = give_up
         self._task = asyncio.current_task()
         self._seen: object = None
@@ -76,7 +79,8 @@ class Deliveries:
 
     def sweep(self, now: float) -> None:
         for delivery in list(self._open):
-            if now - delivery.waits_since(now) >= self._timeout_s:
+            patience_s = min(self._timeout_s, delivery.patience_s)
+            if now - delivery.waits_since(now) >= patience_s:
                 self._open.discard(delivery)
                 self._ended_peers.add(delivery.peer)
                 delivery.end()

@@ -25,6 +25,7 @@ from tests.server.test_ending import GENERATE, STREAM, WATCH
 
 NULL = EngineConfig(factory="engine.driving.null:build")
 MAX_REQUESTS = 2
+OK = grpc.StatusCode.OK
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +50,14 @@ async def running(write_timeout_s: float, host: str = "127.0.0.1") -> AsyncItera
 def asked(max_tokens: int = 50) -> Any:
     sampling = pb.Sampling(max_tokens=max_tokens, ignore_eos=True)
     return pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
+
+
+async def status_of(call: Any) -> grpc.StatusCode:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return OK
 
 
 async def closed(client: Http2) -> None:
@@ -93,6 +102,38 @@ async def test_what_nobody_reads_takes_its_place_in_the_queue_until_it_is_ended(
             assert len((await within(server.stub.Generate(asked()))).completions) == 1
 
 
+async def test_calls_that_gave_their_place_and_do_not_read_keep_out_nobody_for_long() -> None:
+    """There may be as many of them as the queue has places; then the important were refused, until
+    the write timeout had passed."""
+    low = asked(3000)
+    low.qos.importance = pb.IMPORTANCE_LOW
+    high = asked(1)
+    high.sampling.n = MAX_REQUESTS
+    high.qos.importance = pb.IMPORTANCE_HIGH
+    async with running(600.0) as server:
+        address = f"127.0.0.1:{server.server.port}"
+        admission = server.server.ledger.admission
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                client = stack.enter_context(await asyncio.to_thread(Http2, address))
+                for _ in range(MAX_REQUESTS):
+                    client.call(STREAM, low.SerializeToString())
+                await server.until(lambda _: admission.requests.total == MAX_REQUESTS)
+
+                async def served() -> None:
+                    """Told to try again, a client does."""
+                    while (code := await status_of(server.stub.Generate(high))) is not OK:
+                        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+                # After a minute gRPC itself ends a connection that answers no ping.
+                await asyncio.wait_for(served(), 40.0)
+        await within(server.server.service.idle.wait())
+        sample = server.server.metrics.registry.get_sample_value
+        labels = {"tier": "interactive", "importance": "low", "reason": "displaced"}
+        displaced = sample("niyama_refused_total", labels | {"tenant": "other"})
+        assert displaced == 2 * MAX_REQUESTS
+
+
 @pytest.mark.parametrize("method", [GENERATE, WATCH])
 async def test_an_answer_and_a_watch_that_are_not_read_hold_nothing_for_ever(method: str) -> None:
     message = asked() if method == GENERATE else health_pb2.HealthCheckRequest()
@@ -134,19 +175,20 @@ async def test_only_a_call_whose_same_message_waits_is_ended() -> None:
     async def begun(name: str) -> Delivery:
         return deliveries.begin(context, lambda: given_up.append(name))
 
-    slow, stuck, waiting = [
-        await asyncio.create_task(begun(name)) for name in ("slow", "stuck", "waiting")
+    slow, stuck, waiting, to_go = [
+        await asyncio.create_task(begun(name)) for name in ("slow", "stuck", "waiting", "to go")
     ]
-    stuck.pending = ["the same"]
+    stuck.pending = to_go.pending = ["the same"]
+    to_go.patience_s = 0.5
     for i in range(100):
         slow.pending = [i]
         deliveries.sweep(now := i * 0.25)
-        assert given_up == (["stuck"] if now >= 1.0 else [])
+        assert ("stuck" in given_up, "to go" in given_up) == (now >= 1.0, now >= 0.5)
     waiting.pending, slow.pending = ["now"], None
     for later in (100.0, 100.9, 101.0):
-        assert given_up == ["stuck"]
+        assert given_up == ["to go", "stuck"]
         deliveries.sweep(later)
-    assert given_up == ["stuck", "waiting"]
+    assert given_up == ["to go", "stuck", "waiting"]
 
 
 @contextlib.contextmanager
