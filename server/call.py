@@ -44,12 +44,18 @@ class Call:
     delivery: Delivery
 
     def __init__(
-        self, rpc: str, arrived_at: float, context: grpc.aio.ServicerContext, metrics: Metrics
+        self,
+        rpc: str,
+        arrived_at: float,
+        context: grpc.aio.ServicerContext,
+        metrics: Metrics,
+        raw: bytes = b"",
     ) -> None:
         self.rpc = rpc
         self.generates = rpc in GENERATING
         self.arrived_at = arrived_at
         self.context = context
+        self.raw = raw  # its message, until that has been read: nobody else is to hold on to it
         self.request_id = ""
         self.tenant = ""
         self.share = EVERYBODY_ELSE  # of the tenant

@@ -112,7 +112,7 @@ class InferenceService:
         """Of the service's RPCs. Messages are received and parsed here and not by gRPC, which would
         wait for them for ever, and parse them on the event loop, however long it takes.
         """
-        answers: dict[str, Callable[[Call, bytes], Awaitable[Any]]] = {
+        answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,
             "GenerateStream": self._generate_stream,
             "Estimate": self._estimate,
@@ -130,25 +130,25 @@ class InferenceService:
 
     # RPCs
 
-    async def _generate_stream(self, call: Call, raw: bytes) -> None:
-        await self._start(call, pb.GenerateStreamRequest, raw)
+    async def _generate_stream(self, call: Call) -> None:
+        await self._start(call, pb.GenerateStreamRequest)
         await _stream(call)
 
-    async def _generate(self, call: Call, raw: bytes) -> pb.GenerateResponse:
-        await self._start(call, pb.GenerateRequest, raw)
+    async def _generate(self, call: Call) -> pb.GenerateResponse:
+        await self._start(call, pb.GenerateRequest)
         return await _gather(call)
 
-    async def _count_tokens(self, call: Call, raw: bytes) -> bytes:
+    async def _count_tokens(self, call: Call) -> bytes:
         self._refuse_when_draining()
         bounds = self._bounds(self.info, self._tokenizer.vocab_size)
-        with self._prompts.hold(raw, self._caller(call)):
+        with self._prompts.hold(call.raw, self._caller(call)):
             kind = pb.CountTokensRequest
-            received = await self._prompts.receive(kind, raw, self._caller(call), bounds)
+            received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
             asked = received.prompt or read_input(received.message.input, bounds)
             return await self._prompts.count(received, asked, self._caller(call), bounds)
 
-    async def _get_server_info(self, call: Call, raw: bytes) -> pb.GetServerInfoResponse:
-        await self._receive(call, pb.GetServerInfoRequest, raw)
+    async def _get_server_info(self, call: Call) -> pb.GetServerInfoResponse:
+        await self._receive(call, pb.GetServerInfoRequest)
         if self.info is None:
             raise EngineLost("the engine is starting")
         info = self.info
@@ -163,9 +163,9 @@ class InferenceService:
             version("niyama"), info, self.tiers, limits, self._sampling, has_chat
         )
 
-    async def _estimate(self, call: Call, raw: bytes) -> pb.EstimateResponse:
+    async def _estimate(self, call: Call) -> pb.EstimateResponse:
         self._refuse_when_draining()
-        request = await self._receive(call, pb.EstimateRequest, raw)
+        request = await self._receive(call, pb.EstimateRequest)
         supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
         quality = supposed.quality
         entry = entry_of_supposed(supposed, call.tenant, call.share)
@@ -184,8 +184,8 @@ class InferenceService:
         )
         return outbound.to_estimate(quality, forecast, refusal)
 
-    async def _explain(self, call: Call, raw: bytes) -> pb.ExplainResponse:
-        request = await self._receive(call, pb.ExplainRequest, raw)
+    async def _explain(self, call: Call) -> pb.ExplainResponse:
+        request = await self._receive(call, pb.ExplainRequest)
         call.request_id = inbound.read_request_id(request)
         metadata = call.context.invocation_metadata() or ()
         is_anybody_s = self._admin.is_shown(metadata) and not inbound.names_tenant(metadata)
@@ -217,10 +217,11 @@ class InferenceService:
             return Bounds(vocab_size)
         return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
 
-    async def _receive(self, call: Call, kind: Any, raw: bytes) -> Any:
+    async def _receive(self, call: Call, kind: Any) -> Any:
         """A message without an input."""
-        with self._prompts.hold(raw, self._caller(call)):
-            return (await self._prompts.receive(kind, raw, self._caller(call), Bounds(0))).message
+        caller = self._caller(call)
+        with self._prompts.hold(call.raw, caller):
+            return (await self._prompts.receive(kind, call.raw, caller, Bounds(0))).message
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -237,11 +238,15 @@ class InferenceService:
     async def _receive_and_serve(
         self,
         rpc: str,
-        answer: Callable[[Call, bytes], Awaitable[Answer]],
+        answer: Callable[[Call], Awaitable[Answer]],
         _: object,
         context: Context,
     ) -> Answer:
         """It is a call from when its message has come: drain waits for no other."""
+        return await self._serve(await self._received(rpc, context), answer)
+
+    async def _received(self, rpc: str, context: Context) -> Call:
+        """Raises what gRPC ends the call with where no message came."""
         try:
             raw = await self._uploads.receive(context)
         except CallError as error:
@@ -249,17 +254,11 @@ class InferenceService:
             call.fail(error)
             call.close()
             await errors.abort(context, error)
-        return await self._serve(rpc, answer, raw, context)
+        return Call(rpc, time.monotonic(), context, self._metrics, raw)
 
-    async def _serve(
-        self,
-        rpc: str,
-        answer: Callable[[Call, bytes], Awaitable[Answer]],
-        raw: bytes,
-        context: Context,
-    ) -> Answer:
+    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[Answer]]) -> Answer:
         """From arrival to log line; the engine holds nothing for the call afterwards."""
-        call = Call(rpc, time.monotonic(), context, self._metrics)
+        context = call.context
         call.delivery = delivery = self._deliveries.begin(context, call.give_up)
         self._num_calls += 1
         self.idle.clear()
@@ -267,7 +266,7 @@ class InferenceService:
         try:
             call.tenant = inbound.read_tenant(context.invocation_metadata() or ())
             call.share = self.tiers.share_of(call.tenant)
-            return await answer(call, raw)
+            return await answer(call)
         except FAILURES as error:
             failure = _translate(error)
             call.fail(failure)
@@ -287,12 +286,13 @@ class InferenceService:
             if not self._num_calls:
                 self.idle.set()
 
-    async def _start(self, call: Call, kind: type[GenerateMessage], raw: bytes) -> None:
+    async def _start(self, call: Call, kind: type[GenerateMessage]) -> None:
         """Has the engine begin with it, or raises what `_translate` knows."""
         self._refuse_when_draining()
         limits = self._limits(self._ready())
-        with self._prompts.hold(raw, self._caller(call)):
-            asked, prompt = await self._admit(call, kind, raw, limits)
+        with self._prompts.hold(call.raw, self._caller(call)):
+            asked, prompt = await self._admit(call, kind, limits)
+            call.raw = b""
         call.resize(work(asked, len(prompt), limits))
         requests = inbound.engine_requests(
             asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
@@ -310,13 +310,13 @@ class InferenceService:
         call.begin(Generation(stream, len(prompt), texts, renew))
 
     async def _admit(
-        self, call: Call, kind: type[GenerateMessage], raw: bytes, limits: Limits
+        self, call: Call, kind: type[GenerateMessage], limits: Limits
     ) -> tuple[Asked, Sequence[int]]:
         """Checks the call, enters it in the ledger and tokenizes: what is refused for the queue
         costs no more than its check.
         """
         bounds, context = self._bounds(limits, limits.vocab_size), call.context
-        received = await self._prompts.receive(kind, raw, self._caller(call), bounds)
+        received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
         request_id = received.message.request_id or secrets.token_hex(8)
         call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(
@@ -331,7 +331,7 @@ class InferenceService:
         if asked.n > (most := self._config.max_requests):
             text = f"must be at most {most}, as many as may wait or run here; got {asked.n}"
             raise InvalidRequest([Violation("sampling.n", text)])
-        entry = entry_of(asked, call.request_id, len(raw), limits)
+        entry = entry_of(asked, call.request_id, len(call.raw), limits)
         await call.enter(asked, entry, self._ledger)
         caller = self._caller(call)
         with call.reading():
