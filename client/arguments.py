@@ -9,7 +9,7 @@ the server judges.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, SupportsFloat, cast
 
 from google.protobuf.duration_pb2 import Duration
@@ -43,24 +43,24 @@ def texts(value: object, field: str) -> list[str]:
     return [text(each, field) for each in _items(value, field, "text or several")]
 
 
-def is_token_ids(value: Iterable[object]) -> bool:
-    """Whether they are whole numbers as far as Python is concerned: NumPy's are, True is not."""
-    return all(hasattr(each, "__index__") and not isinstance(each, bool) for each in value)
-
-
 def whole(value: object, field: str) -> object:
     """The number itself, which protobuf compares with the field's range."""
-    if not is_token_ids((value,)):
+    if not _is_whole(value):
         refuse(f"{field} is a whole number, not {shown(value)}", field)
     return value
 
 
 def wholes(value: object, field: str) -> Sequence[object]:
     items = _items(value, field, "several whole numbers")
-    if not is_token_ids(items):
-        wrong = next(each for each in items if not is_token_ids((each,)))
+    if not all(map(_is_whole, items)):
+        wrong = next(each for each in items if not _is_whole(each))
         refuse(f"{field} are whole numbers, not {shown(wrong)}", field)
     return items
+
+
+def _is_whole(value: object) -> bool:
+    """As far as Python is concerned: NumPy's numbers are, True is not."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def number(value: object, field: str) -> float:

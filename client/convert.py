@@ -62,10 +62,10 @@ def to_operator_metadata(
     """
     if token is None:
         return to_metadata(tenant)
-    shown = (TOKEN_KEY, f"Bearer {arguments.token(token)}")
+    proof = (TOKEN_KEY, f"Bearer {arguments.token(token)}")
     if tenant is None:
-        return (shown,)
-    return (shown, (TENANT_KEY, arguments.tenant(tenant, TENANT_KEY)))
+        return (proof,)
+    return (proof, (TENANT_KEY, arguments.tenant(tenant, TENANT_KEY)))
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:

@@ -53,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard_output()
         return EXIT_TARGET
-    except (Unreachable, NotWritten) as error:
-        return _fail(str(error), EXIT_TARGET if isinstance(error, Unreachable) else EXIT_USAGE)
+    except Unreachable as error:
+        return _fail(str(error), EXIT_TARGET)
     except OSError as error:
         if error.filename is None and error.errno:  # of no file, hence of standard output
             discard_output()
             return _fail(f"standard output: {error.strerror}", EXIT_TARGET)
         return _fail(str(error), EXIT_USAGE)
-    except ValueError as error:
+    except (ValueError, NotWritten) as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt as error:
-        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
+        return interrupts.exit_status(interrupts.number_of(error))
 
 
 class NotWritten(Exception):
@@ -268,4 +268,4 @@ def _ended(done: Sequence[Measurement]) -> int:
     end = done[-1].summary.end
     if end is End.TARGET_LOST:
         return EXIT_TARGET
-    return interrupts.EXIT_BY_SIGNAL + done[-1].interrupted_by if end is End.INTERRUPTED else 0
+    return interrupts.exit_status(done[-1].interrupted_by) if end is End.INTERRUPTED else 0

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, load: Sequence[str] = LOAD) -> int:
         print(f"demo: standard output: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
+        return interrupts.exit_status(interrupts.number_of(error))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXIT_BY_SIGNAL = 128  # and the signal's number, as shells have it
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,13 +18,14 @@ class Interrupted(KeyboardInterrupt):
         super().__init__()
         self.number = number
 
-    @property
-    def status(self) -> int:
-        return EXIT_BY_SIGNAL + self.number
-
 
 def number_of(interrupt: KeyboardInterrupt) -> int:
     return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+
+
+def exit_status(number: int) -> int:
+    """Of a command that a signal of that number ended, as shells have it."""
+    return 128 + number
 
 
 def interrupt(number: int) -> None:

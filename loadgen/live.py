@@ -150,10 +150,7 @@ class _Sender:
         if self.bug is not None:
             raise self.bug
         elapsed = max((record.ended_at or 0.0 for record in self.records), default=0.0)
-        run = Run(self.records, elapsed, self.end, self.problem)
-        if run.end is End.INTERRUPTED:
-            run.interrupted_by = self.interrupted_by
-        return run
+        return Run(self.records, elapsed, self.end, self.problem, self.interrupted_by)
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
         for _ in range(self.target.channels):

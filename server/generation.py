@@ -13,9 +13,9 @@ from typing import NamedTuple
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
+from engine.detokenizer import Detokenizer
 from engine.driving.streams import RequestStream, Restarted
 from engine.stops import StopChecker
-from engine.tokenizer import Detokenizer
 
 
 class Piece(NamedTuple):

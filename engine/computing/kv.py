@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.computing.config import CheckpointError, ModelConfig
+from engine.computing.config import ModelConfig
+from engine.computing.json_file import CheckpointError
 from engine.computing.transfer import to_device
 
 

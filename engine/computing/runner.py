@@ -21,9 +21,10 @@ from engine.computing.compiled import (
     end_compilers,
     prepare,
 )
-from engine.computing.config import CheckpointError, ModelConfig
+from engine.computing.config import ModelConfig
 from engine.computing.fastest import fastest_dtype, fastest_row_layout, measured_slow_rows
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
+from engine.computing.json_file import CheckpointError
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
 from engine.computing.linear import can_pack

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts.handled(interrupts.interrupt):
             _answer(arguments)
     except KeyboardInterrupt as error:
-        return interrupts.EXIT_BY_SIGNAL + interrupts.number_of(error)
+        return interrupts.exit_status(interrupts.number_of(error))
     return 0
 
 

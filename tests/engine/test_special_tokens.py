@@ -224,7 +224,8 @@ def test_tokenizer_json_goes_first(tmp_path: Path, model: bytes) -> None:
 def load_without_tokenizers(folder: Path) -> str:
     code = (
         "import sys; sys.modules['tokenizers'] = None\n"
-        "from engine.tokenizer import Tokenizer, CheckpointError\n"
+        "from engine.computing.json_file import CheckpointError\n"
+        "from engine.tokenizer import Tokenizer\n"
         "try: print(Tokenizer.load(sys.argv[1]).encode('the fox'))\n"
         "except CheckpointError as error: print(error)\n"
     )

@@ -13,7 +13,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.config import CheckpointError
+from engine.computing.json_file import CheckpointError
 from engine.tokenizer import Tokenizer
 
 LINES = [
@@ -319,7 +319,8 @@ def test_tokenizer_json_without_its_package_says_what_to_install(
 ) -> None:
     code = (
         "import sys; sys.modules['tokenizers'] = None\n"
-        "from engine.tokenizer import Tokenizer, CheckpointError\n"
+        "from engine.computing.json_file import CheckpointError\n"
+        "from engine.tokenizer import Tokenizer\n"
         "try: Tokenizer.load(sys.argv[1])\n"
         "except CheckpointError as error: print(error)\n"
         "assert 'torch' not in sys.modules\n"

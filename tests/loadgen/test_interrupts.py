@@ -40,7 +40,7 @@ try:
         futures = [pool.submit(time.sleep, 1000) for _ in range(2)]
         [future.result() for future in futures]
 except interrupts.Interrupted as interrupt:
-    sys.exit(interrupt.status)
+    sys.exit(interrupts.exit_status(interrupt.number))
 """
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.computing.checkpoint import INDEX, SINGLE, load_model, random_model
-from engine.computing.config import CheckpointError, ModelConfig
+from engine.computing.config import ModelConfig
+from engine.computing.json_file import CheckpointError
 from engine.computing.runner import load
 from engine.deciding.plan import Chunk
 from engine.tokenizer import Tokenizer

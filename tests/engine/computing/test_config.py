@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.computing.config import CheckpointError, ModelConfig, RopeConfig
+from engine.computing.config import ModelConfig, RopeConfig
+from engine.computing.json_file import CheckpointError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
