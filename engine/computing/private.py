@@ -120,7 +120,8 @@ def _refuse_replaceable(parent: Path, folder: Path) -> None:
     if found.st_mode & stat.S_ISVTX:
         return
     is_open = found.st_mode & stat.S_IWOTH
-    if is_open or (found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)):
+    is_for_group = found.st_mode & stat.S_IWGRP
+    if is_open or (is_for_group and (_has_acl(parent) or not _is_own_group(found.st_gid))):
         raise NotPrivate(f"others may write to {parent}, in which {folder} is")
 
 
@@ -140,6 +141,16 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _is_trusted(uid: int) -> bool:
     return uid in (os.geteuid(), 0, os.lstat("/").st_uid)
+
+
+def _has_acl(path: Path) -> bool:
+    """Then the mode's bits of the group are the most that anybody has whom the list names (acl(5)),
+    which may be other users.
+    """
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except OSError:  # there are none in such a file system
+        return False
 
 
 def _is_own_group(gid: int) -> bool:

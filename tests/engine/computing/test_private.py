@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def test_a_folder_that_a_group_may_write_to_holds_none_of_ours(tmp_path: Path) -
     (tmp_path / "of a group").chmod(0o2770)
     os.chown(tmp_path / "of a group", 0, ANOTHER)
     with pytest.raises(NotPrivate, match=r"others may write to .*of a group, in which"):
+        private_folder(folder)
+
+
+def may_be_written_to_by(uid: int, path: Path) -> None:
+    """By an access control list, as setfacl -m u:UID:rwx makes it (linux/posix_acl_xattr.h)."""
+    anybody = 0xFFFFFFFF
+    owner, user, group, mask, others = 0x01, 0x02, 0x04, 0x10, 0x20
+    entries = [(owner, 7, anybody), (user, 7, uid), (group, 5, anybody)]
+    entries += [(mask, 7, anybody), (others, 0, anybody)]
+    packed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", struct.pack("<I", 2) + packed)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+
+
+def test_a_folder_that_a_list_lets_another_write_to_holds_none_of_ours(tmp_path: Path) -> None:
+    """To the mode alone it is one of our own group's."""
+    folder = tmp_path / "listed" / "cache"
+    private.make(folder)
+    may_be_written_to_by(ANOTHER, tmp_path / "listed")
+    assert mode_of(tmp_path / "listed") == 0o770
+    with pytest.raises(NotPrivate, match=r"others may write to .*listed, in which"):
         private_folder(folder)
 
 
