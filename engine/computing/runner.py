@@ -249,22 +249,16 @@ def load(
     torch_dtype = _dtype(dtype, config, device)
     free_bytes = _free_bytes(place)
     model = load_model(folder, torch_dtype, device)
-    with_rows = is_compiled and place.type == "cpu"
-    row_layout = store(model, quantize, with_rows, None if chosen is None else chosen.row_layout)
+    compiled_on_cpu = is_compiled and place.type == "cpu"
+    row_layout = store(
+        model, quantize, compiled_on_cpu, None if chosen is None else chosen.row_layout
+    )
     if num_pages is None:
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    try:
-        kind: type[KvLanes | KvSlots] = KvSlots
-        if is_compiled and place.type == "cpu":
-            kind = KvLanes
-        kv = kind(config, num_pages, page_size, torch_dtype, device)
-    except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
-        raise CheckpointError(
-            f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
-            f" {str(error).splitlines()[0]}"
-        ) from error
+    kind = KvLanes if compiled_on_cpu else KvSlots
+    kv = _allocated(kind, config, num_pages, page_size, torch_dtype, device)
     if chosen is not None:
         slow_rows = range(*chosen.slow_rows)
     else:
@@ -272,6 +266,24 @@ def load(
     executor = ModelExecutor(model, kv, is_compiled, compile == "auto", slow_rows, row_layout)
     executor.compile_note = note if chosen is None or is_compiled else chosen.compile_note
     return executor
+
+
+def _allocated(
+    kind: type[KvLanes | KvSlots],
+    config: ModelConfig,
+    num_pages: int,
+    page_size: int,
+    dtype: torch.dtype,
+    device: str,
+) -> KvMemory:
+    """Raises CheckpointError where there is no memory for it."""
+    try:
+        return kind(config, num_pages, page_size, dtype, device)
+    except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
+        raise CheckpointError(
+            f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -24,8 +24,6 @@ from engine.computing.sampler import (
 from engine.deciding.plan import NOT_FINITE, NOTHING_LEFT, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
-from proto.niyama.v1 import inference_pb2 as pb
-from server.convert.outbound import to_logprobs
 from tests.engine.computing.parts import make_sequence
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -265,13 +263,11 @@ def test_a_token_without_a_chance_is_no_failure() -> None:
     assert sample(logits, sequence(Sampling(temperature=0.0))) == [Token(1)]
 
 
-def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
+def test_the_log_probability_of_a_token_without_a_chance_is_minus_infinity() -> None:
     logits = LOGITS.clone()
     logits[2:] = -math.inf
     (token,) = sample(logits, sequence(Sampling(temperature=0.0, logprobs=20)))
-    (sent,) = to_logprobs([token])
-    read = pb.TokenLogprobs.FromString(sent.SerializeToString())
-    top = [each.logprob for each in read.top]
+    top = [logprob for _, logprob in token.top]
     assert top[:2] == pytest.approx(torch.log_softmax(LOGITS[:2], 0).tolist())
     assert top[2:] == [-math.inf] * 4
 
