@@ -17,15 +17,22 @@ _INVALID = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # bytes that are no U
 class Spelling:
     """What each token id contributes to a text, as bytes; b"" for special tokens.
 
-    `specials` are what those are written as; only stop strings are compared with it.
+    `specials` are what those are written as; only stop strings are compared with it. Bytes that are
+    no UTF-8 come out as U+FFFD, one for each, or `once` for what begins one character: the former
+    is how sentencepiece and byte fallback have it, the latter GPT-2's alphabet.
     """
 
     def __init__(
-        self, pieces: Sequence[bytes], opening: Sequence[bytes], specials: Mapping[int, str]
+        self,
+        pieces: Sequence[bytes],
+        opening: Sequence[bytes],
+        specials: Mapping[int, str],
+        once: bool = False,
     ) -> None:
         self._pieces = pieces
         self._opening = opening  # as the text's first: without the space the tokenizer put there
         self.specials = specials
+        self.errors = "replace" if once else "surrogateescape"
         # The same as text, for where no character is open; None for those that are no whole text.
         self.texts = [_whole(piece) for piece in pieces]
 
@@ -48,15 +55,14 @@ def _whole(piece: bytes) -> str | None:
 class Detokenizer:
     """Text of a growing output: what `feed` and `finish` return adds up to its text.
 
-    The text continues that of `prompt`: a space between the two is kept. Bytes that are no UTF-8
-    come out as one U+FFFD each.
+    The text continues that of `prompt`: a space between the two is kept.
     """
 
     def __init__(self, spelling: Spelling, prompt: Iterable[int] = ()) -> None:
         self._spelling = spelling
         self._texts = spelling.texts
         self.specials = spelling.specials
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(spelling.errors)
         self._opens = not any(spelling.of(token_id) for token_id in prompt)
         self._is_plain = not self._opens  # whether a token's text depends on nothing before it
 

@@ -126,7 +126,7 @@ class HuggingFace:
         strips = decoder.strips_space
         opening = [piece.removeprefix(b" ") for piece in pieces] if strips else pieces
         specials = {i: token.content for i, token in added.items() if token.special}
-        return Spelling(pieces, opening, specials)
+        return Spelling(pieces, opening, specials, once=decoder.byte_level)
 
 
 def _read(path: Path) -> Any:
