@@ -36,29 +36,29 @@ def _channel_options(given: ChannelOptions) -> list[tuple[str, object]]:
     ]
 
 
-class _Call(TypedDict):
-    """What goes beside a message."""
+class _CallOptions(TypedDict):
+    """What gRPC takes beside a message."""
 
     timeout: float | None
     metadata: tuple[tuple[str, str], ...] | None
 
 
-def _call_of(tenant: str, timeout: float | None) -> _Call:
+def _call_options(tenant: str, timeout: float | None) -> _CallOptions:
     """Raises InvalidRequest for a tenant that cannot be sent, and a timeout that is none."""
-    return _Call(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
+    return _CallOptions(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
 
 
-def _asking(tenant: str | None, timeout: float | None, token: str | None) -> _Call:
+def _operator_options(tenant: str | None, timeout: float | None, token: str | None) -> _CallOptions:
     """Of `explain`: with a token, any tenant's request is asked for, or the one's that is named."""
     metadata = convert.to_operator_metadata(tenant, token)
-    return _Call(timeout=arguments.timeout(timeout), metadata=metadata)
+    return _CallOptions(timeout=arguments.timeout(timeout), metadata=metadata)
 
 
-def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _Call]:
+def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _CallOptions]:
     """The request's own options, and the call's. `tenant` is the client's."""
     others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
     named = options.get("tenant")
-    return others, _call_of(tenant if named is None else named, options.get("timeout"))
+    return others, _call_options(tenant if named is None else named, options.get("timeout"))
 
 
 class AsyncClient:
@@ -84,8 +84,9 @@ class AsyncClient:
         self.server = address.check(server)
         self._tenant = tenant
         self._timeout, self._token = timeout, token
-        self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
-        _asking(tenant, timeout, token)
+        self._other = _call_options(tenant, timeout)  # for the calls that generate nothing
+        if token is not None:
+            arguments.token(token)
         self._channel = grpc.aio.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -140,12 +141,12 @@ class AsyncClient:
         where only one tenant has such an id.
         """
         request = convert.to_explain_request(request_id)
-        response = await _answer(self._stub.Explain(request, **self._asking(tenant)))
+        response = await _answer(self._stub.Explain(request, **self._to_explain(tenant)))
         return convert.from_explain_response(response)
 
-    def _asking(self, tenant: str | None) -> _Call:
+    def _to_explain(self, tenant: str | None) -> _CallOptions:
         own = self._tenant or None
-        return _asking(own if tenant is None else tenant, self._timeout, self._token)
+        return _operator_options(own if tenant is None else tenant, self._timeout, self._token)
 
     async def close(self) -> None:
         """Cancels what is in flight and closes the connection."""
@@ -195,8 +196,9 @@ class Client:
         self.server = address.check(server)
         self._tenant = tenant
         self._timeout, self._token = timeout, token
-        self._other = _call_of(tenant, timeout)  # for the calls that generate nothing
-        _asking(tenant, timeout, token)
+        self._other = _call_options(tenant, timeout)  # for the calls that generate nothing
+        if token is not None:
+            arguments.token(token)
         self._channel = grpc.insecure_channel(server, options=_channel_options(channel_options))
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
@@ -247,12 +249,12 @@ class Client:
         """
         request = convert.to_explain_request(request_id)
         return convert.from_explain_response(
-            _call(self._stub.Explain, request, self._asking(tenant))
+            _call(self._stub.Explain, request, self._to_explain(tenant))
         )
 
-    def _asking(self, tenant: str | None) -> _Call:
+    def _to_explain(self, tenant: str | None) -> _CallOptions:
         own = self._tenant or None
-        return _asking(own if tenant is None else tenant, self._timeout, self._token)
+        return _operator_options(own if tenant is None else tenant, self._timeout, self._token)
 
     def close(self) -> None:
         """Cancels what is in flight and closes the connection."""
@@ -276,7 +278,7 @@ Request = TypeVar("Request")
 def _call(
     method: grpc.UnaryUnaryMultiCallable[Request, Response],
     request: Request,
-    call: _Call,
+    call: _CallOptions,
 ) -> Response:
     try:
         return method(request, **call)

@@ -20,11 +20,11 @@ mean "give up after", not "in time if by then". A TOML file sets tiers and prese
     tier = "report"         # or targets of its own, as a tier has
     importance = "low"
 
-    [tenants.acme]
-    weight = 2              # of its share of queue and engine; 1 where left out
-
     [applications.reports]
     deadline_is_target = true   # a call without a deadline: the tier or the targets stated here
+
+    [tenants.acme]
+    weight = 2              # of its share of queue and engine; 1 where left out
 
 Tiers of the file replace the built-in ones altogether. A tenant that is not named there shares with
 all others that are not: a name that anybody may invent buys nothing.
