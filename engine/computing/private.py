@@ -10,6 +10,7 @@ superuser (a container's), could anyway.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import grp
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 ONLY_OURS = 0o700
 _OTHERS = 0o077
 _OTHERS_WRITE = 0o022
+_HELD = "-held"  # ends the name of a temporary folder that some process holds, or has held
 
 
 class NotPrivate(ValueError):
@@ -72,13 +74,41 @@ def make(path: Path) -> None:
 
 @functools.cache
 def temporary_folder() -> Path:
-    """This process's own, under a name that nobody can foretell, removed at its end. Raises
-    NotPrivate, or OSError.
+    """This process's own, under a name that nobody can foretell, removed at its end; that of one
+    that was killed, by the next process that makes one. Raises NotPrivate, or OSError.
     """
-    folder = tempfile.mkdtemp(prefix="niyama-")
+    _remove_left()
+    folder = Path(tempfile.mkdtemp(prefix="niyama-"))
+    if _hold(folder) is not None:  # never before it is held has it a name that others look for
+        folder = folder.rename(folder.with_name(folder.name + _HELD))
     # Environment variables that name it are the process's, and so is what it has loaded from there.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return private_folder(Path(folder))
+    return private_folder(folder)
+
+
+def _remove_left() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"niyama-*{_HELD}"):
+        held = _hold(folder)
+        if held is not None:
+            if os.fstat(held).st_uid == os.geteuid():
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """A descriptor that keeps the folder for this process until it ends, however it does. None
+    where another has it, or the file system knows no locks.
+    """
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held
 
 
 def read(path: Path) -> str:

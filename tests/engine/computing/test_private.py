@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,3 +198,45 @@ def test_a_user_without_a_home_has_no_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert private.default_folder() == Path(os.environ["XDG_CACHE_HOME"]) / "niyama"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert private.default_folder() is None
+
+
+def holder(temporary: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that has a temporary folder among `temporary`, with something in it, until it is
+    told to end; and that folder.
+    """
+    script = (
+        "from engine.computing.private import temporary_folder as f;"
+        "(f() / 'kept').touch(); print(f(), flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    return child, Path(child.stdout.readline().strip())
+
+
+def test_a_killed_process_leaves_its_temporary_folder_to_be_removed_by_the_next(
+    tmp_path: Path,
+) -> None:
+    """An engine that was ended while it compiled left some megabytes among the temporary files."""
+    tmp_path.chmod(0o700)
+    with contextlib.ExitStack() as stack:
+        killed, left = holder(tmp_path)
+        stack.enter_context(killed)
+        lives, kept = holder(tmp_path)
+        stack.enter_context(lives)
+        assert (left / "kept").exists()
+        killed.kill()
+        killed.wait(30)
+        third, own = holder(tmp_path)
+        stack.enter_context(third)
+        assert not left.exists()
+        assert (kept / "kept").exists()
+        assert (own / "kept").exists()
+        for child in (lives, third):
+            child.communicate("\n", 30)
+    assert list(tmp_path.iterdir()) == []
