@@ -95,8 +95,7 @@ class _Command:
             return _fail(str(error), _ended(self.done) or EXIT_INVALID)
         finally:
             if self.done:
-                # A terminal that closes may say so twice: no second signal ends the report.
-                with interrupts.handled(lambda number: None):
+                with interrupts.unheard():
                     self._report()
         if self.arguments.find_capacity and not self._are_bracketed():
             return EXIT_INVALID

@@ -53,3 +53,10 @@ def handled(handler: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+def unheard() -> contextlib.AbstractContextManager[None]:
+    """While what was done is told: a terminal that closes may say so twice, and who waits for the
+    end may ask for it twice.
+    """
+    return handled(lambda number: None)

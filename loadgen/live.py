@@ -138,15 +138,16 @@ class _Sender:
     async def run(self, requests: Iterator[PlannedRequest]) -> Run:
         async with contextlib.AsyncExitStack() as stack:
             await self._connect(stack)
-            stack.enter_context(self._interrupts())
-            ticker = asyncio.create_task(self._tick())
-            try:
-                await self._drive(requests)
-            finally:
-                ticker.cancel()
-                if self.probe is not None:
-                    self.probe.cancel()
-            self.watch(self._progress())
+            with self._interrupts():
+                ticker = asyncio.create_task(self._tick())
+                try:
+                    await self._drive(requests)
+                finally:
+                    ticker.cancel()
+                    if self.probe is not None:
+                        self.probe.cancel()
+                self.watch(self._progress())
+                await stack.aclose()  # in which a second signal ends nothing either
         if self.bug is not None:
             raise self.bug
         elapsed = max((record.ended_at or 0.0 for record in self.records), default=0.0)

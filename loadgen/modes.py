@@ -4,6 +4,7 @@ capacity, a comparison. Every mode is a sequence of measurements; reports come a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from client.values import Importance
+from loadgen import interrupts
 from loadgen.capacity import Capacity, find_capacity, majority
 from loadgen.progress import showing
 from loadgen.record import Record
@@ -65,14 +67,15 @@ def measure(
         raise ValueError("warm-up and cool-down leave nothing of the run to measure")
     with showing(workload.duration_s, out, name) as watch:
         run = target.run(plan(workload), watch)
-    summary = summarise(
-        workload,
-        info,
-        run,
-        warmup_s=measuring.warmup_s,
-        cooldown_s=measuring.cooldown_s,
-        max_lag_s=measuring.max_lag_s,
-    )
+    with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
+        summary = summarise(
+            workload,
+            info,
+            run,
+            warmup_s=measuring.warmup_s,
+            cooldown_s=measuring.cooldown_s,
+            max_lag_s=measuring.max_lag_s,
+        )
     rate = workload.arrivals.rate
     mean = rate.mean(workload.duration_s) if rate else None
     return Measurement(

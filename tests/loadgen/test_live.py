@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from client import AsyncClient
 from client.values import Importance, Targets
+from loadgen import interrupts
 from loadgen.live import LiveTarget
 from loadgen.record import Outcome
 from loadgen.target import End, Progress, Unreachable
@@ -178,6 +181,28 @@ def test_who_answers_when_asked_again_is_not_lost(little: LittleServer) -> None:
     assert {record.outcome for record in run.records} == {Outcome.FAILED}
     assert len(run.records) == 200
     assert little.servicer.num_away == 0
+
+
+def test_a_second_signal_while_the_connections_are_closed_costs_no_record(
+    little: LittleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal that closes says so twice: the report was lost, with exit status 129."""
+    close = AsyncClient.close
+
+    async def close_slowly(client: AsyncClient) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0)  # so that it comes
+        await close(client)
+
+    monkeypatch.setattr(AsyncClient, "close", close_slowly)
+    little.servicer.acts_as = "stay"
+    watch = once(
+        lambda progress: progress.num_sent >= 3, lambda: signal.raise_signal(signal.SIGTERM)
+    )
+    with interrupts.handled(interrupts.interrupt):
+        run = target(little).run(iter(every(0.02, 3000)), watch)
+    assert (run.end, run.interrupted_by) == (End.INTERRUPTED, signal.SIGTERM)
+    assert len(run.records) >= 3
 
 
 def test_ctrl_c_ends_the_run_with_what_was_recorded(little: LittleServer) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from client.values import Importance
+from loadgen import interrupts, modes
 from loadgen.modes import (
     Measurement,
     Measuring,
@@ -23,6 +26,7 @@ from loadgen.modes import (
     search_capacity,
     sweep,
 )
+from loadgen.summary import Summary
 from loadgen.target import End, Progress, Run, Target, TargetInfo, Watch
 from loadgen.traces import Row
 from loadgen.workload import Arrivals, PlannedRequest, Workload
@@ -151,3 +155,29 @@ def test_pinned_requests_carry_the_importance_of_their_tier() -> None:
     assert load.tiers[0].importance == {Importance.HIGH: 1.0}
     own = replace(load.tiers[0], importance={Importance.LOW: 1.0})
     assert pinned(replace(load, tiers=(own,)), INFO).tiers[0].importance == {Importance.LOW: 1.0}
+
+
+class Interrupted:
+    """A target that a signal ends."""
+
+    def info(self) -> TargetInfo:
+        return INFO
+
+    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        done = [record(request) for request in requests]
+        return Run(done, 1.0, End.INTERRUPTED, "interrupted", signal.SIGHUP)
+
+
+def test_a_second_signal_ends_no_summing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes as long as a second, after a long run."""
+    summarise = modes.summarise
+
+    def interrupted(*arguments: Any, **named: Any) -> Summary:
+        signal.raise_signal(signal.SIGHUP)
+        return summarise(*arguments, **named)
+
+    monkeypatch.setattr(modes, "summarise", interrupted)
+    with interrupts.handled(interrupts.interrupt):
+        done = measure(Interrupted(), INFO, workload(), Measuring(), Console(file=io.StringIO()))
+    assert done.interrupted_by == signal.SIGHUP
+    assert done.records
