@@ -14,10 +14,12 @@ from engine.driving import collector
 from engine.driving.messages import EngineInfo
 from server.config import ServerConfig
 from server.ending import Ending
-from server.frontend import FrontEnd, host_port, read_admin, read_configuration, refuse_taken
+from server.frontend import FrontEnd
 from server.ledger import OwnLedger
 from server.metrics import Metrics, QueueMetrics
 from server.owner import EngineOwner
+from server.ports import host_port, refuse_taken
+from server.startup import read_admin, read_configuration
 from server.supervisor import Supervisor
 
 log = structlog.get_logger()

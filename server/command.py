@@ -13,7 +13,7 @@ from server.app import serve
 from server.config import ServerConfig, parse
 from server.descriptors import raise_limit
 from server.ending import REST_S, Ending, block_signals
-from server.frontend import StartError
+from server.startup import StartError
 
 
 def main(argv: list[str]) -> int:

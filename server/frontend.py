@@ -4,47 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import socket
-from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from engine.computing import generation
-from engine.computing.config import GENERATION
-from engine.deciding.request import Sampling
 from engine.driving.link import EngineLink
 from engine.driving.messages import EngineInfo
-from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.deliveries import Deliveries
 from server.descriptors import room_for_connections
-from server.exposition import Exposition
 from server.health import Health
 from server.ledger import Entries
 from server.metrics import Metrics
+from server.ports import host_port
 from server.service import InferenceService
 from server.standard import ShortQuestions
+from server.startup import StartError, default_sampling, load_tokenizer
 from server.uploads import Uploads
-
-log = structlog.get_logger()
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
 SPARE_STREAMS = 100  # of a connection, for what is no request: health, questions
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
 MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
-
-
-class StartError(Exception):
-    """The server cannot start; the message is one line for the operator."""
 
 
 class FrontEnd:
@@ -137,110 +124,6 @@ class FrontEnd:
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
         await self.service.stop()
-
-
-def read_configuration(config: ServerConfig) -> Configuration:
-    """Raises StartError."""
-    try:
-        return Configuration(config.config)
-    except ValueError as error:
-        raise StartError(str(error)) from error
-
-
-def read_admin(config: ServerConfig) -> Admin:
-    """Raises StartError."""
-    try:
-        return Admin.of_file(config.admin_token_file)
-    except ValueError as error:
-        raise StartError(str(error)) from error
-
-
-def default_sampling(config: ServerConfig) -> Sampling:
-    """Of requests that leave it out. Raises CheckpointError for a file that is no good."""
-    if config.generation_config == "none":
-        return Sampling()
-    folder = config.engine.model
-    if unused := generation.unused_keys(folder):
-        log.warning("generation", note=f"not done, of {GENERATION}: {', '.join(unused)}")
-    return generation.read_sampling(folder)
-
-
-def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
-    """Raises StartError."""
-    try:
-        if config.metrics_port:
-            exposition.serve(_bare(config.host), config.metrics_port)
-    except OSError as error:
-        raise _cannot_listen(config.host, config.metrics_port, error) from error
-
-
-def reserve(host: str, port: int) -> socket.socket:
-    """A socket that holds the port for several front ends to share; it takes no connections. Raises
-    StartError where another program has the port.
-    """
-    refuse_taken(host, port)
-    family, kind, protocol, _, address = _addresses(host, port)[0]
-    holder = socket.socket(family, kind, protocol)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        holder.bind(address)
-    except OSError as error:
-        holder.close()
-        raise _cannot_listen(host, port, error) from error
-    return holder
-
-
-def refuse_taken(host: str, port: int) -> None:
-    """Raises StartError where no address of the host can be bound, as gRPC does with a line of its
-    own on stderr and without the reason.
-    """
-    refusal: OSError | None = None
-    try:
-        addresses = _addresses(host, port)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    for family, kind, protocol, _, address in addresses:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return
-        except OSError as error:
-            refusal = error
-    if refusal is not None:
-        raise _cannot_listen(host, port, refusal)
-
-
-def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    return list(socket.getaddrinfo(_bare(host) or None, port, type=socket.SOCK_STREAM))
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Raises StartError. What is left unsaid and chats would silently lack goes to the log."""
-    try:
-        tokenizer = Tokenizer.load(folder)
-    except (ValueError, OSError) as error:
-        raise StartError(str(error)) from error
-    if names := tokenizer.unknown_names:
-        log.warning(
-            "the chat template writes special tokens that the model does not name", names=names
-        )
-    return tokenizer
-
-
-def host_port(host: str, port: int) -> str:
-    """As clients name it: an IPv6 address in brackets, with which or without it may be given."""
-    bare = _bare(host)
-    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
-
-
-def _bare(host: str) -> str:
-    return host.strip("[]")
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
-    reason = "address in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-    return StartError(f"cannot listen on {host_port(host, port)}: {reason}")
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

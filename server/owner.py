@@ -14,8 +14,9 @@ from engine.driving.messages import EngineInfo, Failed
 from engine.driving.streams import CallFailed, EngineLost, EngineStartError
 from server.config import ServerConfig
 from server.exposition import Exposition
-from server.frontend import StartError, listen_metrics
 from server.metrics import EngineMetrics
+from server.ports import listen_metrics
+from server.startup import StartError
 
 log = structlog.get_logger()
 

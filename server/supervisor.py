@@ -53,10 +53,12 @@ from server.control import (
     Verdict,
 )
 from server.errors import Refused
-from server.frontend import LAST_WORDS_S, StartError, read_admin, read_configuration, reserve
+from server.frontend import LAST_WORDS_S
 from server.ledger import FrontEndCalls, Ledger
 from server.metrics import QueueMetrics
 from server.owner import EngineOwner
+from server.ports import reserve
+from server.startup import StartError, read_admin, read_configuration
 
 log = structlog.get_logger()
 

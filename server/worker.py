@@ -55,9 +55,10 @@ from server.control import (
     Started,
 )
 from server.errors import Refused
-from server.frontend import FrontEnd, StartError
+from server.frontend import FrontEnd
 from server.ledger import Displace
 from server.metrics import Metrics
+from server.startup import StartError
 
 log = structlog.get_logger()
 

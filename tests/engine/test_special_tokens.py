@@ -19,7 +19,7 @@ from engine.tokenizer import Tokenizer
 from server.convert.input import Bounds, Input
 from server.convert.violations import InvalidRequest
 from server.encoder import Encoder
-from server.frontend import load_tokenizer
+from server.startup import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

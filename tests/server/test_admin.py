@@ -16,7 +16,7 @@ from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig
 from server.errors import CallError
-from server.frontend import StartError
+from server.startup import StartError
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within

@@ -23,8 +23,9 @@ from server.config import ServerConfig
 from server.configuration import Configuration
 from server.ending import Ending
 from server.exposition import Exposition
-from server.frontend import StartError, host_port
 from server.metrics import Metrics
+from server.ports import host_port
+from server.startup import StartError
 from tests.server.conftest import Running, within
 
 PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)

@@ -18,7 +18,7 @@ from engine.driving.config import EngineConfig
 from engine.embedded import FOLDER
 from server.app import Server
 from server.config import ServerConfig
-from server.frontend import StartError
+from server.startup import StartError
 from tests.server.conftest import within
 
 KEYS = {"temperature": 0.25, "top_k": 1, "repetition_penalty": 1.125, "max_new_tokens": 21}

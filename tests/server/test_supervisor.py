@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
 from server.config import ServerConfig
-from server.frontend import StartError
+from server.startup import StartError
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import until, within

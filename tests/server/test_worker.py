@@ -29,8 +29,8 @@ from server.control import (
     Verdict,
 )
 from server.errors import Refusal, Refused
-from server.frontend import reserve
 from server.ledger import FrontEndCalls, Ledger
+from server.ports import reserve
 from server.supervisor import FrontEndProcess
 from server.worker import SharedLedger
 from tests.server.conftest import within
