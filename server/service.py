@@ -251,6 +251,7 @@ class InferenceService:
             raw = await self._uploads.receive(context)
         except CallError as error:
             call = Call(rpc, time.monotonic(), context, self._metrics)
+            call.delivery = self._deliveries.begin(context, call.give_up)
             call.fail(error)
             call.close()
             await errors.abort(context, error)

@@ -19,7 +19,6 @@ from itertools import islice
 import grpc
 
 from server import errors
-from server.convert.violations import InvalidRequest, Violation
 from server.errors import CallError
 
 MOST_BYTES = 256 << 20  # of messages on their way, were each as long as may be
@@ -59,9 +58,8 @@ class Uploads:
         """The only message of a call. Raises CallError."""
         raw = await self._next(context)
         if raw is None:
-            raise errors.invalid(
-                InvalidRequest([Violation("", "the call ended before its message had come")])
-            )
+            # Of a client that left, or never meant to send any: gRPC does not say which.
+            raise errors.cancelled("the call ended before its message had come")
         return raw
 
     async def each(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:

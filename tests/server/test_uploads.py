@@ -75,12 +75,22 @@ async def test_a_message_that_does_not_come_is_waited_for_as_long_as_stated(sent
         assert len((await within(server.stub.Generate(ASKED))).completions) == 1
 
 
-async def test_a_call_without_a_message_is_told_so() -> None:
-    async with running() as server:
-        with await asyncio.to_thread(connection, server) as client:
-            stream = client.open(GENERATE)
-            client.send(DATA, END_STREAM, stream)
-            assert b"ended before its message" in await status(client, stream)
+async def test_a_call_that_ends_without_a_message_is_told_so_and_logged() -> None:
+    """Here the client says so, or leaves, or the server ends."""
+    with capture_logs() as lines:
+        async with running() as server:
+            with await asyncio.to_thread(connection, server) as client:
+                stream = client.open(GENERATE)
+                client.send(DATA, END_STREAM, stream)
+                assert b"ended before its message" in await status(client, stream)
+                client.open(GENERATE)
+            staying = await asyncio.to_thread(connection, server)
+            staying.open(GENERATE)
+            await within(server.stub.GetServerInfo(pb.GetServerInfoRequest()))
+        staying.socket.close()
+    calls = [line for line in lines if line["event"] == "call" and line["rpc"] == "Generate"]
+    assert [line["outcome"] for line in calls] == ["CANCELLED"] * 3
+    assert all(line["error"] == "the call ended before its message had come" for line in calls)
 
 
 async def test_of_too_many_messages_on_their_way_the_slow_end() -> None:
