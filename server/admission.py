@@ -4,7 +4,7 @@ Two things are limited: requests that wait or run, and tokens of work that waits
 no room takes the place of calls that wait, of which nothing has been streamed: only of less
 important ones, the least important first, among these first of shares that hold more than their
 part, then the largest, then the latest. Where there are none, it is refused. The last of the room
-is kept for the more important (KEPT_PERCENT), so that what has begun, and is not displaced, cannot
+is kept for the more important (places.py), so that what has begun, and is not displaced, cannot
 keep them out. Whoever is displaced can displace nobody who took its place: none go to and fro.
 
 Shares are those of tenants whom the operator has named, and one of all others (engine/tiers.py).
@@ -21,133 +21,16 @@ costs O(log n) in the number of calls, and O(s) in that of shares.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum
-from typing import NamedTuple
-
-from sortedcontainers import SortedKeyList
 
 from engine.deciding.request import Importance, Share
 from engine.driving.streams import DuplicateRequest
 from server import errors
 from server.errors import Refusal, Refused
+from server.places import NOTHING, CallKey, Entry, Line, Place, Pool, State, Use, sum_of
 
-# Of both limits, kept for calls of higher importance. Of few places that is none.
-KEPT_PERCENT = {Importance.LOW: 10, Importance.NORMAL: 5, Importance.HIGH: 0}
 # Refused callers are told to try again after RETRY_AFTER_S: their share waits a little longer.
 REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
-
-CallKey = tuple[str, str]  # tenant, and the id that it gave the call
-
-
-class Entry(NamedTuple):
-    """A call, as far as it matters who else is there. `tokens` of work in all its completions:
-    estimated from the size of its message, exact once its prompt has been tokenized.
-    """
-
-    tenant: str
-    request_id: str
-    share: Share
-    tier: str  # "" for targets of its own
-    importance: Importance
-    n: int  # requests: completions asked for
-    tokens: int
-
-    @property
-    def key(self) -> CallKey:
-        return self.tenant, self.request_id
-
-
-class Use(NamedTuple):
-    """So much of each thing that is limited."""
-
-    requests: int
-    tokens: int
-
-    def less(self, other: Use) -> Use:
-        return Use(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))
-
-
-NOTHING = Use(0, 0)
-
-
-class State(Enum):
-    WAITING = "waiting"  # nothing has been streamed
-    STARTED = "started"
-    DISPLACED = "displaced"  # and not over yet
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """Of a call in the queue; `number` tells the later from the earlier."""
-
-    entry: Entry
-    number: int
-    state: State = State.WAITING
-
-    @property
-    def use(self) -> Use:
-        """Of what is limited, now."""
-        if self.state is State.DISPLACED:
-            return NOTHING
-        return Use(self.entry.n, self.entry.tokens if self.state is State.WAITING else 0)
-
-
-class Pool:
-    """One thing that is limited, and who holds how much of it."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.total = 0
-        self.held: Counter[str] = Counter()  # by the share's name
-        self.by_importance: Counter[Importance] = Counter()
-
-    def add(self, entry: Entry, amount: int) -> None:
-        """Takes it away where it is negative."""
-        self.total += amount
-        self.by_importance[entry.importance] += amount
-        name = entry.share.name
-        self.held[name] += amount
-        if not self.held[name]:
-            del self.held[name]
-
-    def missing(self, amount: int, importance: Importance) -> int:
-        """How much has to go before so much more fits. Where there is nothing, anything does."""
-        room = self.limit - self.limit * KEPT_PERCENT[importance] // 100
-        return max(0, self.total + amount - room) if self.total else 0
-
-    def part(self, share: Share, active: float) -> int:
-        """Of a share among active ones of that weight together."""
-        return max(1, int(self.limit * share.weight / active))
-
-    def beyond(self, share: Share, active: float, amount: int) -> int:
-        """How much the share would hold beyond its part, while more than half of all is used. Who
-        is alone, and one call of any size, is within it."""
-        is_alone = share.weight >= active
-        held = self.held[share.name]
-        if is_alone or 2 * (self.total + amount) <= self.limit or not held:
-            return 0
-        return max(0, held + amount - self.part(share, active))
-
-
-class Line:
-    """The waiting calls of one importance and share, the largest and latest last."""
-
-    def __init__(self) -> None:
-        self.places: SortedKeyList[Place, tuple[int, int]] = SortedKeyList(
-            key=lambda place: (place.entry.tokens, place.number)
-        )
-        self.use = NOTHING
-
-    def add(self, place: Place) -> None:
-        self.places.add(place)
-        self.use = Use(self.use.requests + place.entry.n, self.use.tokens + place.entry.tokens)
-
-    def remove(self, place: Place) -> None:
-        self.places.remove(place)
-        self.use = Use(self.use.requests - place.entry.n, self.use.tokens - place.entry.tokens)
 
 
 class Admission:
@@ -244,7 +127,7 @@ class Admission:
             raise self._refuse(entry, Refusal.SHARE_USED, now)
         if own == NOTHING:  # within its part
             ranks.append(self._offers_of_those_beyond(entry.importance, active))
-        short = short.less(_sum(victims))
+        short = short.less(sum_of(victims))
         others = _take(ranks, short)
         if others is None or entry.n > self.requests.limit:
             is_work = entry.n <= self.requests.limit and not short.requests
@@ -347,7 +230,7 @@ class Admission:
         waiting = {place for place in places if place.state is State.WAITING}
         lines = [line for lines in self._lines.values() for line in lines.values()]
         assert {place for line in lines for place in line.places} == waiting
-        assert all(line.places and line.use == _sum(line.places) for line in lines)
+        assert all(line.places and line.use == sum_of(line.places) for line in lines)
         displaced = [place for place in places if place.state is State.DISPLACED]
         assert len(displaced) == self._num_displaced <= self.requests.limit
 
@@ -406,8 +289,3 @@ def _told(entry: Entry) -> str:
 def gave_place(entry: Entry) -> Refused:
     """What a displaced call ends with."""
     return Refused(Refusal.DISPLACED, f"gave its place to more important work: {_told(entry)}")
-
-
-def _sum(places: Iterable[Place]) -> Use:
-    uses = [place.use for place in places]
-    return Use(sum(use.requests for use in uses), sum(use.tokens for use in uses))

@@ -15,7 +15,6 @@ from engine.deciding.plan import Accepted
 from engine.deciding.request import EVERYBODY_ELSE
 from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
-from server.admission import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
 from server.deliveries import DISPLACED_S, Delivery
@@ -23,6 +22,7 @@ from server.errors import CallError, Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.ledger import Entries
 from server.metrics import Metrics
+from server.places import Entry
 
 log = structlog.get_logger()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from server.admission import CallKey, Entry
 from server.config import ServerConfig
 from server.errors import Refused
+from server.places import CallKey, Entry
 
 # prometheus_client's name for where the processes of a service keep their metrics.
 COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"

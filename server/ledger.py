@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from server.admission import Admission, CallKey, Entry, gave_place
+from server.admission import Admission, gave_place
 from server.errors import Refused
+from server.places import CallKey, Entry
 
 Displace = Callable[[Refused], None]  # told once, of a call that is to end with it
 

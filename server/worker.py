@@ -33,7 +33,6 @@ from engine.driving.watch import Condition, Watch
 from engine.driving.wire import Wire, open_wire
 from server import logs
 from server.admin import Admin
-from server.admission import CallKey, Entry
 from server.configuration import Configuration
 from server.control import (
     COUNTERS_FOLDER,
@@ -58,6 +57,7 @@ from server.errors import Refused
 from server.frontend import FrontEnd
 from server.ledger import Displace
 from server.metrics import Metrics
+from server.places import CallKey, Entry
 from server.startup import StartError
 
 log = structlog.get_logger()

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
 from engine.driving.streams import DuplicateRequest
-from server.admission import KEPT_PERCENT, REMEMBERED_S, Admission, Entry, State, gave_place
+from server.admission import REMEMBERED_S, Admission, gave_place
 from server.errors import Refusal, Refused
+from server.places import KEPT_PERCENT, Entry, State
 
 LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
 PLENTY = 10**9  # tokens
