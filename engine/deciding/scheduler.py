@@ -385,15 +385,16 @@ class Scheduler:
     def _refuse(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         """None was picked. Where its logits are not finite and it had taken pages from the prefix
         index, those may be why, and it is computed once more, all by itself. Else it ends."""
-        if not token.is_finite:
-            self.pages.withdraw(sequence.request)
         self._leave(sequence)
-        if sequence.num_cached and not token.is_finite:
+        if token.is_finite:
+            events.append(self._finish(sequence, FinishReason.ERROR, now, CHOICE))
+            return
+        self.pages.withdraw(sequence.request)
+        if sequence.num_cached:
             self._restart(sequence, now)
         else:
-            self.totals.num_failed += not token.is_finite
-            detail = CHOICE if token.is_finite else LOGITS
-            events.append(self._finish(sequence, FinishReason.ERROR, now, detail))
+            self.totals.num_failed += 1
+            events.append(self._finish(sequence, FinishReason.ERROR, now, LOGITS))
 
     def _restart(self, sequence: Sequence, now: float) -> None:
         """With its output so far; the old sequence, which the plan in flight may have, is over."""
