@@ -86,14 +86,20 @@ class HuggingFace:
         A token whose id the vocabulary would not give it is left out.
         """
         made = self._tokenizer
+        size, listed = made.get_vocab_size(), []
         for token in sorted(settings.added, key=lambda token: token.id or 0):
             known_id = made.token_to_id(token.content)
-            if token.id == (made.get_vocab_size() if known_id is None else known_id):
-                made.add_tokens([_to_library(token)])
+            if token.id == (size if known_id is None else known_id):
+                listed.append(_to_library(token))
+                size += known_id is None
+        made.add_tokens(listed)  # at once: each time it makes its search for all of them anew
         added = {token.content for token in made.get_added_tokens_decoder().values()}
-        for token in [*self.named.values(), *settings.extra]:
-            if token.content not in added and made.token_to_id(token.content) is not None:
-                made.add_tokens([_to_library(token)])
+        named = [
+            _to_library(token)
+            for token in [*self.named.values(), *settings.extra]
+            if token.content not in added and made.token_to_id(token.content) is not None
+        ]
+        made.add_tokens(named)
 
     def _id_of(self, name: str, vocabulary: Mapping[str, int]) -> int | None:
         token = self.named.get(name)

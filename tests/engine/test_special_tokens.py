@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,14 @@ def test_a_wrong_value_is_named(tmp_path: Path, stated: dict[str, Any], message:
     write(tmp_path, {"tokenizer_config.json": stated})
     with pytest.raises(CheckpointError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def test_thousands_of_listed_tokens_are_added_at_once(tmp_path: Path) -> None:
+    """A search for all is made each time: one by one they took time as their number's square."""
+    first_id = write_json(tmp_path).get_vocab_size()
+    listed = {str(first_id + i): token(f"<SPECIAL_{i}>") | {"special": True} for i in range(10_000)}
+    write(tmp_path, {"tokenizer_config.json": {"added_tokens_decoder": listed}})
+    started_s = time.process_time()
+    tokenizer = Tokenizer.load(tmp_path)
+    assert time.process_time() - started_s < 8
+    assert tokenizer.encode("the<SPECIAL_9999>")[-1] == first_id + 9999
