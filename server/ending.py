@@ -63,6 +63,7 @@ class Ending:
         if signal.sigtimedwait(SIGNALS, self._patience_s) is None:
             log.error("not ended in time", seconds=self._patience_s)
             self._leave(0)
+        log.warning("leaving at once", note="a second signal came: what runs is ended")
         self._leave(EXIT_AT_ONCE)
 
     def _leave(self, code: int) -> None:
