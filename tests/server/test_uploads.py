@@ -64,6 +64,12 @@ async def status(client: Http2, stream: int) -> bytes:
     return frame.payload
 
 
+async def begun(client: Http2) -> None:
+    """A call without its message that the server has seen: it looks at calls in their order."""
+    client.open(GENERATE)
+    await status(client, client.call(CHECK, b""))
+
+
 @pytest.mark.parametrize("sent", [b"", struct.pack("!BI", 0, 1000) + b"begun"], ids=["no", "part"])
 async def test_a_message_that_does_not_come_is_waited_for_as_long_as_stated(sent: bytes) -> None:
     async with running(receive_timeout_s=0.2) as server:
@@ -83,10 +89,9 @@ async def test_a_call_that_ends_without_a_message_is_told_so_and_logged() -> Non
                 stream = client.open(GENERATE)
                 client.send(DATA, END_STREAM, stream)
                 assert b"ended before its message" in await status(client, stream)
-                client.open(GENERATE)
+                await begun(client)
             staying = await asyncio.to_thread(connection, server)
-            staying.open(GENERATE)
-            await within(server.stub.GetServerInfo(pb.GetServerInfoRequest()))
+            await begun(staying)
         staying.socket.close()
     calls = [line for line in lines if line["event"] == "call" and line["rpc"] == "Generate"]
     assert [line["outcome"] for line in calls] == ["CANCELLED"] * 3
@@ -111,8 +116,7 @@ async def test_of_too_many_messages_on_their_way_the_slow_end() -> None:
 async def test_drain_waits_for_no_message_that_has_not_come() -> None:
     async with running() as server:
         with await asyncio.to_thread(connection, server) as client:
-            client.open(STREAM)
-            await within(server.stub.GetServerInfo(pb.GetServerInfoRequest()))
+            await begun(client)
             await within(server.server.service.drain())
 
 
