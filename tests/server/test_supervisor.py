@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
+from proto.niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
 from server.startup import StartError
 from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
-from tests.server.conftest import until, within
+from tests.server.conftest import Stubs, until, within
 
 FOREVER_S = 3600.0  # longer than any test waits
 
@@ -68,6 +71,34 @@ async def test_a_front_end_lost_just_before_the_end_is_not_replaced(ends: str) -
             assert workers() == others
             await within(getattr(supervisor, ends)())
     assert not workers()
+
+
+async def test_calls_that_are_cancelled_at_any_moment_disturb_no_front_end() -> None:
+    """Of every RPC; one that left while it asked the ledger ended the front end."""
+    prompt, chance = pb.Input(text="Once"), random.Random(0)
+    requests = {
+        "Generate": pb.GenerateRequest(input=prompt),
+        "GenerateStream": pb.GenerateStreamRequest(input=prompt),
+        "Estimate": pb.EstimateRequest(prompt_tokens=5),
+        "Explain": pb.ExplainRequest(request_id="nobody's"),
+        "CountTokens": pb.CountTokensRequest(input=prompt),
+        "GetServerInfo": pb.GetServerInfoRequest(),
+    }
+    async with supervised() as supervisor:
+        before = workers()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{supervisor.port}") as channel:
+            stub: Any = Stubs(channel).inference
+            for _ in range(50):
+                calls = [getattr(stub, rpc)(request) for rpc, request in requests.items()]
+                calls += [stub.Estimate(requests["Estimate"]) for _ in range(6)]
+                await asyncio.sleep(chance.random() * 6e-3)  # any of the moments that a call has
+                for call in calls:
+                    call.cancel()
+                ends = [call.code() for call in calls]
+                await within(asyncio.gather(*ends))
+        await until(lambda: not len(supervisor.ledger.admission))
+        supervisor.ledger.admission.check()
+        assert workers() == before
 
 
 async def test_everything_is_killed_from_a_thread_though_no_event_loop_runs_there() -> None:
