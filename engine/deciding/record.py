@@ -182,9 +182,6 @@ class DecisionLog:
             output_tokens=event.output_tokens,
         )
 
-    def timeline(self, request_id: str) -> Timeline | None:
-        return self._timelines.get(request_id)
-
 
 def _candidates(name: str, tenant: str) -> Iterator[str]:
     """Ids that a name may stand for. A request that is called `a/1` comes before completion 1 of

@@ -169,8 +169,7 @@ def test_one_request_keeps_a_bounded_timeline() -> None:
     log.open(make_request("r"))
     for i in range(10 * MAX_DECISIONS):
         log.note("r", float(i), ("chunk", "preempted")[i % 2], tokens=1.0)
-    timeline = log.timeline("r")
-    assert timeline is not None
+    timeline = log.find("r")
     assert len(timeline.decisions) <= MAX_DECISIONS + 1
     assert sum(d.values["tokens"] for d in timeline.decisions) == 10 * MAX_DECISIONS
 
