@@ -10,9 +10,10 @@ keep them out. Whoever is displaced can displace nobody who took its place: none
 Shares are those of tenants whom the operator has named, and one of all others (engine/tiers.py).
 While more than half of a limited thing is used, an active share may hold its part of it, by weight;
 beyond that its calls displace only its own. A share within its part may also take the place of an
-equally important call of one beyond. Active is who holds something, who calls, and who was refused
-a moment ago: who finds the queue full of another's requests makes room for its next try. A weight
-that the operator has changed holds from the share's next call on, for all that it has in the queue.
+equally important call of one beyond. Active is who holds something, and who has called a moment
+ago, whatever came of it: who found the queue full of another's requests, or was served in no time,
+finds room at its next try. A weight that the operator has changed holds from the share's next call
+on, for all that it has in the queue.
 
 A call counts until it is over; a displaced one no longer, but there are never more than
 `max_requests` of those that are not over yet. Synchronous; the instant is an argument; a decision
@@ -44,7 +45,7 @@ class Admission:
         self._shares: dict[str, Share] = {}  # by name, as they were last told
         self._num_entered = 0
         self._num_displaced = 0  # and not over yet
-        self._refused_at: dict[str, float] = {}  # by the share's name, oldest first
+        self._called_at: dict[str, float] = {}  # by the share's name, oldest first
 
     def __len__(self) -> int:
         """Calls that are not over."""
@@ -52,28 +53,28 @@ class Admission:
 
     def admit(self, entry: Entry, now: float) -> list[Entry]:
         """Enters the call; returns those that give their place to it, whoever is to tell them.
-        Raises Refused or DuplicateRequest, and then nothing has changed.
+        Raises Refused or DuplicateRequest, and then nothing has changed but that its share called.
         """
-        victims = self._victims(entry, now)
+        try:
+            victims = self._victims(entry, now)
+        finally:
+            self._called_at.pop(entry.share.name, None)
+            self._called_at[entry.share.name] = now
         for victim in victims:
             self._displace(victim)
         self._num_entered += 1
         place = self._places[entry.key] = Place(entry, self._num_entered)
         self._line(place).add(place)
         self._account(place, 1)
-        self._refused_at.pop(entry.share.name, None)
         return [victim.entry for victim in victims]
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
-        """Why such a call would be refused now; None where it would be admitted. Asking is no try:
+        """Why such a call would be refused now; None where it would be admitted. Asking is no call:
         it keeps no room for the next."""
-        remembered = dict(self._refused_at)
         try:
             self._victims(entry, now)
         except Refused as refused:
             return refused
-        finally:
-            self._refused_at = remembered
         return None
 
     def resize(self, key: CallKey, tokens: int) -> None:
@@ -113,9 +114,9 @@ class Admission:
     def _victims(self, entry: Entry, now: float) -> list[Place]:
         """Who would have to go; nobody has. Raises Refused or DuplicateRequest."""
         self._forget(now)
+        self._shares[entry.share.name] = entry.share
         if entry.key in self._places:
             raise DuplicateRequest(entry.request_id)
-        self._shares[entry.share.name] = entry.share
         active = self._active(entry.share)
         own, short = self._beyond(entry.share, active, entry), self._missing(entry)
         lower = [each for each in Importance if each < entry.importance]
@@ -124,17 +125,17 @@ class Admission:
         of_own = [[offer for offer in rank if offer.share == name] for rank in ranks]
         victims = _take(of_own, own)
         if victims is None:
-            raise self._refuse(entry, Refusal.SHARE_USED, now)
+            raise self._refuse(entry, Refusal.SHARE_USED)
         if own == NOTHING:  # within its part
             ranks.append(self._offers_of_those_beyond(entry.importance, active))
         short = short.less(sum_of(victims))
         others = _take(ranks, short)
         if others is None or entry.n > self.requests.limit:
             is_work = entry.n <= self.requests.limit and not short.requests
-            raise self._refuse(entry, Refusal.WORK_FULL if is_work else Refusal.QUEUE_FULL, now)
+            raise self._refuse(entry, Refusal.WORK_FULL if is_work else Refusal.QUEUE_FULL)
         victims += others
         if victims and self._num_displaced + len(victims) > self.requests.limit:
-            raise self._refuse(entry, Refusal.QUEUE_FULL, now)
+            raise self._refuse(entry, Refusal.QUEUE_FULL)
         return victims
 
     def _missing(self, entry: Entry) -> Use:
@@ -146,7 +147,7 @@ class Admission:
 
     def _active(self, caller: Share) -> float:
         """The weight of all shares among which the whole is divided now."""
-        names = {caller.name, *self.requests.held, *self._refused_at}
+        names = {caller.name, *self.requests.held, *self._called_at}
         return sum(self._shares[name].weight for name in names)
 
     def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
@@ -179,9 +180,7 @@ class Admission:
         place.state = State.DISPLACED
         self._num_displaced += 1
 
-    def _refuse(self, entry: Entry, reason: Refusal, now: float) -> Refused:
-        self._refused_at.pop(entry.share.name, None)
-        self._refused_at[entry.share.name] = now
+    def _refuse(self, entry: Entry, reason: Refusal) -> Refused:
         return Refused(reason, f"{self._why(entry, reason)}; refused is {_told(entry)}")
 
     def _why(self, entry: Entry, reason: Refusal) -> str:
@@ -198,10 +197,10 @@ class Admission:
         return f"the queue is full: {self.requests.total} requests are waiting or running"
 
     def _forget(self, now: float) -> None:
-        for name, at in list(self._refused_at.items()):
+        for name, at in list(self._called_at.items()):
             if now - at <= REMEMBERED_S:
                 return
-            del self._refused_at[name]
+            del self._called_at[name]
 
     # The books
 

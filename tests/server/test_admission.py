@@ -145,6 +145,16 @@ def test_an_id_is_its_tenant_s_own() -> None:
         admission.admit(entry("a0", share="a"), 0.0)
 
 
+def test_a_tenant_that_is_named_while_its_call_is_in_flight_has_a_share_from_then_on() -> None:
+    admission = Admission(10, PLENTY)
+    admission.admit(Entry("acme", "x", EVERYBODY_ELSE, "chat", NORMAL, 1, 10), 0.0)
+    with pytest.raises(DuplicateRequest):
+        admission.admit(entry("x", share="acme"), 0.0)
+    assert refused(admission, entry("y", share="acme")) is None
+    assert refused(admission, entry("z")) is None
+    assert admission.requests.held == {"": 2, "acme": 1}
+
+
 def test_displaced_calls_that_do_not_end_are_no_way_round_the_limit() -> None:
     """Calls that wait, give their place, and hang on: at most as many as there are places."""
     admission = Admission(10, PLENTY)
@@ -263,12 +273,30 @@ def test_who_found_the_queue_full_has_a_share_at_the_next_try() -> None:
     assert refused(admission, again, now=1.0) is Refusal.SHARE_USED  # the place is kept for "a"
     assert refused(admission, entry("x", share="a"), now=1.0) is None
     admission.leave(("a", "x"))
-    assert refused(admission, again, now=1.0) is None  # "a" came, and went again
-    admission.start(again.key)
-    assert refused(admission, entry("y", share="a"), now=1.0) is Refusal.QUEUE_FULL
-    admission.leave(again.key)
     later = 1.1 + REMEMBERED_S
     assert refused(admission, again, now=later) is None  # "a" did not come back
+
+
+def test_who_is_served_in_no_time_has_a_share_at_the_next_call() -> None:
+    """One call after the other, each over at once, beside a flood that is more important and tries
+    again at once: between two calls the flood took every place, and five of sixty were served."""
+    admission = Admission(100, PLENTY)
+    flood = [entry(f"f{i}", HIGH, "flood") for i in range(1000)]
+    in_hand = [each for each in flood if refused(admission, each) is None]
+    served = []
+    for call in range(300):
+        now = 0.1 * call
+        admission.leave(in_hand.pop(0).key)
+        asks = entry("acme", NORMAL, "acme")
+        served.append(refused(admission, asks, now) is None)
+        if served[-1]:
+            admission.leave(asks.key)
+        more = [entry(f"{call}/{i}", HIGH, "flood") for i in range(20)]
+        in_hand += [each for each in more if refused(admission, each, now + 0.05) is None]
+    first = served.index(True)
+    assert first == KEPT_PERCENT[NORMAL], "as soon as what is kept for the important is free"
+    assert all(served[first:])
+    assert admission.requests.held == {"flood": 50}, "the flood has its part, and no less"
 
 
 # Everything that may happen
