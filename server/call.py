@@ -149,24 +149,6 @@ class Call:
         assert isinstance(output, RelegatedAt)  # what is streamed is not begun again
         return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
 
-    def to_response(
-        self, pieces: list[list[Piece]], ended: dict[int, pb.Finished]
-    ) -> pb.GenerateResponse:
-        """`pieces` of each completion in order; its end in `ended`."""
-        return pb.GenerateResponse(
-            request_id=self.request_id,
-            targets=outbound.to_targets(self.asked.quality),
-            completions=[
-                outbound.to_completion(
-                    index,
-                    "".join(piece.text for piece in parts),
-                    [token for piece in parts for token in piece.tokens],
-                    ended[index],
-                )
-                for index, parts in enumerate(pieces)
-            ],
-        )
-
     def finish(self, ended: Ended) -> pb.Finished:
         """The message for the end of one completion; counts it."""
         self._ended.append(ended)

@@ -27,6 +27,7 @@ from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import Admin
+from server.answer import Answer
 from server.bounded import shorten
 from server.call import Call
 from server.config import ServerConfig
@@ -50,7 +51,7 @@ FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, Engin
 # How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
 # before that it raises InternalError (a failed batch) or UsageError (a status was sent).
 DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext
 GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
@@ -238,10 +239,10 @@ class InferenceService:
     async def _receive_and_serve(
         self,
         rpc: str,
-        answer: Callable[[Call], Awaitable[Answer]],
+        answer: Callable[[Call], Awaitable[Reply]],
         _: object,
         context: Context,
-    ) -> Answer:
+    ) -> Reply:
         """It is a call from when its message has come: drain waits for no other."""
         return await self._serve(await self._received(rpc, context), answer)
 
@@ -257,7 +258,7 @@ class InferenceService:
             await errors.abort(context, error)
         return Call(rpc, time.monotonic(), context, self._metrics, raw)
 
-    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[Answer]]) -> Answer:
+    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[Reply]]) -> Reply:
         """From arrival to log line; the engine holds nothing for the call afterwards."""
         context = call.context
         call.delivery = delivery = self._deliveries.begin(context, call.give_up)
@@ -366,19 +367,18 @@ async def _stream(call: Call) -> None:
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:
-    pieces: list[list[Piece]] = [[] for _ in range(call.asked.n)]
-    ended: dict[int, pb.Finished] = {}
+    answer = Answer(call.asked.n)
     while not call.generation.is_done:
         for output in await call.generation.next():
             if isinstance(output, Piece):
                 if not call.has_started:
                     call.start()
-                pieces[output.completion].append(output)
+                answer.add(output)
             elif isinstance(output, RestartedAt):
-                pieces[output.completion].clear()
+                answer.restart(output.completion)
             elif isinstance(output, Ended):
-                ended[output.completion] = call.finish(output)
-    return call.to_response(pieces, ended)
+                answer.end(output.completion, call.finish(output))
+    return answer.response(call.request_id, outbound.to_targets(call.asked.quality))
 
 
 def _serialize(answer: Message | bytes) -> bytes:

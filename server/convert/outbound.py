@@ -198,18 +198,6 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
     )
 
 
-def to_completion(
-    index: int, text: str, tokens: Sequence[Token], finished: pb.Finished
-) -> pb.Completion:
-    return pb.Completion(
-        index=index,
-        text=text,
-        token_ids=[token.id for token in tokens],
-        logprobs=to_logprobs(tokens),
-        finished=finished,
-    )
-
-
 def to_tier(tier: Tier) -> pb.Tier:
     return pb.Tier(
         name=tier.name,
