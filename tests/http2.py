@@ -86,11 +86,11 @@ class Http2:
             self.send(frame.kind, ACK, 0, frame.payload if frame.kind == PING else b"")
         return frame
 
-    def until(self, kind: int, stream: int, timeout_s: float = 60) -> Frame | None:
-        """The next frame of that kind and stream, or None."""
+    def until(self, kind: int, stream: int | None, timeout_s: float = 60) -> Frame | None:
+        """The next frame of that kind and stream (None: of any), or None."""
         until = time.monotonic() + timeout_s
         while (frame := self.read(max(0, until - time.monotonic()))) is not None:
-            if (frame.kind, frame.stream) == (kind, stream):
+            if frame.kind == kind and stream in (None, frame.stream):
                 return frame
         return None
 

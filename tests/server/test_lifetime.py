@@ -147,8 +147,8 @@ async def test_a_lost_engine_fails_its_calls_and_the_service_recovers(start: Sta
         assert (await within(watch.read())).status == SERVING
         assert (await finish(stubs.inference.GenerateStream(asked(5)))).usage.output_tokens == 5
         watch.cancel()
-    assert "engine lost" in process.log
-    assert "engine recovered" in process.log
+    process.wait_line(lambda line: "engine lost" in line)
+    process.wait_line(lambda line: "engine recovered" in line)
 
 
 async def test_a_hugging_face_folder_is_served(
@@ -343,8 +343,7 @@ def test_a_server_that_cannot_compile_says_why_once_and_serves(
     monkeypatch.setenv("CXX", "no-such-compiler")
     process = start("--compile", "auto")
     process.wait_ready()
-    lines = [json.loads(line) for line in process.log.splitlines() if line.startswith("{")]
-    (line,) = (line for line in lines if line["event"] == "compile")
+    line = json.loads(process.wait_line(lambda line: '"event": "compile"' in line))
     assert line["level"] == "warning"
     assert line["note"] == "not compiled: no C++ compiler (no-such-compiler) is found"
 
