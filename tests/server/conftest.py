@@ -5,6 +5,7 @@ tests can look at the engine's counters.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -89,6 +90,18 @@ class Running:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
 
+@contextlib.asynccontextmanager
+async def running_with(config: ServerConfig) -> AsyncIterator[Running]:
+    """Such a server of this process, for as long as the block."""
+    server = Server(config)
+    await within(server.start())
+    try:
+        async with grpc.aio.insecure_channel(f"{config.host}:{server.port}") as channel:
+            yield Running(server, channel)
+    finally:
+        await within(server.stop())
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def running() -> AsyncIterator[Running]:
     """Tests that use it run on the session's event loop and leave nothing in flight."""
@@ -99,8 +112,6 @@ async def running() -> AsyncIterator[Running]:
         compile="off",
         dtype="float32",  # the same tokens, whoever else is in the batch
     )
-    server = Server(ServerConfig(port=0, max_requests=MAX_REQUESTS, engine=engine))
-    await within(server.start())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield Running(server, channel)
-    await within(server.stop())
+    config = ServerConfig(port=0, max_requests=MAX_REQUESTS, engine=engine)
+    async with running_with(config) as server:
+        yield server

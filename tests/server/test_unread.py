@@ -16,11 +16,10 @@ from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
-from server.app import Server
 from server.config import ServerConfig
 from server.deliveries import Deliveries, Delivery
 from tests.http2 import HEADERS, Http2
-from tests.server.conftest import Running, within
+from tests.server.conftest import Running, running_with, within
 from tests.server.test_ending import GENERATE, STREAM, WATCH
 
 NULL = EngineConfig(factory="engine.driving.null:build")
@@ -38,13 +37,8 @@ async def running(write_timeout_s: float, host: str = "127.0.0.1") -> AsyncItera
         drain_s=0.0,
         engine=NULL,
     )
-    server = Server(config)
-    await within(server.start())
-    try:
-        async with grpc.aio.insecure_channel(f"{host}:{server.port}") as channel:
-            yield Running(server, channel)
-    finally:
-        await within(server.stop())
+    async with running_with(config) as server:
+        yield server
 
 
 def asked(max_tokens: int = 50) -> Any:

@@ -10,19 +10,17 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from engine.driving.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
-from server.app import Server
 from server.config import ServerConfig
 from server.errors import CallError
 from server.uploads import LEAST, MOST_BYTES, SLOW_S, Uploads
 from tests.http2 import DATA, END_STREAM, HEADERS, Http2
-from tests.server.conftest import Running, within
+from tests.server.conftest import Running, running_with, within
 from tests.server.test_ending import GENERATE, STREAM, WATCH
 
 NULL = EngineConfig(factory="engine.driving.null:build")
@@ -44,13 +42,8 @@ async def running(receive_timeout_s: float = 60.0) -> AsyncIterator[Running]:
         drain_s=0.0,
         engine=NULL,
     )
-    server = Server(config)
-    await within(server.start())
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield Running(server, channel)
-    finally:
-        await within(server.stop())
+    async with running_with(config) as server:
+        yield server
 
 
 def connection(server: Running) -> Http2:
