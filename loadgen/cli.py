@@ -17,24 +17,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
-from loadgen import (
-    flags,
-    gate,
-    html_report,
-    interrupts,
-    json_report,
-    modes,
-    records_csv,
-    report,
-    targets,
-)
-from loadgen.capacity import Capacity
-from loadgen.cluster import SiloTarget
-from loadgen.html.page import Asked, page
-from loadgen.modes import Measure, Measurement, Measuring, NotMeasured
-from loadgen.spec import DEFAULT_RATE, Spec, build
-from loadgen.target import End, Target, TargetInfo, Unreachable
-from loadgen.workload import Workload, plan
+from loadgen import flags, interrupts, opening
+from loadgen.reports import figures, records, terminal
+from loadgen.reports.html import document
+from loadgen.reports.html.page import Asked, page
+from loadgen.scoring import gate, modes
+from loadgen.scoring.capacity import Capacity
+from loadgen.scoring.modes import Measure, Measurement, Measuring, NotMeasured
+from loadgen.silos import SiloTarget
+from loadgen.targets.target import End, Target, TargetInfo, Unreachable
+from loadgen.workload.plan import Workload, plan
+from loadgen.workload.spec import DEFAULT_RATE, Spec, build
 
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4
 
@@ -47,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = sys.argv[1:] if argv is None else argv
     try:
         with interrupts.handled(interrupts.interrupt):
-            status = _Command(arguments, flags.to_spec(arguments), report.console(), asked).run()
+            status = _Command(arguments, flags.to_spec(arguments), terminal.console(), asked).run()
             sys.stdout.flush()
             return status
     except BrokenPipeError:
@@ -117,15 +110,15 @@ class _Command:
 
     def _send_all(self) -> None:
         if self.arguments.compare:
-            targets.check(self.arguments, self.arguments.compare)
+            opening.check(self.arguments, self.arguments.compare)
             modes.compare(
-                lambda contender: targets.opened(self.arguments, contender),
+                lambda contender: opening.opened(self.arguments, contender),
                 self.arguments.compare,
                 lambda info: build(self.spec, info),
                 self._send,
             )
             return
-        with targets.opened(self.arguments) as target:
+        with opening.opened(self.arguments) as target:
             info = target.info()
             workload = build(self.spec, info)
             gate.check(self.arguments.slo_gate or {}, [load.tier for load in workload.tiers])
@@ -172,12 +165,12 @@ class _Command:
         def measure_aloud(load: Workload, name: str) -> Measurement:
             done = measure(load, name)
             passed = modes.sustains(done.summary, search.max_misses)
-            self.out.print(report.search_line(done, passed), highlight=False)
+            self.out.print(terminal.search_line(done, passed), highlight=False)
             return done
 
         capacity, done = modes.search_capacity(measure_aloud, workload, search)
         self.capacities[contender] = capacity
-        line = report.capacity_line(capacity, search.max_misses)
+        line = terminal.capacity_line(capacity, search.max_misses)
         self.out.print(f"{escape(contender)} {line}".strip(), highlight=False)
         return done
 
@@ -200,10 +193,10 @@ class _Command:
 
     def _show(self) -> None:
         if self.mode == "run":
-            report.print_report(self.done[0].summary, self.out)
+            terminal.print_report(self.done[0].summary, self.out)
         elif not self.arguments.find_capacity:
             title = "contender" if self.arguments.compare else "rate"
-            report.print_runs(title, self.done, self.spec.seed or 0, self.out)
+            terminal.print_runs(title, self.done, self.spec.seed or 0, self.out)
 
     def _write(self) -> None:
         """Every file that was asked for; of one that cannot be written the others know nothing.
@@ -225,15 +218,13 @@ class _Command:
 
     def _write_json(self, path: Path) -> None:
         arguments = self._arguments()
-        json_report.write(
-            json_report.to_json(self.mode, arguments, self.done, self.capacities), path
-        )
+        figures.write(figures.to_json(self.mode, arguments, self.done, self.capacities), path)
 
     def _write_csv(self, path: Path) -> None:
-        records_csv.write(((each.name, each.records) for each in self.done), path)
+        records.write(((each.name, each.records) for each in self.done), path)
 
     def _write_html(self, path: Path) -> None:
-        html_report.write(page(self._asked(), self.done, self.capacities), path)
+        document.write(page(self._asked(), self.done, self.capacities), path)
 
     def _arguments(self) -> dict[str, object]:
         """The flags, and what the first run really had of the three that say which requests."""

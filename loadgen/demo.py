@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from client.__main__ import main as client_main
 from client.terminal import discard_output
-from loadgen import interrupts, local_server
+from loadgen import interrupts
 from loadgen.cli import main as loadgen_main
-from loadgen.target import Unreachable
+from loadgen.targets import local_server
+from loadgen.targets.target import Unreachable
 
 PROMPT = "In the beginning"
 SAMPLE = ("--tier", "interactive", "--max-tokens", "64", "--temperature", "0.7", "--seed", "1")

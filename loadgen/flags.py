@@ -14,12 +14,14 @@ from client import arguments as values
 from client.client import DEFAULT_SERVER
 from client.terminal import printable
 from client.values import Importance
-from loadgen import gate, mix, simulation_flags, workload_file
-from loadgen.arrivals import Process, parse_rate
-from loadgen.lengths import Distribution, Lognormal, parse_distribution
-from loadgen.spec import Spec, TierSpec, by_importance
-from loadgen.units import parse_duration, parse_shares
-from loadgen.workload import SharedPrefix
+from loadgen import simulation_flags
+from loadgen.scoring import gate
+from loadgen.workload import mix, toml_file
+from loadgen.workload.arrivals import Process, parse_rate
+from loadgen.workload.lengths import Distribution, Lognormal, parse_distribution
+from loadgen.workload.plan import SharedPrefix
+from loadgen.workload.spec import Spec, TierSpec, by_importance
+from loadgen.workload.units import parse_duration, parse_shares
 
 V = TypeVar("V")
 
@@ -340,7 +342,7 @@ def to_spec(arguments: argparse.Namespace) -> Spec:
     )
     if arguments.workload is None:
         return spec
-    return spec.over(workload_file.load(arguments.workload))
+    return spec.over(toml_file.load(arguments.workload))
 
 
 TierLength = tuple[str, Distribution]

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loadgen import score, simulated
-from loadgen.record import Record
-from loadgen.workload import PlannedRequest
+from loadgen.scoring import score
+from loadgen.targets import simulated
+from loadgen.targets.record import Record
+from loadgen.workload.plan import PlannedRequest
 
 MAX_GROWTH = 0.01
 

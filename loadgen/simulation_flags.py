@@ -13,11 +13,11 @@ from client.values import Importance, Targets, Tier
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
-from loadgen import profiles
-from loadgen.cluster import SiloTarget, parse_silos
-from loadgen.profiles import Profile
-from loadgen.simulated import ROUTINGS, Setup, SimulatedTarget
-from loadgen.units import parse_duration
+from loadgen.silos import SiloTarget, parse_silos
+from loadgen.targets import profiles
+from loadgen.targets.profiles import Profile
+from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
+from loadgen.workload.units import parse_duration
 
 _PROFILES = "a100-llama3-8b, roofline:DEVICE:CONFIG.json, or a saved calibration"
 Parse = Callable[[str], Any]

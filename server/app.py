@@ -10,17 +10,17 @@ from dataclasses import replace
 import structlog
 
 from engine import tiers
-from engine.driving import collector
-from engine.driving.messages import EngineInfo
+from engine.messages import EngineInfo
+from engine.processes import collector
+from server.admission.ledger import OwnLedger
 from server.config import ServerConfig
 from server.ending import Ending
+from server.engine import EngineOwner
 from server.frontend import FrontEnd
-from server.ledger import OwnLedger
+from server.frontends.supervisor import Supervisor
+from server.listening.ports import host_port, refuse_taken
 from server.metrics import Metrics, QueueMetrics
-from server.owner import EngineOwner
-from server.ports import host_port, refuse_taken
 from server.startup import read_admin, read_configuration
-from server.supervisor import Supervisor
 
 log = structlog.get_logger()
 

@@ -15,14 +15,14 @@ from engine.deciding.plan import Accepted
 from engine.deciding.request import EVERYBODY_ELSE
 from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
+from server.admission.ledger import Entries
+from server.admission.places import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
-from server.deliveries import DISPLACED_S, Delivery
 from server.errors import CallError, Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
-from server.ledger import Entries
+from server.listening.deliveries import DISPLACED_S, Delivery
 from server.metrics import Metrics
-from server.places import Entry
 
 log = structlog.get_logger()
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import uvloop
 
-from engine.driving import standard_streams
+from engine.processes import standard_streams
 from server import logs
 from server.app import serve
 from server.config import ServerConfig, parse
-from server.descriptors import raise_limit
 from server.ending import REST_S, Ending, block_signals
+from server.listening.descriptors import raise_limit
 from server.startup import StartError
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from engine.driving.config import EngineConfig, Flag
+from engine.config import EngineConfig, Flag
 
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine import tiers
-from engine.driving.messages import TierInfo
+from engine.messages import TierInfo
 from engine.tiers import Tier, Tiers
 
 

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from engine.driving.messages import Failure
+from engine.messages import Failure
 from server.bounded import shorten
 from server.convert.violations import InvalidRequest, Violation
 

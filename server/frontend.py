@@ -10,22 +10,22 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from engine.driving.link import EngineLink
-from engine.driving.messages import EngineInfo
+from engine.linking.link import EngineLink
+from engine.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
+from server.admission.ledger import Entries
 from server.config import ServerConfig
 from server.configuration import Configuration
-from server.deliveries import Deliveries
-from server.descriptors import room_for_connections
-from server.health import Health
-from server.ledger import Entries
+from server.listening.deliveries import Deliveries
+from server.listening.descriptors import room_for_connections
+from server.listening.health import Health
+from server.listening.ports import host_port
+from server.listening.standard import ShortQuestions
+from server.listening.uploads import Uploads
 from server.metrics import Metrics
-from server.ports import host_port
 from server.service import InferenceService
-from server.standard import ShortQuestions
 from server.startup import StartError, default_sampling, load_tokenizer
-from server.uploads import Uploads
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5

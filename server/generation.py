@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from engine.checkpoint.detokenizer import Detokenizer
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
-from engine.detokenizer import Detokenizer
-from engine.driving.streams import RequestStream, Restarted
-from engine.stops import StopChecker
+from engine.linking.streams import RequestStream, Restarted
+from server.stops import StopChecker
 
 
 class Piece(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import structlog
 
-from engine.driving.standard_streams import DROPPED
+from engine.processes.standard_streams import DROPPED
 from server.bounded import bound_values
 
 

@@ -16,10 +16,10 @@ from prometheus_client.registry import Collector
 from engine.deciding.plan import Finished
 from engine.deciding.request import Importance, Share
 from engine.deciding.stats import SchedulerStats
-from engine.driving.standard_streams import DROPPED
-from server.admission import Admission
+from engine.processes.standard_streams import DROPPED
+from server.admission.admission import Admission
+from server.admission.places import Entry
 from server.errors import Refusal
-from server.places import Entry
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)

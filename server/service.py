@@ -17,16 +17,18 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.link import EngineLink
-from engine.driving.messages import EngineInfo
-from engine.driving.streams import CallFailed, DuplicateRequest, EngineLost
+from engine.linking.link import EngineLink
+from engine.linking.streams import CallFailed, DuplicateRequest, EngineLost
+from engine.messages import EngineInfo
 from engine.tiers import Tiers
-from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import Admin
+from server.admission.ledger import Entries
+from server.admission.quota import Caller, Quota
 from server.answer import Answer
 from server.bounded import shorten
 from server.call import Call
@@ -36,14 +38,12 @@ from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
 from server.convert.violations import InvalidRequest, Violation
 from server.convert.work import entry_of, entry_of_supposed, work
-from server.deliveries import Deliveries
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
-from server.ledger import Entries
+from server.listening.deliveries import Deliveries
+from server.listening.uploads import Uploads
 from server.metrics import Metrics
-from server.prompts import Prompts
-from server.quota import Caller, Quota
-from server.uploads import Uploads
+from server.reading.prompts import Prompts
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
 MAX_QUESTIONS = 256  # in the engine at once

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import structlog
 
-from engine.computing import generation
-from engine.computing.config import GENERATION
+from engine.checkpoint import generation_config
+from engine.checkpoint.model_config import GENERATION
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.request import Sampling
-from engine.tokenizer import Tokenizer
 from server.admin import Admin
 from server.config import ServerConfig
 from server.configuration import Configuration
@@ -42,9 +42,9 @@ def default_sampling(config: ServerConfig) -> Sampling:
     if config.generation_config == "none":
         return Sampling()
     folder = config.engine.model
-    if unused := generation.unused_keys(folder):
+    if unused := generation_config.unused_keys(folder):
         log.warning("generation", note=f"not done, of {GENERATION}: {', '.join(unused)}")
-    return generation.read_sampling(folder)
+    return generation_config.read_sampling(folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -87,7 +87,7 @@ def test_the_deciding_core_computes_and_does_not_act() -> None:
 
 
 def test_deciding_and_simulating_load_neither_torch_nor_grpc_nor_asyncio() -> None:
-    names = [*modules("engine/deciding"), "engine.driving.simulator"]
+    names = [*modules("engine/deciding"), "engine.simulator"]
     assert not loaded_by(names) & HEAVY
 
 

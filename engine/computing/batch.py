@@ -30,7 +30,7 @@ from engine.computing.attention import (
 )
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
-from engine.computing.picked import Picked, decoded
+from engine.computing.sampled import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
 

@@ -25,17 +25,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from engine.checkpoint.options import COMPILE
 from engine.computing.batch import Batch
 from engine.computing.lanes import LEAST
 from engine.computing.model import Block, Decoder
-from engine.computing.options import COMPILE
-from engine.computing.private import (
-    NotPrivate,
-    default_folder,
-    make,
-    private_folder,
-    temporary_folder,
-)
+from engine.private import NotPrivate, default_folder, make, private_folder, temporary_folder
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 TRITON_VARIABLE = "TRITON_CACHE_DIR"

@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.computing.attention import AttentionPlan, DecodeGroup
 from engine.computing.batch import Batch
 from engine.computing.kv import KvSlots
-from engine.computing.picked import Picked, decoded
+from engine.computing.sampled import Picked, decoded
 from engine.deciding.sequence import Sequence
 
 # A batch is worth a graph as long as it then reads at most so many times as many pages.

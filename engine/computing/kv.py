@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.computing.config import ModelConfig
-from engine.computing.json_file import CheckpointError
+from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing.transfer import to_device
 
 

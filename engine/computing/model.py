@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.computing.config import ModelConfig, RopeConfig
+from engine.checkpoint.model_config import ModelConfig, RopeConfig
 from engine.computing.linear import Linear
 
 Attend = Callable[[Tensor, int], Tensor]  # [T, H + 2 * KH, D] of a layer, to [T, H * D]

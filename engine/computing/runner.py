@@ -12,27 +12,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.options import DTYPES, QUANTIZE, Choices
 from engine.computing.attention import PagedAttention, uses_matrix_units
+from engine.computing.autotune import fastest_dtype, fastest_row_layout, measured_slow_rows
 from engine.computing.batch import NO_ROWS, Batch, make_builder
-from engine.computing.checkpoint import check_weights, load_model, read_config
 from engine.computing.compiled import (
     CompilationFailed,
     CompiledStep,
     end_compilers,
     prepare,
 )
-from engine.computing.config import ModelConfig
-from engine.computing.fastest import fastest_dtype, fastest_row_layout, measured_slow_rows
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
-from engine.computing.json_file import CheckpointError
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
 from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
-from engine.computing.options import DTYPES, QUANTIZE, Choices
-from engine.computing.picked import Picked
 from engine.computing.rotation import rotate
+from engine.computing.sampled import Picked
 from engine.computing.sampler import Sampler
+from engine.computing.weights import check_weights, load_model, read_config
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.computing.picked import Logprobs, Picked
+from engine.computing.sampled import Logprobs, Picked
 from engine.computing.transfer import to_device
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence

@@ -29,7 +29,6 @@ from collections.abc import Sequence as ListOf
 from dataclasses import asdict
 from typing import Any
 
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.demand import Demand
 from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
@@ -42,6 +41,7 @@ from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.record import DecisionLog, Timeline
 from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence, Status
 from engine.deciding.stats import SchedulerStats, Totals
 

@@ -1,5 +1,5 @@
 """The engine process: `python -m engine.driving FD [DOOR] PULSE`, started by
-`engine.driving.process`.
+`engine.linking.process`.
 
 FD is its end of a socket pair; DOOR, of another one, by which further front ends are let in; PULSE,
 the page in which a thread beats, whatever the loop does, so that a long iteration is no death. The
@@ -18,14 +18,14 @@ import time
 import traceback
 import warnings
 
-from engine.driving import collector, standard_streams
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from engine.driving.hub import Hub
 from engine.driving.loop import Engine, EngineLoop
-from engine.driving.messages import Failed, Ready
 from engine.driving.pipe import SocketPipe
-from engine.driving.pulse import Pulse, keep_beating
-from engine.driving.spawn import leave_signals, parent_of
+from engine.messages import Failed, Ready
+from engine.processes import collector, standard_streams
+from engine.processes.pulse import Pulse, keep_beating
+from engine.processes.spawn import leave_signals, parent_of
 
 
 def build(config: EngineConfig) -> Engine:

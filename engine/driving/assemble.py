@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import time
 
-from engine.computing.config import ModelConfig
-from engine.computing.options import Choices
-from engine.deciding.config import SchedulerConfig
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.options import Choices
+from engine.config import EngineConfig
 from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving import tiers
-from engine.driving.config import EngineConfig
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
-from engine.driving.messages import Calibration, EngineInfo, Pinned
+from engine.messages import Calibration, EngineInfo, Pinned
 
 
 def assemble(

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from engine.computing import calibration, runner
-from engine.computing.private import default_folder
 from engine.computing.runner import ModelExecutor
+from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.driving import profiles
 from engine.driving.assemble import assemble, context_length
-from engine.driving.config import EngineConfig
-from engine.driving.cores import usable_cores
 from engine.driving.loop import Engine
-from engine.driving.messages import Calibration
+from engine.messages import Calibration
+from engine.private import default_folder
+from engine.processes.cores import usable_cores
 
 # Where the scheduler starts before it has seen an iteration; it learns from every one.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))

@@ -17,17 +17,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.driving.messages import (
-    Call,
-    Cancel,
-    Command,
-    EngineInfo,
-    Ready,
-    Report,
-    Submit,
-    Unpacker,
-    pack,
-)
+from engine.messages import Call, Cancel, Command, EngineInfo, Ready, Report, Submit, Unpacker, pack
 
 _READ_BYTES = 1 << 18
 MOST_UNREAD_BYTES = 64 << 20  # that a front end may leave before it is cut off

@@ -28,7 +28,7 @@ from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import SchedulerStats
 from engine.driving.decision_file import DecisionFile
-from engine.driving.messages import (
+from engine.messages import (
     Call,
     Cancel,
     Command,

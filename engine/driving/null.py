@@ -4,12 +4,12 @@ iteration costs nothing, and the tokens depend on a request's seed and their pos
 
 from __future__ import annotations
 
-from engine.computing.config import ModelConfig
-from engine.computing.options import Choices
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.options import Choices
+from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.plan import Done, Plan, Token
 from engine.driving.assemble import assemble
-from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 
 _BYTES_PER_TOKEN = 2048

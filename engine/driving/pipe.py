@@ -6,13 +6,13 @@ import select
 import socket
 from typing import Any
 
-from engine.driving.messages import Command, Unpacker, missing_bytes, pack
+from engine.messages import Command, Unpacker, missing_bytes, pack
 
 _READ_BYTES = 1 << 18
 
 
 class SocketPipe:
-    """Speaks frames of `engine.driving.messages`. EOFError means that the other end is gone."""
+    """Speaks frames of `engine.messages`. EOFError means that the other end is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)

@@ -20,16 +20,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.computing import private
+from engine import private
 from engine.computing.calibration import Measurements
 from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile, Segment
-from engine.driving.messages import Calibration
+from engine.messages import Calibration
 
 MOST_ERROR = 0.75  # median of |actual / predicted - 1| above which a profile is not believed
 _ENGINE = Path(__file__).parents[1]
 # What is measured and what measures, what a profile is made of, and how it is written.
-_CODE = ("computing/*.py", "deciding/fit.py", "deciding/latency.py", "driving/profiles.py")
+_CODE = (
+    "checkpoint/model_config.py",
+    "checkpoint/options.py",
+    "computing/**/*.py",
+    "deciding/fit.py",
+    "deciding/latency.py",
+    "driving/profiles.py",
+)
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -10,7 +10,7 @@ import math
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.request import Targets
-from engine.driving.messages import TierInfo
+from engine.messages import TierInfo
 
 # What a moderate load looks like.
 DECODES, CONTEXT, CHUNK = 32, 512, 64

@@ -20,7 +20,7 @@ from loadgen import interrupts
 from loadgen.paper import experiments
 from loadgen.paper.experiments import GROUPS, Line, Scale, all_experiments
 from loadgen.paper.jobs import Answers, run_all
-from loadgen.report import console
+from loadgen.reports.terminal import console
 
 # Shorter than the deadlines of minutes: the backlog decides. For a look, not for quoting.
 QUICK = Scale(

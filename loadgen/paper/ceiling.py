@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 from engine.deciding.latency import LatencyProfile
 from loadgen.paper.load import most_efficient_chunk, pure_seconds
-from loadgen.score import token_due_s
-from loadgen.workload import PlannedRequest
+from loadgen.scoring.score import token_due_s
+from loadgen.workload.plan import PlannedRequest
 
 
 def least_iterations(requests: Sequence[PlannedRequest]) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from loadgen.paper.load import CONTEXT_LEN
-from loadgen.profiles import A100
-from loadgen.simulated import Setup
+from loadgen.targets.profiles import A100
+from loadgen.targets.simulated import Setup
 
 # As published; only long requests are not cut.
 PROFILE = replace(A100, context_len=CONTEXT_LEN)

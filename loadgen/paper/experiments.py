@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from loadgen.cluster import BULK_CHUNK, PACED_CHUNK
 from loadgen.judge import Judge
 from loadgen.paper.contender import PROFILE, Contender
 from loadgen.paper.jobs import Experiment, Job
 from loadgen.paper.load import Load, compute_bound, source_of
 from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Capacity, Lateness
-from loadgen.profiles import PAPER_TIERS
+from loadgen.silos import BULK_CHUNK, PACED_CHUNK
+from loadgen.targets.profiles import PAPER_TIERS
 
 BASELINES = ("fcfs", "edf", "srpf")
 NIYAMA = Contender()

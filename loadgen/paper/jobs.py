@@ -25,7 +25,7 @@ from loadgen.judge import Judge
 from loadgen.paper import serving
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load
-from loadgen.simulated import uncollected
+from loadgen.targets.simulated import uncollected
 
 T = TypeVar("T")
 

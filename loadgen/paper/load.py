@@ -9,11 +9,11 @@ from pathlib import Path
 from client.values import Importance, Targets
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
-from loadgen import traces
-from loadgen.arrivals import Process, Rate, parse_rate
-from loadgen.lengths import Fixed, FromTrace, Independent, Lengths, Lognormal
-from loadgen.profiles import PAPER_TIERS
-from loadgen.workload import Arrivals, TierLoad, Workload, plan
+from loadgen.targets.profiles import PAPER_TIERS
+from loadgen.workload import traces
+from loadgen.workload.arrivals import Process, Rate, parse_rate
+from loadgen.workload.lengths import Fixed, FromTrace, Independent, Lengths, Lognormal
+from loadgen.workload.plan import Arrivals, TierLoad, Workload, plan
 
 # The Azure LLM inference traces of 2023, as the Azure Public Dataset publishes them.
 TRACES = Path("../shared/traces")

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from client.values import Importance
 from engine.deciding.latency import LatencyProfile
-from loadgen import score
 from loadgen.judge import Judge
 from loadgen.paper.ceiling import least_seconds
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load, compute_bound, pure_seconds
-from loadgen.record import Record
-from loadgen.simulated import records
-from loadgen.workload import plan
+from loadgen.scoring import score
+from loadgen.targets.record import Record
+from loadgen.targets.simulated import records
+from loadgen.workload.plan import plan
 
 CHUNKS = (256, 512, 1024, 2048)
 _STEPS = 100  # rates tried per compute bound

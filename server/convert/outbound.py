@@ -12,7 +12,7 @@ from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.record import Decision, Timeline
 from engine.deciding.request import Sampling, Targets
 from engine.deciding.sequence import FinishReason
-from engine.driving.messages import EngineInfo
+from engine.messages import EngineInfo
 from engine.tiers import Resolved, TargetSource, Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES

@@ -7,8 +7,8 @@ for as output counts in full, as nobody knows when it will end. Bounded by the c
 from __future__ import annotations
 
 from engine.deciding.request import Share
+from server.admission.places import Entry
 from server.convert.inbound import Asked, Limits, Supposed
-from server.places import Entry
 
 BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English: an estimate, and bounded
 

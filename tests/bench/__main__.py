@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.computing.host import environment
+from engine.processes.environment import environment
 
 
 def main(argv: Sequence[str]) -> int:

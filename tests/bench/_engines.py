@@ -17,13 +17,13 @@ import sys
 import time
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.deciding.plan import Event, Plan, Sampled, Token
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler
 from engine.driving import build as driving
-from engine.driving import collector
-from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
+from engine.processes import collector
 
 NOTES = "NIYAMA_BENCH_NOTES"  # names the file for the engine process
 

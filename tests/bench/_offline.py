@@ -20,11 +20,11 @@ import torch
 
 from engine.computing import runner
 from engine.computing.runner import ModelExecutor
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Sampled
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving.build import UNCALIBRATED
 
 MAX_BATCH = 64

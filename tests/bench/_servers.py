@@ -17,10 +17,11 @@ from collections.abc import Awaitable
 import grpc
 import uvloop
 
+from engine.config import EngineConfig
 from engine.deciding.plan import Pending, Plan
-from engine.driving import collector, null
-from engine.driving.config import EngineConfig
+from engine.driving import null
 from engine.driving.loop import Engine
+from engine.processes import collector
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server import logs

@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing.attention import PagedAttention
 from engine.computing.batch import Batch, make_builder
 from engine.computing.compiled import compiler_missing
-from engine.computing.config import ModelConfig
 from engine.computing.kv import KvLanes, KvSlots
 from engine.computing.lanes import LaneAttention
 from engine.deciding.plan import Chunk, Plan, Work

@@ -34,11 +34,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.computing.checkpoint import read_config
-from engine.computing.config import ModelConfig
-from engine.computing.host import environment
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing.linear import Linear
+from engine.computing.weights import read_config
 from engine.embedded import FOLDER
+from engine.processes.environment import environment
 
 ROOT = Path(__file__).parents[2]
 TRACE = ROOT.parent / "shared" / "traces" / "azure-2023-conv.csv"

@@ -37,17 +37,17 @@ from rich.table import Table
 
 from client import Client
 from client.values import ServerInfo, Tier
-from loadgen import local_server, profiles
-from loadgen.arrivals import Rate
-from loadgen.live import LiveTarget
-from loadgen.mix import default_lengths
-from loadgen.modes import Measurement, Measuring, Search, measure, search_capacity
-from loadgen.profiles import Profile
-from loadgen.record import Record
-from loadgen.score import Score, ttft_s
-from loadgen.simulated import Setup, SimulatedTarget
-from loadgen.target import Run, Target, TargetInfo, Watch
-from loadgen.workload import Arrivals, PlannedRequest, TierLoad, Workload
+from loadgen.scoring.modes import Measurement, Measuring, Search, measure, search_capacity
+from loadgen.scoring.score import Score, ttft_s
+from loadgen.targets import local_server, profiles
+from loadgen.targets.live import LiveTarget
+from loadgen.targets.profiles import Profile
+from loadgen.targets.record import Record
+from loadgen.targets.simulated import Setup, SimulatedTarget
+from loadgen.targets.target import Run, Target, TargetInfo, Watch
+from loadgen.workload.arrivals import Rate
+from loadgen.workload.mix import default_lengths
+from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
 from tests.bench._notes import NOTES, Note, in_service, read
 
 LOADS = {"light": 0.4, "at capacity": 1.0, "overload": 1.5}

@@ -29,20 +29,20 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.model_config import ModelConfig, RopeConfig
 from engine.computing.calibration import Shape, make_plan, measure
-from engine.computing.checkpoint import random_model
-from engine.computing.config import ModelConfig, RopeConfig
 from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor, store
-from engine.deciding.config import SchedulerConfig
+from engine.computing.weights import random_model
 from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyModel
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving import profiles
 from engine.driving.build import UNCALIBRATED
 from engine.driving.loop import EngineLoop
-from engine.driving.messages import Command, Report, Submit, pack
+from engine.messages import Command, Report, Submit, pack
 from tests.bench._offline import serve
 
 PAGE = 16

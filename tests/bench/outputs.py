@@ -16,12 +16,12 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import A100_LLAMA3_8B, LatencyModel
 from engine.deciding.plan import Finished, Token
 from engine.deciding.request import Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
-from loadgen.lengths import Lognormal
+from engine.deciding.scheduler_config import SchedulerConfig
+from loadgen.workload.lengths import Lognormal
 
 STOP, GO_ON = Token(1), Token(0)
 TIERS = (Targets(ttft_s=6.0, tbt_s=0.05), Targets(ttlt_s=20.0), Targets(ttlt_s=60.0))

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen import local_server
 from loadgen.cli import main as loadgen
+from loadgen.targets import local_server
 
 POLICIES = ("niyama", "fcfs", "edf", "srpf")
 TIERS = """

@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 
+from engine.config import EngineConfig
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Done, Event, Executor, Plan, Token
 from engine.deciding.scheduler import Scheduler
 from engine.driving import build
-from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 from server import logs
 from server.app import Server

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing import runner
 from engine.computing.batch import make_builder
 from engine.computing.calibration import Shape, make_plan
@@ -34,7 +35,6 @@ from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence as Served
 from engine.embedded import FOLDER
-from engine.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = ROOT / "tests" / "held_out.txt"

@@ -27,12 +27,12 @@ from typing import Any
 
 import sortedcontainers
 
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import A100_LLAMA3_8B, LatencyModel
 from engine.deciding.plan import Token
 from engine.deciding.policies import POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 
 STREAMS = 54  # that decode throughout; those of the queue bring the batch to about 64
 MAX_BATCH = 66

@@ -42,7 +42,7 @@ import grpc
 import psutil
 import uvloop
 
-from engine.computing.host import environment
+from engine.processes.environment import environment
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from tests.bench._engines import NOTES

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.computing.checkpoint import random_model
 from engine.computing.kv import KvSlots
+from engine.computing.weights import random_model
 from engine.deciding.plan import Chunk
 from tests.bench.gpu import CASES, SHAPES, as_transformers, missed
 from tests.engine.computing.parts import Recorder, make_plan, make_sequence

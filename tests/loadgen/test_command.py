@@ -16,7 +16,7 @@ import pytest
 
 from loadgen import demo
 from loadgen.cli import EXIT_INVALID, main
-from loadgen.records_csv import COLUMNS
+from loadgen.reports.records import COLUMNS
 from tests.loadgen.conftest import WAIT_S, LittleServer
 from tests.server_process import ServerProcess
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from tests.loadgen.conftest import LittleServer
-from tests.loadgen.test_local_server import NEVER_READY
-from tests.server.test_frontends import free_port
+from tests.loadgen.targets.test_local_server import NEVER_READY
+from tests.server.frontends.test_frontends import free_port
 
 WAIT_S = 60.0
 # `python -m loadgen` and its demo, but the servers that they start are of the module named first.

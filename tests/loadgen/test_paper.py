@@ -12,7 +12,6 @@ import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from loadgen.judge import Judge
-from loadgen.lengths import FromTrace
 from loadgen.paper import experiments, load, serving
 from loadgen.paper.__main__ import main
 from loadgen.paper.ceiling import least_iterations, least_seconds
@@ -21,8 +20,9 @@ from loadgen.paper.experiments import Scale
 from loadgen.paper.jobs import Answers, Experiment, Job, run_all
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.paper.serving import ENVELOPE, largest
-from loadgen.simulated import Setup
-from loadgen.workload import PlannedRequest, plan
+from loadgen.targets.simulated import Setup
+from loadgen.workload.lengths import FromTrace
+from loadgen.workload.plan import PlannedRequest, plan
 from tests.loadgen.examples import CHAT, REPORT, planned, record
 
 COSTS = LatencyProfile(

@@ -120,5 +120,5 @@ async def bystander(address: str) -> AsyncIterator[Bystander]:
 
 def memory_mib(process: psutil.Process) -> float:
     """Of it and of the processes that read for it; not of the engine."""
-    readers = [p for p in process.children() if "server.reader" in p.cmdline()]
+    readers = [p for p in process.children() if "server.reading.reader" in p.cmdline()]
     return sum(p.memory_info().rss for p in [process, *readers]) / 2**20

@@ -13,8 +13,8 @@ import grpc
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.driving.config import EngineConfig
-from engine.driving.link import EngineLink
+from engine.config import EngineConfig
+from engine.linking.link import EngineLink
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig

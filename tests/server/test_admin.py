@@ -11,13 +11,13 @@ import pytest
 
 from client import AccessDenied, AsyncClient, InvalidRequest, NotFound
 from client.__main__ import main
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig
 from server.errors import CallError
+from server.frontends.supervisor import Supervisor
 from server.startup import StartError
-from server.supervisor import Supervisor
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within
 

@@ -12,19 +12,19 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from engine.config import EngineConfig
 from engine.deciding.request import Importance, Targets
-from engine.driving.config import EngineConfig
-from engine.driving.messages import Failure, TierInfo
-from engine.driving.streams import CallFailed
+from engine.linking.streams import CallFailed
+from engine.messages import Failure, TierInfo
 from proto.niyama.v1 import inference_pb2 as pb
 from server import app
 from server.app import Server
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.ending import Ending
-from server.exposition import Exposition
+from server.listening.exposition import Exposition
+from server.listening.ports import host_port
 from server.metrics import Metrics
-from server.ports import host_port
 from server.startup import StartError
 from tests.server.conftest import Running, within
 

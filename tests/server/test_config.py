@@ -8,16 +8,16 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from engine.computing import options
-from engine.computing.config import ModelConfig
-from engine.deciding.config import SchedulerConfig
+from engine.checkpoint import options
+from engine.checkpoint.model_config import ModelConfig
+from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Token
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving.assemble import assemble
-from engine.driving.config import EngineConfig
 from engine.embedded import FOLDER
 from server.config import ServerConfig, parse
 

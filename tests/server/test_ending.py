@@ -116,7 +116,7 @@ def test_a_front_end_that_does_not_move_does_not_hold_up_the_end(tmp_path: Path)
         process.wait_ready()
         children = psutil.Process(process.child.pid).children()
         for child in children:
-            if "server.worker" in child.cmdline():
+            if "server.frontends.worker" in child.cmdline():
                 child.suspend()
         process.signal(signal.SIGTERM)
         assert process.child.wait(WAIT_S) == 0

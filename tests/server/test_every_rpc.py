@@ -12,7 +12,7 @@ import pytest_asyncio
 import structlog
 from google.rpc import error_details_pb2
 
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig

@@ -10,7 +10,7 @@ import pytest
 from proto.niyama.v1 import inference_pb2 as pb
 from server.call import Call
 from server.generation import Ended, Output
-from server.prompts import Prompts
+from server.reading.prompts import Prompts
 from tests.server.conftest import Running, within
 from tests.server.test_cancellation import asked, outcome
 

@@ -102,7 +102,7 @@ async def test_a_flood_of_large_messages_holds_neither_memory_nor_anybody_up(
 async def test_what_waits_for_a_reader_that_is_lost_waits_on(roomy: ServerProcess) -> None:
     """And what it was at work on is read by the next one."""
     children = psutil.Process(roomy.child.pid).children
-    readers = {p.pid: p for p in children() if "server.reader" in p.cmdline()}
+    readers = {p.pid: p for p in children() if "server.reading.reader" in p.cmdline()}
     async with grpc.aio.insecure_channel(roomy.address) as channel:
         used = {pid: p.cpu_times().user for pid, p in readers.items()}
         sent = [asyncio.create_task(send(channel, LARGE, "CountTokens")) for _ in range(3)]

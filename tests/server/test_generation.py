@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving.streams import EngineLost, Item, RequestStream, Restarted
 from engine.embedded import FOLDER
-from engine.tokenizer import Tokenizer
+from engine.linking.streams import EngineLost, Item, RequestStream, Restarted
 from server.generation import (
     Ended,
     Generation,

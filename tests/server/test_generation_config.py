@@ -14,7 +14,7 @@ import pytest
 
 from client import AsyncClient
 from client.values import SamplingDefaults
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from engine.embedded import FOLDER
 from server.app import Server
 from server.config import ServerConfig

@@ -16,12 +16,12 @@ from google.rpc import error_details_pb2
 from structlog.testing import capture_logs
 
 from client import AsyncClient, QueueFull, RequestIdInUse
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
-from server.supervisor import Supervisor
+from server.frontends.supervisor import Supervisor
 from tests.engine.driving.engines import SLOW
 from tests.server.conftest import until, until_stats, within
 from tests.server.test_service import failure
@@ -209,7 +209,7 @@ async def test_a_call_that_is_displaced_while_its_prompt_is_read_is_told_at_once
         readers = [
             process
             for process in psutil.Process().children(recursive=True)
-            if "server.reader" in process.cmdline()
+            if "server.reading.reader" in process.cmdline()
         ]
         for reader in readers:
             reader.suspend()

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
+from engine.checkpoint.detokenizer import SPACE
 from engine.deciding.latency import LatencyProfile
-from engine.detokenizer import SPACE
 from engine.embedded import FOLDER
 from proto.niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within

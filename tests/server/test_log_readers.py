@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from proto.niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
-from tests.server.test_frontends import Pair, free_port
+from tests.server.frontends.test_frontends import Pair, free_port
 from tests.server.test_lifetime import NOT_SERVING, SERVING
 from tests.server_process import ServerProcess
 

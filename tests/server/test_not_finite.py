@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from engine.embedded import FOLDER
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from proto.niyama.v1 import inference_pb2 as pb
 from server.call import Call
 from server.metrics import Metrics
-from server.prompts import Prompts
+from server.reading.prompts import Prompts
 from tests.server.conftest import MAX_REQUESTS, Running, within
 from tests.server.test_service import asked, failure, read
 

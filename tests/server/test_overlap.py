@@ -9,7 +9,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig

@@ -104,7 +104,7 @@ def test_every_front_end_takes_it_and_those_that_are_started_again(
     path.write_text("[tiers")
     children = psutil.Process(process.child.pid).children()
     (engine,) = [child for child in children if "engine.driving" in child.cmdline()]
-    next(child for child in children if "server.worker" in child.cmdline()).kill()
+    next(child for child in children if "server.frontends.worker" in child.cmdline()).kill()
     wait_line(process, "front end started again")
     engine.kill()
     wait_line(process, "engine recovered")

@@ -19,11 +19,11 @@ from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
-from server.supervisor import Supervisor
+from server.frontends.supervisor import Supervisor
 from tests.server.conftest import Stubs, until, within
 
 # Its first engine takes everything in and sends nothing, those after it are quick.

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.embedded import FOLDER
-from engine.tokenizer import Tokenizer
 from proto.niyama.v1 import inference_pb2 as pb
 from server.frontend import SERVICE
 from tests.server.conftest import MAX_REQUESTS, Ended, Running, within

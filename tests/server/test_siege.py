@@ -44,7 +44,7 @@ from tests.server.attacks import (
     send,
 )
 from tests.server.conftest import Stubs, until, within
-from tests.server.test_frontends import free_port
+from tests.server.frontends.test_frontends import free_port
 from tests.server_process import ServerProcess
 
 WAIT_S = 60.0

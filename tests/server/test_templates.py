@@ -115,7 +115,7 @@ async def test_a_conversation_that_takes_long_does_not_hold_up_a_drain(
         process.wait_ready()
         async with grpc.aio.insecure_channel(process.address) as channel:
             children = psutil.Process(process.child.pid).children()
-            readers = [p for p in children if "server.reader" in p.cmdline()]
+            readers = [p for p in children if "server.reading.reader" in p.cmdline()]
             assert len(readers) == 2
             sent = asyncio.create_task(refusal(channel, says("loops")))
             await until(lambda: any(reader.cpu_times().user > 1.0 for reader in readers))

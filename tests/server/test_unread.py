@@ -14,10 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
-from engine.driving.config import EngineConfig
+from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
-from server.deliveries import Deliveries, Delivery
+from server.listening.deliveries import Deliveries, Delivery
 from tests.http2 import HEADERS, Http2
 from tests.server.conftest import Running, running_with, within
 from tests.server.test_ending import GENERATE, STREAM, WATCH

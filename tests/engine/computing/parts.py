@@ -12,9 +12,9 @@ import transformers
 from torch import Tensor
 
 from engine.computing.batch import Batch
-from engine.computing.checkpoint import load_model
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.runner import ModelExecutor
+from engine.computing.weights import load_model
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence

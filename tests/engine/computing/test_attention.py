@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing import batch
 from engine.computing.attention import (
     BLOCK,
@@ -30,7 +31,6 @@ from engine.computing.batch import (
     make_builder,
     rounded_up,
 )
-from engine.computing.config import ModelConfig
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, bytes_per_page, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
 from engine.deciding.plan import Chunk

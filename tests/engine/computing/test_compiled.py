@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.computing import compiled, private, runner
-from engine.computing.checkpoint import load_model
+from engine import private
+from engine.computing import compiled, runner
 from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor, load
+from engine.computing.weights import load_model
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
 from tests.engine.computing.parts import (

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from engine.computing.config import ModelConfig
+from engine.checkpoint.model_config import ModelConfig
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import make_executor, make_plan, make_sequence
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.computing.config import RopeConfig
+from engine.checkpoint.model_config import RopeConfig
 from engine.computing.model import inverse_frequencies
 from engine.deciding.plan import Chunk
 from engine.deciding.sequence import Sequence

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing.batch import make_builder
-from engine.computing.checkpoint import load_model, random_model
-from engine.computing.config import ModelConfig
 from engine.computing.kv import KvSlots
 from engine.computing.model import Block, Decoder
 from engine.computing.rotation import Rotation, mixing, rotate
 from engine.computing.runner import ModelExecutor, store
+from engine.computing.weights import load_model, random_model
 from engine.deciding.plan import Chunk
 from engine.embedded import FOLDER
-from engine.tokenizer import Tokenizer
 from tests.engine.computing.parts import (
     CHECKPOINTS,
     Saved,

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from engine.computing.checkpoint import INDEX, SINGLE, _check_memory, check_weights, load_model
-from engine.computing.config import ModelConfig, read_generation
-from engine.computing.json_file import MOST_BYTES, MOST_LINE, CheckpointError, read_json
+from engine.checkpoint.json_file import MOST_BYTES, MOST_LINE, CheckpointError, read_json
+from engine.checkpoint.model_config import ModelConfig, read_generation
 from engine.computing.runner import load
+from engine.computing.weights import INDEX, SINGLE, _check_memory, check_weights, load_model
+from tests.engine.checkpoint.test_model_config import LLAMA, LLAMA3
 from tests.engine.computing.parts import Saved
-from tests.engine.computing.test_config import LLAMA, LLAMA3
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 BASE = LLAMA | {"num_hidden_layers": 2, "use_sliding_window": True, "layer_types": None}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import (
     A100_LLAMA3_8B,
     UNBOUNDED,
@@ -31,8 +30,9 @@ from engine.deciding.plan import (
 )
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence, Status
-from engine.driving.simulator import Call, Observer, Outcome, Replica, simulate
+from engine.simulator import Call, Observer, Outcome, Replica, simulate
 from tests.engine.deciding.memory import BAD, Memory
 
 # 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.

@@ -12,7 +12,7 @@ import random
 import pytest
 import torch
 
-from engine.computing.config import ModelConfig
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing.kv import KvSlots
 from engine.computing.model import Decoder
 from engine.computing.runner import ModelExecutor

@@ -17,7 +17,7 @@ from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policies import Move, MoveKind
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Request, Share
-from engine.driving.simulator import Replica
+from engine.simulator import Replica
 from tests.engine.deciding.parts import (
     Driver,
     deadline,

@@ -16,7 +16,7 @@ import pytest
 from engine.deciding.latency import A100_LLAMA3_8B, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.request import Importance, Request
-from engine.driving.simulator import Outcome
+from engine.simulator import Outcome
 from tests.engine.deciding.parts import (
     deadline,
     interactive,

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engine.deciding.config import SchedulerConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
 from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
-from engine.driving.simulator import Outcome
+from engine.deciding.scheduler_config import SchedulerConfig
+from engine.simulator import Outcome
 from tests.engine.deciding.parts import (
     MILLI,
     Driver,

@@ -9,9 +9,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from engine.config import EngineConfig
 from engine.deciding.plan import Pending, Plan
 from engine.driving import null
-from engine.driving.config import EngineConfig
 from engine.driving.loop import Engine
 
 NULL = "engine.driving.null:build"

@@ -16,7 +16,7 @@ from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import SIGN_OF_LIFE_S, EngineLoop
-from engine.driving.messages import Call, Cancel, Command, Failure, Report, Submit
+from engine.messages import Call, Cancel, Command, Failure, Report, Submit
 
 PAGES = 16
 

@@ -13,21 +13,21 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from engine.computing.config import ModelConfig
+from engine.checkpoint.model_config import ModelConfig
 from engine.computing.runner import ModelExecutor, load
-from engine.deciding.config import SchedulerConfig
+from engine.config import EngineConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Finished, Token
 from engine.deciding.request import BEST_EFFORT, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.assemble import assemble
 from engine.driving.build import UNCALIBRATED
-from engine.driving.config import EngineConfig
 from engine.driving.loop import EngineLoop
-from engine.driving.messages import Cancel, Command, Report, Submit
 from engine.driving.null import NullExecutor
 from engine.embedded import FOLDER
+from engine.messages import Cancel, Command, Report, Submit
 
 PAGES, PAGE = 14, 8  # three of the requests fill it
 STOPS = frozenset(range(0, 2048, 20))  # ends an output after 20 tokens or so

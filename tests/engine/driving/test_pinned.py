@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from engine.checkpoint.options import Choices
 from engine.computing import calibration, runner
-from engine.computing.options import Choices
+from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.plan import Work
 from engine.driving import build as building
-from engine.driving.config import EngineConfig
-from engine.driving.messages import Pinned
+from engine.messages import Pinned
 
 PROFILE = LatencyProfile("first", (Segment(UNBOUNDED, 1e-3, 1e-5, 1e-4),))
 # As no engine that is left to itself would choose on any machine that the tests run on.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import EngineConfig
 from engine.driving import null
-from engine.driving.config import EngineConfig
 from engine.embedded import FOLDER
 
 HASH = "8f2c1d0a" * 5

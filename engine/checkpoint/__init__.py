@@ -1,0 +1,1 @@
+"""What a checkpoint's folder says, read without torch: configuration, tokenizer, chat template."""

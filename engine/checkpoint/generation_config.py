@@ -1,0 +1,73 @@
+"""How a checkpoint wants its tokens picked: the sampling of its generation_config.json, for
+requests that say nothing of it. No torch in here.
+
+As in vLLM, what the file leaves out is neutral, and `max_new_tokens` is the length of requests that
+state none; it limits nobody. As in transformers, and unlike vLLM, `"do_sample": false` is greedy:
+the file says so. Its end-of-sequence ids are read by config.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.json_file import CheckpointError, Keys
+from engine.checkpoint.model_config import GENERATION, read_generation
+from engine.deciding.request import Sampling
+
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_MOST = 1e30
+# Keys that change what transformers generates, with the values that mean "not used".
+_UNUSED: dict[str, tuple[object, ...]] = {
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0),
+    "typical_p": (None, 1),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "sequence_bias": (None, {}, []),
+    "exponential_decay_length_penalty": (None,),
+    "stop_strings": (None, [], ""),
+    "guidance_scale": (None, 1),
+    "watermarking_config": (None,),
+}
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """The defaults of a checkpoint folder; the engine's own where there is no such file. Raises
+    CheckpointError, naming file and key, for a value that no request could ask for.
+    """
+    keys = Keys(read_generation(folder), GENERATION)
+    given: dict[str, Any] = {
+        name: _as_asked(keys.number(name, least=-_MOST, most=_MOST))
+        for name in _NUMBERS
+        if keys.states(name)
+    }
+    if keys.states("top_k"):
+        given["top_k"] = keys.whole("top_k", least=0)
+    if keys.states("max_new_tokens"):
+        given["max_tokens"] = keys.whole("max_new_tokens")
+    try:
+        sampling = Sampling(**given)
+    except ValueError as error:
+        raise CheckpointError(f"{GENERATION}: {error}") from error
+    return sampling if keys.flag("do_sample", True) else Sampling(**given | {"temperature": 0.0})
+
+
+def unused_keys(folder: Path) -> list[str]:
+    """What the file asks for that is not done. Raises CheckpointError."""
+    raw = read_generation(folder)
+    return [key for key, harmless in _UNUSED.items() if raw.get(key) not in harmless]
+
+
+def _as_asked(value: float) -> float:
+    """As a request has it, whose floats have 32 bits: to ask for the default changes nothing."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])

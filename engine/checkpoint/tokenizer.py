@@ -1,0 +1,167 @@
+"""Between text and token ids: sentencepiece's `tokenizer.model`, or a `tokenizer.json`.
+
+No torch in here: the front end runs it. Where both files are there, `tokenizer.json` is read, as by
+transformers; without its package, a `tokenizer.model` that is sentencepiece's.
+
+Special tokens written out in a text ("<|im_start|>") become their ids, as with Hugging Face's
+tokenizers; spelled back they are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from engine.checkpoint.added_tokens import AddedToken
+from engine.checkpoint.chat import ChatTemplate
+from engine.checkpoint.detokenizer import Detokenizer, Spelling
+from engine.checkpoint.json_file import CheckpointError, read_text, shown
+from engine.checkpoint.special_tokens import TokenizerSettings, read_settings
+from engine.checkpoint.tokenizer_json import HuggingFace
+from engine.checkpoint.tokenizer_model import SentencePiece
+
+
+class _Backend(Protocol):
+    """One kind of tokenizer file."""
+
+    spelling: Spelling
+    named: Mapping[str, AddedToken]  # special tokens by name
+    bos_id: int | None
+    eos_id: int | None
+    around: tuple[Sequence[int], Sequence[int]]  # what it puts before and after a prompt
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added to it."""
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer: text to ids, ids to text, conversations to ids."""
+
+    def __init__(
+        self,
+        backend: _Backend,
+        around: tuple[Sequence[int], Sequence[int]] = ((), ()),
+        chat: ChatTemplate | None = None,
+    ) -> None:
+        self._backend = backend
+        self._before, self._after = around
+        self._chat = chat
+        self.spelling = backend.spelling
+        self.bos_id = backend.bos_id
+        self.eos_id = backend.eos_id
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Tokenizer:
+        """From a checkpoint folder. Raises CheckpointError when there is none that we can read."""
+        folder = Path(folder)
+        settings = read_settings(folder)
+        backend = _open_backend(folder, settings)
+        names = {name: token.content for name, token in backend.named.items()}
+        chat = _chat_template(folder, settings, names)
+        return cls(backend, _around(backend, settings), chat)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.spelling)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat is not None
+
+    @property
+    def unknown_names(self) -> list[str]:
+        """Special tokens that the chat template writes and nothing in the checkpoint names."""
+        return [] if self._chat is None else self._chat.unknown_names
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids; with `add_bos` between the tokens that the model wants around a prompt.
+
+        Those are its beginning-of-sequence token and, of few models, others before or after it.
+        Raises ValueError for a text that a tokenizer.json has no tokens for.
+        """
+        ids = self._backend.encode(text)
+        if add_bos:
+            ids[:0] = self._before
+            ids += self._after
+        return ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        most_chars: int | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation as the checkpoint's template writes it, nothing added.
+
+        Raises ValueError when there is no template, or it refuses the messages or writes more than
+        `most_chars`.
+        """
+        if self._chat is None:
+            raise ValueError("the model has no chat template")
+        text = self._chat.render(messages, add_generation_prompt, most_chars)
+        return self.encode(text, add_bos=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The whole text of some ids."""
+        detokenizer = self.detokenizer()
+        return "".join([*map(detokenizer.feed, ids), detokenizer.finish()])
+
+    def detokenizer(self, prompt: Iterable[int] = ()) -> Detokenizer:
+        """For the output that continues `prompt`."""
+        return Detokenizer(self.spelling, prompt)
+
+
+def _open_backend(folder: Path, settings: TokenizerSettings) -> _Backend:
+    described, model = folder / "tokenizer.json", folder / "tokenizer.model"
+    if not described.is_file():
+        if not model.is_file():
+            raise CheckpointError(f"no tokenizer.model or tokenizer.json in {folder}")
+        return SentencePiece(model, settings)
+    try:
+        return HuggingFace(described, settings)
+    except ImportError:
+        needed = f"{described} needs the package tokenizers: pip install 'niyama[hf]'"
+    if not model.is_file():
+        raise CheckpointError(needed)
+    try:
+        return SentencePiece(model, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{needed} ({error})") from error
+
+
+def _around(backend: _Backend, settings: TokenizerSettings) -> tuple[Sequence[int], Sequence[int]]:
+    """What goes before and after a prompt: as add_bos_token and add_eos_token say, if they do."""
+    before, after = map(list, backend.around)
+    if settings.add_bos is not None and backend.bos_id is not None:
+        others = [token_id for token_id in before if token_id != backend.bos_id]
+        before = [backend.bos_id, *others] if settings.add_bos else others
+    if settings.add_eos is not None and backend.eos_id is not None:
+        others = [token_id for token_id in after if token_id != backend.eos_id]
+        after = [*others, backend.eos_id] if settings.add_eos else others
+    return before, after
+
+
+def _chat_template(
+    folder: Path, settings: TokenizerSettings, names: Mapping[str, str]
+) -> ChatTemplate | None:
+    """From chat_template.jinja, else tokenizer_config.json, where several may be named."""
+    path = folder / "chat_template.jinja"
+    try:
+        source = read_text(path) if path.is_file() else settings.chat_template
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error} (in {folder})") from error
+    if isinstance(source, list):
+        templates = (entry for entry in source if isinstance(entry, Mapping))
+        named = {entry.get("name"): entry.get("template") for entry in templates}
+        if None in named or None in named.values():
+            raise CheckpointError(f"{folder}: a chat_template has no name or no template")
+        source = named.get("default")
+    if not source:
+        return None
+    if not isinstance(source, str):
+        raise CheckpointError(f"{folder}: chat_template must be a text, got {shown(source)}")
+    try:
+        return ChatTemplate(source, names)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error

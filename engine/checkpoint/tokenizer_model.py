@@ -1,0 +1,164 @@
+"""`tokenizer.model` (https://github.com/google/sentencepiece), with the tokens added beside it.
+
+Between added tokens sentencepiece encodes. Where the checkpoint names the class LlamaTokenizer,
+that class's rules hold, as in transformers 5: nothing is normalized, text that begins with a space
+gets none before it, and what follows an added token gets one only where `legacy` says so. For all
+others sentencepiece's own rules hold, and what follows an added token gets a space unless `legacy`
+is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import sentencepiece
+
+from engine.checkpoint.added_tokens import AddedToken, AddedTokens
+from engine.checkpoint.detokenizer import SPACE, Spelling
+from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.special_tokens import TokenizerSettings
+
+# Fields of a second normalizer_spec; protobuf merges it into the model's own.
+_NO_PREFIX = b"\x18\x00"  # add_dummy_prefix: false
+_NO_RULES = b"\x12\x00\x20\x00"  # precompiled_charsmap: "", remove_extra_whitespaces: false
+
+
+class SentencePiece:
+    """Raises CheckpointError for a file that is no sentencepiece model."""
+
+    named: Mapping[str, AddedToken]
+    around: tuple[Sequence[int], Sequence[int]]
+
+    def __init__(self, path: Path, settings: TokenizerSettings) -> None:
+        model = _load(path)
+        is_llama = settings.is_llama
+        self._model = model
+        rules = _NO_RULES if is_llama else b""
+        self._plain = _changed(model, rules + _NO_PREFIX)
+        has_prefix = settings.add_prefix_space is not False or not is_llama
+        self._prefixed = _changed(model, rules) if has_prefix else self._plain
+        self._keeps_first_space = is_llama
+        self._prefixes_all = not is_llama if settings.legacy is None else settings.legacy
+        pieces = _pieces(model, path)
+        self.named = settings.named(pieces) | dict(_own_names(model, settings))
+        tokens = self._tokens(pieces, settings)
+        self._added = AddedTokens(
+            (token, token_id)
+            for token, token_id in tokens.values()
+            if not (token.special and settings.splits_special)
+        )
+        self.spelling = self._spelling(tokens)
+        ids = pieces | {content: token_id for content, (_, token_id) in tokens.items()}
+        self.bos_id = self._id_of("bos_token", ids, model.bos_id())
+        self.eos_id = self._id_of("eos_token", ids, model.eos_id())
+        # transformers 5 adds none where add_bos_token is not stated; 4.x does, and models want it.
+        self.around = ([] if self.bos_id is None else [self.bos_id], [])
+
+    def encode(self, text: str) -> list[int]:
+        if not self._added.occur_in(text):
+            return self._encoder(text, is_first=True).encode(text)
+        ids: list[int] = []
+        for index, part in enumerate(self._added.split(text)):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encoder(part, index == 0).encode(part)
+        return ids
+
+    def _encoder(self, text: str, is_first: bool) -> sentencepiece.SentencePieceProcessor:
+        if self._keeps_first_space and text.startswith((" ", SPACE)):
+            return self._plain
+        return self._prefixed if is_first or self._prefixes_all else self._plain
+
+    def _id_of(self, name: str, ids: dict[str, int], own_id: int) -> int | None:
+        """By its name; else the model's own, which is -1 where it has none."""
+        token = self.named.get(name)
+        token_id = ids.get(token.content, own_id) if token else -1
+        return token_id if token_id >= 0 else None
+
+    def _tokens(
+        self, pieces: dict[str, int], settings: TokenizerSettings
+    ) -> dict[str, tuple[AddedToken, int]]:
+        """Added tokens by their text; what comes later says more."""
+        tokens = {
+            piece: (AddedToken(piece, special=True), token_id)
+            for piece, token_id in pieces.items()
+            if self._model.is_control(token_id)
+        }
+        for token in settings.added:
+            assert token.id is not None
+            tokens[token.content] = (token, token.id)
+        for token in [*self.named.values(), *settings.extra]:
+            _, token_id = tokens.get(token.content, (token, pieces.get(token.content)))
+            if token_id is not None:
+                tokens[token.content] = (token, token_id)
+        if not settings.is_llama:  # there the text is not yet normalized when they are looked for
+            return {text: (replace(t, normalized=False), i) for text, (t, i) in tokens.items()}
+        return tokens
+
+    def _spelling(self, tokens: dict[str, tuple[AddedToken, int]]) -> Spelling:
+        pieces = [self._spell(i) for i in range(self._model.get_piece_size())]
+        for content, (token, token_id) in tokens.items():
+            pieces.extend([b""] * (token_id + 1 - len(pieces)))
+            pieces[token_id] = b"" if token.special else content.encode()
+        specials = {i: content for content, (token, i) in tokens.items() if token.special}
+        if self._prefixed.encode("a") == self._plain.encode("a"):
+            return Spelling(pieces, pieces, specials)
+        opening = [self._open(i, piece) for i, piece in enumerate(pieces)]
+        return Spelling(pieces, opening, specials)
+
+    def _spell(self, token_id: int) -> bytes:
+        model = self._model
+        if model.is_control(token_id):
+            return b""
+        if model.is_unknown(token_id):
+            return model.decode([token_id]).encode()
+        piece = model.id_to_piece(token_id)
+        if model.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def _open(self, token_id: int, piece: bytes) -> bytes:
+        """Drops a piece's own space, but keeps a space spelled as a byte."""
+        if token_id < self._model.get_piece_size() and self._model.is_byte(token_id):
+            return piece
+        return piece.removeprefix(b" ")
+
+
+def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last of its own message
+        raise CheckpointError(
+            f"{path} is not a sentencepiece model (one of another kind, such as tiktoken's, needs a"
+            f" tokenizer.json beside it): {error}"
+        ) from error
+
+
+def _pieces(model: sentencepiece.SentencePieceProcessor, path: Path) -> dict[str, int]:
+    try:
+        return {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} has a piece that is no text: {error}") from error
+
+
+def _changed(
+    model: sentencepiece.SentencePieceProcessor, fields: bytes
+) -> sentencepiece.SentencePieceProcessor:
+    """The same model with other fields in its normalizer_spec (field 3 of the model)."""
+    if not fields:
+        return model
+    proto = model.serialized_model_proto() + b"\x1a" + bytes([len(fields)]) + fields
+    return sentencepiece.SentencePieceProcessor(model_proto=proto)
+
+
+def _own_names(
+    model: sentencepiece.SentencePieceProcessor, settings: TokenizerSettings
+) -> Iterator[tuple[str, AddedToken]]:
+    """The model's own tokens, for names that nothing else gives or takes."""
+    ids = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
+    for name, token_id in ids.items():
+        if token_id >= 0 and name not in settings.stated:
+            yield name, AddedToken(model.id_to_piece(token_id), special=True)

@@ -1,0 +1,174 @@
+"""What the engine process is told when it is started, and the one place of its flags' defaults."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, NamedTuple, get_args, get_type_hints
+
+from engine.checkpoint.options import COMPILE, DTYPES, QUANTIZE
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
+from engine.deciding.policies import POLICIES
+from engine.embedded import FOLDER
+from engine.messages import Pinned
+
+_NIYAMA = NiyamaConfig()  # the defaults
+OVERLAP = ("auto", "on", "off")
+# A folder of the hub's cache: models--ORG--NAME/snapshots/HASH, and perhaps one in it.
+_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+(/.+)?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
+
+
+class Flag(NamedTuple):
+    """Marks a field that is a command-line flag of the server. `help` carries its unit."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Raises ValueError, naming the field first, for a value out of range."""
+
+    model: Annotated[
+        Path, Flag("checkpoint folder laid out as Hugging Face does (default: the embedded model)")
+    ] = FOLDER
+    model_name: Annotated[
+        str, Flag("name to serve it by (default: the folder's, or ORG/NAME of a hub snapshot)")
+    ] = ""
+    device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
+    dtype: Annotated[str, Flag("number format of the weights", ("auto", *DTYPES))] = "auto"
+    quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
+    compile: Annotated[str, Flag("torch.compile: on, off, or auto, where it works", COMPILE)] = (
+        "auto"
+    )
+    compile_cache: Annotated[
+        Path | None,
+        Flag(
+            "folder of what was compiled"
+            " (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"
+        ),
+    ] = None
+    overlap: Annotated[
+        str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
+    ] = "auto"
+    policy: Annotated[str, Flag("scheduling policy", POLICIES)] = "niyama"
+    chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = 256
+    max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = 64
+    page_size: Annotated[int, Flag("tokens per KV page")] = 16
+    kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
+    context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
+    torch_threads: Annotated[
+        int,
+        Flag(
+            "torch threads (0: all cores but one, the front end's; with --frontends N,"
+            " give the number of cores less N)"
+        ),
+    ] = 0
+    max_gap: Annotated[float, Flag("longest time between two tokens, in TBT targets")] = (
+        _NIYAMA.pace.max_gap
+    )
+    reserve: Annotated[float, Flag("slack kept for each stream, in TBT targets")] = (
+        _NIYAMA.pace.reserve
+    )
+    relegation_allowance: Annotated[
+        float, Flag("share of requests that may be relegated early to save others")
+    ] = _NIYAMA.allowance
+    background_share: Annotated[
+        float, Flag("share of prefill tokens for best effort and relegated requests")
+    ] = _NIYAMA.background_share
+    decision_log: Annotated[
+        Path | None, Flag("JSONL file that gets every decision (default: none)")
+    ] = None
+    record_capacity: Annotated[int, Flag("requests that Explain remembers")] = 10_000
+    calibration_s: Annotated[
+        float, Flag("seconds of measuring at the first start (0: none, learn in service)")
+    ] = 8.0
+    calibration_cache: Annotated[
+        Path | None, Flag("folder of measured latency profiles (default: niyama in XDG_CACHE_HOME)")
+    ] = None
+    recalibrate: Annotated[bool, Flag("measure though a profile is remembered")] = False
+    save_profile: Annotated[
+        Path | None,
+        Flag("JSON file for the profile, to simulate with; the server writes it and ends"),
+    ] = None
+    patience_s: Annotated[
+        float, Flag("seconds that an iteration may take before the engine is started again")
+    ] = 60.0
+    heartbeat_s: Annotated[
+        float,
+        Flag(
+            "seconds without a beat after which a process is taken to have stopped: health says so,"
+            " and after as long again it is started anew"
+        ),
+    ] = 5.0
+    rerun_s: Annotated[
+        float,
+        Flag(
+            "seconds that calls of which nothing was sent wait for the next engine when theirs is"
+            " lost (0: they end UNAVAILABLE)"
+        ),
+    ] = 60.0
+    # "module:function", imported by the engine process only; it returns a `loop.Engine`.
+    factory: str = "engine.driving.build:build"
+    pinned: Pinned | None = None  # of the engine whose place this one takes
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "max_batch_size", "page_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("kv_memory_mib", "context_len", "torch_threads", "record_capacity"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, choices in _choices().items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        if not self.model_name.isprintable():
+            raise ValueError(f"model_name must be printable, got {self.model_name!r}")
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if not 0 <= self.calibration_s < math.inf:
+            raise ValueError(f"calibration_s must not be negative, got {self.calibration_s}")
+        if not self.patience_s > 0:
+            raise ValueError(f"patience_s must be positive, got {self.patience_s}")
+        if not 0 < self.heartbeat_s < math.inf:
+            raise ValueError(f"heartbeat_s must be positive, got {self.heartbeat_s}")
+        if not 0 <= self.rerun_s < math.inf:
+            raise ValueError(f"rerun_s must not be negative, got {self.rerun_s}")
+        self.niyama()
+
+    @property
+    def served_name(self) -> str:
+        """The name that was given, or the model's by its folder: a name of the file system, which
+        may be no text, as text.
+        """
+        folder = self.model.resolve()
+        snapshot = _SNAPSHOT.fullmatch(folder.as_posix())
+        own = snapshot[1].replace("--", "/") + (snapshot[2] or "") if snapshot else folder.name
+        return self.model_name or own.encode("utf-8", "replace").decode()
+
+    def niyama(self) -> NiyamaConfig:
+        """What of it the Niyama policy is told."""
+        if not 0 <= self.relegation_allowance < 1:  # named otherwise there
+            raise ValueError(
+                f"relegation_allowance must be in [0, 1), got {self.relegation_allowance}"
+            )
+        return NiyamaConfig(
+            pace=PaceConfig(max_gap=self.max_gap, reserve=self.reserve),
+            allowance=self.relegation_allowance,
+            background_share=self.background_share,
+        )
+
+
+@cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Of the fields that are one of a few words."""
+    hints = get_type_hints(EngineConfig, include_extras=True)
+    marks = [(name, mark) for name, hint in hints.items() for mark in get_args(hint)[1:]]
+    return {name: mark.choices for name, mark in marks if isinstance(mark, Flag) and mark.choices}

@@ -1,0 +1,268 @@
+"""What crosses the pipe between a front-end process and the engine process.
+
+Front end to engine: batches of commands. Engine to front end: one `Report` with everything that an
+iteration has to tell, however many streams it concerns; sampled tokens, by far the most frequent,
+travel as plain tuples, which pickle several times quicker than objects, and so do requests.
+
+A frame is a 4-byte big-endian length and a pickle (protocol 5) of that many bytes. Both ends of the
+socket pair are created by the front end, which starts the engine, so unpickling trusts nobody else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from engine.checkpoint.options import Choices
+from engine.deciding.latency import LatencyProfile
+from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
+from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.sequence import FinishReason
+
+_LENGTH = struct.Struct("!I")
+
+
+class Submit(NamedTuple):
+    request: Request
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain values: pickle's own way with dataclasses takes several times as long, and a
+        request's way to the engine is part of its time to the first token.
+        """
+        request_id, prompt, sampling, arrived_at, targets, importance, *rest = _values(self.request)
+        plain = (_values(sampling), arrived_at, _values(targets), int(importance))
+        return _submit, (request_id, prompt, *plain, *rest)
+
+
+def _submit(
+    request_id: str,
+    prompt: Sequence[int],
+    sampling: tuple[Any, ...],
+    arrived_at: float,
+    targets: tuple[Any, ...],
+    importance: int,
+    *rest: Any,
+) -> Submit:
+    limits = Sampling(*sampling), arrived_at, Targets(*targets), Importance(importance)
+    return Submit(Request(request_id, prompt, *limits, *rest))
+
+
+_GETTERS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    kind: attrgetter(*[each.name for each in fields(kind)]) for kind in (Request, Sampling, Targets)
+}
+
+
+def _values(record: Request | Sampling | Targets) -> tuple[Any, ...]:
+    """Of its fields, in their order."""
+    return _GETTERS[type(record)](record)
+
+
+class Cancel(NamedTuple):
+    """Drop the request and free its pages; its `Finished` will carry the reason."""
+
+    request_id: str
+    reason: FinishReason
+
+
+class Call(NamedTuple):
+    """A question about the engine's state; a `Reply` with the same id answers it."""
+
+    call_id: int
+    name: str
+    arguments: dict[str, Any]
+
+
+Command = Submit | Cancel | Call
+
+
+class Failure(Enum):
+    """Why a question has no answer."""
+
+    UNKNOWN_QUESTION = "unknown question"
+    NOT_FOUND = "not found"
+    INVALID = "invalid"
+
+
+class Reply(NamedTuple):
+    """`failure` is None, or the kind of reason why there is no value; `error` puts it in words."""
+
+    call_id: int
+    value: Any
+    error: str = ""
+    failure: Failure | None = None
+
+
+class TierInfo(NamedTuple):
+    """A named set of targets that the engine proposes for the model on this machine."""
+
+    name: str
+    targets: Targets
+    importance: Importance = Importance.NORMAL
+
+
+class Calibration(NamedTuple):
+    """How the latency profile came to be. Seconds; `median_error` of |actual / predicted - 1| over
+    iterations that it was not made from, None where there were none. `took_s` is None for one from
+    the cache; `profile` is its file, None where it could not be written, and `note` why.
+    """
+
+    took_s: float | None
+    median_error: float | None
+    from_cache: bool
+    profile: str | None
+    note: str | None = None
+
+    def log_fields(self) -> dict[str, Any]:
+        """What there is to say."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine process tells of itself once it can serve. Lengths in tokens."""
+
+    model_name: str
+    architecture: str
+    context_len: int
+    vocab_size: int
+    num_parameters: int
+    dtype: str
+    device: str
+    policy: str
+    num_pages: int
+    page_size: int
+    max_batch_size: int
+    pid: int
+    eos_token_ids: frozenset[int] = frozenset()
+    context_note: str = ""  # why the context is shorter than the checkpoint states
+    tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
+    calibration: Calibration | None = None  # None: it learns in service only
+    compile_note: str = ""  # why it is not compiled as asked
+
+    @property
+    def kv_len(self) -> int:
+        """KV positions that the memory holds."""
+        return self.num_pages * self.page_size
+
+
+class Pinned(NamedTuple):
+    """What the first engine of a service chose and measured, which holds for those that take its
+    place: a service does not change because one of its processes was lost.
+
+    `learnt` are the corrections that the latency model had come to, one for each segment of the
+    profile; none before it is told of any.
+    """
+
+    choices: Choices
+    profile: LatencyProfile
+    calibration: Calibration | None
+    learnt: tuple[float, ...] = ()
+
+
+class Ready(NamedTuple):
+    """`pinned` is for who starts the next engine; None from one that chooses nothing."""
+
+    info: EngineInfo
+    pinned: Pinned | None = None
+
+
+class Failed(NamedTuple):
+    """The engine process is about to exit. `line` is for the operator, `trace` for the log."""
+
+    line: str
+    trace: str = ""
+
+
+# (request id, token id), or with log probabilities (request id, token id, logprob, top).
+SampledTuple = tuple[str, int] | tuple[str, int, float | None, tuple[tuple[int, float], ...]]
+
+
+@dataclass(slots=True)
+class Report:
+    """The events of one iteration, to be delivered in the order of the fields.
+
+    An empty one says that the engine is alive. `refused` are ids that are in flight for another
+    front end; `notices` are lines for the log; `learnt`, where it is told, is as in `Pinned`.
+    """
+
+    news: list[Accepted | Relegated] = field(default_factory=list)
+    sampled: list[SampledTuple] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    learnt: tuple[float, ...] = ()
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Sampled):
+                token = event.token
+                self.sampled.append(
+                    (event.request_id, token.id)
+                    if token.logprob is None
+                    else (event.request_id, token.id, token.logprob, token.top)
+                )
+            elif isinstance(event, Finished):
+                self.finished.append(event)
+            else:
+                self.news.append(event)
+
+    def __bool__(self) -> bool:
+        usual = self.sampled or self.news or self.finished
+        return bool(usual or self.replies or self.notices or self.refused or self.learnt)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        usual = (self.news, self.sampled, self.finished, self.replies)
+        return Report, (*usual, self.notices, self.refused, self.learnt)
+
+
+def token_of(sampled: SampledTuple) -> Token:
+    return _plain_token(sampled[1]) if len(sampled) == 2 else Token(*sampled[1:])
+
+
+# Without log probabilities there are few different tokens, and each comes often.
+_plain_token = lru_cache(maxsize=8192)(Token)
+
+
+def pack(message: object) -> bytes:
+    """One frame."""
+    body = pickle.dumps(message, protocol=5)
+    return _LENGTH.pack(len(body)) + body
+
+
+def missing_bytes(frame: bytes | bytearray) -> int:
+    """How many there certainly are before a frame that has begun so is complete."""
+    if len(frame) < _LENGTH.size:
+        return _LENGTH.size - len(frame)
+    (length,) = _LENGTH.unpack_from(frame)
+    return int(_LENGTH.size + length - len(frame))
+
+
+class Unpacker:
+    """Turns a byte stream back into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray) -> Iterator[Any]:
+        """Takes `data` in and yields every message that is now complete."""
+        buffer = self._buffer
+        buffer += data
+        start, size = 0, len(buffer)
+        messages = []
+        while size - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            end = start + _LENGTH.size + length
+            if end > size:
+                break
+            with memoryview(buffer) as view:
+                messages.append(pickle.loads(view[start + _LENGTH.size : end]))
+            start = end
+        del buffer[:start]
+        return iter(messages)

@@ -1,0 +1,184 @@
+"""The report as a value: a headline, notices, figures, charts and the facts of the run, in the
+order in which they are read. `loadgen.reports.html.document` makes a page of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from loadgen.reports.html.chart import Chart
+from loadgen.reports.html.headline import Tile, headline, tiles
+from loadgen.reports.html.loads import over_loads, ranking
+from loadgen.reports.html.runs import View, contender, tier_targets, views
+from loadgen.reports.html.shares import attainment, distributions
+from loadgen.reports.html.tables import (
+    Table,
+    duration,
+    errors_table,
+    runs_table,
+    score_tables,
+    targets_text,
+)
+from loadgen.reports.html.timeline import over_time
+from loadgen.scoring.capacity import Capacity
+from loadgen.scoring.modes import Measurement, falls_behind
+from loadgen.targets.target import End
+
+DEFINITIONS = {
+    "late": "not on time: a token after its deadline, or the request rejected, failed, timed out "
+    "or unfinished. Every arrival counts.",
+    "on time": "every token came, token n by TTFT + (n - 1) TBT, or the last by TTLT.",
+    "on pace": "on time, and no gap between two tokens longer than TBT. A server with niyama lets "
+    "single gaps be longer where there is slack, up to two TBTs unless `--max-gap` says otherwise.",
+    "TTFT, TTLT": "from the scheduled instant of a request to its first, its last token.",
+    "TBT": "each gap between two neighbouring tokens.",
+    "goodput": "requests on time per second.",
+    "backlog growth": "how many more tokens wait late in the run than early, as a share of those "
+    "that arrived between; below 0 where fewer do.",
+    "relegated": "moved behind the others because its deadline was lost or too dear; still served.",
+}
+TITLES = {
+    "run": "Load run",
+    "sweep": "Sweep over loads",
+    "find-capacity": "Search for capacity",
+    "compare": "Comparison",
+}
+
+
+class Asked(NamedTuple):
+    """What was asked for, and by what. `max_misses`: the late share that is marked."""
+
+    mode: str
+    command: str
+    seed: int
+    max_misses: float
+    versions: Mapping[str, str]
+    written_at: str
+
+
+class Notice(NamedTuple):
+    """Something that the reader must know before the figures."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Charts under a heading. `choice`: shown only while that load is chosen."""
+
+    title: str
+    charts: Sequence[Chart]
+    choice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that is shown."""
+
+    title: str
+    headline: str
+    subtitle: str
+    notices: Sequence[Notice] = ()
+    tiles: Sequence[Tile] = ()
+    sections: Sequence[Section] = ()
+    choices: Sequence[str] = ()  # loads, of which one is looked at
+    chosen: str = ""  # at first
+    tables: Sequence[Table] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=lambda: DEFINITIONS)
+
+
+def page(
+    asked: Asked, runs: Sequence[Measurement], capacities: Mapping[str, Capacity] | None = None
+) -> Page:
+    """Of at least one run. `capacities`: what searches found, by contender ("": the only one)."""
+    found = capacities or {}
+    shown = views(runs, found.values())
+    return Page(
+        title=TITLES[asked.mode],
+        headline=headline(runs, found, asked.max_misses),
+        subtitle=_subtitle(runs),
+        notices=list(_notices(runs)),
+        tiles=tiles(runs, found, asked.max_misses),
+        sections=[*_over_all(asked, runs, found), *_of_views(shown)],
+        choices=[view.load for view in shown] if len(shown) > 1 else [],
+        chosen=_most_telling(shown, asked.max_misses),
+        tables=[
+            *(score_tables(runs[0]) if len(runs) == 1 else [runs_table(runs)]),
+            *errors_table(runs),
+        ],
+        facts=_facts(asked, runs),
+    )
+
+
+def _subtitle(runs: Sequence[Measurement]) -> str:
+    models = dict.fromkeys(run.summary.target.model for run in runs)
+    policies = dict.fromkeys(run.summary.target.policy for run in runs)
+    tiers = [f"{name}: {targets_text(each)}" for name, each in tier_targets(runs).items()]
+    loads = dict.fromkeys(f"{run.summary.requested_rps:.4g}" for run in runs)
+    load = f"{', '.join(loads)} requests/s for {duration(runs[0].duration_s)}"
+    return f"{', '.join(models)}, policy {', '.join(policies)}; {load}. " + "; ".join(tiers)
+
+
+def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
+    for run in runs:
+        of = f" {run.name}" if run.name else ""
+        if run.summary.invalid:
+            yield Notice(f"Invalid run{of}: it says nothing of the server", run.summary.invalid)
+        if run.summary.end is not End.COMPLETE:
+            yield Notice(f"Partial run{of}", run.summary.problem)
+    behind = [run.name or contender(run) for run in runs if falls_behind(run.summary)]
+    if behind:
+        where = f" in {', '.join(behind)}" if len(runs) > 1 else ""
+        yield Notice(
+            f"Growing backlog{where}",
+            "More was sent than was served, by more than chance explains. Where deadlines are long"
+            " nobody may be late yet.",
+        )
+
+
+def _over_all(
+    asked: Asked, runs: Sequence[Measurement], capacities: Mapping[str, Capacity]
+) -> Iterator[Section]:
+    charts = list(over_loads(runs, asked.max_misses))
+    if capacities:
+        named = {name or asked.mode: each for name, each in capacities.items()}
+        charts.insert(0, ranking(named))
+    if charts:
+        yield Section("Over all loads", charts)
+
+
+def _of_views(shown: Sequence[View]) -> Iterator[Section]:
+    for view in shown:
+        choice = view.load if len(shown) > 1 else ""
+        yield Section("Who was on time", attainment(view), choice)
+        yield Section("How long it took", distributions(view), choice)
+        yield Section("Over time", list(over_time(view)), choice)
+
+
+def _most_telling(shown: Sequence[View], max_misses: float) -> str:
+    """The smallest load that somebody did not serve; the largest where all did."""
+    for view in shown:
+        shares = [run.summary.total.attainment for run in view.runs]
+        if any(share is not None and 1 - share > max_misses for share in shares):
+            return view.load
+    return shown[-1].load
+
+
+def _facts(asked: Asked, runs: Sequence[Measurement]) -> dict[str, str]:
+    """Enough to do it again."""
+    targets = dict.fromkeys(run.summary.target.name for run in runs)
+    windows = dict.fromkeys(
+        f"{run.summary.window.start_s:g} to {run.summary.window.end_s:.4g} s" for run in runs
+    )
+    return {
+        "command": asked.command,
+        "seed": str(asked.seed),
+        "target": ", ".join(targets),
+        "measured": ", ".join(windows),
+        "versions": ", ".join(f"{name} {version}" for name, version in asked.versions.items()),
+        "written": asked.written_at,
+    }

@@ -1,0 +1,75 @@
+"""Runs put in order for the report: who was compared, at which loads, with which targets.
+
+A *view* is what was measured at one load: one run, or one of each contender. With one contender,
+lines are tiers; with several, lines are contenders, and each tier has a chart of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from client.values import Targets
+from loadgen.scoring.capacity import Capacity
+from loadgen.scoring.modes import Measurement
+
+MOST_VIEWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The runs at one load, in the order of their contenders."""
+
+    load: str
+    runs: tuple[Measurement, ...]
+
+
+def contender(run: Measurement) -> str:
+    return run.contender or run.summary.target.policy
+
+
+def load_rps(run: Measurement) -> float:
+    """What was asked for; of a trace at its own pace, what came of it."""
+    return run.summary.requested_rps if run.rate is None else run.rate
+
+
+def contenders(runs: Iterable[Measurement]) -> list[str]:
+    return list(dict.fromkeys(contender(run) for run in runs))
+
+
+def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
+    """What each tier's requests were judged by, in the order of the mix; tiers that nothing was
+    sent to are left out."""
+    found: dict[str, Targets] = {}
+    order: dict[str, None] = {}
+    for run in runs:
+        order.update(dict.fromkeys(score.group for score in run.summary.by_tier))
+        for record in run.records:
+            found.setdefault(record.request.tier, record.request.targets)
+    return {name: found[name] for name in order if name in found}
+
+
+def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> list[View]:
+    """By load, ascending. Of a search, only the rates between which a capacity lies, and of
+    repeats only the first."""
+    wanted = [rate for each in capacities for rate in (each.passed, each.failed)]
+    runs = list(runs)
+    by_load: dict[str, dict[str, Measurement]] = {}
+    for run in runs:
+        if not wanted or any(math.isclose(load_rps(run), rate) for rate in wanted):
+            by_load.setdefault(f"{load_rps(run):.4g}/s", {}).setdefault(contender(run), run)
+    num_contenders = len(contenders(runs))
+    found = []
+    for load, by_name in by_load.items():
+        who = "" if len(by_name) == num_contenders else f" {', '.join(by_name)}"
+        found.append(View(load + who, tuple(by_name.values())))
+    found.sort(key=lambda view: load_rps(view.runs[0]))
+    return [found[i] for i in evenly(len(found), MOST_VIEWS)]
+
+
+def evenly(num: int, most: int) -> list[int]:
+    """At most `most` of the indices below `num`, evenly spread, the first and last among them."""
+    if num <= most:
+        return list(range(num))
+    return [i * (num - 1) // (most - 1) for i in range(most)]

@@ -1,0 +1,225 @@
+"""A summary as a person reads it: tables in the terminal, latencies in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from loadgen.scoring.capacity import Capacity
+from loadgen.scoring.modes import Measurement, falls_behind
+from loadgen.scoring.score import Percentiles, Score
+from loadgen.scoring.summary import Summary
+from loadgen.targets.target import End, TargetInfo
+
+_WIDTH = 118  # where the output is no terminal
+_NARROW = 100  # columns below which the tables leave something out
+_MOST_ERRORS = 5
+
+ON_PACE = "on pace: on time, and no gap above TBT (`--max-gap 1` on the server aims at that)"
+_BEHIND = "the backlog grew by more than chance explains: more was sent than is served"
+_TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --find-capacity"
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is a file or a pipe."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=_WIDTH)
+
+
+def print_report(summary: Summary, out: Console) -> None:
+    target, window = summary.target, summary.window
+    out.print(
+        f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
+        f"measured {window.start_s:g} to {window.end_s:.4g} s",
+        highlight=False,
+    )
+    narrow = out.width < _NARROW
+    out.print(score_table("tier", [*summary.by_tier, summary.total], narrow))
+    for title, scores in (
+        ("importance", summary.by_importance),
+        ("tenant", summary.by_tenant),
+        ("prompt", summary.by_prompt),
+    ):
+        if len(scores) > 1:
+            out.print(score_table(title, scores, narrow))
+    for line in _lines(summary):
+        out.print(line, highlight=False)
+
+
+def _who(target: TargetInfo) -> str:
+    """A simulated one is called by its model."""
+    name, model = escape(target.name), escape(target.model)
+    return name if model in name else f"{name}: {model}"
+
+
+def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Table:
+    """One row per group; fits 80 columns when narrow."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    quantiles = "p50/p99" if narrow else "p50/p90/p99"
+    latencies = (f"{name} ms\n{quantiles}" for name in ("TTFT", "TBT", "TTLT"))
+    more = () if narrow else ("on pace", "goodput/s")
+    for heading in ("sent", "finished", "failed", *latencies, "on time", *more):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in scores:
+        table.add_row(
+            escape(each.group or "(none)"),
+            str(each.num_sent),
+            str(each.num_finished + each.num_cancelled),
+            str(each.num_failed + each.num_rejected + each.num_unfinished),
+            *(_percentiles(values, narrow) for values in (each.ttft, each.tbt, each.ttlt)),
+            _share(each.attainment),
+            *(() if narrow else (_share(each.pace_attainment), f"{each.goodput_rps:.2f}")),
+        )
+    return table
+
+
+def print_runs(title: str, measurements: Sequence[Measurement], seed: int, out: Console) -> None:
+    """Several runs: what they have in common, a table, and what must be known of some."""
+    first = measurements[0]
+    targets = dict.fromkeys(_who(each.summary.target) for each in measurements)
+    rates = dict.fromkeys(f"{each.summary.requested_rps:.4g}" for each in measurements)
+    out.print(
+        f"[bold]{', '.join(targets)}[/]; "
+        f"{', '.join(rates)} requests/s for {first.duration_s:.4g} s, seed {seed}",
+        highlight=False,
+    )
+    out.print(runs_table(title, measurements, out.width < _NARROW))
+    for line in (*caveats(measurements), f"[dim]{ON_PACE}[/]"):
+        out.print(line, highlight=False)
+
+
+def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = False) -> Table:
+    """One row per run, one column of attainment per tier; fits 80 columns when narrow."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    tiers = [score.group for score in measurements[0].summary.by_tier]
+    latencies = ("TTFT ms\np99", "gap ms\nmax", "lag ms\np99")
+    more = ("on\npace", "good-\nput/s", *latencies, "backlog\ngrowth")
+    headings = ("sent", "failed", "on\ntime", *map(escape, tiers))
+    for heading in (*headings, *(latencies[:1] if narrow else more)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for each in measurements:
+        summary, total = each.summary, each.summary.total
+        p99 = _ms(total.ttft.p99)
+        wide = (
+            _share(total.pace_attainment),
+            f"{total.goodput_rps:.2f}",
+            p99,
+            _ms(total.worst_gap_s),
+            _ms(summary.lag.p99_s),
+            f"{summary.backlog_growth:+.1%}",
+        )
+        table.add_row(
+            escape(each.name),
+            str(total.num_sent),
+            str(total.num_failed + total.num_rejected + total.num_unfinished),
+            _share(total.attainment),
+            *(_share(score.attainment) for score in summary.by_tier),
+            *([p99] if narrow else wide),
+            _remark(summary),
+        )
+    return table
+
+
+def _remark(summary: Summary) -> str:
+    if summary.end is not End.COMPLETE:
+        return "partial"
+    if summary.invalid:
+        return "invalid"
+    return "behind" if falls_behind(summary) else ""
+
+
+def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
+    """Why some of several runs are partial or invalid, and the most frequent error of each."""
+    for each in measurements:
+        name, summary = escape(each.name), each.summary
+        for error, count in summary.errors[:1]:
+            yield f"[red]{count} x[/] {name}: {escape(error)}"
+        if summary.end is not End.COMPLETE:
+            yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
+        if summary.invalid:
+            yield f"[red bold]INVALID[/] {name}: {summary.invalid}"
+    if any(_remark(each.summary) == "behind" for each in measurements):
+        yield f"behind: {_BEHIND}"
+
+
+def search_line(measurement: Measurement, passed: bool) -> str:
+    """One step of the search for capacity."""
+    summary = measurement.summary
+    verdict = "[green]passes[/]" if passed else "[red]fails[/]"
+    return (
+        f"{escape(measurement.name):>14}  {_share(summary.total.attainment):>6} on time, "
+        f"backlog {summary.backlog_growth:+.1%} of arrivals: {verdict}"
+    )
+
+
+def capacity_line(capacity: Capacity, max_misses: float) -> str:
+    """The result of the search."""
+    condition = f"with at most {max_misses:.2%} of all requests late and no growing backlog"
+    if capacity.passed == 0:
+        return f"no rate was found that is served {condition}; {capacity.failed:.4g}/s is not"
+    if not capacity.is_bracketed:
+        return f"capacity: at least {capacity.passed:.4g} requests/s {condition}"
+    return (
+        f"capacity: [bold]{capacity.passed:.4g} requests/s[/] {condition} "
+        f"({capacity.failed:.4g}/s is too much)"
+    )
+
+
+def _lines(summary: Summary) -> Iterable[str]:
+    total, lag = summary.total, summary.lag
+    yield (
+        f"rate {summary.achieved_rps:.2f} of {summary.requested_rps:.2f} requests/s sent, "
+        f"schedule lag p50 {lag.p50_s * 1e3:.1f} p99 {lag.p99_s * 1e3:.1f} "
+        f"max {lag.max_s * 1e3:.1f} ms"
+    )
+    yield (
+        f"on time {_share(total.attainment)}, on pace {_share(total.pace_attainment)}, "
+        f"goodput {total.goodput_rps:.2f} requests/s"
+    )
+    yield (
+        f"output {total.output_tokens:,} tokens, {total.goodput_tokens_per_s:,.0f} tokens/s of "
+        f"requests on time, longest gap {_ms(total.worst_gap_s)} ms, "
+        f"{total.num_relegated} relegated"
+    )
+    yield f"backlog growth {summary.backlog_growth:+.1%} of the arriving tokens"
+    if falls_behind(summary):
+        yield f"[red]{_TOO_MUCH}[/]"
+    if len(summary.by_prompt) > 1:
+        yield f"long prompts are those over {summary.long_prompt_tokens} tokens (p90)"
+    if len(summary.by_tenant) > 1 and summary.fairness is not None:
+        yield f"fairness among tenants {summary.fairness:.4f} (Jain's index of their attainment)"
+    if total.num_rejected or total.num_unfinished:
+        yield f"{total.num_rejected} rejected, {total.num_unfinished} unfinished at the end"
+    if summary.num_abandoned:
+        yield f"{summary.num_abandoned} in flight at the interruption, not counted"
+    for error, count in summary.errors[:_MOST_ERRORS]:
+        yield f"[red]{count} x[/] {escape(error)}"
+    if summary.end is not End.COMPLETE:
+        yield f"[red bold]PARTIAL[/] {escape(summary.problem)}"
+    if summary.invalid:
+        yield f"[red bold]INVALID[/] {summary.invalid}"
+    yield f"[dim]{ON_PACE}[/]"
+
+
+def _percentiles(values: Percentiles, narrow: bool) -> str:
+    return "/".join(_ms(value) for value in ((values.p50, values.p99) if narrow else values))
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    ms = seconds * 1e3
+    if seconds >= 10:
+        return f"{seconds:.1f}s"
+    return f"{ms:.1f}" if ms < 10 else f"{ms:.0f}"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

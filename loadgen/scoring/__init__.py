@@ -1,0 +1,1 @@
+"""How good a run was, and the modes in which runs are made."""

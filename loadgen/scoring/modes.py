@@ -1,0 +1,188 @@
+"""What can be done with a workload and a target: one run, a sweep over rates, the search for
+capacity, a comparison. Every mode is a sequence of measurements; reports come after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from client.values import Importance
+from loadgen import interrupts
+from loadgen.reports.progress import showing
+from loadgen.scoring.capacity import Capacity, find_capacity, majority
+from loadgen.scoring.summary import Summary, summarise
+from loadgen.targets.record import Record
+from loadgen.targets.target import End, Series, Target, TargetInfo
+from loadgen.workload.plan import TierLoad, Workload, plan
+
+# A rate is not sustained when more than this share of the arriving tokens is left behind, and more
+# than chance explains: in half a minute at 40 requests/s, 5 % are one standard deviation.
+MOST_BACKLOG_GROWTH = 0.05
+BACKLOG_DEVIATIONS = 2.0
+
+
+class NotMeasured(Exception):
+    """A search cannot go on: its last run says nothing about the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What of a run is measured, and when it is worth nothing. Seconds."""
+
+    warmup_s: float = 0.0
+    cooldown_s: float = 0.0
+    max_lag_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One run of a mode, and its name among the others."""
+
+    name: str
+    summary: Summary
+    records: list[Record]
+    contender: str = ""  # of a comparison
+    rate: float | None = None  # asked for, in requests per second; None: as a trace has it
+    series: Series | None = None
+    duration_s: float = 0.0  # of the load that was planned
+    interrupted_by: int = 0  # the number of the signal that ended it
+
+
+def measure(
+    target: Target,
+    info: TargetInfo,
+    workload: Workload,
+    measuring: Measuring,
+    out: Console,
+    name: str = "",
+    contender: str = "",
+) -> Measurement:
+    """Sends the workload once."""
+    if measuring.warmup_s + measuring.cooldown_s >= workload.duration_s:
+        raise ValueError("warm-up and cool-down leave nothing of the run to measure")
+    with showing(workload.duration_s, out, name) as watch:
+        run = target.run(plan(workload), watch)
+    with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
+        summary = summarise(
+            workload,
+            info,
+            run,
+            warmup_s=measuring.warmup_s,
+            cooldown_s=measuring.cooldown_s,
+            max_lag_s=measuring.max_lag_s,
+        )
+    rate = workload.arrivals.rate
+    mean = rate.mean(workload.duration_s) if rate else None
+    return Measurement(
+        name,
+        summary,
+        run.records,
+        contender,
+        mean,
+        run.series,
+        workload.duration_s,
+        run.interrupted_by,
+    )
+
+
+Measure = Callable[[Workload, str], Measurement]
+
+
+def sweep(measure: Measure, workload: Workload, rates: Sequence[float]) -> list[Measurement]:
+    """The same load at each rate, in the order given; stops where a run did not complete."""
+    done: list[Measurement] = []
+    for rate in rates:
+        done.append(measure(workload.at_rate(rate), f"{rate:g}/s"))
+        if done[-1].summary.end is not End.COMPLETE:
+            break
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How capacity is searched. A rate passes when most of `repeats` runs have at most
+    `max_misses` of their requests late, and serve what arrives (`sustains`)."""
+
+    guess: float
+    max_misses: float = 0.01
+    precision: float = 0.05  # relative
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        if not (self.guess > 0 and self.precision > 0 and 0 <= self.max_misses < 1):
+            raise ValueError("a search needs a positive rate and precision, and misses below 1")
+        if self.repeats < 1:
+            raise ValueError(f"a rate is tried at least once, got {self.repeats}")
+
+
+def search_capacity(
+    measure: Measure, workload: Workload, search: Search
+) -> tuple[Capacity, list[Measurement]]:
+    """The largest rate that passes, and every run on the way. Raises NotMeasured."""
+    done: list[Measurement] = []
+
+    def passes_once(rate: float, repeat: int) -> bool:
+        load = replace(workload.at_rate(rate), seed=workload.seed + repeat)
+        done.append(measure(load, f"{rate:.4g}/s #{repeat + 1}"))
+        summary = done[-1].summary
+        if summary.end is not End.COMPLETE or summary.invalid:
+            raise NotMeasured(summary.problem or summary.invalid)
+        return sustains(summary, search.max_misses)
+
+    def passes(rate: float) -> bool:
+        return majority(lambda repeat: passes_once(rate, repeat), search.repeats)
+
+    return find_capacity(passes, search.guess, search.precision), done
+
+
+def sustains(summary: Summary, max_misses: float) -> bool:
+    """Whether the load was served: few enough misses, and no growing backlog. Without a request
+    nothing was."""
+    attainment = summary.total.attainment
+    if attainment is None:
+        return False
+    return 1 - attainment <= max_misses and not falls_behind(summary)
+
+
+def falls_behind(summary: Summary) -> bool:
+    """Whether the backlog grows by more than is allowed, and by more than chance explains."""
+    return summary.backlog_growth > max(
+        MOST_BACKLOG_GROWTH, BACKLOG_DEVIATIONS * summary.backlog_noise
+    )
+
+
+def compare(
+    opened: Callable[[str], AbstractContextManager[Target]],
+    contenders: Sequence[str],
+    build: Callable[[TargetInfo], Workload],
+    send: Callable[[Target, TargetInfo, Workload, str], list[Measurement]],
+) -> list[Measurement]:
+    """The same requests to each contender, one after the other: one run, a sweep or a search, as
+    `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
+    are judged by the same."""
+    done: list[Measurement] = []
+    workload: Workload | None = None
+    for contender in contenders:
+        with opened(contender) as target:
+            info = target.info()
+            workload = pinned(build(info), info) if workload is None else workload
+            done.extend(send(target, info, workload, contender.partition("=")[0]))
+        if done[-1].summary.end is not End.COMPLETE:
+            break
+    return done
+
+
+def pinned(workload: Workload, info: TargetInfo) -> Workload:
+    """The same load with targets and importance sent explicitly."""
+    importance = {tier.name: tier.importance for tier in info.tiers}
+
+    def pin(load: TierLoad) -> TierLoad:
+        usual = {importance.get(load.tier, Importance.NORMAL): 1.0}
+        return replace(load, explicit=True, importance=load.importance or usual)
+
+    return replace(workload, tiers=tuple(pin(load) for load in workload.tiers))

@@ -1,0 +1,241 @@
+"""How good a run was. Every definition stands here, once.
+
+All latencies run from the *scheduled* instant of a request, never from its sending.
+* TTFT: to the first token. TTLT: to the last token. TBT: each gap between neighbouring tokens.
+* On time (deadline envelope): every token came, token n by TTFT + (n - 1) * TBT, or the last by
+  TTLT. A best-effort request is on time when it finishes.
+* On pace (raw inter-token latency): on time, and moreover no gap was longer than TBT: credit from
+  an early token buys no pause.
+* Attainment: the share of *all arrivals* that were on time. Late, rejected, timed out, failed and
+  unfinished requests are misses. Left out are only those in flight when the user interrupted the
+  run, and those outside the measured part (warm-up, cool-down).
+* A request whose own client left as planned is judged by what it received: on time when no token
+  was late (interactive), or when its client left before the deadline.
+* Goodput: requests on time per second of the measured part.
+* Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
+  equal, 1/n when one has everything.
+* Backlog: prompt and output tokens of the requests that have arrived and not ended. Its growth is
+  the mean over the last quarter of the measured part minus the mean over the second quarter, as a
+  share of the tokens that arrived between the middles of those quarters: the part of the load that
+  is not being served. A deadline of minutes hides an overload of minutes; this does not.
+* Percentile p: the smallest value with at least p % of all values at or below it (nearest rank).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from client.values import Targets
+from loadgen.targets.record import Outcome, Record
+
+
+class Percentiles(NamedTuple):
+    """Seconds; None where there are no values."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """Nearest rank among ascending values; None where there are none."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def percentiles(values: Iterable[float]) -> Percentiles:
+    ordered = sorted(values)
+    return Percentiles(*(percentile(ordered, percent) for percent in (50, 90, 99)))
+
+
+def ttft_s(record: Record) -> float | None:
+    return record.token_at[0] - record.request.at if record.token_at else None
+
+
+def ttlt_s(record: Record) -> float | None:
+    """None unless the last token came."""
+    if record.outcome is not Outcome.FINISHED or not record.token_at:
+        return None
+    return record.token_at[-1] - record.request.at
+
+
+def gaps_s(record: Record) -> array[float]:
+    """Every time between two neighbouring tokens."""
+    return array("d", map(operator.sub, record.token_at[1:], record.token_at))
+
+
+def token_due_s(targets: Targets, n: int) -> float:
+    """Deadline of token n (1 is the first), from the scheduled instant; inf where there is none."""
+    if targets.ttft is not None and targets.tbt is not None:
+        return targets.ttft + (n - 1) * targets.tbt
+    return math.inf
+
+
+def is_on_time(record: Record) -> bool:
+    """By the deadline envelope."""
+    if record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED):
+        return False
+    request = record.request
+    if request.targets.ttlt is not None:
+        ended_at = math.inf if record.ended_at is None else record.ended_at
+        end = record.token_at[-1] if record.token_at else ended_at
+        return end - request.at <= request.targets.ttlt
+    return all(
+        at - request.at <= token_due_s(request.targets, n)
+        for n, at in enumerate(record.token_at, start=1)
+    )
+
+
+def is_on_pace(record: Record) -> bool:
+    """On time, and no gap longer than the TBT target."""
+    tbt = record.request.targets.tbt
+    return is_on_time(record) and (tbt is None or max(gaps_s(record), default=0.0) <= tbt)
+
+
+class Judged(NamedTuple):
+    """A record and what the definitions say of it, so that they are asked once."""
+
+    record: Record
+    on_time: bool
+    on_pace: bool
+    gaps_s: array[float]
+    num_gaps_within: int | None  # gaps not longer than the TBT target; None without one
+
+
+def judge(record: Record) -> Judged:
+    gaps, tbt = gaps_s(record), record.request.targets.tbt
+    within = None if tbt is None else sum(gap <= tbt for gap in gaps)
+    on_time = is_on_time(record)
+    return Judged(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One group of requests. Counts are of requests; shares are None for an empty group."""
+
+    group: str
+    num_sent: int
+    num_finished: int
+    num_cancelled: int  # by their own clients, as planned
+    num_rejected: int
+    num_failed: int  # failed or timed out
+    num_unfinished: int
+    num_relegated: int
+    num_on_time: int
+    num_on_pace: int
+    ttft: Percentiles
+    tbt: Percentiles
+    ttlt: Percentiles
+    worst_gap_s: float | None
+    gaps_within_tbt: float | None  # share of all gaps not longer than their TBT target
+    output_tokens: int  # received
+    goodput_rps: float
+    goodput_tokens_per_s: float  # output tokens of the requests that were on time
+
+    @property
+    def attainment(self) -> float | None:
+        return self.num_on_time / self.num_sent if self.num_sent else None
+
+    @property
+    def pace_attainment(self) -> float | None:
+        return self.num_on_pace / self.num_sent if self.num_sent else None
+
+
+def score(group: str, judged: Sequence[Judged], measured_s: float) -> Score:
+    """Of requests that all count (`counted`), over the `measured_s` seconds they arrived in."""
+    records = [each.record for each in judged]
+    outcomes = [record.outcome for record in records]
+    on_time = [each.record for each in judged if each.on_time]
+    bound = [each for each in judged if each.num_gaps_within is not None]
+    num_bound = sum(len(each.gaps_s) for each in bound)
+    gaps = sorted(chain.from_iterable(each.gaps_s for each in judged))
+    return Score(
+        group=group,
+        num_sent=len(records),
+        num_finished=outcomes.count(Outcome.FINISHED),
+        num_cancelled=outcomes.count(Outcome.CANCELLED),
+        num_rejected=outcomes.count(Outcome.REJECTED),
+        num_failed=outcomes.count(Outcome.FAILED) + outcomes.count(Outcome.TIMED_OUT),
+        num_unfinished=outcomes.count(Outcome.UNFINISHED),
+        num_relegated=sum(record.relegated for record in records),
+        num_on_time=len(on_time),
+        num_on_pace=sum(each.on_pace for each in judged),
+        ttft=percentiles(value for record in records if (value := ttft_s(record)) is not None),
+        tbt=percentiles(gaps),
+        ttlt=percentiles(value for record in records if (value := ttlt_s(record)) is not None),
+        worst_gap_s=gaps[-1] if gaps else None,
+        gaps_within_tbt=(
+            sum(each.num_gaps_within or 0 for each in bound) / num_bound if num_bound else None
+        ),
+        output_tokens=sum(len(record.token_at) for record in records),
+        goodput_rps=len(on_time) / measured_s,
+        goodput_tokens_per_s=sum(len(record.token_at) for record in on_time) / measured_s,
+    )
+
+
+def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Record]:
+    """The records that a score is over: scheduled in [start_s, end_s), not abandoned."""
+    return [
+        record
+        for record in records
+        if start_s <= record.request.at < end_s and record.outcome is not Outcome.ABANDONED
+    ]
+
+
+def grouped(judged: Iterable[Judged], key: Callable[[Record], str]) -> dict[str, list[Judged]]:
+    """By a property of the records, in order of first appearance."""
+    groups: dict[str, list[Judged]] = {}
+    for each in judged:
+        groups.setdefault(key(each.record), []).append(each)
+    return groups
+
+
+def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """The growth that chance alone brings to a sustained load (one standard deviation): how far
+    the tokens of half the measured part stray from their mean, for Poisson arrivals."""
+    sizes = [_tokens(record) for record in records if start_s <= record.request.at < end_s]
+    if not sizes:
+        return 0.0
+    return math.sqrt(sum(size * size for size in sizes) * 2) / sum(sizes)
+
+
+def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """Share of the arriving tokens that are left behind; at most 0 where the load is sustained."""
+    quarter = (end_s - start_s) / 4
+    early = _mean_backlog(records, start_s + quarter, start_s + 2 * quarter)
+    late = _mean_backlog(records, start_s + 3 * quarter, end_s)
+    arrived = sum(
+        _tokens(record)
+        for record in records
+        if start_s + 1.5 * quarter <= record.request.at < start_s + 3.5 * quarter
+    )
+    return (late - early) / arrived if arrived else 0.0
+
+
+def _mean_backlog(records: Sequence[Record], start_s: float, end_s: float) -> float:
+    """Mean over [start_s, end_s) of the tokens in the system."""
+    total = 0.0
+    for record in records:
+        ended_at = math.inf if record.ended_at is None else record.ended_at
+        present = min(ended_at, end_s) - max(record.request.at, start_s)
+        total += _tokens(record) * max(0.0, present)
+    return total / (end_s - start_s)
+
+
+def _tokens(record: Record) -> int:
+    return record.request.prompt_len + record.request.output_len
+
+
+def jain_index(values: Sequence[float]) -> float | None:
+    """None without values; 1 where all are 0: nobody has more than another."""
+    if not values:
+        return None
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0

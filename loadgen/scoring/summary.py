@@ -1,0 +1,153 @@
+"""A run folded into its figures: what reports print and JSON holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loadgen.scoring.score import (
+    Score,
+    backlog_growth,
+    backlog_noise,
+    counted,
+    grouped,
+    jain_index,
+    judge,
+    percentile,
+    score,
+)
+from loadgen.targets.record import Outcome, Record
+from loadgen.targets.target import End, Run, TargetInfo
+from loadgen.workload.plan import Workload
+
+# How far the achieved sending rate may stay behind before a run says nothing about the server.
+_LEAST_ACHIEVED = 0.95
+_NOTHING_DUE = "no request was due in the measured part"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The measured part of a run: requests scheduled in [start_s, end_s)."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How late requests left, in seconds."""
+
+    p50_s: float
+    p99_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All figures of one run. `invalid`: why it says nothing of the server, or ""."""
+
+    target: TargetInfo
+    window: Window
+    requested_rps: float  # requests due in the window, per second
+    achieved_rps: float  # the same requests, over the time that sending them took
+    lag: Lag
+    total: Score
+    by_tier: tuple[Score, ...]
+    by_importance: tuple[Score, ...]
+    by_tenant: tuple[Score, ...]
+    by_prompt: tuple[Score, ...]  # short and long: above the 90th percentile of prompt lengths
+    long_prompt_tokens: int  # that percentile
+    backlog_growth: float  # share of the arriving tokens that are left behind
+    backlog_noise: float  # standard deviation of that by chance
+    fairness: float | None  # Jain's index of the tenants' attainments
+    num_abandoned: int
+    end: End
+    problem: str
+    invalid: str
+    errors: tuple[tuple[str, int], ...]  # most frequent first
+
+
+def summarise(
+    workload: Workload,
+    target: TargetInfo,
+    run: Run,
+    *,
+    warmup_s: float = 0.0,
+    cooldown_s: float = 0.0,
+    max_lag_s: float = 0.05,
+) -> Summary:
+    """Of a run that ended early: over the part until then."""
+    end_s = workload.duration_s - cooldown_s
+    if run.end is not End.COMPLETE:
+        end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
+    window = Window(warmup_s, max(end_s, warmup_s + 1e-9))
+    judged = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
+    due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
+    lag = _lag(due)
+    requested = len(due) / window.length_s
+    last_sent_at = max((r.sent_at for r in due), default=0.0)
+    achieved = len(due) / max(window.length_s, last_sent_at - window.start_s)
+    long_tokens = percentile(sorted(each.record.request.prompt_len for each in judged), 90) or 0
+
+    def split(key: Callable[[Record], str]) -> tuple[Score, ...]:
+        groups = grouped(judged, key)
+        return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
+
+    by_tenant = split(lambda r: r.request.tenant)
+    tiers = grouped(judged, lambda r: r.request.tier)
+    return Summary(
+        target=target,
+        window=window,
+        requested_rps=requested,
+        achieved_rps=achieved,
+        lag=lag,
+        total=score("all", judged, window.length_s),
+        by_tier=tuple(
+            score(load.tier, tiers.get(load.tier, []), window.length_s) for load in workload.tiers
+        ),
+        by_importance=split(lambda r: _importance(r, target)),
+        by_tenant=by_tenant,
+        by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
+        long_prompt_tokens=int(long_tokens),
+        backlog_growth=backlog_growth(run.records, window.start_s, window.end_s),
+        backlog_noise=backlog_noise(run.records, window.start_s, window.end_s),
+        fairness=jain_index([each.attainment or 0.0 for each in by_tenant]),
+        num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
+        end=run.end,
+        problem=run.problem,
+        invalid=_invalid(lag, requested, achieved, max_lag_s) if due else _NOTHING_DUE,
+        errors=_errors(run.records),
+    )
+
+
+def _importance(record: Record, target: TargetInfo) -> str:
+    if record.request.importance is not None:
+        return record.request.importance.value
+    tier = next((tier for tier in target.tiers if tier.name == record.request.tier), None)
+    return tier.importance.value if tier else "normal"
+
+
+def _lag(records: Sequence[Record]) -> Lag:
+    ordered = sorted(max(0.0, record.lag_s) for record in records) or [0.0]
+    return Lag(percentile(ordered, 50) or 0.0, percentile(ordered, 99) or 0.0, ordered[-1])
+
+
+def _invalid(lag: Lag, requested: float, achieved: float, max_lag_s: float) -> str:
+    if lag.p99_s > max_lag_s:
+        return (
+            f"the generator could not keep up: schedule lag p99 {lag.p99_s * 1e3:.1f} ms, "
+            f"allowed {max_lag_s * 1e3:.1f} ms"
+        )
+    if achieved < requested * _LEAST_ACHIEVED:
+        return f"the generator could not keep up: sent {achieved:.2f} of {requested:.2f} requests/s"
+    return ""
+
+
+def _errors(records: Sequence[Record]) -> tuple[tuple[str, int], ...]:
+    counts = Counter(record.error for record in records if record.error)
+    return tuple(counts.most_common())

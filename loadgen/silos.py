@@ -1,0 +1,141 @@
+"""Clusters of silos, simulated: replicas of their own for every tier, as is common practice.
+
+A silo serves in order of arrival with a chunk of its own: small where tokens have a pace to keep,
+large elsewhere (256 and 2,048 tokens, as the silos that Niyama, arXiv 2503.22562, compares with).
+How many replicas a tier needs is given, or found: the fewest that serve its requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from client.values import Tier
+from loadgen.judge import Judge
+from loadgen.targets.series import SeriesRecorder
+from loadgen.targets.simulated import Setup, SimulatedTarget, target_info
+from loadgen.targets.target import End, Run, TargetInfo, Watch
+from loadgen.workload.plan import PlannedRequest
+
+PACED_CHUNK, BULK_CHUNK = 256, 2048
+MOST_REPLICAS = 1024
+
+
+class Silo(NamedTuple):
+    """The replicas of one tier."""
+
+    tier: str
+    replicas: int
+    chunk_size: int
+
+    def __str__(self) -> str:
+        return f"{self.tier} {self.replicas}"
+
+
+@dataclass(frozen=True, slots=True)
+class SiloTarget:
+    """A group of replicas per tier. Without `silos` they are still to be sized (`sized`)."""
+
+    base: Setup
+    silos: tuple[Silo, ...] = ()
+
+    @property
+    def num_replicas(self) -> int:
+        return sum(silo.replicas for silo in self.silos)
+
+    def info(self) -> TargetInfo:
+        info = target_info(self.base, "silo", max(1, self.num_replicas))
+        sizes = " + ".join(str(silo) for silo in self.silos)
+        return replace(info, name=f"{info.name} ({sizes})" if sizes else info.name)
+
+    def sized(self, requests: Iterable[PlannedRequest]) -> SiloTarget:
+        """With the fewest replicas of each tier that serve these requests. Raises ValueError for
+        a tier that none serve."""
+        by_tier = _by_tier(requests)
+        silos = []
+        for tier in self.base.profile.tiers:
+            if tier.name in by_tier:
+                silo = Silo(tier.name, 1, default_chunk(tier))
+                try:
+                    count = fewest_replicas(self._setup(silo), by_tier[tier.name])
+                except ValueError as error:
+                    raise ValueError(f"silo of {tier.name}: {error}") from error
+                silos.append(silo._replace(replicas=count))
+        return replace(self, silos=tuple(silos))
+
+    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        """One tier after the other; they do not touch each other. Raises ValueError for a tier
+        without replicas."""
+        by_tier = _by_tier(requests)
+        missing = by_tier.keys() - {silo.tier for silo in self.silos}
+        if missing:
+            raise ValueError(f"no silo for {', '.join(sorted(missing))}")
+        whole = Run()
+        series = SeriesRecorder() if self.base.keeps_series else None
+        for silo in self.silos:
+            target = SimulatedTarget(self._setup(silo))
+            part = target.run(by_tier.get(silo.tier, []), watch, series)
+            whole.records += part.records
+            whole.series = part.series
+            whole.elapsed_s = max(whole.elapsed_s, part.elapsed_s)
+            if part.end is not End.COMPLETE:
+                whole.end, whole.problem = part.end, part.problem
+                break
+        whole.records.sort(key=lambda record: record.request.index)
+        return whole
+
+    def _setup(self, silo: Silo) -> Setup:
+        return replace(self.base, policy="fcfs", chunk_size=silo.chunk_size, replicas=silo.replicas)
+
+
+def default_chunk(tier: Tier) -> int:
+    return BULK_CHUNK if tier.targets.tbt is None else PACED_CHUNK
+
+
+def parse_silos(text: str, tiers: Sequence[Tier]) -> tuple[Silo, ...]:
+    """TIER:COUNT[/CHUNK],... Raises ValueError."""
+    known = {tier.name: tier for tier in tiers}
+    silos = []
+    for part in text.split(","):
+        name, _, rest = part.strip().partition(":")
+        count, slash, chunk = rest.partition("/")
+        if name not in known:
+            raise ValueError(f"unknown tier {name!r} in the silos; there is {', '.join(known)}")
+        if not (count.isdigit() and int(count)) or (slash and not (chunk.isdigit() and int(chunk))):
+            raise ValueError(f"{part.strip()!r} is not TIER:COUNT or TIER:COUNT/CHUNK")
+        silos.append(Silo(name, int(count), int(chunk) if slash else default_chunk(known[name])))
+    if len({silo.tier for silo in silos}) < len(silos):
+        raise ValueError(f"a tier is named twice in {text!r}")
+    return tuple(silos)
+
+
+def _by_tier(requests: Iterable[PlannedRequest]) -> dict[str, list[PlannedRequest]]:
+    by_tier: dict[str, list[PlannedRequest]] = {}
+    for request in requests:
+        by_tier.setdefault(request.tier, []).append(request)
+    return by_tier
+
+
+def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
+    """The smallest number of replicas that serve the requests. Raises ValueError where no number
+    does: where one request by itself would be late."""
+
+    def serves(replicas: int) -> bool:
+        return Judge().is_served(replace(setup, replicas=replicas), requests)
+
+    return smallest(serves)
+
+
+def smallest(serves: Callable[[int], bool]) -> int:
+    """Assumes that what serves with some replicas does with more. Raises ValueError for none."""
+    high = 1
+    while not serves(high):
+        high *= 2
+        if high > MOST_REPLICAS:
+            raise ValueError(f"not even {MOST_REPLICAS} replicas serve this load on time")
+    low = high // 2  # too few, or 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if serves(middle) else (middle, high)
+    return high

@@ -1,0 +1,1 @@
+"""Who is asked: a live server or a simulated one; and what became of each request."""

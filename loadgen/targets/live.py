@@ -1,0 +1,323 @@
+"""The live target: sends planned requests to a server, open loop, and records what comes back.
+
+Requests leave at their instants whatever the server does. Each is prepared before its instant, so
+that preparing costs no lag; the clock is the monotonic one. The run ends when every request has,
+or `drain_s` after the last was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from client import (
+    AsyncClient,
+    AsyncStream,
+    NiyamaError,
+    QueueFull,
+    TimedOut,
+    Unavailable,
+)
+from client.options import GenerateOptions
+from client.values import ServerInfo
+from loadgen import interrupts
+from loadgen.interrupts import Interrupted
+from loadgen.targets import priority
+from loadgen.targets.record import Outcome, Record
+from loadgen.targets.target import End, Progress, Run, TargetInfo, Unreachable, Watch
+from loadgen.workload.plan import PlannedRequest, prompt_ids
+
+_START_DELAY_S = 0.1  # from the first connection to instant 0
+_WATCH_INTERVAL_S = 0.25
+_PROBE_TIMEOUT_S = 2.0
+_PROBES, _PROBE_INTERVAL_S = 3, 0.5
+T = TypeVar("T")
+# Each channel its own connection: channels with equal arguments would share one.
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTarget:
+    """A server at HOST:PORT, asked over `channels` connections in turn."""
+
+    server: str
+    channels: int = 4
+    drain_s: float = 60.0
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"there is at least 1 channel, got {self.channels}")
+        if not self.drain_s >= 0:
+            raise ValueError(f"the drain time is not negative, got {self.drain_s:g}")
+
+    def info(self) -> TargetInfo:
+        return _target_info(self.server, _run(_ask_info(self.server)))
+
+    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        with priority.raised():
+            return _run(_Sender(self, watch).run(iter(requests)))
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
+    """A signal cancels it, so that it closes what it has opened, and raises Interrupted."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    came: list[int] = []
+
+    def cancel(number: int) -> None:
+        came.append(number)
+        loop.call_soon_threadsafe(task.cancel)
+
+    with interrupts.handled(cancel):
+        try:
+            return await main
+        except asyncio.CancelledError:
+            if came:
+                raise Interrupted(came[0]) from None
+            raise
+
+
+async def _ask_info(server: str) -> ServerInfo:
+    async with AsyncClient(server) as client:
+        try:
+            return await client.server_info()
+        except NiyamaError as error:
+            raise Unreachable(f"{server}: {_one_line(error)}") from None
+
+
+def _target_info(server: str, info: ServerInfo) -> TargetInfo:
+    model = info.model
+    return TargetInfo(
+        server,
+        info.policy,
+        model.name,
+        info.tiers,
+        model.vocabulary_size,
+        model.context_length,
+        info.version,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(slots=True)
+class _Sender:
+    """One run. All of its state lives on one event loop."""
+
+    target: LiveTarget
+    watch: Watch
+    name: str = field(default_factory=lambda: secrets.token_hex(8))  # no other run has it
+    clients: list[AsyncClient] = field(default_factory=list)
+    vocabulary_size: int = 0
+    start: float = 0.0  # instant 0 of the run, on the monotonic clock
+    records: list[Record] = field(default_factory=list)
+    num_in_flight: int = 0
+    counts: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    followers: set[asyncio.Task[None]] = field(default_factory=set)
+    end: End = End.COMPLETE
+    problem: str = ""
+    interrupted_by: int = 0
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    probe: asyncio.Task[None] | None = None
+    bug: BaseException | None = None
+
+    def now(self) -> float:
+        return time.monotonic() - self.start
+
+    async def run(self, requests: Iterator[PlannedRequest]) -> Run:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._connect(stack)
+            with self._interrupts():
+                ticker = asyncio.create_task(self._tick())
+                try:
+                    await self._drive(requests)
+                finally:
+                    ticker.cancel()
+                    if self.probe is not None:
+                        self.probe.cancel()
+                self.watch(self._progress())
+                await stack.aclose()  # in which a second signal ends nothing either
+        if self.bug is not None:
+            raise self.bug
+        elapsed = max((record.ended_at or 0.0 for record in self.records), default=0.0)
+        return Run(self.records, elapsed, self.end, self.problem, self.interrupted_by)
+
+    async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
+        for _ in range(self.target.channels):
+            client = AsyncClient(self.target.server, channel_options=_OWN_CONNECTION)
+            self.clients.append(await stack.enter_async_context(client))
+        try:
+            infos = await asyncio.gather(*(client.server_info() for client in self.clients))
+        except NiyamaError as error:
+            raise Unreachable(f"{self.target.server}: {_one_line(error)}") from None
+        self.vocabulary_size = infos[0].model.vocabulary_size
+        self.start = time.monotonic() + _START_DELAY_S
+
+    @contextlib.contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """A signal ends the run instead of the program, so that there is a report."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt(number: int) -> None:
+            self.interrupted_by = self.interrupted_by or number
+            loop.call_soon_threadsafe(self._stop, End.INTERRUPTED, "interrupted")
+
+        with interrupts.handled(interrupt):
+            yield
+
+    def _stop(self, end: End, problem: str) -> None:
+        if not self.stopping.is_set():
+            self.end, self.problem = end, problem
+            self.stopping.set()
+
+    async def _drive(self, requests: Iterator[PlannedRequest]) -> None:
+        """Sends all, waits for all; stops early when told to."""
+        sending = asyncio.create_task(self._send_all(requests))
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            await asyncio.wait((sending, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending  # its exception is ours
+                await self._drain(stopped)
+        finally:
+            sending.cancel()
+            stopped.cancel()
+            # The last follower begins meanwhile: one cancelled before that would record nothing.
+            await asyncio.gather(sending, stopped, return_exceptions=True)
+            for follower in self.followers:
+                follower.cancel()
+            await asyncio.gather(*self.followers, return_exceptions=True)
+
+    async def _drain(self, stopped: asyncio.Task[bool]) -> None:
+        ended = asyncio.gather(*self.followers, return_exceptions=True)
+        await asyncio.wait(
+            (ended, stopped), timeout=self.target.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+
+    async def _send_all(self, requests: Iterator[PlannedRequest]) -> None:
+        for request in requests:
+            prompt = prompt_ids(request, self.vocabulary_size, self.name)
+            options = self._options(request)
+            await asyncio.sleep(max(0.0, request.at - self.now()))  # also lets the others run
+            client = self.clients[request.index % len(self.clients)]
+            record = Record(request, sent_at=self.now())
+            stream = client.generate(prompt, **options)
+            self.records.append(record)
+            self.num_in_flight += 1
+            follower = asyncio.create_task(self._follow(record, stream))
+            self.followers.add(follower)
+            follower.add_done_callback(self._ended)
+
+    def _ended(self, follower: asyncio.Task[None]) -> None:
+        """Nothing but a bug of ours makes a follower raise: it ends the run."""
+        self.followers.discard(follower)
+        if not follower.cancelled() and (bug := follower.exception()) is not None:
+            self.bug = bug
+            self.stopping.set()
+
+    def _options(self, request: PlannedRequest) -> GenerateOptions:
+        options: GenerateOptions = {
+            "max_tokens": request.output_len,
+            "ignore_eos": True,
+            "temperature": self.target.temperature,
+            "seed": request.seed,
+            "application": request.application,
+            "tenant": request.tenant,
+        }
+        targets = request.targets
+        if not request.explicit:
+            options["tier"] = request.tier
+        elif targets.ttft is not None and targets.tbt is not None:
+            options["ttft"], options["tbt"] = targets.ttft, targets.tbt
+        elif targets.ttlt is not None:
+            options["ttlt"] = targets.ttlt
+        else:
+            options["best_effort"] = True
+        if request.importance is not None:
+            options["importance"] = request.importance
+        if request.timeout_s is not None:
+            options["timeout"] = request.timeout_s
+        return options
+
+    async def _follow(self, record: Record, stream: AsyncStream) -> None:
+        """Reads one stream to its end, whatever that is."""
+        try:
+            record.outcome = await self._read(record, stream)
+        except NiyamaError as error:
+            record.outcome, record.error = _outcome(error), _one_line(error)
+            if isinstance(error, Unavailable) and self.probe is None:
+                self.probe = asyncio.create_task(self._probe())
+        except asyncio.CancelledError:
+            interrupted = self.end is End.INTERRUPTED
+            record.outcome = Outcome.ABANDONED if interrupted else Outcome.UNFINISHED
+            if self.end is End.TARGET_LOST:
+                record.outcome, record.error = Outcome.FAILED, self.problem
+        finally:
+            record.ended_at = self.now()
+            record.relegated = bool(stream.relegations)
+            if stream.timings is not None:
+                record.server_ttft_s = stream.timings.ttft
+            self.num_in_flight -= 1
+            self.counts[record.outcome] += 1
+
+    async def _read(self, record: Record, stream: AsyncStream) -> Outcome:
+        token_at, leaves_after = record.token_at, record.request.cancel_after
+        async with stream:
+            async for tokens in stream:
+                now = self.now()
+                for _ in tokens.token_ids:
+                    token_at.append(now)
+                if leaves_after is not None and len(token_at) >= leaves_after:
+                    return Outcome.CANCELLED
+        return Outcome.FINISHED
+
+    async def _probe(self) -> None:
+        """After an UNAVAILABLE: is anybody still there? An engine that restarts behind its front
+        end is, and so are front ends beside one that died (whose socket may take a question with
+        it); a dead server is not, and the run is over."""
+        async with AsyncClient(
+            self.target.server, timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
+        ) as client:
+            for _ in range(_PROBES):
+                try:
+                    await client.server_info()
+                    break
+                except (Unavailable, TimedOut) as error:
+                    problem = f"{self.target.server}: lost during the run: {_one_line(error)}"
+                await asyncio.sleep(_PROBE_INTERVAL_S)
+            else:
+                self._stop(End.TARGET_LOST, problem)
+        self.probe = None
+
+    async def _tick(self) -> None:
+        while True:
+            self.watch(self._progress())
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+
+    def _progress(self) -> Progress:
+        failed = (Outcome.REJECTED, Outcome.TIMED_OUT, Outcome.FAILED)
+        return Progress(
+            max(0.0, self.now()),
+            len(self.records),
+            self.num_in_flight,
+            self.counts[Outcome.FINISHED],
+            sum(self.counts[outcome] for outcome in failed),
+        )
+
+
+def _outcome(error: NiyamaError) -> Outcome:
+    if isinstance(error, QueueFull):
+        return Outcome.REJECTED
+    return Outcome.TIMED_OUT if isinstance(error, TimedOut) else Outcome.FAILED

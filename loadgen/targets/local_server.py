@@ -1,0 +1,101 @@
+"""A server of our own for a demo or a comparison: `python -m server` in a child process, on a free
+port of the loopback. Its log goes to a file, the end of which is shown where it fails. It ends with
+this process, however that ends: its standard input is a pipe that nobody else holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from loadgen.targets.target import Unreachable
+
+START_TIMEOUT_S = 900.0  # on a busy machine the first start compiles for minutes
+STOP_TIMEOUT_S = 60.0
+
+# What a server says that was told twice to stop: a Ctrl-C of the terminal had reached it as well.
+_LEFT_AT_ONCE = 128 + signal.SIGTERM
+
+_READY = re.compile(r"ready on (\S+:\d+)")
+
+
+@contextlib.contextmanager
+def serving(flags: Sequence[str] = (), module: str = "server") -> Iterator[str]:
+    """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`, or
+    of another module that is started like it.
+
+    Raises Unreachable where the server does not come up, or does not end well.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        command = [sys.executable, "-m", module, "--port", "0", "--until-eof", *flags]
+        pipe = subprocess.PIPE
+        with log.open("wb") as errors:
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin, process.stdout:
+            try:
+                yield _ready_address(process, process.stdout, log)
+            finally:
+                status = _end(process)
+        if status not in (0, _LEFT_AT_ONCE):
+            raise Unreachable(f"the server ended with status {status}: {_last_line(log)}")
+
+
+def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -> str:
+    """Waits for the ready line, the only one that a server prints."""
+    is_late = threading.Event()
+
+    def end() -> None:
+        """As it asks to be ended: killed, it would leave its engine behind, output open."""
+        is_late.set()
+        process.terminate()
+        _wait(process)
+
+    timer = threading.Timer(START_TIMEOUT_S, end)
+    timer.start()
+    try:
+        for line in output:
+            if match := _READY.search(line):
+                return match[1]
+    finally:
+        timer.cancel()
+    process.wait()
+    if is_late.is_set():
+        raise Unreachable(
+            f"the server was not ready after {START_TIMEOUT_S:g} s; its log ends: {_last_line(log)}"
+        )
+    raise Unreachable(f"the server did not start: {_last_line(log)}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """Asks it to; whoever asks us again asks it to leave at once."""
+    process.terminate()
+    try:
+        return _wait(process)
+    except KeyboardInterrupt:
+        process.terminate()
+        _wait(process)
+        raise
+
+
+def _wait(process: subprocess.Popen[str]) -> int:
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -1,0 +1,300 @@
+"""The simulated target: replicas of an engine in virtual time, run by the scheduler of the service.
+
+Takes the same planned requests as a live server and gives back the same records, so that every
+mode, score and report works on both. What is not modelled: the network, the front end, and the
+tokens themselves. Seconds throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from client import values
+from engine import simulator
+from engine.deciding.latency import LatencyModel
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.plan import Work
+from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.scheduler import Scheduler
+from engine.deciding.scheduler_config import SchedulerConfig
+from engine.deciding.sequence import FinishReason
+from engine.simulator import Call, Cost, Refusal, Replica, Route
+from loadgen import interrupts
+from loadgen.scoring.score import ttft_s
+from loadgen.targets.profiles import Profile
+from loadgen.targets.record import Outcome, Record
+from loadgen.targets.series import SeriesRecorder
+from loadgen.targets.target import End, Progress, Run, TargetInfo, Watch
+from loadgen.workload.plan import PlannedRequest
+
+COARSE_PAGE_SIZE = 64  # where nothing is shared: fewer pages to account for, nearly the same memory
+PAGE_SIZE = 16  # where prefixes are: the server's default
+VOCABULARY_SIZE = 32_000
+LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
+_WATCH_INTERVAL_S = 0.25
+_WATCH_EVERY = 64  # records
+
+ROUTINGS: dict[str, Callable[[], Route]] = {
+    "round-robin": simulator.round_robin,
+    "least-loaded": lambda: simulator.least_loaded,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One group of equal replicas and how it is run. Raises ValueError, naming the field."""
+
+    profile: Profile
+    policy: str = "niyama"
+    chunk_size: int = 256  # of the fixed-chunk policies
+    replicas: int = 1
+    routing: str = "least-loaded"
+    predictor_error: float = 0.0  # standard deviation of actual / predicted, seeded
+    max_requests: float = math.inf  # waiting or running, per replica
+    drain_s: float = math.inf  # longest wait for the last answers
+    prefix_caching: bool = False
+    niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
+    seed: int = 0  # of the noise
+    keeps_series: bool = False  # chunk size and queue length over time
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        if self.max_requests < 1:
+            raise ValueError(f"max_requests must be at least 1, got {self.max_requests:g}")
+        if not 0 <= self.predictor_error < 1:
+            raise ValueError(f"predictor_error must be in [0, 1), got {self.predictor_error}")
+        if self.routing not in ROUTINGS:
+            raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}")
+        self.scheduler_config()
+
+    def scheduler_config(self) -> SchedulerConfig:
+        page_size = PAGE_SIZE if self.prefix_caching else COARSE_PAGE_SIZE
+        return SchedulerConfig(
+            num_pages=max(1, self.profile.kv_tokens // page_size),
+            context_len=self.profile.context_len,
+            page_size=page_size,
+            policy=self.policy,
+            chunk_size=self.chunk_size,
+            max_batch_size=self.profile.max_batch_size,
+            prefix_caching=self.prefix_caching,
+            record_capacity=0,
+            token_events=False,
+            niyama=self.niyama,
+        )
+
+    def make_replicas(self) -> list[Replica]:
+        return [self._replica(index) for index in range(self.replicas)]
+
+    def _replica(self, index: int) -> Replica:
+        model = LatencyModel if self.predictor_error else _Exact
+        scheduler = Scheduler(self.scheduler_config(), model(self.profile.latency))
+        return Replica(index, scheduler, self._cost(index), self.max_requests)
+
+    def _cost(self, index: int) -> Cost:
+        """What an iteration really takes. The scheduler sees only that, and learns from it."""
+        predict = LatencyModel(self.profile.latency, learns=False).predict
+        if not self.predictor_error:
+            return predict
+        gauss, error = random.Random(f"{self.seed}/cost/{index}").gauss, self.predictor_error
+
+        def cost(work: Work) -> float:
+            return predict(work) * max(LEAST_NOISE, 1 + gauss(0.0, error))
+
+        return cost
+
+
+class _Exact(LatencyModel):
+    """Where every iteration takes what is predicted there is nothing to learn, and time to save."""
+
+    def observe(self, work: Work, actual_s: float) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedTarget:
+    """Replicas that share all requests."""
+
+    setup: Setup
+
+    def info(self) -> TargetInfo:
+        return target_info(self.setup, self.setup.policy, self.setup.replicas)
+
+    def run(
+        self,
+        requests: Iterable[PlannedRequest],
+        watch: Watch,
+        series: SeriesRecorder | None = None,
+    ) -> Run:
+        """`series` of other replicas: goes on with it."""
+        if self.setup.keeps_series and series is None:
+            series = SeriesRecorder()
+        with uncollected():
+            return _Recorder(self.setup, watch, series=series).run(requests)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No cyclic garbage is made here; looking for it takes 15 % of a simulation's time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def records(setup: Setup, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
+    """The record of each request, as it ends: whoever has seen enough may stop."""
+    return _Recorder(setup, lambda progress: None).ended(requests)
+
+
+def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
+    profile = setup.profile
+    name = f"simulated {profile.name}" + (f" x {replicas}" if replicas > 1 else "")
+    return TargetInfo(
+        name, policy, profile.name, profile.tiers, VOCABULARY_SIZE, profile.context_len
+    )
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """One run: makes calls of planned requests, and records of what became of them."""
+
+    setup: Setup
+    watch: Watch
+    records: list[Record] = field(default_factory=list)
+    by_id: dict[str, Record] = field(default_factory=dict)  # in flight
+    num_finished: int = 0
+    num_failed: int = 0
+    watched_at: float = 0.0
+    series: SeriesRecorder | None = None
+
+    def run(self, requests: Iterable[PlannedRequest]) -> Run:
+        """A signal ends the run instead of the program, so that there is a report."""
+        run = Run(self.records)
+        try:
+            for number, record in enumerate(self.ended(requests)):
+                if number % _WATCH_EVERY == 0:
+                    self._show(record.ended_at or 0.0)
+        except KeyboardInterrupt as interrupt:
+            run.end, run.problem = End.INTERRUPTED, "interrupted"
+            run.interrupted_by = interrupts.number_of(interrupt)
+            for record in self.by_id.values():
+                record.outcome = Outcome.ABANDONED
+        run.elapsed_s = max((record.ended_at or 0.0 for record in self.records), default=0.0)
+        run.series = None if self.series is None else self.series.series()
+        self.watch(self._progress(run.elapsed_s))
+        return run
+
+    def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
+        setup = self.setup
+        route = ROUTINGS[setup.routing]()
+        observe = None if self.series is None else self.series.observe
+        for outcome in simulator.simulate(
+            self._calls(requests), setup.make_replicas(), route, setup.drain_s, observe
+        ):
+            yield self._note(outcome)
+
+    def _calls(self, requests: Iterable[PlannedRequest]) -> Iterator[Call]:
+        importance = {tier.name: tier.importance for tier in self.setup.profile.tiers}
+        for planned in requests:
+            record = Record(planned, sent_at=planned.at)
+            self.records.append(record)
+            call = Call(
+                _request(planned, importance.get(planned.tier, values.Importance.NORMAL)),
+                planned.cancel_after,
+                planned.timeout_s,
+            )
+            self.by_id[call.request.id] = record
+            yield call
+
+    def _note(self, outcome: simulator.Outcome) -> Record:
+        record = self.by_id.pop(outcome.request.id)
+        record.token_at = outcome.token_at
+        record.server_ttft_s = ttft_s(record)
+        record.ended_at = outcome.ended_at
+        record.relegated = outcome.relegated
+        record.outcome, record.error = _outcome(outcome), outcome.error
+        if record.outcome is Outcome.FINISHED:
+            self.num_finished += 1
+        elif record.outcome is not Outcome.CANCELLED:
+            self.num_failed += 1
+        return record
+
+    def _show(self, now: float) -> None:
+        wall = time.monotonic()
+        if wall >= self.watched_at + _WATCH_INTERVAL_S:
+            self.watched_at = wall
+            self.watch(self._progress(now))
+
+    def _progress(self, now: float) -> Progress:
+        sent, in_flight = len(self.records), len(self.by_id)
+        return Progress(now, sent, in_flight, self.num_finished, self.num_failed)
+
+
+def _outcome(outcome: simulator.Outcome) -> Outcome:
+    if outcome.refusal is not None:
+        refused = outcome.refusal is Refusal.QUEUE_FULL
+        return Outcome.REJECTED if refused else Outcome.FAILED
+    if outcome.finished is None:
+        return Outcome.UNFINISHED
+    return _OUTCOMES[outcome.finished.reason]
+
+
+_OUTCOMES = {
+    FinishReason.STOP: Outcome.FINISHED,
+    FinishReason.LENGTH: Outcome.FINISHED,
+    FinishReason.CANCELLED: Outcome.CANCELLED,
+    FinishReason.TIMEOUT: Outcome.TIMED_OUT,
+    FinishReason.ERROR: Outcome.FAILED,
+}
+
+
+def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
+    """As the server would make it of what the live generator sends; only the tenant, which a live
+    server reads off the caller's credentials, is taken from the plan."""
+    return Request(
+        id=str(planned.index),
+        prompt=_prompt(planned),
+        sampling=_sampling(planned.output_len),
+        arrived_at=planned.at,
+        targets=_targets(planned.targets, planned.timeout_s),
+        importance=_IMPORTANCE[planned.importance or importance],
+        tier="" if planned.explicit else planned.tier,
+        application=planned.application,
+        tenant=planned.tenant,
+    )
+
+
+def _prompt(planned: PlannedRequest) -> Sequence[int]:
+    """Ids that only its own shared prefix has in common with others."""
+    own = range(planned.index << 32, (planned.index << 32) + planned.prompt_len)
+    if planned.prefix is None:
+        return own
+    start = (1 << 62) + (planned.prefix << 32)
+    return [*range(start, start + planned.prefix_len), *own[planned.prefix_len :]]
+
+
+_IMPORTANCE = {each: Importance[each.name] for each in values.Importance}
+
+
+@cache
+def _sampling(output_len: int) -> Sampling:
+    """Checked once per length, not once per request. No stop tokens: outputs have that length."""
+    return Sampling(max_tokens=output_len)
+
+
+@cache
+def _targets(targets: values.Targets, timeout_s: float | None) -> Targets:
+    """None is later than the call's own deadline."""
+    stated = Targets(targets.ttft, targets.tbt, targets.ttlt)
+    return stated if timeout_s is None else stated.within(timeout_s)

@@ -1,0 +1,84 @@
+"""Who is asked: the one interface between planned requests and records.
+
+`loadgen.targets.live` asks a server through gRPC; a simulated target answers in virtual time.
+Everything else (workloads, scores, reports, modes) does not know which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from client.values import Tier
+from loadgen.targets.record import Record
+from loadgen.workload.plan import PlannedRequest
+
+
+class Unreachable(Exception):
+    """No target answers; the message says where and why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What a workload needs to know of whoever serves it."""
+
+    name: str  # for the report: an address, or a profile
+    policy: str
+    model: str
+    tiers: tuple[Tier, ...]
+    vocabulary_size: int
+    context_length: int
+    version: str = ""  # of its software, where it is known
+
+
+class Progress(NamedTuple):
+    """How far a run is. Instants and durations in seconds of the run."""
+
+    elapsed_s: float
+    num_sent: int
+    num_in_flight: int
+    num_finished: int
+    num_failed: int  # rejected, timed out or failed
+
+
+Watch = Callable[[Progress], None]
+
+
+class End(Enum):
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"  # by the user
+    TARGET_LOST = "target_lost"  # the server died
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What a target says of itself: a mean for each `step_s` seconds of the run."""
+
+    step_s: float
+    chunk_len: Sequence[float]  # prompt tokens per iteration that prefills
+    num_waiting: Sequence[float]  # requests in the queue of one replica
+
+
+@dataclass(slots=True)
+class Run:
+    """The records of everything that was due before the run ended."""
+
+    records: list[Record] = field(default_factory=list)
+    elapsed_s: float = 0.0  # to the last record's end
+    end: End = End.COMPLETE
+    problem: str = ""  # one line, where it did not complete
+    interrupted_by: int = 0  # the signal's number
+    series: Series | None = None  # only of a target that tells
+
+
+class Target(Protocol):
+    """Takes planned requests in order of time, gives back a record of each."""
+
+    def info(self) -> TargetInfo:
+        """Raises Unreachable."""
+
+    def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        """Sends each request at its instant, never waiting for another. Raises Unreachable where
+        nobody answers at the start; a target that is lost later is an end like another."""

@@ -1,0 +1,1 @@
+"""What is sent: requests with their instants, lengths, tiers and tenants."""

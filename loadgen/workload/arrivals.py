@@ -1,0 +1,184 @@
+"""When requests arrive: a rate over time, and how regular the arrivals are around it.
+
+An arrival process of rate 1 gives the gaps; a rate that changes stretches and squeezes them: the
+n-th arrival is where the expected number of arrivals (the integral of the rate) reaches the sum of
+the first n gaps. So a Poisson process stays one at any rate, and a burst stays a burst. Instants in
+seconds from the start, rates in requests per second.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from loadgen.workload.units import parse_duration
+
+
+class Segment(NamedTuple):
+    """The rate goes from `first` to `last` in a straight line between two instants."""
+
+    start: float
+    end: float
+    first: float
+    last: float
+
+    @property
+    def expected(self) -> float:
+        """Expected number of arrivals in it."""
+        return (self.first + self.last) / 2 * (self.end - self.start)
+
+    def instant_of(self, count: float) -> float:
+        """Where the expected number of arrivals since its start reaches `count`.
+
+        Solves first * x + slope / 2 * x^2 = count in the form that also holds for slope 0.
+        """
+        slope = (self.last - self.first) / (self.end - self.start)
+        root = math.sqrt(max(0.0, self.first * self.first + 2 * slope * count))
+        return self.start + (2 * count / (self.first + root) if count > 0 else 0.0)
+
+
+class Shape(Enum):
+    CONSTANT = "constant"
+    SQUARE = "square"  # low, then high, each for one period, and again
+    STEP = "step"  # low for one period, high ever after
+    RAMP = "ramp"  # from low to high over one period, high ever after
+    SINE = "sine"  # from low to high and back within one period: a day
+
+
+_SINE_SEGMENTS = 48  # per period; within 0.2 % of the curve
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate over time. `period_s` None (not of SQUARE and STEP): as long as the run."""
+
+    low: float
+    high: float
+    shape: Shape = Shape.CONSTANT
+    period_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low < math.inf and 0 < self.high < math.inf):
+            raise ValueError(f"rates must be positive, got {self.levels}")
+        if self.period_s is not None and not self.period_s > 0:
+            raise ValueError(f"the period of a rate must be positive, got {self.period_s:g}")
+        if self.period_s is None and self.shape in (Shape.SQUARE, Shape.STEP):
+            name = self.shape.value
+            raise ValueError(f"a {name} needs a period, such as {name}:{self.levels}/15m")
+
+    @property
+    def levels(self) -> str:
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}..{self.high:g}"
+
+    def __str__(self) -> str:
+        """As `parse_rate` reads it, periods in seconds."""
+        if self.shape is Shape.CONSTANT:
+            return f"{self.high:g}"
+        period = "" if self.period_s is None else f"/{self.period_s:g}s"
+        return f"{self.shape.value}:{self.low:g}..{self.high:g}{period}"
+
+    def scaled(self, factor: float) -> Rate:
+        return Rate(self.low * factor, self.high * factor, self.shape, self.period_s)
+
+    def mean(self, duration_s: float) -> float:
+        """Expected arrivals per second over that long a run."""
+        return sum(segment.expected for segment in self.segments(duration_s)) / duration_s
+
+    def segments(self, duration_s: float) -> Iterator[Segment]:
+        """The rate from 0 to duration_s, in order, without gaps."""
+        for segment in self._endless(self.period_s or duration_s):
+            if segment.end >= duration_s:
+                share = (duration_s - segment.start) / (segment.end - segment.start)
+                last = segment.first + share * (segment.last - segment.first)
+                yield Segment(segment.start, duration_s, segment.first, last)
+                return
+            yield segment
+
+    def _endless(self, period: float) -> Iterator[Segment]:
+        low, high, start = self.low, self.high, 0.0
+        if self.shape in (Shape.STEP, Shape.RAMP):
+            yield Segment(0.0, period, low, low if self.shape is Shape.STEP else high)
+            start = period
+        while True:
+            if self.shape is Shape.SQUARE:
+                yield Segment(start, start + period, low, low)
+                yield Segment(start + period, start + 2 * period, high, high)
+                start += 2 * period
+            elif self.shape is Shape.SINE:
+                yield from self._one_sine(start, period)
+                start += period
+            else:
+                yield Segment(start, start + period, high, high)
+                start += period
+
+    def _one_sine(self, start: float, period: float) -> Iterator[Segment]:
+        def rate(part: int) -> float:
+            angle = 2 * math.pi * part / _SINE_SEGMENTS
+            return self.low + (self.high - self.low) * (1 - math.cos(angle)) / 2
+
+        step = period / _SINE_SEGMENTS
+        for part in range(_SINE_SEGMENTS):
+            begin = start + part * step
+            yield Segment(begin, begin + step, rate(part), rate(part + 1))
+
+
+def parse_rate(text: str) -> Rate:
+    """40 (constant), or [SHAPE:]LOW..HIGH[/PERIOD]; the shape is square where none is named.
+
+    2..5/15m changes between 2 and 5 every 15 minutes; ramp:2..5 grows over the whole run;
+    sine:1..9/24h is a day. Raises ValueError.
+    """
+    shape_name, colon, rest = text.rpartition(":")
+    levels, slash, period = rest.partition("/")
+    low, dots, high = levels.partition("..")
+    try:
+        if not dots:
+            if colon or slash:
+                raise ValueError
+            shape, bounds = Shape.CONSTANT, (float(low), float(low))
+        else:
+            shape = Shape(shape_name) if colon else Shape.SQUARE
+            bounds = float(low), float(high)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a rate such as 40, 2..5/15m (square), step:2..5/15m, ramp:2..5 "
+            "or sine:1..9/24h"
+        ) from None
+    return Rate(*bounds, shape, parse_duration(period) if slash else None)
+
+
+class Process(Enum):
+    """How regular arrivals are."""
+
+    POISSON = "poisson"
+    GAMMA = "gamma"  # bursts: gaps with a coefficient of variation above that of Poisson (1)
+    CONSTANT = "constant"
+
+
+def unit_gaps(process: Process, cv: float, rng: random.Random) -> Iterator[float]:
+    """Endless gaps between arrivals, of mean 1. `cv`: their coefficient of variation, for gamma."""
+    if process is Process.CONSTANT:
+        while True:
+            yield 1.0
+    elif process is Process.POISSON:
+        while True:
+            yield rng.expovariate(1.0)
+    else:
+        shape = 1 / (cv * cv)
+        while True:
+            yield rng.gammavariate(shape, 1 / shape)
+
+
+def arrival_times(rate: Rate, gaps: Iterator[float], duration_s: float) -> Iterator[float]:
+    """The instants in [0, duration_s), in order."""
+    due = next(gaps)  # expected arrivals from the segment's start to the next arrival
+    for segment in rate.segments(duration_s):
+        expected = segment.expected
+        while due < expected:
+            yield segment.instant_of(due)
+            due += next(gaps)
+        due -= expected

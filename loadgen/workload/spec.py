@@ -1,0 +1,148 @@
+"""What was asked for, by flags or by a file: a workload with gaps. `build` fills the gaps with what
+the target says of itself (its tiers, its context length) and with defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from client.values import Importance, Targets, Tier
+from loadgen.targets.target import TargetInfo
+from loadgen.workload import traces
+from loadgen.workload.arrivals import Process, Rate
+from loadgen.workload.lengths import Distribution, FromTrace, Lengths
+from loadgen.workload.mix import complete_mix, default_lengths
+from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload
+
+DEFAULT_RATE = Rate(10.0, 10.0)
+DEFAULT_DURATION_S = 30.0
+
+S = TypeVar("S", "TierSpec", "Spec")
+
+
+def by_importance(shares: Mapping[str, float]) -> dict[Importance, float]:
+    """Shares of importances that are given by name. Raises ValueError."""
+    known = [each.value for each in Importance]
+    if unknown := [name for name in shares if name not in known]:
+        raise ValueError(f"{', '.join(unknown)} is no importance: one of {', '.join(known)}")
+    return {Importance(name): share for name, share in shares.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """One tier's requests. None: as for all tiers, else the default."""
+
+    prompt: Distribution | None = None
+    output: Distribution | None = None
+    trace: Path | None = None  # lengths from its rows, instead of prompt and output
+    targets: Targets | None = None  # explicit ones, sent instead of the tier's name
+    importance: Mapping[Importance, float] | None = None
+    timeout_s: float | None = None
+    cancel_rate: float | None = None
+    prefix: SharedPrefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A workload as asked for. `everyone` holds for the tiers that say nothing else."""
+
+    rate: Rate | None = None
+    duration_s: float | None = None
+    seed: int | None = None
+    process: Process | None = None
+    cv: float | None = None  # alone, it asks for gamma arrivals
+    replay: Path | None = None
+    replay_lengths: bool | None = None  # None: yes, unless lengths are given
+    mix: Mapping[str, float] | None = None
+    tenants: Mapping[str, float] | None = None
+    applications: Mapping[str, float] | None = None
+    everyone: TierSpec = field(default_factory=TierSpec)
+    tiers: Mapping[str, TierSpec] = field(default_factory=dict)
+
+    def over(self, base: Spec) -> Spec:
+        """This one, and `base` where it says nothing."""
+        nothing = TierSpec()
+        tiers = {
+            name: _overlay(self.tiers.get(name, nothing), base.tiers.get(name, nothing))
+            for name in {**base.tiers, **self.tiers}
+        }
+        everyone = _overlay(self.everyone, base.everyone)
+        return replace(_overlay(self, base), everyone=everyone, tiers=tiers)
+
+
+def _overlay(top: S, base: S) -> S:
+    """Each field of `top`, or of `base` where it is None. Lengths of one kind displace the other:
+    drawn ones displace a trace, and a trace displaces drawn ones."""
+    given: dict[str, Any] = {
+        f.name: value for f in fields(top) if (value := getattr(top, f.name)) is not None
+    }
+    if "trace" in given:
+        given = {"prompt": None, "output": None} | given
+    elif "prompt" in given or "output" in given:
+        given["trace"] = None
+    return replace(base, **given)
+
+
+def build(spec: Spec, target: TargetInfo) -> Workload:
+    """The whole workload. Raises ValueError (BadMix, BadTrace) in one line, or OSError."""
+    known = {tier.name: tier for tier in target.tiers}
+    for name, tier in spec.tiers.items():
+        if tier.targets is not None:
+            known[name] = Tier(name, tier.targets, Importance.NORMAL)
+    asked = [*(spec.mix or {}), *spec.tiers]
+    mix = complete_mix(spec.mix or {}, list(known), asked)
+    rows = traces.load(spec.replay) if spec.replay is not None else ()
+    arrivals = Arrivals(
+        spec.rate or (None if rows else DEFAULT_RATE),
+        spec.process or (Process.POISSON if spec.cv is None else Process.GAMMA),
+        1.0 if spec.cv is None else spec.cv,
+        rows,
+    )
+    specs = {name: _overlay(spec.tiers.get(name, TierSpec()), spec.everyone) for name in mix}
+    return Workload(
+        arrivals,
+        tuple(_load(known[name], share, specs[name]) for name, share in mix.items()),
+        _duration_s(spec, arrivals),
+        spec.seed or 0,
+        spec.tenants or {},
+        spec.applications or {},
+        target.context_length,
+        replay_lengths=bool(rows) and _rows_say_lengths(spec, specs),
+    )
+
+
+def _duration_s(spec: Spec, arrivals: Arrivals) -> float:
+    """A replay lasts no longer than its trace: nothing would be sent in the rest."""
+    if not arrivals.replay:
+        return DEFAULT_DURATION_S if spec.duration_s is None else spec.duration_s
+    return arrivals.replay_s if spec.duration_s is None else min(spec.duration_s, arrivals.replay_s)
+
+
+def _rows_say_lengths(spec: Spec, tiers: Mapping[str, TierSpec]) -> bool:
+    if spec.replay_lengths is not None:
+        return spec.replay_lengths
+    drawn = any(tier.prompt or tier.output or tier.trace for tier in tiers.values())
+    return not drawn
+
+
+def _load(tier: Tier, share: float, spec: TierSpec) -> TierLoad:
+    return TierLoad(
+        tier.name,
+        share,
+        tier.targets,
+        _lengths(spec, tier),
+        spec.targets is not None,
+        spec.importance or {},
+        spec.timeout_s,
+        spec.cancel_rate or 0.0,
+        spec.prefix,
+    )
+
+
+def _lengths(spec: TierSpec, tier: Tier) -> Lengths:
+    if spec.trace is not None:
+        return FromTrace(traces.load(spec.trace))
+    return default_lengths(tier, spec.prompt, spec.output)

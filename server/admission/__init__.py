@@ -1,0 +1,1 @@
+"""Who may wait, with how much, and who gives way to whom."""

@@ -1,0 +1,290 @@
+"""Who may wait when many do: told by importance, work and share, and who gives its place to whom.
+
+Two things are limited: requests that wait or run, and tokens of work that waits. A call that finds
+no room takes the place of calls that wait, of which nothing has been streamed: only of less
+important ones, the least important first, among these first of shares that hold more than their
+part, then the largest, then the latest. Where there are none, it is refused. The last of the room
+is kept for the more important (places.py), so that what has begun, and is not displaced, cannot
+keep them out. Whoever is displaced can displace nobody who took its place: none go to and fro.
+
+Shares are those of tenants whom the operator has named, and one of all others (engine/tiers.py).
+While more than half of a limited thing is used, an active share may hold its part of it, by weight;
+beyond that its calls displace only its own. A share within its part may also take the place of an
+equally important call of one beyond. Active is who holds something, and who has called a moment
+ago, whatever came of it: who found the queue full of another's requests, or was served in no time,
+finds room at its next try. A weight that the operator has changed holds from the share's next call
+on, for all that it has in the queue.
+
+A call counts until it is over; a displaced one no longer, but there are never more than
+`max_requests` of those that are not over yet. Synchronous; the instant is an argument; a decision
+costs O(log n) in the number of calls, and O(s) in that of shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from engine.deciding.request import Importance, Share
+from engine.linking.streams import DuplicateRequest
+from server import errors
+from server.admission.places import NOTHING, CallKey, Entry, Line, Place, Pool, State, Use, sum_of
+from server.errors import Refusal, Refused
+
+# Refused callers are told to try again after RETRY_AFTER_S: their share waits a little longer.
+REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
+
+
+class Admission:
+    """See the module. `check` asserts what holds between any two calls."""
+
+    def __init__(self, max_requests: int, max_queued_tokens: int) -> None:
+        self.requests = Pool(max_requests)
+        self.tokens = Pool(max_queued_tokens)
+        self._places: dict[CallKey, Place] = {}
+        self._lines: dict[Importance, dict[str, Line]] = {each: {} for each in Importance}
+        self._shares: dict[str, Share] = {}  # by name, as they were last told
+        self._num_entered = 0
+        self._num_displaced = 0  # and not over yet
+        self._called_at: dict[str, float] = {}  # by the share's name, oldest first
+
+    def __len__(self) -> int:
+        """Calls that are not over."""
+        return len(self._places)
+
+    def admit(self, entry: Entry, now: float) -> list[Entry]:
+        """Enters the call; returns those that give their place to it, whoever is to tell them.
+        Raises Refused or DuplicateRequest, and then nothing has changed but that its share called.
+        """
+        try:
+            victims = self._victims(entry, now)
+        finally:
+            self._called_at.pop(entry.share.name, None)
+            self._called_at[entry.share.name] = now
+        for victim in victims:
+            self._displace(victim)
+        self._num_entered += 1
+        place = self._places[entry.key] = Place(entry, self._num_entered)
+        self._line(place).add(place)
+        self._account(place, 1)
+        return [victim.entry for victim in victims]
+
+    def refusal(self, entry: Entry, now: float) -> Refused | None:
+        """Why such a call would be refused now; None where it would be admitted. Asking is no call:
+        it keeps no room for the next."""
+        try:
+            self._victims(entry, now)
+        except Refused as refused:
+            return refused
+        return None
+
+    def resize(self, key: CallKey, tokens: int) -> None:
+        """The work of the call is known exactly."""
+        place = self._places[key]
+        if place.state is State.WAITING:
+            self._line(place).remove(place)
+            self._account(place, -1)
+        place.entry = place.entry._replace(tokens=tokens)
+        if place.state is State.WAITING:
+            self._line(place).add(place)
+            self._account(place, 1)
+
+    def start(self, key: CallKey) -> None:
+        """Something of the call is about to be streamed: it cannot be displaced any more. One that
+        has been, and whose front end has not heard of it yet, has its place back."""
+        place = self._places[key]
+        self._account(place, -1)
+        if place.state is State.WAITING:
+            self._leave_line(place)
+        elif place.state is State.DISPLACED:
+            self._num_displaced -= 1
+        place.state = State.STARTED
+        self._account(place, 1)
+
+    def leave(self, key: CallKey) -> None:
+        """The call is over."""
+        place = self._places.pop(key)
+        self._account(place, -1)
+        if place.state is State.WAITING:
+            self._leave_line(place)
+        elif place.state is State.DISPLACED:
+            self._num_displaced -= 1
+
+    # Who gives way
+
+    def _victims(self, entry: Entry, now: float) -> list[Place]:
+        """Who would have to go; nobody has. Raises Refused or DuplicateRequest."""
+        self._forget(now)
+        self._shares[entry.share.name] = entry.share
+        if entry.key in self._places:
+            raise DuplicateRequest(entry.request_id)
+        active = self._active(entry.share)
+        own, short = self._beyond(entry.share, active, entry), self._missing(entry)
+        lower = [each for each in Importance if each < entry.importance]
+        ranks = [self._offers(each, active) for each in lower]
+        name = entry.share.name
+        of_own = [[offer for offer in rank if offer.share == name] for rank in ranks]
+        victims = _take(of_own, own)
+        if victims is None:
+            raise self._refuse(entry, Refusal.SHARE_USED)
+        if own == NOTHING:  # within its part
+            ranks.append(self._offers_of_those_beyond(entry.importance, active))
+        short = short.less(sum_of(victims))
+        others = _take(ranks, short)
+        if others is None or entry.n > self.requests.limit:
+            is_work = entry.n <= self.requests.limit and not short.requests
+            raise self._refuse(entry, Refusal.WORK_FULL if is_work else Refusal.QUEUE_FULL)
+        victims += others
+        if victims and self._num_displaced + len(victims) > self.requests.limit:
+            raise self._refuse(entry, Refusal.QUEUE_FULL)
+        return victims
+
+    def _missing(self, entry: Entry) -> Use:
+        """How much has to go before the call finds room."""
+        return Use(
+            self.requests.missing(entry.n, entry.importance),
+            self.tokens.missing(entry.tokens, entry.importance),
+        )
+
+    def _active(self, caller: Share) -> float:
+        """The weight of all shares among which the whole is divided now."""
+        names = {caller.name, *self.requests.held, *self._called_at}
+        return sum(self._shares[name].weight for name in names)
+
+    def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
+        """How much the share holds beyond its part, or would with the call."""
+        n, tokens = (0, 0) if entry is None else (entry.n, entry.tokens)
+        return Use(
+            self.requests.beyond(share, active, n), self.tokens.beyond(share, active, tokens)
+        )
+
+    def _offers(self, importance: Importance, active: float) -> list[Offer]:
+        """The waiting calls of that importance."""
+        return [
+            Offer(name, line, line.use, self._beyond(self._shares[name], active) != NOTHING)
+            for name, line in self._lines[importance].items()
+        ]
+
+    def _offers_of_those_beyond(self, importance: Importance, active: float) -> list[Offer]:
+        """Of each share no more than what it has beyond its part."""
+        offers = []
+        for name, line in self._lines[importance].items():
+            beyond, use = self._beyond(self._shares[name], active), line.use
+            most = Use(min(beyond.requests, use.requests), min(beyond.tokens, use.tokens))
+            if most != NOTHING:
+                offers.append(Offer(name, line, most, True))
+        return offers
+
+    def _displace(self, place: Place) -> None:
+        self._account(place, -1)
+        self._leave_line(place)
+        place.state = State.DISPLACED
+        self._num_displaced += 1
+
+    def _refuse(self, entry: Entry, reason: Refusal) -> Refused:
+        return Refused(reason, f"{self._why(entry, reason)}; refused is {_told(entry)}")
+
+    def _why(self, entry: Entry, reason: Refusal) -> str:
+        if reason is Refusal.SHARE_USED:
+            active = self._active(entry.share)
+            return (
+                "the tenant's share of the queue is used:"
+                f" {self.requests.part(entry.share, active)} requests or"
+                f" {self.tokens.part(entry.share, active)} tokens of waiting work,"
+                " while more than half of the queue is"
+            )
+        if reason is Refusal.WORK_FULL:
+            return f"the queue is full: {self.tokens.total} tokens of work are waiting"
+        return f"the queue is full: {self.requests.total} requests are waiting or running"
+
+    def _forget(self, now: float) -> None:
+        for name, at in list(self._called_at.items()):
+            if now - at <= REMEMBERED_S:
+                return
+            del self._called_at[name]
+
+    # The books
+
+    def _account(self, place: Place, sign: int) -> None:
+        """What the place uses is added (1) or taken away (-1)."""
+        use = place.use
+        self.requests.add(place.entry, sign * use.requests)
+        self.tokens.add(place.entry, sign * use.tokens)
+
+    def _line(self, place: Place) -> Line:
+        return self._lines[place.entry.importance].setdefault(place.entry.share.name, Line())
+
+    def _leave_line(self, place: Place) -> None:
+        line = self._line(place)
+        line.remove(place)
+        if not line.places:
+            del self._lines[place.entry.importance][place.entry.share.name]
+
+    def check(self) -> None:
+        """Assert what holds between any two calls."""
+        places = self._places.values()
+        for pool, index in ((self.requests, 0), (self.tokens, 1)):
+            assert pool.total == sum(place.use[index] for place in places)
+            assert sum(pool.held.values()) == sum(pool.by_importance.values()) == pool.total
+            assert all(amount >= 0 for amount in pool.held.values())
+        waiting = {place for place in places if place.state is State.WAITING}
+        lines = [line for lines in self._lines.values() for line in lines.values()]
+        assert {place for line in lines for place in line.places} == waiting
+        assert all(line.places and line.use == sum_of(line.places) for line in lines)
+        displaced = [place for place in places if place.state is State.DISPLACED]
+        assert len(displaced) == self._num_displaced <= self.requests.limit
+
+
+class Offer:
+    """What the waiting calls of a share, all of one importance, may be asked for: `most` in all."""
+
+    def __init__(self, share: str, line: Line, most: Use, is_beyond: bool) -> None:
+        self.share = share
+        self.left = most
+        self._is_beyond = is_beyond
+        self._places = reversed(line.places)
+        self._first = next(self._places, None)
+
+    def serves(self, need: Use) -> bool:
+        """Whether there is anything left of what is needed."""
+        of_use = (need.requests and self.left.requests) or (need.tokens and self.left.tokens)
+        return self._first is not None and of_use > 0
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """Of its next place: the highest goes first."""
+        assert self._first is not None
+        return self._is_beyond, self._first.entry.tokens, self._first.number
+
+    def take(self) -> Place:
+        place, self._first = self._first, next(self._places, None)
+        assert place is not None
+        self.left = self.left.less(place.use)
+        return place
+
+
+def _take(ranks: Iterable[list[Offer]], need: Use) -> list[Place] | None:
+    """Places that free what is needed, of the first rank first; None where all are not enough."""
+    ranks = list(ranks)
+    offered = [offer.left for rank in ranks for offer in rank]
+    if sum(u.requests for u in offered) < need.requests:
+        return None
+    if sum(u.tokens for u in offered) < need.tokens:
+        return None
+    taken = []
+    for rank in ranks:
+        while useful := [offer for offer in rank if offer.serves(need)]:
+            place = max(useful, key=lambda offer: offer.rank).take()
+            taken.append(place)
+            need = need.less(place.use)
+    return taken
+
+
+def _told(entry: Entry) -> str:
+    tenant = f" of tenant {entry.tenant!r}" if entry.tenant else ""
+    tier = f"tier {entry.tier!r}" if entry.tier else "targets of its own"
+    return f"a call{tenant} with {tier} and importance {entry.importance.name.lower()}"
+
+
+def gave_place(entry: Entry) -> Refused:
+    """What a displaced call ends with."""
+    return Refused(Refusal.DISPLACED, f"gave its place to more important work: {_told(entry)}")

@@ -1,0 +1,295 @@
+"""One of several front ends, as their supervisor starts it.
+
+That is `python -m server.frontends.worker CONTROL DOOR PULSE`. CONTROL carries the messages of
+`server.frontends.control`; through DOOR come connections to the engine. It leaves signals to the
+supervisor, so that a signal to the whole group still drains, and ends at once when the supervisor
+does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+import socket
+import sys
+import time
+from typing import Any
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry, values
+
+from engine.driving.pipe import SocketPipe
+from engine.linking.attached import AttachedEngine
+from engine.messages import EngineInfo
+from engine.processes import collector, standard_streams
+from engine.processes.pulse import BEATS_PER_PATIENCE, NO_TURN, Pulse
+from engine.processes.spawn import leave_signals, parent_of
+from engine.processes.standard_streams import DROPPED
+from engine.processes.watch import Condition, Watch
+from engine.processes.wire import Wire, open_wire
+from server import logs
+from server.admin import Admin
+from server.admission.ledger import Displace
+from server.admission.places import CallKey, Entry
+from server.configuration import Configuration
+from server.errors import Refused
+from server.frontend import FrontEnd
+from server.frontends.control import (
+    COUNTERS_FOLDER,
+    Attached,
+    CannotStart,
+    Detached,
+    Displaced,
+    Drain,
+    EngineSilent,
+    Enter,
+    FromLedger,
+    FromSupervisor,
+    Leave,
+    LinesDropped,
+    Listening,
+    Reconfigure,
+    Resize,
+    Start,
+    Started,
+)
+from server.metrics import Metrics
+from server.startup import StartError
+
+log = structlog.get_logger()
+
+ORPHANED = 3  # exit code
+ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
+
+Verdicts = asyncio.Future[Exception | None]
+
+
+class SharedLedger:
+    """The supervisor's ledger, asked from here."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, tuple[Entry, Displace | None, Verdicts]] = {}
+        self._displace: dict[CallKey, Displace] = {}
+        self.wire: Wire | None = None  # to the supervisor
+
+    async def enter(self, entry: Entry, displace: Displace) -> None:
+        future = self._ask(entry, only_asks=False, displace=displace)
+        try:
+            error = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda told: self._withdraw(entry, told.result()))
+            raise
+        if error is not None:
+            raise error
+
+    async def refusal(self, entry: Entry) -> Refused | None:
+        error = await self._ask(entry, only_asks=True)
+        if error is None or isinstance(error, Refused):
+            return error
+        raise error
+
+    def resize(self, key: CallKey, tokens: int) -> None:
+        self._post(Resize(key, tokens))
+
+    def start(self, key: CallKey) -> None:
+        self._displace.pop(key, None)
+        self._post(Started(key))
+
+    def leave(self, key: CallKey) -> None:
+        self._displace.pop(key, None)
+        self._post(Leave(key))
+
+    def settle(self, number: int, error: Exception | None) -> None:
+        """The supervisor has answered."""
+        entry, displace, future = self._asked.pop(number)
+        if error is None and displace is not None:
+            self._displace[entry.key] = displace  # before the next message may say so
+        if not future.done():  # whose question was cancelled is gone
+            future.set_result(error)
+
+    def displace(self, key: CallKey, error: Refused) -> None:
+        """The supervisor has given the call's place away. It may have started in the meantime."""
+        displace = self._displace.pop(key, None)
+        if displace is not None:
+            displace(error)
+
+    def _withdraw(self, entry: Entry, error: Exception | None) -> None:
+        """The caller did not wait for the answer."""
+        if error is None:
+            self.leave(entry.key)
+
+    def _ask(self, entry: Entry, only_asks: bool, displace: Displace | None = None) -> Verdicts:
+        number = next(self._numbers)
+        future: Verdicts = asyncio.get_running_loop().create_future()
+        self._asked[number] = entry, displace, future
+        self._post(Enter(number, entry, only_asks))
+        return future
+
+    def _post(self, message: FromLedger) -> None:
+        assert self.wire is not None
+        self.wire.post(message)
+
+
+class Worker:
+    """A front end between its supervisor and an engine that comes and goes."""
+
+    def __init__(
+        self, start: Start, control: socket.socket, door: socket.socket, pulse: Pulse
+    ) -> None:
+        """Raises StartError."""
+        self._start = start
+        self._pulse = pulse
+        self._control = control
+        self._door = door
+        self._ledger = SharedLedger()
+        self._asked_to_stop = asyncio.Event()
+        self._has_ended = False
+        self._attaching: asyncio.Task[None] | None = None
+        self._engine = AttachedEngine(
+            self._engine_ready,
+            self._engine_lost,
+            lambda line: log.warning("engine", notice=line),
+            start.config.engine.rerun_s,
+        )
+        # Files by this front end's number, so that one that takes its place goes on with them.
+        values.ValueClass = values.MultiProcessValue(lambda: start.number)
+        metrics = Metrics(CollectorRegistry())
+        configuration = Configuration(start.config.config, start.configuration)
+        self._front_end = FrontEnd(
+            start.config,
+            self._engine,
+            metrics,
+            self._ledger,
+            configuration,
+            Admin(start.admin),
+        )
+
+    async def serve(self) -> None:
+        """Until the supervisor asks for the end."""
+        self._wire = await open_wire(self._control, self._received, self._orphaned)
+        self._ledger.wire = self._wire
+        self._loop = asyncio.get_running_loop()
+        DROPPED.on_dropped = self._tell_dropped
+        beating = asyncio.create_task(self._beat())
+        try:
+            await self._front_end.start(self._start.port)
+        except StartError as error:
+            self._wire.post(CannotStart(str(error)))  # the supervisor ends this process
+        else:
+            self._wire.post(Listening())
+        self._door.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._door, self._let_in)
+        collector.settle()
+        await self._asked_to_stop.wait()
+        await self._front_end.drain()
+        await self._front_end.stop()
+        asyncio.get_running_loop().remove_reader(self._door)
+        await self._engine.stop()
+        self._has_ended = True
+        beating.cancel()
+
+    async def _beat(self) -> None:
+        """Shows the supervisor that this event loop runs, and looks whether it does: without it no
+        call can be entered in the ledger, so that they had better go elsewhere.
+        """
+        heartbeat_s = self._start.config.engine.heartbeat_s
+        watch = Watch(heartbeat_s)
+        while True:
+            self._pulse.beat()
+            condition = watch.look(self._pulse.others_beats, NO_TURN, False, time.monotonic())
+            if self._engine.note_silence("supervisor", condition is not Condition.WELL):
+                log.warning("supervisor", is_silent=condition is not Condition.WELL)
+                self._front_end.show_health()
+            await asyncio.sleep(heartbeat_s / BEATS_PER_PATIENCE)
+
+    def _tell_dropped(self, num_lines: int) -> None:
+        """From whichever thread wrote them."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._wire.post, LinesDropped(num_lines))
+
+    def _received(self, messages: list[FromSupervisor]) -> None:
+        for message in messages:
+            if isinstance(message, Drain):
+                self._asked_to_stop.set()
+            elif isinstance(message, EngineSilent):
+                self._engine.note_silence("engine", message.is_silent)
+                self._front_end.show_health()
+            elif isinstance(message, Reconfigure):
+                self._front_end.reconfigure(message.text)
+            elif isinstance(message, Displaced):
+                self._ledger.displace(message.key, message.error)
+            else:
+                self._ledger.settle(message.number, message.error)
+
+    def _let_in(self) -> None:
+        """A connection to the engine."""
+        data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
+        if data:
+            self._attaching = asyncio.create_task(self._attach(fds))
+        else:  # the supervisor is gone, as the other socket says too
+            asyncio.get_running_loop().remove_reader(self._door)
+
+    async def _attach(self, fds: list[int]) -> None:
+        """Asks for another connection where this one cannot be had."""
+        try:
+            if not fds:  # the system drops what a process has no room for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            await self._engine.attach(socket.socket(fileno=fds[0]))
+        except OSError as error:
+            log.error("engine not connected", reason=error.strerror)
+            await asyncio.sleep(ASK_AGAIN_S)
+            self._wire.post(Detached())
+
+    def _engine_ready(self, info: EngineInfo) -> None:
+        self._front_end.engine_ready(info)
+        self._wire.post(Attached())
+
+    def _engine_lost(self) -> None:
+        self._front_end.show_health()
+        self._wire.post(Detached())
+
+    def _orphaned(self) -> None:
+        if not self._has_ended:
+            remove_counters()
+            os._exit(ORPHANED)
+
+
+def remove_counters() -> None:
+    """The folder of the metrics, which the supervisor removes if it can. Every orphan does this, so
+    that the last one leaves nothing, whatever another has written in the meantime.
+    """
+    shutil.rmtree(os.environ[COUNTERS_FOLDER], ignore_errors=True)
+
+
+async def run(start: Start, control: socket.socket, door: socket.socket, pulse: Pulse) -> None:
+    structlog.contextvars.bind_contextvars(frontend=start.number)
+    await Worker(start, control, door, pulse).serve()
+
+
+def main(argv: list[str]) -> int:
+    leave_signals()
+    standard_streams.guard()
+    (control, door), pulse = parent_of(argv[1:])
+    pipe = SocketPipe(control)
+    try:
+        start: Any = pipe.receive_first()
+    except EOFError:
+        remove_counters()
+        return ORPHANED
+    logs.configure(start.config.log_format, start.config.log_level)
+    try:
+        uvloop.run(run(start, control, door, pulse))
+    except StartError as error:
+        pipe.send([CannotStart(str(error))])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

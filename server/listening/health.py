@@ -1,0 +1,72 @@
+"""grpc.health.v1 (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
+
+A watcher reads the newest status whenever its client has taken the one before; nobody waits for
+one, neither who sets the status nor another watcher. grpcio-health-checking's own servicer holds a
+lock of all watchers while one of them writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NoReturn
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
+
+from server.listening.deliveries import Deliveries
+
+Status = pb.HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """Of `services`, all at once. NOT_SERVING at first, and from `shut_down` on for good."""
+
+    def __init__(self, services: Sequence[str], deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
+        self._services = frozenset(services)
+        self._status = Status.NOT_SERVING
+        self._changed = asyncio.Event()  # another one for each change
+        self._is_shut_down = False
+
+    def set(self, *, serving: bool) -> None:
+        """Does not wait for those who watch."""
+        if self._is_shut_down:
+            return
+        self._status = Status.SERVING if serving else Status.NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def shut_down(self) -> None:
+        self.set(serving=False)
+        self._is_shut_down = True
+
+    async def Check(
+        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> pb.HealthCheckResponse:
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return Status(status=self._status)
+
+    async def List(
+        self, request: pb.HealthListRequest, context: grpc.aio.ServicerContext
+    ) -> pb.HealthListResponse:
+        now = Status(status=self._status)
+        return pb.HealthListResponse(statuses=dict.fromkeys(self._services, now))
+
+    async def Watch(
+        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> NoReturn:
+        """Until the client goes. A service that is not known is none now, and may be."""
+        delivery = self._deliveries.begin(context)
+        is_known, told = request.service in self._services, None
+        while True:
+            changed = self._changed
+            status = self._status if is_known else Status.SERVICE_UNKNOWN
+            if status == told:
+                await changed.wait()
+            else:
+                delivery.pending = news = Status(status=status)
+                await context.write(news)
+                delivery.pending, told = None, status

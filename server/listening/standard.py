@@ -1,0 +1,93 @@
+"""The standard services beside ours, health and reflection: what they are asked is short.
+
+gRPC would receive their messages without a limit of time and parse them on the event loop. Here
+they come as those of our own service do (`server.listening.uploads`), and one that is long, or none
+at all, is read as a question for something that nobody knows, and answered so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from server import errors
+from server.errors import CallError
+from server.listening.uploads import Uploads
+
+MOST_BYTES = 4096
+# In each of their messages field 1 is a text: the service, or the host.
+UNKNOWN = b"\x0a\x01?"
+
+
+class ShortQuestions:
+    """A server as their stubs register with it; its handlers parse no long message."""
+
+    def __init__(self, server: grpc.aio.Server, uploads: Uploads) -> None:
+        self._server = server
+        self._uploads = uploads
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(
+            [_Short(handler, self._uploads) for handler in handlers]
+        )
+
+    def add_registered_method_handlers(self, _: str, __: object) -> None:
+        """The same once more, which an asyncio server does not look at."""
+
+
+class _Short(grpc.GenericRpcHandler):
+    def __init__(self, inner: grpc.GenericRpcHandler, uploads: Uploads) -> None:
+        self._inner = inner
+        self._uploads = uploads
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        inner: Any = self._inner.service(handler_call_details)
+        if inner is None:
+            return None
+        serialize = inner.response_serializer
+        if inner.unary_unary:
+            answer = _Question(inner.unary_unary, inner.request_deserializer, self._uploads).once
+            return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
+        behavior = inner.unary_stream or inner.stream_stream
+        question = _Question(behavior, inner.request_deserializer, self._uploads)
+        stream: Any = question.once if inner.unary_stream else question.each
+        return grpc.stream_stream_rpc_method_handler(stream, response_serializer=serialize)
+
+
+class _Question:
+    """One of their RPCs, as gRPC hands it its messages: `behavior` answers it."""
+
+    def __init__(self, behavior: Any, deserialize: Any, uploads: Uploads) -> None:
+        self._behavior = behavior
+        self._deserialize = deserialize
+        self._uploads = uploads
+
+    async def once(self, _: object, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            raw = await self._uploads.receive(context)
+        except CallError as error:
+            await errors.abort(context, error)
+        return await self._behavior(_parse(self._deserialize, raw), context)
+
+    async def each(self, _: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+        try:
+            async for answer in self._behavior(self._messages(context), context):
+                yield answer
+        except CallError as error:
+            await errors.abort(context, error)
+
+    async def _messages(self, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+        async for raw in self._uploads.each(context):
+            yield _parse(self._deserialize, raw)
+
+
+def _parse(deserialize: Callable[[bytes], Message], raw: bytes) -> Message:
+    if len(raw) <= MOST_BYTES:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            pass  # what it is read as follows
+    return deserialize(UNKNOWN)

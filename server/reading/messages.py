@@ -1,0 +1,96 @@
+"""What crosses the socket between a front end and a process that reads for it.
+
+The front end sends a `Start`, then one `Job` after another; the process answers `Loaded`, then each
+job with a `Reply`. Frames are those of `engine.messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+
+from proto.niyama.v1 import inference_pb2 as pb
+from server.convert.input import Bounds
+from server.convert.violations import InvalidRequest, Violation
+
+SHORT_BYTES = 32 << 10  # of a message that a front end parses itself: some milliseconds at worst
+# Above what the process takes once it has loaded. A text takes about 150 times its size to encode.
+MEMORY_BYTES = 512 << 20
+MEMORY_PER_BYTE = 256
+
+
+class Start(NamedTuple):
+    """The checkpoint's folder, and what one job may take."""
+
+    model: Path
+    cpu_s: float
+    memory_bytes: int
+
+
+class Task(Enum):
+    OUTLINE = "outline"  # the message without its input, which is checked
+    ENCODE = "encode"  # the input's token ids
+    COUNT = "count"  # the same, as the answer to CountTokens
+
+
+class Job(NamedTuple):
+    """`raw` is a message of the type `kind`, `bounds` are its input's, and `field` as far as it is
+    known.
+    """
+
+    task: Task
+    kind: str
+    raw: bytes
+    bounds: Bounds
+    field: str = "input"
+
+
+class Loaded(NamedTuple):
+    """The process can read."""
+
+
+class Outline(NamedTuple):
+    """`field` is the form of the input, "" for a message that has none."""
+
+    rest: bytes
+    field: str
+
+
+class Encoded(NamedTuple):
+    ids: Sequence[int]
+
+
+class Counted(NamedTuple):
+    """A CountTokensResponse on the wire."""
+
+    response: bytes
+
+
+class Broken(NamedTuple):
+    """A mistake of ours."""
+
+    trace: str
+
+
+Reply = Outline | Encoded | Counted | InvalidRequest | Broken
+
+
+def parse(kind: type[Message], raw: bytes) -> Any:
+    """Raises InvalidRequest."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        text = f"the message is no {kind.DESCRIPTOR.full_name}"
+        raise InvalidRequest([Violation("", text)]) from error
+
+
+def counted(ids: Sequence[int]) -> Counted:
+    return Counted(pb.CountTokensResponse(count=len(ids), token_ids=ids).SerializeToString())
+
+
+def took_too_long(field: str, cpu_s: float) -> InvalidRequest:
+    return InvalidRequest([Violation(field, f"takes more than {cpu_s:g} s to read")])

@@ -1,0 +1,155 @@
+"""The dtype that `--dtype auto` chooses on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint.model_config import ModelConfig
+from engine.computing import autotune
+from engine.computing.linear import ROW_LAYOUTS, can_pack
+from engine.computing.model import Decoder
+from engine.computing.runner import load
+from engine.computing.weights import load_model, read_config
+from engine.deciding.plan import Chunk
+from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
+
+ROOT = Path(__file__).parents[3]
+# The dtypes that a load with "auto" and one with bfloat16 give, and a token of each.
+LOADS = """
+import json, sys
+from engine.computing.runner import load
+from engine.deciding.plan import Chunk
+from tests.engine.computing.parts import make_plan, make_sequence
+found = []
+for dtype in ("auto", "bfloat16"):
+    executor = load(sys.argv[1], dtype=dtype, num_pages=8, page_size=4)
+    sequence = make_sequence([1, 5, 9], [0])
+    (token,) = executor.run(make_plan(chunks=[Chunk(sequence, 0, 3, True)]))
+    found.append([str(executor.dtype), token.id])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def folder(saved: Callable[[str], Saved]) -> Path:
+    return saved("llama").folder
+
+
+@pytest.fixture
+def config(folder: Path) -> ModelConfig:
+    return read_config(folder)
+
+
+@pytest.mark.parametrize("bfloat16_s", [0.5, 2.0])
+def test_the_dtype_that_takes_less_time_is_chosen(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, bfloat16_s: float
+) -> None:
+    if not can_pack(torch.bfloat16):
+        pytest.skip("this CPU computes no bfloat16")
+    monkeypatch.setattr(
+        autotune, "_layer_s", lambda _, dtype: [bfloat16_s if dtype == torch.bfloat16 else 1.0] * 3
+    )
+    expected = torch.bfloat16 if bfloat16_s < 1 else torch.float32
+    assert autotune.fastest_dtype(config) == expected
+
+
+def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig) -> None:
+    seconds = autotune._layer_s(replace(config, intermediate_size=64), torch.float32)
+    assert len(seconds) == len(autotune.ROWS)
+    assert min(seconds) > 0
+
+
+@pytest.mark.parametrize(
+    ("packed", "plain", "lanes", "chosen"),
+    [
+        (1.0, 2.0, 3.0, "packed"),
+        (1.0, 0.8, 0.9, "plain"),
+        (1.0, 0.8, 0.5, "lanes"),
+        (1.0, 0.9, 0.9, "packed"),
+    ],
+)
+def test_another_layout_is_worth_a_copy_only_where_it_is_clearly_faster(
+    config: ModelConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: float,
+    plain: float,
+    lanes: float,
+    chosen: str,
+) -> None:
+    seconds = {"packed": packed, "plain": plain, "lanes": lanes}
+    monkeypatch.setattr(autotune, "_row_s", lambda *asked: seconds)
+    assert autotune.fastest_row_layout(config, torch.float32) == chosen
+
+
+@TORCHS_OWN
+def test_a_time_is_measured_for_each_layout(config: ModelConfig) -> None:
+    seconds = autotune._row_s(config, torch.float32)
+    assert set(seconds) == set(ROW_LAYOUTS)
+    assert min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize(("beyond", "expected"), [(0.5, autotune.SLOW_ROWS), (0.95, range(0))])
+def test_rows_are_added_only_where_more_take_clearly_less(
+    saved: Callable[[str], Saved],
+    monkeypatch: pytest.MonkeyPatch,
+    beyond: float,
+    expected: range,
+) -> None:
+    monkeypatch.setattr(autotune, "_by_rows_s", lambda model, rows: [1.0, beyond])
+    assert autotune.measured_slow_rows(load_model(saved("llama").folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_matrix_units", "is_measured"),
+    [("bfloat16", True, True), ("bfloat16", False, False), ("float32", True, False)],
+)
+def test_a_load_measures_rows_where_there_are_matrix_units(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    has_matrix_units: bool,
+    is_measured: bool,
+) -> None:
+    """Then 20 rows are not computed; really measured in the first case."""
+    measured = []
+
+    def by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
+        measured.append(by_rows(model, rows))
+        return [1.0, 0.5]
+
+    by_rows = autotune._by_rows_s
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(autotune, "_by_rows_s", by_rows_s)
+    executor = load(folder, dtype=dtype, num_pages=8, page_size=4)
+    assert [min(seconds) > 0 for seconds in measured] == [True] * is_measured
+    chunk = Chunk(make_sequence([1] * 20, range(5)), 0, 20, True)
+    batch = executor._builder.build(make_plan(chunks=[chunk]))
+    assert len(batch.tokens) == (36 if is_measured else 20)
+
+
+def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(
+    folder: Path,
+) -> None:
+    """oneDNN packs no bfloat16 there, and says so with an error."""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADS, str(folder)],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr
+    (auto, chosen), (asked, token) = json.loads(found.stdout)
+    assert (auto, asked) == ("torch.float32", "torch.bfloat16")
+    assert 0 <= chosen < 97
+    assert 0 <= token < 97

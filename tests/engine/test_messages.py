@@ -1,0 +1,90 @@
+"""What crosses the pipe arrives whole, in order, however it is split."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
+from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
+from engine.deciding.sequence import FinishReason
+from engine.driving.pipe import SocketPipe
+from engine.messages import Call, Cancel, Reply, Report, Submit, Unpacker, pack, token_of
+
+REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
+FINISHED = Finished(
+    "a", FinishReason.STOP, 3, 0, 2, BEST_EFFORT, False, 0, Timings(*([None] * 5), *([None] * 3))
+)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.data())
+def test_messages_survive_any_split_of_the_stream(bodies: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(map(pack, bodies))
+    unpacker, received = Unpacker(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        received += unpacker.feed(stream[:size])
+        stream = stream[size:]
+    assert received == bodies
+
+
+def test_the_first_message_is_read_and_what_follows_is_left() -> None:
+    """Another reader takes the socket over: a front end's event loop, the engine's hub."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(pack("first") + pack(["second"]))
+        assert SocketPipe(theirs).receive_first() == "first"
+        assert SocketPipe(theirs).receive(0.0) == ["second"]
+
+
+def test_commands_come_back_equal() -> None:
+    commands = [
+        Submit(REQUEST),
+        Cancel("a", FinishReason.TIMEOUT),
+        Call(7, "explain", {"request_id": "a"}),
+    ]
+    assert list(Unpacker().feed(pack(commands))) == [commands]
+
+
+def test_a_request_comes_back_whole() -> None:
+    """No field of it has its default, so none was forgotten."""
+    sampling = Sampling(0.5, 7, 0.9, 0.1, 1.1, 0.2, 0.3, 5, 99, 2, frozenset({4}), 3)
+    targets = Targets(ttlt_s=9.0)
+    names = ("tier", "application", "tenant", "target_source")
+    share = Share("acme", 2.0)
+    request = Request("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share, 2)
+    for record in (request, sampling):
+        for each in fields(record):
+            assert getattr(record, each.name) != each.default
+    ((back,),) = Unpacker().feed(pack([Submit(request)]))
+    assert back == Submit(request)
+    assert type(back.request.importance) is Importance
+
+
+def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
+    report = Report()
+    top = ((9, -0.5), (8, -1.0))
+    relegated = Relegated("a", "late", 3.0)
+    report.add(
+        [
+            Accepted("a", True, 0.1, 0.2),
+            Sampled("a", Token(4)),
+            relegated,
+            Sampled("a", Token(9, -0.5, top)),
+            FINISHED,
+        ]
+    )
+    report.replies.append(Reply(1, {"x": 2}))
+    (back,) = Unpacker().feed(pack(report))
+    assert back == report
+    assert back.news == [Accepted("a", True, 0.1, 0.2), relegated]
+    assert [token_of(s) for s in back.sampled] == [Token(4), Token(9, -0.5, top)]
+    assert back.finished == [FINISHED]
+
+
+def test_a_report_without_anything_to_tell_is_false() -> None:
+    assert not Report()
+    assert Report(replies=[Reply(1, None)])

@@ -1,0 +1,416 @@
+"""Who is admitted, refused and displaced: the rule by itself, under everything that may happen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
+from engine.linking.streams import DuplicateRequest
+from server.admission.admission import REMEMBERED_S, Admission, gave_place
+from server.admission.places import KEPT_PERCENT, Entry, State
+from server.errors import Refusal, Refused
+
+LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
+PLENTY = 10**9  # tokens
+
+
+def entry(
+    name: str,
+    importance: Importance = NORMAL,
+    share: str = "",
+    n: int = 1,
+    tokens: int = 10,
+    weight: float = 1.0,
+) -> Entry:
+    """Of a tenant that is called as its share."""
+    of = Share(share, weight) if share else EVERYBODY_ELSE
+    return Entry(share, name, of, "chat", importance, n, tokens)
+
+
+def filled(size: int, max_tokens: int = PLENTY, started: bool = False, **calls: int) -> Admission:
+    """`calls`: how many of each share."""
+    admission = Admission(size, max_tokens)
+    for share, count in calls.items():
+        for i in range(count):
+            admission.admit(entry(f"{share}{i}", NORMAL, share), 0.0)
+            if started:
+                admission.start((share, f"{share}{i}"))
+    return admission
+
+
+def refused(admission: Admission, asks: Entry, now: float = 0.0) -> Refusal | None:
+    """Why; None where it is admitted."""
+    try:
+        admission.admit(asks, now)
+    except Refused as error:
+        return error.reason
+    return None
+
+
+def names(entries: list[Entry]) -> list[str]:
+    return [each.request_id for each in entries]
+
+
+# Importance
+
+
+@pytest.mark.parametrize("flood", [LOW, NORMAL])
+def test_high_calls_are_all_served_after_a_flood_of_less_important_ones(flood: Importance) -> None:
+    admission = Admission(100, PLENTY)
+    outcomes = Counter(refused(admission, entry(f"f{i}", flood)) for i in range(1500))
+    assert outcomes[None] == 100 - KEPT_PERCENT[flood]
+    displaced = [each for i in range(40) for each in admission.admit(entry(f"h{i}", HIGH), 1.0)]
+    assert len(displaced) == 40 - KEPT_PERCENT[flood]
+    assert len(set(displaced)) == len(displaced)
+    again = Counter(refused(admission, entry(f"again{i}", flood), 1.0) for i in range(1500))
+    assert again == {Refusal.QUEUE_FULL: 1500}, "who has given its place does not get it back"
+
+
+def test_the_least_important_gives_way_and_of_those_the_largest_then_the_latest() -> None:
+    admission = Admission(5, PLENTY)
+    admission.admit(entry("normal", NORMAL, tokens=99), 0.0)
+    admission.admit(entry("small", LOW, tokens=1), 0.0)
+    for name in ("early", "late"):
+        admission.admit(entry(name, LOW, tokens=5), 0.0)
+    admission.admit(entry("large", LOW, tokens=9), 0.0)
+    order = [names(admission.admit(entry(f"h{i}", HIGH), 0.0)) for i in range(5)]
+    assert order == [["large"], ["late"], ["early"], ["small"], ["normal"]]
+    assert refused(admission, entry("h9", HIGH)) is Refusal.QUEUE_FULL
+
+
+def test_what_has_started_is_not_displaced_and_the_last_places_are_kept_for_the_important() -> None:
+    admission = Admission(100, PLENTY)
+    for importance in (LOW, NORMAL):
+        for i in range(100):
+            if refused(admission, entry(f"{importance}{i}", importance)) is None:
+                admission.start(("", f"{importance}{i}"))
+    assert admission.requests.by_importance == {LOW: 90, NORMAL: 5}
+    assert [refused(admission, entry(f"h{i}", HIGH)) for i in range(5)] == [None] * 5
+    assert refused(admission, entry("h5", HIGH)) is Refusal.QUEUE_FULL
+
+
+def test_a_few_huge_calls_give_way_by_their_tokens() -> None:
+    admission = Admission(1000, 10_000)
+    for i in range(3):
+        admission.admit(entry(f"huge{i}", LOW, tokens=3000), 0.0)
+    assert refused(admission, entry("more", LOW, tokens=3000)) is Refusal.WORK_FULL
+    assert names(admission.admit(entry("chat", HIGH, tokens=1500), 0.0)) == ["huge2"]
+    assert admission.admit(entry("chat2", HIGH, tokens=1500), 0.0) == []
+
+
+def test_one_call_of_any_size_finds_room_where_nothing_waits() -> None:
+    admission = Admission(10, 100)
+    admission.admit(entry("huge", LOW, tokens=5000), 0.0)
+    assert refused(admission, entry("next", LOW)) is Refusal.WORK_FULL
+    admission.start(("", "huge"))  # it waits no longer
+    assert refused(admission, entry("next", LOW)) is None
+
+
+def test_nobody_goes_where_that_would_not_be_enough() -> None:
+    admission = Admission(10, 100)
+    admission.admit(entry("normal", NORMAL, tokens=60), 0.0)
+    admission.admit(entry("low", LOW, tokens=20), 0.0)
+    assert refused(admission, entry("big", NORMAL, tokens=90)) is Refusal.WORK_FULL
+    assert len(admission) == 2
+    assert admission.requests.total == 2
+
+
+def test_work_is_counted_as_it_turns_out() -> None:
+    admission = Admission(10, 100)
+    admission.admit(entry("guessed", NORMAL, tokens=90), 0.0)
+    admission.resize(("", "guessed"), 10)
+    assert refused(admission, entry("other", NORMAL, tokens=80)) is None
+
+
+def test_a_call_counts_until_it_is_over() -> None:
+    admission = filled(3, started=True, x=3)
+    assert refused(admission, entry("c", share="x")) is Refusal.QUEUE_FULL
+    with pytest.raises(DuplicateRequest):
+        admission.admit(entry("x0", share="x"), 0.0)
+    admission.leave(("x", "x0"))
+    assert refused(admission, entry("x0", share="x")) is None
+
+
+def test_an_id_is_its_tenant_s_own() -> None:
+    admission = filled(9, a=1)
+    theirs = entry("a0", share="b")
+    admission.admit(theirs, 0.0)
+    admission.leave(theirs.key)
+    with pytest.raises(DuplicateRequest):
+        admission.admit(entry("a0", share="a"), 0.0)
+
+
+def test_a_tenant_that_is_named_while_its_call_is_in_flight_has_a_share_from_then_on() -> None:
+    admission = Admission(10, PLENTY)
+    admission.admit(Entry("acme", "x", EVERYBODY_ELSE, "chat", NORMAL, 1, 10), 0.0)
+    with pytest.raises(DuplicateRequest):
+        admission.admit(entry("x", share="acme"), 0.0)
+    assert refused(admission, entry("y", share="acme")) is None
+    assert refused(admission, entry("z")) is None
+    assert admission.requests.held == {"": 2, "acme": 1}
+
+
+def test_displaced_calls_that_do_not_end_are_no_way_round_the_limit() -> None:
+    """Calls that wait, give their place, and hang on: at most as many as there are places."""
+    admission = Admission(10, PLENTY)
+    for turn in range(50):
+        refused(admission, entry(f"low{turn}", LOW))
+        if refused(admission, entry(f"high{turn}", HIGH)) is None:
+            admission.leave(("", f"high{turn}"))
+        admission.check()
+    assert len(admission) <= 20
+
+
+def test_a_refusal_tells_tier_importance_and_tenant() -> None:
+    admission = filled(1, acme=1)
+    with pytest.raises(Refused, match="of tenant 'acme' with tier 'chat' and importance low"):
+        admission.admit(entry("low", LOW, "acme"), 0.0)
+    told = gave_place(entry("low", LOW, "acme"))
+    assert "gave its place to more important work" in told.message
+
+
+def test_a_question_changes_nothing() -> None:
+    admission = filled(10, flood=10)
+    refusal = admission.refusal(entry("?", NORMAL, "a", n=11), 0.0)
+    assert refusal is not None
+    assert refusal.reason is Refusal.QUEUE_FULL
+    admission.leave(("flood", "flood0"))
+    assert refused(admission, entry("more", share="flood")) is None, "nobody else was there"
+
+
+# Shares
+
+
+def test_a_lone_share_may_use_the_whole_queue() -> None:
+    assert refused(filled(10, flood=9), entry("x", share="flood")) is None
+    assert refused(filled(10, flood=10), entry("x", share="flood")) is Refusal.QUEUE_FULL
+
+
+def test_up_to_half_of_the_queue_nobody_is_held_to_a_share() -> None:
+    assert refused(filled(10, flood=3, a=1), entry("x", share="flood")) is None
+    beyond = entry("x", share="flood", n=4)
+    assert refused(filled(10, flood=3, a=1), beyond) is Refusal.SHARE_USED
+    assert refused(filled(14, flood=3, a=1, b=1, c=1), entry("x", share="flood")) is None
+
+
+def test_beyond_half_each_active_share_has_its_part() -> None:
+    assert refused(filled(12, flood=6, a=1), entry("x", share="flood")) is Refusal.SHARE_USED
+    assert refused(filled(12, flood=6, a=5), entry("x", share="a")) is None
+    assert refused(filled(12, flood=5, a=6), entry("x", share="a")) is Refusal.SHARE_USED
+    assert refused(filled(12, flood=9), entry("x", share="b")) is None  # the caller is active
+
+
+def test_a_part_goes_by_weight() -> None:
+    heavy = [entry(f"h{i}", share="heavy", weight=3.0) for i in range(10)]
+    admission = filled(12, light=2)
+    assert [refused(admission, each) for each in heavy] == [None] * 9 + [Refusal.SHARE_USED]
+
+
+def test_a_changed_weight_holds_for_what_is_in_the_queue_already() -> None:
+    """The operator takes the weight of who has filled the queue away, so that others find room."""
+    admission = Admission(12, PLENTY)
+    heavy = [entry(f"h{i}", share="heavy", weight=100.0) for i in range(12)]
+    assert [refused(admission, each) for each in heavy] == [None] * 12
+    light = [entry(f"l{i}", share="light") for i in range(8)]
+    assert [refused(admission, each) for each in light[:2]] == [None, Refusal.SHARE_USED]
+    lighter = entry("h12", share="heavy")
+    assert refused(admission, lighter) is Refusal.SHARE_USED
+    assert [refused(admission, each) for each in light[1:]] == [None] * 5 + [Refusal.SHARE_USED] * 2
+    assert admission.requests.held == {"heavy": 6, "light": 6}
+    admission.check()
+
+
+def test_more_shares_than_places_have_one_each() -> None:
+    assert refused(filled(2, a=1), entry("x", share="c")) is None
+    admission = filled(4, a=1, b=1, c=1)
+    assert refused(admission, entry("x", share="a", n=2)) is Refusal.SHARE_USED
+    assert refused(admission, entry("x", share="new")) is None
+
+
+def test_invented_tenants_are_one_share_and_leave_a_named_one_its_half() -> None:
+    admission = Admission(100, PLENTY)
+    for i in range(10_000):
+        invented = Entry(f"invented-{i}", "x", EVERYBODY_ELSE, "chat", NORMAL, 1, 10)
+        refused(admission, invented)
+    assert admission.requests.total == 95
+    served = [refused(admission, entry(f"a{i}", share="acme")) for i in range(60)]
+    assert served == [None] * 45 + [Refusal.QUEUE_FULL] * 15
+    assert admission.requests.held == {"": 50, "acme": 45}
+    assert len(admission.requests.held) == 2
+    admission.check()
+
+
+def test_an_equal_gives_way_only_where_its_share_is_beyond_its_part() -> None:
+    admission = filled(12, flood=9, a=3)
+    assert names(admission.admit(entry("mine", share="b"), 0.0)) == ["flood8"]
+    assert refused(filled(12, started=True, flood=9, a=3), entry("x", share="b")) is not None
+    assert refused(filled(6, a=2, b=2, c=2), entry("x", share="c")) is Refusal.SHARE_USED
+
+
+def test_who_is_beyond_its_share_displaces_its_own_and_nobody_else() -> None:
+    admission = filled(12, other=3)
+    for i in range(6):
+        admission.admit(entry(f"low{i}", LOW, "flood"), 0.0)
+    assert names(admission.admit(entry("high", HIGH, "flood"), 0.0))[0].startswith("low")
+    admission = Admission(12, PLENTY)
+    for i in range(6):
+        admission.admit(entry(f"high{i}", HIGH, "flood"), 0.0)
+    for i in range(5):
+        admission.admit(entry(f"low{i}", LOW, "other"), 0.0)
+    assert refused(admission, entry("high", HIGH, "flood")) is Refusal.SHARE_USED
+
+
+def test_who_found_the_queue_full_has_a_share_at_the_next_try() -> None:
+    admission = filled(10, started=True, flood=10)
+    assert refused(admission, entry("x", share="a")) is Refusal.QUEUE_FULL
+    admission.leave(("flood", "flood0"))
+    again = entry("again", share="flood")
+    assert refused(admission, again, now=1.0) is Refusal.SHARE_USED  # the place is kept for "a"
+    assert refused(admission, entry("x", share="a"), now=1.0) is None
+    admission.leave(("a", "x"))
+    later = 1.1 + REMEMBERED_S
+    assert refused(admission, again, now=later) is None  # "a" did not come back
+
+
+def test_who_is_served_in_no_time_has_a_share_at_the_next_call() -> None:
+    """One call after the other, each over at once, beside a flood that is more important and tries
+    again at once: between two calls the flood took every place, and five of sixty were served."""
+    admission = Admission(100, PLENTY)
+    flood = [entry(f"f{i}", HIGH, "flood") for i in range(1000)]
+    in_hand = [each for each in flood if refused(admission, each) is None]
+    served = []
+    for call in range(300):
+        now = 0.1 * call
+        admission.leave(in_hand.pop(0).key)
+        asks = entry("acme", NORMAL, "acme")
+        served.append(refused(admission, asks, now) is None)
+        if served[-1]:
+            admission.leave(asks.key)
+        more = [entry(f"{call}/{i}", HIGH, "flood") for i in range(20)]
+        in_hand += [each for each in more if refused(admission, each, now + 0.05) is None]
+    first = served.index(True)
+    assert first == KEPT_PERCENT[NORMAL], "as soon as what is kept for the important is free"
+    assert all(served[first:])
+    assert admission.requests.held == {"flood": 50}, "the flood has its part, and no less"
+
+
+# Everything that may happen
+
+
+class AnyLoad(RuleBasedStateMachine):
+    """Calls come, turn out larger, start and end in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(20, 200)
+        self.alive: dict[tuple[str, str], Entry] = {}
+        self.displaced: set[tuple[str, str]] = set()
+        self.count = 0
+        self.now = 0.0
+
+    @rule(
+        importance=st.sampled_from(Importance),
+        share=st.sampled_from(["", "a", "b"]),
+        n=st.integers(1, 4),
+        tokens=st.integers(1, 90),
+        weight=st.sampled_from([1.0, 1.0, 3.0]),
+        passes=st.floats(0.0, 1.0),
+    )
+    def arrive(
+        self,
+        importance: Importance,
+        share: str,
+        n: int,
+        tokens: int,
+        weight: float,
+        passes: float,
+    ) -> None:
+        self.count += 1
+        self.now += passes
+        asks = entry(f"r{self.count}", importance, share, n, tokens, weight)
+        before = self.waiting()
+        foretold = self.admission.refusal(asks, self.now)
+        try:
+            victims = self.admission.admit(asks, self.now)
+        except Refused as refusal:
+            reason = refusal.reason
+        else:
+            reason = None
+        assert reason is (None if foretold is None else foretold.reason)
+        if reason is None:
+            self.check_admitted(asks, victims, before)
+        else:
+            assert self.waiting() == before, "a refusal displaces nobody"
+            self.check_refused(asks, reason, before)
+
+    def check_admitted(self, asks: Entry, victims: list[Entry], before: set[Entry]) -> None:
+        """Nobody less important displaces, and everybody is told once."""
+        self.alive[asks.key] = asks
+        for victim in victims:
+            assert victim.key not in self.displaced
+            assert victim in before
+            is_equal = victim.importance == asks.importance
+            is_other = victim.share.name != asks.share.name
+            assert is_other if is_equal else victim.importance < asks.importance
+            self.displaced.add(victim.key)
+        assert len(set(victims)) == len(victims)
+        if not any(victim.share.name == asks.share.name for victim in victims):
+            highest = max((victim.importance for victim in victims), default=LOW)
+            assert all(each.importance >= highest for each in self.waiting() - {asks})
+
+    def check_refused(self, asks: Entry, reason: Refusal, before: set[Entry]) -> None:
+        """Only where all that waits and is less important would not have made room."""
+        lower = [each for each in before if each.importance < asks.importance]
+        if reason is Refusal.SHARE_USED:
+            lower = [each for each in lower if each.share.name == asks.share.name]
+            assert self.admission._beyond(asks.share, self.admission._active(asks.share), asks) != (
+                0,
+                0,
+            )
+            return
+        requests, tokens = self.admission.requests, self.admission.tokens
+        freed = sum(each.n for each in lower), sum(each.tokens for each in lower)
+        short = self.admission._missing(asks)
+        few = short.requests > freed[0] or short.tokens > freed[1]
+        assert few or len(self.displaced) >= requests.limit - len(lower)
+        assert requests.total + tokens.total > 0
+
+    def waiting(self) -> set[Entry]:
+        places = self.admission._places.values()
+        return {place.entry for place in places if place.state is State.WAITING}
+
+    @rule(which=st.integers(0, 99), tokens=st.integers(1, 90))
+    def turn_out(self, which: int, tokens: int) -> None:
+        if self.alive:
+            self.admission.resize(sorted(self.alive)[which % len(self.alive)], tokens)
+
+    @rule(which=st.integers(0, 99))
+    def start(self, which: int) -> None:
+        keys = sorted(self.alive.keys() - self.displaced)
+        if keys:
+            self.admission.start(keys[which % len(keys)])
+
+    @rule(which=st.integers(0, 99))
+    def leave(self, which: int) -> None:
+        if self.alive:
+            key = sorted(self.alive)[which % len(self.alive)]
+            self.admission.leave(key)
+            del self.alive[key]
+            self.displaced.discard(key)
+
+    @invariant()
+    def holds(self) -> None:
+        self.admission.check()
+        assert self.admission.requests.total <= 20
+        assert len(self.admission) == len(self.alive)
+
+
+AnyLoad.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None, derandomize=True
+)
+TestAnyLoad = AnyLoad.TestCase
