@@ -2,17 +2,13 @@
 
 Front end to engine: batches of commands. Engine to front end: one `Report` with everything that an
 iteration has to tell, however many streams it concerns; sampled tokens, by far the most frequent,
-travel as plain tuples, which pickle several times quicker than objects, and so do requests.
-
-A frame is a 4-byte big-endian length and a pickle (protocol 5) of that many bytes. Both ends of the
-socket pair are created by the front end, which starts the engine, so unpickling trusts nobody else.
+travel as plain tuples, which pickle several times quicker than objects, and so do requests. How
+messages become bytes is for `engine.processes.frames` to know.
 """
 
 from __future__ import annotations
 
-import pickle
-import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import lru_cache
@@ -24,8 +20,6 @@ from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
-
-_LENGTH = struct.Struct("!I")
 
 
 class Submit(NamedTuple):
@@ -228,41 +222,3 @@ def token_of(sampled: SampledTuple) -> Token:
 
 # Without log probabilities there are few different tokens, and each comes often.
 _plain_token = lru_cache(maxsize=8192)(Token)
-
-
-def pack(message: object) -> bytes:
-    """One frame."""
-    body = pickle.dumps(message, protocol=5)
-    return _LENGTH.pack(len(body)) + body
-
-
-def missing_bytes(frame: bytes | bytearray) -> int:
-    """How many there certainly are before a frame that has begun so is complete."""
-    if len(frame) < _LENGTH.size:
-        return _LENGTH.size - len(frame)
-    (length,) = _LENGTH.unpack_from(frame)
-    return int(_LENGTH.size + length - len(frame))
-
-
-class Unpacker:
-    """Turns a byte stream back into messages."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes | bytearray) -> Iterator[Any]:
-        """Takes `data` in and yields every message that is now complete."""
-        buffer = self._buffer
-        buffer += data
-        start, size = 0, len(buffer)
-        messages = []
-        while size - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            end = start + _LENGTH.size + length
-            if end > size:
-                break
-            with memoryview(buffer) as view:
-                messages.append(pickle.loads(view[start + _LENGTH.size : end]))
-            start = end
-        del buffer[:start]
-        return iter(messages)

@@ -24,6 +24,7 @@ from engine.driving.loop import Engine, EngineLoop
 from engine.driving.pipe import SocketPipe
 from engine.messages import Failed, Ready
 from engine.processes import collector, standard_streams
+from engine.processes.frames import receive, send
 from engine.processes.pulse import Pulse, keep_beating
 from engine.processes.spawn import leave_signals, parent_of
 
@@ -35,13 +36,13 @@ def build(config: EngineConfig) -> Engine:
     return engine
 
 
-def serve(pipe: SocketPipe, sock: socket.socket, door: socket.socket | None, pulse: Pulse) -> None:
-    config = pipe.receive_first()
+def serve(sock: socket.socket, door: socket.socket | None, pulse: Pulse) -> None:
+    config: EngineConfig = receive(sock)
     keep_beating(pulse, config.heartbeat_s)
     engine = build(config)
     collector.settle()
-    pipe.send(Ready(engine.info, engine.pinned))
-    ends = pipe if door is None else Hub(sock, door, engine.info)
+    send(sock, Ready(engine.info, engine.pinned))
+    ends = SocketPipe(sock) if door is None else Hub(sock, door, engine.info)
     with contextlib.ExitStack() as stack:
         if engine.decisions is not None:
             stack.callback(engine.decisions.close)
@@ -72,13 +73,12 @@ def main(argv: list[str]) -> int:
     standard_streams.guard()
     (sock, *doors), pulse = parent_of(argv[1:])
     with sock:
-        pipe = SocketPipe(sock)
         try:
-            serve(pipe, sock, doors[0] if doors else None, pulse)
+            serve(sock, doors[0] if doors else None, pulse)
         except EOFError:
             return 0
         except Exception as error:
-            pipe.send(describe(error))
+            send(sock, describe(error))
             return 1
     return 0
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.messages import Call, Cancel, Command, EngineInfo, Ready, Report, Submit, Unpacker, pack
+from engine.messages import Call, Cancel, Command, EngineInfo, Ready, Report, Submit
+from engine.processes.frames import Unpacker, pack
 
 _READ_BYTES = 1 << 18
 MOST_UNREAD_BYTES = 64 << 20  # that a front end may leave before it is cut off

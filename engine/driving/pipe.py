@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import Any
 
-from engine.messages import Command, Unpacker, missing_bytes, pack
+from engine.messages import Command
+from engine.processes.frames import Unpacker, send
 
 _READ_BYTES = 1 << 18
 
 
 class SocketPipe:
-    """Speaks frames of `engine.messages`. EOFError means that the other end is gone."""
+    """EOFError means that the other end is gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
@@ -32,26 +32,13 @@ class SocketPipe:
                 timeout_ms = 0
         return commands
 
-    def receive_first(self) -> Any:
-        """The first message of all, which says what to build; what follows may be read elsewhere,
-        and is left in the socket.
-        """
-        received = bytearray()
-        while (missing := missing_bytes(received)) > 0:
-            received += self._read(missing)
-        (message,) = self._unpacker.feed(received)
-        return message
-
     def send(self, message: object) -> None:
         """Waits while the socket is full: the front end always reads on."""
-        try:
-            self._socket.sendall(pack(message))
-        except (BrokenPipeError, ConnectionResetError):
-            raise EOFError("the front end is gone") from None
+        send(self._socket, message)
 
-    def _read(self, most: int = _READ_BYTES) -> bytes:
+    def _read(self) -> bytes:
         try:
-            data = self._socket.recv(most)
+            data = self._socket.recv(_READ_BYTES)
         except ConnectionResetError:
             data = b""
         if not data:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from engine.messages import pack
+from engine.processes.frames import pack
 from engine.processes.pulse import Pulse, Side, shared_page
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, cast
 
-from engine.messages import Unpacker, pack
+from engine.processes.frames import Unpacker, pack
 
 
 class Wire(asyncio.Protocol):

@@ -1,7 +1,7 @@
 """What crosses the socket between the supervisor and a front end that it started.
 
 The supervisor's first message is a `Start`, alone; everything after it travels in lists. Frames are
-those of `engine.messages`.
+those of `engine.processes.frames`.
 """
 
 from __future__ import annotations

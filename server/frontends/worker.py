@@ -17,16 +17,15 @@ import shutil
 import socket
 import sys
 import time
-from typing import Any
 
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, values
 
-from engine.driving.pipe import SocketPipe
 from engine.linking.attached import AttachedEngine
 from engine.messages import EngineInfo
 from engine.processes import collector, standard_streams
+from engine.processes.frames import receive, send
 from engine.processes.pulse import BEATS_PER_PATIENCE, NO_TURN, Pulse
 from engine.processes.spawn import leave_signals, parent_of
 from engine.processes.standard_streams import DROPPED
@@ -276,9 +275,8 @@ def main(argv: list[str]) -> int:
     leave_signals()
     standard_streams.guard()
     (control, door), pulse = parent_of(argv[1:])
-    pipe = SocketPipe(control)
     try:
-        start: Any = pipe.receive_first()
+        start: Start = receive(control)
     except EOFError:
         remove_counters()
         return ORPHANED
@@ -286,7 +284,7 @@ def main(argv: list[str]) -> int:
     try:
         uvloop.run(run(start, control, door, pulse))
     except StartError as error:
-        pipe.send([CannotStart(str(error))])
+        send(control, [CannotStart(str(error))])
         return 1
     return 0
 

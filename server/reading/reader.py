@@ -20,8 +20,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.driving.pipe import SocketPipe
 from engine.processes import standard_streams
+from engine.processes.frames import receive, send
 from engine.processes.spawn import leave_signals, parent_of
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import check_stops
@@ -37,6 +37,7 @@ from server.reading.messages import (
     Loaded,
     Outline,
     Reply,
+    Start,
     Task,
     counted,
     parse,
@@ -113,16 +114,16 @@ def _largest_field(message: Any) -> str:
     return f"{name}.{inner}" if inner else name
 
 
-def serve(pipe: SocketPipe) -> None:
-    start = pipe.receive_first()
+def serve(sock: socket.socket) -> None:
+    start: Start = receive(sock)
     reader = Reader(Tokenizer.load(start.model), CpuLimit(start.cpu_s))
     limit_memory(start.memory_bytes)
-    pipe.send(Loaded())
+    send(sock, Loaded())
     while True:
-        jobs: list[Any] = pipe.receive(None)
+        jobs: list[Job] = receive(sock)
         while jobs:
             job = jobs.pop(0)
-            pipe.send(reader.answer(job))
+            send(sock, reader.answer(job))
             is_long = len(job.raw) > SHORT_BYTES
             del job  # its memory is given back too
             if is_long:
@@ -145,7 +146,7 @@ def main(argv: list[str]) -> int:
     with sock:
         threading.Thread(target=leave_with, args=(sock,), daemon=True).start()
         try:
-            serve(SocketPipe(sock))
+            serve(sock)
         except EOFError:
             return 0
     return 0

@@ -42,7 +42,8 @@ from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving import profiles
 from engine.driving.build import UNCALIBRATED
 from engine.driving.loop import EngineLoop
-from engine.messages import Command, Report, Submit, pack
+from engine.messages import Command, Report, Submit
+from engine.processes.frames import pack
 from tests.bench._offline import serve
 
 PAGE = 16

@@ -1,43 +1,19 @@
-"""What crosses the pipe arrives whole, in order, however it is split."""
+"""What crosses the pipe comes back as it was."""
 
 from __future__ import annotations
 
-import socket
 from dataclasses import fields
-
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.sequence import FinishReason
-from engine.driving.pipe import SocketPipe
-from engine.messages import Call, Cancel, Reply, Report, Submit, Unpacker, pack, token_of
+from engine.messages import Call, Cancel, Reply, Report, Submit, token_of
+from engine.processes.frames import Unpacker, pack
 
 REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
 FINISHED = Finished(
     "a", FinishReason.STOP, 3, 0, 2, BEST_EFFORT, False, 0, Timings(*([None] * 5), *([None] * 3))
 )
-
-
-@given(st.lists(st.binary(max_size=40), max_size=8), st.data())
-def test_messages_survive_any_split_of_the_stream(bodies: list[bytes], data: st.DataObject) -> None:
-    stream = b"".join(map(pack, bodies))
-    unpacker, received = Unpacker(), []
-    while stream:
-        size = data.draw(st.integers(1, len(stream)))
-        received += unpacker.feed(stream[:size])
-        stream = stream[size:]
-    assert received == bodies
-
-
-def test_the_first_message_is_read_and_what_follows_is_left() -> None:
-    """Another reader takes the socket over: a front end's event loop, the engine's hub."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.sendall(pack("first") + pack(["second"]))
-        assert SocketPipe(theirs).receive_first() == "first"
-        assert SocketPipe(theirs).receive(0.0) == ["second"]
 
 
 def test_commands_come_back_equal() -> None:

@@ -13,7 +13,8 @@ from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving import hub
 from engine.driving.hub import Hub
-from engine.messages import Call, Cancel, Ready, Reply, Report, Submit, Unpacker, pack
+from engine.messages import Call, Cancel, Ready, Reply, Report, Submit
+from engine.processes.frames import Unpacker, pack
 
 INFO: Any = "what the engine tells of itself"
 NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)

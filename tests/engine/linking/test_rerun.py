@@ -17,7 +17,8 @@ from engine.deciding.sequence import FinishReason
 from engine.driving import null
 from engine.linking.attached import AttachedEngine
 from engine.linking.streams import DuplicateRequest, EngineLost, RequestStream, Restarted
-from engine.messages import Cancel, Ready, Report, Submit, Unpacker, pack
+from engine.messages import Cancel, Ready, Report, Submit
+from engine.processes.frames import Unpacker, pack
 
 WAIT_S = 60.0
 LATER = 1e12  # an instant that no test lives to see

@@ -6,14 +6,13 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
 
 import psutil
 import pytest
 
 from engine.config import EngineConfig
-from engine.driving.pipe import SocketPipe
 from engine.messages import Ready
+from engine.processes.frames import receive
 from engine.processes.spawn import spawn
 from tests.engine.driving.engines import NULL
 
@@ -25,16 +24,12 @@ def test_signals_to_a_child_that_is_just_starting_do_nothing() -> None:
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         sock.settimeout(60)
-        assert isinstance(first_of(sock), Ready)
+        assert isinstance(receive(sock), Ready)
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         sock.shutdown(socket.SHUT_RDWR)
         assert child.wait(60) == 0
     pulse.close()
-
-
-def first_of(sock: socket.socket) -> Any:
-    return SocketPipe(sock).receive_first()
 
 
 @pytest.mark.parametrize("program", ["/bin/true", "/no/such/program"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from engine.messages import Unpacker
+from engine.processes.frames import Unpacker
 from engine.processes.wire import Wire, open_wire
 
 Run = Callable[[Coroutine[Any, Any, None]], None]

@@ -14,7 +14,8 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.driving import null
-from engine.messages import Ready, pack
+from engine.messages import Ready
+from engine.processes.frames import pack
 from engine.processes.wire import open_wire
 from server.admission.ledger import FrontEndCalls, Ledger
 from server.config import ServerConfig
