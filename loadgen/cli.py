@@ -25,8 +25,9 @@ from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.silos import SiloTarget
-from loadgen.targets.target import End, Target, TargetInfo, Unreachable
+from loadgen.targets.target import End, Target, Unreachable
 from loadgen.workload.plan import Workload, plan
+from loadgen.workload.served import TargetInfo
 from loadgen.workload.spec import DEFAULT_RATE, Spec, build
 
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4

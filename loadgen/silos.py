@@ -15,8 +15,9 @@ from client.values import Tier
 from loadgen.judge import Judge
 from loadgen.targets.series import SeriesRecorder
 from loadgen.targets.simulated import Setup, SimulatedTarget, target_info
-from loadgen.targets.target import End, Run, TargetInfo, Watch
+from loadgen.targets.target import End, Run, Watch
 from loadgen.workload.plan import PlannedRequest
+from loadgen.workload.served import TargetInfo
 
 PACED_CHUNK, BULK_CHUNK = 256, 2048
 MOST_REPLICAS = 1024

@@ -13,7 +13,8 @@ from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement, falls_behind
 from loadgen.scoring.score import Percentiles, Score
 from loadgen.scoring.summary import Summary
-from loadgen.targets.target import End, TargetInfo
+from loadgen.targets.target import End
+from loadgen.workload.served import TargetInfo
 
 _WIDTH = 118  # where the output is no terminal
 _NARROW = 100  # columns below which the tables leave something out

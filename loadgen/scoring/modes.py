@@ -17,8 +17,9 @@ from loadgen.reports.progress import showing
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
 from loadgen.scoring.summary import Summary, summarise
 from loadgen.targets.record import Record
-from loadgen.targets.target import End, Series, Target, TargetInfo
+from loadgen.targets.target import End, Series, Target
 from loadgen.workload.plan import TierLoad, Workload, plan
+from loadgen.workload.served import TargetInfo
 
 # A rate is not sustained when more than this share of the arriving tokens is left behind, and more
 # than chance explains: in half a minute at 40 requests/s, 5 % are one standard deviation.

@@ -18,8 +18,9 @@ from loadgen.scoring.score import (
     score,
 )
 from loadgen.targets.record import Outcome, Record
-from loadgen.targets.target import End, Run, TargetInfo
+from loadgen.targets.target import End, Run
 from loadgen.workload.plan import Workload
+from loadgen.workload.served import TargetInfo
 
 # How far the achieved sending rate may stay behind before a run says nothing about the server.
 _LEAST_ACHIEVED = 0.95

@@ -29,8 +29,9 @@ from loadgen import interrupts
 from loadgen.interrupts import Interrupted
 from loadgen.targets import priority
 from loadgen.targets.record import Outcome, Record
-from loadgen.targets.target import End, Progress, Run, TargetInfo, Unreachable, Watch
+from loadgen.targets.target import End, Progress, Run, Unreachable, Watch
 from loadgen.workload.plan import PlannedRequest, prompt_ids
+from loadgen.workload.served import TargetInfo
 
 _START_DELAY_S = 0.1  # from the first connection to instant 0
 _WATCH_INTERVAL_S = 0.25

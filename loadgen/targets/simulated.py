@@ -31,8 +31,9 @@ from loadgen.scoring.score import ttft_s
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.series import SeriesRecorder
-from loadgen.targets.target import End, Progress, Run, TargetInfo, Watch
+from loadgen.targets.target import End, Progress, Run, Watch
 from loadgen.workload.plan import PlannedRequest
+from loadgen.workload.served import TargetInfo
 
 COARSE_PAGE_SIZE = 64  # where nothing is shared: fewer pages to account for, nearly the same memory
 PAGE_SIZE = 16  # where prefixes are: the server's default

@@ -11,26 +11,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from client.values import Tier
 from loadgen.targets.record import Record
 from loadgen.workload.plan import PlannedRequest
+from loadgen.workload.served import TargetInfo
 
 
 class Unreachable(Exception):
     """No target answers; the message says where and why, in one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetInfo:
-    """What a workload needs to know of whoever serves it."""
-
-    name: str  # for the report: an address, or a profile
-    policy: str
-    model: str
-    tiers: tuple[Tier, ...]
-    vocabulary_size: int
-    context_length: int
-    version: str = ""  # of its software, where it is known
 
 
 class Progress(NamedTuple):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client.values import Importance, Targets, Tier
-from loadgen.targets.target import TargetInfo
 from loadgen.workload import traces
 from loadgen.workload.arrivals import Process, Rate
 from loadgen.workload.lengths import Distribution, FromTrace, Lengths
 from loadgen.workload.mix import complete_mix, default_lengths
 from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload
+from loadgen.workload.served import TargetInfo
 
 DEFAULT_RATE = Rate(10.0, 10.0)
 DEFAULT_DURATION_S = 30.0

@@ -44,10 +44,11 @@ from loadgen.targets.live import LiveTarget
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import Setup, SimulatedTarget
-from loadgen.targets.target import Run, Target, TargetInfo, Watch
+from loadgen.targets.target import Run, Target, Watch
 from loadgen.workload.arrivals import Rate
 from loadgen.workload.mix import default_lengths
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
+from loadgen.workload.served import TargetInfo
 from tests.bench._notes import NOTES, Note, in_service, read
 
 LOADS = {"light": 0.4, "at capacity": 1.0, "overload": 1.5}

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from client.values import Importance, Targets, Tier
 from loadgen.targets.record import Outcome, Record
-from loadgen.targets.target import TargetInfo
 from loadgen.workload.arrivals import Process, Rate
 from loadgen.workload.lengths import Fixed, Independent
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
+from loadgen.workload.served import TargetInfo
 
 CHAT = Targets(ttft=1.0, tbt=0.125)  # eighths are exact in binary
 REPORT = Targets(ttlt=10.0)

@@ -28,8 +28,9 @@ from loadgen.scoring.modes import (
     sweep,
 )
 from loadgen.scoring.summary import Summary
-from loadgen.targets.target import End, Progress, Run, Target, TargetInfo, Watch
+from loadgen.targets.target import End, Progress, Run, Target, Watch
 from loadgen.workload.plan import Arrivals, PlannedRequest, Workload
+from loadgen.workload.served import TargetInfo
 from loadgen.workload.traces import Row
 from tests.loadgen.examples import CHAT, INFO, REPORT, record, workload
 

@@ -1,0 +1,20 @@
+"""Who serves the load, as far as a workload must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client.values import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What a target says of itself: its tiers, and the sizes that requests must fit."""
+
+    name: str  # for the report: an address, or a profile
+    policy: str
+    model: str
+    tiers: tuple[Tier, ...]
+    vocabulary_size: int
+    context_length: int  # most tokens of prompt and output together
+    version: str = ""  # of its software, where it is known
