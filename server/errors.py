@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from engine.messages import Failure
 from server.bounded import shorten
-from server.convert.violations import InvalidRequest, Violation
+from server.violations import InvalidRequest, Violation
 
 DOMAIN = "niyama.v1"
 RETRY_AFTER_S = 1

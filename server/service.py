@@ -36,7 +36,6 @@ from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
-from server.convert.violations import InvalidRequest, Violation
 from server.convert.work import entry_of, entry_of_supposed, work
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
@@ -44,6 +43,7 @@ from server.listening.deliveries import Deliveries
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
 from server.reading.prompts import Prompts
+from server.violations import InvalidRequest, Violation
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
 MAX_QUESTIONS = 256  # in the engine at once

@@ -18,8 +18,6 @@ from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple, TypeVar
 
-import engine.deciding
-import engine.driving
 import loadgen
 from loadgen.judge import Judge
 from loadgen.paper import serving
@@ -95,14 +93,15 @@ class Answers:
             os.replace(partial, self.path)  # an end in the midst leaves the one before
 
 
-def fingerprint() -> str:
-    """Of every file that an answer depends on."""
+# The decisions, the virtual time that they are made in, and what is sent, simulated and scored.
+_CODE = ("engine/deciding/*.py", "engine/simulator.py", "loadgen/**/*.py")
+
+
+def fingerprint(root: Path = Path(loadgen.__path__[0]).parent) -> str:
+    """Names the state of the code on which answers depend: other code asks everything anew."""
     digest = hashlib.sha256()
-    for package in (engine.deciding, engine.driving, loadgen):
-        folder = Path(package.__path__[0])
-        names = ("simulator.py",) if package is engine.driving else ("*.py", "paper/*.py")
-        for path in sorted(path for name in names for path in folder.glob(name)):
-            digest.update(path.read_bytes())
+    for path in sorted(path for pattern in _CODE for path in root.glob(pattern)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ from engine.deciding.request import (
 from engine.tiers import Resolved, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
-from server.convert.violations import InvalidRequest, Violation, Violations
+from server.violations import InvalidRequest, Violation, Violations
 
 MAX_NAME_BYTES = 128
 TENANT_KEY = "niyama-tenant"

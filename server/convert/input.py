@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from proto.niyama.v1 import inference_pb2 as pb
-from server.convert.violations import Violations
+from server.violations import Violations
 
 MAX_MESSAGES = 4096
 MAX_ROLE_BYTES = 128

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.checkpoint.tokenizer import Tokenizer
 from server.convert.input import Bounds, Input
-from server.convert.violations import InvalidRequest, Violation
+from server.violations import InvalidRequest, Violation
 
 
 class Encoder:

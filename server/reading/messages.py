@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds
-from server.convert.violations import InvalidRequest, Violation
+from server.violations import InvalidRequest, Violation
 
 SHORT_BYTES = 32 << 10  # of a message that a front end parses itself: some milliseconds at worst
 # Above what the process takes once it has loaded. A text takes about 150 times its size to encode.

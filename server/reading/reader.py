@@ -26,7 +26,6 @@ from engine.processes.spawn import leave_signals, parent_of
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import check_stops
 from server.convert.input import Bounds, read_form, read_input
-from server.convert.violations import InvalidRequest, Violation, Violations
 from server.reading.encoder import Encoder
 from server.reading.limits import CpuLimit, TooLong, give_back_memory, limit_memory
 from server.reading.messages import (
@@ -43,6 +42,7 @@ from server.reading.messages import (
     parse,
     took_too_long,
 )
+from server.violations import InvalidRequest, Violation, Violations
 
 
 class Reader:

@@ -3,6 +3,7 @@ all of it once at a tiny scale."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import loadgen
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from loadgen.judge import Judge
 from loadgen.paper import experiments, load, serving
@@ -17,7 +19,7 @@ from loadgen.paper.__main__ import main
 from loadgen.paper.ceiling import least_iterations, least_seconds
 from loadgen.paper.contender import Contender
 from loadgen.paper.experiments import Scale
-from loadgen.paper.jobs import Answers, Experiment, Job, run_all
+from loadgen.paper.jobs import Answers, Experiment, Job, fingerprint, run_all
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.paper.serving import ENVELOPE, largest
 from loadgen.targets.simulated import Setup
@@ -154,6 +156,22 @@ def test_only_questions_without_an_answer_are_asked_again(tmp_path: Path) -> Non
     assert first == again > 0
     assert len(said) == 1
     assert Answers(path, code="other").by_key == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["engine/deciding/pace.py", "engine/simulator.py", "loadgen/workload/arrivals.py"]
+)
+def test_answers_depend_on_the_code_that_decides_simulates_and_scores(
+    tmp_path: Path, name: str
+) -> None:
+    root = Path(loadgen.__path__[0]).parent
+    for package in ("engine", "loadgen"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("*.s*"))
+    before = fingerprint(tmp_path)
+    assert before == fingerprint()
+    with (tmp_path / name).open("a") as file:
+        file.write("# changed")
+    assert fingerprint(tmp_path) != before
 
 
 def test_an_experiment_may_ask_again_after_an_answer() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from server import errors
 from server.bounded import MAX_LOGGED_CHARS, bound_values, shorten
-from server.convert.violations import MAX_VIOLATIONS, InvalidRequest, Violation, Violations
+from server.violations import MAX_VIOLATIONS, InvalidRequest, Violation, Violations
 
 TRAILERS = 8192  # bytes that gRPC allows; each entry counts 32 more
 OTHERS = 512  # of them for what gRPC itself sends

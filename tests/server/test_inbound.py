@@ -22,7 +22,7 @@ from server.convert.inbound import (
     read_tenant,
     to_seconds,
 )
-from server.convert.violations import InvalidRequest
+from server.violations import InvalidRequest
 
 VOCAB = 100
 INF = float("inf")

@@ -18,9 +18,9 @@ from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.embedded import FOLDER
 from server.convert.input import Bounds, Input
-from server.convert.violations import InvalidRequest
 from server.reading.encoder import Encoder
 from server.startup import load_tokenizer
+from server.violations import InvalidRequest
 
 transformers = pytest.importorskip("transformers")
 
