@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args, get_type_hints
+from typing import Annotated
 
 from engine.checkpoint.options import COMPILE, DTYPES, QUANTIZE
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
 from engine.embedded import FOLDER
+from engine.flags import Flag, flags_of
 from engine.messages import Pinned
 
 _NIYAMA = NiyamaConfig()  # the defaults
@@ -21,13 +21,6 @@ OVERLAP = ("auto", "on", "off")
 # A folder of the hub's cache: models--ORG--NAME/snapshots/HASH, and perhaps one in it.
 _SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+(/.+)?")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
-
-
-class Flag(NamedTuple):
-    """Marks a field that is a command-line flag of the server. `help` carries its unit."""
-
-    help: str
-    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +117,10 @@ class EngineConfig:
         for name in ("kv_memory_mib", "context_len", "torch_threads", "record_capacity"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, choices in _choices().items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        for name, flag in flags_of(EngineConfig).items():
+            value = getattr(self, name)
+            if flag.choices and value not in flag.choices:
+                raise ValueError(f"{name} must be one of {', '.join(flag.choices)}, got {value!r}")
         if not self.model_name.isprintable():
             raise ValueError(f"model_name must be printable, got {self.model_name!r}")
         if not _DEVICE.fullmatch(self.device):
@@ -164,11 +156,3 @@ class EngineConfig:
             allowance=self.relegation_allowance,
             background_share=self.background_share,
         )
-
-
-@cache
-def _choices() -> dict[str, tuple[str, ...]]:
-    """Of the fields that are one of a few words."""
-    hints = get_type_hints(EngineConfig, include_extras=True)
-    marks = [(name, mark) for name, hint in hints.items() for mark in get_args(hint)[1:]]
-    return {name: mark.choices for name, mark in marks if isinstance(mark, Flag) and mark.choices}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated
 
-from engine.config import EngineConfig, Flag
+from engine.config import EngineConfig
+from engine.flags import Flag, add_flags, made
 
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
@@ -122,43 +123,11 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at "
         "most 128 bytes); it is believed, so let only those reach the port who may name any.",
     )
-    server_flags = _add_flags(parser, ServerConfig)
-    engine_flags = _add_flags(parser, EngineConfig)
-    chosen = vars(parser.parse_args(argv))
+    for config in (ServerConfig, EngineConfig):
+        add_flags(parser, config, shows_defaults=True)
+    given = parser.parse_args(argv)
     try:
-        engine = EngineConfig(**{name: chosen[name] for name in engine_flags})
-        return ServerConfig(**{name: chosen[name] for name in server_flags}, engine=engine)
+        return made(ServerConfig, given, engine=made(EngineConfig, given))
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         parser.error(f"--{name.replace('_', '-')} {rest}")
-
-
-def _add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> list[str]:
-    """One flag for each field that is marked as one; returns their names."""
-    hints = get_type_hints(config, include_extras=True)
-    defaults = {f.name: f.default for f in fields(config)}
-    names = []
-    for name, hint in hints.items():
-        kind, *marks = get_args(hint) or (hint,)
-        if not marks or not isinstance(marks[0], Flag):
-            continue
-        _add_flag(parser, name, kind, marks[0], defaults[name])
-        names.append(name)
-    return names
-
-
-def _add_flag(
-    parser: argparse.ArgumentParser, name: str, kind: Any, flag: Flag, default: Any
-) -> None:
-    option = f"--{name.replace('_', '-')}"
-    if kind is bool:
-        parser.add_argument(option, action="store_true", help=flag.help)
-        return
-    shows_default = default is not None and "(default" not in flag.help
-    parser.add_argument(
-        option,
-        type=Path if kind == Path | None else kind,
-        default=default,
-        choices=flag.choices,
-        help=f"{flag.help} (default: %(default)s)" if shows_default else flag.help,
-    )

@@ -1,0 +1,116 @@
+"""Command-line flags made of an annotated dataclass, so that the class alone says their defaults.
+
+A field such as
+
+    max_requests: Annotated[int, Flag("most requests waiting or running")] = 1024
+
+is the flag `--max-requests`. argparse is told of no default: what was not given is left out when
+the dataclass is made, which then takes its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, fields
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+T = TypeVar("T")
+
+
+class Flag(NamedTuple):
+    """Marks a dataclass field that is a command-line flag.
+
+    `help` carries the unit; `%(default)s` in it stands for the field's default. `parse` makes the
+    value of what was typed and raises ValueError; without it the field's type is called.
+    """
+
+    help: str = ""
+    choices: Collection[str] | None = None
+    metavar: str | None = None
+    parse: Callable[[str], object] | None = None
+    is_repeated: bool = False  # it may be given several times, and the field is a sequence
+    alone: str | None = None  # the text that it stands for where no value follows it
+
+
+def flags_of(config: type[Any]) -> dict[str, Flag]:
+    """The flags of a dataclass by field name, in the order of its fields."""
+    return {name: flag for name, _, flag in _marked(config)}
+
+
+def add_flags(
+    container: argparse._ActionsContainer,
+    config: type[Any],
+    *,
+    shows_defaults: bool = False,
+    is_typed: bool = True,
+) -> None:
+    """Adds the flags of a dataclass to a parser or to one of its groups.
+
+    With `shows_defaults` a help text that says nothing of a default ends with it. Without
+    `is_typed` the values stay the texts that were typed.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, kind, flag in _marked(config):
+        option, default = f"--{name.replace('_', '-')}", defaults[name]
+        text = flag.help.replace("%(default)s", str(default))
+        if kind is bool:
+            container.add_argument(option, action="store_true", default=None, help=text)
+            continue
+        if shows_defaults and default not in (None, MISSING) and "(default" not in text:
+            text += f" (default: {default})"
+        container.add_argument(
+            option,
+            action="append" if flag.is_repeated else "store",
+            type=(_converter(flag.parse) if flag.parse else kind) if is_typed else str,
+            choices=flag.choices if is_typed else None,
+            metavar=flag.metavar,
+            nargs="?" if flag.alone else None,
+            const=flag.alone,
+            help=text,
+        )
+
+
+def made(config: type[T], arguments: argparse.Namespace, **others: object) -> T:
+    """The dataclass made of the flags that were given, and of `others`, its fields that are none.
+
+    Raises what its constructor raises.
+    """
+    return config(**given(config, arguments), **others)
+
+
+def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of those flags of a dataclass that were given."""
+    values: Mapping[str, Any] = vars(arguments)
+    return {name: values[name] for name in flags_of(config) if values[name] is not None}
+
+
+def _marked(config: type[Any]) -> Iterator[tuple[str, type[Any], Flag]]:
+    """Yields the name, the type of a value and the flag of each field that is marked as one."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        for mark in get_args(hint)[1:]:
+            if isinstance(mark, Flag):
+                yield name, _value_type(get_args(hint)[0], mark), mark
+
+
+def _value_type(field_type: Any, flag: Flag) -> type[Any]:
+    """The type of one value: that of an optional field is what it holds if anything, that of a
+    repeated one what its sequence holds.
+    """
+    inner = [each for each in get_args(field_type) if each is not NoneType]
+    is_optional = NoneType in get_args(field_type)
+    value_type: type[Any] = inner[0] if is_optional or flag.is_repeated else field_type
+    return value_type
+
+
+def _converter(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """An argparse type that keeps the parser's own message of what is wrong."""
+
+    def convert(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
