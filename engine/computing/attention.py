@@ -27,16 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.computing.cpu import (
+    FLOAT32_PRODUCTS_UP_TO,
+    FUSED_MULTIPLE,
+    PRODUCTS_FROM_PAIRS,
+    PRODUCTS_FROM_POSITIONS,
+    QUERIES_AT_ONCE,
+    is_cpu_bfloat16,
+    is_fused_kernel_slow,
+)
 from engine.computing.kv import KvSlots, LayerMemory
-
-POSITIONS = 1024  # of a decode group, from which on the products are worth their calls
-PAIRS = 96 * 96  # of a chunk's queries and keys, likewise
-SHORT = 128  # tokens of prompts in float32 up to which products are faster
-MULTIPLE = 16  # of sizes that the fused kernel is given in bfloat16 on a CPU
-# When it lays keys and values out for matrix units (AMX), by torch's FlashAttentionKernel.cpp: from
-# so many of them on and, of just so many, with up to a quarter as many threads.
-MATRIX_UNITS_FROM, MATRIX_UNITS_THREADS = 64, 16
-BLOCK = 128  # queries of a chunk whose scores are in the cache together
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class PagedAttention:
         is the slower way.
         """
         self._by_products = (
-            is_slow_fused(kv.dtype, kv.device) if by_products is None else by_products
+            is_fused_kernel_slow(kv.dtype, kv.device) if by_products is None else by_products
         )
         self._layers = kv.layers()
         self._num_kv = kv.num_kv_heads
@@ -136,7 +136,7 @@ class PagedAttention:
             q = qkv[group.start : group.start + group.size, :heads]
             if len(q) < group.size:
                 q = F.pad(q, (0, 0, 0, 0, 0, group.size - len(q)))
-            by_products = self._by_products and group.size * group.length >= POSITIONS
+            by_products = self._by_products and group.size * group.length >= PRODUCTS_FROM_POSITIONS
             out = _attend_group(q, group.mask, k, v, by_products)
             parts.append(out[: group.stop - group.start])
         parts += [
@@ -178,27 +178,6 @@ class PagedAttention:
         return out.view(2, self._num_kv, batch, -1, memory.slots.shape[1])
 
 
-def is_slow_fused(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether large products are faster written out."""
-    return _is_cpu_bfloat16(dtype, device) and not uses_matrix_units(dtype, device)
-
-
-def is_fused_with_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the fused kernel uses AMX for prompts from MATRIX_UNITS_FROM tokens on. With more
-    threads it takes laying keys and values out for that to be too much work.
-    """
-    return uses_matrix_units(dtype, device) and torch.get_num_threads() <= MATRIX_UNITS_THREADS
-
-
-def uses_matrix_units(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products in bfloat16 use AMX."""
-    return _is_cpu_bfloat16(dtype, device) and torch.cpu._is_amx_tile_supported()
-
-
-def _is_cpu_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16
-
-
 def joined(parts: list[Tensor], count: int) -> Tensor:
     """Rows [n, KH, G, D] of each part after the other, then zeros: to [count, H * D]."""
     computed = sum(map(len, parts))
@@ -232,7 +211,7 @@ def attend_prompts(
     gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
     q, k, v = gathered.split((batch * rows, batch * length, batch * length))
     k, v = k.view(batch, length, dim), v.view(batch, length, dim)
-    if by_products or (qkv.dtype == torch.float32 and length <= SHORT):
+    if by_products or (qkv.dtype == torch.float32 and length <= FLOAT32_PRODUCTS_UP_TO):
         q = q.view(batch, rows, dim)
         scores = torch.baddbmm(group.mask, q, k.transpose(1, 2), alpha=dim**-0.5)
         out = torch.bmm(torch.softmax(scores, -1), v)
@@ -245,7 +224,7 @@ def attend_prompts(
 
 def attend_chunk(q: Tensor, k: Tensor, v: Tensor, by_products: bool) -> Tensor:
     """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, KH, G, D]."""
-    if by_products and len(q) * k.shape[1] >= PAIRS:
+    if by_products and len(q) * k.shape[1] >= PRODUCTS_FROM_PAIRS:
         return _attend_blocks(q, k, v)
     return _attend_whole(q, k, v)
 
@@ -254,11 +233,11 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """To the kernel a key-value head is a batch of G query heads, which read it with stride 0."""
     (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
     first = seen - count  # position of the first query
-    if _is_cpu_bfloat16(q.dtype, q.device):
+    if is_cpu_bfloat16(q.dtype, q.device):
         # With matrix units the kernel compiles code for each new size, and keeps it for ever.
-        if padding := -count % MULTIPLE:
+        if padding := -count % FUSED_MULTIPLE:
             q = F.pad(q, (0, 0, 0, 0, 0, padding))
-        if padding := -seen % MULTIPLE:
+        if padding := -seen % FUSED_MULTIPLE:
             k, v = (F.pad(x, (0, 0, 0, padding)) for x in (k, v))
     mask = None
     if first:
@@ -271,14 +250,14 @@ def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """By products of BLOCK queries at a time and all the keys before them."""
+    """By products of QUERIES_AT_ONCE queries at a time and all the keys before them."""
     (n, num_q, dim), (num_kv, length, _) = q.shape, k.shape
     k, v = k.transpose(1, 2).contiguous(), v.contiguous()
     q = (q * dim**-0.5).unflatten(1, (num_kv, -1)).transpose(0, 1)  # [KH, n, G, D]
     out = torch.empty(n, num_kv, num_q // num_kv, dim, dtype=q.dtype)
-    future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)[:, None]
-    for start in range(0, n, BLOCK):
-        size = min(BLOCK, n - start)
+    future = q.new_full((QUERIES_AT_ONCE, QUERIES_AT_ONCE), -torch.inf).triu_(1)[:, None]
+    for start in range(0, n, QUERIES_AT_ONCE):
+        size = min(QUERIES_AT_ONCE, n - start)
         seen = length - n + start + size
         rows = q[:, start : start + size].reshape(num_kv, -1, dim)  # [KH, size * G, D]
         scores = torch.bmm(rows, k[:, :, :seen])

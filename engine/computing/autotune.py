@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing.batch import NO_ROWS
 from engine.computing.compiled import COMPILER_ERRORS, MOST_GRAPHS
-from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack, in_lanes
+from engine.computing.cpu import (
+    BEYOND_CACHE_BYTES,
+    NO_ROWS,
+    SLOW_ROWS,
+    WORTH_A_COPY,
+    WORTH_PADDING,
+    can_pack,
+)
+from engine.computing.linear import ROW_LAYOUTS, Linear, in_lanes
 from engine.computing.model import Block, Decoder
 
 ROWS = (1, 8, 256)  # a lone decode, a batch of them, a chunk of a prompt
 REPEATS = 5
-MOST_BYTES = 128 << 20  # of the matrices that a row goes through: more than a cache keeps
 GROUP = 4  # matrices that one call of compiled code takes a row through
-WORTH_A_COPY = 0.85  # of the time with packed matrices
-# With so many rows in bfloat16 oneDNN, where it uses matrix units (AMX), takes longer than with the
-# first number beyond (17 to 32: `python -m tests.bench products`; 33 to 35 are rounded up anyway).
-SLOW_ROWS = range(17, 36)
-WORTH_PADDING = 0.9  # of the time with a number of rows in the middle of those
 
 
 def fastest_dtype(config: ModelConfig) -> torch.dtype:
@@ -65,7 +66,7 @@ def _row_s(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
     as many as the model has or as no cache holds.
     """
     shape = (config.hidden_size, 2 * config.intermediate_size)
-    most = MOST_BYTES // (shape[0] * shape[1] * dtype.itemsize)
+    most = BEYOND_CACHE_BYTES // (shape[0] * shape[1] * dtype.itemsize)
     num_groups = max(1, min(config.num_layers, most) // GROUP)
     weights = [torch.empty(shape, dtype=dtype).normal_(0, 0.02) for _ in range(num_groups * GROUP)]
     x = torch.randn(1, config.hidden_size).to(dtype)
@@ -105,7 +106,7 @@ def _by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
     config, dtype = model.config, model.embedding.dtype
     size = config.hidden_size * 2 * config.intermediate_size * dtype.itemsize
     linears: list[Linear] = []
-    for block in model.blocks[: 1 + MOST_BYTES // size]:
+    for block in model.blocks[: 1 + BEYOND_CACHE_BYTES // size]:
         assert isinstance(block, Block)
         linears.append(block.gate_up)
     inputs = [torch.randn(count, config.hidden_size).to(dtype) for count in rows]

@@ -19,32 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.computing.attention import (
+from engine.computing.attention import AttentionPlan, ChunkSpan, DecodeGroup, PromptGroup
+from engine.computing.cpu import (
+    COARSEST_ROWS,
+    GROUP_COST,
+    LONGEST_TOGETHER,
     MATRIX_UNITS_FROM,
-    AttentionPlan,
-    ChunkSpan,
-    DecodeGroup,
-    PromptGroup,
-    is_fused_with_matrix_units,
-    uses_matrix_units,
+    NO_ROWS,
+    PROMPT_GROUP_COST,
+    PROMPT_GROUP_PAIRS,
+    WORTH_MATRIX_UNITS,
+    exact_rows,
+    fused_kernel_uses_matrix_units,
 )
 from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.lanes import LEAST, DecodeInputs, LanePlan
 from engine.computing.sampled import Picked, decoded
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
-
-NO_ROWS = range(0)
-# A further group costs a few kernel calls in every layer: about as much as reading this many
-# padded positions.
-GROUP_COST = 2048
-# Likewise of prompts, in padded pairs of a query and a key; and the most pairs of one group, whose
-# scores should stay in the cache.
-PROMPT_GROUP_COST, PROMPT_GROUP_PAIRS = 8192, 1 << 19
-# Tokens of a prompt that is worth being padded to MATRIX_UNITS_FROM, by
-# `python -m tests.bench attention --threads 2`.
-WORTH_MATRIX_UNITS = 41
-LONGEST_TOGETHER = 512  # tokens of a prompt: longer ones are computed by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +101,7 @@ class BatchBuilder(ABC):
         self, kv: KvMemory, num_heads: int, least: int = 0, slow_rows: range = NO_ROWS
     ) -> None:
         """Fewer than `least` tokens, or sampled rows, are padded to as many, but a lone token; and
-        a number in `slow_rows` to the first beyond (fastest.py).
+        a number in `slow_rows` to the first beyond (autotune.py).
         """
         self._page_size = kv.page_size
         self._spare_page = kv.spare_page  # what padding reads: nobody's
@@ -121,11 +113,9 @@ class BatchBuilder(ABC):
         self._least = least
         self._slow_rows = slow_rows
         self._is_cpu = self._device.type == "cpu"
-        # Of the rows, see `rounded_up`. With matrix units finer steps are no faster, and those that
-        # are no multiples of 16 much slower from 128 on (`python -m tests.bench products`).
-        self._exact = 16 if uses_matrix_units(kv.dtype, kv.device) else 32
+        self._exact = exact_rows(kv.dtype, kv.device)
         # Whether prompts not much shorter than MATRIX_UNITS_FROM are padded to it.
-        self.pads_prompts = is_fused_with_matrix_units(kv.dtype, kv.device)
+        self.pads_prompts = fused_kernel_uses_matrix_units(kv.dtype, kv.device)
 
     def build(self, plan: Plan, last: Picked | None = None) -> Batch:
         """`last` is what the launch before it picked, for decodes whose token is in flight."""
@@ -205,7 +195,7 @@ class BatchBuilder(ABC):
 
     def _padded(self, count: int) -> int:
         count = self._without_slow(count)
-        return rounded_up(count, self._exact, coarsest=16) if self._is_cpu else count
+        return rounded_up(count, self._exact, COARSEST_ROWS) if self._is_cpu else count
 
     def _without_slow(self, count: int) -> int:
         count = max(self._least, count)

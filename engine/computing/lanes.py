@@ -26,9 +26,9 @@ from engine.computing.attention import (
     PromptGroup,
     attend_chunk,
     attend_prompts,
-    is_slow_fused,
     joined,
 )
+from engine.computing.cpu import is_fused_kernel_slow
 from engine.computing.kv import KvLanes
 
 LEAST = 2  # of every size that compiled code has as a symbol
@@ -111,7 +111,7 @@ class LaneAttention:
     def __init__(self, kv: KvLanes) -> None:
         self._memory = [(kv.keys[layer], kv.values[layer]) for layer in range(kv.num_layers)]
         self._num_kv = kv.num_kv_heads
-        self._by_products = is_slow_fused(kv.dtype, kv.device)
+        self._by_products = is_fused_kernel_slow(kv.dtype, kv.device)
 
     def memory(self, layer: int) -> tuple[Tensor, ...]:
         return self._memory[layer]

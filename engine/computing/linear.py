@@ -9,7 +9,7 @@
 
 Beside packed, a CPU may keep a copy for a row by itself, whose product is nothing but reading the
 matrix: plain, or in lanes, [O / 32, I, 32], which compiled code sums side by side. Which of the
-three streams nearest to the memory's bandwidth differs from CPU to CPU: see fastest.py.
+three streams nearest to the memory's bandwidth differs from CPU to CPU: see autotune.py.
 
 Legend: T rows, I inputs, O outputs.
 """
@@ -21,8 +21,8 @@ import functools
 import torch
 from torch import Tensor, library, nn
 
-# oneDNN asks for how many rows to pack. What it makes of this number reads fastest at any number.
-_PACKED_FOR = 64
+from engine.computing.cpu import PACKED_FOR_ROWS, can_pack
+
 _QUANTIZED_AT_ONCE = 4096  # outputs
 LANES = 32  # outputs that are summed side by side
 ROW_LAYOUTS = ("packed", "plain", "lanes")
@@ -54,14 +54,6 @@ _ops.impl(
     lambda x, levels, weight, scale: scale.new_empty(x.shape[0], scale.shape[0]),
     "Meta",
 )
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has a layout of its own for matrices of this dtype on this CPU."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    is_bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 or is_bfloat16
 
 
 @functools.cache
@@ -146,7 +138,7 @@ class Linear(nn.Module):
             self.row = padded.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
         elif row_layout == "plain":
             self.row = weight.clone(memory_format=torch.contiguous_format)
-        self._store(torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR))
+        self._store(torch.ops.mkldnn._reorder_linear_weight(rows, PACKED_FOR_ROWS))
 
     def quantize(self) -> None:
         """To int8, symmetrically, rounding to nearest, with one scale for each output. In float32

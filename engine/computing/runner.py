@@ -15,19 +15,19 @@ from torch import Tensor
 from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.options import DTYPES, QUANTIZE, Choices
-from engine.computing.attention import PagedAttention, uses_matrix_units
+from engine.computing.attention import PagedAttention
 from engine.computing.autotune import fastest_dtype, fastest_row_layout, measured_slow_rows
-from engine.computing.batch import NO_ROWS, Batch, make_builder
+from engine.computing.batch import Batch, make_builder
 from engine.computing.compiled import (
     CompilationFailed,
     CompiledStep,
     end_compilers,
     prepare,
 )
+from engine.computing.cpu import MOST_COPIED_BYTES, NO_ROWS, can_pack, uses_matrix_units
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
-from engine.computing.linear import can_pack
 from engine.computing.model import Decoder
 from engine.computing.rotation import rotate
 from engine.computing.sampled import Picked
@@ -43,8 +43,6 @@ DEFAULT_KV_BYTES = 256 << 20
 # allocator's slack.
 GPU_SHARE = 0.85
 WARM, WARM_DECODES = 64, 8  # tokens of a prompt that warms up, and how many decode at once
-# A model of at most so many bytes on a CPU may keep its matrices twice, for decodes alone.
-COPIED_BYTES = 1 << 30
 
 
 class ModelExecutor:
@@ -314,7 +312,7 @@ def store(
     if quantize not in QUANTIZE:
         raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
     dtype, row_layout = model.embedding.dtype, "packed"
-    is_small = model.config.num_parameters * dtype.itemsize <= COPIED_BYTES
+    is_small = model.config.num_parameters * dtype.itemsize <= MOST_COPIED_BYTES
     if with_rows and is_small and quantize != "int8" and can_pack(dtype):
         row_layout = chosen or fastest_row_layout(model.config, dtype)
     with torch.inference_mode():

@@ -6,7 +6,7 @@ rows, as the engine stores the matrices.
 
 The shape is SmolLM2-135M's by default. All layers are computed one after another, so that none is
 in a small cache when its turn comes. With matrix units (AMX) oneDNN takes longer for some numbers
-of rows than for larger ones: those the engine pads (batch.py, fastest.py). Milliseconds of one
+of rows than for larger ones: those the engine pads (batch.py, autotune.py). Milliseconds of one
 layer and of the vocabulary, by dtype and rows, in turn; the median, and the least beside it, as the
 machine may be shared. Also what a number of rows costs that a product never had: oneDNN compiles
 for it. Ends with one line of JSON.

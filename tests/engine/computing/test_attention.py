@@ -11,25 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing import batch
-from engine.computing.attention import (
-    BLOCK,
-    MATRIX_UNITS_FROM,
-    MULTIPLE,
-    SHORT,
-    PagedAttention,
-    attend_slowly,
-)
-from engine.computing.batch import (
+from engine.computing import cpu
+from engine.computing.attention import PagedAttention, attend_slowly
+from engine.computing.batch import Batch, group_decodes, group_prompts, make_builder, rounded_up
+from engine.computing.cpu import (
+    FLOAT32_PRODUCTS_UP_TO,
+    FUSED_MULTIPLE,
     GROUP_COST,
     LONGEST_TOGETHER,
+    MATRIX_UNITS_FROM,
     NO_ROWS,
+    QUERIES_AT_ONCE,
     WORTH_MATRIX_UNITS,
-    Batch,
-    group_decodes,
-    group_prompts,
-    make_builder,
-    rounded_up,
 )
 from engine.computing.kv import KvLanes, KvMemory, KvSlots, bytes_per_page, pages_in
 from engine.computing.lanes import LEAST, LaneAttention
@@ -38,6 +31,7 @@ from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import content_shape, fill, make_plan, make_sequence
 
 PAGE, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
+LONGEST = 2 * QUERIES_AT_ONCE + 9  # tokens of a chunk: three runs of queries
 CONFIG = ModelConfig(
     vocab_size=10,
     hidden_size=HEADS * DIM,
@@ -156,7 +150,9 @@ def test_paged_attention_equals_attention_written_out(
 @settings(max_examples=12, deadline=None)
 @given(
     decodes=st.lists(st.integers(0, 40), max_size=4),
-    chunks=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 2 * BLOCK + 9)), max_size=3),
+    chunks=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 2 * QUERIES_AT_ONCE + 9)), max_size=3
+    ),
 )
 def test_chunks_in_bfloat16_equal_attention_written_out(
     decodes: list[int], chunks: list[tuple[int, int]]
@@ -197,7 +193,7 @@ def test_prompts_of_similar_length_are_computed_together_and_long_ones_by_themse
 def test_prompts_not_much_shorter_than_matrix_units_take_are_padded_and_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "is_fused_with_matrix_units", lambda dtype, device: True)
+    monkeypatch.setattr(cpu, "has_matrix_units", lambda: True)
     kv = KvSlots(CONFIG, 256, PAGE, torch.bfloat16)
     lengths = [WORTH_MATRIX_UNITS - 1, WORTH_MATRIX_UNITS, MATRIX_UNITS_FROM, MATRIX_UNITS_FROM + 1]
     widths = []
@@ -223,7 +219,7 @@ def test_a_lone_token_that_samples_nothing_has_a_row_only_where_code_is_compiled
 
 
 def test_prompts_in_float32_are_right_on_either_side_of_where_products_are_faster() -> None:
-    check_equal([], [(0, SHORT), (0, SHORT - 3), (0, SHORT + 1), (0, SHORT + 9)])
+    check_equal([], [(0, FLOAT32_PRODUCTS_UP_TO + more) for more in (0, -3, 1, 9)])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +234,7 @@ def test_prompts_in_float32_are_right_on_either_side_of_where_products_are_faste
 def test_products_are_written_out_where_the_fused_kernel_lacks_matrix_units(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_matrix_units: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(cpu, "has_matrix_units", lambda: has_matrix_units)
     assert PagedAttention(KvSlots(CONFIG, 1, PAGE, dtype))._by_products == expected
 
 
@@ -256,7 +252,7 @@ def test_the_fused_kernel_is_given_few_sizes_in_bfloat16(monkeypatch: pytest.Mon
     _check_equal([], chunks, torch.bfloat16, least=0, by_products=False)
     _check_equal([], chunks, torch.bfloat16, least=LEAST, layout=KvLanes)
     assert sizes
-    assert {size % MULTIPLE for size in sizes} == {0}
+    assert {size % FUSED_MULTIPLE for size in sizes} == {0}
 
 
 def test_lengths_are_rounded_up_to_few() -> None:
@@ -284,7 +280,7 @@ def test_numbers_of_rows_are_few_and_none_that_is_slow(
     num_tokens: dict[int, int],
 ) -> None:
     """Whether decodes make them up or a chunk does; of sampled rows only the slow are avoided."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(cpu, "has_matrix_units", lambda: has_matrix_units)
     builder = make_builder(layout(CONFIG, 256, PAGE, torch.bfloat16), HEADS, LEAST, slow_rows)
     for count, expected in num_tokens.items():
         length = count - (LEAST if layout is KvLanes else 0)  # beside decodes, if of padding

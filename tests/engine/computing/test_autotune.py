@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing import autotune
-from engine.computing.linear import ROW_LAYOUTS, can_pack
+from engine.computing import autotune, cpu
+from engine.computing.cpu import can_pack
+from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.model import Decoder
 from engine.computing.runner import load
 from engine.computing.weights import load_model, read_config
@@ -127,7 +128,7 @@ def test_a_load_measures_rows_where_there_are_matrix_units(
         return [1.0, 0.5]
 
     by_rows = autotune._by_rows_s
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_matrix_units)
+    monkeypatch.setattr(cpu, "has_matrix_units", lambda: has_matrix_units)
     monkeypatch.setattr(autotune, "_by_rows_s", by_rows_s)
     executor = load(folder, dtype=dtype, num_pages=8, page_size=4)
     assert [min(seconds) > 0 for seconds in measured] == [True] * is_measured

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.computing.linear import ROW_LAYOUTS, Linear, can_pack
+from engine.computing.cpu import can_pack
+from engine.computing.linear import ROW_LAYOUTS, Linear
 from tests.engine.computing.parts import TORCHS_OWN
 
 INPUTS, OUTPUTS = 96, 80
