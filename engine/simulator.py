@@ -1,6 +1,6 @@
 """Runs the real scheduler in virtual time: the executor is a cost function, the clock a number.
 
-Knows nothing of workloads or reports: it takes calls in order of arrival and yields what became of
+Knows nothing of workloads or reports: it takes arrivals in order of time and yields what became of
 each. The decisions are those of the service, since the code is the same. Seconds throughout.
 
 A token has no text here: its id is the number of the iteration that made it, so that a sequence's
@@ -28,8 +28,8 @@ Observer = Callable[["Replica", Plan], None]
 _DRAIN_STEP_S = 60.0
 
 
-class Call(NamedTuple):
-    """A request and how long its caller waits."""
+class Arrival(NamedTuple):
+    """A request as it arrives, and how long its caller waits for it."""
 
     request: Request
     leaves_after: int | None = None  # tokens after which the caller hangs up
@@ -37,14 +37,14 @@ class Call(NamedTuple):
 
 
 class Refusal(Enum):
-    """Why a call never got into the engine."""
+    """Why a request that arrived never got into the engine."""
 
     QUEUE_FULL = "queue full"
     INVALID = "invalid"
 
 
-class Outcome(NamedTuple):
-    """What became of a call. `finished` is None where it was refused or is still going on."""
+class Result(NamedTuple):
+    """What became of an arrival. `finished` is None where it was refused or is still going on."""
 
     request: Request
     replica: int
@@ -66,36 +66,36 @@ class Replica:
     max_requests: float = math.inf  # waiting or running
     now: float = 0.0
     ends: array[float] = field(default_factory=lambda: array("d"))  # of every iteration
-    _calls: dict[str, Call] = field(default_factory=dict)  # in flight
+    _arrivals: dict[str, Arrival] = field(default_factory=dict)  # in flight
     _leaving: dict[str, int] = field(default_factory=dict)  # callers that hang up, after how many
     _patience: list[tuple[float, str]] = field(default_factory=list)  # heap of timeouts
     _relegated: set[str] = field(default_factory=set)
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._calls)
+        return len(self._arrivals)
 
-    def submit(self, call: Call) -> Outcome | None:
-        """None where the call is taken in."""
-        request, id = call.request, call.request.id
-        if len(self._calls) >= self.max_requests:
+    def submit(self, arrival: Arrival) -> Result | None:
+        """Takes a request in, or returns the result that says why it was refused."""
+        request, id = arrival.request, arrival.request.id
+        if len(self._arrivals) >= self.max_requests:
             return self._refuse(request, Refusal.QUEUE_FULL, "the queue is full")
         try:
             self.scheduler.submit(request, self.now)
         except ValueError as error:
             return self._refuse(request, Refusal.INVALID, str(error))
-        self._calls[id] = call
-        if call.leaves_after is not None:
-            self._leaving[id] = call.leaves_after
-        if call.timeout_s is not None:
-            heapq.heappush(self._patience, (request.arrived_at + call.timeout_s, id))
+        self._arrivals[id] = arrival
+        if arrival.leaves_after is not None:
+            self._leaving[id] = arrival.leaves_after
+        if arrival.timeout_s is not None:
+            heapq.heappush(self._patience, (request.arrived_at + arrival.timeout_s, id))
         return None
 
-    def _refuse(self, request: Request, refusal: Refusal, error: str) -> Outcome:
+    def _refuse(self, request: Request, refusal: Refusal, error: str) -> Result:
         at = request.arrived_at
-        return Outcome(request, self.index, None, array("d"), at, refusal=refusal, error=error)
+        return Result(request, self.index, None, array("d"), at, refusal=refusal, error=error)
 
-    def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Outcome]:
+    def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Result]:
         """Every iteration that starts before `instant`; the last may end after it."""
         scheduler, cost, ends = self.scheduler, self.cost, self.ends
         while self.now < instant:
@@ -117,48 +117,48 @@ class Replica:
             if self._leaving:
                 yield from self._hang_up(sampling)
 
-    def in_flight(self) -> Iterator[Outcome]:
-        """The calls that have not ended, with the tokens they have so far."""
-        for id, call in self._calls.items():
+    def in_flight(self) -> Iterator[Result]:
+        """Yields the requests that have not ended, with the tokens that they have so far."""
+        for id, arrival in self._arrivals.items():
             token_at = self._instants(self.scheduler.sequence(id).output)
             relegated = id in self._relegated
-            yield Outcome(call.request, self.index, None, token_at, relegated=relegated)
+            yield Result(arrival.request, self.index, None, token_at, relegated=relegated)
 
-    def _ended(self, events: list[Event], sampling: list[Sequence]) -> Iterator[Outcome]:
+    def _ended(self, events: list[Event], sampling: list[Sequence]) -> Iterator[Result]:
         """Those that an iteration finished; also notes whom it relegated."""
         for event in events:
             if type(event) is Finished:
                 output = next(s.output for s in sampling if s.id == event.request_id)
-                yield self._outcome(event, output)
+                yield self._result(event, output)
             elif type(event) is Relegated:
                 self._relegated.add(event.request_id)
 
-    def _hang_up(self, sampling: list[Sequence]) -> Iterator[Outcome]:
+    def _hang_up(self, sampling: list[Sequence]) -> Iterator[Result]:
         for sequence in sampling:
             leaves_after = self._leaving.get(sequence.id)
             if leaves_after is not None and len(sequence.output) >= leaves_after:
                 yield from self._cancel(sequence.id, FinishReason.CANCELLED)
 
-    def _time_out(self) -> Iterator[Outcome]:
+    def _time_out(self) -> Iterator[Result]:
         while self._patience and self._patience[0][0] <= self.now:
             _, id = heapq.heappop(self._patience)
-            if id in self._calls:
+            if id in self._arrivals:
                 yield from self._cancel(id, FinishReason.TIMEOUT)
 
-    def _cancel(self, id: str, reason: FinishReason) -> Iterator[Outcome]:
+    def _cancel(self, id: str, reason: FinishReason) -> Iterator[Result]:
         output = self.scheduler.sequence(id).output
         for event in self.scheduler.cancel(id, reason, self.now):
             if type(event) is Finished:
-                yield self._outcome(event, output)
+                yield self._result(event, output)
 
-    def _outcome(self, finished: Finished, output: list[int]) -> Outcome:
+    def _result(self, finished: Finished, output: list[int]) -> Result:
         id = finished.request_id
         self._leaving.pop(id, None)
         relegated = id in self._relegated
         self._relegated.discard(id)
-        request = self._calls.pop(id).request
+        request = self._arrivals.pop(id).request
         token_at = self._instants(output)
-        return Outcome(request, self.index, finished, token_at, self.now, relegated)
+        return Result(request, self.index, finished, token_at, self.now, relegated)
 
     def _instants(self, output: list[int]) -> array[float]:
         if output and output[-1] - output[0] == len(output) - 1:  # a token in every iteration
@@ -188,24 +188,24 @@ def least_loaded(replicas: list[Replica], request: Request) -> Replica:
 
 
 def simulate(
-    calls: Iterable[Call],
+    arrivals: Iterable[Arrival],
     replicas: list[Replica],
     route: Route = least_loaded,
     drain_s: float = math.inf,
     observe: Observer | None = None,
-) -> Iterator[Outcome]:
-    """What became of each call, exactly once each, in the order of their ends on each replica.
+) -> Iterator[Result]:
+    """Yields what became of each arrival, exactly once, in the order of their ends on each replica.
 
-    Calls must come in order of arrival. Those still going on `drain_s` after the last arrival come
+    Arrivals must come in order of time. Those still going on `drain_s` after the last arrival come
     at the end, as they are then.
     """
     last_at = 0.0
-    for call in calls:
-        last_at = call.request.arrived_at
+    for arrival in arrivals:
+        last_at = arrival.request.arrived_at
         for replica in replicas:
             if replica.now < last_at:
                 yield from replica.run_until(last_at, observe)
-        refused = route(replicas, call.request).submit(call)
+        refused = route(replicas, arrival.request).submit(arrival)
         if refused is not None:
             yield refused
     for replica in replicas:

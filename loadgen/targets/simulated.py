@@ -25,7 +25,7 @@ from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
-from engine.simulator import Call, Cost, Refusal, Replica, Route
+from engine.simulator import Arrival, Cost, Refusal, Replica, Result, Route
 from loadgen import interrupts
 from loadgen.scoring.score import ttft_s
 from loadgen.targets.profiles import Profile
@@ -200,31 +200,31 @@ class _Recorder:
         setup = self.setup
         route = ROUTINGS[setup.routing]()
         observe = None if self.series is None else self.series.observe
-        for outcome in simulator.simulate(
-            self._calls(requests), setup.make_replicas(), route, setup.drain_s, observe
+        for result in simulator.simulate(
+            self._arrivals(requests), setup.make_replicas(), route, setup.drain_s, observe
         ):
-            yield self._note(outcome)
+            yield self._note(result)
 
-    def _calls(self, requests: Iterable[PlannedRequest]) -> Iterator[Call]:
+    def _arrivals(self, requests: Iterable[PlannedRequest]) -> Iterator[Arrival]:
         importance = {tier.name: tier.importance for tier in self.setup.profile.tiers}
         for planned in requests:
             record = Record(planned, sent_at=planned.at)
             self.records.append(record)
-            call = Call(
+            arrival = Arrival(
                 _request(planned, importance.get(planned.tier, values.Importance.NORMAL)),
                 planned.cancel_after,
                 planned.timeout_s,
             )
-            self.by_id[call.request.id] = record
-            yield call
+            self.by_id[arrival.request.id] = record
+            yield arrival
 
-    def _note(self, outcome: simulator.Outcome) -> Record:
-        record = self.by_id.pop(outcome.request.id)
-        record.token_at = outcome.token_at
+    def _note(self, result: Result) -> Record:
+        record = self.by_id.pop(result.request.id)
+        record.token_at = result.token_at
         record.server_ttft_s = ttft_s(record)
-        record.ended_at = outcome.ended_at
-        record.relegated = outcome.relegated
-        record.outcome, record.error = _outcome(outcome), outcome.error
+        record.ended_at = result.ended_at
+        record.relegated = result.relegated
+        record.outcome, record.error = _outcome(result), result.error
         if record.outcome is Outcome.FINISHED:
             self.num_finished += 1
         elif record.outcome is not Outcome.CANCELLED:
@@ -242,13 +242,13 @@ class _Recorder:
         return Progress(now, sent, in_flight, self.num_finished, self.num_failed)
 
 
-def _outcome(outcome: simulator.Outcome) -> Outcome:
-    if outcome.refusal is not None:
-        refused = outcome.refusal is Refusal.QUEUE_FULL
+def _outcome(result: Result) -> Outcome:
+    if result.refusal is not None:
+        refused = result.refusal is Refusal.QUEUE_FULL
         return Outcome.REJECTED if refused else Outcome.FAILED
-    if outcome.finished is None:
+    if result.finished is None:
         return Outcome.UNFINISHED
-    return _OUTCOMES[outcome.finished.reason]
+    return _OUTCOMES[result.finished.reason]
 
 
 _OUTCOMES = {

@@ -12,7 +12,7 @@ import pytest
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policies import POLICIES
 from engine.deciding.sequence import FinishReason
-from engine.simulator import Call, Outcome, Refusal, Replica, least_loaded, round_robin, simulate
+from engine.simulator import Arrival, Refusal, Replica, Result, least_loaded, round_robin, simulate
 from tests.engine.deciding.parts import TARGETS, make_request, make_scheduler
 
 TICK = 1 / 1024  # sums of these are exact in floating point
@@ -29,18 +29,20 @@ def make_replica(index: int = 0, policy: str = "niyama", **changes: object) -> R
     return Replica(index, make_scheduler(policy, **config), cost)  # type: ignore[arg-type] # any field
 
 
-def make_calls(seed: int = 0, count: int = 60, **call: float) -> Iterator[Call]:
+def make_arrivals(seed: int = 0, count: int = 60, **arrival: float) -> Iterator[Arrival]:
     """Arrivals about as fast as one replica serves."""
     rng, at = random.Random(seed), 0.0
     for i in range(count):
         at += TICK * rng.randint(0, 150)
         prompt = range(1000 * i, 1000 * i + rng.randint(1, 200))
         request = make_request(f"r{i}", prompt, rng.randint(1, 20), at, rng.choice(TARGETS))
-        yield Call(request, **call)  # type: ignore[arg-type] # leaves_after or timeout_s
+        yield Arrival(request, **arrival)  # type: ignore[arg-type] # leaves_after or timeout_s
 
 
-def run(policy: str, seed: int) -> list[Outcome]:
-    return list(simulate(make_calls(seed, 40), [make_replica(0, policy), make_replica(1, policy)]))
+def run(policy: str, seed: int) -> list[Result]:
+    return list(
+        simulate(make_arrivals(seed, 40), [make_replica(0, policy), make_replica(1, policy)])
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -64,16 +66,16 @@ def test_littles_law_holds_exactly_for_a_run_that_starts_and_ends_empty(policy: 
         assert stats.num_waiting + stats.num_running == replica.num_in_flight
         inside += replica.num_in_flight * cost(plan.work)
 
-    outcomes = list(simulate(make_calls(), [replica], observe=observe))
-    outside = sum(admitted_at(replica, o) - o.request.arrived_at for o in outcomes)
-    sojourns = [o.ended_at - o.request.arrived_at for o in outcomes if o.ended_at is not None]
-    assert len(outcomes) == len(sojourns) == 60
+    results = list(simulate(make_arrivals(), [replica], observe=observe))
+    outside = sum(admitted_at(replica, o) - o.request.arrived_at for o in results)
+    sojourns = [o.ended_at - o.request.arrived_at for o in results if o.ended_at is not None]
+    assert len(results) == len(sojourns) == 60
     assert inside + outside == sum(sojourns)
     assert replica.num_in_flight == 0
 
 
-def admitted_at(replica: Replica, outcome: Outcome) -> float:
-    timeline = replica.scheduler.explain(outcome.request.id)
+def admitted_at(replica: Replica, result: Result) -> float:
+    timeline = replica.scheduler.explain(result.request.id)
     return timeline.decisions[0].at
 
 
@@ -83,40 +85,40 @@ def test_no_call_is_lost_whatever_becomes_of_it(policy: str) -> None:
     replica = make_replica(policy=policy)
     replica.max_requests = 12
     rng = random.Random(3)
-    calls = [
-        call._replace(
+    arrivals = [
+        arrival._replace(
             leaves_after=rng.choice((None, None, 1, 3)),
             timeout_s=rng.choice((None, None, 0.05, 1.0)),
         )
-        for call in make_calls(count=150)
+        for arrival in make_arrivals(count=150)
     ]
-    calls.append(Call(make_request("too long", 640, 1, at=1000.0)))
-    outcomes = list(simulate(calls, [replica]))
-    assert Counter(o.request.id for o in outcomes) == Counter(c.request.id for c in calls)
-    ends = Counter(o.finished.reason if o.finished else o.refusal for o in outcomes)
+    arrivals.append(Arrival(make_request("too long", 640, 1, at=1000.0)))
+    results = list(simulate(arrivals, [replica]))
+    assert Counter(o.request.id for o in results) == Counter(c.request.id for c in arrivals)
+    ends = Counter(o.finished.reason if o.finished else o.refusal for o in results)
     assert ends[Refusal.INVALID] == 1
     reasons = (FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.TIMEOUT)
     assert all(ends[end] > 5 for end in (*reasons, Refusal.QUEUE_FULL))
     assert replica.scheduler.stats().pages_free == 40
-    for outcome in outcomes:
-        check_end(next(c for c in calls if c.request is outcome.request), outcome)
+    for result in results:
+        check_end(next(c for c in arrivals if c.request is result.request), result)
 
 
-def check_end(call: Call, outcome: Outcome) -> None:
-    finished, count = outcome.finished, len(outcome.token_at)
+def check_end(arrival: Arrival, result: Result) -> None:
+    finished, count = result.finished, len(result.token_at)
     if finished is None:
         assert count == 0
         return
-    assert outcome.ended_at is not None
+    assert result.ended_at is not None
     assert finished.output_tokens == count
     if finished.reason is FinishReason.LENGTH:
-        assert count == call.request.sampling.max_tokens
+        assert count == arrival.request.sampling.max_tokens
     elif finished.reason is FinishReason.CANCELLED:
-        assert count == call.leaves_after, "it hangs up with the token it waited for"
-        assert outcome.ended_at == outcome.token_at[-1]
+        assert count == arrival.leaves_after, "it hangs up with the token it waited for"
+        assert result.ended_at == result.token_at[-1]
     else:
-        assert call.timeout_s is not None
-        assert outcome.ended_at >= call.request.arrived_at + call.timeout_s
+        assert arrival.timeout_s is not None
+        assert result.ended_at >= arrival.request.arrived_at + arrival.timeout_s
 
 
 def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
@@ -128,53 +130,53 @@ def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
             made.setdefault(sequence.id, []).append(replica.now + cost(plan.work))
 
     replica = make_replica(policy="fcfs", num_pages=56, page_size=4, context_len=224)
-    outcomes = list(simulate(make_calls(4), [replica], observe=observe))
+    results = list(simulate(make_arrivals(4), [replica], observe=observe))
     assert replica.scheduler.stats().num_preemptions > 0
-    assert {o.request.id: o.token_at for o in outcomes} == {
+    assert {o.request.id: o.token_at for o in results} == {
         k: array("d", v) for k, v in made.items()
     }
-    for outcome in outcomes:
-        assert outcome.finished is not None
-        timings, arrived = outcome.finished.timings, outcome.request.arrived_at
-        assert timings.ttft_s == outcome.token_at[0] - arrived
-        assert timings.ttlt_s == outcome.token_at[-1] - arrived
+    for result in results:
+        assert result.finished is not None
+        timings, arrived = result.finished.timings, result.request.arrived_at
+        assert timings.ttft_s == result.token_at[0] - arrived
+        assert timings.ttlt_s == result.token_at[-1] - arrived
 
 
 def test_one_request_by_hand() -> None:
     """Prompt 10 and 3 tokens on an idle engine that jumps to its arrival at 5 s: 11 ticks for the
     prefill, then twice 2 ticks."""
-    (outcome,) = simulate([Call(make_request("r", 10, 3, at=5.0))], [make_replica()])
-    assert outcome.token_at == array("d", [5.0 + TICK * n for n in (11, 13, 15)])
-    assert outcome.ended_at == outcome.token_at[-1]
-    assert outcome.finished is not None
-    assert outcome.finished.timings.queue_s == 0.0
+    (result,) = simulate([Arrival(make_request("r", 10, 3, at=5.0))], [make_replica()])
+    assert result.token_at == array("d", [5.0 + TICK * n for n in (11, 13, 15)])
+    assert result.ended_at == result.token_at[-1]
+    assert result.finished is not None
+    assert result.finished.timings.queue_s == 0.0
 
 
 def test_what_goes_on_after_the_drain_is_told_as_it_is_then() -> None:
     """11 ticks for the first token, 2 for each further, whose iterations start at 11, 13, ... 99:
     45 within 100 ticks of the arrival."""
-    calls = [Call(make_request("short", 10, 3)), Call(make_request("long", 10, 500))]
-    ends = {o.request.id: o for o in simulate(calls[1:], [make_replica()], drain_s=100 * TICK)}
+    arrivals = [Arrival(make_request("short", 10, 3)), Arrival(make_request("long", 10, 500))]
+    ends = {o.request.id: o for o in simulate(arrivals[1:], [make_replica()], drain_s=100 * TICK)}
     going_on = ends["long"]
     assert (going_on.finished, going_on.ended_at, going_on.refusal) == (None, None, None)
     assert len(going_on.token_at) == 1 + 45
-    both = list(simulate(calls, [make_replica()], drain_s=200 * TICK))
+    both = list(simulate(arrivals, [make_replica()], drain_s=200 * TICK))
     assert [(o.request.id, o.finished is None) for o in both] == [("short", False), ("long", True)]
 
 
 def test_replicas_are_taken_in_turn() -> None:
     replicas = [make_replica(i) for i in range(3)]
-    calls = [Call(make_request(f"r{i}", at=float(i))) for i in range(7)]
-    outcomes = simulate(calls, replicas, round_robin())
-    assert {o.request.id: o.replica for o in outcomes} == {f"r{i}": i % 3 for i in range(7)}
+    arrivals = [Arrival(make_request(f"r{i}", at=float(i))) for i in range(7)]
+    results = simulate(arrivals, replicas, round_robin())
+    assert {o.request.id: o.replica for o in results} == {f"r{i}": i % 3 for i in range(7)}
 
 
 def test_the_least_loaded_replica_is_the_one_with_fewest_in_flight() -> None:
     """At 0: the first, the second, and (equals again) the first. At 1 s the second has finished
     its short one while the first still decodes the long one and has finished the third."""
     lengths = [(0.0, 600), (0.0, 2), (0.0, 2), (1 / 16, 2), (1.0, 2)]
-    calls = [Call(make_request(f"r{i}", 10, n, at)) for i, (at, n) in enumerate(lengths)]
+    arrivals = [Arrival(make_request(f"r{i}", 10, n, at)) for i, (at, n) in enumerate(lengths)]
     replicas = [make_replica(i) for i in range(2)]
-    outcomes = simulate(calls, replicas, least_loaded)
-    taken = {o.request.id: o.replica for o in outcomes}
+    results = simulate(arrivals, replicas, least_loaded)
+    taken = {o.request.id: o.replica for o in results}
     assert [taken[f"r{i}"] for i in range(5)] == [0, 1, 0, 1, 1]

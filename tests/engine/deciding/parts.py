@@ -32,7 +32,7 @@ from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, 
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence, Status
-from engine.simulator import Call, Observer, Outcome, Replica, simulate
+from engine.simulator import Arrival, Observer, Replica, Result, simulate
 from tests.engine.deciding.memory import BAD, Memory
 
 # 1 ms for an iteration, 1 ms more for each prefill token, 0.1 ms for each decode: round numbers.
@@ -366,24 +366,24 @@ def make_replica(
 
 def serve(
     requests: Iterable[Request], replica: Replica, observe: Observer | None = None
-) -> dict[str, Outcome]:
+) -> dict[str, Result]:
     """What became of each request, by id. Requests are sorted by arrival; each ends."""
     ordered = sorted(requests, key=lambda r: r.arrived_at)
-    outcomes = {o.request.id: o for o in simulate(map(Call, ordered), [replica], observe=observe)}
-    assert len(outcomes) == len(ordered)
-    assert all(o.finished is not None for o in outcomes.values())
-    return outcomes
+    results = {o.request.id: o for o in simulate(map(Arrival, ordered), [replica], observe=observe)}
+    assert len(results) == len(ordered)
+    assert all(o.finished is not None for o in results.values())
+    return results
 
 
-def is_late(outcome: Outcome) -> bool:
+def is_late(result: Result) -> bool:
     """Any target missed, as `Finished` tells it."""
-    assert outcome.finished is not None
-    timings = outcome.finished.timings
+    assert result.finished is not None
+    timings = result.finished.timings
     return False in (timings.ttft_met, timings.tbt_met, timings.ttlt_met)
 
 
-def late_share(outcomes: Iterable[Outcome]) -> float:
-    late = [is_late(o) for o in outcomes]
+def late_share(results: Iterable[Result]) -> float:
+    late = [is_late(o) for o in results]
     return sum(late) / len(late)
 
 

@@ -16,7 +16,7 @@ import pytest
 from engine.deciding.latency import A100_LLAMA3_8B, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.request import Importance, Request
-from engine.simulator import Outcome
+from engine.simulator import Result
 from tests.engine.deciding.parts import (
     deadline,
     interactive,
@@ -53,12 +53,12 @@ def load(requests: list[Request], duration_s: float) -> float:
     return sum(len(r.prompt) for r in requests) * TOKEN_S / duration_s
 
 
-def is_important(outcome: Outcome) -> bool:
-    return outcome.request.importance is not Importance.LOW
+def is_important(result: Result) -> bool:
+    return result.request.importance is not Importance.LOW
 
 
 @cache
-def overloaded(policy: str, times: float, duration_s: float, seed: int) -> list[Outcome]:
+def overloaded(policy: str, times: float, duration_s: float, seed: int) -> list[Result]:
     requests = make_requests(times * CAPACITY, duration_s, seed)
     return list(serve(requests, make_replica(policy)).values())
 
@@ -68,15 +68,15 @@ def test_the_important_are_in_time_while_the_unimportant_work_exceeds_the_overlo
     a fifth is of low importance: less than 1 % of the important are late, and of the others
     nobody more than needed. First come and earliest deadline lose most of all."""
     duration_s, seeds = 120.0, range(3)
-    outcomes = []
+    results = []
     for seed in seeds:
         requests = make_requests(1.1 * CAPACITY, duration_s, seed)
         low = [r for r in requests if r.importance is Importance.LOW]
         excess = load(requests, duration_s) - 1
         assert 0.05 < excess < load(low, duration_s)
-        outcomes += overloaded("niyama", 1.1, duration_s, seed)
-    assert late_share(filter(is_important, outcomes)) < 0.01
-    assert late_share(outcomes) < 0.12
+        results += overloaded("niyama", 1.1, duration_s, seed)
+    assert late_share(filter(is_important, results)) < 0.01
+    assert late_share(results) < 0.12
     for policy in ("fcfs", "edf"):
         assert late_share(overloaded(policy, 1.1, duration_s, 0)) > 0.7
 
@@ -85,17 +85,17 @@ def test_the_important_are_in_time_while_the_unimportant_work_exceeds_the_overlo
 def test_twice_the_capacity_is_no_collapse(policy: str) -> None:
     """Half of the work cannot be done. Who is late is chosen: far fewer than with a baseline, and
     fewer of the important."""
-    outcomes = overloaded("niyama", 2.0, 60.0, 0)
+    results = overloaded("niyama", 2.0, 60.0, 0)
     baseline = overloaded(policy, 2.0, 60.0, 0)
-    assert late_share(outcomes) < (0.75 if policy == "srpf" else 0.4) * late_share(baseline)
-    important = late_share(filter(is_important, outcomes))
+    assert late_share(results) < (0.75 if policy == "srpf" else 0.4) * late_share(baseline)
+    important = late_share(filter(is_important, results))
     assert important < 0.25
-    assert late_share(o for o in outcomes if not is_important(o)) > 3 * important
+    assert late_share(o for o in results if not is_important(o)) > 3 * important
 
 
 def test_no_policy_loses_a_request() -> None:
     for policy in ("niyama", "fcfs", "edf", "srpf"):
-        outcomes = overloaded(policy, 2.0, 60.0, 0)
-        assert len(outcomes) == len(make_requests(2.0 * CAPACITY, 60.0, 0))
-        for outcome in outcomes:
-            assert len(outcome.token_at) == outcome.request.sampling.max_tokens
+        results = overloaded(policy, 2.0, 60.0, 0)
+        assert len(results) == len(make_requests(2.0 * CAPACITY, 60.0, 0))
+        for result in results:
+            assert len(result.token_at) == result.request.sampling.max_tokens

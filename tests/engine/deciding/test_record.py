@@ -13,7 +13,7 @@ from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
-from engine.simulator import Outcome
+from engine.simulator import Result
 from tests.engine.deciding.parts import (
     MILLI,
     Driver,
@@ -197,7 +197,7 @@ def test_the_sink_gets_every_entry_whatever_is_remembered(capacity: int) -> None
 # What is foretold
 
 
-def told_and_come(rate: float) -> list[tuple[Decision, Outcome]]:
+def told_and_come(rate: float) -> list[tuple[Decision, Result]]:
     """A minute of requests of 20 tokens, as the history soon knows: what was said at admission,
     and what became of each."""
     rng = random.Random(3)
@@ -207,20 +207,20 @@ def told_and_come(rate: float) -> list[tuple[Decision, Outcome]]:
         make_request(f"r{i}", rng.randint(50, 2000), 20, at, rng.choice(targets), application="a")
         for i, at in enumerate(poisson(rate, 60.0, rng))
     ]
-    outcomes = serve(requests, replica)
-    return [(replica.scheduler.explain(n).decisions[0], o) for n, o in outcomes.items()]
+    results = serve(requests, replica)
+    return [(replica.scheduler.explain(n).decisions[0], o) for n, o in results.items()]
 
 
 def test_instants_said_at_admission_come_true_under_light_load() -> None:
     """At two a second, of a capacity of about nine, nine in ten have their first token within
     50 ms of what was said, and their last within a factor of two."""
     ttft_errors, ttlt_ratios = [], []
-    for admitted, outcome in told_and_come(2.0):
-        assert outcome.finished is not None
-        ttlt_s = outcome.finished.timings.ttlt_s
+    for admitted, result in told_and_come(2.0):
+        assert result.finished is not None
+        ttlt_s = result.finished.timings.ttlt_s
         assert ttlt_s is not None
         assert admitted.predicted_at is not None
-        ttft_errors.append(abs(admitted.predicted_at - outcome.token_at[0]))
+        ttft_errors.append(abs(admitted.predicted_at - result.token_at[0]))
         ttlt_ratios.append(admitted.values["predicted_ttlt_s"] / ttlt_s)
     assert len(ttft_errors) > 100
     assert sum(error < 0.05 for error in ttft_errors) > 0.9 * len(ttft_errors)
@@ -232,7 +232,7 @@ def test_whether_in_time_is_told_rightly_at_admission(rate: float) -> None:
     """Also near capacity, where iterations are longer than a TBT while there is slack to spend:
     a third was once told that they would be late, and none was."""
     told = told_and_come(rate)
-    wrong = [a for a, outcome in told if bool(a.values["on_time"]) == is_late(outcome)]
+    wrong = [a for a, result in told if bool(a.values["on_time"]) == is_late(result)]
     assert len(wrong) <= 0.01 * len(told)
 
 
