@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from engine.checkpoint.options import Choices
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
+from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
 
@@ -64,30 +65,30 @@ class Cancel(NamedTuple):
     reason: FinishReason
 
 
-class Call(NamedTuple):
-    """A question about the engine's state; a `Reply` with the same id answers it."""
+class Ask(NamedTuple):
+    """A question about the engine's state; the `Reply` with the same id answers it."""
 
-    call_id: int
-    name: str
-    arguments: dict[str, Any]
+    question_id: int
+    question: Question[Any]
 
 
-Command = Submit | Cancel | Call
+Command = Submit | Cancel | Ask
 
 
 class Failure(Enum):
     """Why a question has no answer."""
 
-    UNKNOWN_QUESTION = "unknown question"
     NOT_FOUND = "not found"
     INVALID = "invalid"
 
 
 class Reply(NamedTuple):
-    """`failure` is None, or the kind of reason why there is no value; `error` puts it in words."""
+    """The answer to a question, of the type that the question states, or why there is none:
+    `failure` says of what kind the reason is, and `error` puts it in words.
+    """
 
-    call_id: int
-    value: Any
+    question_id: int
+    answer: Any
     error: str = ""
     failure: Failure | None = None
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import CollectorRegistry
 
+from engine.deciding.questions import Stats
 from engine.linking.keeper import EngineClient
-from engine.linking.streams import CallFailed, EngineLost, EngineStartError
+from engine.linking.streams import EngineLost, EngineStartError, Unanswered
 from engine.messages import EngineInfo, Failed
 from server.config import ServerConfig
 from server.listening.exposition import Exposition
@@ -82,9 +83,9 @@ class EngineOwner:
     async def refresh_metrics(self) -> None:
         """Asks the engine for the scheduler's counters; without an answer there are none."""
         try:
-            self.metrics.scheduler.stats = await self.client.call("stats")
-        except (EngineLost, CallFailed):
-            self.metrics.scheduler.stats = None
+            self.metrics.reported.stats = await self.client.ask(Stats())
+        except (EngineLost, Unanswered):
+            self.metrics.reported.stats = None
 
     async def _poll_metrics(self) -> None:
         while True:

@@ -105,9 +105,7 @@ def unanswered(failure: Failure, message: str) -> CallError:
     if failure is Failure.INVALID:
         field, _, rest = message.partition(" ")
         return invalid(InvalidRequest([Violation(field, rest)]))
-    if failure is Failure.NOT_FOUND:
-        return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
-    return _with_reason(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_QUESTION", message)
+    return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
 
 
 def not_remembered(request_id: str, tenant: str | None) -> CallError:

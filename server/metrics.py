@@ -1,6 +1,6 @@
 """Metrics in Prometheus form, in a registry of the server's own.
 
-What the front end sees it counts itself; what the scheduler counts comes with `scheduler.stats`.
+What the front end sees it counts itself; what the engine counts comes as `EngineStats`.
 Several front ends count in files of a folder (prometheus_client's multiprocess mode), and who
 supervises them adds them up for one scrape.
 """
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from engine.deciding.plan import Finished
 from engine.deciding.request import Importance, Share
-from engine.deciding.stats import SchedulerStats
+from engine.deciding.stats import EngineStats
 from engine.processes.standard_streams import DROPPED
 from server.admission.admission import Admission
 from server.admission.places import Entry
@@ -54,27 +54,29 @@ _ERRORS = {
 }
 
 
-class SchedulerMetrics(Collector):
-    """The scheduler's gauges and counters as last told; none while there is no engine."""
+class ReportedMetrics(Collector):
+    """What the engine last reported of itself; nothing while there is no engine."""
 
     def __init__(self) -> None:
-        self.stats: SchedulerStats | None = None
+        self.stats: EngineStats | None = None
 
     def collect(self) -> Iterator[Metric]:
         stats = self.stats
         if stats is None:
             return
+        scheduler = stats.scheduler
         for field, (name, text) in _GAUGES.items():
-            yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
+            yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, getattr(scheduler, field))
         for field, (name, text) in _COUNTERS.items():
-            yield CounterMetricFamily(f"niyama_scheduler_{name}", text, getattr(stats, field))
+            value = getattr(scheduler.totals, field)
+            yield CounterMetricFamily(f"niyama_scheduler_{name}", text, value)
         yield CounterMetricFamily(
             "niyama_engine_compilations",
             "Times that torch.compile ran while serving: none is expected",
             stats.num_compilations,
         )
-        if stats.latency_errors is not None:
-            yield from _latency(stats.latency_errors.to_dict())
+        if scheduler.latency_errors is not None:
+            yield from _latency(scheduler.latency_errors.to_dict())
 
 
 def _latency(errors: dict[str, float]) -> Iterator[Metric]:
@@ -102,8 +104,8 @@ class EngineMetrics:
     """What is known where the engine is owned."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.scheduler = SchedulerMetrics()
-        registry.register(self.scheduler)
+        self.reported = ReportedMetrics()
+        registry.register(self.reported)
         registry.register(DroppedLines())
         self.losses = Counter(
             "niyama_engine_losses", "Times the engine was lost", registry=registry

@@ -18,10 +18,11 @@ import grpc
 from google.protobuf.message import Message
 
 from engine.checkpoint.tokenizer import Tokenizer
+from engine.deciding.questions import AnswerT, Explain, Question
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
 from engine.linking.link import EngineLink
-from engine.linking.streams import CallFailed, DuplicateRequest, EngineLost
+from engine.linking.streams import DuplicateRequest, EngineLost, Unanswered
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
 from proto.niyama.v1 import inference_pb2 as pb
@@ -36,7 +37,7 @@ from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
-from server.convert.work import entry_of, entry_of_supposed, work
+from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
 from server.listening.deliveries import Deliveries
@@ -51,7 +52,7 @@ FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, Engin
 # How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
 # before that it raises InternalError (a failed batch) or UsageError (a status was sent).
 DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
-Reply = TypeVar("Reply")
+ResponseT = TypeVar("ResponseT")
 Context = grpc.aio.ServicerContext
 GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
@@ -167,23 +168,10 @@ class InferenceService:
     async def _estimate(self, call: Call) -> pb.EstimateResponse:
         self._refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest)
-        supposed = inbound.read_estimate(request, self.tiers, self._limits(self._ready()))
-        quality = supposed.quality
-        entry = entry_of_supposed(supposed, call.tenant, call.share)
-        refusal = await self._ledger.refusal(entry)
-        forecast = await self._ask(
-            call,
-            "estimate",
-            prompt_len=supposed.prompt_len,
-            output_len=supposed.output_len,
-            targets=quality.targets,
-            application=supposed.application,
-            importance=quality.importance,
-            tier=quality.tier,
-            tenant=call.tenant,
-            default_output_len=supposed.default_output_len,
-        )
-        return outbound.to_estimate(quality, forecast, refusal)
+        limits = self._limits(self._ready())
+        question, quality = inbound.read_estimate(request, self.tiers, limits, call.tenant)
+        refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
+        return outbound.to_estimate(quality, await self._ask(call, question), refusal)
 
     async def _explain(self, call: Call) -> pb.ExplainResponse:
         request = await self._receive(call, pb.ExplainRequest)
@@ -192,7 +180,7 @@ class InferenceService:
         is_anybody_s = self._admin.is_shown(metadata) and not inbound.names_tenant(metadata)
         tenant = None if is_anybody_s else call.tenant
         try:
-            timeline = await self._ask(call, "explain", request_id=call.request_id, tenant=tenant)
+            timeline = await self._ask(call, Explain(call.request_id, tenant))
         except CallError as error:
             if error.code is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -228,21 +216,23 @@ class InferenceService:
         if self._draining:
             raise errors.draining()
 
-    async def _ask(self, call: Call, name: str, **arguments: Any) -> Any:
-        """Puts a question to the engine; its refusals become statuses here and nowhere else."""
+    async def _ask(self, call: Call, question: Question[AnswerT]) -> AnswerT:
+        """The engine's answer; where it has none, the reason becomes a status, here and nowhere
+        else.
+        """
         try:
             with self._questions.hold(self._caller(call), 1):
-                return await self._engine.call(name, **arguments)
-        except CallFailed as error:
+                return await self._engine.ask(question)
+        except Unanswered as error:
             raise errors.unanswered(error.failure, str(error)) from error
 
     async def _receive_and_serve(
         self,
         rpc: str,
-        answer: Callable[[Call], Awaitable[Reply]],
+        answer: Callable[[Call], Awaitable[ResponseT]],
         _: object,
         context: Context,
-    ) -> Reply:
+    ) -> ResponseT:
         """It is a call from when its message has come: drain waits for no other."""
         return await self._serve(await self._received(rpc, context), answer)
 
@@ -258,7 +248,7 @@ class InferenceService:
             await errors.abort(context, error)
         return Call(rpc, time.monotonic(), context, self._metrics, raw)
 
-    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[Reply]]) -> Reply:
+    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[ResponseT]]) -> ResponseT:
         """From arrival to log line; the engine holds nothing for the call afterwards."""
         context = call.context
         call.delivery = delivery = self._deliveries.begin(context, call.give_up)

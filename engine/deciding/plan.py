@@ -109,6 +109,10 @@ class Done:
 class Executor(Protocol):
     """Computes plans, in the order in which they are launched."""
 
+    @property
+    def compilations(self) -> int:
+        """How often it has compiled something since it was made: none is expected in service."""
+
     def launch(self, plan: Plan) -> Pending:
         """Reads the plan and its sequences before it returns, and never again. A decode whose
         newest token is in flight continues with what the launch before this one gives."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from engine.deciding.demand import Demand
@@ -38,9 +38,10 @@ from engine.deciding.outcome import CHOICE, LOGITS, end_of, expect_token, finish
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
+from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.record import DecisionLog, Timeline
-from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence, Status
 from engine.deciding.stats import SchedulerStats, Totals
@@ -424,27 +425,23 @@ class Scheduler:
             iteration_s = min(iteration_s, max(tbt_s, decodes_s))
         return forecast(sequence, ahead_s, self._demand, iteration_s, now, output_len)
 
-    def estimate(
-        self,
-        prompt_len: int,
-        output_len: int | None,
-        targets: Targets,
-        application: str,
-        importance: Importance,
-        now: float,
-        tier: str = "",
-        tenant: str = "",
-        default_output_len: int = 128,
-    ) -> Forecast:
-        """What would come of a request sent now. `output_len` None: what history says, and the
-        default where it says nothing yet."""
-        sampling = Sampling(max_tokens=default_output_len if output_len is None else output_len)
+    def estimate(self, asked: Estimate, now: float) -> Forecast:
+        """What would become of such a request if it was sent now."""
+        output_len = asked.output_len
         request = Request(
-            "", range(prompt_len), sampling, now, targets, importance, tier, application, tenant
+            "",
+            range(asked.prompt_len),
+            Sampling(max_tokens=asked.default_output_len if output_len is None else output_len),
+            arrived_at=now,
+            targets=asked.targets,
+            importance=asked.importance,
+            tier=asked.tier,
+            application=asked.application,
+            tenant=asked.tenant,
         )
         if output_len is None:
             known = self.history.known(request.output_group)
-            output_len = default_output_len if known is None else known
+            output_len = asked.default_output_len if known is None else known
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
@@ -465,7 +462,7 @@ class Scheduler:
             pages_cached=self.pages.num_cached,
             alpha=self.policy.alpha,
             latency_errors=self.latency.errors(),
-            **asdict(self.totals),
+            totals=replace(self.totals),
         )
 
     def check(self) -> None:

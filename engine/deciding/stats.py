@@ -1,4 +1,4 @@
-"""What a scheduler reports of itself."""
+"""What an engine reports of itself: how much it has done, and how full it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.deciding.latency import LatencyErrors
 
 @dataclass(slots=True)
 class Totals:
-    """What it has counted since it began."""
+    """What a scheduler has counted since it began."""
 
     num_iterations: int = 0
     num_submitted: int = 0
@@ -23,9 +23,9 @@ class Totals:
     cached_tokens: int = 0  # of prompts: taken from the prefix index
 
 
-@dataclass(slots=True, kw_only=True)
-class SchedulerStats(Totals):
-    """The totals at one moment, and gauges."""
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """The state of a scheduler at one moment, and its totals until then (a copy)."""
 
     num_waiting: int  # prefill not complete
     num_running: int  # decoding
@@ -35,5 +35,13 @@ class SchedulerStats(Totals):
     pages_free: int  # free or reclaimable
     pages_cached: int
     alpha: float  # weight of work against deadline in the order of prefills
-    latency_errors: LatencyErrors | None
-    num_compilations: int = 0  # by the executor, since it serves: none is expected
+    latency_errors: LatencyErrors | None  # None before the first iteration
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the scheduler and the executor of an engine report together."""
+
+    scheduler: SchedulerStats
+    num_compilations: int  # by the executor, since it began to serve: none is expected

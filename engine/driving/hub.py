@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.messages import Call, Cancel, Command, EngineInfo, Ready, Report, Submit
+from engine.messages import Ask, Cancel, Command, EngineInfo, Ready, Report, Submit
 from engine.processes.frames import Unpacker, pack
 
 _READ_BYTES = 1 << 18
@@ -126,8 +126,8 @@ class Hub:
         for finished in report.finished:
             parts[self._release(finished.request_id)].finished.append(finished)
         for reply in report.replies:
-            connection, call_id = self._questions.pop(reply.call_id)
-            parts[connection].replies.append(reply._replace(call_id=call_id))
+            connection, question_id = self._questions.pop(reply.question_id)
+            parts[connection].replies.append(reply._replace(question_id=question_id))
         if report.notices:
             parts[self._first].notices += report.notices
         if report.learnt:
@@ -169,10 +169,10 @@ class Hub:
 
     def _route(self, connection: Connection, command: Any) -> Command | None:
         """The command as the loop is to see it; None for one that is not to be carried out."""
-        if isinstance(command, Call):
+        if isinstance(command, Ask):
             self._num_questions += 1
-            self._questions[self._num_questions] = connection, command.call_id
-            return command._replace(call_id=self._num_questions)
+            self._questions[self._num_questions] = connection, command.question_id
+            return command._replace(question_id=self._num_questions)
         if isinstance(command, Cancel):
             return self._route_cancel(connection, command)
         assert isinstance(command, Submit)

@@ -20,16 +20,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
+from engine.deciding.questions import Estimate, Explain, Question, Stats
+from engine.deciding.record import Timeline
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
-from engine.deciding.stats import SchedulerStats
+from engine.deciding.stats import EngineStats, SchedulerStats
 from engine.driving.decision_file import DecisionFile
 from engine.messages import (
-    Call,
+    Ask,
     Cancel,
     Command,
     EngineInfo,
@@ -40,7 +42,6 @@ from engine.messages import (
     Submit,
 )
 
-QUESTIONS = frozenset({"stats", "explain", "estimate"})
 SIGN_OF_LIFE_S = 1.0  # while it works, the front end hears of it at least this often
 LEARNT_S = 1.0  # and so often of what was learnt
 
@@ -61,7 +62,11 @@ class Scheduler(Protocol):
 
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]: ...
 
-    def stats(self) -> Any: ...
+    def stats(self) -> SchedulerStats: ...
+
+    def explain(self, request_id: str, tenant: str | None) -> Timeline: ...
+
+    def estimate(self, asked: Estimate, now: float) -> Forecast: ...
 
 
 def _nothing_learnt() -> tuple[float, ...]:
@@ -131,7 +136,7 @@ class EngineLoop:
         self._on_turn = on_turn
         self._learnt_at = -math.inf  # when it was last told
         self._in_flight: Launched | None = None
-        self._compilations = getattr(executor, "compilations", 0)  # before it serves
+        self._compilations_before = executor.compilations  # before it serves
         self._wait_s: float | None = None
         self._sent_at = math.inf  # nothing is due before the first report
 
@@ -199,7 +204,7 @@ class EngineLoop:
             elif isinstance(command, Cancel):
                 report.add(self._scheduler.cancel(command.request_id, command.reason, now))
             else:
-                report.replies.append(self._answer(command, now))
+                report.replies.append(self._reply(command, now))
         return report
 
     def _submit(self, request: Request, now: float) -> list[Event]:
@@ -222,23 +227,24 @@ class EngineLoop:
                 )
             ]
 
-    def _answer(self, call: Call, now: float) -> Reply:
-        method = getattr(self._scheduler, call.name, None) if call.name in QUESTIONS else None
-        if method is None:
-            error = f"the engine has no {call.name!r}"
-            return Reply(call.call_id, None, error, Failure.UNKNOWN_QUESTION)
-        arguments = call.arguments | ({"now": now} if call.name == "estimate" else {})
+    def _reply(self, ask: Ask, now: float) -> Reply:
         try:
-            value = method(**arguments)
-            if isinstance(value, SchedulerStats):
-                value = self._with_compilations(value)
-            return Reply(call.call_id, value)
+            return Reply(ask.question_id, self._answer(ask.question, now))
         except LookupError as error:
-            return Reply(call.call_id, None, str(error), Failure.NOT_FOUND)
+            return Reply(ask.question_id, None, str(error), Failure.NOT_FOUND)
         except ValueError as error:
-            return Reply(call.call_id, None, str(error), Failure.INVALID)
+            return Reply(ask.question_id, None, str(error), Failure.INVALID)
 
-    def _with_compilations(self, stats: SchedulerStats) -> SchedulerStats:
-        """The scheduler does not know what the executor compiles."""
-        now = getattr(self._executor, "compilations", 0)
-        return replace(stats, num_compilations=now - self._compilations)
+    def _answer(self, question: Question[Any], now: float) -> object:
+        """The answer, of the type that the question states. Raises LookupError where what it asks
+        about is not known, ValueError for a question that makes no sense.
+        """
+        match question:
+            case Stats():
+                compilations = self._executor.compilations - self._compilations_before
+                return EngineStats(self._scheduler.stats(), compilations)
+            case Explain(request_id, tenant):
+                return self._scheduler.explain(request_id, tenant)
+            case Estimate():
+                return self._scheduler.estimate(question, now)
+        raise TypeError(f"the engine has no answer to {question!r}")

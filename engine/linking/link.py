@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from engine.deciding.questions import AnswerT, Question
 from engine.deciding.request import Request, named_by
 from engine.deciding.sequence import FinishReason
-from engine.linking.streams import CallFailed, DuplicateRequest, EngineLost, RequestStream
-from engine.messages import Call, Cancel, EngineInfo, Report, Submit, token_of
+from engine.linking.streams import DuplicateRequest, EngineLost, RequestStream, Unanswered
+from engine.messages import Ask, Cancel, EngineInfo, Report, Submit, token_of
 from engine.processes.wire import Wire
 
 
@@ -45,8 +46,8 @@ class EngineLink:
         # Without those that the engine has been told to end: they are gone before it looks at
         # anything submitted after.
         self._in_flight: set[str] = set()
-        self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._call_ids = itertools.count(1)
+        self._questions: dict[int, asyncio.Future[Any]] = {}  # not answered yet, by id
+        self._question_ids = itertools.count(1)
         self._wire: Wire | None = None
         self._heard_at = 0.0  # last sign of life, or the moment from which one is due
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
@@ -116,23 +117,23 @@ class EngineLink:
             self._in_flight.discard(request_id)
             self._wire.post(Cancel(request_id, reason))
 
-    async def call(self, name: str, **arguments: Any) -> Any:
-        """Asks the engine loop's `name`. Raises EngineLost or CallFailed."""
+    async def ask(self, question: Question[AnswerT]) -> AnswerT:
+        """The engine's answer to the question. Raises EngineLost, or Unanswered with the reason."""
         self.ready()
         wire = self._serving_wire()
-        call_id = next(self._call_ids)
-        future = asyncio.get_running_loop().create_future()
+        question_id = next(self._question_ids)
+        future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         self._expect_life()
-        self._calls[call_id] = future
+        self._questions[question_id] = future
         try:
-            wire.post(Call(call_id, name, arguments))
+            wire.post(Ask(question_id, question))
             return await future
         finally:
-            self._calls.pop(call_id, None)
+            self._questions.pop(question_id, None)
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self._streams or self._calls)
+        return bool(self._streams or self._questions)
 
     def _expect_life(self) -> None:
         """To be called before work is added: an idle engine is silent, and may be."""
@@ -199,7 +200,7 @@ class EngineLink:
             stream, _ = self._streams.pop(request_id)
             self._in_flight.discard(request_id)
             stream.fail(EngineLost(why))
-        for future in self._calls.values():
+        for future in self._questions.values():
             if not future.done():
                 future.set_exception(EngineLost(why))
 
@@ -225,10 +226,10 @@ class EngineLink:
 
     def _answer(self, report: Report) -> None:
         for reply in report.replies:
-            future = self._calls.get(reply.call_id)
+            future = self._questions.get(reply.question_id)
             if future is None or future.done():
                 continue
             if reply.failure is not None:
-                future.set_exception(CallFailed(reply.error, reply.failure))
+                future.set_exception(Unanswered(reply.error, reply.failure))
             else:
-                future.set_result(reply.value)
+                future.set_result(reply.answer)

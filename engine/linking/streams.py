@@ -34,7 +34,7 @@ class EngineError(Exception):
      |- EngineLost       the engine is starting, was lost, or is stopped: try again
      |- EngineStartError it cannot start: the line says why
      |- DuplicateRequest a request of that id is in flight
-     |- CallFailed       the engine has no answer; `failure` says why
+     |- Unanswered       the engine has no answer; `failure` says why
     """
 
 
@@ -50,7 +50,7 @@ class DuplicateRequest(EngineError):
     pass
 
 
-class CallFailed(EngineError):
+class Unanswered(EngineError):
     def __init__(self, message: str, failure: Failure) -> None:
         super().__init__(message)
         self.failure = failure

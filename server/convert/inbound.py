@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
+from engine.deciding.questions import Estimate
 from engine.deciding.request import (
     BEST_EFFORT,
     EVERYBODY_ELSE,
@@ -123,19 +124,12 @@ def read_generate(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Supposed:
-    """A request that could be sent. Lengths in tokens."""
-
-    prompt_len: int
-    output_len: int | None  # None: not stated
-    default_output_len: int  # then, where the engine has no history
-    application: str
-    quality: Resolved
-
-
-def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> Supposed:
-    """The call's own deadline says nothing of the request in question. Raises InvalidRequest."""
+def read_estimate(
+    request: pb.EstimateRequest, tiers: Tiers, limits: Limits, tenant: str = ""
+) -> tuple[Estimate, Resolved]:
+    """The question that it puts to the engine, and the targets that such a request is served with,
+    of which the call's own deadline says nothing. Raises InvalidRequest.
+    """
     reader = Violations()
     prompt_len, output_len = request.prompt_tokens, request.output_tokens
     room = min(limits.context_len, limits.kv_len) - prompt_len
@@ -148,8 +142,17 @@ def read_estimate(request: pb.EstimateRequest, tiers: Tiers, limits: Limits) -> 
     quality = _read_quality(reader, request.qos, tiers, None)
     reader.finish()
     assert quality is not None
-    default_len = min(limits.sampling.max_tokens, room)
-    return Supposed(prompt_len, output_len or None, default_len, request.qos.application, quality)
+    question = Estimate(
+        prompt_len=prompt_len,
+        output_len=output_len or None,
+        targets=quality.targets,
+        application=request.qos.application,
+        importance=quality.importance,
+        tier=quality.tier,
+        tenant=tenant,
+        default_output_len=min(limits.sampling.max_tokens, room),
+    )
+    return question, quality
 
 
 def read_request_id(request: pb.ExplainRequest) -> str:

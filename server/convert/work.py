@@ -6,9 +6,10 @@ for as output counts in full, as nobody knows when it will end. Bounded by the c
 
 from __future__ import annotations
 
+from engine.deciding.questions import Estimate
 from engine.deciding.request import Share
 from server.admission.places import Entry
-from server.convert.inbound import Asked, Limits, Supposed
+from server.convert.inbound import Asked, Limits
 
 BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English: an estimate, and bounded
 
@@ -27,14 +28,13 @@ def entry_of(asked: Asked, request_id: str, num_bytes: int, limits: Limits) -> E
     )
 
 
-def entry_of_supposed(supposed: Supposed, tenant: str, share: Share) -> Entry:
-    """The same of a request that could be sent: no id is in its way."""
-    output_len = supposed.output_len
-    if output_len is None:
-        output_len = supposed.default_output_len
-    quality = supposed.quality
-    tokens = supposed.prompt_len + output_len
-    return Entry(tenant, "", share, quality.tier, quality.importance, 1, tokens)
+def entry_of_estimate(asked: Estimate, share: Share) -> Entry:
+    """What the ledger would be told of the request that the estimate is about. It has no id, so no
+    other request's id is in its way.
+    """
+    output_len = asked.default_output_len if asked.output_len is None else asked.output_len
+    tokens = asked.prompt_len + output_len
+    return Entry(asked.tenant, "", share, asked.tier, asked.importance, 1, tokens)
 
 
 def work(asked: Asked, prompt_len: int, limits: Limits) -> int:

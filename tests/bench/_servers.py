@@ -40,6 +40,10 @@ class Paced:
         self._inner = inner
         self._due_at = 0.0
 
+    @property
+    def compilations(self) -> int:
+        return self._inner.compilations
+
     def launch(self, plan: Plan) -> Pending:
         sampling = plan.sampling
         period_s = float(sampling[0].request.application or 0) if sampling else 0.0

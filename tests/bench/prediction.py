@@ -30,6 +30,7 @@ import torch
 from engine.config import EngineConfig
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Done, Event, Executor, Plan, Token
+from engine.deciding.questions import Stats
 from engine.deciding.scheduler import Scheduler
 from engine.driving import build
 from engine.driving.loop import Engine
@@ -54,6 +55,10 @@ class Noting:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
+
+    @property
+    def compilations(self) -> int:
+        return self._executor.compilations
 
     def plan(self, now: float) -> Plan | None:
         plan = self._scheduler.plan(now)
@@ -119,13 +124,13 @@ async def _serve(arguments: argparse.Namespace, profile: Path) -> dict[str, Any]
         *("--prompt-tokens", "150/700", "--output-tokens", "30/80"),
     )
     status = await load.wait()
-    stats = await server.engine.call("stats")
+    stats = (await server.engine.ask(Stats())).scheduler
     await server.drain()
     await server.stop()
     if status:
         raise SystemExit(f"the load generator ended with status {status}")
     return {
-        "iterations": stats.num_iterations,
+        "iterations": stats.totals.num_iterations,
         "recent": None if stats.latency_errors is None else stats.latency_errors.to_dict(),
     }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
+from engine.deciding.questions import Explain
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.sequence import FinishReason
-from engine.messages import Call, Cancel, Reply, Report, Submit, token_of
+from engine.messages import Ask, Cancel, Reply, Report, Submit, token_of
 from engine.processes.frames import Unpacker, pack
 
 REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
@@ -20,7 +21,7 @@ def test_commands_come_back_equal() -> None:
     commands = [
         Submit(REQUEST),
         Cancel("a", FinishReason.TIMEOUT),
-        Call(7, "explain", {"request_id": "a"}),
+        Ask(7, Explain("a")),
     ]
     assert list(Unpacker().feed(pack(commands))) == [commands]
 

@@ -131,7 +131,7 @@ def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
 
     replica = make_replica(policy="fcfs", num_pages=56, page_size=4, context_len=224)
     results = list(simulate(make_arrivals(4), [replica], observe=observe))
-    assert replica.scheduler.stats().num_preemptions > 0
+    assert replica.scheduler.stats().totals.num_preemptions > 0
     assert {o.request.id: o.token_at for o in results} == {
         k: array("d", v) for k, v in made.items()
     }

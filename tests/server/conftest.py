@@ -14,6 +14,8 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.config import EngineConfig
+from engine.deciding.questions import Stats
+from engine.deciding.stats import SchedulerStats
 from engine.linking.link import EngineLink
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
@@ -40,11 +42,13 @@ async def until(is_true: Callable[[], bool]) -> None:
     await within(look())
 
 
-async def until_stats(engine: EngineLink, is_true: Callable[[Any], bool]) -> Any:
+async def until_stats(
+    engine: EngineLink, is_true: Callable[[SchedulerStats], bool]
+) -> SchedulerStats:
     """Asks the engine, once an iteration, until its counters are as wanted."""
 
-    async def ask() -> Any:
-        while not is_true(stats := await engine.call("stats")):
+    async def ask() -> SchedulerStats:
+        while not is_true(stats := (await engine.ask(Stats())).scheduler):
             pass
         return stats
 
@@ -76,11 +80,11 @@ class Running:
         stubs = Stubs(channel)
         self.stub, self.health = stubs.inference, stubs.health
 
-    async def stats(self) -> Any:
+    async def stats(self) -> SchedulerStats:
         """The engine's own counters."""
-        return await within(self.server.engine.call("stats"))
+        return (await within(self.server.engine.ask(Stats()))).scheduler
 
-    async def until(self, is_true: Callable[[Any], bool]) -> Any:
+    async def until(self, is_true: Callable[[SchedulerStats], bool]) -> SchedulerStats:
         """See `until_stats`."""
         return await until_stats(self.server.engine, is_true)
 

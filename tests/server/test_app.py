@@ -13,8 +13,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from engine.config import EngineConfig
+from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Targets
-from engine.linking.streams import CallFailed
+from engine.linking.streams import Unanswered
 from engine.messages import Failure, TierInfo
 from proto.niyama.v1 import inference_pb2 as pb
 from server import app
@@ -116,8 +117,8 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
     await within(running.stub.Generate(request))
     await within(running.server.owner.refresh_metrics())
     stats, sample = await running.stats(), running.server.metrics.registry.get_sample_value
-    assert sample("niyama_scheduler_iterations_total") == stats.num_iterations > 0
-    assert sample("niyama_scheduler_finished_total") == stats.num_finished
+    assert sample("niyama_scheduler_iterations_total") == stats.totals.num_iterations > 0
+    assert sample("niyama_scheduler_finished_total") == stats.totals.num_finished
     assert sample("niyama_scheduler_pages_free") == sample("niyama_scheduler_pages") > 0
     assert sample("niyama_scheduler_running") == sample("niyama_scheduler_alpha") == 0
     for quantile in ("0.5", "0.95"):
@@ -131,12 +132,12 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
 async def test_an_engine_that_knows_no_counters_has_no_metrics_and_is_asked_again(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unanswered(name: str) -> object:
-        raise CallFailed("the engine has no 'stats'", Failure.UNKNOWN_QUESTION)
+    async def unanswered(question: Question[object]) -> object:
+        raise Unanswered("no statistics are kept", Failure.NOT_FOUND)
 
     sample = running.server.metrics.registry.get_sample_value
     with monkeypatch.context() as patch:
-        patch.setattr(running.server.engine, "call", unanswered)
+        patch.setattr(running.server.engine, "ask", unanswered)
         await within(running.server.owner.refresh_metrics())
         assert sample("niyama_scheduler_pages") is None
     await within(running.server.owner.refresh_metrics())
@@ -189,7 +190,7 @@ async def test_a_client_that_does_not_read_gets_its_tokens_in_few_messages_later
     async with grpc.aio.insecure_channel(address, options=window) as channel:
         running = Running(server, channel)
         call = running.stub.GenerateStream(request)
-        await running.until(lambda stats: stats.num_finished == 1)
+        await running.until(lambda stats: stats.totals.num_finished == 1)
         counts = []
         while (event := await within(call.read())) is not grpc.aio.EOF:
             counts.append(len(event.tokens.token_ids))

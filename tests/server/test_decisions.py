@@ -65,10 +65,10 @@ async def test_a_full_disk_costs_the_decision_log_and_nothing_else() -> None:
 async def test_every_iteration_of_a_mixed_load_is_judged_against_its_prediction(
     running: Running,
 ) -> None:
-    before = (await running.stats()).num_iterations
+    before = (await running.stats()).totals.num_iterations
     tiers = ("interactive", "standard", "batch")
     number = 0
-    while (await running.stats()).num_iterations < before + 300:
+    while (await running.stats()).totals.num_iterations < before + 300:
         calls = [
             running.stub.Generate(asked(f"mixed-{number}-{i}", 40, tiers[i % 3], 20 + 90 * i))
             for i in range(2 * BATCH)

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from client import AsyncClient, QueueFull, RequestIdInUse
 from engine.config import EngineConfig
+from engine.deciding.questions import Stats
 from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
@@ -253,7 +254,7 @@ async def test_calls_that_nobody_reads_count_until_they_are_over(frontends: int)
             return inference_pb2_grpc.InferenceStub(channel).GenerateStream(unread)
 
         held = [await call() for _ in range(8)]
-        await until_stats(server.engine, lambda stats: stats.num_finished == 8)
+        await until_stats(server.engine, lambda stats: stats.totals.num_finished == 8)
         error = await failure((await call()).read())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the queue is full: 8 requests" in (error.details() or "")
@@ -288,7 +289,7 @@ async def test_a_completion_and_a_call_of_its_name_are_two() -> None:
         both = client.complete([7] * 9, max_tokens=200, request_id="a", n=2, ignore_eos=True)
         pending = asyncio.ensure_future(both)
         assert isinstance(server, Server)
-        while not (await within(server.engine.call("stats"))).num_submitted:
+        while not (await within(server.engine.ask(Stats()))).scheduler.totals.num_submitted:
             pass
         one = await within(client.complete([7], max_tokens=1, request_id="a/0"))
         assert one.finished.usage.output_tokens == 1

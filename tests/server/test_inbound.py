@@ -202,7 +202,7 @@ def test_what_a_request_states_wins_zero_and_the_engine_s_own_default_too(
 def test_an_estimate_supposes_the_checkpoint_s_length() -> None:
     limits = LIMITS._replace(sampling=CHECKPOINTS_OWN)
     asked = pb.EstimateRequest(prompt_tokens=3)
-    assert read_estimate(asked, Tiers(), limits).default_output_len == 9
+    assert read_estimate(asked, Tiers(), limits)[0].default_output_len == 9
 
 
 @pytest.mark.parametrize(
@@ -309,11 +309,12 @@ def test_an_estimate_needs_a_prompt_length() -> None:
     assert fields(60, 21) == ["output_tokens"]
     assert fields(0, tier="none") == ["prompt_tokens", "qos.tier"]
     asked = pb.EstimateRequest(prompt_tokens=60, qos=pb.QualityOfService(tier="batch"))
-    supposed = read_estimate(asked, tiers, limits)
-    assert (supposed.prompt_len, supposed.output_len, supposed.quality.tier) == (60, None, "batch")
-    assert supposed.default_output_len == 20
+    question, quality = read_estimate(asked, tiers, limits)
+    assert (question.prompt_len, question.output_len) == (60, None)
+    assert question.tier == quality.tier == "batch"
+    assert question.default_output_len == 20
     asked.output_tokens = 20
-    assert read_estimate(asked, tiers, limits).output_len == 20
+    assert read_estimate(asked, tiers, limits)[0].output_len == 20
 
 
 def test_explain_needs_an_id() -> None:

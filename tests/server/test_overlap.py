@@ -65,7 +65,7 @@ async def test_completions_are_those_of_a_server_that_does_not(
     while not (await within(leaving.read())).HasField("tokens"):
         pass
     asking = asyncio.ensure_future(completions(ahead))
-    await ahead.until(lambda stats: stats.num_submitted == 1 + len(SAMPLINGS))
+    await ahead.until(lambda stats: stats.totals.num_submitted == 1 + len(SAMPLINGS))
     leaving.cancel()
     found, expected = await within(asking), await completions(running)
     # Past a stop string the engine computes on until it is told.

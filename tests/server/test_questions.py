@@ -104,7 +104,7 @@ async def test_an_estimate_predicts_without_a_trace(running: Running) -> None:
     assert not (await estimate(4000, 5, deadline=IMPOSSIBLE.deadline)).forecast.on_time
     default = await estimate(10, 5)
     assert default.targets.source == pb.TARGET_SOURCE_DEFAULT  # not this call's own deadline
-    assert (await running.stats()).num_submitted == before.num_submitted
+    assert (await running.stats()).totals.num_submitted == before.totals.num_submitted
 
 
 async def test_an_estimate_beyond_the_context_names_its_field(running: Running) -> None:

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
+from engine.deciding.questions import Stats
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
@@ -232,7 +233,7 @@ async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -
         assert not len(supervisor.ledger.admission)
 
         async def drops_it() -> None:
-            while (await supervisor.engine.call("stats")).num_running:
+            while (await supervisor.engine.ask(Stats())).scheduler.num_running:
                 pass
 
         await within(drops_it())

@@ -88,7 +88,7 @@ async def test_what_nobody_reads_takes_its_place_in_the_queue_until_it_is_ended(
         with await asyncio.to_thread(Http2, f"127.0.0.1:{server.server.port}") as client:
             for _ in range(MAX_REQUESTS):
                 client.call(STREAM, asked().SerializeToString())
-            await server.until(lambda stats: stats.num_finished == MAX_REQUESTS)
+            await server.until(lambda stats: stats.totals.num_finished == MAX_REQUESTS)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await within(server.stub.Generate(asked()))
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

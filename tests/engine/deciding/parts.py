@@ -332,9 +332,9 @@ class Driver:
         assert not scheduler.has_work
         assert scheduler.plan(self.now) is None
         assert stats.pages_free == stats.pages_total, "all pages are free at the end"
-        assert stats.num_submitted == stats.num_finished == len(self.stories)
+        assert stats.totals.num_submitted == stats.totals.num_finished == len(self.stories)
         ends = [story.finished.reason for story in self.stories.values() if story.finished]
-        assert stats.num_failed == ends.count(FinishReason.ERROR)
+        assert stats.totals.num_failed == ends.count(FinishReason.ERROR)
         assert (stats.num_waiting, stats.num_running, stats.num_held) == (0, 0, 0)
         assert stats.num_relegated == 0
 

@@ -9,6 +9,7 @@ import pytest
 
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
+from engine.deciding.questions import Estimate
 from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
@@ -239,14 +240,14 @@ def test_whether_in_time_is_told_rightly_at_admission(rate: float) -> None:
 def test_the_estimate_is_what_a_request_sent_now_is_told() -> None:
     """Idle: 100 tokens are 65 ms and 37 ms. With 600 tokens of work ahead, 610 ms more."""
     scheduler = make_scheduler()
-    idle = scheduler.estimate(100, 5, interactive(0.5, 1.0), "", Importance.NORMAL, 0.0)
+    idle = scheduler.estimate(Estimate(100, 5, interactive(0.5, 1.0)), 0.0)
     assert idle.ttft_s == pytest.approx(0.102, abs=2e-3)
     assert idle.on_time
     scheduler.submit(make_request("ahead", 600, 1, targets=interactive(0.8, 1.0)), 0.0)
-    loaded = scheduler.estimate(100, 5, interactive(0.9, 1.0), "", Importance.NORMAL, 0.0)
+    loaded = scheduler.estimate(Estimate(100, 5, interactive(0.9, 1.0)), 0.0)
     assert loaded.ahead_s == pytest.approx(0.610, abs=2e-3)
     assert loaded.ttft_s == pytest.approx(idle.ttft_s + loaded.ahead_s)
-    hurried = scheduler.estimate(100, 5, interactive(0.5, 1.0), "", Importance.NORMAL, 0.0)
+    hurried = scheduler.estimate(Estimate(100, 5, interactive(0.5, 1.0)), 0.0)
     assert hurried.ahead_s == 0, "it is due before the other"
     (event,) = scheduler.submit(make_request("r", 100, 5, targets=interactive(0.9, 1.0)), 0.0)
     assert isinstance(event, Accepted)
@@ -258,7 +259,7 @@ def test_the_estimate_is_what_a_request_sent_now_is_told() -> None:
 def test_an_estimate_leaves_no_trace() -> None:
     scheduler = make_scheduler()
     before = scheduler.stats()
-    scheduler.estimate(100, None, deadline(0.1), "", Importance.LOW, 0.0)
+    scheduler.estimate(Estimate(100, None, deadline(0.1), importance=Importance.LOW), 0.0)
     assert scheduler.stats() == before
     assert scheduler.plan(0.0) is None
     scheduler.check()
@@ -274,5 +275,5 @@ def test_what_cannot_be_met_is_foretold_as_late() -> None:
         (deadline(1.0), False),
         (BEST_EFFORT, True),
     ):
-        found = scheduler.estimate(1000, 1, targets, "", Importance.NORMAL, 0.0)
+        found = scheduler.estimate(Estimate(1000, 1, targets), 0.0)
         assert found.on_time == on_time, targets

@@ -140,7 +140,7 @@ def test_a_request_for_which_no_token_is_left_ends_and_says_so() -> None:
     assert end.reason is FinishReason.ERROR
     assert end.detail.startswith("no token is left to pick: min_tokens")
     assert scheduler.explain("second").summary == f"Failed: {end.detail}."
-    assert scheduler.stats().num_failed == 0
+    assert scheduler.stats().totals.num_failed == 0
     scheduler.check()
 
 
@@ -264,7 +264,7 @@ def test_what_could_never_be_served_is_refused_before_any_state_exists() -> None
         scheduler.submit(make_request("page", prompt=61, output=4), 0.0)
     with pytest.raises(ValueError, match="in flight"):
         scheduler.submit(make_request("fits", prompt=1), 0.0)
-    assert scheduler.stats().num_submitted == 1
+    assert scheduler.stats().totals.num_submitted == 1
     scheduler.check()
 
 

@@ -26,6 +26,10 @@ class Failing:
     def __init__(self, inner: null.NullExecutor) -> None:
         self._inner = inner
 
+    @property
+    def compilations(self) -> int:
+        return self._inner.compilations
+
     def launch(self, plan: Plan) -> Pending:
         if any(s.request.sampling.seed == self.BREAKING_SEED for s in plan.sampling):
             raise RuntimeError("the executor broke")
@@ -39,6 +43,10 @@ class Slow:
 
     def __init__(self, inner: null.NullExecutor) -> None:
         self._inner = inner
+
+    @property
+    def compilations(self) -> int:
+        return self._inner.compilations
 
     def launch(self, plan: Plan) -> Pending:
         time.sleep(self.STEP_S)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from engine.deciding.plan import Accepted, Finished, Timings
+from engine.deciding.questions import Explain, Stats
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving import hub
 from engine.driving.hub import Hub
-from engine.messages import Call, Cancel, Ready, Reply, Report, Submit
+from engine.messages import Ask, Cancel, Ready, Reply, Report, Submit
 from engine.processes.frames import Unpacker, pack
 
 INFO: Any = "what the engine tells of itself"
@@ -29,7 +30,7 @@ class FrontEnd:
         self._unpacker = Unpacker()
         self._read: list[Any] = []
 
-    def post(self, *commands: Submit | Cancel | Call) -> None:
+    def post(self, *commands: Submit | Cancel | Ask) -> None:
         self.socket.sendall(pack(list(commands)))
 
     def read(self) -> Any:
@@ -96,13 +97,13 @@ def test_each_front_end_is_told_of_its_own_requests_only(played: Played) -> None
 
 def test_answers_go_to_who_asked_under_the_number_that_was_asked(played: Played) -> None:
     one, other = played.let_in(), played.let_in()
-    one.post(Call(7, "stats", {}))
+    one.post(Ask(7, Stats()))
     (first,) = played.hub.receive(None)
-    other.post(Call(7, "explain", {}))
+    other.post(Ask(7, Explain("a")))
     (second,) = played.hub.receive(None)
-    assert isinstance(first, Call)
-    assert isinstance(second, Call)
-    played.hub.send(Report(replies=[Reply(second.call_id, "B"), Reply(first.call_id, "A")]))
+    assert isinstance(first, Ask)
+    assert isinstance(second, Ask)
+    played.hub.send(Report(replies=[Reply(second.question_id, "B"), Reply(first.question_id, "A")]))
     assert one.read() == Report(replies=[Reply(7, "A")])
     assert other.read() == Report(replies=[Reply(7, "B")])
 
@@ -178,14 +179,14 @@ def test_who_waits_for_an_id_may_cancel_leave_and_is_the_only_one(played: Played
     played.hub.receive(None)
     one.socket.close()
     assert played.hub.receive(None) == [cancel_a, cancel_b]
-    other.post(submit("a"), cancel_a, Call(1, "stats", {}))
-    assert played.hub.receive(None) == [Call(1, "stats", {})]
-    third.post(submit("a"), submit("b"), Call(2, "stats", {}))
-    assert played.hub.receive(None) == [Call(2, "stats", {})]
+    other.post(submit("a"), cancel_a, Ask(1, Stats()))
+    assert played.hub.receive(None) == [Ask(1, Stats())]
+    third.post(submit("a"), submit("b"), Ask(2, Stats()))
+    assert played.hub.receive(None) == [Ask(2, Stats())]
     assert third.read() == Report(refused=["a"])
     third.socket.close()
-    other.post(Call(3, "stats", {}))
-    while Call(3, "stats", {}) not in played.hub.receive(None):
+    other.post(Ask(3, Stats()))
+    while Ask(3, Stats()) not in played.hub.receive(None):
         pass
     played.hub.send(Report(finished=[finished("a"), finished("b")]))
     assert played.hub.receive(0.0) == [submit("a"), cancel_a]

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from engine.deciding.forecast import Forecast
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.plan import Accepted, Done, Plan, Token, Work
-from engine.deciding.request import Request, Sampling
+from engine.deciding.questions import Estimate, Explain, Stats
+from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import SIGN_OF_LIFE_S, EngineLoop
-from engine.messages import Call, Cancel, Command, Failure, Report, Submit
+from engine.messages import Ask, Cancel, Command, Failure, Report, Submit
 
 PAGES = 16
 
@@ -44,6 +46,7 @@ class CountingExecutor:
 
     def __init__(self) -> None:
         self.plans: list[Plan] = []
+        self.compilations = 0
 
     def launch(self, plan: Plan) -> Done:
         self.plans.append(plan)
@@ -94,12 +97,12 @@ def test_an_idle_engine_waits_for_the_pipe_and_a_busy_one_does_not() -> None:
 def test_a_cancelled_request_holds_no_page_at_the_next_iteration() -> None:
     pipe = ScriptedPipe(
         [submit("a", max_tokens=30), submit("b", max_tokens=30)],
-        [Cancel("a", FinishReason.CANCELLED), Call(1, "stats", {})],
+        [Cancel("a", FinishReason.CANCELLED), Ask(1, Stats())],
     )
     make_loop(pipe).run()
     report = next(report for report in pipe.sent if report.replies)
     assert [(f.request_id, f.reason) for f in report.finished] == [("a", FinishReason.CANCELLED)]
-    assert report.replies[0].value.pages_free == PAGES - 1
+    assert report.replies[0].answer.scheduler.pages_free == PAGES - 1
     assert [sampled[0] for sampled in pipe.sent[-1].sampled] == ["b"]
 
 
@@ -119,30 +122,40 @@ def test_a_refused_request_ends_with_an_error_and_the_others_go_on() -> None:
     assert [f.request_id for f in second.finished] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["submit", "__class__", "no_such_question"])
-def test_only_questions_are_answered(name: str) -> None:
-    pipe = ScriptedPipe([Call(3, name, {})])
+def test_a_question_without_an_answer_says_why() -> None:
+    pipe = ScriptedPipe([Ask(3, Explain("nobody"))])
     make_loop(pipe).run()
     (reply,) = pipe.sent[0].replies
-    assert (reply.call_id, reply.value) == (3, None)
-    assert reply.failure is Failure.UNKNOWN_QUESTION
-    assert name in reply.error
+    assert (reply.question_id, reply.answer) == (3, None)
+    assert reply.failure is Failure.NOT_FOUND
+    assert "nobody" in reply.error
+
+
+def test_the_compilations_that_are_told_are_those_since_it_serves() -> None:
+    executor = CountingExecutor()
+    executor.compilations = 3
+    pipe = ScriptedPipe([Ask(1, Stats())])
+    loop = EngineLoop(make_scheduler(), executor, pipe, Clock())
+    executor.compilations = 5
+    loop.run()
+    (reply,) = pipe.sent[0].replies
+    assert reply.answer.num_compilations == 2
 
 
 def test_an_estimate_is_asked_for_the_present_moment() -> None:
     class Estimating(Scheduler):
-        def estimate(self, prompt_len: int, now: float) -> tuple[int, float]:
-            if not prompt_len:
+        def estimate(self, asked: Estimate, now: float) -> Forecast:
+            if not asked.prompt_len:
                 raise ValueError("prompt_len must be at least 1")
-            return prompt_len, now
+            return Forecast(on_time=True, ttft_s=now, ttlt_s=now, ahead_s=asked.prompt_len)
 
     scheduler = Estimating(make_scheduler().config, make_scheduler().latency)
     pipe = ScriptedPipe(
-        [Call(1, "estimate", {"prompt_len": 5}), Call(2, "estimate", {"prompt_len": 0})]
+        [Ask(number, Estimate(length, None, BEST_EFFORT)) for number, length in ((1, 5), (2, 0))]
     )
     make_loop(pipe, scheduler).run()
     answered, refused = pipe.sent[0].replies
-    assert answered.value == (5, pytest.approx(0.001))
+    assert (answered.answer.ahead_s, answered.answer.ttft_s) == (5, pytest.approx(0.001))
     assert refused.error == "prompt_len must be at least 1"
     assert refused.failure is Failure.INVALID
 
@@ -181,6 +194,8 @@ def test_a_broken_executor_ends_the_loop() -> None:
     """The process reports it and exits; nothing goes on with a state that nobody knows."""
 
     class Broken:
+        compilations = 0
+
         def launch(self, plan: Plan) -> Done:
             raise RuntimeError("out of memory")
 
@@ -196,6 +211,8 @@ class Watched:
     """An executor whose iterations end when their tokens are asked for. Token n of each request is
     n; `log` tells what happened in which order.
     """
+
+    compilations = 0
 
     def __init__(self, log: list[str]) -> None:
         self._log = log

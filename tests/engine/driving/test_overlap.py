@@ -136,8 +136,8 @@ def test_every_client_gets_the_same_tokens_as_without_look_ahead(
     plain, _ = serve(executor, False, policy)
     ahead, scheduler = serve(executor, True, policy)
     stats = scheduler.stats()
-    assert stats.num_preemptions > 3
-    assert stats.cached_tokens > 100
+    assert stats.totals.num_preemptions > 3
+    assert stats.totals.cached_tokens > 100
     assert sum(f.reason is FinishReason.STOP for f in ahead.ends.values()) > 3
     for id, expected in plain.tokens.items():
         found = ahead.tokens[id]

@@ -21,17 +21,18 @@ import pytest_asyncio
 
 from engine.config import EngineConfig
 from engine.deciding.plan import Accepted, Finished, Token
+from engine.deciding.questions import Explain, Stats
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.linking.keeper import EngineClient
 from engine.linking.process import EngineProcess
 from engine.linking.streams import (
-    CallFailed,
     DuplicateRequest,
     EngineLost,
     EngineStartError,
     RequestStream,
     Restarted,
+    Unanswered,
 )
 from engine.messages import Failure
 from tests.engine.driving import engines
@@ -126,7 +127,7 @@ async def test_closing_a_stream_frees_its_pages(client: Watched) -> None:
     stream = client.submit([make_request("a", max_tokens=4000)])
     await within(stream.next())
     stream.close(FinishReason.CANCELLED)
-    stats = await within(client.call("stats"))
+    stats = (await within(client.ask(Stats()))).scheduler
     assert stats.pages_free == stats.pages_total
     assert stats.num_running == stats.num_waiting == 0
 
@@ -139,14 +140,14 @@ async def test_an_id_is_taken_until_the_engine_has_finished_it(client: Watched) 
     stream.close(FinishReason.CANCELLED)
     with pytest.raises(DuplicateRequest):
         client.submit([make_request("a")])
-    await within(client.call("stats"))
+    await within(client.ask(Stats()))
     assert len(await read(client.submit([make_request("a")]))) == 7
 
 
-async def test_unknown_questions_say_so(client: Watched) -> None:
-    with pytest.raises(CallFailed, match="nonsense") as caught:
-        await within(client.call("nonsense"))
-    assert caught.value.failure is Failure.UNKNOWN_QUESTION
+async def test_a_question_without_an_answer_says_why(client: Watched) -> None:
+    with pytest.raises(Unanswered, match="'nobody' is not remembered") as caught:
+        await within(client.ask(Explain("nobody")))
+    assert caught.value.failure is Failure.NOT_FOUND
 
 
 async def begun(client: EngineClient, request: Request) -> RequestStream:
@@ -167,7 +168,7 @@ async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched
     with pytest.raises(EngineLost):
         client.submit([make_request("b")])
     with pytest.raises(EngineLost):
-        await within(client.call("stats"))
+        await within(client.ask(Stats()))
     assert "-9" in await within(client.news.get())
     assert await within(client.news.get()) == "ready"
     assert client.info is not None
@@ -189,7 +190,7 @@ async def test_what_nobody_has_seen_anything_of_is_run_again_by_the_next_engine(
         assert kinds[-8:] == [Restarted, Accepted, *[Token] * 5, Finished]
         assert kinds[:-8] in ([], [Accepted])  # by the first engine, perhaps
     assert client.num_in_flight == 0
-    timeline = await within(client.call("explain", request_id="r7"))
+    timeline = await within(client.ask(Explain("r7")))
     assert [d.kind for d in timeline.decisions][:2] == ["restarted", "admitted"]
     await within(client.stop())
 

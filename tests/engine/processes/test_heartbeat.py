@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from engine.config import EngineConfig
+from engine.deciding.questions import Stats
 from engine.linking import keeper as owner
 from engine.linking import process as processes
 from engine.linking.streams import EngineLost, EngineStartError
@@ -93,7 +94,7 @@ async def test_a_watcher_that_was_stopped_too_does_not_take_that_for_silence() -
         time.sleep(3.0)  # noqa: ASYNC251  # the event loop is what is stopped
         os.kill(first, signal.SIGCONT)
         for _ in range(20):
-            await within_time(client.call("stats"))
+            await within_time(client.ask(Stats()))
             await asyncio.sleep(0.05)
         assert client.news.empty()
         assert pid_of(client) == first

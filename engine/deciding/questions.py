@@ -1,0 +1,61 @@
+"""Questions that a front end asks of an engine, each with the type of its answer.
+
+A `Question[A]` is a value that crosses to the engine process; the engine loop answers it with an
+`A`. Asking changes nothing there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from engine.deciding.forecast import Forecast
+from engine.deciding.record import Timeline
+from engine.deciding.request import Importance, Sampling, Targets
+from engine.deciding.stats import EngineStats
+
+AnswerT = TypeVar("AnswerT")
+
+_SAMPLING = Sampling()  # the defaults
+
+
+class Question(Generic[AnswerT]):
+    """A question whose answer is an `AnswerT`."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stats(Question[EngineStats]):
+    """How much the engine has done, and how full it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain(Question[Timeline]):
+    """What was decided for a request, and why.
+
+    `request_id` is the name that its tenant gave it. With `tenant` None, the request of any tenant
+    is meant. The answer fails as NOT_FOUND when no such request is remembered, and as INVALID when
+    several tenants have one.
+    """
+
+    request_id: str
+    tenant: str | None = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Question[Forecast]):
+    """What would become of a request that was sent now. Lengths are in tokens.
+
+    With `output_len` None, the length is guessed from the history of such requests, and is
+    `default_output_len` where there is none yet.
+    """
+
+    prompt_len: int
+    output_len: int | None
+    targets: Targets
+    application: str = ""
+    importance: Importance = Importance.NORMAL
+    tier: str = ""
+    tenant: str = ""
+    default_output_len: int = _SAMPLING.max_tokens
