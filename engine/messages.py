@@ -21,6 +21,7 @@ from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, 
 from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
+from engine.tiers import Tier
 
 
 class Submit(NamedTuple):
@@ -93,14 +94,6 @@ class Reply(NamedTuple):
     failure: Failure | None = None
 
 
-class TierInfo(NamedTuple):
-    """A named set of targets that the engine proposes for the model on this machine."""
-
-    name: str
-    targets: Targets
-    importance: Importance = Importance.NORMAL
-
-
 class Calibration(NamedTuple):
     """How the latency profile came to be. Seconds; `median_error` of |actual / predicted - 1| over
     iterations that it was not made from, None where there were none. `took_s` is None for one from
@@ -136,7 +129,7 @@ class EngineInfo:
     pid: int
     eos_token_ids: frozenset[int] = frozenset()
     context_note: str = ""  # why the context is shorter than the checkpoint states
-    tiers: tuple[TierInfo, ...] = ()  # empty: the server's built-in ones
+    tiers: tuple[Tier, ...] = ()  # that it proposes; empty: the built-in ones hold
     calibration: Calibration | None = None  # None: it learns in service only
     compile_note: str = ""  # why it is not compiled as asked
 

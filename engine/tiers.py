@@ -1,50 +1,38 @@
 """Tiers, application presets, and which targets a request is served with. Seconds throughout.
 
 Targets come, in this order, from the request itself, its named tier, its application's preset, the
-default tier. The call's own deadline caps them, as nothing is worth having after it; it is itself
-the target (as TTLT) only for those whom the file says so of: every backend sets deadlines, and most
-mean "give up after", not "in time if by then". A TOML file sets tiers and presets:
+default tier. The call's own deadline caps them, as nothing is worth having after it. It is itself
+the target (as TTLT) only for those whom the operator says so of: every backend sets deadlines, and
+most mean "give up after", not "in time if by then".
 
-    default_tier = "chat"
-    deadline_is_target = false  # true: of calls that name no targets, tier or preset
-
-    [tiers.chat]
-    ttft_s = 0.5
-    tbt_s = 0.05
-    importance = "high"
-
-    [tiers.report]
-    ttlt_s = 30
-
-    [applications.nightly]
-    tier = "report"         # or targets of its own, as a tier has
-    importance = "low"
-
-    [applications.reports]
-    deadline_is_target = true   # a call without a deadline: the tier or the targets stated here
-
-    [tenants.acme]
-    weight = 2              # of its share of queue and engine; 1 where left out
-
-Tiers of the file replace the built-in ones altogether. A tenant that is not named there shares with
-all others that are not: a name that anybody may invent buys nothing.
+`engine/tiers_file.py` reads what an operator says of all this.
 """
 
 from __future__ import annotations
 
 import math
-import reprlib
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import Any
 
+from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
+from engine.deciding.plan import Work
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, Targets
+
+# The targets of the built-in tiers, in seconds.
+INTERACTIVE_TTFT_S, INTERACTIVE_TBT_S, STANDARD_TTLT_S, BATCH_TTLT_S = 1.0, 0.05, 10.0, 60.0
+
+# The moderate load under which an engine must be able to keep the tiers that it proposes.
+DECODES = 32  # sequences that decode beside each other
+CONTEXT = 512  # tokens that each of them reads
+CHUNK = 64  # prompt tokens computed beside them in an iteration
+PROMPTS_AHEAD, PROMPT_LEN = 4, 1024  # prompts that a new one waits for and is one of
+_ROUND = (1, 1.5, 2, 3, 5, 7.5, 10)  # times a power of ten: round numbers
 
 
 class TargetSource(Enum):
+    """Who stated the targets that a request is served with."""
+
     REQUEST = "request"
     TIER = "tier"
     APPLICATION = "application"
@@ -85,16 +73,49 @@ class Resolved:
     tier: str = ""
 
 
-BUILT_IN = (
-    Tier("interactive", Targets(ttft_s=1.0, tbt_s=0.05)),
-    Tier("standard", Targets(ttlt_s=10.0)),
-    Tier("batch", Targets(ttlt_s=60.0)),
-)
+def _three_tiers(ttft_s: float, tbt_s: float, scale: float) -> tuple[Tier, ...]:
+    """Interactive with these targets; standard and batch with theirs times `scale`."""
+    return (
+        Tier("interactive", Targets(ttft_s=ttft_s, tbt_s=tbt_s)),
+        Tier("standard", Targets(ttlt_s=round(STANDARD_TTLT_S * scale, 3))),
+        Tier("batch", Targets(ttlt_s=round(BATCH_TTLT_S * scale, 3))),
+    )
+
+
+BUILT_IN = _three_tiers(INTERACTIVE_TTFT_S, INTERACTIVE_TBT_S, 1.0)
+
+
+def propose(profile: LatencyProfile, max_batch_size: int, context_len: int) -> tuple[Tier, ...]:
+    """The built-in tiers, as far as a moderately loaded engine with this profile can keep them.
+
+    TTFT and TBT that it cannot keep become the next round numbers that it can, and the targets of
+    the other tiers grow with the one of these two that has grown more.
+    """
+    model = LatencyModel(profile)
+    decodes = min(DECODES, max_batch_size)
+    work = Work(decodes, decodes * min(CONTEXT, context_len))
+    iteration_s = profile.seconds(add_chunk(work, 0, min(CHUNK, profile.max_chunk)))
+    prompt_len = min(PROMPT_LEN, context_len)
+    prefill_s = model.prefill_seconds(0, prompt_len, model.saturating_chunk())
+    tbt_s = _at_least(INTERACTIVE_TBT_S, iteration_s)
+    ttft_s = _at_least(INTERACTIVE_TTFT_S, PROMPTS_AHEAD * prefill_s)
+    return _three_tiers(ttft_s, tbt_s, max(ttft_s / INTERACTIVE_TTFT_S, tbt_s / INTERACTIVE_TBT_S))
+
+
+def _at_least(target_s: float, needed_s: float) -> float:
+    """The target where it can be kept, else the next round number that can."""
+    if needed_s <= target_s:
+        return target_s
+    magnitude = 10.0 ** math.floor(math.log10(needed_s))
+    return round(next(r for r in _ROUND if r * magnitude >= needed_s) * magnitude, 9)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """What the server knows. `default` names one of `tiers`."""
+    """All that a server knows of tiers, applications and tenants. `default` names one of `tiers`.
+
+    Raises ValueError where it does not.
+    """
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: {t.name: t for t in BUILT_IN})
     default: str = "interactive"
@@ -114,7 +135,10 @@ class Tiers:
         timeout_s: float | None = None,
         importance: Importance | None = None,
     ) -> Resolved:
-        """`timeout_s` is from the arrival to the call's own deadline. Raises UnknownTier."""
+        """The targets and the importance of a request that states these.
+
+        `timeout_s` is from the arrival to the call's own deadline. Raises UnknownTier.
+        """
         limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
         chosen, source, is_target = self._choose(explicit, tier, application)
         if is_target and limit_s < math.inf:
@@ -124,13 +148,15 @@ class Tiers:
         return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
 
     def share_of(self, tenant: str) -> Share:
-        """Of queue and engine."""
+        """Whose part of queue and engine the tenant's requests take."""
         return self.tenants.get(tenant, EVERYBODY_ELSE)
 
     def _choose(
         self, explicit: Targets | None, tier: str, application: str
     ) -> tuple[Tier, TargetSource, bool]:
-        """Also whether the call's deadline, if it has one, stands in for the targets."""
+        """The tier whose targets hold, who stated it, and whether the call's deadline, where it has
+        one, takes the place of the targets.
+        """
         if explicit is not None:
             return Tier("", explicit), TargetSource.REQUEST, False
         if tier:
@@ -142,172 +168,3 @@ class Tiers:
             preset = self.applications[application]
             return preset.tier, TargetSource.APPLICATION, preset.deadline_is_target
         return self.tiers[self.default], TargetSource.DEFAULT, self.deadline_is_target
-
-
-_TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
-_KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
-MOST_BYTES = 1 << 20  # of a file: thousands of tenants
-MOST_NAME_BYTES = 128  # of what a call may name
-MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
-WEIGHTS = (1e-6, 1e6)
-
-
-def load(path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
-    """Reads the TOML file. Raises ValueError, naming file and key."""
-    return parse(read(path), path, built_in)
-
-
-def read(path: Path) -> str:
-    """The file's text. Raises ValueError, naming the file."""
-    try:
-        with path.open("rb") as file:
-            found = file.read(MOST_BYTES + 1)
-        if len(found) > MOST_BYTES:
-            raise ValueError(f"has more than {MOST_BYTES} bytes")
-        return found.decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
-    """What the file's text says. Raises ValueError, naming file and key."""
-    try:
-        document = tomllib.loads(text)
-        _refuse_unknown(document, _KEYS, "")
-        tables = _tables(document, "tiers")
-        tiers = {name: _tier(name, table, f"tiers.{name}") for name, table in tables.items()}
-        tiers = tiers or {t.name: t for t in built_in}
-        default = document.get("default_tier", next(iter(tiers)))
-        if default not in list(tiers):
-            raise ValueError(f"default_tier {reprlib.repr(default)} is not one of the tiers")
-        applications = {
-            name: _preset(table, f"applications.{name}", tiers, tiers[default])
-            for name, table in _tables(document, "applications").items()
-        }
-        tenants = {
-            name: _share(name, table, f"tenants.{name}")
-            for name, table in _tables(document, "tenants").items()
-        }
-        return Tiers(tiers, default, applications, _deadline_is_target(document, ""), tenants)
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def changes(before: Tiers, after: Tiers) -> list[str]:
-    """What one says otherwise than the other, by the names that the file has for it."""
-    found = []
-    for each in fields(Tiers):
-        old, new = getattr(before, each.name), getattr(after, each.name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            names = sorted({*old, *new})
-            found += [f"{each.name}.{name}" for name in names if old.get(name) != new.get(name)]
-        elif old != new:
-            found.append("default_tier" if each.name == "default" else each.name)
-    return found
-
-
-def _tables(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
-    tables = document.get(key, {})
-    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-        raise ValueError(f"{key} must be tables: [{key}.NAME]")
-    for name in tables:
-        if not (0 < len(name) <= MOST_NAME_BYTES and name.isascii() and name.isprintable()):
-            raise ValueError(
-                f"{key}.{_named(name)}: no call can name it: a name is printable ASCII, not empty,"
-                f" of at most {MOST_NAME_BYTES} bytes"
-            )
-    return tables
-
-
-def _refuse_unknown(table: dict[str, Any], known: set[str], path: str) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(
-                f"{path}{_named(key)} is unknown; known are {', '.join(sorted(known))}"
-            )
-
-
-def _named(key: str) -> str:
-    """For a message."""
-    return key if len(key) <= MOST_NAME_BYTES and key.isprintable() else reprlib.repr(key)
-
-
-def _number(value: object, what: str, path: str) -> float:
-    """TOML's whole numbers have no end: those that no float can hold are no good either."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{path} must be a number{what}, got {reprlib.repr(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{path} is too large a number") from None
-
-
-def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
-    _refuse_unknown(table, _TIER_KEYS, f"{path}.")
-    durations = {
-        key: _number(value, " of seconds", f"{path}.{key}")
-        for key, value in table.items()
-        if key != "importance"
-    }
-    for key, value in durations.items():
-        if value > MOST_SECONDS:
-            raise ValueError(f"{path}.{key} must be at most {MOST_SECONDS:g}, got {value:g}")
-    importance = _importance(table, path, Importance.NORMAL)
-    try:
-        return Tier(name, Targets(**durations), importance)
-    except ValueError as error:
-        raise ValueError(f"{path}.{error}") from None
-
-
-def _importance(table: dict[str, Any], path: str, default: Importance) -> Importance:
-    """LOW is 0: no truth value is taken of an importance."""
-    names = {i.name.lower(): i for i in Importance}
-    value = table.get("importance")
-    if value is None:
-        return default
-    if not isinstance(value, str) or value not in names:
-        raise ValueError(
-            f"{path}.importance must be one of {', '.join(names)}, got {reprlib.repr(value)}"
-        )
-    return names[value]
-
-
-def _deadline_is_target(table: dict[str, Any], path: str) -> bool:
-    value = table.get("deadline_is_target", False)
-    if not isinstance(value, bool):
-        raise ValueError(
-            f"{path}deadline_is_target must be true or false, got {reprlib.repr(value)}"
-        )
-    return value
-
-
-def _share(name: str, table: dict[str, Any], path: str) -> Share:
-    _refuse_unknown(table, {"weight"}, f"{path}.")
-    weight = _number(table.get("weight", 1), "", f"{path}.weight")
-    least, most = WEIGHTS
-    if not least <= weight <= most:  # also false for nan
-        raise ValueError(
-            f"{path}.weight must be positive, from {least:g} to {most:g}, got {weight:g}"
-        )
-    return Share(name, weight)
-
-
-def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:
-    """A tier by name, with an importance of its own perhaps, or targets of its own; where only the
-    deadline counts, and a call has none, the default tier.
-    """
-    is_target = _deadline_is_target(table, f"{path}.")
-    rest = {key: value for key, value in table.items() if key != "deadline_is_target"}
-    if "tier" not in rest and not (is_target and not rest.keys() - {"importance"}):
-        return Preset(_tier("", rest, path), is_target)
-    _refuse_unknown(rest, {"tier", "importance"}, f"{path}.")
-    name = rest.get("tier", default.name)
-    if name not in list(tiers):
-        raise ValueError(f"{path}.tier {reprlib.repr(name)} is not one of the tiers")
-    tier = tiers[name]
-    importance = _importance(rest, path, tier.importance)
-    return Preset(Tier(tier.name, tier.targets, importance), is_target)

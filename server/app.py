@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import structlog
 
-from engine import tiers
+from engine import tiers_file
 from engine.messages import EngineInfo
 from engine.processes import collector
 from server.admission.ledger import OwnLedger
@@ -141,7 +141,7 @@ async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) 
             log.info("SIGHUP ignored", note="there is no --config to read again")
             continue
         try:
-            changes = server.reconfigure(await asyncio.to_thread(tiers.read, path))
+            changes = server.reconfigure(await asyncio.to_thread(tiers_file.read, path))
         except ValueError as error:
             log.error("configuration not read", reason=str(error))
         else:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine import tiers
-from engine.messages import TierInfo
-from engine.tiers import Tier, Tiers
+from engine import tiers_file
+from engine.tiers import BUILT_IN, Tier, Tiers
 
 
 class Configuration:
@@ -20,12 +19,12 @@ class Configuration:
     def __init__(self, path: Path | None, text: str | None = None) -> None:
         """Reads the file, unless another process has. Raises ValueError, naming file and key."""
         self.path = path
-        self._proposed: Sequence[TierInfo] = ()  # by the engine, for the model on this machine
-        self.text = tiers.read(path) if path is not None and text is None else text
+        self._proposed: Sequence[Tier] = ()  # by the engine, for the model on this machine
+        self.text = tiers_file.read(path) if path is not None and text is None else text
         # Those of the file; else those that the engine proposes; else the built-in ones.
         self.tiers = self._parse(self.text)
 
-    def propose(self, proposed: Sequence[TierInfo]) -> Tiers:
+    def propose(self, proposed: Sequence[Tier]) -> Tiers:
         """An engine's tiers; what holds from now on."""
         self._proposed = proposed
         self.tiers = self._parse(self.text)
@@ -35,10 +34,10 @@ class Configuration:
         """Another text of the file: what differs. Raises ValueError, and then all is as before."""
         before, after = self.tiers, self._parse(text)
         self.text, self.tiers = text, after
-        return tiers.changes(before, after)
+        return tiers_file.changes(before, after)
 
     def _parse(self, text: str | None) -> Tiers:
-        built_in = tuple(Tier(*tier) for tier in self._proposed) or tiers.BUILT_IN
+        built_in = self._proposed or BUILT_IN
         if self.path is not None and text is not None:
-            return tiers.parse(text, self.path, built_in)
+            return tiers_file.parse(text, self.path, built_in)
         return Tiers({tier.name: tier for tier in built_in}, built_in[0].name)

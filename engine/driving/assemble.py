@@ -12,10 +12,10 @@ from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
-from engine.driving import tiers
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
 from engine.messages import Calibration, EngineInfo, Pinned
+from engine.tiers import propose
 
 
 def assemble(
@@ -72,7 +72,7 @@ def assemble(
         pid=os.getpid(),
         eos_token_ids=frozenset(model.eos_ids),
         context_note=model.context_note,
-        tiers=tiers.propose(profile, config.max_batch_size, context_len),
+        tiers=propose(profile, config.max_batch_size, context_len),
         calibration=calibration,
         compile_note=compile_note,
     )

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from client.values import Importance, Targets, Tier
 from engine import tiers as server_tiers
+from engine import tiers_file
 from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
 
 # The tiers of the paper's evaluation (section 4): Q1, Q2, Q3.
@@ -246,6 +247,6 @@ def load_tiers(path: Path) -> tuple[Tier, ...]:
     matter here: every request names its tier or its targets). Raises BadProfile.
     """
     try:
-        return tuple(map(_tier, server_tiers.load(path).tiers.values()))
+        return tuple(map(_tier, tiers_file.load(path).tiers.values()))
     except ValueError as error:
         raise BadProfile(str(error)) from None

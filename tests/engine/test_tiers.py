@@ -1,4 +1,4 @@
-"""Where a request's targets come from, and what a tiers file may say."""
+"""Where a request's targets come from, what a tiers file may say, what an engine proposes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
-from engine.tiers import (
-    MOST_BYTES,
-    Resolved,
-    TargetSource,
-    Tier,
-    Tiers,
-    UnknownTier,
-    load,
-)
+from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, propose
+from engine.tiers_file import MOST_BYTES, load, parse
 
 FILE = """
 default_tier = "report"
@@ -190,11 +184,10 @@ def test_the_built_in_tiers_are_interactive_standard_and_batch() -> None:
     assert Tiers().resolve().tier == "interactive"
 
 
-def test_a_file_without_tiers_keeps_the_built_in_ones(tmp_path: Path) -> None:
-    path = tmp_path / "tiers.toml"
-    path.write_text('[applications.x]\ntier = "gold"\n')
+def test_a_file_without_tiers_keeps_the_built_in_ones() -> None:
+    text = '[applications.x]\ntier = "gold"\n'
     built_in = (Tier("gold", Targets(ttlt_s=1.0)), Tier("tin", BEST_EFFORT))
-    tiers = load(path, built_in)
+    tiers = parse(text, Path("tiers.toml"), built_in)
     assert list(tiers.tiers) == ["gold", "tin"]
     assert tiers.resolve(application="x").tier == "gold"
 
@@ -269,3 +262,22 @@ def test_a_tenant_has_a_share_of_its_own_where_the_operator_names_it(tmp_path: P
     assert tiers.share_of("acme") == Share("acme", 2.0)
     assert tiers.share_of("corp") == Share("corp", 1.0)
     assert tiers.share_of("invented") == tiers.share_of("") == Tiers().share_of("acme")
+
+
+def test_a_quick_machine_gets_the_usual_tiers() -> None:
+    proposed = propose(LatencyProfile("quick", (Segment(UNBOUNDED, 1e-3, 1e-5),)), 64, 4096)
+    assert [(t.name, t.targets) for t in proposed] == [
+        ("interactive", Targets(ttft_s=1.0, tbt_s=0.05)),
+        ("standard", Targets(ttlt_s=10.0)),
+        ("batch", Targets(ttlt_s=60.0)),
+    ]
+
+
+def test_a_slow_machine_gets_tiers_that_it_can_keep() -> None:
+    """32 decodes of 5 ms and 64 tokens of 1 ms: 224 ms, so 300. Four prompts of 1,024 tokens: some
+    4.1 s, so 5. Everything else follows the slower of both, TBT: sixfold."""
+    segment = Segment(UNBOUNDED, 0.0, prefill=1e-3, decode=5e-3)
+    proposed = propose(LatencyProfile("slow", (segment,)), 64, 4096)
+    assert proposed[0].targets == Targets(ttft_s=5.0, tbt_s=0.3)
+    assert proposed[1].targets == Targets(ttlt_s=60.0)
+    assert proposed[2].targets == Targets(ttlt_s=360.0)

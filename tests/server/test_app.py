@@ -16,7 +16,8 @@ from engine.config import EngineConfig
 from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Targets
 from engine.linking.streams import Unanswered
-from engine.messages import Failure, TierInfo
+from engine.messages import Failure
+from engine.tiers import Tier
 from proto.niyama.v1 import inference_pb2 as pb
 from server import app
 from server.app import Server
@@ -29,7 +30,7 @@ from server.metrics import Metrics
 from server.startup import StartError
 from tests.server.conftest import Running, within
 
-PROPOSED = (TierInfo("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
+PROPOSED = (Tier("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
 
 
 def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path: Path) -> None:

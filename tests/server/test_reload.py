@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from client import Client, InvalidRequest
-from engine.tiers import BUILT_IN, Tiers, changes, load
+from engine.tiers import BUILT_IN, Tiers
+from engine.tiers_file import changes, load
 from server.configuration import Configuration
 from tests.server_process import ServerProcess
 
@@ -131,7 +132,7 @@ import signal, sys
 
 class Look:
     def find_spec(self, name, path=None, target=None):
-        if name in ("engine.driving", "grpc", "uvloop"):
+        if name in ("engine.linking", "grpc", "uvloop"):
             print(name, signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
 
 sys.meta_path.insert(0, Look())
@@ -145,7 +146,7 @@ def test_it_ends_no_server_that_is_only_just_loading() -> None:
     command = [sys.executable, "-c", EARLY]
     said = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
     seen = [line.split() for line in said.stdout.splitlines()[:3]]
-    assert {name for name, _ in seen} == {"engine.driving", "grpc", "uvloop"}
+    assert {name for name, _ in seen} == {"engine.linking", "grpc", "uvloop"}
     assert all(is_ignored == "True" for _, is_ignored in seen)
 
 

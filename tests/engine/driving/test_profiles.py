@@ -1,4 +1,4 @@
-"""Profiles on disk, and the tiers made from them."""
+"""Profiles on disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from engine.computing.calibration import Measurements
 from engine.deciding.fit import Sample
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment, add_chunk
 from engine.deciding.plan import Work
-from engine.deciding.request import Targets
-from engine.driving import profiles, tiers
+from engine.driving import profiles
 
 SEGMENT = Segment(UNBOUNDED, 1e-3, 1e-5, 1e-4)
 KEY = {"model_name": "tiny", "device": "abacus", "threads": 1}
@@ -225,22 +224,3 @@ def test_a_checkpoint_is_known_by_its_shape(tmp_path: Path) -> None:
     assert profiles.model_fingerprint(tmp_path) == one
     (tmp_path / "a.safetensors").write_bytes(b"56789")
     assert profiles.model_fingerprint(tmp_path) != one
-
-
-def test_a_quick_machine_gets_the_usual_tiers() -> None:
-    proposed = tiers.propose(LatencyProfile("quick", (Segment(UNBOUNDED, 1e-3, 1e-5),)), 64, 4096)
-    assert [(t.name, t.targets) for t in proposed] == [
-        ("interactive", Targets(ttft_s=1.0, tbt_s=0.05)),
-        ("standard", Targets(ttlt_s=10.0)),
-        ("batch", Targets(ttlt_s=60.0)),
-    ]
-
-
-def test_a_slow_machine_gets_tiers_that_it_can_keep() -> None:
-    """32 decodes of 5 ms and 64 tokens of 1 ms: 224 ms, so 300. Four prompts of 1,024 tokens: some
-    4.1 s, so 5. Everything else follows the slower of both, TBT: sixfold."""
-    segment = Segment(UNBOUNDED, 0.0, prefill=1e-3, decode=5e-3)
-    proposed = tiers.propose(LatencyProfile("slow", (segment,)), 64, 4096)
-    assert proposed[0].targets == Targets(ttft_s=5.0, tbt_s=0.3)
-    assert proposed[1].targets == Targets(ttlt_s=60.0)
-    assert proposed[2].targets == Targets(ttlt_s=360.0)
