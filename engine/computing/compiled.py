@@ -20,14 +20,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint.options import COMPILE
+from engine.computing.attention.layout import LEAST, KvLayout
 from engine.computing.batch import Batch
-from engine.computing.lanes import LEAST
 from engine.computing.model import Block, Decoder
 from engine.private import NotPrivate, default_folder, make, private_folder, temporary_folder
 
@@ -126,23 +126,6 @@ def end_compilers() -> None:
         compilers.shutdown_compile_workers()
 
 
-class Attention(Protocol):
-    """What is compiled of it, and what is not: see attention.py and lanes.py."""
-
-    @property
-    def traced(self) -> Traced:
-        """What is compiled, given the rows of qkv, `memory` and `inputs`."""
-
-    def memory(self, layer: int) -> tuple[Tensor, ...]:
-        """What `traced` reads and writes of a layer."""
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What `traced` knows of the iteration."""
-
-    def attend(self, qkv: Tensor, layer: int, decoded: Any) -> Tensor:
-        """The rest, given what `traced` has computed."""
-
-
 Traced = Callable[[Tensor, Any, Any], Tensor | None]
 Regions = Sequence[Callable[..., Any]]
 
@@ -187,12 +170,12 @@ class CompiledStep:
     CompilationFailed.
     """
 
-    def __init__(self, model: Decoder, attention: Attention) -> None:
+    def __init__(self, model: Decoder, kv: KvLayout) -> None:
         self.compilations = 0
         self._model = model
         self._blocks = list(model.blocks)
-        self._attention = attention
-        self._memories = [attention.memory(layer) for layer in range(len(model.blocks))]
+        self._traced = kv.traced
+        self._memories = [kv.memory(layer) for layer in range(len(model.blocks))]
         self._regions: dict[str, Regions] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -205,7 +188,7 @@ class CompiledStep:
             _Region(_next_region, UNCHECKED),
             _Region(_last_region, UNCHECKED),
         ]
-        for tensor in self._attention.inputs():
+        for tensor in batch.attention.inputs:
             _mark_symbols(tensor, range(tensor.dim()))
         try:
             # Of the same code, for all models of the process.
@@ -220,8 +203,8 @@ class CompiledStep:
 
     def _run(self, batch: Batch, regions: Regions) -> Tensor:
         first, following, last = regions
-        model, blocks, attention = self._model, self._blocks, self._attention
-        traced, inputs, memories = attention.traced, attention.inputs(), self._memories
+        model, blocks, attention = self._model, self._blocks, batch.attention
+        traced, inputs, memories = self._traced, attention.inputs, self._memories
         x, cos, sin, qkv, decoded = first(
             model, blocks[0], traced, memories[0], inputs, batch.tokens, batch.positions
         )

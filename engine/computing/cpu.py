@@ -133,3 +133,11 @@ def exact_rows(dtype: torch.dtype, device: torch.device) -> int:
     (`python -m tests.bench products`).
     """
     return 16 if uses_matrix_units(dtype, device) else 32
+
+
+def rounded_up(count: int, exact: int, coarsest: int = 1 << 30) -> int:
+    """The next of few numbers: each up to `exact`, a power of two, then every second up to twice
+    that, every fourth up to four times that and so on, until every `coarsest`-th.
+    """
+    step = max(1, min(coarsest, (1 << (count - 1).bit_length()) // exact))
+    return -(-count // step) * step

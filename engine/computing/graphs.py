@@ -22,9 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.computing.attention import AttentionPlan, DecodeGroup
+from engine.computing.attention.layout import KvLayout
 from engine.computing.batch import Batch
-from engine.computing.kv import KvSlots
 from engine.computing.sampled import Picked, decoded
 from engine.deciding.sequence import Sequence
 
@@ -93,16 +92,13 @@ class DecodeGraphs:
     reads its inputs from the same memory each time.
     """
 
-    def __init__(self, step: Step, kv: KvSlots, capture: Capture) -> None:
+    def __init__(self, step: Step, kv: KvLayout, capture: Capture) -> None:
         self._step = step
         self._kv = kv
         self._capture = capture
         self._captured: dict[Bucket, Captured] = {}
         self._sizes: list[int] = []
         self._logits: Tensor | None = None  # [most sequences, V], of the newest replay
-        heads = torch.arange(2 * kv.num_kv_heads, device=kv.device)
-        self._first_slots = heads * kv.num_slots
-        self._first_pages = heads[:, None] * kv.num_rows
 
     def capture(self, max_batch_size: int, context_len: int, gather_bytes: int) -> None:
         """All buckets of which a layer gathers no more, the largest first: the pool grows once."""
@@ -115,7 +111,7 @@ class DecodeGraphs:
     def _gathered(self, bucket: Bucket) -> int:
         """Bytes of keys and values in one layer."""
         kv = self._kv
-        per_page = 2 * kv.num_kv_heads * kv.page_size * kv.slots.shape[-1] * kv.slots.itemsize
+        per_page = 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * kv.dtype.itemsize
         return bucket.sequences * bucket.pages * per_page
 
     def _buckets(self, context_len: int) -> Iterator[Bucket]:
@@ -145,12 +141,7 @@ class DecodeGraphs:
         tokens, positions, slots, lengths, pages = inputs.split(
             [count] * 4 + [count * bucket.pages]
         )
-        reach = torch.arange(bucket.pages * self._kv.page_size, device=inputs.device)
-        mask = torch.zeros(count, len(reach), dtype=self._kv.dtype, device=inputs.device)
-        mask = mask.masked_fill_(reach >= lengths[:, None], -torch.inf)[None, :, None]
-        rows = (self._first_pages + pages).flatten()
-        group = DecodeGroup(0, count, rows, len(reach), mask)
-        plan = AttentionPlan((slots[:, None] + self._first_slots).flatten(), (group,), (), ())
+        plan = self._kv.padded_plan(slots, lengths, pages)
         sampled = torch.arange(count, device=inputs.device)
         return self._step(Batch(tokens, positions, sampled, plan))
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.options import DTYPES, QUANTIZE, Choices
-from engine.computing.attention import PagedAttention
+from engine.computing.attention.gathered import GatheredKv
+from engine.computing.attention.in_place import InPlaceKv
+from engine.computing.attention.layout import LEAST, KvLayout, pages_in
 from engine.computing.autotune import fastest_dtype, fastest_row_layout, measured_slow_rows
-from engine.computing.batch import Batch, make_builder
+from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.compiled import (
     CompilationFailed,
     CompiledStep,
@@ -26,8 +28,6 @@ from engine.computing.compiled import (
 )
 from engine.computing.cpu import MOST_COPIED_BYTES, NO_ROWS, can_pack, uses_matrix_units
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
-from engine.computing.kv import KvLanes, KvMemory, KvSlots, pages_in
-from engine.computing.lanes import LEAST, LaneAttention
 from engine.computing.model import Decoder
 from engine.computing.rotation import rotate
 from engine.computing.sampled import Picked
@@ -51,7 +51,7 @@ class ModelExecutor:
     def __init__(
         self,
         model: Decoder,
-        kv: KvMemory,
+        kv: KvLayout,
         compiled: bool = False,
         or_eager: bool = False,
         slow_rows: range = NO_ROWS,
@@ -75,17 +75,10 @@ class ModelExecutor:
         self._graphs: DecodeGraphs | None = None
         self._last: Picked | None = None  # by the newest launch: tokens in flight are among them
 
-    def _use(self, kv: KvMemory, compiled: bool) -> None:
+    def _use(self, kv: KvLayout, compiled: bool) -> None:
         self.kv = kv
-        self._attention: PagedAttention | LaneAttention
-        if isinstance(kv, KvLanes):
-            self._attention = LaneAttention(kv)
-        else:
-            assert isinstance(kv, KvSlots)
-            self._attention = PagedAttention(kv)
-        self._compiled = CompiledStep(self.model, self._attention) if compiled else None
-        least = LEAST if compiled else 0
-        self._builder = make_builder(kv, self.config.num_heads, least, self.slow_rows)
+        self._compiled = CompiledStep(self.model, kv) if compiled else None
+        self._builder = BatchBuilder(kv, LEAST if compiled else 0, self.slow_rows)
 
     def capture_decodes(
         self,
@@ -100,7 +93,6 @@ class ModelExecutor:
         if gather_bytes is None:
             gather_bytes = gather_limit(self.device)
         self._gather_bytes = gather_bytes
-        assert isinstance(self.kv, KvSlots)
         self._graphs = DecodeGraphs(self.step, self.kv, capture or CudaCapture())
         with torch.inference_mode():
             self._graphs.capture(max_batch_size, context_len, gather_bytes)
@@ -156,10 +148,9 @@ class ModelExecutor:
 
     def step(self, batch: Batch) -> Tensor:
         """Logits [S, V] of one iteration."""
-        self._attention.plan = batch.attention
         if self._compiled is not None:
             return self._compiled(batch)
-        return self.model(batch.tokens, batch.positions, batch.rows, self._attention.attend)
+        return self.model(batch.tokens, batch.positions, batch.rows, batch.attention.attend)
 
     def warm_up(self) -> None:
         """Runs a prompt beside decodes, decodes and a lone one in page 0 on, before any sequence
@@ -181,8 +172,8 @@ class ModelExecutor:
     def _go_eager(self, note: str) -> None:
         self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
         shape = (self.kv.num_pages, self.kv.page_size, self.kv.dtype, self.kv.device)
-        del self.kv, self._attention, self._compiled, self._builder  # not two memories at once
-        self._use(KvSlots(self.config, *shape), compiled=False)
+        del self.kv, self._compiled, self._builder  # not two memories at once
+        self._use(GatheredKv(self.config, *shape), compiled=False)
         for linear in self.model.linears():
             linear.row = None  # for compiled code
 
@@ -255,7 +246,7 @@ def load(
         if not kv_bytes and place.type == "cuda":
             kv_bytes = kv_share(free_bytes, _free_bytes(place))
         num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    kind = KvLanes if compiled_on_cpu else KvSlots
+    kind = InPlaceKv if compiled_on_cpu else GatheredKv
     kv = _allocated(kind, config, num_pages, page_size, torch_dtype, device)
     if chosen is not None:
         slow_rows = range(*chosen.slow_rows)
@@ -267,13 +258,13 @@ def load(
 
 
 def _allocated(
-    kind: type[KvLanes | KvSlots],
+    kind: type[InPlaceKv | GatheredKv],
     config: ModelConfig,
     num_pages: int,
     page_size: int,
     dtype: torch.dtype,
     device: str,
-) -> KvMemory:
+) -> KvLayout:
     """Raises CheckpointError where there is no memory for it."""
     try:
         return kind(config, num_pages, page_size, dtype, device)

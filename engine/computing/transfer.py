@@ -22,6 +22,12 @@ def to_device(values: List[Any], device: torch.device, dtype: torch.dtype | None
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def columns_to_device(columns: List[List[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """An int64 tensor of each column; they cross as one tensor, of which they are views."""
+    flat = to_device([i for column in columns for i in column], device, torch.int64)
+    return flat.split([len(column) for column in columns])
+
+
 class ToHost:
     """Tensors on their way to the host, behind what computes them."""
 

@@ -24,11 +24,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing.attention import PagedAttention
-from engine.computing.batch import Batch, make_builder
+from engine.computing.attention.gathered import GatheredKv
+from engine.computing.attention.in_place import InPlaceKv
+from engine.computing.batch import BatchBuilder
 from engine.computing.compiled import compiler_missing
-from engine.computing.kv import KvLanes, KvSlots
-from engine.computing.lanes import LaneAttention
+from engine.computing.cpu import fused_kernel_uses_matrix_units
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence as Served
@@ -72,25 +72,25 @@ def _medians(arms: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 def measure(
     config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], is_chunk: bool
 ) -> dict[str, float]:
-    kv = KvSlots(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
-    kv.slots.normal_()
-    builder, plan = make_builder(kv, config.num_heads), _plan(lengths, is_chunk)
-    padded = builder.build(plan)
-    builder.pads_prompts = False
-    batch = builder.build(plan)
+    pages = sum(-(-sum(pair) // PAGE) for pair in lengths)
+    plan, device = _plan(lengths, is_chunk), torch.device("cpu")
     tokens, longest = sum(new for _, new in lengths), max(map(sum, lengths))
     qkv = torch.randn(tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim).to(dtype)
 
-    def arm(by_products: bool, batch: Batch = batch) -> Callable[[], object]:
-        attention = PagedAttention(kv, by_products)
-        attention.plan = batch.attention  # type: ignore[assignment] # what this builder makes
-        return lambda: attention.attend(qkv, 0)
+    def arm(by_products: bool, pads_prompts: bool) -> tuple[Callable[[], object], list[int]]:
+        """It, and what it pads prompts to."""
+        kv = GatheredKv(config, pages, PAGE, dtype, device, by_products)
+        kv.keys_and_values.normal_()
+        attention = BatchBuilder(kv, pads_prompts=pads_prompts).build(plan).attention
+        widths = [prompts.length for prompts in attention.prefill.prompts]
+        return lambda: attention.attend(qkv, 0), widths
 
-    arms = {"fused": arm(False), "products": arm(True)}
-    widths = [[prompts.length for prompts in b.attention.prompts] for b in (batch, padded)]
-    if widths[0] != widths[1]:
-        arms["padded"] = arm(False, padded)
-    if not is_chunk and not compiler_missing(kv.device):
+    fused, widths = arm(False, False)
+    arms = {"fused": fused, "products": arm(True, False)[0]}
+    padded, padded_widths = arm(False, fused_kernel_uses_matrix_units(dtype, device))
+    if widths != padded_widths:
+        arms["padded"] = padded
+    if not is_chunk and not compiler_missing(device):
         arms["in place"] = _in_place(config, dtype, lengths, qkv)
     repeats = 5 if tokens * longest > 1 << 20 else 15
     return _medians(arms, repeats)
@@ -100,18 +100,16 @@ def _in_place(
     config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], qkv: torch.Tensor
 ) -> Callable[[], object]:
     """Compiled for this shape alone."""
-    kv = KvLanes(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
+    kv = InPlaceKv(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.keys.normal_()
     kv.values.normal_()
-    batch = make_builder(kv, config.num_heads).build(_plan(lengths, False))
-    attention = LaneAttention(kv)
-    attention.plan = batch.attention  # type: ignore[assignment] # what this builder makes
+    batch = BatchBuilder(kv).build(_plan(lengths, False))
     torch._dynamo.reset()  # it refuses to compile the same function for many shapes
     code = torch.compile(
-        attention.traced, fullgraph=True, dynamic=False, options={"assert_indirect_indexing": False}
+        kv.traced, fullgraph=True, dynamic=False, options={"assert_indirect_indexing": False}
     )
     qkv = torch.nn.functional.pad(qkv, (0, 0, 0, 0, 0, len(batch.tokens) - len(qkv)))
-    return lambda: code(qkv, attention.memory(0), attention.inputs())
+    return lambda: code(qkv, kv.memory(0), batch.attention.inputs)
 
 
 def main(argv: Sequence[str]) -> int:

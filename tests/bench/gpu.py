@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from engine.checkpoint.model_config import ModelConfig, RopeConfig
+from engine.computing.attention.gathered import GatheredKv
 from engine.computing.calibration import Shape, make_plan, measure
-from engine.computing.kv import KvSlots
 from engine.computing.runner import ModelExecutor, store
 from engine.computing.weights import random_model
 from engine.deciding.fit import fit, median_error
@@ -110,7 +110,7 @@ class Bench:
         model = random_model(config, torch.bfloat16, device)
         store(model)
         pages = 72 * (CONTEXT // PAGE + 1) + 2048 // PAGE
-        kv = KvSlots(config, pages, PAGE, torch.bfloat16, device)
+        kv = GatheredKv(config, pages, PAGE, torch.bfloat16, device)
         self.executor = ModelExecutor(model, kv, compile)
         self.executor.warm_up()
         if self.device.type == "cuda":

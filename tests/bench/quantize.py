@@ -28,7 +28,7 @@ import torch
 
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing import runner
-from engine.computing.batch import make_builder
+from engine.computing.batch import BatchBuilder
 from engine.computing.calibration import Shape, make_plan
 from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import Chunk, Plan, Work
@@ -56,7 +56,7 @@ SHAPES = {
 @torch.inference_mode()
 def loss(executor: ModelExecutor, tokens: list[int]) -> float:
     """Nats per token, over all windows."""
-    builder = make_builder(executor.kv, executor.config.num_heads)
+    builder = BatchBuilder(executor.kv)
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, WINDOW):
         window = tokens[start : start + WINDOW + 1]

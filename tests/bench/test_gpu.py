@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.computing.kv import KvSlots
+from engine.computing.attention.gathered import GatheredKv
 from engine.computing.weights import random_model
 from engine.deciding.plan import Chunk
 from tests.bench.gpu import CASES, SHAPES, as_transformers, missed
@@ -28,7 +28,7 @@ def test_the_peer_computes_with_the_same_weights() -> None:
     peer = as_transformers(config, torch.device("cpu"))
     peer.set_attn_implementation("sdpa")
     model = random_model(config, torch.bfloat16)
-    ours = Recorder(model, KvSlots(config, 8, 16, torch.bfloat16))
+    ours = Recorder(model, GatheredKv(config, 8, 16, torch.bfloat16))
     ours.run(make_plan(chunks=[Chunk(make_sequence(ids, [0, 1, 2]), 0, len(ids), True)]))
     with torch.inference_mode():
         expected = peer(torch.tensor([ids])).logits[0, -1]

@@ -11,8 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from engine.computing.attention.gathered import GatheredKv
+from engine.computing.attention.in_place import InPlaceKv
+from engine.computing.attention.layout import KvLayout
 from engine.computing.batch import Batch
-from engine.computing.kv import KvLanes, KvMemory, KvSlots
 from engine.computing.runner import ModelExecutor
 from engine.computing.weights import load_model
 from engine.deciding.plan import Chunk, Plan, Work
@@ -95,22 +97,22 @@ def make_executor(
     folder: Path, num_pages: int = 64, page_size: int = 4, device: str = "cpu"
 ) -> Recorder:
     model = load_model(folder, torch.float32, device)
-    return Recorder(model, KvSlots(model.config, num_pages, page_size, torch.float32, device))
+    return Recorder(model, GatheredKv(model.config, num_pages, page_size, torch.float32, device))
 
 
-def fill(kv: KvMemory, content: Tensor) -> None:
+def fill(kv: KvLayout, content: Tensor) -> None:
     """Keys and values [layers, 2 * KH, slots, D], into either layout."""
-    if isinstance(kv, KvSlots):
-        kv.slots.copy_(content)
+    if isinstance(kv, GatheredKv):
+        kv.keys_and_values.copy_(content)
     else:
-        assert isinstance(kv, KvLanes)
+        assert isinstance(kv, InPlaceKv)
         by_page = content.unflatten(2, (-1, kv.page_size)).transpose(1, 2)
         keys, values = by_page.split(kv.num_kv_heads, 2)  # [layers, pages, KH, page_size, D]
         kv.keys.copy_(keys.transpose(3, 4))
         kv.values.copy_(values)
 
 
-def content_shape(kv: KvMemory) -> tuple[int, int, int, int]:
+def content_shape(kv: KvLayout) -> tuple[int, int, int, int]:
     return kv.num_layers, 2 * kv.num_kv_heads, kv.num_slots, kv.head_dim
 
 

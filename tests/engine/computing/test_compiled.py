@@ -17,7 +17,7 @@ import torch
 
 from engine import private
 from engine.computing import compiled, runner
-from engine.computing.kv import KvSlots
+from engine.computing.attention.gathered import GatheredKv
 from engine.computing.runner import ModelExecutor, load
 from engine.computing.weights import load_model
 from engine.deciding.plan import NOT_FINITE, Chunk
@@ -349,7 +349,7 @@ def test_regions_around_attention_that_is_not_compiled_compute_the_same(folder: 
     skip_without_compiler()
     model = load_model(folder, torch.float32, "cpu")
     plain, fast = (
-        ModelExecutor(model, KvSlots(model.config, 64, 4), is_compiled)
+        ModelExecutor(model, GatheredKv(model.config, 64, 4), is_compiled)
         for is_compiled in (False, True)
     )
     fast.warm_up()

@@ -92,18 +92,17 @@ def pair(folder: Path, device: str, page_size: int) -> tuple[ModelExecutor, Mode
 
 def compare(plain: ModelExecutor, graphed: ModelExecutor, sequences: list[Sequence]) -> None:
     """One iteration on the same memory: tokens, log probabilities, and what is written."""
-    memory = torch.randn(plain.kv.slots.shape, generator=torch.manual_seed(1))
-    plain.kv.slots.copy_(memory)
-    graphed.kv.slots.copy_(memory)
+    memory = torch.randn(plain.kv.keys_and_values.shape, generator=torch.manual_seed(1))
+    plain.kv.keys_and_values.copy_(memory)
+    graphed.kv.keys_and_values.copy_(memory)
     plan = make_plan(sequences)
-    expected, found = plain.run(plan), graphed.run(plan)
-    assert [t.id for t in found] == [t.id for t in expected]
-    for a, b in zip(found, expected, strict=True):
+    tokens, same = plain.run(plan), graphed.run(plan)
+    assert [t.id for t in same] == [t.id for t in tokens]
+    for a, b in zip(same, tokens, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
     kept = slice(0, plain.num_pages * plain.page_size)
-    torch.testing.assert_close(
-        graphed.kv.slots[:, :, kept], plain.kv.slots[:, :, kept], atol=1e-5, rtol=1e-5
-    )
+    found, expected = (e.kv.keys_and_values[:, :, kept] for e in (graphed, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

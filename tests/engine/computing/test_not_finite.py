@@ -49,7 +49,7 @@ def others() -> list[Sequence]:
 def run(executor: ModelExecutor, token: int, *, clear: bool = True) -> tuple[list[int], list[int]]:
     """What the one sequence with that token samples, and what all the others do: the one that has
     its pages afterwards too, in the last of them a single token."""
-    executor.kv.slots.zero_()
+    executor.kv.keys_and_values.zero_()
     company = others()
     one = make_sequence([*range(20, 30), token, *range(40, 45)], PAGES)
     own, *found = compute(executor, [one, *company])
@@ -76,8 +76,8 @@ def test_a_page_that_was_not_cleared_would_spoil_its_next_owner(executor: ModelE
 
 
 def test_clearing_leaves_all_other_pages_as_they_are(executor: ModelExecutor) -> None:
-    slots = executor.kv.slots
-    slots.fill_(1.0)
+    memory = executor.kv.keys_and_values
+    memory.fill_(1.0)
     executor.kv.clear((3, 7))
-    empty = slots.view(*slots.shape[:2], -1, 4, slots.shape[-1]).sum((0, 1, 3, 4)) == 0
+    empty = memory.view(*memory.shape[:2], -1, 4, memory.shape[-1]).sum((0, 1, 3, 4)) == 0
     assert empty.nonzero().flatten().tolist() == [3, 7]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.computing.batch import make_builder
-from engine.computing.kv import KvSlots
+from engine.computing.attention.gathered import GatheredKv
+from engine.computing.batch import BatchBuilder
 from engine.computing.model import Block, Decoder
 from engine.computing.rotation import Rotation, mixing, rotate
 from engine.computing.runner import ModelExecutor, store
@@ -68,9 +68,9 @@ def test_a_rotation_keeps_products_and_spreads_a_channel_that_stands_out(
 def logits_of(model: Decoder, tokens: list[int], page_size: int = 4) -> Tensor:
     """[tokens, V] float32, of all in one chunk."""
     num_pages = -(-len(tokens) // page_size)
-    kv = KvSlots(model.config, num_pages, page_size, model.embedding.dtype)
+    kv = GatheredKv(model.config, num_pages, page_size, model.embedding.dtype)
     chunk = Chunk(make_sequence(tokens, range(num_pages)), 0, len(tokens), True)
-    batch = make_builder(kv, model.config.num_heads).build(make_plan(chunks=[chunk]))
+    batch = BatchBuilder(kv).build(make_plan(chunks=[chunk]))
     executor = ModelExecutor(model, kv)
     return executor.step(replace(batch, rows=torch.arange(len(tokens)))).float()
 

@@ -87,7 +87,7 @@ def test_load_sizes_memory_and_keeps_the_stored_dtype_when_asked(copy: Path) -> 
     assert (executor.num_pages, executor.page_size, executor.dtype) == (5, 16, torch.float32)
     executor.warm_up()
     half = load(copy, dtype="bfloat16", num_pages=2)
-    assert half.kv.slots.dtype == torch.bfloat16
+    assert half.kv.keys_and_values.dtype == torch.bfloat16
     half.warm_up()
     with pytest.raises(CheckpointError, match="int4"):
         load(copy, dtype="int4", num_pages=1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing.kv import KvSlots
+from engine.computing.attention.gathered import GatheredKv
 from engine.computing.model import Decoder
 from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import Finished, Sampled
@@ -44,7 +44,7 @@ def executor() -> ModelExecutor:
     generator = torch.Generator().manual_seed(11)
     for parameter in model.parameters():
         parameter.data.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.5, generator=generator)
-    return ModelExecutor(model, KvSlots(CONFIG, NUM_PAGES, PAGE_SIZE, torch.float64))
+    return ModelExecutor(model, GatheredKv(CONFIG, NUM_PAGES, PAGE_SIZE, torch.float64))
 
 
 def make_prompts() -> list[list[int]]:

@@ -70,7 +70,7 @@ def test_a_profile_that_other_code_measured_is_not_taken(
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("computing/attention.py", True),
+        ("computing/attention/gathered.py", True),
         ("computing/calibration.py", True),
         ("deciding/fit.py", True),
         ("deciding/scheduler.py", False),  # it uses a profile
