@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -18,14 +19,14 @@ from rich.markup import escape
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
 from loadgen import flags, interrupts, opening
-from loadgen.reports import figures, records, terminal
+from loadgen.reports import figures, progress, records, terminal
 from loadgen.reports.html import document
 from loadgen.reports.html.page import Asked, page
 from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.silos import SiloTarget
-from loadgen.targets.target import End, Target, Unreachable
+from loadgen.targets.target import End, Target, Unreachable, Watch
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
 from loadgen.workload.spec import DEFAULT_RATE, Spec, build
@@ -139,7 +140,7 @@ class _Command:
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()
             done = modes.measure(
-                target, info, load, self._measuring(), self.out, full_name, contender
+                target, info, load, self._measuring(), self._showing, full_name, contender
             )
             self.done.append(done)
             return done
@@ -149,6 +150,10 @@ class _Command:
         if self.arguments.find_capacity:
             return self._search(measure, workload, contender)
         return [measure(workload, "")]
+
+    def _showing(self, duration_s: float, name: str) -> AbstractContextManager[Watch]:
+        """The progress bar of one run."""
+        return progress.showing(self.out, duration_s, name)
 
     def _measuring(self) -> Measuring:
         arguments = self.arguments
@@ -165,7 +170,7 @@ class _Command:
 
         def measure_aloud(load: Workload, name: str) -> Measurement:
             done = measure(load, name)
-            passed = modes.sustains(done.summary, search.max_misses)
+            passed = search.is_passed(done.summary)
             self.out.print(terminal.search_line(done, passed), highlight=False)
             return done
 

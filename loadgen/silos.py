@@ -2,19 +2,29 @@
 
 A silo serves in order of arrival with a chunk of its own: small where tokens have a pace to keep,
 large elsewhere (256 and 2,048 tokens, as the silos that Niyama, arXiv 2503.22562, compares with).
-How many replicas a tier needs is given, or found: the fewest that serve its requests.
+How many replicas a tier needs is given, or found: the fewest that serve its requests, as
+`loadgen.scoring.criterion` says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from client.values import Tier
-from loadgen.judge import Judge
+from loadgen.scoring.criterion import SIMULATED, Criterion
+from loadgen.scoring.score import backlog_growth, backlog_noise
+from loadgen.targets.record import Record
 from loadgen.targets.series import SeriesRecorder
-from loadgen.targets.simulated import Setup, SimulatedTarget, target_info
+from loadgen.targets.simulated import (
+    Setup,
+    SimulatedTarget,
+    records,
+    target_info,
+    uncollected,
+)
 from loadgen.targets.target import End, Run, Watch
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
@@ -123,9 +133,35 @@ def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
     does: where one request by itself would be late."""
 
     def serves(replicas: int) -> bool:
-        return Judge().is_served(replace(setup, replicas=replicas), requests)
+        return is_served(replace(setup, replicas=replicas), requests)
 
     return smallest(serves)
+
+
+def is_served(
+    setup: Setup, requests: Sequence[PlannedRequest], criterion: Criterion = SIMULATED
+) -> bool:
+    """Simulates a load, until it is known whether the replicas serve it."""
+    ended: list[Record] = []
+    num_late = 0
+    with uncollected():
+        for record in records(setup, requests):
+            ended.append(record)
+            num_late += criterion.is_late(record)
+            if not criterion.allows(num_late, len(requests)):
+                return False
+    return not falls_behind(ended, criterion)
+
+
+def falls_behind(records: Sequence[Record], criterion: Criterion = SIMULATED) -> bool:
+    """Whether the backlog grows by too much between the first and the last arrival. Requests that
+    all arrive at once leave nothing to measure, and no backlog."""
+    last_at = max((record.request.at for record in records), default=0.0)
+    if not last_at:
+        return False
+    end_s = math.nextafter(last_at, math.inf)
+    growth, noise = backlog_growth(records, 0.0, end_s), backlog_noise(records, 0.0, end_s)
+    return criterion.grows(growth, noise)
 
 
 def smallest(serves: Callable[[int], bool]) -> int:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from loadgen.judge import Judge
 from loadgen.paper.contender import PROFILE, Contender
 from loadgen.paper.jobs import Experiment, Job
 from loadgen.paper.load import Load, compute_bound, source_of
-from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Capacity, Lateness
+from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Lateness, ServedRate
+from loadgen.scoring.criterion import Criterion
 from loadgen.silos import BULK_CHUNK, PACED_CHUNK
 from loadgen.targets.profiles import PAPER_TIERS
 
@@ -58,7 +58,7 @@ class Variant(NamedTuple):
     name: str
     load: dict[str, Any]
     contender: dict[str, Any]
-    judge: Judge = ENVELOPE
+    criterion: Criterion = ENVELOPE
 
     def of(self, contender: Contender) -> Contender:
         return replace(contender, **self.contender)
@@ -81,10 +81,10 @@ def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
     silos = [replace(fcfs, chunk=chunk) for chunk in chunks]
     names = [tier.name for tier in PAPER_TIERS]
     shared, edf, *sizes = yield [
-        Job("replicas", load, niyama, variant.judge),
-        Job("replicas", load, variant.of(Contender("edf", 512)), variant.judge),
+        Job("replicas", load, niyama, variant.criterion),
+        Job("replicas", load, variant.of(Contender("edf", 512)), variant.criterion),
         *(
-            Job("replicas", load, silo, variant.judge, tier)
+            Job("replicas", load, silo, variant.criterion, tier)
             for silo, tier in zip(silos, names, strict=True)
         ),
     ]
@@ -96,9 +96,9 @@ def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
         return [Line(name, paper, f"silo {silo}, niyama {shared or _NONE}", fixed)]
     fewer = _reduced(sizes, shared)
     answers = yield [
-        Job("lateness", load, replace(niyama, replicas=shared), variant.judge),
+        Job("lateness", load, replace(niyama, replicas=shared), variant.criterion),
         *(
-            Job("lateness", load, replace(silo, replicas=count), variant.judge, tier)
+            Job("lateness", load, replace(silo, replicas=count), variant.criterion, tier)
             for silo, tier, count in zip(silos, names, fewer, strict=True)
         ),
     ]
@@ -137,19 +137,19 @@ def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Lin
     """Requests/s of one replica at most 1 % late."""
     load = scale.load(lengths, **variant.load)
     answers = yield [
-        Job("capacity", load, variant.of(NIYAMA), variant.judge),
+        Job("capacity", load, variant.of(NIYAMA), variant.criterion),
         *(
-            Job("best_chunk", load, variant.of(Contender(policy)), variant.judge)
+            Job("best_chunk", load, variant.of(Contender(policy)), variant.criterion)
             for policy in BASELINES
         ),
     ]
-    ours = Capacity(*answers[0])
-    small = {name: Capacity(*pair[0]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
-    best = {name: Capacity(*pair[1]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
+    ours = ServedRate(*answers[0])
+    small = {name: ServedRate(*pair[0]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
+    best = {name: ServedRate(*pair[1]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
     at_that = replace(load, rate=repr(ours.rps or 1.0))
     work_done, most = yield [
-        Job("done", at_that, variant.of(NIYAMA), variant.judge),
-        Job("ceiling", load, variant.of(NIYAMA), variant.judge),
+        Job("done", at_that, variant.of(NIYAMA), variant.criterion),
+        Job("ceiling", load, variant.of(NIYAMA), variant.criterion),
     ]
     fcfs, edf = (_ratio(ours, small[name]) for name in ("fcfs", "edf"))
     remark = "" if (fcfs >= 1.5 and edf >= 1.2) or variant.name else _goodput_remark(best)
@@ -164,15 +164,15 @@ def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Lin
     return [line]
 
 
-def _goodput_remark(best: dict[str, Capacity]) -> str:
+def _goodput_remark(best: dict[str, ServedRate]) -> str:
     return f"EDF with chunk {best['edf'].chunk} reaches {best['edf'].share:.0%} of the bound"
 
 
-def _ratio(ours: Capacity, theirs: Capacity) -> float:
+def _ratio(ours: ServedRate, theirs: ServedRate) -> float:
     return ours.rps / theirs.rps if theirs.rps else float("inf")
 
 
-def _against(ours: Capacity, theirs: dict[str, Capacity]) -> str:
+def _against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
     return ", ".join(
         f"{_ratio(ours, each):.2f}x {name}/{each.chunk}" if each.rps else f"{name} serves none"
         for name, each in theirs.items()
@@ -184,7 +184,7 @@ def overload(scale: Scale) -> Experiment[list[Line]]:
     contenders = [NIYAMA, *(Contender(policy) for policy in BASELINES), Contender("edf", 512)]
     load = scale.load()
     none_late = yield [Job("capacity", load, c, NONE_LATE) for c in (NIYAMA, Contender("edf"))]
-    niyama, edf = (Capacity(*answer) for answer in none_late)
+    niyama, edf = (ServedRate(*answer) for answer in none_late)
     lines = [
         Line(
             "most load without a late request",
@@ -220,7 +220,7 @@ def ablation(scale: Scale) -> Experiment[list[Line]]:
             Job("capacity", load, contender),
             Job("lateness", scale.load(rate="6", hours=scale.overload_hours), contender),
         ]
-        capacity, lateness = Capacity(*found), Lateness(*share)
+        capacity, lateness = ServedRate(*found), Lateness(*share)
         lines.append(
             Line(
                 f"ablation: {name}",
@@ -285,7 +285,7 @@ def long_prompts(scale: Scale) -> Experiment[list[Line]]:
         Job("capacity", load, adaptive),
         Job("best_chunk", load, Contender("fcfs")),
     ]
-    found, prefill_only, best = Capacity(*ours), Capacity(*theirs), Capacity(*fixed[1])
+    found, prefill_only, best = ServedRate(*ours), ServedRate(*theirs), ServedRate(*fixed[1])
     line = Line(
         "dynamic chunks alone, 10k prompts",
         "0.32 against 0.26/s, 1.23x",

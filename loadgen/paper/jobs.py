@@ -19,10 +19,10 @@ from time import process_time
 from typing import Any, NamedTuple, TypeVar
 
 import loadgen
-from loadgen.judge import Judge
 from loadgen.paper import serving
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load
+from loadgen.scoring.criterion import Criterion
 from loadgen.targets.simulated import uncollected
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     what: str
     load: Load
     contender: Contender = Contender()
-    judge: Judge = serving.ENVELOPE
+    criterion: Criterion = serving.ENVELOPE
     tier: str = ""  # of `replicas` and `lateness`: this one alone
 
     @property
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
     def answer(self) -> Any:
         function = getattr(serving, self.what)
-        given = (self.load, self.contender, self.judge)
+        given = (self.load, self.contender, self.criterion)
         return function(*given, self.tier) if self.tier else function(*given)
 
 

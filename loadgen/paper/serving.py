@@ -1,8 +1,8 @@
 """The largest rate that is served, the fewest replicas that serve one, and who is late at a rate.
 
-Served is what judge.py says, at most 1 % late and no growing backlog; of that, in a short run, half
-of what chance brings is allowed here. Rates are tried in steps of 1 % of the compute bound. Every
-contender sees the same requests (the same random numbers).
+Served is what `loadgen.scoring.criterion` says, at most 1 % late and no growing backlog; of that,
+in a short run, half of what chance brings is allowed here. Rates are tried in steps of 1 % of the
+compute bound. Every contender sees the same requests (the same random numbers).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 from client.values import Importance
 from engine.deciding.latency import LatencyProfile
-from loadgen.judge import Judge
 from loadgen.paper.ceiling import least_seconds
 from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load, compute_bound, pure_seconds
-from loadgen.scoring import score
+from loadgen.scoring.criterion import SIMULATED, Criterion
+from loadgen.scoring.score import percentiles
+from loadgen.silos import is_served
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import records
 from loadgen.workload.plan import plan
@@ -27,12 +28,12 @@ CHUNKS = (256, 512, 1024, 2048)
 _STEPS = 100  # rates tried per compute bound
 
 
-ENVELOPE = Judge(deviations=0.5)
+ENVELOPE = SIMULATED._replace(deviations=0.5)
 PACE = ENVELOPE._replace(pace=True)
 NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 
 
-class Capacity(NamedTuple):
+class ServedRate(NamedTuple):
     """Requests/s; `share` is of the compute bound. Chance has its say: in half an hour a few
     percent more or less work comes than the rate promises (see `done`)."""
 
@@ -41,37 +42,37 @@ class Capacity(NamedTuple):
     chunk: int
 
 
-def capacity(load: Load, contender: Contender, judge: Judge, guess: int = 85) -> Capacity:
+def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int = 85) -> ServedRate:
     """The largest rate that is served, on the grid."""
     bound = compute_bound(contender.setup().profile.latency, load)
 
     def serves(step: int) -> bool:
         requests = list(plan(load.workload(bound * step / _STEPS)))
-        return judge.is_served(contender.setup(), requests)
+        return is_served(contender.setup(), requests, criterion)
 
     step = largest(serves, guess, _STEPS + 5)
-    return Capacity(bound * step / _STEPS, step / _STEPS, contender.chunk)
+    return ServedRate(bound * step / _STEPS, step / _STEPS, contender.chunk)
 
 
-def done(load: Load, contender: Contender, judge: Judge) -> float:
+def done(load: Load, contender: Contender, criterion: Criterion) -> float:
     """At the load's own rate: pure seconds (the bound's) of the requests that ended on time within
     the run, over its duration. Low where requests take minutes: some are in flight at its end."""
     ended = list(records(contender.setup(), plan(load.workload())))
-    return share_done(contender.setup().profile.latency, ended, load.hours * 3600, judge)
+    return share_done(contender.setup().profile.latency, ended, load.hours * 3600, criterion)
 
 
 def share_done(
-    profile: LatencyProfile, ended: Sequence[Record], duration_s: float, judge: Judge
+    profile: LatencyProfile, ended: Sequence[Record], duration_s: float, criterion: Criterion
 ) -> float:
     in_time = (
         r.request
         for r in ended
-        if r.ended_at is not None and r.ended_at <= duration_s and not judge.is_late(r)
+        if r.ended_at is not None and r.ended_at <= duration_s and not criterion.is_late(r)
     )
     return sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in in_time) / duration_s
 
 
-def ceiling(load: Load, contender: Contender, judge: Judge) -> float:
+def ceiling(load: Load, contender: Contender, criterion: Criterion) -> float:
     """The largest share of the compute bound, on the grid, at which a policy could be late with
     nobody (ceiling.py). The contender's profile and nothing else of it counts."""
     profile = contender.setup().profile.latency
@@ -100,19 +101,21 @@ def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:
     return low
 
 
-def best_chunk(load: Load, contender: Contender, judge: Judge) -> tuple[Capacity, Capacity]:
+def best_chunk(
+    load: Load, contender: Contender, criterion: Criterion
+) -> tuple[ServedRate, ServedRate]:
     """With the smallest chunk, as the papers run it, and with the best of CHUNKS. A larger chunk is
     searched only where it serves more than the best so far."""
-    first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), judge, guess=60)
+    first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), criterion, guess=60)
     for chunk in CHUNKS[1:]:
         wider = replace(contender, chunk=chunk)
         if not best.rps:
-            best = capacity(load, wider, judge, guess=30)
+            best = capacity(load, wider, criterion, guess=30)
             continue
         step = round(best.share * _STEPS) + 1
         requests = list(plan(load.workload(best.rps / (step - 1) * step)))
-        if judge.is_served(wider.setup(), requests):
-            best = capacity(load, wider, judge, guess=step + 2)
+        if is_served(wider.setup(), requests, criterion):
+            best = capacity(load, wider, criterion, guess=step + 2)
     return first, best
 
 
@@ -127,20 +130,20 @@ class Lateness(NamedTuple):
     slowest_relegated_s: float
 
 
-def lateness(load: Load, contender: Contender, judge: Judge, tier: str = "") -> Lateness:
+def lateness(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> Lateness:
     """At the load's own rate, over all its requests (or one tier's), waited for to the end."""
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     ended = list(records(contender.setup(), requests))
     important = [r for r in ended if r.request.importance is not Importance.LOW]
-    ttft = [value for r in ended if (value := score.ttft_s(r)) is not None and _is_paced(r)]
-    ttlt = [value for r in ended if (value := score.ttlt_s(r)) is not None and not _is_paced(r)]
+    ttft = [value for r in ended if (value := r.ttft_s) is not None and _is_paced(r)]
+    ttlt = [value for r in ended if (value := r.ttlt_s) is not None and not _is_paced(r)]
     return Lateness(
         len(ended),
-        sum(map(judge.is_late, ended)) / len(ended),
-        sum(map(judge.is_late, important)) / max(1, len(important)),
-        score.percentiles(ttft).p99 or 0.0,
-        score.percentiles(ttlt).p99 or 0.0,
-        max((score.ttlt_s(r) or 0.0 for r in ended if r.relegated), default=0.0),
+        sum(map(criterion.is_late, ended)) / len(ended),
+        sum(map(criterion.is_late, important)) / max(1, len(important)),
+        percentiles(ttft).p99 or 0.0,
+        percentiles(ttlt).p99 or 0.0,
+        max((r.ttlt_s or 0.0 for r in ended if r.relegated), default=0.0),
     )
 
 
@@ -148,13 +151,13 @@ def _is_paced(record: Record) -> bool:
     return record.request.targets.tbt is not None
 
 
-def replicas(load: Load, contender: Contender, judge: Judge, tier: str = "") -> int:
+def replicas(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> int:
     """The fewest that serve the load together; or, of one tier, in a silo of its own. 0: not even
     four times as many as the work alone needs, as where a prompt by itself takes too long."""
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     bound = compute_bound(contender.setup().profile.latency, load)
     least = max(1, math.ceil(len(requests) / (load.hours * 3600) / bound))
     for count in range(least, 4 * least + 1):
-        if judge.is_served(replace(contender, replicas=count).setup(), requests):
+        if is_served(replace(contender, replicas=count).setup(), requests, criterion):
             return count
     return 0

@@ -12,9 +12,10 @@ from loadgen.targets import target
 
 
 @contextlib.contextmanager
-def showing(duration_s: float, out: Console, title: str = "") -> Iterator[target.Watch]:
-    """A bar that lasts as long as the block; drawn only when the run reports (a refreshing thread
-    would compete with the sender for the interpreter), and not at all where nobody watches."""
+def showing(out: Console, duration_s: float, title: str = "") -> Iterator[target.Watch]:
+    """Shows a bar on `out` while the block lasts, of a run that takes `duration_s` seconds. It is
+    drawn only when the run reports (a refreshing thread would compete with the sender for the
+    interpreter), and not at all where nobody watches."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from loadgen.scoring.score import gaps_s, is_on_pace, is_on_time, ttft_s, ttlt_s
+from loadgen.scoring.score import is_on_pace, is_on_time
 from loadgen.targets.record import Record
 
 COLUMNS = (
@@ -49,7 +49,7 @@ def write(runs: Iterable[tuple[str, Iterable[Record]]], path: Path) -> None:
 
 
 def _cells(record: Record) -> Iterator[object]:
-    request, gaps = record.request, gaps_s(record)
+    request, gaps = record.request, record.gaps_s
     yield request.index
     yield _rounded(request.at)
     yield _rounded(record.sent_at)
@@ -62,11 +62,11 @@ def _cells(record: Record) -> Iterator[object]:
     yield request.output_len
     yield len(record.token_at)
     yield record.outcome.value
-    yield _rounded(ttft_s(record))
+    yield _rounded(record.ttft_s)
     yield _rounded(record.server_ttft_s)
     yield _rounded(sum(gaps) / len(gaps) if gaps else None)
     yield _rounded(max(gaps, default=None))
-    yield _rounded(ttlt_s(record))
+    yield _rounded(record.ttlt_s)
     yield int(is_on_time(record))
     yield int(is_on_pace(record))
     yield int(record.relegated)

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadgen.scoring.capacity import Capacity
-from loadgen.scoring.modes import Measurement, falls_behind
+from loadgen.scoring.criterion import MEASURED
+from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import Percentiles, Score
 from loadgen.scoring.summary import Summary
 from loadgen.targets.target import End
@@ -71,7 +72,7 @@ def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Ta
             escape(each.group or "(none)"),
             str(each.num_sent),
             str(each.num_finished + each.num_cancelled),
-            str(each.num_failed + each.num_rejected + each.num_unfinished),
+            str(each.num_incomplete),
             *(_percentiles(values, narrow) for values in (each.ttft, each.tbt, each.ttlt)),
             _share(each.attainment),
             *(() if narrow else (_share(each.pace_attainment), f"{each.goodput_rps:.2f}")),
@@ -119,7 +120,7 @@ def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = F
         table.add_row(
             escape(each.name),
             str(total.num_sent),
-            str(total.num_failed + total.num_rejected + total.num_unfinished),
+            str(total.num_incomplete),
             _share(total.attainment),
             *(_share(score.attainment) for score in summary.by_tier),
             *([p99] if narrow else wide),
@@ -133,7 +134,7 @@ def _remark(summary: Summary) -> str:
         return "partial"
     if summary.invalid:
         return "invalid"
-    return "behind" if falls_behind(summary) else ""
+    return "behind" if MEASURED.falls_behind(summary) else ""
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
@@ -190,7 +191,7 @@ def _lines(summary: Summary) -> Iterable[str]:
         f"{total.num_relegated} relegated"
     )
     yield f"backlog growth {summary.backlog_growth:+.1%} of the arriving tokens"
-    if falls_behind(summary):
+    if MEASURED.falls_behind(summary):
         yield f"[red]{_TOO_MUCH}[/]"
     if len(summary.by_prompt) > 1:
         yield f"long prompts are those over {summary.long_prompt_tokens} tokens (p90)"

@@ -1,5 +1,8 @@
 """What can be done with a workload and a target: one run, a sweep over rates, the search for
 capacity, a comparison. Every mode is a sequence of measurements; reports come after.
+
+Whoever asks for a measurement may watch it: `Showing` makes a watch of a run's duration (seconds)
+and name, and is left when the run is over.
 """
 
 from __future__ import annotations
@@ -9,22 +12,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from rich.console import Console
-
 from client.values import Importance
 from loadgen import interrupts
-from loadgen.reports.progress import showing
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
+from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.summary import Summary, summarise
 from loadgen.targets.record import Record
-from loadgen.targets.target import End, Series, Target
+from loadgen.targets.target import End, Series, Target, Watch
 from loadgen.workload.plan import TierLoad, Workload, plan
 from loadgen.workload.served import TargetInfo
 
-# A rate is not sustained when more than this share of the arriving tokens is left behind, and more
-# than chance explains: in half a minute at 40 requests/s, 5 % are one standard deviation.
-MOST_BACKLOG_GROWTH = 0.05
-BACKLOG_DEVIATIONS = 2.0
+Showing = Callable[[float, str], AbstractContextManager[Watch]]
+
+
+def unwatched(duration_s: float, name: str) -> AbstractContextManager[Watch]:
+    """Shows a run to nobody."""
+    return contextlib.nullcontext(lambda progress: None)
 
 
 class NotMeasured(Exception):
@@ -59,14 +62,15 @@ def measure(
     info: TargetInfo,
     workload: Workload,
     measuring: Measuring,
-    out: Console,
+    showing: Showing = unwatched,
     name: str = "",
     contender: str = "",
 ) -> Measurement:
-    """Sends the workload once."""
+    """Sends the workload once and folds what came of it. Raises ValueError where warm-up and
+    cool-down leave nothing of the run, and what `Target.run` raises."""
     if measuring.warmup_s + measuring.cooldown_s >= workload.duration_s:
         raise ValueError("warm-up and cool-down leave nothing of the run to measure")
-    with showing(workload.duration_s, out, name) as watch:
+    with showing(workload.duration_s, name) as watch:
         run = target.run(plan(workload), watch)
     with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
         summary = summarise(
@@ -106,11 +110,10 @@ def sweep(measure: Measure, workload: Workload, rates: Sequence[float]) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How capacity is searched. A rate passes when most of `repeats` runs have at most
-    `max_misses` of their requests late, and serve what arrives (`sustains`)."""
+    """How capacity is searched. A rate passes when most of its `repeats` runs do (`is_passed`)."""
 
     guess: float
-    max_misses: float = 0.01
+    max_misses: float = MEASURED.max_misses
     precision: float = 0.05  # relative
     repeats: int = 3
 
@@ -119,6 +122,10 @@ class Search:
             raise ValueError("a search needs a positive rate and precision, and misses below 1")
         if self.repeats < 1:
             raise ValueError(f"a rate is tried at least once, got {self.repeats}")
+
+    def is_passed(self, summary: Summary) -> bool:
+        """Whether one run served its load with at most `max_misses` of the requests late."""
+        return MEASURED._replace(max_misses=self.max_misses).is_met(summary)
 
 
 def search_capacity(
@@ -133,28 +140,12 @@ def search_capacity(
         summary = done[-1].summary
         if summary.end is not End.COMPLETE or summary.invalid:
             raise NotMeasured(summary.problem or summary.invalid)
-        return sustains(summary, search.max_misses)
+        return search.is_passed(summary)
 
     def passes(rate: float) -> bool:
         return majority(lambda repeat: passes_once(rate, repeat), search.repeats)
 
     return find_capacity(passes, search.guess, search.precision), done
-
-
-def sustains(summary: Summary, max_misses: float) -> bool:
-    """Whether the load was served: few enough misses, and no growing backlog. Without a request
-    nothing was."""
-    attainment = summary.total.attainment
-    if attainment is None:
-        return False
-    return 1 - attainment <= max_misses and not falls_behind(summary)
-
-
-def falls_behind(summary: Summary) -> bool:
-    """Whether the backlog grows by more than is allowed, and by more than chance explains."""
-    return summary.backlog_growth > max(
-        MOST_BACKLOG_GROWTH, BACKLOG_DEVIATIONS * summary.backlog_noise
-    )
 
 
 def compare(

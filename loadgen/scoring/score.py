@@ -1,7 +1,8 @@
 """How good a run was. Every definition stands here, once.
 
 All latencies run from the *scheduled* instant of a request, never from its sending.
-* TTFT: to the first token. TTLT: to the last token. TBT: each gap between neighbouring tokens.
+* TTFT: to the first token. TTLT: to the last token. TBT: each gap between neighbouring tokens
+  (`Record.ttft_s`, `ttlt_s`, `gaps_s`).
 * On time (deadline envelope): every token came, token n by TTFT + (n - 1) * TBT, or the last by
   TTLT. A best-effort request is on time when it finishes.
 * On pace (raw inter-token latency): on time, and moreover no gap was longer than TBT: credit from
@@ -24,7 +25,6 @@ All latencies run from the *scheduled* instant of a request, never from its send
 from __future__ import annotations
 
 import math
-import operator
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -51,35 +51,21 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
 
 
 def percentiles(values: Iterable[float]) -> Percentiles:
+    """The 50th, 90th and 99th percentile of values in any order."""
     ordered = sorted(values)
     return Percentiles(*(percentile(ordered, percent) for percent in (50, 90, 99)))
 
 
-def ttft_s(record: Record) -> float | None:
-    return record.token_at[0] - record.request.at if record.token_at else None
-
-
-def ttlt_s(record: Record) -> float | None:
-    """None unless the last token came."""
-    if record.outcome is not Outcome.FINISHED or not record.token_at:
-        return None
-    return record.token_at[-1] - record.request.at
-
-
-def gaps_s(record: Record) -> array[float]:
-    """Every time between two neighbouring tokens."""
-    return array("d", map(operator.sub, record.token_at[1:], record.token_at))
-
-
 def token_due_s(targets: Targets, n: int) -> float:
-    """Deadline of token n (1 is the first), from the scheduled instant; inf where there is none."""
+    """Seconds from the scheduled instant within which token n (1 is the first) must come; inf where
+    the targets set none."""
     if targets.ttft is not None and targets.tbt is not None:
         return targets.ttft + (n - 1) * targets.tbt
     return math.inf
 
 
 def is_on_time(record: Record) -> bool:
-    """By the deadline envelope."""
+    """Whether every token that was due came by its deadline (the envelope defined above)."""
     if record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED):
         return False
     request = record.request
@@ -94,12 +80,12 @@ def is_on_time(record: Record) -> bool:
 
 
 def is_on_pace(record: Record) -> bool:
-    """On time, and no gap longer than the TBT target."""
+    """Whether a request was on time and had no gap between tokens longer than its TBT target."""
     tbt = record.request.targets.tbt
-    return is_on_time(record) and (tbt is None or max(gaps_s(record), default=0.0) <= tbt)
+    return is_on_time(record) and (tbt is None or max(record.gaps_s, default=0.0) <= tbt)
 
 
-class Judged(NamedTuple):
+class Verdict(NamedTuple):
     """A record and what the definitions say of it, so that they are asked once."""
 
     record: Record
@@ -109,16 +95,18 @@ class Judged(NamedTuple):
     num_gaps_within: int | None  # gaps not longer than the TBT target; None without one
 
 
-def judge(record: Record) -> Judged:
-    gaps, tbt = gaps_s(record), record.request.targets.tbt
+def judge(record: Record) -> Verdict:
+    """Applies every definition to one record."""
+    gaps, tbt = record.gaps_s, record.request.targets.tbt
     within = None if tbt is None else sum(gap <= tbt for gap in gaps)
     on_time = is_on_time(record)
-    return Judged(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
+    return Verdict(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One group of requests. Counts are of requests; shares are None for an empty group."""
+    """The figures of one group of requests. Counts are of requests; shares are None for an empty
+    group."""
 
     group: str
     num_sent: int
@@ -140,22 +128,31 @@ class Score:
     goodput_tokens_per_s: float  # output tokens of the requests that were on time
 
     @property
+    def num_incomplete(self) -> int:
+        """Requests that the server owed an answer and that did not get all of it (rejected, failed,
+        timed out or unfinished): what reports call failed."""
+        return self.num_rejected + self.num_failed + self.num_unfinished
+
+    @property
     def attainment(self) -> float | None:
+        """Share of the requests that were on time."""
         return self.num_on_time / self.num_sent if self.num_sent else None
 
     @property
     def pace_attainment(self) -> float | None:
+        """Share of the requests that were on pace."""
         return self.num_on_pace / self.num_sent if self.num_sent else None
 
 
-def score(group: str, judged: Sequence[Judged], measured_s: float) -> Score:
-    """Of requests that all count (`counted`), over the `measured_s` seconds they arrived in."""
-    records = [each.record for each in judged]
+def score(group: str, verdicts: Sequence[Verdict], measured_s: float) -> Score:
+    """Folds the verdicts on requests that all count (`counted`) into the figures of their group.
+    They arrived within `measured_s` seconds."""
+    records = [each.record for each in verdicts]
     outcomes = [record.outcome for record in records]
-    on_time = [each.record for each in judged if each.on_time]
-    bound = [each for each in judged if each.num_gaps_within is not None]
+    on_time = [each.record for each in verdicts if each.on_time]
+    bound = [each for each in verdicts if each.num_gaps_within is not None]
     num_bound = sum(len(each.gaps_s) for each in bound)
-    gaps = sorted(chain.from_iterable(each.gaps_s for each in judged))
+    gaps = sorted(chain.from_iterable(each.gaps_s for each in verdicts))
     return Score(
         group=group,
         num_sent=len(records),
@@ -166,10 +163,10 @@ def score(group: str, judged: Sequence[Judged], measured_s: float) -> Score:
         num_unfinished=outcomes.count(Outcome.UNFINISHED),
         num_relegated=sum(record.relegated for record in records),
         num_on_time=len(on_time),
-        num_on_pace=sum(each.on_pace for each in judged),
-        ttft=percentiles(value for record in records if (value := ttft_s(record)) is not None),
+        num_on_pace=sum(each.on_pace for each in verdicts),
+        ttft=percentiles(value for record in records if (value := record.ttft_s) is not None),
         tbt=percentiles(gaps),
-        ttlt=percentiles(value for record in records if (value := ttlt_s(record)) is not None),
+        ttlt=percentiles(value for record in records if (value := record.ttlt_s) is not None),
         worst_gap_s=gaps[-1] if gaps else None,
         gaps_within_tbt=(
             sum(each.num_gaps_within or 0 for each in bound) / num_bound if num_bound else None
@@ -181,7 +178,7 @@ def score(group: str, judged: Sequence[Judged], measured_s: float) -> Score:
 
 
 def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Record]:
-    """The records that a score is over: scheduled in [start_s, end_s), not abandoned."""
+    """Returns the records that a score is over: scheduled in [start_s, end_s), not abandoned."""
     return [
         record
         for record in records
@@ -189,10 +186,10 @@ def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Rec
     ]
 
 
-def grouped(judged: Iterable[Judged], key: Callable[[Record], str]) -> dict[str, list[Judged]]:
-    """By a property of the records, in order of first appearance."""
-    groups: dict[str, list[Judged]] = {}
-    for each in judged:
+def grouped(verdicts: Iterable[Verdict], key: Callable[[Record], str]) -> dict[str, list[Verdict]]:
+    """Splits verdicts by a property of their records, in order of its first appearance."""
+    groups: dict[str, list[Verdict]] = {}
+    for each in verdicts:
         groups.setdefault(key(each.record), []).append(each)
     return groups
 
@@ -207,7 +204,8 @@ def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> fl
 
 
 def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
-    """Share of the arriving tokens that are left behind; at most 0 where the load is sustained."""
+    """Share of the arriving tokens that are left behind in [start_s, end_s), as defined above; at
+    most 0 where the load is sustained."""
     quarter = (end_s - start_s) / 4
     early = _mean_backlog(records, start_s + quarter, start_s + 2 * quarter)
     late = _mean_backlog(records, start_s + 3 * quarter, end_s)
@@ -220,7 +218,7 @@ def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> f
 
 
 def _mean_backlog(records: Sequence[Record], start_s: float, end_s: float) -> float:
-    """Mean over [start_s, end_s) of the tokens in the system."""
+    """The mean over [start_s, end_s) of the tokens of the requests in the system."""
     total = 0.0
     for record in records:
         ended_at = math.inf if record.ended_at is None else record.ended_at
@@ -234,7 +232,8 @@ def _tokens(record: Record) -> int:
 
 
 def jain_index(values: Sequence[float]) -> float | None:
-    """None without values; 1 where all are 0: nobody has more than another."""
+    """The fairness of values, as defined above. It is None without values, and 1 where all are 0,
+    since nobody has more than another."""
     if not values:
         return None
     squares = sum(value * value for value in values)

@@ -87,27 +87,27 @@ def summarise(
     if run.end is not End.COMPLETE:
         end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
     window = Window(warmup_s, max(end_s, warmup_s + 1e-9))
-    judged = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
+    verdicts = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
     lag = _lag(due)
     requested = len(due) / window.length_s
     last_sent_at = max((r.sent_at for r in due), default=0.0)
     achieved = len(due) / max(window.length_s, last_sent_at - window.start_s)
-    long_tokens = percentile(sorted(each.record.request.prompt_len for each in judged), 90) or 0
+    long_tokens = percentile(sorted(each.record.request.prompt_len for each in verdicts), 90) or 0
 
     def split(key: Callable[[Record], str]) -> tuple[Score, ...]:
-        groups = grouped(judged, key)
+        groups = grouped(verdicts, key)
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
 
     by_tenant = split(lambda r: r.request.tenant)
-    tiers = grouped(judged, lambda r: r.request.tier)
+    tiers = grouped(verdicts, lambda r: r.request.tier)
     return Summary(
         target=target,
         window=window,
         requested_rps=requested,
         achieved_rps=achieved,
         lag=lag,
-        total=score("all", judged, window.length_s),
+        total=score("all", verdicts, window.length_s),
         by_tier=tuple(
             score(load.tier, tiers.get(load.tier, []), window.length_s) for load in workload.tiers
         ),

@@ -27,7 +27,6 @@ from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Arrival, Cost, Refusal, Replica, Result, Route
 from loadgen import interrupts
-from loadgen.scoring.score import ttft_s
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.series import SeriesRecorder
@@ -221,13 +220,13 @@ class _Recorder:
     def _note(self, result: Result) -> Record:
         record = self.by_id.pop(result.request.id)
         record.token_at = result.token_at
-        record.server_ttft_s = ttft_s(record)
+        record.server_ttft_s = record.ttft_s
         record.ended_at = result.ended_at
         record.relegated = result.relegated
         record.outcome, record.error = _outcome(result), result.error
         if record.outcome is Outcome.FINISHED:
             self.num_finished += 1
-        elif record.outcome is not Outcome.CANCELLED:
+        elif record.outcome.is_incomplete:
             self.num_failed += 1
         return record
 

@@ -17,7 +17,6 @@ code 1 where an attainment differs by more than 5 points or the median TTFT by m
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ import time
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +37,17 @@ from rich.table import Table
 
 from client import Client
 from client.values import ServerInfo, Tier
-from loadgen.scoring.modes import Measurement, Measuring, Search, measure, search_capacity
-from loadgen.scoring.score import Score, ttft_s
+from loadgen.reports.progress import showing
+from loadgen.scoring.modes import (
+    Measurement,
+    Measuring,
+    Search,
+    Showing,
+    measure,
+    search_capacity,
+    unwatched,
+)
+from loadgen.scoring.score import Score
 from loadgen.targets import local_server, profiles
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.profiles import Profile
@@ -130,7 +139,7 @@ class Fitting(NamedTuple):
         """The simulated machine as it is under that load."""
         began_at = time.monotonic()
         load = _workload(self.alone.profile.tiers, rate, FITTED_S, seed)
-        measured = _measured(self.live, load, Console(file=io.StringIO()))
+        measured = _measured(self.live, load)
         notes = [note for note in read(self.notes) if note.planned_at >= began_at]
         served = SimulatedTarget(as_served(self.alone, notes))
         return Delayed(served, on_the_way_s(measured.records))
@@ -138,7 +147,7 @@ class Fitting(NamedTuple):
 
 def on_the_way_s(records: Sequence[Record]) -> float:
     """Median of what a first token took longer at the client than on the server."""
-    timed = [(ttft_s(record), record.server_ttft_s) for record in records]
+    timed = [(record.ttft_s, record.server_ttft_s) for record in records]
     return statistics.median(
         client - server for client, server in timed if client is not None and server is not None
     )
@@ -173,16 +182,15 @@ def _workload(tiers: Sequence[Tier], rate: float, duration_s: float, seed: int) 
     return Workload(Arrivals(Rate(rate, rate)), loads, duration_s, seed)
 
 
-def _measured(target: Target, workload: Workload, out: Console) -> Measurement:
-    return measure(target, target.info(), workload, Measuring(), out)
+def _measured(target: Target, workload: Workload, watched: Showing = unwatched) -> Measurement:
+    return measure(target, target.info(), workload, Measuring(), watched)
 
 
 def _capacity(simulated: Delayed, seed: int) -> float:
     """What the simulated machine sustains over five minutes."""
-    out = Console(file=io.StringIO())
     search = Search(GUESS_RPS, repeats=1)
     workload = _workload(simulated.info().tiers, GUESS_RPS, 300.0, seed)
-    capacity, _ = search_capacity(lambda load, _: _measured(simulated, load, out), workload, search)
+    capacity, _ = search_capacity(lambda load, _: _measured(simulated, load), workload, search)
     return capacity.passed
 
 
@@ -194,7 +202,7 @@ def _compare(fitting: Fitting, capacity: float, arguments: argparse.Namespace) -
         simulated = fitting.under(capacity * factor, FITTED_SEED + index)
         workload = _workload(tiers, capacity * factor, arguments.duration, arguments.seed)
         targets = (fitting.live, simulated)
-        sides = [_measured(target, workload, out).summary for target in targets]
+        sides = [_measured(target, workload, partial(showing, out)).summary for target in targets]
         runs[name] = {
             "rps": capacity * factor,
             "invalid": sides[0].invalid,

@@ -13,7 +13,6 @@ import pytest
 
 import loadgen
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from loadgen.judge import Judge
 from loadgen.paper import experiments, load, serving
 from loadgen.paper.__main__ import main
 from loadgen.paper.ceiling import least_iterations, least_seconds
@@ -22,6 +21,8 @@ from loadgen.paper.experiments import Scale
 from loadgen.paper.jobs import Answers, Experiment, Job, fingerprint, run_all
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.paper.serving import ENVELOPE, largest
+from loadgen.scoring.criterion import SIMULATED, Criterion
+from loadgen.silos import is_served
 from loadgen.targets.simulated import Setup
 from loadgen.workload.lengths import FromTrace
 from loadgen.workload.plan import PlannedRequest, plan
@@ -86,14 +87,14 @@ def test_work_is_done_when_its_request_ended_on_time_within_the_run() -> None:
         record(replace(request, at=999.5), [1000.2, 1000.3]),
         replace(record(request, [0.5]), ended_at=None),
     ]
-    found = serving.share_done(COSTS, ended, 1000.0, Judge())
+    found = serving.share_done(COSTS, ended, 1000.0, SIMULATED)
     assert found == pytest.approx((80.0 + 0.5 + 65 * 0.125) / 1000)
 
 
 def test_the_ceiling_of_a_load_is_between_what_is_done_and_the_bound() -> None:
     load = Load(hours=0.05, rate="3")
-    most = serving.ceiling(load, Contender(), Judge())
-    assert 0 < serving.done(load, Contender(), Judge()) <= most <= 1.05
+    most = serving.ceiling(load, Contender(), SIMULATED)
+    assert 0 < serving.done(load, Contender(), SIMULATED) <= most <= 1.05
 
 
 @pytest.mark.parametrize("guess", [1, 50, 60, 104])
@@ -112,15 +113,15 @@ def test_the_largest_step_that_serves_is_found_from_any_guess(found: int, guess:
 def test_late_is_by_the_envelope_or_by_the_pace() -> None:
     """Tokens at 0.5, 0.6 and 0.9 s: in time for 1.0, 1.125 and 1.25 s, with a gap above 0.125."""
     uneven = record(planned(targets=CHAT), [0.5, 0.6, 0.9])
-    assert not Judge().is_late(uneven)
-    assert Judge(pace=True).is_late(uneven)
+    assert not SIMULATED.is_late(uneven)
+    assert SIMULATED._replace(pace=True).is_late(uneven)
 
 
 def test_a_rate_is_served_within_the_misses_allowed_and_with_a_steady_backlog() -> None:
     """Far below what the profile can do, and far above."""
     light, heavy = (list(plan(Load(hours=0.05).workload(rate))) for rate in (1.0, 8.0))
-    assert ENVELOPE.is_served(Contender().setup(), light)
-    assert not ENVELOPE.is_served(Contender().setup(), heavy), "no request of 600 s is late yet"
+    assert is_served(Contender().setup(), light, ENVELOPE)
+    assert not is_served(Contender().setup(), heavy, ENVELOPE), "no request of 600 s is late yet"
 
 
 def test_where_there_is_no_trace_lengths_are_those_published(
@@ -193,12 +194,12 @@ def test_a_baseline_that_serves_no_rate_with_a_small_chunk_is_tried_with_larger_
     """As where 256 tokens at a time are too slow for the TTFT of the longest prompts."""
     least = {256: 0, 512: 0, 1024: 40, 2048: 30}
 
-    def served(judge: Judge, setup: Setup, requests: Sequence[Any]) -> bool:
+    def served(setup: Setup, requests: Sequence[Any], criterion: Criterion) -> bool:
         rate, bound = len(requests) / 360.0, 4.67
         return rate <= bound * least[setup.chunk_size] / 100
 
-    monkeypatch.setattr(Judge, "is_served", served)
-    first, best = serving.best_chunk(Load(hours=0.1), Contender("edf"), Judge())
+    monkeypatch.setattr(serving, "is_served", served)
+    first, best = serving.best_chunk(Load(hours=0.1), Contender("edf"), SIMULATED)
     assert (first.rps, best.chunk) == (0.0, 1024)
     assert experiments._against(best, {"edf": first}) == "edf serves none"
 
@@ -254,11 +255,11 @@ def test_a_group_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixt
 def test_the_number_of_replicas_starts_at_the_bound() -> None:
     """Two a second need one replica, and 12 at least three of 4.6."""
     sent = Load(hours=0.1, rate="2")
-    assert serving.replicas(sent, Contender(), Judge()) == 1
-    assert serving.replicas(replace(sent, rate="12"), Contender(), Judge()) >= 3
+    assert serving.replicas(sent, Contender(), SIMULATED) == 1
+    assert serving.replicas(replace(sent, rate="12"), Contender(), SIMULATED) >= 3
 
 
 def test_where_a_prompt_by_itself_takes_too_long_no_number_of_replicas_serves() -> None:
     """7,400 tokens in chunks of 256 take more than 1 s, alone on a replica."""
     sent = Load(hours=0.02, rate="4", ttft_s=1.0)
-    assert serving.replicas(sent, Contender("fcfs"), Judge(), "interactive") == 0
+    assert serving.replicas(sent, Contender("fcfs"), SIMULATED, "interactive") == 0

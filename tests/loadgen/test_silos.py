@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from client.values import Importance, Targets, Tier
-from loadgen.judge import Judge
-from loadgen.silos import Silo, SiloTarget, fewest_replicas, parse_silos, smallest
+from loadgen.silos import Silo, SiloTarget, falls_behind, fewest_replicas, parse_silos, smallest
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import SimulatedTarget
 from loadgen.workload.plan import PlannedRequest
@@ -128,8 +127,8 @@ def test_a_backlog_that_grows_is_seen_where_deadlines_hide_it() -> None:
             records.append(record(request, [free_at]))
         return records
 
-    assert not Judge().grows(served(1.0))
-    assert Judge().grows(served(1.5))
+    assert not falls_behind(served(1.0))
+    assert falls_behind(served(1.5))
 
 
 def test_a_tier_without_a_silo_is_an_error() -> None:

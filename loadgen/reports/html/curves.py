@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from client.values import Targets
 from loadgen.reports.html.chart import Axis, Curves, Draw, Line, Mark, Point
-from loadgen.scoring.score import Percentiles, Score, gaps_s, ttft_s, ttlt_s
+from loadgen.scoring.score import Percentiles, Score
 from loadgen.targets.record import Record
 
 MOST_POINTS = 160  # of a distribution: more cannot be told apart on a screen
@@ -30,9 +30,9 @@ def _one(value: float | None) -> Sequence[float]:
     return () if value is None else (value,)
 
 
-TTFT = Metric("TTFT", lambda r: _one(ttft_s(r)), lambda t: t.ttft, lambda s: s.ttft, True)
-TBT = Metric("TBT", gaps_s, lambda t: t.tbt, lambda s: s.tbt, False)
-TTLT = Metric("TTLT", lambda r: _one(ttlt_s(r)), lambda t: t.ttlt, lambda s: s.ttlt, True)
+TTFT = Metric("TTFT", lambda r: _one(r.ttft_s), lambda t: t.ttft, lambda s: s.ttft, True)
+TBT = Metric("TBT", lambda r: r.gaps_s, lambda t: t.tbt, lambda s: s.tbt, False)
+TTLT = Metric("TTLT", lambda r: _one(r.ttlt_s), lambda t: t.ttlt, lambda s: s.ttlt, True)
 METRICS = (TTFT, TBT, TTLT)
 
 

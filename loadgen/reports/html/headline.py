@@ -9,7 +9,8 @@ from loadgen.reports.html.chart import colour
 from loadgen.reports.html.runs import contender, contenders, load_rps
 from loadgen.reports.html.tables import duration, share
 from loadgen.scoring.capacity import Capacity
-from loadgen.scoring.modes import Measurement, sustains
+from loadgen.scoring.criterion import MEASURED
+from loadgen.scoring.modes import Measurement
 from loadgen.targets.target import End
 
 
@@ -58,12 +59,13 @@ def has_loads(runs: Sequence[Measurement]) -> bool:
 
 
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:
-    """The largest load up to which all were served (`modes.sustains`); 0 where none was. What says
-    nothing of the server is left out."""
+    """The largest load up to which all were served (`scoring.criterion`), in requests per second; 0
+    where none was. Runs that say nothing of the server are left out."""
+    criterion = MEASURED._replace(max_misses=max_misses)
     own = [run for run in runs if contender(run) == name and not run.summary.invalid]
     largest = 0.0
     for run in sorted(own, key=load_rps):
-        if run.summary.end is not End.COMPLETE or not sustains(run.summary, max_misses):
+        if run.summary.end is not End.COMPLETE or not criterion.is_met(run.summary):
             break
         largest = load_rps(run)
     return largest
@@ -111,7 +113,6 @@ def _range(capacity: Capacity) -> str:
 
 def _of_run(run: Measurement) -> Iterator[Tile]:
     summary, total = run.summary, run.summary.total
-    num_failed = total.num_rejected + total.num_failed + total.num_unfinished
     yield Tile(share(total.attainment), "on time", f"{total.num_on_time:,} of {total.num_sent:,}")
     yield Tile(share(total.pace_attainment), "on pace", "no gap longer than its target")
     yield Tile(
@@ -122,7 +123,7 @@ def _of_run(run: Measurement) -> Iterator[Tile]:
     tier = summary.by_tier[0]
     median = f"{tier.group}; p50 {duration(tier.ttft.p50)}"
     yield Tile(duration(tier.ttft.p99), "TTFT p99", median)
-    yield Tile(f"{num_failed:,}", "failed", f"{total.num_relegated:,} relegated")
+    yield Tile(f"{total.num_incomplete:,}", "failed", f"{total.num_relegated:,} relegated")
     yield Tile(
         duration(summary.lag.p99_s), "schedule lag p99", f"max {duration(summary.lag.max_s)}"
     )

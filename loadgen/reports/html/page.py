@@ -23,7 +23,8 @@ from loadgen.reports.html.tables import (
 )
 from loadgen.reports.html.timeline import over_time
 from loadgen.scoring.capacity import Capacity
-from loadgen.scoring.modes import Measurement, falls_behind
+from loadgen.scoring.criterion import MEASURED
+from loadgen.scoring.modes import Measurement
 from loadgen.targets.target import End
 
 DEFINITIONS = {
@@ -130,7 +131,7 @@ def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
             yield Notice(f"Invalid run{of}: it says nothing of the server", run.summary.invalid)
         if run.summary.end is not End.COMPLETE:
             yield Notice(f"Partial run{of}", run.summary.problem)
-    behind = [run.name or contender(run) for run in runs if falls_behind(run.summary)]
+    behind = [run.name or contender(run) for run in runs if MEASURED.falls_behind(run.summary)]
     if behind:
         where = f" in {', '.join(behind)}" if len(runs) > 1 else ""
         yield Notice(
@@ -160,10 +161,11 @@ def _of_views(shown: Sequence[View]) -> Iterator[Section]:
 
 
 def _most_telling(shown: Sequence[View], max_misses: float) -> str:
-    """The smallest load that somebody did not serve; the largest where all did."""
+    """Returns the smallest load at which somebody had too many late; the largest where nobody."""
+    criterion = MEASURED._replace(max_misses=max_misses)
     for view in shown:
-        shares = [run.summary.total.attainment for run in view.runs]
-        if any(share is not None and 1 - share > max_misses for share in shares):
+        scores = [run.summary.total for run in view.runs]
+        if not all(criterion.allows(s.num_sent - s.num_on_time, s.num_sent) for s in scores):
             return view.load
     return shown[-1].load
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from loadgen.reports.html.chart import Point
-from loadgen.targets.record import Outcome, Record
+from loadgen.targets.record import Record
 
 MOST_STEPS = 120
 _NICE_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -82,8 +82,3 @@ def last_instant(records: Iterable[Record]) -> float:
     """Of anything that happened."""
     ends = (record.request.at if r is None else r for record in records for r in [record.ended_at])
     return max(ends, default=0.0)
-
-
-def is_failure(record: Record) -> bool:
-    """It did not end as planned: rejected, failed, out of time, unfinished."""
-    return record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED, Outcome.ABANDONED)

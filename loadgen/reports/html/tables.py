@@ -75,7 +75,7 @@ def _run_row(run: Measurement, tiers: Sequence[str]) -> list[str]:
         run.name or contender(run),
         f"{summary.requested_rps:.4g}",
         f"{total.num_sent:,}",
-        _failed(total),
+        f"{total.num_incomplete:,}",
         share(total.attainment),
         *(share(by_tier.get(tier)) for tier in tiers),
         share(total.pace_attainment),
@@ -125,7 +125,7 @@ def score_cells(score: Score) -> list[str]:
     return [
         f"{score.num_sent:,}",
         f"{score.num_finished + score.num_cancelled:,}",
-        _failed(score),
+        f"{score.num_incomplete:,}",
         share(score.attainment),
         share(score.pace_attainment),
         f"{score.goodput_rps:.2f}",
@@ -135,10 +135,6 @@ def score_cells(score: Score) -> list[str]:
         milliseconds(score.worst_gap_s),
         f"{score.num_relegated:,}",
     ]
-
-
-def _failed(score: Score) -> str:
-    return f"{score.num_rejected + score.num_failed + score.num_unfinished:,}"
 
 
 def _two(values: Percentiles) -> tuple[str, str]:

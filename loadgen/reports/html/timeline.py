@@ -11,7 +11,6 @@ from loadgen.reports.html.runs import View, contender
 from loadgen.reports.html.steps import (
     Steps,
     in_flight,
-    is_failure,
     last_instant,
     mean_present,
     per_second,
@@ -87,7 +86,7 @@ def _fates(run: Measurement, clock: _Clock) -> Chart:
 
 
 def _fate(record: Record) -> str:
-    if is_failure(record):
+    if record.outcome.is_incomplete:
         return "failed"
     return "on time" if is_on_time(record) else "late"
 

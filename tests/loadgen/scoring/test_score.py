@@ -9,7 +9,6 @@ from loadgen.scoring.score import (
     backlog_growth,
     backlog_noise,
     counted,
-    gaps_s,
     is_on_pace,
     is_on_time,
     jain_index,
@@ -17,8 +16,6 @@ from loadgen.scoring.score import (
     percentile,
     percentiles,
     score,
-    ttft_s,
-    ttlt_s,
 )
 from loadgen.targets.record import Outcome, Record
 from tests.loadgen.examples import REPORT, planned, record
@@ -32,9 +29,9 @@ def chat(*token_at: float, outcome: Outcome = Outcome.FINISHED, lag_s: float = 0
 
 def test_latencies_run_from_the_scheduled_instant_not_from_the_sending() -> None:
     late_sent = chat(10.9, 11.0, 11.05, lag_s=0.8)
-    assert ttft_s(late_sent) == pytest.approx(0.9)
-    assert ttlt_s(late_sent) == pytest.approx(1.05)
-    assert list(gaps_s(late_sent)) == pytest.approx([0.1, 0.05])
+    assert late_sent.ttft_s == pytest.approx(0.9)
+    assert late_sent.ttlt_s == pytest.approx(1.05)
+    assert list(late_sent.gaps_s) == pytest.approx([0.1, 0.05])
     assert late_sent.lag_s == pytest.approx(0.8)
 
 
