@@ -1,4 +1,8 @@
-"""What the engine process is told when it is started, and the one place of its flags' defaults."""
+"""What the engine process is told when it is started, and the defaults of its flags.
+
+Defaults of what the scheduler decides by stand where it takes them, in `engine.deciding`, and are
+repeated nowhere.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,15 @@ from typing import Annotated
 from engine.checkpoint.options import COMPILE, DTYPES, QUANTIZE
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
+from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.policies import POLICIES
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.embedded import FOLDER
 from engine.flags import Flag, flags_of
 from engine.messages import Pinned
 
-_NIYAMA = NiyamaConfig()  # the defaults
+_SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
+_NIYAMA = _SCHEDULER.niyama
 OVERLAP = ("auto", "on", "off")
 # A folder of the hub's cache: models--ORG--NAME/snapshots/HASH, and perhaps one in it.
 _SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/[^/]+(/.+)?")
@@ -25,7 +32,10 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Raises ValueError, naming the field first, for a value out of range."""
+    """All that an engine process is told; every field marked with `Flag` is a flag of the server.
+
+    Raises ValueError, naming the field first, for a value out of range.
+    """
 
     model: Annotated[
         Path, Flag("checkpoint folder laid out as Hugging Face does (default: the embedded model)")
@@ -49,10 +59,14 @@ class EngineConfig:
     overlap: Annotated[
         str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
     ] = "auto"
-    policy: Annotated[str, Flag("scheduling policy", POLICIES)] = "niyama"
-    chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = 256
-    max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = 64
-    page_size: Annotated[int, Flag("tokens per KV page")] = 16
+    policy: Annotated[str, Flag("scheduling policy", POLICIES)] = _SCHEDULER.policy
+    chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = (
+        _SCHEDULER.chunk_size
+    )
+    max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = (
+        _SCHEDULER.max_batch_size
+    )
+    page_size: Annotated[int, Flag("tokens per KV page")] = PAGE_SIZE
     kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
     context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
     torch_threads: Annotated[
@@ -77,7 +91,9 @@ class EngineConfig:
     decision_log: Annotated[
         Path | None, Flag("JSONL file that gets every decision (default: none)")
     ] = None
-    record_capacity: Annotated[int, Flag("requests that Explain remembers")] = 10_000
+    record_capacity: Annotated[int, Flag("requests that Explain remembers")] = (
+        _SCHEDULER.record_capacity
+    )
     calibration_s: Annotated[
         float, Flag("seconds of measuring at the first start (0: none, learn in service)")
     ] = 8.0
@@ -137,8 +153,9 @@ class EngineConfig:
 
     @property
     def served_name(self) -> str:
-        """The name that was given, or the model's by its folder: a name of the file system, which
-        may be no text, as text.
+        """The name that clients see: the one that was given, else that of the model's folder.
+
+        What of a folder's name is no text is replaced by question marks.
         """
         folder = self.model.resolve()
         snapshot = _SNAPSHOT.fullmatch(folder.as_posix())
@@ -146,8 +163,8 @@ class EngineConfig:
         return self.model_name or own.encode("utf-8", "replace").decode()
 
     def niyama(self) -> NiyamaConfig:
-        """What of it the Niyama policy is told."""
-        if not 0 <= self.relegation_allowance < 1:  # named otherwise there
+        """The part of it that the Niyama policy takes. Raises ValueError, naming the field."""
+        if not 0 <= self.relegation_allowance < 1:  # NiyamaConfig names the field otherwise
             raise ValueError(
                 f"relegation_allowance must be in [0, 1), got {self.relegation_allowance}"
             )

@@ -40,7 +40,7 @@ from engine.tiers import BUILT_IN, Preset, Tier, Tiers
 _TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
 _KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
 MOST_BYTES = 1 << 20  # of a file: thousands of tenants
-MOST_NAME_BYTES = 128  # of what a call may name
+MOST_NAME_BYTES = 128  # of a name that a call may state: tier, application, tenant, request
 MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
 WEIGHTS = (1e-6, 1e6)
 

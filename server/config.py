@@ -1,4 +1,4 @@
-"""What the server is told: the only place where its flags have defaults.
+"""What the server is told, and the defaults of its flags, which are repeated nowhere.
 
 Every field marked with `Flag` is a flag (`max_requests` is `--max-requests`), the engine's own
 included. Durations in seconds.
@@ -14,18 +14,23 @@ from typing import Annotated
 
 from engine.config import EngineConfig
 from engine.flags import Flag, add_flags, made
+from engine.tiers_file import MOST_NAME_BYTES
 
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 QUEUED_TOKENS = 8192  # for each of `max_requests`
 LONGEST_S = 1e6  # some days: what the system's timers can hold
+SPARE_STREAMS = 100  # of a connection, for what is no request: health, questions
 MOST_FRONTENDS = 64  # far more than one engine can use
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Raises ValueError, naming the field first, for a value out of range."""
+    """All that a server is told; every field marked with `Flag` is a flag.
+
+    Raises ValueError, naming the field first, for a value out of range.
+    """
 
     host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
     port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
@@ -46,14 +51,18 @@ class ServerConfig:
     ] = 1024
     max_queued_tokens: Annotated[
         int,
-        Flag("most tokens of work waiting, prompt and output (0: 8,192 for each of max_requests)"),
+        Flag(
+            "most tokens of work waiting, prompt and output"
+            f" (0: {QUEUED_TOKENS:,} for each of max_requests)"
+        ),
     ] = 0
     max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
     max_connections: Annotated[
         int, Flag("most connections of a front end; fewer where file descriptors are few")
     ] = 1000
     max_streams: Annotated[
-        int, Flag("most calls at once on one connection (0: --max-requests and 100 more)")
+        int,
+        Flag(f"most calls at once on one connection (0: --max-requests and {SPARE_STREAMS} more)"),
     ] = 0
     idle_s: Annotated[float, Flag("seconds without a call after which a connection is closed")] = (
         300.0
@@ -111,7 +120,13 @@ class ServerConfig:
 
     @property
     def most_queued_tokens(self) -> int:
+        """Tokens of work that may wait, prompt and output."""
         return self.max_queued_tokens or QUEUED_TOKENS * self.max_requests
+
+    @property
+    def most_streams(self) -> int:
+        """Calls that may be going on at once on one connection."""
+        return self.max_streams or self.max_requests + SPARE_STREAMS
 
 
 def parse(argv: Sequence[str]) -> ServerConfig:
@@ -120,8 +135,9 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         prog="niyama-server",
         usage="niyama-server [FLAGS]  (--help lists them)",
         description="Serves one model, many latency targets, one queue.",
-        epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at "
-        "most 128 bytes); it is believed, so let only those reach the port who may name any.",
+        epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at most "
+        f"{MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may name"
+        " any.",
     )
     for config in (ServerConfig, EngineConfig):
         add_flags(parser, config, shows_defaults=True)

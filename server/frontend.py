@@ -29,7 +29,6 @@ from server.startup import StartError, default_sampling, load_tokenizer
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
-SPARE_STREAMS = 100  # of a connection, for what is no request: health, questions
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
 MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
@@ -146,7 +145,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", room_for_connections(config.max_connections)),
         ("grpc.server_handshake_timeout_ms", int(config.handshake_s * 1000)),
         ("grpc.max_connection_idle_ms", int(config.idle_s * 1000)),
-        ("grpc.max_concurrent_streams", config.max_streams or config.max_requests + SPARE_STREAMS),
+        ("grpc.max_concurrent_streams", config.most_streams),
         # A client that vanished without a word must not hold memory for ever.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -25,6 +25,7 @@ from engine.linking.link import EngineLink
 from engine.linking.streams import DuplicateRequest, EngineLost, Unanswered
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
+from engine.tiers_file import MOST_NAME_BYTES
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import Admin
@@ -310,7 +311,7 @@ class InferenceService:
         bounds, context = self._bounds(limits, limits.vocab_size), call.context
         received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
         request_id = received.message.request_id or secrets.token_hex(8)
-        call.request_id = shorten(request_id, inbound.MAX_NAME_BYTES)  # a longer one is refused
+        call.request_id = shorten(request_id, MOST_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(
             received.message,
             self.tiers,

@@ -33,6 +33,7 @@ from engine.computing.rotation import rotate
 from engine.computing.sampled import Picked
 from engine.computing.sampler import Sampler
 from engine.computing.weights import check_weights, load_model, read_config
+from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
@@ -212,7 +213,7 @@ def load(
     compile_cache: Path | None = None,
     num_pages: int | None = None,
     kv_bytes: int | None = None,
-    page_size: int = 16,
+    page_size: int = PAGE_SIZE,
     threads: int | None = None,
     chosen: Choices | None = None,
 ) -> ModelExecutor:

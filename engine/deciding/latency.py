@@ -306,7 +306,7 @@ class LatencyModel:
         segment = self._segments[i]
         return max(0.0, self._scales[i] * (segment.decode + segment.decode_context * context))
 
-    def saturating_chunk(self, share: float = 0.99, most: int = 8192) -> int:
+    def saturating_chunk(self, share: float = 0.99, most: int = DEFAULT_MAX_CHUNK) -> int:
         """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
         `most`: larger ones only delay everybody else.
         """

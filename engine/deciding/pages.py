@@ -23,6 +23,8 @@ from hashlib import blake2b
 from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 
+PAGE_SIZE = 16  # token positions of a page, where nobody says otherwise
+
 
 class PagePool:
     """Accounts for `num_pages` pages; holds no memory itself."""

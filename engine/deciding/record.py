@@ -48,9 +48,7 @@ class Timeline:
 class DecisionLog:
     """Timelines of `capacity` requests, by id (`Request.id`)."""
 
-    def __init__(
-        self, capacity: int = 10_000, sink: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, capacity: int, sink: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._capacity = capacity
         self._sink = sink
         self._timelines: dict[str, Timeline] = {}

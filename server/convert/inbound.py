@@ -25,11 +25,11 @@ from engine.deciding.request import (
     key_of,
 )
 from engine.tiers import Resolved, Tiers
+from engine.tiers_file import MOST_NAME_BYTES
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
 from server.violations import InvalidRequest, Violation, Violations
 
-MAX_NAME_BYTES = 128
 TENANT_KEY = "niyama-tenant"
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -188,8 +188,8 @@ def _read_tenant(reader: Violations, metadata: Metadata) -> str:
 
 
 def _check_name(reader: Violations, field: str, name: str) -> None:
-    if len(name.encode()) > MAX_NAME_BYTES:
-        reader.refuse(field, f"must be at most {MAX_NAME_BYTES} bytes")
+    if len(name.encode()) > MOST_NAME_BYTES:
+        reader.refuse(field, f"must be at most {MOST_NAME_BYTES} bytes")
     elif not (name.isascii() and name.isprintable()):
         reader.refuse(field, "must be printable ASCII")
 

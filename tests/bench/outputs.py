@@ -67,6 +67,7 @@ def _late_share(load: list[tuple[Request, int]], deviations: float) -> float:
         num_pages=6750,
         context_len=16384,
         page_size=64,
+        max_batch_size=256,
         prefix_caching=False,
         record_capacity=0,
         output_deviations=deviations,

@@ -340,7 +340,7 @@ class Driver:
 
 
 # Requests made here begin alike: sharing prefixes is for the tests that ask for it.
-_PLAIN = {"context_len": 10_000, "prefix_caching": False}
+_PLAIN = {"context_len": 10_000, "max_batch_size": 256, "prefix_caching": False}
 
 
 def make_scheduler(

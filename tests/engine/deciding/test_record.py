@@ -166,7 +166,7 @@ def test_the_log_tells_tenant_and_name_apart() -> None:
 
 def test_one_request_keeps_a_bounded_timeline() -> None:
     """However its kinds alternate; what is told together adds up."""
-    log = DecisionLog()
+    log = DecisionLog(capacity=10)
     log.open(make_request("r"))
     for i in range(10 * MAX_DECISIONS):
         log.note("r", float(i), ("chunk", "preempted")[i % 2], tokens=1.0)
