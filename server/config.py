@@ -136,8 +136,8 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         usage="niyama-server [FLAGS]  (--help lists them)",
         description="Serves one model, many latency targets, one queue.",
         epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at"
-        f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may name"
-        " any.",
+        f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may"
+        " name any.",
     )
     for config in (ServerConfig, EngineConfig):
         add_flags(parser, config, shows_defaults=True)
