@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import signal
 from dataclasses import replace
+from typing import Protocol
 
 import structlog
 
 from engine import tiers_file
 from engine.messages import EngineInfo
 from engine.processes import collector
-from server.admission.ledger import OwnLedger
+from server.admission.ledger import Ledger, linked
 from server.config import ServerConfig
 from server.ending import Ending
-from server.engine import EngineOwner
+from server.engine import ServerEngine
 from server.frontend import FrontEnd
 from server.frontends.supervisor import Supervisor
-from server.listening.ports import host_port, refuse_taken
+from server.listening.addresses import host_port, refuse_taken
 from server.metrics import Metrics, QueueMetrics
 from server.startup import read_admin, read_configuration
 
@@ -27,57 +28,94 @@ log = structlog.get_logger()
 SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
+class FrontEnds(Protocol):
+    """The front ends of a server, however many there are and wherever they run."""
+
+    async def start(self) -> int:
+        """Returns when all of them listen, on which port. Raises StartError."""
+
+    async def ready(self) -> None:
+        """Returns when all of them serve, after an engine is ready. Raises StartError."""
+
+    def engine_ready(self, info: EngineInfo) -> None:
+        """An engine can serve: the first, or one that takes the place of one that was lost."""
+
+    def show_health(self) -> None:
+        """The engine is lost, may have stopped, or has not."""
+
+    def reconfigure(self, text: str) -> list[str]:
+        """Takes another text of the configuration file: returns what differs. Raises ValueError,
+        and then all is as before.
+        """
+
+    async def drain(self) -> None:
+        """Refuses new calls and gives the running ones `drain_s` to finish."""
+
+    async def stop(self) -> None:
+        """Ends what still runs."""
+
+    def kill(self) -> None:
+        """Ends their processes at once, from any thread."""
+
+
 class Server:
-    """The front end of this process before an engine of its own: `start`, serve, `drain`, `stop`.
-    Everything runs on the event loop that it is made on.
+    """One engine, the front ends before it, and the ledger that they share: `start`, serve,
+    `drain`, `stop`. Everything runs on the event loop that it is made on.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises StartError for a model folder or a configuration file that is no good."""
         self.config = config
-        self.ledger = ledger = OwnLedger(config.max_requests, config.most_queued_tokens)
-        self.owner = EngineOwner(config, self._engine_ready, self._show_health)
-        self.owner.registry.register(QueueMetrics(ledger.admission))
-        self.engine = self.owner.client
-        self.metrics = Metrics(self.owner.registry)
-        configuration = read_configuration(config)
-        self._front_end = FrontEnd(
-            config, self.engine, self.metrics, ledger, configuration, read_admin(config)
+        self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
+        self.engine = ServerEngine(
+            config,
+            lambda info: self.front_ends.engine_ready(info),
+            lambda: self.front_ends.show_health(),
         )
-        self.service = self._front_end.service
+        self.engine.registry.register(QueueMetrics(self.ledger.admission))
+        self.front_ends = _front_ends(config, self.engine, self.ledger)
         self.port = 0
 
     async def start(self) -> EngineInfo:
         """Listens, then waits for the engine. Raises StartError."""
         refuse_taken(self.config.host, self.config.port)
-        self.port = await self._front_end.start(self.config.port)
-        self.owner.listen()
-        return await self.owner.start()
+        self.engine.listen()
+        starting = asyncio.create_task(self.engine.start())
+        try:
+            self.port = await self.front_ends.start()
+            info = await starting
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        await self.front_ends.ready()
+        return info
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
-        await self._front_end.drain()
+        await self.front_ends.drain()
 
     async def stop(self) -> None:
         """Ends what still runs, and the engine."""
-        await self._front_end.stop()
-        await self.owner.stop()
-
-    def reconfigure(self, text: str) -> list[str]:
-        """Another text of the configuration file: what differs. Raises ValueError, and then all is
-        as before.
-        """
-        return self._front_end.reconfigure(text)
+        await self.front_ends.stop()
+        await self.engine.stop()
 
     def kill(self) -> None:
-        """Ends the engine at once, whatever it does; this process is to follow."""
-        self.engine.kill()
+        """Ends the engine and the front ends at once, whatever they do; this process is to follow.
+        For any thread.
+        """
+        self.front_ends.kill()
+        self.engine.keeper.kill()
 
-    def _engine_ready(self, info: EngineInfo) -> None:
-        self._front_end.engine_ready(info)
 
-    def _show_health(self) -> None:
-        self._front_end.show_health()
+def _front_ends(config: ServerConfig, engine: ServerEngine, ledger: Ledger) -> FrontEnds:
+    """Nobody else asks how many there are: one runs in this process, more in processes of their
+    own. Raises StartError.
+    """
+    configuration, admin = read_configuration(config), read_admin(config)
+    if config.frontends > 1:
+        return Supervisor(config, engine, ledger, configuration, admin)
+    metrics = Metrics(engine.registry)
+    return FrontEnd(config, engine.link, metrics, linked(ledger), configuration, admin)
 
 
 async def serve(config: ServerConfig, ending: Ending) -> int:
@@ -88,7 +126,7 @@ async def serve(config: ServerConfig, ending: Ending) -> int:
     saved = config.engine.save_profile
     if saved is not None:
         config = replace(config, host="127.0.0.1", port=0, metrics_port=0, frontends=1)
-    server = Server(config) if config.frontends == 1 else Supervisor(config)
+    server = Server(config)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     ending.kill = server.kill
@@ -129,7 +167,7 @@ def _reassure() -> None:
     )
 
 
-async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) -> None:
+async def _reload_when_asked(server: Server, asked: asyncio.Event) -> None:
     """A file that is no good leaves what was, and a terminal that closes ends no server: what does
     not read a file ignores that signal, as under nohup.
     """
@@ -141,7 +179,7 @@ async def _reload_when_asked(server: Server | Supervisor, asked: asyncio.Event) 
             log.info("SIGHUP ignored", note="there is no --config to read again")
             continue
         try:
-            changes = server.reconfigure(await asyncio.to_thread(tiers_file.read, path))
+            changes = server.front_ends.reconfigure(await asyncio.to_thread(tiers_file.read, path))
         except ValueError as error:
             log.error("configuration not read", reason=str(error))
         else:
@@ -154,7 +192,7 @@ def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None
         loop.call_soon_threadsafe(asked_to_stop.set)
 
 
-def _announce(server: Server | Supervisor, info: EngineInfo) -> None:
+def _announce(server: Server, info: EngineInfo) -> None:
     """The ready line, for people and for scripts that wait for it."""
     print(
         f"niyama ready on {host_port(server.config.host, server.port)}: {info.model_name}"

@@ -15,7 +15,7 @@ from engine.deciding.plan import Accepted
 from engine.deciding.request import EVERYBODY_ELSE
 from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
-from server.admission.ledger import Entries
+from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
@@ -80,7 +80,7 @@ class Call:
         remaining = self.context.time_remaining()
         return None if remaining is None else remaining + time.monotonic() - self.arrived_at
 
-    async def enter(self, asked: Asked, entry: Entry, ledger: Entries) -> None:
+    async def enter(self, asked: Asked, entry: Entry, ledger: LedgerLink) -> None:
         """Raises Refused or DuplicateRequest."""
         self.asked, self.entry, self._ledger = asked, entry, ledger
         await ledger.enter(entry, self.displace)

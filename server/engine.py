@@ -1,4 +1,4 @@
-"""The engine process as its owner sees it: started, logged, counted, ended."""
+"""The engine of a server: started, logged, counted, ended."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from engine.deciding.questions import Stats
-from engine.linking.keeper import EngineClient
-from engine.linking.streams import EngineLost, EngineStartError, Unanswered
+from engine.linking.errors import EngineLost, EngineStartError, Unanswered
+from engine.linking.keeper import EngineKeeper
+from engine.linking.link import EngineLink
 from engine.messages import EngineInfo, Failed
 from server.config import ServerConfig
+from server.listening.addresses import listen_metrics
 from server.listening.exposition import Exposition
-from server.listening.ports import listen_metrics
 from server.metrics import EngineMetrics
 from server.startup import StartError
 
@@ -24,9 +25,12 @@ log = structlog.get_logger()
 METRICS_S = 1.0  # how old the scheduler's metrics may be
 
 
-class EngineOwner:
-    """`on_ready(info)` is told of each engine that can serve, the first included, `on_doubt()` when
-    it is lost, may have stopped, or has not.
+class ServerEngine:
+    """The engine that a server's front ends share. Its operator is told in the log what befalls it,
+    and by metrics how it does (`registry`, to which the front ends add theirs).
+
+    `on_ready(info)` is told of each engine process that can serve, the first included, `on_doubt()`
+    when it is lost, may have stopped, or has not.
     """
 
     def __init__(
@@ -34,8 +38,6 @@ class EngineOwner:
         config: ServerConfig,
         on_ready: Callable[[EngineInfo], None],
         on_doubt: Callable[[], None],
-        *,
-        is_shared: bool = False,
     ) -> None:
         self._config = config
         self._on_ready = on_ready
@@ -46,24 +48,28 @@ class EngineOwner:
         self.registry = CollectorRegistry()
         self.metrics = EngineMetrics(self.registry)
         self._exposition = Exposition(self.registry)
-        self.client = EngineClient(
+        self.keeper = EngineKeeper(
             config.engine,
             self._recovered,
             self._lost,
             self._failed,
             lambda line: log.warning("engine", notice=line),
             self._silent,
-            is_shared=is_shared,
         )
 
+    @property
+    def link(self) -> EngineLink:
+        """The link of this process: of the only front end, or of who supervises several."""
+        return self.keeper.link
+
     def listen(self) -> None:
-        """For metrics, where they are wanted. Raises StartError."""
+        """Listens for who reads metrics, where they are wanted. Raises StartError."""
         listen_metrics(self._exposition, self._config)
 
     async def start(self) -> EngineInfo:
         """Returns when the engine can serve. Raises StartError."""
         try:
-            info = await self.client.start()
+            info = await self.keeper.start()
         except EngineStartError as error:
             raise StartError(str(error)) from error
         self._announce(info)
@@ -73,17 +79,18 @@ class EngineOwner:
         return info
 
     async def stop(self) -> None:
+        """Ends the engine process; what it still has at work is lost."""
         if self._poll is not None:
             self._poll.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poll
-        await self.client.stop()
+        await self.keeper.stop()
         await asyncio.to_thread(self._exposition.stop)
 
     async def refresh_metrics(self) -> None:
         """Asks the engine for the scheduler's counters; without an answer there are none."""
         try:
-            self.metrics.reported.stats = await self.client.ask(Stats())
+            self.metrics.reported.stats = await self.link.ask(Stats())
         except (EngineLost, Unanswered):
             self.metrics.reported.stats = None
 

@@ -1,4 +1,8 @@
-"""A front end: gRPC, its services and their health, before an engine that others look after."""
+"""A front end: gRPC, its services and their health, before an engine that others look after.
+
+What it needs of its surroundings is handed to it: a link to the engine, a link to the ledger, a
+registry for its metrics, and word of each engine that is ready, is lost or may have stopped.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
-from server.admission.ledger import Entries
+from server.admission.ledger import LedgerLink
 from server.config import ServerConfig
 from server.configuration import Configuration
+from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
 from server.listening.health import Health
-from server.listening.ports import host_port
 from server.listening.standard import ShortQuestions
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
@@ -34,14 +38,16 @@ MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
 
 class FrontEnd:
-    """`start`, serve from `engine_ready` on, whenever the engine does, `drain`, `stop`."""
+    """One front end: `start`, serve from `engine_ready` on, whenever the engine does, `drain`,
+    `stop`. Alone before its engine it is all the `server.app.FrontEnds` that there are.
+    """
 
     def __init__(
         self,
         config: ServerConfig,
         engine: EngineLink,
         metrics: Metrics,
-        ledger: Entries,
+        ledger: LedgerLink,
         configuration: Configuration,
         admin: Admin,
     ) -> None:
@@ -49,6 +55,8 @@ class FrontEnd:
         self._config = config
         self._engine = engine
         self._configuration = configuration
+        self.metrics = metrics
+        self._has_served = asyncio.Event()
         if not config.engine.model.is_dir():
             raise StartError(f"no checkpoint folder {config.engine.model}")
         tokenizer = load_tokenizer(config.engine.model)
@@ -77,9 +85,9 @@ class FrontEnd:
         reflecting = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, standard)
 
-    async def start(self, port: int) -> int:
+    async def start(self) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
-        address = host_port(self._config.host, port)
+        address = host_port(self._config.host, self._config.port)
         try:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
@@ -95,6 +103,11 @@ class FrontEnd:
         """Takes over the tiers that the engine proposes for the model on this machine."""
         self.service.adopt(info, self._configuration.propose(info.tiers))
         self.show_health()
+        self._has_served.set()
+
+    async def ready(self) -> None:
+        """Returns when an engine has been ready."""
+        await self._has_served.wait()
 
     def show_health(self) -> None:
         """To be called when an engine is there, is lost, or whoever serving needs is silent."""
@@ -123,6 +136,9 @@ class FrontEnd:
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
         await self.service.stop()
+
+    def kill(self) -> None:
+        """Nothing of it outlives this process, which is about to end."""
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

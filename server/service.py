@@ -21,15 +21,15 @@ from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.questions import AnswerT, Explain, Question
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
+from engine.linking.errors import DuplicateRequest, EngineLost, Unanswered
 from engine.linking.link import EngineLink
-from engine.linking.streams import DuplicateRequest, EngineLost, Unanswered
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
 from engine.tiers_file import MOST_NAME_BYTES
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import Admin
-from server.admission.ledger import Entries
+from server.admission.ledger import LedgerLink
 from server.admission.quota import Caller, Quota
 from server.answer import Answer
 from server.bounded import shorten
@@ -69,7 +69,7 @@ class InferenceService:
         sampling: Sampling,
         tiers: Tiers,
         metrics: Metrics,
-        ledger: Entries,
+        ledger: LedgerLink,
         admin: Admin,
         deliveries: Deliveries,
         uploads: Uploads,

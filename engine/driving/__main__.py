@@ -1,11 +1,11 @@
-"""The engine process: `python -m engine.driving FD [DOOR] PULSE`, started by
-`engine.linking.process`.
+"""The engine process: `python -m engine.driving FIRST DOOR PULSE`, started by
+`engine.linking.keeper`.
 
-FD is its end of a socket pair; DOOR, of another one, by which further front ends are let in; PULSE,
-the page in which a thread beats, whatever the loop does, so that a long iteration is no death. The
-first message is an `EngineConfig`; the answer `Ready`, or `Failed` with one line for the operator.
-It ends when who started it closes the pipe or dies, and leaves signals to that process, so that a
-signal to the whole group still drains.
+FIRST is its end of the first connection; through DOOR come those of further front ends; in PULSE, a
+page of memory, a thread beats, whatever the loop does, so that a long iteration is no death. The
+first message is an `EngineConfig`; the answer is `Ready`, or `Failed` with one line for the
+operator. The process ends when who started it closes the first connection or dies, and leaves
+signals to that process, so that a signal to the whole group still drains.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import traceback
 import warnings
 
 from engine.config import EngineConfig
-from engine.driving.hub import Hub
+from engine.driving.connections import Connections
 from engine.driving.loop import Engine, EngineLoop
-from engine.driving.pipe import SocketPipe
 from engine.messages import Failed, Ready
 from engine.processes import collector, standard_streams
 from engine.processes.frames import receive, send
@@ -30,26 +29,29 @@ from engine.processes.spawn import leave_signals, parent_of
 
 
 def build(config: EngineConfig) -> Engine:
+    """Calls the factory that the configuration names."""
     module, _, function = config.factory.partition(":")
     engine = getattr(importlib.import_module(module), function)(config)
     assert isinstance(engine, Engine)
     return engine
 
 
-def serve(sock: socket.socket, door: socket.socket | None, pulse: Pulse) -> None:
-    config: EngineConfig = receive(sock)
+def serve(first: socket.socket, door: socket.socket, pulse: Pulse) -> None:
+    """Builds the engine and runs its loop until the first connection is closed. Raises EOFError
+    where that happens before the engine is built.
+    """
+    config: EngineConfig = receive(first)
     keep_beating(pulse, config.heartbeat_s)
     engine = build(config)
     collector.settle()
-    send(sock, Ready(engine.info, engine.pinned))
-    ends = SocketPipe(sock) if door is None else Hub(sock, door, engine.info)
+    send(first, Ready(engine.info, engine.pinned))
     with contextlib.ExitStack() as stack:
         if engine.decisions is not None:
             stack.callback(engine.decisions.close)
         loop = EngineLoop(
             engine.scheduler,
             engine.executor,
-            ends,
+            Connections(first, door, engine.info),
             time.monotonic,
             engine.decisions,
             engine.looks_ahead,
@@ -60,25 +62,26 @@ def serve(sock: socket.socket, door: socket.socket | None, pulse: Pulse) -> None
 
 
 def describe(error: Exception) -> Failed:
-    """Bad input is told in its own words; anything else is our bug and keeps its traceback."""
+    """Tells bad input in its own words; anything else is our bug and keeps its traceback."""
     if isinstance(error, (ValueError, OSError)):
         return Failed(str(error) or type(error).__name__)
     return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def main(argv: list[str]) -> int:
+    """Returns the exit code: 1 where the engine could not be built or broke."""
     # torch says at import that it lacks NumPy, which nothing here uses; the operator need not know.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
     leave_signals()
     standard_streams.guard()
-    (sock, *doors), pulse = parent_of(argv[1:])
-    with sock:
+    (first, door), pulse = parent_of(argv[1:])
+    with first, door:
         try:
-            serve(sock, doors[0] if doors else None, pulse)
+            serve(first, door, pulse)
         except EOFError:
             return 0
         except Exception as error:
-            send(sock, describe(error))
+            send(first, describe(error))
             return 1
     return 0
 

@@ -1,64 +1,135 @@
-"""What the front end asks of an engine that is there: submit, read, cancel, ask.
+"""A front end's link to the engine: submit, read, cancel, ask.
 
-Nothing here blocks the event loop. Who makes the connection, and makes it again when it is lost, is
-an `EngineClient`, which owns the engine's process, or an `AttachedEngine`, which does not.
+The link is handed sockets, one after another: each is a connection to an engine process that
+somebody else starts and, when it is lost, starts again (`engine.linking.keeper`). Nothing here
+blocks the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 from engine.deciding.questions import AnswerT, Question
-from engine.deciding.request import Request, named_by
+from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
-from engine.linking.streams import DuplicateRequest, EngineLost, RequestStream, Unanswered
-from engine.messages import Ask, Cancel, EngineInfo, Report, Submit, token_of
-from engine.processes.wire import Wire
+from engine.linking.errors import EngineLost, Unanswered
+from engine.linking.streams import RequestStream, Streams
+from engine.messages import Ask, Cancel, EngineInfo, Failed, Ready, Reply, Report, Submit
+from engine.processes.wire import Wire, open_wire
 
 
-def _ignore(_: str) -> None: ...
+class Questions:
+    """The questions of one front end that have no answer yet."""
+
+    def __init__(self) -> None:
+        self._futures: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+
+    def __bool__(self) -> bool:
+        return bool(self._futures)
+
+    async def ask(self, wire: Wire, question: Question[AnswerT]) -> AnswerT:
+        """Waits for the answer. Raises Unanswered with the reason, or EngineLost (`fail`)."""
+        question_id = next(self._ids)
+        future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        self._futures[question_id] = future
+        try:
+            wire.post(Ask(question_id, question))
+            return await future
+        finally:
+            del self._futures[question_id]
+
+    def settle(self, reply: Reply) -> None:
+        """The engine has answered; whoever asked may have left."""
+        future = self._futures.get(reply.question_id)
+        if future is None or future.done():
+            return
+        if reply.failure is not None:
+            future.set_exception(Unanswered(reply.error, reply.failure))
+        else:
+            future.set_result(reply.answer)
+
+    def fail(self, why: str) -> None:
+        """No question will be answered any more: whoever waits is told EngineLost."""
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(EngineLost(why))
 
 
 class EngineLink:
     """The requests and questions of one front end that an engine is at work on.
 
-    `on_notice(line)` is told of what belongs in the log. When the engine is lost, requests of which
-    nobody has seen a token wait for the next one, for up to `rerun_s`, and are run again: in flight
-    all the while, in the order of their arrival, and once. So do those that had arrived before and
-    are submitted only then; who arrives while there is no engine is told so and can go elsewhere.
+    It serves through one connection at a time, from when the engine at the other end says that it
+    is ready (`on_ready`) until the connection ends (`on_lost`). `on_notice(line)` is told of what
+    belongs in the log, and `on_failed` why the engine cannot go on, which the engine tells to who
+    started it.
+
+    When a connection is lost, requests of which nobody has seen a token wait for the next one, for
+    up to `rerun_s`, and are run again: in flight all the while, in the order of their arrival, and
+    once. So do those that had arrived before and are submitted only then; who arrives while there
+    is no engine is told so and can go elsewhere.
     """
 
     def __init__(
         self,
-        on_notice: Callable[[str], None] = _ignore,
+        on_ready: Callable[[Ready], None],
+        on_lost: Callable[[], None],
+        on_notice: Callable[[str], None],
         rerun_s: float = 0.0,
+        on_failed: Callable[[Failed], None] = lambda failed: None,
     ) -> None:
+        self._on_ready = on_ready
+        self._on_lost = on_lost
         self._on_notice = on_notice
+        self._on_failed = on_failed
         self._rerun_s = rerun_s
-        self._streams: dict[str, tuple[RequestStream, int]] = {}
+        self._wire: Wire | None = None
+        self._announced: Ready | None = None  # by an engine before its wire was ours to send by
+        self._is_stopping = False
+        self._streams = Streams()
+        self._questions = Questions()
         self._waiting: dict[str, Request] = {}  # for the next engine; in `_streams` too
         self._lost_at = 0.0
         self._giving_up: asyncio.TimerHandle | None = None  # while there is something to wait for
-        # Without those that the engine has been told to end: they are gone before it looks at
-        # anything submitted after.
-        self._in_flight: set[str] = set()
-        self._questions: dict[int, asyncio.Future[Any]] = {}  # not answered yet, by id
-        self._question_ids = itertools.count(1)
-        self._wire: Wire | None = None
         self._heard_at = 0.0  # last sign of life, or the moment from which one is due
-        self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
         self._silent: set[str] = set()  # who shows no sign of life of those that serving needs
+        self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
+        self.learnt: tuple[float, ...] = ()  # as an engine last told, to who started it
+
+    # Its connections
+
+    async def attach(self, sock: socket.socket) -> None:
+        """Takes the connection to an engine, new or the same, in the place of the one before."""
+        await self.detach()
+        self._wire = await open_wire(sock, self._received, self._closed)
+        if self._announced is not None:
+            self._serve(self._announced)
+
+    async def detach(self) -> None:
+        """Ends the connection, whereupon the engine ends what it is at work on for it."""
+        if self._wire is not None:
+            self._wire.close()
+            await self._wire.closed.wait()
+
+    async def stop(self) -> None:
+        """Fails what is open with EngineLost, and ends the connection for good."""
+        self._is_stopping = True
+        self._fail_all("the server is stopping")
+        await self.detach()
+
+    # What may be expected of it
 
     @property
     def serves(self) -> bool:
         return self.info is not None and not self._silent
 
     def ready(self) -> EngineInfo:
-        """What the engine says of itself. Raises EngineLost where none serves now."""
+        """Returns what the engine says of itself. Raises EngineLost where none serves now."""
         if self.info is None:
             raise EngineLost("the engine is starting")
         if self._silent:
@@ -75,68 +146,58 @@ class EngineLink:
         return is_news
 
     @property
-    def num_in_flight(self) -> int:
-        """Requests that the engine has neither finished nor been told to end."""
-        return len(self._in_flight)
+    def waits_since(self) -> float | None:
+        """When the engine was last heard of, or the moment from which that was due; None while
+        nothing is asked of it: an idle engine is silent, and may be.
+        """
+        return self._heard_at if self.info is not None and self._is_busy else None
+
+    # Requests and questions
+
+    @property
+    def in_flight(self) -> Set[str]:
+        """The ids of the requests that the engine has neither finished nor been told to end."""
+        return self._streams.in_flight
 
     def has(self, request_id: str) -> bool:
         return request_id in self._streams
 
     def submit(self, requests: Sequence[Request], is_seen_whole: bool = False) -> RequestStream:
-        """All or, raising EngineLost or DuplicateRequest, none of them. Another front end's request
-        of the same id is found out by the engine: then reading the stream raises. `is_seen_whole`
-        says that the caller sees nothing before all have ended.
+        """Submits all or, raising EngineLost or DuplicateRequest, none of them. Another front end's
+        request of the same id is found out by the engine: then reading the stream raises.
+        `is_seen_whole` says that the caller sees nothing before all have ended.
         """
         waits = self._giving_up is not None and all(r.arrived_at < self._lost_at for r in requests)
         wire = None if waits else self._serving_wire()
-        for request in requests:
-            if request.id in self._streams:
-                raise DuplicateRequest(request.name)
         self._expect_life()
-        stream = RequestStream([r.id for r in requests], self.cancel, requests, is_seen_whole)
-        for index, request in enumerate(requests):
-            self._streams[request.id] = (stream, index)
-            self._in_flight.add(request.id)
-        self._send(wire, requests)
-        return stream
-
-    def _send(self, wire: Wire | None, requests: Iterable[Request]) -> None:
-        """To the engine, or where there is none, to be sent to the next."""
+        stream = self._streams.open(requests, self.cancel, is_seen_whole)
         if wire is None:
             self._waiting |= {request.id: request for request in requests}
-            return
-        for request in requests:
-            wire.post(Submit(request))
-        wire.flush()
+        else:
+            _submit(wire, requests)
+        return stream
 
     def cancel(self, request_id: str, reason: FinishReason) -> None:
+        """Asks the engine to end the request; its `Finished` will carry the reason."""
         if self._waiting.pop(request_id, None) is not None:  # no engine knows of it
-            del self._streams[request_id]
-            self._in_flight.discard(request_id)
+            self._streams.drop(request_id)
         elif request_id in self._streams and self._wire is not None:
-            self._in_flight.discard(request_id)
+            self._streams.in_flight.discard(request_id)
             self._wire.post(Cancel(request_id, reason))
 
     async def ask(self, question: Question[AnswerT]) -> AnswerT:
-        """The engine's answer to the question. Raises EngineLost, or Unanswered with the reason."""
+        """Returns the engine's answer. Raises EngineLost, or Unanswered with the reason."""
         self.ready()
         wire = self._serving_wire()
-        question_id = next(self._question_ids)
-        future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         self._expect_life()
-        self._questions[question_id] = future
-        try:
-            wire.post(Ask(question_id, question))
-            return await future
-        finally:
-            self._questions.pop(question_id, None)
+        return await self._questions.ask(wire, question)
 
     @property
     def _is_busy(self) -> bool:
         return bool(self._streams or self._questions)
 
     def _expect_life(self) -> None:
-        """To be called before work is added: an idle engine is silent, and may be."""
+        """To be called before work is added: until then the engine may have been silent."""
         if not self._is_busy:
             self._heard_at = time.monotonic()
 
@@ -145,8 +206,45 @@ class EngineLink:
             raise EngineLost("the engine is starting")
         return self._wire
 
+    # What the engine says
+
+    def _received(self, message: Ready | Report | Failed) -> None:
+        self._heard_at = time.monotonic()
+        if isinstance(message, Report):
+            for line in message.notices:
+                self._on_notice(line)
+            if message.learnt:
+                self.learnt = message.learnt
+            self._streams.deliver(message)
+            for reply in message.replies:
+                self._questions.settle(reply)
+        elif isinstance(message, Failed):
+            self._on_failed(message)
+        elif self._wire is None:
+            self._announced = message
+        else:
+            self._serve(message)
+
+    def _serve(self, ready: Ready) -> None:
+        """An engine is there: those that wait come before all that are still to be submitted."""
+        self._announced = None
+        self.info = ready.info
+        waiting, self._waiting = self._waiting, {}
+        self._stop_waiting()
+        _submit(self._serving_wire(), sorted(waiting.values(), key=lambda r: r.arrived_at))
+        self._on_ready(ready)
+
+    def _closed(self) -> None:
+        self._wire = self._announced = None
+        if self._is_stopping:
+            return
+        if self.info is not None:  # else it never served, and those who wait go on waiting
+            self._lose("the engine was lost")
+        self._on_lost()
+
+    # Waiting for another engine
+
     def _lose(self, why: str) -> None:
-        """The engine is gone; another will come."""
         self.info = None
         self.note_silence("engine", False)
         self._lost_at = time.monotonic()
@@ -154,20 +252,10 @@ class EngineLink:
         if self._rerun_s:
             loop = asyncio.get_running_loop()
             self._giving_up = loop.call_later(self._rerun_s, self._give_up)
-            for stream, ids in self._groups().items():
-                # One that was told to end, or whose end was asked for, is not begun again.
-                if all(request_id in self._in_flight for request_id in ids):
-                    self._waiting |= {request.id: request for request in stream.restart()}
+            self._waiting |= self._streams.restart()
         if self._waiting:
             self._on_notice(f"{len(self._waiting)} requests wait for the next engine")
-        self._fail(self._streams.keys() - self._waiting.keys(), why)
-
-    def _resume(self) -> None:
-        """An engine is there: those that wait come before all that are still to be submitted."""
-        waiting, self._waiting = self._waiting, {}
-        self._stop_waiting()
-        assert self._wire is not None
-        self._send(self._wire, sorted(waiting.values(), key=lambda request: request.arrived_at))
+        self._fail(self._streams.ids - self._waiting.keys(), why)
 
     def _give_up(self) -> None:
         self._giving_up = None
@@ -182,54 +270,18 @@ class EngineLink:
             self._giving_up = None
 
     def _fail_all(self, why: str) -> None:
-        """Nothing waits for another engine either."""
         self.info = None
         self._stop_waiting()
         self._waiting.clear()
-        self._fail(self._streams.keys(), why)
-
-    def _groups(self) -> dict[RequestStream, list[str]]:
-        groups: dict[RequestStream, list[str]] = {}
-        for request_id, (stream, _) in self._streams.items():
-            groups.setdefault(stream, []).append(request_id)
-        return groups
+        self._fail(self._streams.ids, why)
 
     def _fail(self, ids: Iterable[str], why: str) -> None:
-        """These requests, all of their streams, and what was asked."""
-        for request_id in list(ids):
-            stream, _ = self._streams.pop(request_id)
-            self._in_flight.discard(request_id)
-            stream.fail(EngineLost(why))
-        for future in self._questions.values():
-            if not future.done():
-                future.set_exception(EngineLost(why))
+        """Ends the streams of these requests, and whatever was asked."""
+        self._streams.fail(ids, why)
+        self._questions.fail(why)
 
-    def _deliver(self, report: Report) -> None:
-        streams, find = self._streams, self._streams.get
-        for line in report.notices:
-            self._on_notice(line)
-        for event in report.news:
-            if found := streams.get(event.request_id):
-                found[0].put(found[1], event)
-        for sampled in report.sampled:
-            if found := find(sampled[0]):
-                found[0].put(found[1], token_of(sampled))
-        for finished in report.finished:
-            self._in_flight.discard(finished.request_id)
-            if found := streams.pop(finished.request_id, None):
-                found[0].end(found[1], finished)
-        for request_id in report.refused:
-            self._in_flight.discard(request_id)
-            if found := streams.pop(request_id, None):
-                found[0].refuse(found[1], DuplicateRequest(named_by(request_id)[1]))
-        self._answer(report)
 
-    def _answer(self, report: Report) -> None:
-        for reply in report.replies:
-            future = self._questions.get(reply.question_id)
-            if future is None or future.done():
-                continue
-            if reply.failure is not None:
-                future.set_exception(Unanswered(reply.error, reply.failure))
-            else:
-                future.set_result(reply.answer)
+def _submit(wire: Wire, requests: Iterable[Request]) -> None:
+    for request in requests:
+        wire.post(Submit(request))
+    wire.flush()

@@ -1,4 +1,4 @@
-"""The events of requests, as their reader gets them; and what may go wrong with an engine.
+"""The events of requests, as their reader gets them.
 
 An engine report wakes each stream that it concerns at most once, and only when somebody waits
 there; a stream whose reader is slow piles its tokens up (at most `max_tokens` of them) and hands
@@ -8,13 +8,14 @@ them over together.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from dataclasses import dataclass, replace
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Token
-from engine.deciding.request import Request
+from engine.deciding.request import Request, named_by
 from engine.deciding.sequence import FinishReason
-from engine.messages import Failure
+from engine.linking.errors import DuplicateRequest, EngineError, EngineLost
+from engine.messages import Report, token_of
 
 MOST_ATTEMPTS = 2  # one that ends every engine that has it must not go on for ever
 
@@ -25,35 +26,6 @@ class Restarted:
 
 
 Item = Accepted | Relegated | Token | Finished | Restarted
-
-
-class EngineError(Exception):
-    """Root of what callers should catch.
-
-    EngineError
-     |- EngineLost       the engine is starting, was lost, or is stopped: try again
-     |- EngineStartError it cannot start: the line says why
-     |- DuplicateRequest a request of that id is in flight
-     |- Unanswered       the engine has no answer; `failure` says why
-    """
-
-
-class EngineLost(EngineError):
-    pass
-
-
-class EngineStartError(EngineError):
-    pass
-
-
-class DuplicateRequest(EngineError):
-    pass
-
-
-class Unanswered(EngineError):
-    def __init__(self, message: str, failure: Failure) -> None:
-        super().__init__(message)
-        self.failure = failure
 
 
 class RequestStream:
@@ -97,13 +69,13 @@ class RequestStream:
         return not self._open and not self._items and self._error is None
 
     async def next(self) -> list[tuple[int, Item]]:
-        """All that has come since the last call; waits for the first. Raises EngineError."""
+        """Waits for what comes next, and returns it all. Raises EngineError."""
         while not (items := self.take()):
             await self.arrival()
         return items
 
     def take(self) -> list[tuple[int, Item]]:
-        """All that has come since the last call, perhaps nothing. Raises EngineError."""
+        """Returns what has come since the last call, perhaps nothing. Raises EngineError."""
         items = self._items
         if items:
             self._items = []
@@ -114,7 +86,7 @@ class RequestStream:
         return items
 
     def arrival(self) -> asyncio.Future[None]:
-        """Done when `take` has something to tell that it has not told yet. For one reader."""
+        """Is done when `take` has something to tell that it has not told yet. For one reader."""
         waiter = self._waiter = self._loop.create_future()
         if self._items or self._error is not None:
             self._wake(waiter)
@@ -126,15 +98,16 @@ class RequestStream:
             self._cancel(self._open[index], reason)
 
     def close(self, reason: FinishReason) -> None:
-        """Cancels what has not finished. For the reader's `finally`: nobody reads on."""
+        """Cancels what has not finished. It is for the reader's `finally`: nobody reads on."""
         for request_id in self._open.values():
             self._cancel(request_id, reason)
         self._items.clear()
         self._again = None
 
     def restart(self) -> list[Request]:
-        """The engine is lost: what another one is to be given, now with one attempt more. Nothing,
-        and nothing changes, where somebody has seen a token or has had the attempts there are.
+        """The engine is lost: returns what another one is to be given, now with one attempt more.
+        That is nothing, and nothing changes, where somebody has seen a token or the requests have
+        had all the attempts there are.
         """
         if self._again is None or not self._open:
             return []
@@ -195,3 +168,85 @@ class RequestStream:
         self._waiter = None
         if not waiter.done():
             waiter.set_result(None)
+
+
+class Streams:
+    """The streams of one front end, found by the ids of their requests until those have ended."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[RequestStream, int]] = {}
+        # Without those that the engine has been told to end: they are gone before it looks at
+        # anything submitted after.
+        self.in_flight: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._found
+
+    @property
+    def ids(self) -> KeysView[str]:
+        return self._found.keys()
+
+    def open(
+        self,
+        requests: Sequence[Request],
+        cancel: Callable[[str, FinishReason], None],
+        is_seen_whole: bool,
+    ) -> RequestStream:
+        """Makes one stream of them all. Raises DuplicateRequest, and then nothing has changed."""
+        for request in requests:
+            if request.id in self._found:
+                raise DuplicateRequest(request.name)
+        ids = [request.id for request in requests]
+        stream = RequestStream(ids, cancel, requests, is_seen_whole)
+        for index, request_id in enumerate(ids):
+            self._found[request_id] = (stream, index)
+            self.in_flight.add(request_id)
+        return stream
+
+    def drop(self, request_id: str) -> None:
+        """Forgets a request of which nothing will come any more."""
+        del self._found[request_id]
+        self.in_flight.discard(request_id)
+
+    def deliver(self, report: Report) -> None:
+        """Puts every event of the report into its stream."""
+        streams, find = self._found, self._found.get
+        for event in report.news:
+            if found := find(event.request_id):
+                found[0].put(found[1], event)
+        for sampled in report.sampled:
+            if found := find(sampled[0]):
+                found[0].put(found[1], token_of(sampled))
+        for finished in report.finished:
+            self.in_flight.discard(finished.request_id)
+            if found := streams.pop(finished.request_id, None):
+                found[0].end(found[1], finished)
+        for request_id in report.refused:
+            self.in_flight.discard(request_id)
+            if found := streams.pop(request_id, None):
+                found[0].refuse(found[1], DuplicateRequest(named_by(request_id)[1]))
+
+    def restart(self) -> dict[str, Request]:
+        """The engine is lost: returns what another one is to be given, by id. A stream of which a
+        request was told to end, or whose end was asked for, is not begun again.
+        """
+        groups: dict[RequestStream, list[str]] = {}
+        for request_id, (stream, _) in self._found.items():
+            groups.setdefault(stream, []).append(request_id)
+        again = [
+            request
+            for stream, ids in groups.items()
+            if self.in_flight.issuperset(ids)
+            for request in stream.restart()
+        ]
+        return {request.id: request for request in again}
+
+    def fail(self, ids: Iterable[str], why: str) -> None:
+        """Fails the streams of these requests with EngineLost."""
+        for request_id in list(ids):
+            stream, _ = self._found.pop(request_id)
+            self.in_flight.discard(request_id)
+            stream.fail(EngineLost(why))

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.deciding.request import Importance, Share
-from engine.linking.streams import DuplicateRequest
+from engine.linking.errors import DuplicateRequest
 from server import errors
 from server.admission.places import NOTHING, CallKey, Entry, Line, Place, Pool, State, Use, sum_of
 from server.errors import Refusal, Refused

@@ -1,61 +1,30 @@
 """What crosses the socket between the supervisor and a front end that it started.
 
-The supervisor's first message is a `Start`, alone; everything after it travels in lists. Frames are
-those of `engine.processes.frames`.
+The supervisor's first message is a `Start`, alone. Everything after it travels in lists, together
+with what a front end and the ledger say to each other (`server.admission.ledger`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from server.admission.places import CallKey, Entry
+from server.admission.ledger import FromLedger, ToLedger
 from server.config import ServerConfig
-from server.errors import Refused
 
 # prometheus_client's name for where the processes of a service keep their metrics.
 COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Start(NamedTuple):
-    """`port` is held by the supervisor; `number` tells front ends apart in the log; `configuration`
-    is the text of the configuration file, None where there is none, and `admin` the digest of the
-    operator's token.
+    """`config` names the port that the supervisor holds; `number` tells front ends apart in the
+    log; `configuration` is the text of the configuration file, None where there is none, and
+    `admin` the digest of the operator's token.
     """
 
     config: ServerConfig
-    port: int
     number: int
     configuration: str | None = None
     admin: bytes | None = None
-
-
-class Enter(NamedTuple):
-    """A call asks to be entered in the ledger: `Verdict` answers by `number`. With `only_asks`,
-    whether it would be.
-    """
-
-    number: int
-    entry: Entry
-    only_asks: bool = False
-
-
-class Resize(NamedTuple):
-    """The tokens of work of a call are known exactly."""
-
-    key: CallKey
-    tokens: int
-
-
-class Started(NamedTuple):
-    """Something of a call is about to be streamed."""
-
-    key: CallKey
-
-
-class Leave(NamedTuple):
-    """A call is over."""
-
-    key: CallKey
 
 
 class Listening(NamedTuple):
@@ -82,28 +51,13 @@ class CannotStart(NamedTuple):
     line: str
 
 
-FromLedger = Enter | Resize | Started | Leave
-FromFrontEnd = FromLedger | Listening | Attached | Detached | CannotStart | LinesDropped
-
-
-class Verdict(NamedTuple):
-    """None, or why the call was not entered: Refused or a DuplicateRequest."""
-
-    number: int
-    error: Exception | None
+FromFrontEnd = ToLedger | Listening | Attached | Detached | CannotStart | LinesDropped
 
 
 class EngineSilent(NamedTuple):
     """The engine shows no sign of life, and may have stopped; or does again."""
 
     is_silent: bool
-
-
-class Displaced(NamedTuple):
-    """A call gave its place to another's and is to end so, unless it has started."""
-
-    key: CallKey
-    error: Refused
 
 
 class Drain(NamedTuple):
@@ -116,4 +70,4 @@ class Reconfigure(NamedTuple):
     text: str
 
 
-FromSupervisor = Verdict | Displaced | Drain | Reconfigure | EngineSilent
+FromSupervisor = FromLedger | Drain | Reconfigure | EngineSilent

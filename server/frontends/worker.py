@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import itertools
 import os
 import shutil
 import socket
@@ -22,40 +21,33 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, values
 
-from engine.linking.attached import AttachedEngine
-from engine.messages import EngineInfo
+from engine.linking.link import EngineLink
+from engine.messages import Ready
 from engine.processes import collector, standard_streams
 from engine.processes.frames import receive, send
 from engine.processes.pulse import BEATS_PER_PATIENCE, NO_TURN, Pulse
 from engine.processes.spawn import leave_signals, parent_of
 from engine.processes.standard_streams import DROPPED
 from engine.processes.watch import Condition, Watch
-from engine.processes.wire import Wire, open_wire
+from engine.processes.wire import open_wire
 from server import logs
 from server.admin import Admin
-from server.admission.ledger import Displace
-from server.admission.places import CallKey, Entry
+from server.admission.ledger import LedgerLink
 from server.configuration import Configuration
-from server.errors import Refused
 from server.frontend import FrontEnd
 from server.frontends.control import (
     COUNTERS_FOLDER,
     Attached,
     CannotStart,
     Detached,
-    Displaced,
     Drain,
     EngineSilent,
-    Enter,
-    FromLedger,
+    FromFrontEnd,
     FromSupervisor,
-    Leave,
     LinesDropped,
     Listening,
     Reconfigure,
-    Resize,
     Start,
-    Started,
 )
 from server.metrics import Metrics
 from server.startup import StartError
@@ -64,75 +56,6 @@ log = structlog.get_logger()
 
 ORPHANED = 3  # exit code
 ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
-
-Verdicts = asyncio.Future[Exception | None]
-
-
-class SharedLedger:
-    """The supervisor's ledger, asked from here."""
-
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, tuple[Entry, Displace | None, Verdicts]] = {}
-        self._displace: dict[CallKey, Displace] = {}
-        self.wire: Wire | None = None  # to the supervisor
-
-    async def enter(self, entry: Entry, displace: Displace) -> None:
-        future = self._ask(entry, only_asks=False, displace=displace)
-        try:
-            error = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(lambda told: self._withdraw(entry, told.result()))
-            raise
-        if error is not None:
-            raise error
-
-    async def refusal(self, entry: Entry) -> Refused | None:
-        error = await self._ask(entry, only_asks=True)
-        if error is None or isinstance(error, Refused):
-            return error
-        raise error
-
-    def resize(self, key: CallKey, tokens: int) -> None:
-        self._post(Resize(key, tokens))
-
-    def start(self, key: CallKey) -> None:
-        self._displace.pop(key, None)
-        self._post(Started(key))
-
-    def leave(self, key: CallKey) -> None:
-        self._displace.pop(key, None)
-        self._post(Leave(key))
-
-    def settle(self, number: int, error: Exception | None) -> None:
-        """The supervisor has answered."""
-        entry, displace, future = self._asked.pop(number)
-        if error is None and displace is not None:
-            self._displace[entry.key] = displace  # before the next message may say so
-        if not future.done():  # whose question was cancelled is gone
-            future.set_result(error)
-
-    def displace(self, key: CallKey, error: Refused) -> None:
-        """The supervisor has given the call's place away. It may have started in the meantime."""
-        displace = self._displace.pop(key, None)
-        if displace is not None:
-            displace(error)
-
-    def _withdraw(self, entry: Entry, error: Exception | None) -> None:
-        """The caller did not wait for the answer."""
-        if error is None:
-            self.leave(entry.key)
-
-    def _ask(self, entry: Entry, only_asks: bool, displace: Displace | None = None) -> Verdicts:
-        number = next(self._numbers)
-        future: Verdicts = asyncio.get_running_loop().create_future()
-        self._asked[number] = entry, displace, future
-        self._post(Enter(number, entry, only_asks))
-        return future
-
-    def _post(self, message: FromLedger) -> None:
-        assert self.wire is not None
-        self.wire.post(message)
 
 
 class Worker:
@@ -146,11 +69,11 @@ class Worker:
         self._pulse = pulse
         self._control = control
         self._door = door
-        self._ledger = SharedLedger()
+        self._ledger = LedgerLink(self._post)
         self._asked_to_stop = asyncio.Event()
         self._has_ended = False
         self._attaching: asyncio.Task[None] | None = None
-        self._engine = AttachedEngine(
+        self._engine = EngineLink(
             self._engine_ready,
             self._engine_lost,
             lambda line: log.warning("engine", notice=line),
@@ -172,16 +95,15 @@ class Worker:
     async def serve(self) -> None:
         """Until the supervisor asks for the end."""
         self._wire = await open_wire(self._control, self._received, self._orphaned)
-        self._ledger.wire = self._wire
         self._loop = asyncio.get_running_loop()
         DROPPED.on_dropped = self._tell_dropped
         beating = asyncio.create_task(self._beat())
         try:
-            await self._front_end.start(self._start.port)
+            await self._front_end.start()
         except StartError as error:
-            self._wire.post(CannotStart(str(error)))  # the supervisor ends this process
+            self._post(CannotStart(str(error)))  # the supervisor ends this process
         else:
-            self._wire.post(Listening())
+            self._post(Listening())
         self._door.setblocking(False)
         asyncio.get_running_loop().add_reader(self._door, self._let_in)
         collector.settle()
@@ -210,7 +132,7 @@ class Worker:
     def _tell_dropped(self, num_lines: int) -> None:
         """From whichever thread wrote them."""
         with contextlib.suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(self._wire.post, LinesDropped(num_lines))
+            self._loop.call_soon_threadsafe(self._post, LinesDropped(num_lines))
 
     def _received(self, messages: list[FromSupervisor]) -> None:
         for message in messages:
@@ -221,10 +143,11 @@ class Worker:
                 self._front_end.show_health()
             elif isinstance(message, Reconfigure):
                 self._front_end.reconfigure(message.text)
-            elif isinstance(message, Displaced):
-                self._ledger.displace(message.key, message.error)
             else:
-                self._ledger.settle(message.number, message.error)
+                self._ledger.receive(message)
+
+    def _post(self, message: FromFrontEnd) -> None:
+        self._wire.post(message)
 
     def _let_in(self) -> None:
         """A connection to the engine."""
@@ -243,15 +166,15 @@ class Worker:
         except OSError as error:
             log.error("engine not connected", reason=error.strerror)
             await asyncio.sleep(ASK_AGAIN_S)
-            self._wire.post(Detached())
+            self._post(Detached())
 
-    def _engine_ready(self, info: EngineInfo) -> None:
-        self._front_end.engine_ready(info)
-        self._wire.post(Attached())
+    def _engine_ready(self, ready: Ready) -> None:
+        self._front_end.engine_ready(ready.info)
+        self._post(Attached())
 
     def _engine_lost(self) -> None:
         self._front_end.show_health()
-        self._wire.post(Detached())
+        self._post(Detached())
 
     def _orphaned(self) -> None:
         if not self._has_ended:

@@ -124,7 +124,7 @@ async def _serve(arguments: argparse.Namespace, profile: Path) -> dict[str, Any]
         *("--prompt-tokens", "150/700", "--output-tokens", "30/80"),
     )
     status = await load.wait()
-    stats = (await server.engine.ask(Stats())).scheduler
+    stats = (await server.engine.link.ask(Stats())).scheduler
     await server.drain()
     await server.stop()
     if status:

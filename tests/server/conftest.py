@@ -20,7 +20,7 @@ from engine.linking.link import EngineLink
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
-from server.frontend import SERVICE
+from server.frontend import SERVICE, FrontEnd
 
 WAIT_S = 60.0
 BATCH = 4  # sequences in an iteration: few, so that a queue is easily had
@@ -55,6 +55,12 @@ async def until_stats(
     return await within(ask())
 
 
+def front_end_of(server: Server) -> FrontEnd:
+    """The only one of a server, which runs in the tests' own process."""
+    assert isinstance(server.front_ends, FrontEnd)
+    return server.front_ends
+
+
 class Stubs:
     """Of both services."""
 
@@ -76,17 +82,19 @@ class Running:
 
     def __init__(self, server: Server, channel: grpc.aio.Channel) -> None:
         self.server = server
+        front_end = front_end_of(server)
+        self.service, self.metrics = front_end.service, front_end.metrics
         self.channel = channel
         stubs = Stubs(channel)
         self.stub, self.health = stubs.inference, stubs.health
 
     async def stats(self) -> SchedulerStats:
         """The engine's own counters."""
-        return (await within(self.server.engine.ask(Stats()))).scheduler
+        return (await within(self.server.engine.link.ask(Stats()))).scheduler
 
     async def until(self, is_true: Callable[[SchedulerStats], bool]) -> SchedulerStats:
         """See `until_stats`."""
-        return await until_stats(self.server.engine, is_true)
+        return await until_stats(self.server.engine.link, is_true)
 
     async def status(self, service: str = SERVICE) -> str:
         request = health_pb2.HealthCheckRequest(service=service)

@@ -16,7 +16,6 @@ from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig
 from server.errors import CallError
-from server.frontends.supervisor import Supervisor
 from server.startup import StartError
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within
@@ -40,7 +39,7 @@ async def served(token_file: Path, frontends: int = 1) -> AsyncIterator[str]:
         admin_token_file=token_file,
         engine=EngineConfig(factory=NULL),
     )
-    server = Server(config) if frontends == 1 else Supervisor(config)
+    server = Server(config)
     try:
         await within(server.start())
         yield f"127.0.0.1:{server.port}"

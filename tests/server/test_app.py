@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from engine.config import EngineConfig
 from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Targets
-from engine.linking.streams import Unanswered
+from engine.linking.errors import Unanswered
 from engine.messages import Failure
 from engine.tiers import Tier
 from proto.niyama.v1 import inference_pb2 as pb
@@ -24,8 +24,8 @@ from server.app import Server
 from server.config import ServerConfig
 from server.configuration import Configuration
 from server.ending import Ending
+from server.listening.addresses import host_port
 from server.listening.exposition import Exposition
-from server.listening.ports import host_port
 from server.metrics import Metrics
 from server.startup import StartError
 from tests.server.conftest import Running, within
@@ -98,13 +98,13 @@ async def test_what_was_served_is_counted(running: Running) -> None:
         "niyama_worst_tbt_seconds_count": batch,
         "niyama_completions_total": batch | {"on_time": "true"},
     }
-    sample = running.server.metrics.registry.get_sample_value
+    sample = running.metrics.registry.get_sample_value
     before = [sample(name, labels) or 0 for name, labels in counts.items()]
     sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
     request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
     request.qos.tier = "batch"
     await within(running.stub.Generate(request))
-    await within(running.server.service.idle.wait())
+    await within(running.service.idle.wait())
     after = [sample(name, labels) or 0 for name, labels in counts.items()]
     assert [b - a for a, b in zip(before, after, strict=True)] == [4, 1, 1, 1, 1]
     assert sample("niyama_relegated_completions_total", batch) == 0
@@ -116,8 +116,8 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
     sampling = pb.Sampling(max_tokens=4, ignore_eos=True)
     request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
     await within(running.stub.Generate(request))
-    await within(running.server.owner.refresh_metrics())
-    stats, sample = await running.stats(), running.server.metrics.registry.get_sample_value
+    await within(running.server.engine.refresh_metrics())
+    stats, sample = await running.stats(), running.metrics.registry.get_sample_value
     assert sample("niyama_scheduler_iterations_total") == stats.totals.num_iterations > 0
     assert sample("niyama_scheduler_finished_total") == stats.totals.num_finished
     assert sample("niyama_scheduler_pages_free") == sample("niyama_scheduler_pages") > 0
@@ -136,12 +136,12 @@ async def test_an_engine_that_knows_no_counters_has_no_metrics_and_is_asked_agai
     async def unanswered(question: Question[object]) -> object:
         raise Unanswered("no statistics are kept", Failure.NOT_FOUND)
 
-    sample = running.server.metrics.registry.get_sample_value
+    sample = running.metrics.registry.get_sample_value
     with monkeypatch.context() as patch:
-        patch.setattr(running.server.engine, "ask", unanswered)
-        await within(running.server.owner.refresh_metrics())
+        patch.setattr(running.server.engine.link, "ask", unanswered)
+        await within(running.server.engine.refresh_metrics())
         assert sample("niyama_scheduler_pages") is None
-    await within(running.server.owner.refresh_metrics())
+    await within(running.server.engine.refresh_metrics())
     assert sample("niyama_scheduler_pages") is not None
 
 

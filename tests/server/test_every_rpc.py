@@ -13,6 +13,7 @@ import structlog
 from google.rpc import error_details_pb2
 
 from engine.config import EngineConfig
+from engine.deciding.questions import Question
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
@@ -51,7 +52,7 @@ async def ask(running: Running, rpc: str) -> None:
 
 def counted(running: Running, rpc: str, outcome: str) -> float:
     labels = {"rpc": rpc, "outcome": outcome}
-    found = running.server.metrics.registry.get_sample_value("niyama_rpcs_total", labels)
+    found = running.metrics.registry.get_sample_value("niyama_rpcs_total", labels)
     return found or 0.0
 
 
@@ -63,7 +64,7 @@ async def test_every_rpc_is_counted_logged_and_refused_when_a_server_drains(own:
         before = counted(own, rpc, "OK")
         with structlog.testing.capture_logs() as lines:
             await ask(own, rpc)
-            await within(own.server.service.idle.wait())
+            await within(own.service.idle.wait())
         (line,) = [line for line in lines if line["event"] == "call"]
         assert (line["rpc"], line["outcome"], line["tenant"]) == (rpc, "OK", "acme")
         assert counted(own, rpc, "OK") == before + 1
@@ -81,13 +82,13 @@ async def test_every_rpc_is_counted_logged_and_refused_when_a_server_drains(own:
 async def test_questions_to_an_engine_are_limited_and_each_tenant_may_ask(
     own: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call, go_on = own.server.engine.call, asyncio.Event()
+    answer, go_on = own.server.engine.link.ask, asyncio.Event()
 
-    async def slow(name: str, **arguments: Any) -> Any:
+    async def slow(question: Question[Any]) -> Any:
         await go_on.wait()
-        return await call(name, **arguments)
+        return await answer(question)
 
-    monkeypatch.setattr(own.server.engine, "call", slow)
+    monkeypatch.setattr(own.server.engine.link, "ask", slow)
     asks = [asyncio.create_task(ask(own, "Estimate")) for _ in range(MAX_QUESTIONS // 2 + 1)]
     done, _ = await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
     (refused,) = done
@@ -98,4 +99,4 @@ async def test_questions_to_an_engine_are_limited_and_each_tenant_may_ask(
     go_on.set()
     await within(asyncio.gather(other, *(task for task in asks if task is not refused)))
     labels = ("unknown", "unknown", "too_much", "other")  # nobody has asked what it is
-    assert own.server.metrics.refused.labels(*labels)._value.get() == 1
+    assert own.metrics.refused.labels(*labels)._value.get() == 1

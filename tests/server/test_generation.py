@@ -14,7 +14,8 @@ from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.embedded import FOLDER
-from engine.linking.streams import EngineLost, Item, RequestStream, Restarted
+from engine.linking.errors import EngineLost
+from engine.linking.streams import Item, RequestStream, Restarted
 from server.generation import (
     Ended,
     Generation,

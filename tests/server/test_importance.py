@@ -22,9 +22,8 @@ from proto.niyama.v1 import inference_pb2 as pb
 from proto.niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
-from server.frontends.supervisor import Supervisor
 from tests.engine.driving.engines import SLOW
-from tests.server.conftest import until, until_stats, within
+from tests.server.conftest import front_end_of, until, until_stats, within
 from tests.server.test_service import failure
 
 ROOM = 64
@@ -37,12 +36,12 @@ APART = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
 
 
 @contextlib.asynccontextmanager
-async def served(frontends: int = 1, **fields: Any) -> AsyncIterator[Server | Supervisor]:
+async def served(frontends: int = 1, **fields: Any) -> AsyncIterator[Server]:
     engine = EngineConfig(factory=SLOW, max_batch_size=BATCH)
     config = ServerConfig(
         port=0, drain_s=0.0, **(ROOMY | fields), frontends=frontends, engine=engine
     )
-    server = Server(config) if frontends == 1 else Supervisor(config)
+    server = Server(config)
     try:
         await within(server.start())
         yield server
@@ -51,7 +50,7 @@ async def served(frontends: int = 1, **fields: Any) -> AsyncIterator[Server | Su
 
 
 @contextlib.asynccontextmanager
-async def stubs(server: Server | Supervisor, count: int) -> AsyncIterator[list[Any]]:
+async def stubs(server: Server, count: int) -> AsyncIterator[list[Any]]:
     """Each with a connection of its own: the kernel deals them out to the front ends."""
     async with contextlib.AsyncExitStack() as stack:
         found = []
@@ -102,7 +101,7 @@ async def until_full(stub: Any, request: Any) -> None:
     await within(ask())
 
 
-async def until_empty(server: Server | Supervisor) -> None:
+async def until_empty(server: Server) -> None:
     """Until the ledger holds nothing: a call is told a moment before it is over there."""
     admission = server.ledger.admission
     await until(lambda: len(admission) == 0)
@@ -165,10 +164,10 @@ async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see
         async with served(max_requests=PATIENT + 2) as server, stubs(server, 1) as (stub,):
             assert isinstance(server, Server)
             running = [stub.Generate(patient(pb.IMPORTANCE_HIGH, 2000)) for _ in range(PATIENT)]
-            await until_stats(server.engine, lambda stats: stats.num_running == PATIENT)
+            await until_stats(server.engine.link, lambda stats: stats.num_running == PATIENT)
             low = stub.Generate(patient(pb.IMPORTANCE_LOW, request_id="gives"))
             waiting = stub.Generate(patient(pb.IMPORTANCE_NORMAL, request_id="stays"))
-            await until_stats(server.engine, lambda stats: stats.num_waiting == 2)
+            await until_stats(server.engine.link, lambda stats: stats.num_waiting == 2)
             estimate = pb.EstimateRequest(prompt_tokens=4, output_tokens=2)
             estimate.qos.importance = pb.IMPORTANCE_LOW
             admission = (await within(stub.Estimate(estimate))).admission
@@ -186,9 +185,9 @@ async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see
             assert "gave its place to more important work" in story.summary
             for call in [*running, waiting, important]:
                 call.cancel()
-            await within(server.service.idle.wait())
+            await within(front_end_of(server).service.idle.wait())
             labels = ("explicit", "low", "displaced", "other")
-            assert server.metrics.refused.labels(*labels)._value.get() == 1
+            assert front_end_of(server).metrics.refused.labels(*labels)._value.get() == 1
     (line,) = [line for line in logs if line.get("rpc") == "Generate" and "refused" in line]
     told = {key: line[key] for key in ("importance", "refused", "outcome", "tier")}
     assert told == {
@@ -254,7 +253,7 @@ async def test_calls_that_nobody_reads_count_until_they_are_over(frontends: int)
             return inference_pb2_grpc.InferenceStub(channel).GenerateStream(unread)
 
         held = [await call() for _ in range(8)]
-        await until_stats(server.engine, lambda stats: stats.totals.num_finished == 8)
+        await until_stats(server.engine.link, lambda stats: stats.totals.num_finished == 8)
         error = await failure((await call()).read())
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the queue is full: 8 requests" in (error.details() or "")
@@ -289,7 +288,7 @@ async def test_a_completion_and_a_call_of_its_name_are_two() -> None:
         both = client.complete([7] * 9, max_tokens=200, request_id="a", n=2, ignore_eos=True)
         pending = asyncio.ensure_future(both)
         assert isinstance(server, Server)
-        while not (await within(server.engine.ask(Stats()))).scheduler.totals.num_submitted:
+        while not (await within(server.engine.link.ask(Stats()))).scheduler.totals.num_submitted:
             pass
         one = await within(client.complete([7], max_tokens=1, request_id="a/0"))
         assert one.finished.usage.output_tokens == 1
@@ -324,8 +323,8 @@ async def test_invented_tenants_leave_a_named_one_its_part(tmp_path: Path) -> No
         for each in flood:
             each.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
-        await within(server.service.idle.wait())
-        tenants = {labels[3] for labels in server.metrics.refused._metrics}
+        await within(front_end_of(server).service.idle.wait())
+        tenants = {labels[3] for labels in front_end_of(server).metrics.refused._metrics}
         assert tenants <= {"other", "acme"}
         assert len(server.ledger.admission.requests.held) == 0
 

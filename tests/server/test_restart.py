@@ -25,7 +25,7 @@ from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.frontends.supervisor import Supervisor
-from tests.server.conftest import Stubs, until, within
+from tests.server.conftest import Stubs, front_end_of, until, within
 
 # Its first engine takes everything in and sends nothing, those after it are quick.
 FACTORY = "tests.engine.driving.engines:build_first_hanging"
@@ -47,7 +47,7 @@ def config(frontends: int = 1, drain_s: float = 60.0, **engine: Any) -> ServerCo
 
 
 @asynccontextmanager
-async def serving(server: Server | Supervisor) -> AsyncIterator[Stubs]:
+async def serving(server: Server) -> AsyncIterator[Stubs]:
     try:
         await within(server.start())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -76,11 +76,11 @@ async def read(call: Any) -> list[str]:
     return [event.WhichOneof("event") async for event in call]
 
 
-async def lose_engine(server: Server | Supervisor) -> None:
-    pid = server.engine.pid
+async def lose_engine(server: Server) -> None:
+    pid = server.engine.keeper.pid
     assert pid is not None
     psutil.Process(pid).kill()
-    await until(lambda: server.engine.info is None)
+    await until(lambda: server.engine.link.info is None)
 
 
 async def status_of(call: Awaitable[Any]) -> grpc.StatusCode:
@@ -95,16 +95,16 @@ async def test_the_callers_notice_only_that_it_takes_longer() -> None:
     async with serving(server) as stubs:
         streams = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(20)]
         wholes = [asyncio.ensure_future(whole(stubs, f"w{i}", n=2)) for i in range(3)]
-        await until(lambda: server.engine.num_in_flight == 26)
+        await until(lambda: len(server.engine.link.in_flight) == 26)
         await lose_engine(server)
-        assert server.engine.num_in_flight == 26
+        assert len(server.engine.link.in_flight) == 26
         assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
         for events in await within(asyncio.gather(*streams)):
             assert (events[0], events[-1]) == ("accepted", "finished")
             assert set(events[1:-1]) - {"relegated"} == {"tokens"}
         for response in await within(asyncio.gather(*wholes)):
             assert [c.finished.usage.output_tokens for c in response.completions] == [9, 9]
-        assert server.engine.num_in_flight == 0
+        assert len(server.engine.link.in_flight) == 0
         explained = await within(stubs.inference.Explain(pb.ExplainRequest(request_id="s7")))
         assert explained.summary.startswith("Late: TTFT was ")  # from its arrival, not its rerun
         assert "It was begun again: the engine process that had it was lost." in explained.summary
@@ -117,31 +117,35 @@ async def test_they_wait_no_longer_than_their_deadline_and_hold_nothing_then() -
     async with serving(server) as stubs:
         brief = asyncio.create_task(read(streamed(stubs, "brief", timeout=0.5)))
         left = streamed(stubs, "left")
-        await until(lambda: server.engine.num_in_flight == 2)
-        server.engine._config = EngineConfig(factory="tests.engine.driving.engines:build_never")
+        await until(lambda: len(server.engine.link.in_flight) == 2)
+        server.engine.keeper.config = EngineConfig(
+            factory="tests.engine.driving.engines:build_never"
+        )
         await lose_engine(server)
         left.cancel()
         assert await status_of(brief) is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: server.engine.num_in_flight == 0)
-        await within(server.service.idle.wait())
+        await until(lambda: len(server.engine.link.in_flight) == 0)
+        await within(front_end_of(server).service.idle.wait())
 
 
 async def test_they_end_when_no_engine_comes_in_time() -> None:
     server = Server(config(rerun_s=0.3))
     async with serving(server) as stubs:
         call = asyncio.create_task(read(streamed(stubs, "a")))
-        await until(lambda: server.engine.num_in_flight == 1)
-        server.engine._config = EngineConfig(factory="tests.engine.driving.engines:build_never")
+        await until(lambda: len(server.engine.link.in_flight) == 1)
+        server.engine.keeper.config = EngineConfig(
+            factory="tests.engine.driving.engines:build_never"
+        )
         await lose_engine(server)
         assert await status_of(call) is grpc.StatusCode.UNAVAILABLE
-        assert server.engine.num_in_flight == 0
+        assert len(server.engine.link.in_flight) == 0
 
 
 async def test_a_drain_waits_for_them_too() -> None:
     server = Server(config())
     async with serving(server) as stubs:
         call = asyncio.create_task(read(streamed(stubs, "a")))
-        await until(lambda: server.engine.num_in_flight == 1)
+        await until(lambda: len(server.engine.link.in_flight) == 1)
         await lose_engine(server)
         await within(server.drain())
         assert (await within(call))[-1] == "finished"
@@ -149,18 +153,18 @@ async def test_a_drain_waits_for_them_too() -> None:
 
 @pytest.mark.parametrize("rerun_s", [60.0, 0.0])
 async def test_several_front_ends_run_theirs_again(rerun_s: float) -> None:
-    supervisor = Supervisor(config(frontends=2, rerun_s=rerun_s))
-    async with serving(supervisor) as stubs:
+    server = Server(config(frontends=2, rerun_s=rerun_s))
+    async with serving(server) as stubs:
         calls = [asyncio.create_task(read(streamed(stubs, f"s{i}"))) for i in range(5)]
         calls.append(asyncio.ensure_future(whole(stubs, "w")))
-        await until(lambda: len(supervisor.ledger.admission) == 6)
-        await lose_engine(supervisor)
+        await until(lambda: len(server.ledger.admission) == 6)
+        await lose_engine(server)
         if rerun_s:
             *streams, _ = await within(asyncio.gather(*calls))
             assert all(events[-1] == "finished" for events in streams)
         else:
             assert {await status_of(call) for call in calls} == {grpc.StatusCode.UNAVAILABLE}
-        await until(lambda: not len(supervisor.ledger.admission))
+        await until(lambda: not len(server.ledger.admission))
 
 
 async def health_of(watch: Any) -> int:
@@ -171,13 +175,13 @@ async def health_of(watch: Any) -> int:
 async def test_an_engine_that_stops_is_told_by_health_and_replaced(frontends: int) -> None:
     """Health said SERVING for 73 s. Who waits is served by the next engine."""
     settings = config(frontends, heartbeat_s=HEARTBEAT_S)
-    server = Server(settings) if frontends == 1 else Supervisor(settings)
+    server = Server(settings)
     async with serving(server) as stubs:
         watch = stubs.health.Watch(SERVICE)
         assert await health_of(watch) == SERVING
         call = asyncio.create_task(read(streamed(stubs, "waits")))
         await until(lambda: len(server.ledger.admission) == 1)
-        os.kill(server.engine.pid or 0, signal.SIGSTOP)
+        os.kill(server.engine.keeper.pid or 0, signal.SIGSTOP)
         assert await health_of(watch) == NOT_SERVING
         assert await status_of(read(streamed(stubs, "late"))) is grpc.StatusCode.UNAVAILABLE
         assert (await within(call))[-1] == "finished"
@@ -189,7 +193,7 @@ async def test_an_engine_that_stops_is_told_by_health_and_replaced(frontends: in
 async def test_an_engine_that_is_too_long_at_one_iteration_is_replaced(frontends: int) -> None:
     """Before several front ends nobody who watches it waits for anything of it."""
     settings = config(frontends, patience_s=1.0, heartbeat_s=1.0)
-    server = Server(settings) if frontends == 1 else Supervisor(settings)
+    server = Server(settings)
     async with serving(server) as stubs:
         with capture_logs() as lines:
             call = asyncio.create_task(read(streamed(stubs, "waits")))
@@ -203,37 +207,38 @@ async def test_an_engine_that_goes_on_serves_again_and_nobody_has_noticed() -> N
     async with serving(server) as stubs:
         watch = stubs.health.Watch(SERVICE)
         assert await health_of(watch) == SERVING
-        pid = server.engine.pid
+        pid = server.engine.keeper.pid
         os.kill(pid or 0, signal.SIGSTOP)
         call = asyncio.create_task(read(streamed(stubs, "waits")))
         assert await health_of(watch) == NOT_SERVING
         os.kill(pid or 0, signal.SIGCONT)
         assert await health_of(watch) == SERVING
         assert (await within(call))[-1] == "finished"
-        assert server.engine.pid == pid
+        assert server.engine.keeper.pid == pid
         watch.cancel()
 
 
 async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -> None:
     """Its port took connections that nobody served, its calls held their places for ever."""
-    supervisor = Supervisor(config(2, factory=NULL, heartbeat_s=HEARTBEAT_S))
-    async with serving(supervisor) as stubs:
+    server = Server(config(2, factory=NULL, heartbeat_s=HEARTBEAT_S))
+    async with serving(server) as stubs:
         sampling = pb.Sampling(seed=1, max_tokens=4000, ignore_eos=True)
         endless = pb.GenerateStreamRequest(input=pb.Input(text="Once"), sampling=sampling)
         call = stubs.inference.GenerateStream(endless)
         await within(call.read())
-        (holder,) = (f for f in supervisor._front_ends.values() if f.calls.keys)
+        assert isinstance(server.front_ends, Supervisor)
+        (holder,) = (p for p in server.front_ends.processes.values() if p.calls.keys)
         with capture_logs() as lines:
-            os.kill(holder._child.pid, signal.SIGSTOP)
+            os.kill(holder.pid, signal.SIGSTOP)
             await until(lambda: any(line["event"] == "front end started again" for line in lines))
         events = [line["event"] for line in lines if line["event"].startswith("front end")]
         assert events == ["front end silent", "front end lost", "front end started again"]
         (lost,) = (line for line in lines if line["event"] == "front end lost")
         assert lost["reason"] == "the front end gave no sign of life: it has stopped"
-        assert not len(supervisor.ledger.admission)
+        assert not len(server.ledger.admission)
 
         async def drops_it() -> None:
-            while (await supervisor.engine.ask(Stats())).scheduler.num_running:
+            while (await server.engine.link.ask(Stats())).scheduler.num_running:
                 pass
 
         await within(drops_it())

@@ -79,7 +79,7 @@ async def test_timings_are_told_with_each_target(running: Running) -> None:
     assert 0 < timings.ttft.ToNanoseconds() <= timings.ttlt.ToNanoseconds()
     assert 0 < timings.mean_tbt.ToNanoseconds() <= timings.worst_tbt.ToNanoseconds()
     assert set(targets) == {pb.TARGET_NAME_TTFT, pb.TARGET_NAME_TBT}
-    due_s = running.server.service.tiers.tiers["interactive"].targets.ttft_s
+    due_s = running.service.tiers.tiers["interactive"].targets.ttft_s
     assert targets[pb.TARGET_NAME_TTFT].target.ToTimedelta().total_seconds() == due_s
     assert targets[pb.TARGET_NAME_TTFT].actual == timings.ttft
 
@@ -205,7 +205,7 @@ async def test_server_info_describes_the_model_the_tiers_and_the_limits(running:
     assert info.model.has_chat_template
     assert [tier.name for tier in info.tiers] == ["interactive", "standard", "batch"]
     assert info.default_tier == "interactive"
-    tiers = running.server.service.tiers.tiers  # no tighter than this machine can keep
+    tiers = running.service.tiers.tiers  # no tighter than this machine can keep
     assert info.tiers[0].ttft.ToTimedelta().total_seconds() == tiers["interactive"].targets.ttft_s
     assert info.tiers[2].ttlt.ToTimedelta().total_seconds() == tiers["batch"].targets.ttlt_s
     assert info.limits.max_requests == MAX_REQUESTS
@@ -224,7 +224,7 @@ async def test_a_bad_request_names_its_fields_on_the_wire(running: Running, unar
 
 
 async def test_a_prompt_beyond_the_context_is_refused(running: Running) -> None:
-    info = running.server.engine.info
+    info = running.server.engine.link.info
     assert info is not None
     prompt = pb.Input(token_ids=pb.TokenIds(ids=[5] * info.context_len))
     detail = error_details_pb2.BadRequest()
@@ -242,7 +242,7 @@ async def test_a_full_queue_says_when_to_try_again(running: Running) -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert detail.retry_delay.ToSeconds() == 1
     occupant.cancel()
-    await within(running.server.service.idle.wait())
+    await within(running.service.idle.wait())
     assert len(await complete(running, n=MAX_REQUESTS)) == MAX_REQUESTS
 
 
@@ -269,7 +269,7 @@ async def test_an_id_in_flight_is_refused_and_free_afterwards(running: Running) 
     assert error.code() is grpc.StatusCode.ALREADY_EXISTS
     assert detail.reason == "REQUEST_ID_IN_FLIGHT"
     first.cancel()
-    await within(running.server.service.idle.wait())
+    await within(running.service.idle.wait())
     await running.stats()
     request.sampling.max_tokens = 1
     assert (await read(running.stub.GenerateStream(request)))[-1].HasField("finished")

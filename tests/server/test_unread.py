@@ -71,9 +71,9 @@ async def test_a_stream_that_is_not_read_is_ended_told_and_counted(host: str) ->
             with await asyncio.to_thread(Http2, f"{host}:{server.server.port}") as client:
                 stream = client.call(STREAM, asked().SerializeToString())
                 assert await asyncio.to_thread(client.until, HEADERS, stream) is not None
-                await within(server.server.service.idle.wait())
+                await within(server.service.idle.wait())
                 await closed(client)  # so that gRPC holds nothing of it either
-            sample = server.server.metrics.registry.get_sample_value
+            sample = server.metrics.registry.get_sample_value
             assert sample("niyama_unread_calls_total") == 1
             assert sample("niyama_calls_in_flight") == 0
             assert len((await within(server.stub.Generate(asked()))).completions) == 1
@@ -121,8 +121,8 @@ async def test_calls_that_gave_their_place_and_do_not_read_keep_out_nobody_for_l
 
                 # After a minute gRPC itself ends a connection that answers no ping.
                 await asyncio.wait_for(served(), 40.0)
-        await within(server.server.service.idle.wait())
-        sample = server.server.metrics.registry.get_sample_value
+        await within(server.service.idle.wait())
+        sample = server.metrics.registry.get_sample_value
         labels = {"tier": "interactive", "importance": "low", "reason": "displaced"}
         displaced = sample("niyama_refused_total", labels | {"tenant": "other"})
         assert displaced == 2 * MAX_REQUESTS
@@ -143,7 +143,7 @@ async def test_a_connection_with_a_call_that_is_read_stays() -> None:
             watch = client.call(WATCH, health_pb2.HealthCheckRequest().SerializeToString())
             client.widen(watch, 1000)
             client.call(STREAM, asked().SerializeToString())
-            sample = server.server.metrics.registry.get_sample_value
+            sample = server.metrics.registry.get_sample_value
             await server.until(lambda _: sample("niyama_unread_calls_total") == 1)
             stream = client.call(STREAM, asked().SerializeToString())  # it still takes calls
             assert await asyncio.to_thread(client.until, HEADERS, stream) is not None

@@ -24,16 +24,9 @@ from engine.deciding.plan import Accepted, Finished, Token
 from engine.deciding.questions import Explain, Stats
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.linking.keeper import EngineClient
-from engine.linking.process import EngineProcess
-from engine.linking.streams import (
-    DuplicateRequest,
-    EngineLost,
-    EngineStartError,
-    RequestStream,
-    Restarted,
-    Unanswered,
-)
+from engine.linking.errors import DuplicateRequest, EngineLost, EngineStartError, Unanswered
+from engine.linking.keeper import EngineKeeper, EngineProcess
+from engine.linking.streams import RequestStream, Restarted
 from engine.messages import Failure
 from tests.engine.driving import engines
 
@@ -45,7 +38,7 @@ async def within(work: Awaitable[T]) -> T:
     return await asyncio.wait_for(work, WAIT_S)
 
 
-class Watched(EngineClient):
+class Watched(EngineKeeper):
     """Records what it reports about its engine."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -62,18 +55,18 @@ class Watched(EngineClient):
 
 @asynccontextmanager
 async def running(factory: str = engines.NULL, **options: object) -> AsyncIterator[Watched]:
-    client = Watched(EngineConfig(factory=factory, **options))  # type: ignore[arg-type]  # any field
-    await within(client.start())
+    keeper = Watched(EngineConfig(factory=factory, **options))  # type: ignore[arg-type]  # any field
+    await within(keeper.start())
     try:
-        yield client
+        yield keeper
     finally:
-        await within(client.stop())
+        await within(keeper.stop())
 
 
 @pytest_asyncio.fixture
-async def client() -> AsyncIterator[Watched]:
-    async with running() as client:
-        yield client
+async def keeper() -> AsyncIterator[Watched]:
+    async with running() as keeper:
+        yield keeper
 
 
 def make_request(request_id: str, max_tokens: int = 5, seed: int = 0) -> Request:
@@ -88,33 +81,33 @@ async def read(stream: RequestStream) -> list[tuple[int, object]]:
     return items
 
 
-async def test_events_of_a_request_come_in_order(client: Watched) -> None:
-    items = await read(client.submit([make_request("a")]))
+async def test_events_of_a_request_come_in_order(keeper: Watched) -> None:
+    items = await read(keeper.link.submit([make_request("a")]))
     kinds = [type(item) for _, item in items]
     assert kinds == [Accepted, *[Token] * 5, Finished]
-    assert client.num_in_flight == 0
+    assert len(keeper.link.in_flight) == 0
 
 
-async def test_requests_submitted_together_share_a_stream(client: Watched) -> None:
+async def test_requests_submitted_together_share_a_stream(keeper: Watched) -> None:
     requests = [make_request(f"a/{i}", max_tokens=2 + i, seed=i) for i in range(3)]
-    items = await read(client.submit(requests))
+    items = await read(keeper.link.submit(requests))
     for i in range(3):
         own = [item for index, item in items if index == i]
         assert [type(item) for item in own] == [Accepted, *[Token] * (2 + i), Finished]
 
 
-async def test_a_slow_reader_gets_everything_at_once(client: Watched) -> None:
+async def test_a_slow_reader_gets_everything_at_once(keeper: Watched) -> None:
     """Nothing is lost, and nothing waits for the reader: the engine has long finished."""
-    slow = client.submit([make_request("slow", max_tokens=50)])
-    other = client.submit([make_request("other", max_tokens=200)])
+    slow = keeper.link.submit([make_request("slow", max_tokens=50)])
+    other = keeper.link.submit([make_request("other", max_tokens=200)])
     await read(other)
     items = await within(slow.next())
     assert [type(item) for _, item in items] == [Accepted, *[Token] * 50, Finished]
     assert slow.is_done
 
 
-async def test_a_cancelled_request_finishes_with_the_reason(client: Watched) -> None:
-    stream = client.submit([make_request("a", max_tokens=4000)])
+async def test_a_cancelled_request_finishes_with_the_reason(keeper: Watched) -> None:
+    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
     await within(stream.next())
     stream.cancel(0, FinishReason.STOP)
     last = (await read(stream))[-1][1]
@@ -123,120 +116,120 @@ async def test_a_cancelled_request_finishes_with_the_reason(client: Watched) -> 
     assert last.output_tokens < 4000
 
 
-async def test_closing_a_stream_frees_its_pages(client: Watched) -> None:
-    stream = client.submit([make_request("a", max_tokens=4000)])
+async def test_closing_a_stream_frees_its_pages(keeper: Watched) -> None:
+    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
     await within(stream.next())
     stream.close(FinishReason.CANCELLED)
-    stats = (await within(client.ask(Stats()))).scheduler
+    stats = (await within(keeper.link.ask(Stats()))).scheduler
     assert stats.pages_free == stats.pages_total
     assert stats.num_running == stats.num_waiting == 0
 
 
-async def test_an_id_is_taken_until_the_engine_has_finished_it(client: Watched) -> None:
-    stream = client.submit([make_request("a", max_tokens=4000)])
+async def test_an_id_is_taken_until_the_engine_has_finished_it(keeper: Watched) -> None:
+    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
     with pytest.raises(DuplicateRequest, match="a"):
-        client.submit([make_request("b"), make_request("a")])
-    assert client.num_in_flight == 1  # and "b" was not submitted
+        keeper.link.submit([make_request("b"), make_request("a")])
+    assert len(keeper.link.in_flight) == 1  # and "b" was not submitted
     stream.close(FinishReason.CANCELLED)
     with pytest.raises(DuplicateRequest):
-        client.submit([make_request("a")])
-    await within(client.ask(Stats()))
-    assert len(await read(client.submit([make_request("a")]))) == 7
+        keeper.link.submit([make_request("a")])
+    await within(keeper.link.ask(Stats()))
+    assert len(await read(keeper.link.submit([make_request("a")]))) == 7
 
 
-async def test_a_question_without_an_answer_says_why(client: Watched) -> None:
+async def test_a_question_without_an_answer_says_why(keeper: Watched) -> None:
     with pytest.raises(Unanswered, match="'nobody' is not remembered") as caught:
-        await within(client.ask(Explain("nobody")))
+        await within(keeper.link.ask(Explain("nobody")))
     assert caught.value.failure is Failure.NOT_FOUND
 
 
-async def begun(client: EngineClient, request: Request) -> RequestStream:
+async def begun(keeper: EngineKeeper, request: Request) -> RequestStream:
     """Once a token of it was seen."""
-    stream = client.submit([request])
+    stream = keeper.link.submit([request])
     while not any(isinstance(item, Token) for _, item in await within(stream.next())):
         pass
     return stream
 
 
-async def test_a_killed_engine_fails_its_streams_and_is_replaced(client: Watched) -> None:
-    stream = await begun(client, make_request("a", max_tokens=4000))
-    first = client.info
+async def test_a_killed_engine_fails_its_streams_and_is_replaced(keeper: Watched) -> None:
+    stream = await begun(keeper, make_request("a", max_tokens=4000))
+    first = keeper.link.info
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
     with pytest.raises(EngineLost):
         await read(stream)
     with pytest.raises(EngineLost):
-        client.submit([make_request("b")])
+        keeper.link.submit([make_request("b")])
     with pytest.raises(EngineLost):
-        await within(client.ask(Stats()))
-    assert "-9" in await within(client.news.get())
-    assert await within(client.news.get()) == "ready"
-    assert client.info is not None
-    assert client.info.pid != first.pid
-    assert len(await read(client.submit([make_request("a")]))) == 7
+        await within(keeper.link.ask(Stats()))
+    assert "-9" in await within(keeper.news.get())
+    assert await within(keeper.news.get()) == "ready"
+    assert keeper.link.info is not None
+    assert keeper.link.info.pid != first.pid
+    assert len(await read(keeper.link.submit([make_request("a")]))) == 7
 
 
 async def test_what_nobody_has_seen_anything_of_is_run_again_by_the_next_engine() -> None:
     """Twenty that waited ended UNAVAILABLE because of a fault that was none of theirs."""
     factory = "tests.engine.driving.engines:build_first_hanging"
-    client = EngineClient(EngineConfig(factory=factory))
-    await within(client.start())
-    streams = [client.submit([make_request(f"r{i}")]) for i in range(20)]
-    whole = client.submit([make_request("w/0"), make_request("w/1")], is_seen_whole=True)
-    await within(asyncio.to_thread(client.kill))
+    keeper = EngineKeeper(EngineConfig(factory=factory))
+    await within(keeper.start())
+    streams = [keeper.link.submit([make_request(f"r{i}")]) for i in range(20)]
+    whole = keeper.link.submit([make_request("w/0"), make_request("w/1")], is_seen_whole=True)
+    await within(asyncio.to_thread(keeper.kill))
     for stream in [*streams, whole]:
         items = await read(stream)
         kinds = [type(item) for index, item in items if index == 0]
         assert kinds[-8:] == [Restarted, Accepted, *[Token] * 5, Finished]
         assert kinds[:-8] in ([], [Accepted])  # by the first engine, perhaps
-    assert client.num_in_flight == 0
-    timeline = await within(client.ask(Explain("r7")))
+    assert len(keeper.link.in_flight) == 0
+    timeline = await within(keeper.link.ask(Explain("r7")))
     assert [d.kind for d in timeline.decisions][:2] == ["restarted", "admitted"]
-    await within(client.stop())
+    await within(keeper.stop())
 
 
 async def test_what_the_first_engine_chose_and_learnt_holds_for_those_after_it() -> None:
-    async with running("tests.engine.driving.engines:build_telling") as client:
+    async with running("tests.engine.driving.engines:build_telling") as keeper:
         names = []
         for _ in range(3):
-            assert client.info is not None
-            names.append(client.info.model_name)
-            await read(client.submit([make_request("a")]))
-            await within(asyncio.to_thread(client.kill))
-            assert "code -9" in await within(client.news.get())
-            assert await within(client.news.get()) == "ready"
+            assert keeper.link.info is not None
+            names.append(keeper.link.info.model_name)
+            await read(keeper.link.submit([make_request("a")]))
+            await within(asyncio.to_thread(keeper.kill))
+            assert "code -9" in await within(keeper.news.get())
+            assert await within(keeper.news.get()) == "ready"
     assert names == ["none", "null learnt", "null learnt"]
 
 
 async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
-    async with running("tests.engine.driving.engines:build_failing") as client:
-        good = await begun(client, make_request("good", max_tokens=4000))
-        bad = client.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
+    async with running("tests.engine.driving.engines:build_failing") as keeper:
+        good = await begun(keeper, make_request("good", max_tokens=4000))
+        bad = keeper.link.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
         for _ in range(2):  # what breaks an engine is tried once more, and no more
-            assert "RuntimeError: the executor broke" in await within(client.news.get())
-            if (news := await within(client.news.get())) == "1 requests wait for the next engine":
-                news = await within(client.news.get())
+            assert "RuntimeError: the executor broke" in await within(keeper.news.get())
+            if (news := await within(keeper.news.get())) == "1 requests wait for the next engine":
+                news = await within(keeper.news.get())
             assert "code 1" in news
-            assert await within(client.news.get()) == "ready"
+            assert await within(keeper.news.get()) == "ready"
         with pytest.raises(EngineLost):
             await read(bad)
-        assert len(await read(client.submit([make_request("a")]))) == 7
+        assert len(await read(keeper.link.submit([make_request("a")]))) == 7
 
 
 async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as client:
-        good = await begun(client, make_request("good", max_tokens=4000))
-        client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
+    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as keeper:
+        good = await begun(keeper, make_request("good", max_tokens=4000))
+        keeper.link.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
-        assert await within(client.news.get()) == "silent"
-        assert "beats and has been at one iteration" in await within(client.news.get())
-        assert "code -9" in await within(client.news.get())
-        assert await within(client.news.get()) == "ready"
-        assert len(await read(client.submit([make_request("a")]))) == 7
+        assert await within(keeper.news.get()) == "silent"
+        assert "beats and has been at one iteration" in await within(keeper.news.get())
+        assert "code -9" in await within(keeper.news.get())
+        assert await within(keeper.news.get()) == "ready"
+        assert len(await read(keeper.link.submit([make_request("a")]))) == 7
 
 
 async def test_an_engine_that_is_slow_to_die_holds_nobody_up(
@@ -251,27 +244,27 @@ async def test_an_engine_that_is_slow_to_die_holds_nobody_up(
 
     monkeypatch.setattr(EngineProcess, "kill", kill_slowly)
     factory = "tests.engine.driving.engines:build_hanging"
-    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as client:
-        client.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
-        assert await within(client.news.get()) == "silent"
-        assert "beats and has been at one iteration" in await within(client.news.get())
+    async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as keeper:
+        keeper.link.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
+        assert await within(keeper.news.get()) == "silent"
+        assert "beats and has been at one iteration" in await within(keeper.news.get())
         alive.set()  # by the event loop, while the kill is under way
-        assert "code -9" in await within(client.news.get())
-        assert await within(client.news.get()) == "ready"
+        assert "code -9" in await within(keeper.news.get())
+        assert await within(keeper.news.get()) == "ready"
 
 
 async def test_a_system_that_starts_no_process_is_asked_again(
-    client: Watched, monkeypatch: pytest.MonkeyPatch
+    keeper: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory or file descriptors for a while: the supervisor must outlive it."""
     monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
-    client.kill()
-    assert "code -9" in await within(client.news.get())
-    assert "cannot be started" in await within(client.news.get())
+    keeper.kill()
+    assert "code -9" in await within(keeper.news.get())
+    assert "cannot be started" in await within(keeper.news.get())
     monkeypatch.undo()
-    while (news := await within(client.news.get())) != "ready":
+    while (news := await within(keeper.news.get())) != "ready":
         assert "cannot be started" in news
-    assert len(await read(client.submit([make_request("a")]))) == 7
+    assert len(await read(keeper.link.submit([make_request("a")]))) == 7
 
 
 @pytest.mark.parametrize(
@@ -282,25 +275,25 @@ async def test_a_system_that_starts_no_process_is_asked_again(
     ],
 )
 async def test_an_engine_that_cannot_start_says_why_in_one_line(factory: str, line: str) -> None:
-    client = Watched(EngineConfig(factory=f"tests.engine.driving.engines:{factory}"))
+    keeper = Watched(EngineConfig(factory=f"tests.engine.driving.engines:{factory}"))
     with pytest.raises(EngineStartError) as caught:
-        await within(client.start())
+        await within(keeper.start())
     assert str(caught.value) == line
-    await within(client.stop())
+    await within(keeper.stop())
 
 
 async def test_a_folder_without_a_model_is_a_start_error(tmp_path: Path) -> None:
-    client = Watched(EngineConfig(model=tmp_path, factory=engines.NULL))
+    keeper = Watched(EngineConfig(model=tmp_path, factory=engines.NULL))
     with pytest.raises(EngineStartError, match=r"no config\.json in"):
-        await within(client.start())
-    await within(client.stop())
+        await within(keeper.start())
+    await within(keeper.stop())
 
 
-async def test_stopping_fails_open_streams_and_ends_the_process(client: Watched) -> None:
-    stream = client.submit([make_request("a", max_tokens=4000)])
-    assert client.info is not None
-    process = psutil.Process(client.info.pid)
-    await within(client.stop())
+async def test_stopping_fails_open_streams_and_ends_the_process(keeper: Watched) -> None:
+    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
+    assert keeper.link.info is not None
+    process = psutil.Process(keeper.link.info.pid)
+    await within(keeper.stop())
     with pytest.raises(EngineLost):
         await read(stream)
     assert not process.is_running()
@@ -308,12 +301,12 @@ async def test_stopping_fails_open_streams_and_ends_the_process(client: Watched)
 
 ORPHAN = """
 import asyncio, os
-from engine.linking.keeper import EngineClient
+from engine.linking.keeper import EngineKeeper, EngineProcess
 from engine.config import EngineConfig
 
 async def main():
-    client = EngineClient(EngineConfig(factory="engine.driving.null:build"))
-    info = await client.start()
+    keeper = EngineKeeper(EngineConfig(factory="engine.driving.null:build"))
+    info = await keeper.start()
     print(info.pid, flush=True)
     os._exit(0)
 

@@ -15,8 +15,9 @@ from engine.deciding.plan import Accepted, Finished, Timings, Token
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving import null
-from engine.linking.attached import AttachedEngine
-from engine.linking.streams import DuplicateRequest, EngineLost, RequestStream, Restarted
+from engine.linking.errors import DuplicateRequest, EngineLost
+from engine.linking.link import EngineLink
+from engine.linking.streams import RequestStream, Restarted
 from engine.messages import Cancel, Ready, Report, Submit
 from engine.processes.frames import Unpacker, pack
 
@@ -44,7 +45,7 @@ def finished(request_id: str) -> Finished:
     return Finished(request_id, reason, 2, 0, 1, BEST_EFFORT, False, 0, NO_TIMINGS)
 
 
-class Noting(AttachedEngine):
+class Noting(EngineLink):
     """Remembers whatever was submitted."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -65,7 +66,7 @@ class Service:
         self.lost = asyncio.Event()
         self.notices: list[str] = []
         self.front_end = Noting(
-            lambda info: self.ready.set(),
+            lambda ready: self.ready.set(),
             self.lost.set,
             self.notices.append,
             rerun_s,
@@ -77,7 +78,7 @@ class Service:
     @property
     def freed(self) -> list[str]:
         """What the engine has finished or was told to end."""
-        return [each for each in self.front_end.ids if each not in self.front_end._in_flight]
+        return [each for each in self.front_end.ids if each not in self.front_end.in_flight]
 
     async def connect(self, greeting: bytes = b"") -> None:
         """To an engine that does not serve yet, or says so at once."""
@@ -153,7 +154,7 @@ async def test_they_are_run_again_in_the_order_of_their_arrival_and_say_so() -> 
         ]
         assert [r.attempt for r in await service.submitted(3)] == [1, 1, 1]
         await service.lose()
-        assert service.front_end.num_in_flight == 3
+        assert len(service.front_end.in_flight) == 3
         assert service.freed == []
         await service.serve()
         late = service.front_end.submit([request("late", LATER)])

@@ -19,8 +19,8 @@ from tests.engine.driving.engines import NULL
 
 def test_signals_to_a_child_that_is_just_starting_do_nothing() -> None:
     """Ctrl-C goes to the whole group, and only the parent acts on it."""
-    child, (sock,), pulse = spawn("engine.driving", EngineConfig(factory=NULL), 1, os.environ)
-    with child, sock:
+    child, (sock, door), pulse = spawn("engine.driving", EngineConfig(factory=NULL), 2, os.environ)
+    with child, sock, door:
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         sock.settimeout(60)

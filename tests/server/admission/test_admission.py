@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
-from engine.linking.streams import DuplicateRequest
+from engine.linking.errors import DuplicateRequest
 from server.admission.admission import REMEMBERED_S, Admission, gave_place
 from server.admission.places import KEPT_PERCENT, Entry, State
 from server.errors import Refusal, Refused

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
+from server.app import Server
 from server.config import ServerConfig
-from server.frontends.supervisor import Supervisor
 from server.startup import StartError
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import Stubs, until, within
@@ -33,13 +33,13 @@ def config(**fields: Any) -> ServerConfig:
 
 
 @contextlib.asynccontextmanager
-async def supervised() -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(config())
+async def supervised() -> AsyncIterator[Server]:
+    server = Server(config())
     try:
-        await within(supervisor.start())
-        yield supervisor
+        await within(server.start())
+        yield server
     finally:
-        await within(supervisor.stop())
+        await within(server.stop())
 
 
 def workers() -> set[int]:
@@ -65,11 +65,11 @@ def has_lost(lines: list[Any]) -> bool:
 @pytest.mark.parametrize("ends", ["drain", "stop"])
 async def test_a_front_end_lost_just_before_the_end_is_not_replaced(ends: str) -> None:
     with capture_logs() as lines:
-        async with supervised() as supervisor:
+        async with supervised() as server:
             others = kill_one()
             await until(lambda: has_lost(lines))
             assert workers() == others
-            await within(getattr(supervisor, ends)())
+            await within(getattr(server, ends)())
     assert not workers()
 
 
@@ -84,9 +84,9 @@ async def test_calls_that_are_cancelled_at_any_moment_disturb_no_front_end() -> 
         "CountTokens": pb.CountTokensRequest(input=prompt),
         "GetServerInfo": pb.GetServerInfoRequest(),
     }
-    async with supervised() as supervisor:
+    async with supervised() as server:
         before = workers()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{supervisor.port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub: Any = Stubs(channel).inference
             for _ in range(50):
                 calls = [getattr(stub, rpc)(request) for rpc, request in requests.items()]
@@ -96,24 +96,24 @@ async def test_calls_that_are_cancelled_at_any_moment_disturb_no_front_end() -> 
                     call.cancel()
                 ends = [call.code() for call in calls]
                 await within(asyncio.gather(*ends))
-        await until(lambda: not len(supervisor.ledger.admission))
-        supervisor.ledger.admission.check()
+        await until(lambda: not len(server.ledger.admission))
+        server.ledger.admission.check()
         assert workers() == before
 
 
 async def test_everything_is_killed_from_a_thread_though_no_event_loop_runs_there() -> None:
     """At a second signal the first front end alone was, and an engine that hung lived on."""
-    async with supervised() as supervisor:
-        processes = [psutil.Process(pid) for pid in (supervisor.engine.pid, *workers())]
-        await asyncio.to_thread(supervisor.kill)
+    async with supervised() as server:
+        processes = [psutil.Process(pid) for pid in (server.engine.keeper.pid, *workers())]
+        await asyncio.to_thread(server.kill)
         await until(lambda: not any(process.is_running() for process in processes))
 
 
 async def test_the_end_does_not_wait_for_a_front_end_that_does_not_listen_yet() -> None:
-    async with supervised() as supervisor:
+    async with supervised() as server:
         others = kill_one()
         await until(lambda: len(workers() - others) == 1)
-        await within(supervisor.drain())
+        await within(server.drain())
         assert not workers()
 
 
@@ -121,10 +121,10 @@ async def test_a_machine_that_starts_no_process_is_told_of_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/program")
-    supervisor = Supervisor(config())
+    server = Server(config())
     with pytest.raises(StartError, match="a front-end process cannot be started"):
-        await within(supervisor.start())
-    await within(supervisor.stop())
+        await within(server.start())
+    await within(server.stop())
 
 
 def test_a_machine_without_a_temporary_folder_is_told_of_in_one_line(
@@ -132,7 +132,7 @@ def test_a_machine_without_a_temporary_folder_is_told_of_in_one_line(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
     with pytest.raises(StartError, match="temporary folder for metrics: No such file"):
-        Supervisor(config())
+        Server(config())
 
 
 async def test_a_front_end_goes_on_with_the_counters_of_the_one_before() -> None:

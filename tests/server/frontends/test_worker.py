@@ -17,23 +17,19 @@ from engine.driving import null
 from engine.messages import Ready
 from engine.processes.frames import pack
 from engine.processes.wire import open_wire
-from server.admission.ledger import FrontEndCalls, Ledger
+from server.admission.ledger import Displaced, Enter, Leave, Ledger, LedgerLink, Verdict
 from server.config import ServerConfig
 from server.errors import Refusal, Refused
 from server.frontends.control import (
     Attached,
     Detached,
     Drain,
-    Enter,
     FromFrontEnd,
-    Leave,
     Listening,
     Start,
-    Verdict,
 )
 from server.frontends.supervisor import FrontEndProcess
-from server.frontends.worker import SharedLedger
-from server.listening.ports import reserve
+from server.listening.addresses import reserve
 from tests.server.admission.test_admission import entry
 from tests.server.conftest import within
 
@@ -43,7 +39,7 @@ class Played:
 
     def __init__(self, start: Start, folder: Path) -> None:
         self.said: asyncio.Queue[FromFrontEnd] = asyncio.Queue()
-        self.front_end = FrontEndProcess(start, FrontEndCalls(Ledger(1, 1000)), str(folder))
+        self.front_end = FrontEndProcess(start, Ledger(1, 1000), str(folder))
         self.following = asyncio.create_task(
             self.front_end.follow(lambda _, message: self.said.put_nowait(message))
         )
@@ -62,7 +58,8 @@ class Played:
 @asynccontextmanager
 async def listening(folder: Path) -> AsyncIterator[Played]:
     with reserve("127.0.0.1", 0) as holder:
-        played = Played(Start(ServerConfig(frontends=2), holder.getsockname()[1], 0), folder)
+        config = ServerConfig(frontends=2, port=holder.getsockname()[1])
+        played = Played(Start(config, 0), folder)
         try:
             await played.hears(Listening)
             yield played
@@ -99,12 +96,12 @@ async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
     refusal: Refused | None,
 ) -> None:
     """A client that leaves in that moment must not cost the queue a place for ever."""
-    ledger, answered = SharedLedger(), asyncio.Event()
+    answered = asyncio.Event()
     said: asyncio.Queue[FromFrontEnd] = asyncio.Queue()
 
     def settle(verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
-            ledger.settle(*verdict)
+            ledger.receive(verdict)
         answered.set()
 
     def hear(messages: list[FromFrontEnd]) -> None:
@@ -112,7 +109,8 @@ async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
             said.put_nowait(message)
 
     ours, theirs = socket.socketpair()
-    ledger.wire = await open_wire(ours, settle, lambda: None)
+    wire = await open_wire(ours, settle, lambda: None)
+    ledger = LedgerLink(wire.post)
     supervisor = await open_wire(theirs, hear, lambda: None)
     asks = entry("a", share="x", n=2)
     entering = asyncio.create_task(ledger.enter(asks, lambda error: None))
@@ -127,44 +125,34 @@ async def test_who_did_not_wait_for_the_ledger_s_answer_holds_nothing(
     expected = [Leave(asks.key)] if refusal is None else []
     for message in [*expected, Leave(following)]:
         assert await within(said.get()) == message
-    for wire in (ledger.wire, supervisor):
-        wire.close()
-        await within(wire.closed.wait())
+    for end in (wire, supervisor):
+        end.close()
+        await within(end.closed.wait())
 
 
 async def test_an_answer_to_who_asked_and_left_disturbs_nobody() -> None:
     """An Estimate that was cancelled while it asked ended the front end, and all of its calls."""
-    ledger = SharedLedger()
-    ours, theirs = socket.socketpair()
-    ledger.wire = await open_wire(ours, lambda _: None, lambda: None)
+    ledger = LedgerLink(lambda message: None)
     left = asyncio.create_task(ledger.refusal(entry("left")))
     stays = asyncio.create_task(ledger.refusal(entry("stays")))
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.wait([left])
     for number in (1, 2):
-        ledger.settle(number, FULL)
+        ledger.receive(Verdict(number, FULL))
     assert await within(stays) is FULL
-    ledger.wire.close()
-    await within(ledger.wire.closed.wait())
-    theirs.close()
 
 
 async def test_a_call_is_told_once_that_it_gave_its_place_and_not_after_it_has_started() -> None:
-    ledger, told = SharedLedger(), list[Refused]()
-    ours, theirs = socket.socketpair()
-    ledger.wire = await open_wire(ours, lambda _: None, lambda: None)
+    ledger, told = LedgerLink(lambda message: None), list[Refused]()
     for number, name in enumerate(("waits", "started"), start=1):
         asks = entry(name)
         entering = asyncio.create_task(ledger.enter(asks, told.append))
         await asyncio.sleep(0)
-        ledger.settle(number, None)
+        ledger.receive(Verdict(number, None))
         await within(entering)
         if name == "started":
             ledger.start(asks.key)
         for _ in range(2):
-            ledger.displace(asks.key, FULL)
+            ledger.receive(Displaced(asks.key, FULL))
     assert told == [FULL]
-    ledger.wire.close()
-    await within(ledger.wire.closed.wait())
-    theirs.close()

@@ -101,7 +101,7 @@ async def test_of_too_many_messages_on_their_way_the_slow_end() -> None:
                 for _ in range(BEYOND):
                     assert b"the message comes slowly" in await status(client)
                 assert len((await within(server.stub.Generate(ASKED))).completions) == 1
-            sample = server.server.metrics.registry.get_sample_value
+            sample = server.metrics.registry.get_sample_value
             assert sample("niyama_calls_in_flight") == 0
     outcomes = [line["outcome"] for line in lines if line["event"] == "call"]
     assert outcomes.count("RESOURCE_EXHAUSTED") == BEYOND
@@ -111,7 +111,7 @@ async def test_drain_waits_for_no_message_that_has_not_come() -> None:
     async with running() as server:
         with await asyncio.to_thread(connection, server) as client:
             await begun(client)
-            await within(server.server.service.drain())
+            await within(server.service.drain())
 
 
 async def test_open_streams_of_reflection_keep_no_engine_from_being_replaced() -> None:
@@ -122,7 +122,7 @@ async def test_open_streams_of_reflection_keep_no_engine_from_being_replaced() -
             watch = server.health.Watch(health_pb2.HealthCheckRequest())
             statuses = health_pb2.HealthCheckResponse.ServingStatus
             assert (await within(watch.read())).status == statuses.Value("SERVING")
-            info = server.server.service.info
+            info = server.service.info
             assert info is not None
             os.kill(info.pid, signal.SIGKILL)
             for name in ("NOT_SERVING", "SERVING"):

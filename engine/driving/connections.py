@@ -1,11 +1,13 @@
-"""The engine's end of several front ends, which its loop takes for one.
+"""The engine's connections to front ends, which its loop takes for one pipe.
 
-Who started the engine holds the first connection, and ends it by closing that; the others arrive
-through a door (a socket over which file descriptors are sent) and come and go. A request belongs to
-the connection that it came by: its events go there and nowhere else, and when that connection ends,
-so does the request. An id that is in flight is refused, unless its request was cancelled: then who
-submits it again waits for the `Finished`. Nobody waits for a front end that has stopped reading: it
-is cut off. The first connection alone is waited for, as where there is only one.
+Who started the engine holds the first connection, and ends the engine by closing it: a server's
+only front end, or the supervisor of several. Others arrive through a door (a socket over which file
+descriptors are sent) and come and go. A request belongs to the connection that it came by: its
+events go there and nowhere else, and when that connection ends, so does the request.
+
+An id that is in flight is refused, unless its request was cancelled: then who submits it again
+waits for the `Finished`. Nobody waits for a front end that has stopped reading: it is cut off. The
+first connection alone is waited for, as nothing can be done without it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import select
 import socket
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.messages import Ask, Cancel, Command, EngineInfo, Ready, Report, Submit
+from engine.messages import Ask, Cancel, Command, EngineInfo, Ready, Report
 from engine.processes.frames import Unpacker, pack
 
 _READ_BYTES = 1 << 18
@@ -25,7 +27,9 @@ MOST_UNREAD_BYTES = 64 << 20  # that a front end may leave before it is cut off
 
 
 class Connection:
-    """One front end: a socket, and what was not sent because it would have blocked."""
+    """A connection is the socket to one front end, and what could not be sent there without waiting
+    (`unread`). Every method raises EOFError when the other end is gone.
+    """
 
     def __init__(self, sock: socket.socket, blocks: bool = False) -> None:
         sock.setblocking(blocks)
@@ -35,7 +39,7 @@ class Connection:
         self._unpacker = Unpacker()
 
     def receive(self) -> list[Command]:
-        """What has come. Raises EOFError when the other end is gone."""
+        """Returns the commands that have come whole."""
         try:
             data = self.socket.recv(_READ_BYTES)
         except BlockingIOError:
@@ -46,14 +50,13 @@ class Connection:
             raise EOFError
         return [command for batch in self._unpacker.feed(data) for command in batch]
 
-    def send(self, message: object) -> None:
-        """Raises EOFError when the other end is gone or has left too much unread."""
+    def send(self, message: Ready | Report) -> None:
+        """Sends the message behind what is unread, as far as the socket takes it now."""
         self.unread += pack(message)
         self.flush()
-        if len(self.unread) > MOST_UNREAD_BYTES:
-            raise EOFError
 
     def flush(self) -> None:
+        """Sends what is unread, as far as the socket takes it now."""
         try:
             while self.unread:
                 del self.unread[: self.socket.send(self.unread)]
@@ -64,25 +67,35 @@ class Connection:
 
 
 class Waiting(NamedTuple):
-    """Who has submitted an id that is about to be free, and all that it said of it since."""
+    """A front end has submitted an id that is about to be free, and waits. `commands` are all that
+    it has said of the id since.
+    """
 
     connection: Connection
     commands: list[Command]
 
 
-class Hub:
-    """A `loop.Pipe`. EOFError means that who started the engine is gone."""
+class Connections:
+    """The connections are a `loop.Pipe`. EOFError says that who started the engine is gone."""
 
-    def __init__(self, first: socket.socket, door: socket.socket, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        first: socket.socket,
+        door: socket.socket,
+        info: EngineInfo,
+        most_unread_bytes: int = MOST_UNREAD_BYTES,
+    ) -> None:
+        """Every front end that comes through the door is told `info`."""
         self._info = info
         self._door = door
+        self._most_unread_bytes = most_unread_bytes
         self._first = Connection(first, blocks=True)
-        self._connections = {first.fileno(): self._first}
-        self._owners: dict[str, Connection] = {}  # of the requests in flight, by id
-        self._questions: dict[int, tuple[Connection, int]] = {}  # ours to theirs
-        self._num_questions = 0
+        self._open = {first.fileno(): self._first}
+        self._in_flight: dict[str, Connection] = {}  # by the request's id: whose it is
         self._ending: set[str] = set()  # of the requests in flight, those that were cancelled
         self._waiting: dict[str, Waiting] = {}
+        self._questions: dict[int, tuple[Connection, int]] = {}  # our number: who asked under which
+        self._num_questions = 0
         self._refused: list[tuple[Connection, str]] = []  # not yet told
         # Cancellations of those whose front end left, and what has waited long enough.
         self._due: list[Command] = []
@@ -90,21 +103,20 @@ class Hub:
         self._poll.register(door, select.POLLIN)
         self._poll.register(first, select.POLLIN)
 
-    @property
-    def connections(self) -> list[Connection]:
-        """The open ones, the first included."""
-        return list(self._connections.values())
+    def __len__(self) -> int:
+        """Counts those that are open, the first included."""
+        return len(self._open)
 
     def receive(self, timeout_s: float | None) -> list[Command]:
-        """The commands posted so far; waits up to `timeout_s` (None: for ever) for the first."""
+        """Returns the commands posted so far; waits up to `timeout_s` (None: for ever) for one."""
         commands, self._due = self._due, []
         timeout_ms = 0.0 if commands else None if timeout_s is None else timeout_s * 1000
         while ready := self._poll.poll(timeout_ms):
             for fd, events in ready:
                 if fd == self._door.fileno():
-                    self._admit()
-                elif fd in self._connections:
-                    commands += self._read(self._connections[fd], events)
+                    self._let_in()
+                elif fd in self._open:
+                    commands += self._read(self._open[fd], events)
             self._refuse()
             commands += self._due
             self._due = []
@@ -113,16 +125,19 @@ class Hub:
         return commands
 
     def send(self, report: Report) -> None:
-        """To each front end what concerns it; a sign of life and a line for the log where due."""
+        """Sends each front end what concerns it, everybody a sign of life, and who started the
+        engine what its log and the next engine should have.
+        """
         if not report:
-            self._post(dict.fromkeys(self._connections.values(), report))
+            for connection in list(self._open.values()):
+                self._send(connection, report)
             return
         parts: defaultdict[Connection, Report] = defaultdict(Report)
-        owners = self._owners
+        in_flight = self._in_flight
         for event in report.news:
-            parts[owners[event.request_id]].news.append(event)
+            parts[in_flight[event.request_id]].news.append(event)
         for sampled in report.sampled:
-            parts[owners[sampled[0]]].sampled.append(sampled)
+            parts[in_flight[sampled[0]]].sampled.append(sampled)
         for finished in report.finished:
             parts[self._release(finished.request_id)].finished.append(finished)
         for reply in report.replies:
@@ -132,24 +147,29 @@ class Hub:
             parts[self._first].notices += report.notices
         if report.learnt:
             parts[self._first].learnt = report.learnt
-        self._post(parts)
-
-    def _post(self, parts: dict[Connection, Report]) -> None:
         for connection, part in parts.items():
             self._send(connection, part)
 
-    def _send(self, connection: Connection, message: object) -> None:
+    def close(self) -> None:
+        """Closes every connection and the door."""
+        for connection in self._open.values():
+            connection.socket.close()
+        self._door.close()
+
+    def _send(self, connection: Connection, message: Ready | Report) -> None:
         if not connection.is_open:
             return
         try:
             connection.send(message)
         except EOFError:
             self._leave(connection)
-        else:
-            if connection.unread:
-                self._poll.modify(connection.socket, select.POLLIN | select.POLLOUT)
+            return
+        if len(connection.unread) > self._most_unread_bytes:
+            self._leave(connection)
+        elif connection.unread:
+            self._poll.modify(connection.socket, select.POLLIN | select.POLLOUT)
 
-    def _read(self, connection: Connection, events: int) -> Iterable[Command]:
+    def _read(self, connection: Connection, events: int) -> list[Command]:
         try:
             if events & select.POLLOUT:
                 connection.flush()
@@ -167,18 +187,17 @@ class Hub:
         routed = [self._route(connection, command) for command in commands]
         return [command for command in routed if command is not None]
 
-    def _route(self, connection: Connection, command: Any) -> Command | None:
-        """The command as the loop is to see it; None for one that is not to be carried out."""
+    def _route(self, connection: Connection, command: Command) -> Command | None:
+        """Returns the command as the loop is to see it; None for one that is not carried out."""
         if isinstance(command, Ask):
             self._num_questions += 1
             self._questions[self._num_questions] = connection, command.question_id
             return command._replace(question_id=self._num_questions)
         if isinstance(command, Cancel):
             return self._route_cancel(connection, command)
-        assert isinstance(command, Submit)
         request_id = command.request.id
-        if request_id not in self._owners:
-            self._owners[request_id] = connection
+        if request_id not in self._in_flight:
+            self._in_flight[request_id] = connection
             return command
         if request_id in self._waiting:
             self._refused.append((connection, request_id))
@@ -187,7 +206,7 @@ class Hub:
         return None
 
     def _route_cancel(self, connection: Connection, cancel: Cancel) -> Command | None:
-        if self._owners.get(cancel.request_id) is connection:
+        if self._in_flight.get(cancel.request_id) is connection:
             self._ending.add(cancel.request_id)
             return cancel
         waiting = self._waiting.get(cancel.request_id)
@@ -196,8 +215,8 @@ class Hub:
         return None
 
     def _refuse(self) -> None:
-        """Whoever waits for an id that is not about to be free. Not before all that had come was
-        read: the cancellation, or the end, of the request before may be in another socket.
+        """Refuses whoever waits for an id that is not about to be free. Not before all that had
+        come was read: the cancellation, or the end, of the request before may be in another socket.
         """
         for request_id in self._waiting.keys() - self._ending:
             self._refused.append((self._waiting.pop(request_id).connection, request_id))
@@ -206,15 +225,15 @@ class Hub:
             self._send(connection, Report(refused=[request_id]))
 
     def _release(self, request_id: str) -> Connection:
-        """Returns who owned it. Who has waited for the id is next."""
-        owner = self._owners.pop(request_id)
+        """Returns whose request it was. Who has waited for the id is next."""
+        connection = self._in_flight.pop(request_id)
         self._ending.discard(request_id)
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
             self._due += self._routed(*waiting)
-        return owner
+        return connection
 
-    def _admit(self) -> None:
+    def _let_in(self) -> None:
         """A new front end has been handed in; it is told at once that the engine can serve."""
         data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
         if not data:  # the first connection says so too
@@ -222,21 +241,21 @@ class Hub:
             return
         for fd in fds:
             connection = Connection(socket.socket(fileno=fd))
-            self._connections[fd] = connection
+            self._open[fd] = connection
             self._poll.register(fd, select.POLLIN)
             self._send(connection, Ready(self._info))
 
     def _leave(self, connection: Connection) -> None:
-        """Ends what the engine is at work on for it."""
+        """Ends what the engine is at work on for a front end that is gone, or is cut off."""
         if connection is self._first:
             raise EOFError("who started the engine is gone")
         self._poll.unregister(connection.socket)
-        del self._connections[connection.socket.fileno()]
+        del self._open[connection.socket.fileno()]
         connection.is_open = False
         connection.socket.close()
         for request_id, waiting in list(self._waiting.items()):
             if waiting.connection is connection:
                 del self._waiting[request_id]
-        lost = [request_id for request_id, owner in self._owners.items() if owner is connection]
+        lost = [name for name, whose in self._in_flight.items() if whose is connection]
         self._ending.update(lost)
         self._due += [Cancel(request_id, FinishReason.CANCELLED) for request_id in lost]

@@ -1,4 +1,4 @@
-"""The ports of a service: whether they are free, who holds them, how they are named."""
+"""The addresses of a service: whether they are free, who holds them, how they are named."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A socket that holds the port for several front ends to share; it takes no connections. Raises
-    StartError where another program has the port.
+    """Returns a socket that holds the port for several front ends to share; it takes no
+    connections. Raises StartError where another program has just taken the port.
     """
-    refuse_taken(host, port)
     family, kind, protocol, _, address = _addresses(host, port)[0]
     holder = socket.socket(family, kind, protocol)
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -58,7 +57,9 @@ def refuse_taken(host: str, port: int) -> None:
 
 
 def host_port(host: str, port: int) -> str:
-    """As clients name it: an IPv6 address in brackets, with which or without it may be given."""
+    """Returns the address as clients name it: an IPv6 one in brackets, with which or without it may
+    be given.
+    """
     bare = _bare(host)
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 

@@ -12,8 +12,7 @@ from engine.deciding.plan import Accepted, Finished, Timings
 from engine.deciding.questions import Explain, Stats
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.sequence import FinishReason
-from engine.driving import hub
-from engine.driving.hub import Hub
+from engine.driving.connections import MOST_UNREAD_BYTES, Connections
 from engine.messages import Ask, Cancel, Ready, Reply, Report, Submit
 from engine.processes.frames import Unpacker, pack
 
@@ -40,32 +39,36 @@ class FrontEnd:
 
 
 class Played:
-    """A hub, who started it, and its door."""
+    """The connections, who started their engine, and their door."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_unread_bytes: int) -> None:
         first, theirs = socket.socketpair()
         self.door, their_door = socket.socketpair()
         self.first = FrontEnd(first)
         self.sockets = [first, theirs, self.door, their_door]
-        self.hub = Hub(theirs, their_door, INFO)
+        self.connections = Connections(theirs, their_door, INFO, most_unread_bytes)
 
     def let_in(self) -> FrontEnd:
         ours, theirs = socket.socketpair()
         self.sockets.append(ours)
         with theirs:
             socket.send_fds(self.door, [b"\0"], [theirs.fileno()])
-        assert self.hub.receive(0.0) == []
+        assert self.connections.receive(0.0) == []
         front_end = FrontEnd(ours)
         assert front_end.read() == Ready(INFO)
         return front_end
 
 
 @pytest.fixture
-def played() -> Iterator[Played]:
-    played = Played()
+def most_unread_bytes() -> int:
+    return MOST_UNREAD_BYTES
+
+
+@pytest.fixture
+def played(most_unread_bytes: int) -> Iterator[Played]:
+    played = Played(most_unread_bytes)
     yield played
-    for connection in played.hub.connections:
-        connection.socket.close()
+    played.connections.close()
     for sock in played.sockets:
         sock.close()
 
@@ -82,12 +85,12 @@ def finished(request_id: str) -> Finished:
 def test_each_front_end_is_told_of_its_own_requests_only(played: Played) -> None:
     one, other = played.let_in(), played.let_in()
     one.post(submit("a"), submit("b"))
-    assert played.hub.receive(None) == [submit("a"), submit("b")]
+    assert played.connections.receive(None) == [submit("a"), submit("b")]
     other.post(submit("c"))
-    assert played.hub.receive(None) == [submit("c")]
+    assert played.connections.receive(None) == [submit("c")]
     accepted = [Accepted(name, True, 0.1, 0.2) for name in "abc"]
-    played.hub.send(Report(news=list(accepted), sampled=[("a", 1), ("c", 2), ("b", 3)]))
-    played.hub.send(Report(finished=[finished("c"), finished("a")], notices=["a line"]))
+    played.connections.send(Report(news=list(accepted), sampled=[("a", 1), ("c", 2), ("b", 3)]))
+    played.connections.send(Report(finished=[finished("c"), finished("a")], notices=["a line"]))
     assert one.read() == Report(news=accepted[:2], sampled=[("a", 1), ("b", 3)])
     assert one.read() == Report(finished=[finished("a")])
     assert other.read() == Report(news=accepted[2:], sampled=[("c", 2)])
@@ -98,12 +101,14 @@ def test_each_front_end_is_told_of_its_own_requests_only(played: Played) -> None
 def test_answers_go_to_who_asked_under_the_number_that_was_asked(played: Played) -> None:
     one, other = played.let_in(), played.let_in()
     one.post(Ask(7, Stats()))
-    (first,) = played.hub.receive(None)
+    (first,) = played.connections.receive(None)
     other.post(Ask(7, Explain("a")))
-    (second,) = played.hub.receive(None)
+    (second,) = played.connections.receive(None)
     assert isinstance(first, Ask)
     assert isinstance(second, Ask)
-    played.hub.send(Report(replies=[Reply(second.question_id, "B"), Reply(first.question_id, "A")]))
+    played.connections.send(
+        Report(replies=[Reply(second.question_id, "B"), Reply(first.question_id, "A")])
+    )
     assert one.read() == Report(replies=[Reply(7, "A")])
     assert other.read() == Report(replies=[Reply(7, "B")])
 
@@ -111,25 +116,25 @@ def test_answers_go_to_who_asked_under_the_number_that_was_asked(played: Played)
 def test_an_id_in_flight_elsewhere_is_refused_and_cannot_be_cancelled(played: Played) -> None:
     one, other = played.let_in(), played.let_in()
     one.post(submit("a"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     other.post(submit("a"), Cancel("a", FinishReason.CANCELLED), submit("b"))
-    assert played.hub.receive(None) == [submit("b")]
+    assert played.connections.receive(None) == [submit("b")]
     assert other.read() == Report(refused=["a"])
-    played.hub.send(Report(finished=[finished("a")]))
+    played.connections.send(Report(finished=[finished("a")]))
     other.post(submit("a"))
-    assert played.hub.receive(None) == [submit("a")]
+    assert played.connections.receive(None) == [submit("a")]
 
 
 def test_a_front_end_that_dies_has_its_requests_cancelled(played: Played) -> None:
     one, other = played.let_in(), played.let_in()
     one.post(submit("a"), submit("b"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     other.post(submit("c"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     one.socket.close()
     cancelled = [Cancel(name, FinishReason.CANCELLED) for name in "ab"]
-    assert played.hub.receive(None) == cancelled
-    played.hub.send(Report(sampled=[("a", 1), ("c", 2)], finished=[finished("a")]))
+    assert played.connections.receive(None) == cancelled
+    played.connections.send(Report(sampled=[("a", 1), ("c", 2)], finished=[finished("a")]))
     assert other.read() == Report(sampled=[("c", 2)])
 
 
@@ -138,12 +143,12 @@ def test_who_leaves_its_refusals_unread_harms_nobody_and_has_its_requests_cancel
 ) -> None:
     one, other = played.let_in(), played.let_in()
     one.post(submit("a"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     other.post(submit("a"), submit("b"), submit("a"))
     other.socket.close()
-    assert played.hub.receive(None) == [submit("b"), Cancel("b", FinishReason.CANCELLED)]
+    assert played.connections.receive(None) == [submit("b"), Cancel("b", FinishReason.CANCELLED)]
     one.post(submit("c"))
-    assert played.hub.receive(None) == [submit("c")]
+    assert played.connections.receive(None) == [submit("c")]
 
 
 @pytest.mark.parametrize("is_read_first", [True, False])
@@ -159,16 +164,16 @@ def test_an_id_that_is_about_to_be_free_is_waited_for(
         one, other = other, one
     cancel = Cancel("a", FinishReason.CANCELLED)
     one.post(submit("a"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     if leaves:
         one.socket.close()
     else:
         one.post(cancel)
     other.post(submit("a"))
-    assert played.hub.receive(None) == [cancel]
-    played.hub.send(Report(sampled=[("a", 1)], finished=[finished("a")]))
-    assert played.hub.receive(0.0) == [submit("a")]
-    played.hub.send(Report(sampled=[("a", 2)]))
+    assert played.connections.receive(None) == [cancel]
+    played.connections.send(Report(sampled=[("a", 1)], finished=[finished("a")]))
+    assert played.connections.receive(0.0) == [submit("a")]
+    played.connections.send(Report(sampled=[("a", 2)]))
     assert other.read() == Report(sampled=[("a", 2)])
 
 
@@ -176,56 +181,54 @@ def test_who_waits_for_an_id_may_cancel_leave_and_is_the_only_one(played: Played
     one, other, third = played.let_in(), played.let_in(), played.let_in()
     cancel_a, cancel_b = (Cancel(name, FinishReason.CANCELLED) for name in "ab")
     one.post(submit("a"), submit("b"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     one.socket.close()
-    assert played.hub.receive(None) == [cancel_a, cancel_b]
+    assert played.connections.receive(None) == [cancel_a, cancel_b]
     other.post(submit("a"), cancel_a, Ask(1, Stats()))
-    assert played.hub.receive(None) == [Ask(1, Stats())]
+    assert played.connections.receive(None) == [Ask(1, Stats())]
     third.post(submit("a"), submit("b"), Ask(2, Stats()))
-    assert played.hub.receive(None) == [Ask(2, Stats())]
+    assert played.connections.receive(None) == [Ask(2, Stats())]
     assert third.read() == Report(refused=["a"])
     third.socket.close()
     other.post(Ask(3, Stats()))
-    while Ask(3, Stats()) not in played.hub.receive(None):
+    while Ask(3, Stats()) not in played.connections.receive(None):
         pass
-    played.hub.send(Report(finished=[finished("a"), finished("b")]))
-    assert played.hub.receive(0.0) == [submit("a"), cancel_a]
-    played.hub.send(Report(finished=[finished("a")]))
+    played.connections.send(Report(finished=[finished("a"), finished("b")]))
+    assert played.connections.receive(0.0) == [submit("a"), cancel_a]
+    played.connections.send(Report(finished=[finished("a")]))
     assert other.read() == Report(finished=[finished("a")])
 
 
-def test_a_front_end_that_stops_reading_holds_up_nobody(
-    played: Played, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "MOST_UNREAD_BYTES", 1 << 20)
+@pytest.mark.parametrize("most_unread_bytes", [1 << 20])
+def test_a_front_end_that_stops_reading_holds_up_nobody(played: Played) -> None:
     stuck, other = played.let_in(), played.let_in()
     stuck.post(submit("a"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     other.post(submit("b"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     report = Report(sampled=[("a", 1)] * 10_000)
-    while len(played.hub.connections) == 3:
-        played.hub.send(report)
-    assert played.hub.receive(None) == [Cancel("a", FinishReason.CANCELLED)]
-    played.hub.send(Report(sampled=[("b", 2)]))
+    while len(played.connections) == 3:
+        played.connections.send(report)
+    assert played.connections.receive(None) == [Cancel("a", FinishReason.CANCELLED)]
+    played.connections.send(Report(sampled=[("b", 2)]))
     assert other.read() == Report(sampled=[("b", 2)])
 
 
 def test_what_a_slow_front_end_left_is_sent_when_it_reads_on(played: Played) -> None:
     slow = played.let_in()
     slow.post(submit("a"))
-    played.hub.receive(None)
+    played.connections.receive(None)
     reports = [Report(sampled=[("a", n)] * 10_000) for n in range(20)]
     for report in reports:
-        played.hub.send(report)
+        played.connections.send(report)
     for report in reports:
-        played.hub.receive(0.0)
+        played.connections.receive(0.0)
         assert slow.read() == report
 
 
 def test_a_sign_of_life_reaches_everybody(played: Played) -> None:
     one = played.let_in()
-    played.hub.send(Report())
+    played.connections.send(Report())
     assert played.first.read() == one.read() == Report()
 
 
@@ -233,4 +236,4 @@ def test_the_end_of_who_started_the_engine_is_the_end(played: Played) -> None:
     played.let_in()
     played.first.socket.close()
     with pytest.raises(EOFError):
-        played.hub.receive(None)
+        played.connections.receive(None)
