@@ -194,12 +194,11 @@ def make_plan(shape: Shape, page_size: int) -> Plan:
     def sequence(length: int, computed: int) -> Sequence:
         nonlocal next_page
         number = -(-length // page_size)
-        # What is sampled, and how, is what most requests ask for: temperature 1, a seed.
-        made = Sequence(Request("", [0] * length, Sampling(seed=0), 0.0), 0.0)
-        made.pages = list(range(next_page, next_page + number))
-        made.num_computed = computed
+        pages = list(range(next_page, next_page + number))
         next_page += number
-        return made
+        # What is sampled, and how, is what most requests ask for: temperature 1, a seed.
+        request = Request("", [0] * length, Sampling(seed=0), 0.0)
+        return Sequence(request, 0.0, pages=pages, num_computed=computed)
 
     decodes = tuple(sequence(context, context - 1) for context in shape.decodes)
     chunks = tuple(

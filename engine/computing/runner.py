@@ -184,19 +184,20 @@ class ModelExecutor:
         """
         room = min(self.num_pages * self.page_size, self.config.max_positions)
         length = max(1, min(WARM, room - 1))
-        prompt, *others = (self._warm_sequence(length) for _ in range(1 + WARM_DECODES))
-        for number, sequence in enumerate(others):
-            sequence.num_computed = max(0, min(length, room - 1) - number)
+        prompt = self._warm_sequence(length)
+        others = [
+            self._warm_sequence(length, max(0, min(length, room - 1) - number))
+            for number in range(WARM_DECODES)
+        ]
         chunk = Chunk(prompt, 0, max(length, min(room, 2)), True)
         for decodes, chunks in ((others, (chunk,)), (others, ()), (others[:1], ())):
             self.run(_warm_up_plan(tuple(decodes), chunks))
 
-    def _warm_sequence(self, length: int) -> Sequence:
+    def _warm_sequence(self, length: int, num_computed: int = 0) -> Sequence:
         tokens = [0] * (length + 1)
         request = Request("warm-up", tokens, Sampling(temperature=0.0), arrived_at=0.0)
-        sequence = Sequence(request, admitted_at=0.0)
-        sequence.pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
-        return sequence
+        pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
+        return Sequence(request, 0.0, pages=pages, num_computed=num_computed)
 
 
 def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:

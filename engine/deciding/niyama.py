@@ -135,7 +135,7 @@ class Niyama:
             )
         if sequence.relegated:
             return self._enter_background(sequence, RELEGATED, sequence.request.arrived_at, work_s)
-        sequence.prefill_due_at = self._prefill_due_at(sequence, now)
+        sequence.prefill_by(self._prefill_due_at(sequence, now))
         self._promises.add(sequence, work_s)
         self._note_arrival(sequence, work_s)
         return self._key(sequence, work_s)
@@ -237,7 +237,6 @@ class Niyama:
         self._pressure += ARRIVAL_WEIGHT
         if victim.num_relegations < MAX_RETURNS:
             self._hopeful.add(victim)  # until its deadline has passed
-        victim.relegated = True
         key = self._enter_background(victim, RELEGATED, victim.request.arrived_at, work_s)
         if victim is late:
             return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
@@ -273,7 +272,6 @@ class Niyama:
         if max(own, others) > 0:
             return []
         self._forget_place(sequence)
-        sequence.relegated = False
         self._promises.add(sequence, work_s)
         return [
             Move(sequence, self._key(sequence, work_s), MoveKind.RESTORE, "there is time again")

@@ -10,40 +10,6 @@ CHOICE = "no token is left to pick: min_tokens forbids all that the model gives 
 LOGITS = "the model's logits are not finite (a broken checkpoint, or an overflow of its format)"
 
 
-def expect_token(sequence: Sequence) -> bool:
-    """The sequence's next token is being computed: what is due next is the one after it. Whether
-    there can be none after it."""
-    request, number = sequence.request, len(sequence.output) + 1
-    sequence.num_in_flight = 1
-    sequence.in_flight_due_at = sequence.due_at
-    if request.targets.tbt_s is not None:
-        sequence.due_at = request.token_due_at(number + 1)
-    return number >= request.sampling.max_tokens
-
-
-def note_token(sequence: Sequence, now: float) -> None:
-    """The token in flight (now the newest of the output) came out at `now`."""
-    sequence.num_in_flight = 0
-    last = sequence.last_token_at
-    if last is None:
-        sequence.first_token_at = now
-    else:
-        if now - last > sequence.worst_tbt_s:
-            sequence.worst_tbt_s = now - last
-        if now > sequence.in_flight_due_at:
-            sequence.num_late_tokens += 1
-    sequence.last_token_at = now
-
-
-def end_of(sequence: Sequence) -> FinishReason | None:
-    """Whether the newest token of the output is the last, and why."""
-    sampling, count = sequence.request.sampling, len(sequence.output)
-    stops = sampling.stop_token_ids
-    if stops and sequence.output[-1] in stops and count > sampling.min_tokens:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if count >= sampling.max_tokens else None
-
-
 def timings(sequence: Sequence, now: float) -> Timings:
     """As of `now`, the end. Unmet, not unknown, is what a target without its tokens is."""
     request, arrived = sequence.request, sequence.request.arrived_at

@@ -71,7 +71,7 @@ class PagePool:
         del self._free[-missing:]
         for page in granted:
             self._readers[page] = 1
-        sequence.pages += granted
+        sequence.pages.extend(granted)
         self._fresh.append(granted[-1])
         return True
 

@@ -34,7 +34,7 @@ from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.niyama import Niyama
-from engine.deciding.outcome import CHOICE, LOGITS, end_of, expect_token, finished, note_token
+from engine.deciding.outcome import CHOICE, LOGITS, finished
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
@@ -144,9 +144,8 @@ class Scheduler:
         self._held.discard(sequence)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float, why: str = "") -> Event:
-        sequence.status, sequence.finish_reason = Status.FINISHED, reason
-        sequence.finished_at = now
         self.pages.release(sequence)
+        sequence.finish(reason, now)
         self.pages.forget(sequence.id)
         del self._sequences[sequence.id]
         self.totals.num_finished += 1
@@ -184,20 +183,28 @@ class Scheduler:
         for move in moves:
             if move.kind is not MoveKind.REORDER:
                 self._waiting.rekey(move.sequence, move.key)
-                self._note_move(move, now)
+                if move.kind is MoveKind.RELEGATE:
+                    self._relegate(move, now)
+                else:
+                    self._restore(move, now)
 
-    def _note_move(self, move: Move, now: float) -> None:
-        sequence = move.sequence
-        expected = self._forecast(sequence, now)
-        if move.kind is MoveKind.RELEGATE:
-            sequence.num_relegations += 1
-            self.totals.num_relegations += 1
-            self._num_relegated += 1
-            self._events.append(Relegated(sequence.id, move.reason, expected.ttlt_s))
-        else:
-            self._num_relegated -= 1
+    def _relegate(self, move: Move, now: float) -> None:
+        move.sequence.relegate()
+        self._num_relegated += 1
+        self.totals.num_relegations += 1
+        expected = self._note_move(move, now)
+        self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
+
+    def _restore(self, move: Move, now: float) -> None:
+        move.sequence.restore()
+        self._num_relegated -= 1
+        self._note_move(move, now)
+
+    def _note_move(self, move: Move, now: float) -> Forecast:
+        expected = self._forecast(move.sequence, now)
         if self.record is not None:
-            self.record.moved(sequence, move.kind.value, move.told, expected, now)
+            self.record.moved(move.sequence, move.kind.value, move.told, expected, now)
+        return expected
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
         """The running sequences that decode now, each with a page for its next position."""
@@ -245,17 +252,16 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take all pages; what was computed is computed again later."""
-        num_lost, sequence.num_computed = sequence.num_computed, 0
         self.pages.release(sequence)
-        if sequence.status is Status.DECODING:
+        is_running = sequence in self._running
+        num_lost = sequence.preempt()
+        if is_running:
             self._leave_running(sequence)
-            sequence.status = Status.WAITING
             self._num_relegated += sequence.relegated
             self._waiting.add(sequence, self.policy.enter(sequence, now))
         else:
             del self._partial[sequence]
             self._waiting.rekey(sequence, self.policy.progress(sequence))
-        sequence.num_preemptions += 1
         self.totals.num_preemptions += 1
         if self.record is not None:
             self.record.note(sequence.id, now, "preempted", "memory ran out", tokens_lost=num_lost)
@@ -307,8 +313,7 @@ class Scheduler:
         """Take from the prefix index what it has."""
         cached = self.pages.attach(sequence)
         if cached:
-            sequence.num_computed = cached
-            sequence.num_cached = max(sequence.num_cached, cached)
+            sequence.take_prefix(cached)
             self.totals.cached_tokens += cached
             self._partial[sequence] = None
 
@@ -322,27 +327,27 @@ class Scheduler:
         chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
         self.policy.launched([(c.sequence, c.length) for c in chunks])
         for sequence in plan.decodes:
-            sequence.num_computed += 1
+            if sequence.finish_reason is None and sequence.expect_token(started_at):
+                self._stop_computing(sequence)
         for chunk in chunks:
             self._advance_chunk(chunk, started_at)
-        for sequence in plan.sampling:
-            if sequence.finish_reason is None and expect_token(sequence):
-                self._leave_running(sequence)
-                self.pages.release(sequence)
-                sequence.status = Status.ENDING
 
     def _advance_chunk(self, chunk: Chunk, started_at: float) -> None:
-        sequence = chunk.sequence
-        if sequence.first_scheduled_at is None:
-            sequence.first_scheduled_at = started_at
-        sequence.num_computed += chunk.length
-        self.pages.publish(sequence, chunk.start, sequence.num_computed)
+        sequence, stop = chunk.sequence, chunk.start + chunk.length
+        self.pages.publish(sequence, chunk.start, stop)
         if chunk.samples:
             self._leave_queue(sequence)
-            sequence.status = Status.DECODING
             self._running[sequence] = None
+            if sequence.expect_token(started_at):
+                self._stop_computing(sequence)
         else:
+            sequence.prefill(chunk.length, started_at)
             self._waiting.rekey(sequence, self.policy.progress(sequence))
+
+    def _stop_computing(self, sequence: Sequence) -> None:
+        """Its last token is in flight: its memory is of no use to it any more."""
+        self._leave_running(sequence)
+        self.pages.release(sequence)
 
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
         """The plan was carried out and gave `tokens`, in the order of `plan.sampling`. Those of
@@ -372,13 +377,11 @@ class Scheduler:
         self.totals.prefill_tokens += plan.work.num_prefill
 
     def _append(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
-        sequence.output.append(token.id)
-        note_token(sequence, now)
+        reason = sequence.take_token(token.id, now)
         if self.config.token_events:
             events.append(Sampled(sequence.id, token))
         if len(sequence.output) == 1 and self.record is not None:
             self.record.note(sequence.id, now, "first_token")
-        reason = end_of(sequence)
         if reason is not None:
             self._leave(sequence)
             events.append(self._finish(sequence, reason, now))
@@ -400,8 +403,7 @@ class Scheduler:
     def _restart(self, sequence: Sequence, now: float) -> None:
         """With its output so far; the old sequence, which the plan in flight may have, is over."""
         self.pages.release(sequence)
-        again = sequence.anew()
-        sequence.status, sequence.finish_reason = Status.FINISHED, FinishReason.ERROR
+        again = sequence.restart()
         self._sequences[again.id] = again
         self._num_relegated += again.relegated
         self._waiting.add(again, self.policy.enter(again, now))

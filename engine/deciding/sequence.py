@@ -1,4 +1,38 @@
-"""The engine's token state for one request. Owned by the scheduler; the executor only reads it."""
+"""The engine's state of one request, and the moves by which alone it changes.
+
+What is known of a sequence is the tokens of its prompt, those that were sampled (`output`), and at
+most one token in flight: an iteration samples it right now. Which token that is nobody here can
+say, but it counts as known, since its position is certain and the executor has it on the device for
+the next iteration. Keys and values (KV) are computed position by position, from the first on:
+
+    | prompt              | output          | in flight |
+    0                     prompt_len        ^           num_known
+    | computed                       | uncomputed       |
+    0                                num_computed       num_known
+
+A sequence waits while more than its newest token is uncomputed: its prompt, or all that it had when
+its pages were taken. It decodes while nothing but its newest token is, and it is ending when its
+last token is in flight, as then nothing is left to compute. The moves and what each needs:
+
+    move          from                        to                        only if
+    ----          ----                        --                        -------
+    take_prefix   waiting                     waiting                   nothing is computed
+    prefill       waiting                     waiting                   a known token is left
+    expect_token  waiting, decoding           decoding, ending if last  no token is in flight
+    take_token    waiting, decoding, ending   as it was                 a token is in flight
+    preempt       waiting, decoding           waiting                   it holds no pages any more
+    prefill_by    waiting                     waiting
+    relegate      waiting                     waiting                   it is not relegated
+    restore       waiting                     waiting                   it is relegated
+    restart       waiting, decoding, ending   finished; a copy waits    it holds no pages any more
+    finish        waiting, decoding, ending   finished                  it holds no pages any more
+
+A move that is not in the table raises IllegalMove and changes nothing. The scheduler makes the
+moves, but for `prefill_by`, by which the policy says when the prefill is due. Only `pages` is not
+changed by moves: the page pool adds to that list and empties it. Everybody else only reads.
+
+Instants and durations are in seconds, on the clock of `Request.arrived_at`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +43,17 @@ from engine.deciding.request import Request
 
 
 class Status(Enum):
-    WAITING = "waiting"  # some known tokens have no KV yet: prompt, or output lost to a preemption
-    DECODING = "decoding"  # all known tokens but the last sampled one have KV
-    ENDING = "ending"  # its last token is in flight: nothing is left to compute
+    WAITING = "waiting"
+    DECODING = "decoding"
+    ENDING = "ending"
     FINISHED = "finished"
+
+
+# The column "from" of the table above. Every token passes here: a tuple is searched by identity,
+# and a status has a name of its own, since looking up `Status.DECODING` is slow in Python 3.11.
+_WAITING, _DECODING, _ENDING, _FINISHED = Status
+_UNTIL_ENDING = (_WAITING, _DECODING)
+_UNTIL_FINISHED = (_WAITING, _DECODING, _ENDING)
 
 
 class FinishReason(Enum):
@@ -24,36 +65,40 @@ class FinishReason(Enum):
     ERROR = "error"  # the engine could not go on with it; never silent
 
 
+class IllegalMove(Exception):
+    """A sequence was asked for a move that its state does not allow: a fault of the caller."""
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """`num_computed` KV positions of the `num_known` = prompt + output tokens are in `pages`.
+    """The state of one request, as the module describes it.
 
-    A token in flight is being computed: which it is nobody here can say, but it counts as known,
-    since its position is certain and the executor has it on the device for the next iteration.
+    A sequence in the middle of its life, of which a prefix is computed already, is made by stating
+    its `pages` and `num_computed`: calibration measures with such.
     """
 
     request: Request
     admitted_at: float  # when the engine took it in (>= request.arrived_at)
     output: list[int] = field(default_factory=list)
-    num_in_flight: int = 0  # 0 or 1: the output token after those of `output`
+    num_in_flight: int = 0  # 0 or 1
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)  # page table: ids in order of position
-    status: Status = Status.WAITING
+    status: Status = _WAITING
     finish_reason: FinishReason | None = None
     relegated: bool = False  # now; a request may be taken back
     num_relegations: int = 0
     prompt_len: int = field(init=False)
     # Deadline of the next token that is not in flight; for a TTLT target, of the last.
     due_at: float = field(init=False)
-    in_flight_due_at: float = field(init=False)  # of the one that is
+    in_flight_due_at: float = field(init=False)  # deadline of the token in flight
     prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
-    first_scheduled_at: float | None = None
+    first_scheduled_at: float | None = None  # start of the first iteration that computed any of it
     first_token_at: float | None = None
     last_token_at: float | None = None
     worst_tbt_s: float = 0.0
-    num_late_tokens: int = 0  # tokens after their deadline (interactive), or late last token
+    num_late_tokens: int = 0  # tokens after the first that came after their deadline
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -61,12 +106,15 @@ class Sequence:
         due_at = self.request.token_due_at(len(self.output) + 1)
         self.due_at = self.in_flight_due_at = self.prefill_due_at = due_at
 
+    # What is known and what is computed
+
     @property
     def id(self) -> str:
         return self.request.id
 
     @property
     def num_output(self) -> int:
+        """Tokens of the output, the one in flight among them."""
         return len(self.output) + self.num_in_flight
 
     @property
@@ -84,37 +132,136 @@ class Sequence:
         return prompt[position] if position < n else self.output[position - n]
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Known token ids of positions [start, stop)."""
+        """Token ids of the positions [start, stop), none of them in flight."""
         prompt, n = self.request.prompt, len(self.request.prompt)
         if stop <= n:
             return list(prompt[start:stop])
         return [*prompt[start:n], *self.output[max(0, start - n) : stop - n]]
 
-    def anew(self) -> Sequence:
-        """The same request with the same output, of which nothing is computed yet."""
-        return replace(
+    # Moves
+
+    def take_prefix(self, length: int) -> None:
+        """The KV of the first `length` prompt tokens lies in pages that it has come to share."""
+        if self.status is not _WAITING or self.num_computed or not 0 < length < self.prompt_len:
+            raise self._illegal(f"take a prefix of {length}")
+        self.num_computed = length
+        self.num_cached = max(self.num_cached, length)
+
+    def prefill(self, length: int, started_at: float) -> None:
+        """An iteration that began at `started_at` computes the next `length` tokens, which leaves
+        at least one known token for a later one."""
+        if self.status is not _WAITING or not 0 < length < self.num_uncomputed:
+            raise self._illegal(f"prefill {length} tokens")
+        if self.first_scheduled_at is None:
+            self.first_scheduled_at = started_at
+        self.num_computed += length
+
+    def expect_token(self, started_at: float) -> bool:
+        """An iteration that began at `started_at` computes all that is uncomputed and samples the
+        next token, so that what is due next is the token after it. Returns whether there can be
+        none after it, as then nothing is left to compute."""
+        if self.num_in_flight or self.status not in _UNTIL_ENDING:
+            raise self._illegal("expect a token")
+        if self.first_scheduled_at is None:
+            self.first_scheduled_at = started_at
+        request, number = self.request, len(self.output) + 1
+        self.num_computed = self.prompt_len + number - 1
+        self.num_in_flight = 1
+        self.in_flight_due_at = self.due_at
+        if request.targets.tbt_s is not None:
+            self.due_at = request.token_due_at(number + 1)
+        is_last = number >= request.sampling.max_tokens
+        self.status = _ENDING if is_last else _DECODING
+        return is_last
+
+    def take_token(self, token_id: int, now: float) -> FinishReason | None:
+        """The token in flight came out at `now`. Returns why it is the last, None if it is not."""
+        if not self.num_in_flight or self.status not in _UNTIL_FINISHED:
+            raise self._illegal("take a token")
+        self.num_in_flight = 0
+        self.output.append(token_id)
+        last = self.last_token_at
+        if last is None:
+            self.first_token_at = now
+        else:
+            if now - last > self.worst_tbt_s:
+                self.worst_tbt_s = now - last
+            if now > self.in_flight_due_at:
+                self.num_late_tokens += 1
+        self.last_token_at = now
+        sampling, count = self.request.sampling, len(self.output)
+        stops = sampling.stop_token_ids
+        if stops and token_id in stops and count > sampling.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if count >= sampling.max_tokens else None
+
+    def preempt(self) -> int:
+        """Its pages were taken: all is to be computed again. Returns how many tokens were lost."""
+        if self.status not in _UNTIL_ENDING or self.pages:
+            raise self._illegal("be preempted")
+        num_lost, self.num_computed = self.num_computed, 0
+        self.status = _WAITING
+        self.num_preemptions += 1
+        return num_lost
+
+    def prefill_by(self, due_at: float) -> None:
+        """Its policy has found out when it must be prefilled to meet its target."""
+        if self.status is not _WAITING:
+            raise self._illegal("be given a deadline for its prefill")
+        self.prefill_due_at = due_at
+
+    def relegate(self) -> None:
+        """It is moved behind those that are not relegated."""
+        if self.status is not _WAITING or self.relegated:
+            raise self._illegal("be relegated")
+        self.relegated = True
+        self.num_relegations += 1
+
+    def restore(self) -> None:
+        """It is taken back among those that are not relegated."""
+        if self.status is not _WAITING or not self.relegated:
+            raise self._illegal("be restored")
+        self.relegated = False
+
+    def restart(self) -> Sequence:
+        """It is begun again: returns a copy with the same output, of which nothing is computed, and
+        is finished itself, so that an iteration in flight that has it computes for nobody."""
+        if self.status not in _UNTIL_FINISHED or self.pages:
+            raise self._illegal("be restarted")
+        again = replace(
             self,
             output=list(self.output),
             num_in_flight=0,
             num_computed=0,
             num_cached=0,
             pages=[],
-            status=Status.WAITING,
+            status=_WAITING,
         )
+        self.status, self.finish_reason = _FINISHED, FinishReason.ERROR
+        return again
+
+    def finish(self, reason: FinishReason, now: float) -> None:
+        if self.status not in _UNTIL_FINISHED or self.pages:
+            raise self._illegal(f"finish ({reason.value})")
+        self.status, self.finish_reason, self.finished_at = _FINISHED, reason, now
+
+    def _illegal(self, move: str) -> IllegalMove:
+        return IllegalMove(f"{self!r} cannot {move}")
 
     def check(self, page_size: int) -> None:
         """Assert what holds of a sequence in flight between any two calls of the scheduler."""
-        if self.status is Status.ENDING:
+        if self.status is _ENDING:
             assert self.num_in_flight == 1
             assert not self.pages
             return
         assert self.num_computed <= len(self.pages) * page_size
         assert self.num_uncomputed >= 1
-        if self.status is Status.DECODING:
+        if self.status is _DECODING:
             assert self.num_uncomputed == 1
 
     def __repr__(self) -> str:
+        in_flight = " +1 in flight" if self.num_in_flight else ""
         return (
             f"<Sequence {self.id} {self.status.value} {self.num_computed}/{self.num_known}"
-            f" pages={len(self.pages)}>"
+            f"{in_flight} pages={len(self.pages)}>"
         )

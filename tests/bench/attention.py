@@ -47,10 +47,9 @@ def _plan(lengths: list[tuple[int, int]], is_chunk: bool) -> Plan:
     random.Random(1).shuffle(pages)
     sequences = []
     for (start, new), count in zip(lengths, counts, strict=True):
-        sequence = Served(Request("", [0] * (start + new), Sampling(), 0.0), 0.0)
-        sequence.pages, pages = pages[:count], pages[count:]
-        sequence.num_computed = start
-        sequences.append(sequence)
+        request = Request("", [0] * (start + new), Sampling(), 0.0)
+        sequences.append(Served(request, 0.0, pages=pages[:count], num_computed=start))
+        pages = pages[count:]
     chunks = [
         Chunk(s, start, new, True) for s, (start, new) in zip(sequences, lengths, strict=True)
     ]

@@ -60,8 +60,8 @@ def loss(executor: ModelExecutor, tokens: list[int]) -> float:
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, WINDOW):
         window = tokens[start : start + WINDOW + 1]
-        sequence = Served(Request("", window[:-1], Sampling(), 0.0), 0.0)
-        sequence.pages = list(range(WINDOW // PAGE))
+        request = Request("", window[:-1], Sampling(), 0.0)
+        sequence = Served(request, 0.0, pages=list(range(WINDOW // PAGE)))
         plan = Plan((), (Chunk(sequence, 0, len(window) - 1, True),), Work(), 0.0, 0.0)
         batch = replace(builder.build(plan), rows=torch.arange(len(window) - 1))
         logits = executor.step(batch).float()

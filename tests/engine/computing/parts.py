@@ -117,11 +117,27 @@ def content_shape(kv: KvLayout) -> tuple[int, int, int, int]:
 
 
 def make_sequence(
-    tokens: Iterable[int], pages: Iterable[int], sampling: Sampling | None = None, name: str = "r"
+    tokens: Iterable[int],
+    pages: Iterable[int],
+    sampling: Sampling | None = None,
+    name: str = "r",
+    num_computed: int = 0,
+    output: Iterable[int] = (),
 ) -> Sequence:
+    """A sequence with that prompt, output and page table; its first positions are computed."""
     sampling = sampling or Sampling(temperature=0.0)
     request = Request(name, list(tokens), sampling, arrived_at=0.0)
-    return Sequence(request, admitted_at=0.0, pages=list(pages))
+    return Sequence(request, 0.0, list(output), num_computed=num_computed, pages=list(pages))
+
+
+def advance(plan: Plan, token_ids: Iterable[int]) -> None:
+    """What a scheduler does to the sequences of a plan that gave those tokens."""
+    for chunk in plan.chunks:
+        if not chunk.samples:
+            chunk.sequence.prefill(chunk.length, 0.0)
+    for sequence, token_id in zip(plan.sampling, token_ids, strict=True):
+        sequence.expect_token(0.0)
+        sequence.take_token(token_id, 0.0)
 
 
 def make_plan(

@@ -60,9 +60,7 @@ def test_numbers_of_rows_are_few_and_none_that_is_slow(
         chunk = Chunk(make_sequence([1] * length, range(64)), 0, length, True)
         batch = builder.build(make_plan([], [chunk]))
         assert (len(batch.tokens), len(batch.rows)) == (expected, LEAST)
-        decodes = [make_sequence([1] * 5, [number]) for number in range(count)]
-        for sequence in decodes:
-            sequence.num_computed = 3
+        decodes = [make_sequence([1] * 5, [number], num_computed=3) for number in range(count)]
         batch = builder.build(make_plan(decodes, []))
         sampled = slow_rows.stop if count in slow_rows else count
         assert (len(batch.tokens), len(batch.rows)) == (expected, sampled)

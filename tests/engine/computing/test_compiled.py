@@ -56,10 +56,10 @@ def likeliest(
         count = -(-length // executor.page_size)
         tokens = [(3 * page + j) % 97 for j in range(length)]
         sampling = Sampling(temperature=0.0, logprobs=20)
-        sequences.append(make_sequence(tokens, range(page, page + count), sampling))
+        computed = decodes[len(sequences)] if len(sequences) < len(decodes) else 0
+        pages = range(page, page + count)
+        sequences.append(make_sequence(tokens, pages, sampling, num_computed=computed))
         page += count
-    for sequence, computed in zip(sequences, decodes, strict=False):
-        sequence.num_computed = computed
     made = [
         Chunk(sequence, start, length, index % 2 == 0)
         for index, (sequence, (start, length)) in enumerate(

@@ -71,8 +71,7 @@ def batch(lengths: list[int], page_size: int, rng: random.Random) -> list[Sequen
         sampling = Sampling(temperature=0.0, logprobs=1)
         tokens = [rng.randrange(97) for _ in range(length)]
         own = [pages.pop() for _ in range(-(-length // page_size))]
-        sequences.append(make_sequence(tokens, own, sampling))
-        sequences[-1].num_computed = length - 1
+        sequences.append(make_sequence(tokens, own, sampling, num_computed=length - 1))
     return sequences
 
 
@@ -143,8 +142,8 @@ def test_padding_that_is_not_a_number_is_read_by_nobody(folder: Path, device: st
     graphed.capture_decodes(BATCH, CONTEXT, Counting(device), PLENTY)
     sequences = batch([5, 9, 17], 4, random.Random(1))
     for sequence in sequences:
-        sequence.output.append(1)  # what is decoded
-        sequence.num_computed += 1
+        sequence.expect_token(0.0)
+        sequence.take_token(1, 0.0)  # what is decoded
     for _ in range(2):  # the first writes what the second must not read
         found, expected = (executor.run(make_plan(sequences)) for executor in (graphed, plain))
         assert [token.id for token in found] == [token.id for token in expected]

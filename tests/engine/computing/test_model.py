@@ -66,9 +66,8 @@ class Schedule:
             self._executor.run(plan)
             self._compare(plan.sampling)
             for chunk in chunks:
-                chunk.sequence.num_computed += chunk.length
-            for sequence in decodes:
-                sequence.num_computed += 1
+                if not chunk.samples:
+                    chunk.sequence.prefill(chunk.length, 0.0)
             for sequence in plan.sampling:
                 self._extend(sequence)
 
@@ -91,13 +90,13 @@ class Schedule:
             self.num_compared += 1
 
     def _extend(self, sequence: Sequence) -> None:
-        if sequence.num_known < CONTEXT:
-            text = self._saved.texts[self._text_of[sequence]]
-            sequence.output.append(int(text[sequence.num_known]))
-            if self._draw.random() < 0.05:  # preempted: everything is computed again
-                self._free += sequence.pages
-                sequence.pages.clear()
-                sequence.num_computed = 0
+        text = self._saved.texts[self._text_of[sequence]].tolist()
+        sequence.expect_token(0.0)
+        sequence.take_token([*text, 0][sequence.num_computed], 0.0)
+        if sequence.num_computed < CONTEXT and self._draw.random() < 0.05:
+            self._free += sequence.pages  # everything is computed again
+            sequence.pages.clear()
+            sequence.preempt()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -10,7 +10,7 @@ import torch
 from engine.computing.runner import ModelExecutor, load
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.sequence import Sequence
-from tests.engine.computing.parts import Saved, make_plan, make_sequence
+from tests.engine.computing.parts import Saved, advance, make_plan, make_sequence
 
 BAD, GOOD = 96, 95  # one such token, and one like any other
 FORMATS = [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")]
@@ -32,9 +32,7 @@ def compute(executor: ModelExecutor, sequences: list[Sequence], *cleared: int) -
     chunks = [Chunk(s, 0, s.num_known, True) for s in sequences if not s.output]
     plan = make_plan(decodes, chunks, cleared)
     ids = [token.id for token in executor.run(plan)]
-    for sequence, token in zip(plan.sampling, ids, strict=True):
-        sequence.num_computed = sequence.num_known
-        sequence.output.append(token)
+    advance(plan, ids)
     return ids
 
 

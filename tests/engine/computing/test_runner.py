@@ -14,6 +14,7 @@ from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import (
     Recorder,
     Saved,
+    advance,
     make_executor,
     make_plan,
     make_sequence,
@@ -49,10 +50,7 @@ def generate(executor: ModelExecutor, sequences: list[Sequence], until: int = LE
             Chunk(s, s.num_computed, s.num_uncomputed, True) for s in live if s not in decodes
         ]
         plan = make_plan(decodes, chunks)
-        tokens = executor.run(plan)
-        for sequence, token in zip(plan.sampling, tokens, strict=True):
-            sequence.num_computed = sequence.num_known
-            sequence.output.append(token.id)
+        advance(plan, [token.id for token in executor.run(plan)])
 
 
 def outputs(sequences: list[Sequence]) -> list[list[int]]:
@@ -73,8 +71,9 @@ def test_output_is_the_same_after_preemption(executor: Recorder) -> None:
     steady, preempted = numbered(3), numbered(3)
     generate(executor, steady)
     generate(executor, preempted, until=15)
-    preempted[1].num_computed = 0  # its pages were taken; it gets others
-    preempted[1].pages = list(range(40, 40 + PAGES_EACH))
+    preempted[1].pages.clear()
+    preempted[1].preempt()
+    preempted[1].pages.extend(range(40, 40 + PAGES_EACH))
     generate(executor, preempted)
     assert outputs(preempted) == outputs(steady)
 
@@ -134,15 +133,13 @@ def test_a_decode_continues_with_a_token_that_is_still_in_flight(
     first, second = [0, 1, 2, 3, 4], [3, 5, 0, 4]
     known = []
     for rows in (first, second):
-        tokens = executor.run(make_plan([expected[row] for row in rows]))
-        for row, token in zip(rows, tokens, strict=True):
-            expected[row].num_computed += 1
-            expected[row].output.append(token.id)
+        plan = make_plan([expected[row] for row in rows])
+        tokens = executor.run(plan)
+        advance(plan, [token.id for token in tokens])
         known.append(tokens)
     pending = [again.launch(make_plan([looked_ahead[row] for row in first]))]
     for row in first:
-        looked_ahead[row].num_computed += 1
-        looked_ahead[row].num_in_flight = 1
+        looked_ahead[row].expect_token(0.0)
     pending.append(again.launch(make_plan([looked_ahead[row] for row in second])))
     found = [each.tokens() for each in pending]
     assert [[t.id for t in tokens] for tokens in found] == [[t.id for t in k] for k in known]
@@ -169,8 +166,7 @@ def test_a_launch_does_not_wait_for_the_device(saved: Callable[[str], Saved], gr
     try:
         pending = executor.launch(make_plan(sequences))
         for sequence in sequences:
-            sequence.num_computed += 1
-            sequence.num_in_flight = 1
+            sequence.expect_token(0.0)
         chunk = Chunk(make_sequence(range(9), range(40, 43)), 0, 9, True)
         later = executor.launch(make_plan(sequences, [chunk], cleared=[42]))
     finally:

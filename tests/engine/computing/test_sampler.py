@@ -33,9 +33,7 @@ DRAWS = 8000
 def sequence(
     sampling: Sampling, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()
 ) -> Sequence:
-    made = make_sequence(prompt, (), sampling)
-    made.output.extend(output)
-    return made
+    return make_sequence(prompt, (), sampling, output=output)
 
 
 def sample(logits: Tensor, *sequences: Sequence) -> list[Token]:
@@ -174,7 +172,8 @@ def test_counts_kept_between_iterations_equal_counts_made_anew() -> None:
         tokens = sampler.sample(logits, rows).tokens()
         assert tokens == Sampler().sample(logits, rows).tokens()
         for row, token in zip(rows, tokens, strict=True):
-            row.output.append(token.id)
+            row.expect_token(0.0)
+            row.take_token(token.id, 0.0)
     assert len(set(a.output)) > 2
 
 

@@ -21,6 +21,7 @@ from tests.engine.computing.parts import (
     CONTEXT,
     Recorder,
     Saved,
+    advance,
     make_executor,
     make_plan,
     make_sequence,
@@ -71,9 +72,10 @@ def test_half_precision_computes_nearly_the_same(
     executor = load(checkpoint.folder, dtype=dtype, num_pages=8)
     sequence = make_sequence(checkpoint.texts[0, :40].tolist(), [6, 1, 3])
     executor.run(make_plan(chunks=[Chunk(sequence, 0, 25, False)]))
-    executor.run(make_plan(chunks=[Chunk(sequence, 25, 15, True)]))
-    sequence.num_computed = 40
-    sequence.output.append(int(checkpoint.texts[0, 40]))
+    sequence.prefill(25, 0.0)
+    last = make_plan(chunks=[Chunk(sequence, 25, 15, True)])
+    executor.run(last)
+    advance(last, [int(checkpoint.texts[0, 40])])
     logits: list[torch.Tensor] = []
     executor.model.register_forward_hook(lambda *a: logits.append(a[-1].float()))
     executor.run(make_plan([sequence]))

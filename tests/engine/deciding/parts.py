@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListOf
@@ -70,6 +71,24 @@ def make_request(
 def make_sequence(name: str = "r", **of_request: object) -> Sequence:
     request = make_request(name, **of_request)  # type: ignore[arg-type] # passed on as they are
     return Sequence(request, admitted_at=request.arrived_at)
+
+
+def decode(sequence: Sequence, count: int, now: float = 0.0) -> None:
+    """As many tokens come, all of them at `now`."""
+    for _ in range(count):
+        sequence.expect_token(now)
+        sequence.take_token(0, now)
+
+
+def make_stream(
+    targets: Targets, due_at: float, last_token_at: float = 0.0, prompt: int = 10
+) -> Sequence:
+    """A sequence that got its first token at `last_token_at`, and whose next is due at `due_at`."""
+    due_after = make_request(targets=targets).token_due_at(2)
+    at = 0.0 if due_after == math.inf else due_at - due_after
+    sequence = make_sequence(prompt=prompt, targets=targets, at=at)
+    decode(sequence, 1, last_token_at)
+    return sequence
 
 
 def interactive(ttft_s: float, tbt_s: float) -> Targets:

@@ -8,7 +8,7 @@ from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.request import key_of
-from tests.engine.deciding.parts import MILLI, make_sequence
+from tests.engine.deciding.parts import MILLI, decode, make_sequence
 
 
 def observed(*lengths: int, application: str = "chat") -> OutputLengths:
@@ -55,9 +55,11 @@ def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
     demand = Demand(LatencyModel(MILLI), history, chunk=20)
     sequence = make_sequence(prompt=30, output=99, application="chat", tenant="acme")
     assert demand.seconds(sequence) == pytest.approx(33e-3)
-    sequence.output, sequence.num_computed = [1, 2, 3, 4], 15
+    decode(sequence, 4)
+    sequence.preempt()
+    sequence.prefill(15, 0.0)
     assert demand.seconds(sequence) == pytest.approx(20.6e-3)
-    sequence.output = [0] * 50  # longer than anybody expected: one more is always to come
+    decode(sequence, 46)  # longer than anybody expected: one more is always to come
     assert demand.output_left(sequence) == 1
 
 

@@ -13,7 +13,6 @@ from engine.deciding.pace import (
     iteration_budget,
 )
 from engine.deciding.request import BEST_EFFORT, Targets
-from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import (
     Driver,
     deadline,
@@ -21,16 +20,11 @@ from tests.engine.deciding.parts import (
     make_request,
     make_scheduler,
     make_sequence,
+    make_stream,
 )
 
 TBT = 0.05
 CONFIG = PaceConfig(max_gap=2.0, reserve=2.0, catch_up=0.9)
-
-
-def stream(targets: Targets, due_at: float, last_token_at: float = 0.0) -> Sequence:
-    sequence = make_sequence(targets=targets)
-    sequence.due_at, sequence.last_token_at = due_at, last_token_at
-    return sequence
 
 
 @pytest.mark.parametrize(
@@ -56,12 +50,13 @@ def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration(
     """Planned ahead, `now` is when the iteration before ends and that token comes: the gap of at
     most 2 TBT counts from there, not from the token before it."""
     now = 7.0
-    sequence = stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
+    sequence = make_stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
     assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.04)
-    sequence.num_in_flight = 1
+    sequence.expect_token(now)
     assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.1)
-    sequence.last_token_at = None  # its first token
-    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.1)
+    first = make_sequence(targets=interactive(10.0, TBT), at=now - 9.0)
+    first.expect_token(now)  # its first token
+    assert iteration_budget(CONFIG, [(first, 1)], 0.0, now).seconds == pytest.approx(0.1)
 
 
 def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
@@ -76,9 +71,9 @@ def test_a_deadline_is_shared_among_the_tokens_left() -> None:
 
 def test_the_tightest_stream_sets_the_budget() -> None:
     """100 ms by the gap of one stream, 40 ms a token for 1 s and 25 tokens of the other."""
-    easy = stream(interactive(1.0, TBT), due_at=1.0)
-    batch = stream(deadline(1.0), due_at=1.0)
-    free = stream(BEST_EFFORT, due_at=math.inf)
+    easy = make_stream(interactive(1.0, TBT), due_at=1.0)
+    batch = make_stream(deadline(1.0), due_at=1.0)
+    free = make_stream(BEST_EFFORT, due_at=math.inf)
     assert iteration_budget(CONFIG, [], 0.0, 0.0).seconds == math.inf
     assert iteration_budget(CONFIG, [(free, 1)], 0.01, 0.0).seconds == math.inf
     assert iteration_budget(CONFIG, [(easy, 99), (free, 1)], 0.01, 0.0).seconds == 0.1
@@ -88,9 +83,9 @@ def test_the_tightest_stream_sets_the_budget() -> None:
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
     """Decodes alone take 60 ms: a TBT of 50 ms is lost, and 20 ms a token for a deadline too; what
     stays is that no gap exceeds twice the possible. At a TBT of 70 ms, 0.9 * 70 is possible."""
-    lost = stream(interactive(1.0, TBT), due_at=0.02)
-    late = stream(deadline(1.0), due_at=0.5)
-    possible = stream(interactive(1.0, 0.07), due_at=0.5)
+    lost = make_stream(interactive(1.0, TBT), due_at=0.02)
+    late = make_stream(deadline(1.0), due_at=0.5)
+    possible = make_stream(interactive(1.0, 0.07), due_at=0.5)
     assert iteration_budget(CONFIG, [(lost, 9)], 0.06, 0.0).seconds == pytest.approx(0.12)
     assert iteration_budget(CONFIG, [(late, 25)], 0.06, 0.0).seconds == math.inf
     assert iteration_budget(CONFIG, [(possible, 9)], 0.06, 0.0).seconds == pytest.approx(0.14)

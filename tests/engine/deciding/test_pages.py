@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.deciding.pages import PagePool
 from engine.deciding.sequence import Sequence
-from tests.engine.deciding.parts import make_sequence
+from tests.engine.deciding.parts import decode, make_sequence
 
 NUM_PAGES, SIZE = 6, 2
 Prefix = tuple[str, tuple[int, ...]]  # tenant, and all prompt tokens up to a page's end
@@ -31,6 +31,7 @@ class Pages(RuleBasedStateMachine):
         self.pool = PagePool(NUM_PAGES, SIZE, prefix_caching)
         self.caching = prefix_caching
         self.live: list[Sequence] = []
+        self.num_computed: dict[Sequence, int] = {}
         self.num_made = 0
         self.content: dict[int, Prefix] = {}  # what a page that was published holds
         self.unshared: set[Sequence] = set()  # withdrawn
@@ -60,7 +61,7 @@ class Pages(RuleBasedStateMachine):
         assert cached_prefix(self.pool, sequence) == len(expected) * SIZE
         assert self.pool.attach(sequence) == len(expected) * SIZE
         assert sequence.pages == expected
-        sequence.num_computed = len(expected) * SIZE
+        self.num_computed[sequence] = len(expected) * SIZE
         for page in expected:
             self.left_at.pop(page, None)
         self.live.append(sequence)
@@ -69,7 +70,8 @@ class Pages(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(1, 6))
     def grow_and_compute(self, data: st.DataObject, count: int) -> None:
         sequence = data.draw(st.sampled_from(self.live))
-        stop = sequence.num_computed + count
+        start = self.num_computed[sequence]
+        stop = start + count
         before, missing = list(sequence.pages), -(-stop // SIZE) - len(sequence.pages)
         unread = set(range(NUM_PAGES)) - {p for s in self.live for p in s.pages}
         granted = self.pool.grow(sequence, stop)
@@ -82,7 +84,7 @@ class Pages(RuleBasedStateMachine):
         assert set(taken) <= unread
         assert self.pool.take_fresh() == tuple(taken[-1:])
         self.expect_oldest_evicted(taken, unread)
-        start, sequence.num_computed = sequence.num_computed, stop
+        self.num_computed[sequence] = stop
         for index in range(start // SIZE, (stop - 1) // SIZE + 1):
             page = sequence.pages[index]
             assert self.readers(page) == [sequence], "a page has one writer"
@@ -103,7 +105,7 @@ class Pages(RuleBasedStateMachine):
 
     def note_published(self, sequence: Sequence, start: int) -> None:
         """Pages become known when they become full: not later, when an equal one was evicted."""
-        full = min(sequence.num_computed, len(sequence.request.prompt)) // SIZE
+        full = min(self.num_computed[sequence], len(sequence.request.prompt)) // SIZE
         for index in range(start // SIZE, full):
             prefix = self.prefix(sequence, index)
             if prefix not in self.content.values():
@@ -198,7 +200,7 @@ def test_output_tokens_are_not_published() -> None:
     """Only prompts are shared: 6 prompt tokens fill one page of 4, whatever is computed after."""
     pool = PagePool(8, 4, prefix_caching=True)
     sequence = make_sequence("first", prompt=6)
-    sequence.output = [6, 7]
+    decode(sequence, 2)
     pool.grow(sequence, 8)
     pool.publish(sequence, 0, 8)
     assert pool.num_cached == 1

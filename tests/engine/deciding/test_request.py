@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.deciding.outcome import expect_token, note_token, timings
+from engine.deciding.outcome import timings
 from engine.deciding.request import (
     BEST_EFFORT,
     Request,
@@ -63,9 +63,8 @@ def test_a_token_at_its_deadline_is_in_time_and_slack_carries_over() -> None:
     sequence = make_sequence(targets=interactive(2.0, 0.5))
     met = []
     for now in (1.0, 2.5, 3.001, 3.5):
-        expect_token(sequence)
-        sequence.output.append(0)
-        note_token(sequence, now)
+        sequence.expect_token(0.0)
+        sequence.take_token(0, now)
         met.append(timings(sequence, now).tbt_met)
     assert met == [True, True, False, False]
     assert sequence.num_late_tokens == 1
@@ -77,10 +76,9 @@ def test_a_token_at_its_deadline_is_in_time_and_slack_carries_over() -> None:
 @pytest.mark.parametrize("reason", list(FinishReason))
 def test_only_a_complete_request_meets_its_ttlt(reason: FinishReason) -> None:
     sequence = make_sequence(targets=deadline(9.0))
-    expect_token(sequence)
-    sequence.output.append(0)
-    note_token(sequence, 1.0)
-    sequence.finish_reason = reason
+    sequence.expect_token(0.0)
+    sequence.take_token(0, 1.0)
+    sequence.finish(reason, 1.0)
     complete = reason in (FinishReason.LENGTH, FinishReason.STOP)
     assert timings(sequence, 2.0).ttlt_met == complete
 

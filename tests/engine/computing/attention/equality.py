@@ -62,11 +62,11 @@ def check_layout(
     kv = layout(CONFIG, sum(counts), PAGE, dtype, by_products=by_products)
     fill(kv, torch.randn(content_shape(kv), generator=generator))
     order = torch.randperm(sum(counts), generator=generator).split(counts)
+    starts = [*decodes, *(start for start, _ in chunks)]
     sequences = [
-        make_sequence([1] * n, pages.tolist()) for n, pages in zip(contexts, order, strict=True)
+        make_sequence([1] * n, pages.tolist(), num_computed=start)
+        for n, pages, start in zip(contexts, order, starts, strict=True)
     ]
-    for sequence, start in zip(sequences, [*decodes, *(c[0] for c in chunks)], strict=True):
-        sequence.num_computed = start
     plan = make_plan(
         sequences[: len(decodes)],
         [

@@ -50,9 +50,10 @@ def test_what_is_not_finite_in_the_pages_of_one_reaches_nobody_else(
     content = torch.zeros(content_shape(kv))
     content[:, :, :PAGE] = torch.nan
     fill(kv, content)
-    sequences = [make_sequence([1] * 20, [1, 2, 3, 4, 5]), make_sequence([1] * 4, [6])]
-    for sequence in sequences:
-        sequence.num_computed = len(sequence.request.prompt) - 1
+    sequences = [
+        make_sequence([1] * 20, [1, 2, 3, 4, 5], num_computed=19),
+        make_sequence([1] * 4, [6], num_computed=3),
+    ]
     batch = BatchBuilder(kv).build(make_plan(sequences, []))
     out = batch.attention.attend(torch.randn(2, HEADS + 2 * KV_HEADS, DIM), 1)
     assert out.isfinite().all()
