@@ -31,6 +31,7 @@ class Flag(NamedTuple):
     metavar: str | None = None
     parse: Callable[[str], object] | None = None
     is_repeated: bool = False  # it may be given several times, and the field is a sequence
+    is_exclusive: bool = False  # at most one of a dataclass's exclusive flags may be given
     alone: str | None = None  # the text that it stands for where no value follows it
 
 
@@ -52,15 +53,19 @@ def add_flags(
     `is_typed` the values stay the texts that were typed.
     """
     defaults = {field.name: field.default for field in fields(config)}
+    exclusive: argparse._ActionsContainer | None = None
     for name, kind, flag in _marked(config):
-        option, default = f"--{name.replace('_', '-')}", defaults[name]
-        text = flag.help.replace("%(default)s", str(default))
+        default, text = defaults[name], flag.help % {"default": defaults[name]}
+        place = container
+        if flag.is_exclusive:
+            place = exclusive = exclusive or container.add_mutually_exclusive_group()
+        option = f"--{name.replace('_', '-')}"
         if kind is bool:
-            container.add_argument(option, action="store_true", default=None, help=text)
+            place.add_argument(option, action="store_true", default=None, help=text)
             continue
         if shows_defaults and default not in (None, MISSING) and "(default" not in text:
             text += f" (default: {default})"
-        container.add_argument(
+        place.add_argument(
             option,
             action="append" if flag.is_repeated else "store",
             type=(_converter(flag.parse) if flag.parse else kind) if is_typed else str,
@@ -72,8 +77,8 @@ def add_flags(
         )
 
 
-def made(config: type[T], arguments: argparse.Namespace, **others: object) -> T:
-    """The dataclass made of the flags that were given, and of `others`, its fields that are none.
+def make(config: type[T], arguments: argparse.Namespace, **others: object) -> T:
+    """Makes the dataclass of the flags that were given, and of `others`, its fields that are none.
 
     Raises what its constructor raises.
     """
@@ -81,7 +86,7 @@ def made(config: type[T], arguments: argparse.Namespace, **others: object) -> T:
 
 
 def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of those flags of a dataclass that were given."""
+    """The values of those flags of a dataclass that were given, in the order of its fields."""
     values: Mapping[str, Any] = vars(arguments)
     return {name: values[name] for name in flags_of(config) if values[name] is not None}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engine.config import EngineConfig
-from engine.flags import Flag, add_flags, made
+from engine.flags import Flag, add_flags, make
 from engine.tiers_file import MOST_NAME_BYTES
 
 LOG_FORMATS = ("auto", "console", "json")
@@ -143,7 +143,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         add_flags(parser, config, shows_defaults=True)
     given = parser.parse_args(argv)
     try:
-        return made(ServerConfig, given, engine=made(EngineConfig, given))
+        return make(ServerConfig, given, engine=make(EngineConfig, given))
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         parser.error(f"--{name.replace('_', '-')} {rest}")

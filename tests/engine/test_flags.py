@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from engine.flags import Flag, add_flags, flags_of, made
+from engine.flags import Flag, add_flags, flags_of, make
 
 
 def even(text: str) -> int:
@@ -29,13 +29,15 @@ class Flags:
     names: Annotated[Sequence[str], Flag("each", is_repeated=True)] = ()
     share: Annotated[float | None, Flag("gate", alone="0.5")] = None
     colour: Annotated[str, Flag("one", ("red", "blue"))] = "red"
+    this: Annotated[bool, Flag(is_exclusive=True)] = False
+    that: Annotated[bool, Flag(is_exclusive=True)] = False
     unmarked: int = 1
 
 
 def parsed(*argv: str) -> Flags:
     parser = argparse.ArgumentParser()
     add_flags(parser, Flags)
-    return made(Flags, parser.parse_args(["--needed", "x", *argv]), unmarked=5)
+    return make(Flags, parser.parse_args(["--needed", "x", *argv]), unmarked=5)
 
 
 def test_what_is_not_given_is_as_the_class_has_it() -> None:
@@ -47,7 +49,7 @@ def test_values_have_the_types_of_their_fields() -> None:
         *("--max-size", "8", "--folder", "f", "--is-quick", "--pair", "4", "--names", "a"),
         *("--names", "b", "--share", "--colour", "blue"),
     )
-    assert given == Flags("x", 8, Path("f"), True, 4, ["a", "b"], 0.5, "blue", 5)
+    assert given == Flags("x", 8, Path("f"), True, 4, ["a", "b"], 0.5, "blue", unmarked=5)
 
 
 def test_a_value_that_cannot_be_parsed_is_refused_in_the_words_of_its_parser(
@@ -56,6 +58,13 @@ def test_a_value_that_cannot_be_parsed_is_refused_in_the_words_of_its_parser(
     with pytest.raises(SystemExit):
         parsed("--pair", "3")
     assert "argument --pair: 3 is odd" in capsys.readouterr().err
+
+
+def test_of_exclusive_flags_one_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed("--that") == Flags("x", that=True, unmarked=5)
+    with pytest.raises(SystemExit):
+        parsed("--this", "--that")
+    assert "--that: not allowed with argument --this" in capsys.readouterr().err
 
 
 def test_values_stay_texts_where_that_is_asked_for() -> None:
