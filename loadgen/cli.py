@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -18,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
-from loadgen import flags, interrupts, opening
+from loadgen import flags, interrupts
+from loadgen.flags import Arguments, ModeFlags
+from loadgen.opening import Opener
 from loadgen.reports import figures, progress, records, terminal
 from loadgen.reports.html import document
 from loadgen.reports.html.page import Asked, page
@@ -26,6 +27,7 @@ from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, Measuring, NotMeasured
 from loadgen.silos import SiloTarget
+from loadgen.targets import local_server
 from loadgen.targets.target import End, Target, Unreachable, Watch
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
@@ -34,15 +36,19 @@ from loadgen.workload.spec import DEFAULT_RATE, Spec, build
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status, as `--help` lists them."""
+def main(argv: Sequence[str] | None = None, server: str = local_server.MODULE) -> int:
+    """Does what the flags ask for, and returns the exit status, as `--help` lists them.
+
+    `server` is the module of the servers that a comparison starts.
+    """
     have_streams()
     arguments = flags.parse(argv)
     write_any_character()
     asked = sys.argv[1:] if argv is None else argv
     try:
         with interrupts.handled(interrupts.interrupt):
-            status = _Command(arguments, flags.to_spec(arguments), terminal.console(), asked).run()
+            opener = Opener(arguments, flags.to_spec(arguments), server)
+            status = _Command(opener, terminal.console(), asked).run()
             sys.stdout.flush()
             return status
     except BrokenPipeError:
@@ -76,12 +82,23 @@ class _Command:
     """One invocation: the mode that the flags ask for, and its reports. What was done until it
     ended, however it ends, is reported."""
 
-    arguments: argparse.Namespace
-    spec: Spec
+    opener: Opener
     out: Console
     argv: Sequence[str]
     done: list[Measurement] = field(default_factory=list)  # every run so far
     capacities: dict[str, Capacity] = field(default_factory=dict)  # by contender
+
+    @property
+    def arguments(self) -> Arguments:
+        return self.opener.arguments
+
+    @property
+    def mode(self) -> ModeFlags:
+        return self.opener.arguments.mode
+
+    @property
+    def spec(self) -> Spec:
+        return self.opener.spec
 
     def run(self) -> int:
         try:
@@ -92,7 +109,7 @@ class _Command:
             if self.done:
                 with interrupts.unheard():
                     self._report()
-        if self.arguments.find_capacity and not self._are_bracketed():
+        if self.mode.find_capacity and not self._are_bracketed():
             return EXIT_INVALID
         gate_status = self._gate()
         return _ended(self.done) or gate_status
@@ -103,27 +120,20 @@ class _Command:
         finally:  # also where nobody reads what is shown
             self._write()
 
-    @property
-    def mode(self) -> str:
-        for name in ("compare", "sweep", "find_capacity"):
-            if getattr(self.arguments, name):
-                return name.replace("_", "-")
-        return "run"
-
     def _send_all(self) -> None:
-        if self.arguments.compare:
-            opening.check(self.arguments, self.arguments.compare)
+        if self.mode.compare:
+            self.opener.check()
             modes.compare(
-                lambda contender: opening.opened(self.arguments, contender),
-                self.arguments.compare,
+                self.opener.opened,
+                self.mode.compare,
                 lambda info: build(self.spec, info),
                 self._send,
             )
             return
-        with opening.opened(self.arguments) as target:
+        with self.opener.opened() as target:
             info = target.info()
             workload = build(self.spec, info)
-            gate.check(self.arguments.slo_gate or {}, [load.tier for load in workload.tiers])
+            gate.check(self.mode.slo_gate or {}, [load.tier for load in workload.tiers])
             self._send(target, info, workload, "")
 
     def _send(
@@ -145,9 +155,9 @@ class _Command:
             self.done.append(done)
             return done
 
-        if self.arguments.sweep:
-            return modes.sweep(measure, workload, self.arguments.sweep)
-        if self.arguments.find_capacity:
+        if self.mode.sweep:
+            return modes.sweep(measure, workload, self.mode.sweep)
+        if self.mode.find_capacity:
             return self._search(measure, workload, contender)
         return [measure(workload, "")]
 
@@ -156,16 +166,16 @@ class _Command:
         return progress.showing(self.out, duration_s, name)
 
     def _measuring(self) -> Measuring:
-        arguments = self.arguments
-        return Measuring(arguments.warmup, arguments.cooldown, arguments.max_lag)
+        report = self.arguments.report
+        return Measuring(report.warmup, report.cooldown, report.max_lag)
 
     def _search(self, measure: Measure, workload: Workload, contender: str) -> list[Measurement]:
         rate = workload.arrivals.rate
         search = modes.Search(
             guess=rate.mean(workload.duration_s) if rate else 1.0,
-            max_misses=self.arguments.max_misses,
-            precision=self.arguments.precision,
-            repeats=self.arguments.repeats,
+            max_misses=self.mode.max_misses,
+            precision=self.mode.precision,
+            repeats=self.mode.repeats,
         )
 
         def measure_aloud(load: Workload, name: str) -> Measurement:
@@ -185,10 +195,10 @@ class _Command:
 
     def _gate(self) -> int:
         """The exit status that the gate asks for."""
-        if self.arguments.slo_gate is None:
+        if self.mode.slo_gate is None:
             return 0
         summary = self.done[0].summary
-        reasons = gate.shut(self.arguments.slo_gate, summary)
+        reasons = gate.shut(self.mode.slo_gate, summary)
         for reason in reasons:
             self.out.print(f"[red]GATE SHUT[/] {escape(reason)}", highlight=False)
         if not reasons:
@@ -198,21 +208,21 @@ class _Command:
         return EXIT_GATE if reasons else 0
 
     def _show(self) -> None:
-        if self.mode == "run":
+        if self.mode.name == "run":
             terminal.print_report(self.done[0].summary, self.out)
-        elif not self.arguments.find_capacity:
-            title = "contender" if self.arguments.compare else "rate"
+        elif not self.mode.find_capacity:
+            title = "contender" if self.mode.compare else "rate"
             terminal.print_runs(title, self.done, self.spec.seed or 0, self.out)
 
     def _write(self) -> None:
         """Every file that was asked for; of one that cannot be written the others know nothing.
         Raises NotWritten, naming those that could not.
         """
-        failed = []
+        report, failed = self.arguments.report, []
         for path, write in (
-            (self.arguments.json, self._write_json),
-            (self.arguments.csv, self._write_csv),
-            (self.arguments.html, self._write_html),
+            (report.json, self._write_json),
+            (report.csv, self._write_csv),
+            (report.html, self._write_html),
         ):
             try:
                 if path is not None:
@@ -223,8 +233,8 @@ class _Command:
             raise NotWritten("; ".join(failed))
 
     def _write_json(self, path: Path) -> None:
-        arguments = self._arguments()
-        figures.write(figures.to_json(self.mode, arguments, self.done, self.capacities), path)
+        document = figures.to_json(self.mode.name, self._really_asked(), self.done, self.capacities)
+        figures.write(document, path)
 
     def _write_csv(self, path: Path) -> None:
         records.write(((each.name, each.records) for each in self.done), path)
@@ -232,7 +242,7 @@ class _Command:
     def _write_html(self, path: Path) -> None:
         document.write(page(self._asked(), self.done, self.capacities), path)
 
-    def _arguments(self) -> dict[str, object]:
+    def _really_asked(self) -> dict[str, object]:
         """The flags, and what the first run really had of the three that say which requests."""
         first = self.done[0]
         rate = self.spec.rate or (None if self.spec.replay else DEFAULT_RATE)
@@ -250,10 +260,10 @@ class _Command:
         if any(servers):
             versions["server"] = " and ".join(filter(None, servers))
         return Asked(
-            self.mode,
+            self.mode.name,
             printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.seed or 0,
-            self.arguments.max_misses,
+            self.mode.max_misses,
             versions | {"Python": python_version()},
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )

@@ -1,6 +1,4 @@
-"""`make demo`: a server, one completion as it streams, a mixed-tier load test. Exit status 0 when
-all three worked.
-"""
+"""`make demo` shows a server, one completion as it streams, and a mixed-tier load test."""
 
 from __future__ import annotations
 
@@ -19,8 +17,16 @@ SAMPLE = ("--tier", "interactive", "--max-tokens", "64", "--temperature", "0.7",
 LOAD = ("--rps", "40", "--mix", "interactive:0.6", "--duration", "12", "--drain", "30")
 
 
-def main(argv: Sequence[str] | None = None, load: Sequence[str] = LOAD) -> int:
-    """Arguments are flags of `python -m server`; `load` those of `python -m loadgen`."""
+def main(
+    argv: Sequence[str] | None = None,
+    load: Sequence[str] = LOAD,
+    server: str = local_server.MODULE,
+) -> int:
+    """Runs the demo and returns the exit status: 0 where all three parts of it worked.
+
+    `argv` are flags of `python -m server`, or of another module `server` that is started like it;
+    `load` are flags of `python -m loadgen`.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     print(
         "starting a server; the first start measures and compiles the model, which may take"
@@ -28,7 +34,10 @@ def main(argv: Sequence[str] | None = None, load: Sequence[str] = LOAD) -> int:
         file=sys.stderr,
     )
     try:
-        with interrupts.handled(interrupts.interrupt), local_server.serving(arguments) as address:
+        with (
+            interrupts.handled(interrupts.interrupt),
+            local_server.serving(arguments, server) as address,
+        ):
             print(f"server ready on {address}\n\n> {PROMPT}", flush=True)
             if failed := client_main([PROMPT, *SAMPLE, "--server", address]):
                 return failed

@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from engine.deciding.policies import POLICIES
-from loadgen import flags, simulation_flags
-from loadgen.targets import local_server
+from loadgen import simulation_flags
+from loadgen.flags import Arguments
+from loadgen.simulation_flags import SimulationFlags
+from loadgen.targets import live, local_server
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.simulated import SimulatedTarget
 from loadgen.targets.target import Target
-
-_LIVE_DRAIN_S = 60.0
-
-
-@contextlib.contextmanager
-def opened(arguments: argparse.Namespace, contender: str | None = None) -> Iterator[Target]:
-    """The target while the block lasts.
-
-    A contender of a comparison is NAME=HOST:PORT, a server that runs already, or the name of a
-    policy, for which a server is started here, or simulated. Raises Unreachable, or ValueError.
-    """
-    if arguments.simulate is not None:
-        yield _simulated(arguments, contender)
-        return
-    name, _, address = (contender or "").partition("=")
-    if contender is None or address:
-        yield _live(arguments, address or arguments.target)
-        return
-    with local_server.serving(["--policy", name, *shlex.split(arguments.server_flags)]) as own:
-        yield _live(arguments, own)
+from loadgen.workload.spec import Spec
 
 
-def check(arguments: argparse.Namespace, contenders: Sequence[str]) -> None:
-    """Before the first one runs: can each be opened? Raises ValueError."""
-    for contender in contenders:
-        if arguments.simulate is not None:
-            _simulated(arguments, contender)
-            continue
-        name, _, address = contender.partition("=")
-        if not address and name not in POLICIES:
-            raise ValueError(
-                f"unknown policy {name!r}: one of {', '.join(POLICIES)}, or NAME=HOST:PORT"
-            )
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens the targets of one command. `server` is the module of the servers that it starts."""
 
+    arguments: Arguments
+    spec: Spec
+    server: str = local_server.MODULE
 
-def _live(arguments: argparse.Namespace, address: str) -> LiveTarget:
-    drain_s = _LIVE_DRAIN_S if arguments.drain is None else arguments.drain
-    return LiveTarget(address, arguments.channels, drain_s)
+    @contextlib.contextmanager
+    def opened(self, contender: str | None = None) -> Iterator[Target]:
+        """The target while the block lasts.
 
+        A contender of a comparison is NAME=HOST:PORT, a server that runs already, or the name of a
+        policy, for which a server is started here, or simulated. Raises Unreachable, or ValueError.
+        """
+        if self.arguments.simulation is not None:
+            yield self._simulated(self.arguments.simulation, contender)
+            return
+        name, _, address = (contender or "").partition("=")
+        if contender is None or address:
+            yield self._live(address or self.arguments.target.target)
+            return
+        flags = ["--policy", name, *shlex.split(self.arguments.mode.server_flags)]
+        with local_server.serving(flags, self.server) as own:
+            yield self._live(own)
 
-def _simulated(arguments: argparse.Namespace, contender: str | None) -> Target:
-    spec = flags.to_spec(arguments)
-    shared = any(tier.prefix is not None for tier in (spec.everyone, *spec.tiers.values()))
-    setup = simulation_flags.setup(arguments, prefix_caching=shared)
-    if contender is None:
-        return SimulatedTarget(setup)
-    return simulation_flags.contender(setup, contender, arguments.silo)
+    def check(self) -> None:
+        """Raises ValueError where one of the contenders cannot be opened, before the first runs."""
+        for contender in self.arguments.mode.compare:
+            if self.arguments.simulation is not None:
+                self._simulated(self.arguments.simulation, contender)
+                continue
+            name, _, address = contender.partition("=")
+            if not address and name not in POLICIES:
+                raise ValueError(
+                    f"unknown policy {name!r}: one of {', '.join(POLICIES)}, or NAME=HOST:PORT"
+                )
+
+    def _live(self, address: str) -> LiveTarget:
+        flags = self.arguments.target
+        drain_s = live.DRAIN_S if flags.drain is None else flags.drain
+        return LiveTarget(address, flags.channels, drain_s)
+
+    def _simulated(self, flags: SimulationFlags, contender: str | None) -> Target:
+        drain_s, spec = self.arguments.target.drain, self.spec
+        setup = flags.setup(
+            drain_s=math.inf if drain_s is None else drain_s,
+            prefix_caching=any(tier.prefix for tier in (spec.everyone, *spec.tiers.values())),
+            seed=self.arguments.load.seed or 0,
+            keeps_series=self.arguments.report.html is not None,
+        )
+        if contender is None:
+            return SimulatedTarget(setup)
+        return simulation_flags.contender(setup, contender, flags.silo)

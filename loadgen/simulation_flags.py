@@ -2,101 +2,136 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from client.values import Importance, Targets, Tier
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
+from engine.flags import Flag
 from loadgen.silos import SiloTarget, parse_silos
 from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.workload.units import parse_duration
 
-_PROFILES = "a100-llama3-8b, roofline:DEVICE:CONFIG.json, or a saved calibration"
-Parse = Callable[[str], Any]
-
+_USUAL = Setup(profiles.A100)  # the defaults
+# Flags of the server by the same name.
 _OF_THE_SERVER = (
     *("policy", "chunk_size", "context_len", "max_batch_size"),
     *("max_requests", "max_gap", "relegation_allowance"),
 )
-_OF_SIMULATIONS = (
-    *("replicas", "silo", "routing", "host_overhead", "predictor_error"),
-    *("tiers", "tier", "kv_tokens"),  # the server has others for these
-)
-NAMES = (*_OF_THE_SERVER, *_OF_SIMULATIONS)
 
 
-def add(group: argparse._ArgumentGroup, typed: Callable[[Parse], Parse]) -> None:
-    """`typed` makes an argparse type of a parser that raises ValueError."""
-    duration = typed(parse_duration)
-    add = group.add_argument
-    add(
-        "--simulate", metavar="PROFILE", help="a100-llama3-8b, roofline:DEVICE:CONFIG.json, or FILE"
+@dataclass(frozen=True, slots=True)
+class SimulationFlags:
+    """The flags of a simulated target. Sizes in tokens unless said otherwise."""
+
+    simulate: Annotated[
+        str,
+        Flag(f"{profiles.A100.name}, roofline:DEVICE:CONFIG.json, or FILE", metavar="PROFILE"),
+    ]
+    policy: Annotated[str, Flag("default %(default)s", POLICIES)] = _USUAL.policy
+    chunk_size: Annotated[int, Flag("of fcfs, edf, srpf (default %(default)s)")] = _USUAL.chunk_size
+    replicas: Annotated[int, Flag("engines that share the requests (default %(default)s)")] = (
+        _USUAL.replicas
     )
-    add("--policy", choices=POLICIES, default="niyama", help="default %(default)s")
-    add("--chunk-size", type=int, default=256, help="of fcfs, edf, srpf (default %(default)s)")
-    add("--replicas", type=int, default=1, help="engines that share the requests (default 1)")
-    add("--silo", metavar="TIER:COUNT,...", help="compare silo: replicas (default: the fewest)")
-    add("--routing", choices=list(ROUTINGS), default="least-loaded", help="default %(default)s")
-    add(
-        "--tiers", type=Path, metavar="FILE", help="as the server reads it (default: the profile's)"
+    silo: Annotated[
+        str | None,
+        Flag("compare silo: replicas (default: the fewest)", metavar="TIER:COUNT,..."),
+    ] = None
+    routing: Annotated[str, Flag("default %(default)s", ROUTINGS)] = _USUAL.routing
+    tiers: Annotated[
+        Path | None,
+        Flag("as the server reads it (default: the profile's)", metavar="FILE"),
+    ] = None
+    tier: Annotated[
+        Sequence[Tier],
+        Flag(
+            "one more, or another",
+            metavar="NAME=6s/50ms|NAME=600s",
+            parse=parse_tier,
+            is_repeated=True,
+        ),
+    ] = ()
+    kv_tokens: Annotated[int | None, Flag("KV memory (default: the profile's)")] = None
+    context_len: Annotated[
+        int | None, Flag("most tokens of a request (default: the profile's)")
+    ] = None
+    max_batch_size: Annotated[
+        int | None, Flag("sequences in one iteration (default: the profile's)")
+    ] = None
+    max_requests: Annotated[
+        int | None, Flag("waiting or running per replica (default: no limit)")
+    ] = None
+    host_overhead: Annotated[
+        float, Flag("added to every iteration (default %(default)g)", parse=parse_duration)
+    ] = 0.0
+    predictor_error: Annotated[float, Flag("standard deviation (default %(default)s)")] = (
+        _USUAL.predictor_error
     )
-    add(
-        "--tier",
-        type=typed(parse_tier),
-        action="append",
-        metavar="NAME=6s/50ms|NAME=600s",
-        help="one more, or another",
+    max_gap: Annotated[float, Flag("niyama: in TBTs; inf: envelope (default %(default)s)")] = (
+        _USUAL.niyama.pace.max_gap
     )
-    add("--kv-tokens", type=int, help="KV memory (default: the profile's)")
-    add("--context-len", type=int, help="most tokens of a request (default: the profile's)")
-    add("--max-batch-size", type=int, help="sequences in one iteration (default: the profile's)")
-    add("--max-requests", type=int, help="waiting or running per replica (default: no limit)")
-    add("--host-overhead", type=duration, default=0.0, help="added to every iteration (default 0)")
-    add(
-        "--predictor-error",
-        type=float,
-        default=0.0,
-        help="standard deviation (default %(default)s)",
-    )
-    add(
-        "--max-gap",
-        type=float,
-        default=PaceConfig().max_gap,
-        help="niyama: in TBTs; inf: envelope (default %(default)s)",
-    )
-    add(
-        "--relegation-allowance",
-        type=float,
-        default=0.0,
-        help="niyama: share given up early (default %(default)s)",
-    )
+    relegation_allowance: Annotated[
+        float, Flag("niyama: share given up early (default %(default)s)")
+    ] = _USUAL.niyama.allowance
+
+    def setup(
+        self, *, drain_s: float, prefix_caching: bool, seed: int, keeps_series: bool
+    ) -> Setup:
+        """The replicas that the flags ask for. Raises ValueError, naming the field, or OSError."""
+        return Setup(
+            self.profile(),
+            policy=self.policy,
+            chunk_size=self.chunk_size,
+            replicas=self.replicas,
+            routing=self.routing,
+            predictor_error=self.predictor_error,
+            max_requests=math.inf if self.max_requests is None else self.max_requests,
+            drain_s=drain_s,
+            prefix_caching=prefix_caching,
+            niyama=NiyamaConfig(
+                pace=PaceConfig(max_gap=self.max_gap), allowance=self.relegation_allowance
+            ),
+            seed=seed,
+            keeps_series=keeps_series,
+        )
+
+    def profile(self) -> Profile:
+        """The profile with what flags say otherwise. Raises BadProfile, or OSError."""
+        profile = profiles.load(self.simulate).with_overhead(self.host_overhead)
+        tiers = profiles.load_tiers(self.tiers) if self.tiers else profile.tiers
+        named = {tier.name: tier for tier in (*tiers, *self.tier)}
+        return replace(
+            profile,
+            tiers=tuple(named.values()),
+            kv_tokens=profile.kv_tokens if self.kv_tokens is None else self.kv_tokens,
+            context_len=profile.context_len if self.context_len is None else self.context_len,
+            max_batch_size=(
+                profile.max_batch_size if self.max_batch_size is None else self.max_batch_size
+            ),
+        )
 
 
-def misplaced(arguments: argparse.Namespace) -> str:
-    """What to say of the first flag of these that was given (not None) without `--simulate`."""
-    if arguments.simulate is not None:
-        return ""
-    name = next((name for name in NAMES if getattr(arguments, name) is not None), None)
-    if name is None:
-        return ""
+def misplaced(name: str, compares: bool) -> str:
+    """Says where a flag of these belongs that was given without `--simulate`; `name` is its
+    field's.
+    """
     said = f"--{name.replace('_', '-')} is for --simulate"
-    if name in _OF_SIMULATIONS:
+    if name not in _OF_THE_SERVER:
         return said
-    if arguments.compare:
+    if compares:
         return f"{said}; servers that --compare starts get it by --server-flags"
     return f"{said}; start the server with it" + ", or use --compare" * (name == "policy")
 
 
 def parse_tier(text: str) -> Tier:
-    """NAME=TTFT/TBT, NAME=TTLT, or NAME=none (best effort). Raises ValueError."""
+    """Reads NAME=TTFT/TBT, NAME=TTLT, or NAME=none (best effort). Raises ValueError."""
     name, equals, durations = text.partition("=")
     if not name or not equals:
         raise ValueError(f"{text!r} is not a tier such as chat=6s/50ms or report=600s")
@@ -110,40 +145,10 @@ def parse_tier(text: str) -> Tier:
     return Tier(name, targets, Importance.NORMAL)
 
 
-def setup(arguments: argparse.Namespace, prefix_caching: bool) -> Setup:
-    """What the flags ask for. Raises ValueError, or OSError."""
-    return Setup(
-        _profile(arguments),
-        policy=arguments.policy,
-        chunk_size=arguments.chunk_size,
-        replicas=arguments.replicas,
-        routing=arguments.routing,
-        predictor_error=arguments.predictor_error,
-        max_requests=math.inf if arguments.max_requests is None else arguments.max_requests,
-        drain_s=math.inf if arguments.drain is None else arguments.drain,
-        prefix_caching=prefix_caching,
-        niyama=NiyamaConfig(
-            pace=PaceConfig(max_gap=arguments.max_gap), allowance=arguments.relegation_allowance
-        ),
-        seed=arguments.seed or 0,
-        keeps_series=arguments.html is not None,
-    )
-
-
-def _profile(arguments: argparse.Namespace) -> Profile:
-    profile = profiles.load(arguments.simulate).with_overhead(arguments.host_overhead)
-    tiers = profiles.load_tiers(arguments.tiers) if arguments.tiers else profile.tiers
-    named = {tier.name: tier for tier in [*tiers, *(arguments.tier or [])]}
-    given = {
-        name: value
-        for name in ("kv_tokens", "context_len", "max_batch_size")
-        if (value := getattr(arguments, name)) is not None
-    }
-    return replace(profile, tiers=tuple(named.values()), **given)
-
-
 def contender(base: Setup, name: str, silos: str | None) -> SimulatedTarget | SiloTarget:
-    """Of a comparison: POLICY, POLICY/CHUNK, or silo. Raises ValueError."""
+    """The contender of a comparison by its name: POLICY, POLICY/CHUNK, or silo (with `silos` as
+    `--silo` has it, else the fewest that serve the load). Raises ValueError.
+    """
     if name == "silo":
         return SiloTarget(base, parse_silos(silos, base.profile.tiers) if silos else ())
     policy, slash, chunk = name.partition("/")

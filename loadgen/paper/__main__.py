@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
+from typing import Annotated
 
 from rich.table import Table
 
+from engine.flags import Flag, add_flags, make
 from loadgen import interrupts
 from loadgen.paper import experiments
 from loadgen.paper.experiments import GROUPS, Line, Scale, all_experiments
@@ -32,33 +34,85 @@ QUICK = Scale(
     datasets=("azure-code",),
     overload_rates=(6.0,),
 )
-DEFAULT_RESULTS = Path("artifacts/paper.json")
+_SCALE = Scale()  # the defaults
+
+
+def parse_groups(text: str) -> tuple[str, ...]:
+    """Reads GROUP,... as the experiments are grouped. Raises ValueError."""
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not among {', '.join(GROUPS)}")
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The flags of the command."""
+
+    quick: Annotated[bool, Flag("short runs: a few minutes")] = False
+    hours: Annotated[float | None, Flag(f"of arrivals per run (default {_SCALE.hours:g})")] = None
+    overload_hours: Annotated[
+        float | None,
+        Flag(f"where the question is who is late (default {_SCALE.overload_hours:g})"),
+    ] = None
+    only: Annotated[tuple[str, ...], Flag(", ".join(GROUPS), parse=parse_groups)] = GROUPS
+    processes: Annotated[int, Flag()] = 2
+    results: Annotated[Path, Flag("default %(default)s")] = Path("artifacts/paper.json")
+    fresh: Annotated[bool, Flag("forget the answers of earlier runs")] = False
+
+    def scale(self) -> Scale:
+        """How long the runs are; with `--hours` all lengths change by the same factor."""
+        scale = QUICK if self.quick else _SCALE
+        if self.hours is not None:
+            factor = self.hours / scale.hours
+            scale = replace(
+                scale,
+                hours=self.hours,
+                variant_hours=scale.variant_hours * factor,
+                cluster_hours=scale.cluster_hours * factor,
+                overload_hours=scale.overload_hours * factor,
+                wave_hours=scale.wave_hours * factor,
+            )
+        if self.overload_hours is not None:
+            hours = self.overload_hours
+            scale = replace(scale, overload_hours=hours, wave_hours=2 * hours)
+        return scale
+
+
+def parse(argv: Sequence[str] | None) -> Flags:
+    """Reads the command line (None: the process's own). Exits where it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadgen.paper", description=experiments.__doc__
+    )
+    add_flags(parser, Flags)
+    return make(Flags, parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 128 and the number of the signal that ended it; what was answered by
-    then is kept.
+    """Runs the experiments, prints their table and returns the exit status: 0, or 128 and the
+    number of the signal that ended it; what was answered by then is kept.
     """
-    arguments = _parser().parse_args(argv)
+    flags = parse(argv)
     try:
         with interrupts.handled(interrupts.interrupt):
-            _answer(arguments)
+            _answer(flags)
     except KeyboardInterrupt as error:
         return interrupts.exit_status(interrupts.number_of(error))
     return 0
 
 
-def _answer(arguments: argparse.Namespace) -> None:
-    scale = _scale(arguments)
+def _answer(flags: Flags) -> None:
+    scale = flags.scale()
     start = monotonic()
 
     def say(text: str) -> None:
         print(f"{monotonic() - start:6.0f} s | {text}", file=sys.stderr, flush=True)
 
-    chosen = [experiment for group, experiment in all_experiments(scale) if group in arguments.only]
-    answers = Answers(None if arguments.fresh else arguments.results)
-    answers.path = arguments.results
-    lines = [line for part in run_all(chosen, answers, arguments.processes, say) for line in part]
+    chosen = [experiment for group, experiment in all_experiments(scale) if group in flags.only]
+    answers = Answers(None if flags.fresh else flags.results)
+    answers.path = flags.results
+    lines = [line for part in run_all(chosen, answers, flags.processes, say) for line in part]
     out = console()
     out.print(_table(lines))
     out.print(
@@ -66,48 +120,6 @@ def _answer(arguments: argparse.Namespace) -> None:
         f"left behind; {monotonic() - start:.0f} s",
         highlight=False,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m loadgen.paper", description=experiments.__doc__
-    )
-    parser.add_argument("--quick", action="store_true", help="short runs: a few minutes")
-    parser.add_argument("--hours", type=float, help="of arrivals per run (default 0.75)")
-    parser.add_argument(
-        "--overload-hours", type=float, help="where the question is who is late (default 2)"
-    )
-    parser.add_argument("--only", type=_groups, default=GROUPS, help=", ".join(GROUPS))
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="default %(default)s")
-    parser.add_argument("--fresh", action="store_true", help="forget the answers of earlier runs")
-    return parser
-
-
-def _groups(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    unknown = [name for name in names if name not in GROUPS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not among {', '.join(GROUPS)}")
-    return names
-
-
-def _scale(arguments: argparse.Namespace) -> Scale:
-    scale = QUICK if arguments.quick else Scale()
-    if arguments.hours is not None:
-        factor = arguments.hours / scale.hours
-        scale = replace(
-            scale,
-            hours=arguments.hours,
-            variant_hours=scale.variant_hours * factor,
-            cluster_hours=scale.cluster_hours * factor,
-            overload_hours=scale.overload_hours * factor,
-            wave_hours=scale.wave_hours * factor,
-        )
-    if arguments.overload_hours is not None:
-        hours = arguments.overload_hours
-        scale = replace(scale, overload_hours=hours, wave_hours=2 * hours)
-    return scale
 
 
 def _table(lines: Sequence[Line]) -> Table:

@@ -33,6 +33,7 @@ from loadgen.targets.target import End, Progress, Run, Unreachable, Watch
 from loadgen.workload.plan import PlannedRequest, prompt_ids
 from loadgen.workload.served import TargetInfo
 
+CHANNELS, DRAIN_S = 4, 60.0  # the defaults
 _START_DELAY_S = 0.1  # from the first connection to instant 0
 _WATCH_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 2.0
@@ -47,8 +48,8 @@ class LiveTarget:
     """A server at HOST:PORT, asked over `channels` connections in turn."""
 
     server: str
-    channels: int = 4
-    drain_s: float = 60.0
+    channels: int = CHANNELS
+    drain_s: float = DRAIN_S
     temperature: float = 0.0
 
     def __post_init__(self) -> None:

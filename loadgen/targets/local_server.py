@@ -18,6 +18,7 @@ from typing import IO
 
 from loadgen.targets.target import Unreachable
 
+MODULE = "server"  # what `python -m` runs
 START_TIMEOUT_S = 900.0  # on a busy machine the first start compiles for minutes
 STOP_TIMEOUT_S = 60.0
 
@@ -28,7 +29,7 @@ _READY = re.compile(r"ready on (\S+:\d+)")
 
 
 @contextlib.contextmanager
-def serving(flags: Sequence[str] = (), module: str = "server") -> Iterator[str]:
+def serving(flags: Sequence[str] = (), module: str = MODULE) -> Iterator[str]:
     """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`, or
     of another module that is started like it.
 

@@ -23,13 +23,8 @@ from tests.server.frontends.test_frontends import free_port
 
 WAIT_S = 60.0
 # `python -m loadgen` and its demo, but the servers that they start are of the module named first.
-PREFIX = """
-import functools, sys
-from loadgen import local_server
-local_server.serving = functools.partial(local_server.serving, module=sys.argv.pop(1))
-"""
-LOADGEN = PREFIX + "from loadgen.cli import main; sys.exit(main(sys.argv[1:]))"
-DEMO = PREFIX + "from loadgen.demo import main; sys.exit(main([]))"
+LOADGEN = "import sys; from loadgen.cli import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
+DEMO = "import sys; from loadgen.demo import main; sys.exit(main([], server=sys.argv[1]))"
 # What an evaluation does whose answers take long.
 POOL = """
 import sys, time

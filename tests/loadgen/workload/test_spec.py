@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def built(*argv: str) -> Workload:
-    return build(flags.to_spec(flags.parser().parse_args(argv)), INFO)
+    return build(flags.to_spec(flags.parse(argv)), INFO)
 
 
 def by_name(workload: Workload) -> dict[str, TierLoad]:
