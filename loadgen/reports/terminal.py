@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loadgen.reports import tables
+from loadgen.reports.tables import BEHIND, MOST_ERRORS, Figure, Kind, called, remark
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
-from loadgen.scoring.score import Percentiles, Score
+from loadgen.scoring.score import Percentiles
 from loadgen.scoring.summary import Summary
 from loadgen.targets.target import End
 from loadgen.workload.served import TargetInfo
 
 _WIDTH = 118  # where the output is no terminal
 _NARROW = 100  # columns below which the tables leave something out
-_MOST_ERRORS = 5
 
 ON_PACE = "on pace: on time, and no gap above TBT (`--max-gap 1` on the server aims at that)"
 _BEHIND = "the backlog grew by more than chance explains: more was sent than is served"
@@ -40,14 +41,8 @@ def print_report(summary: Summary, out: Console) -> None:
         highlight=False,
     )
     narrow = out.width < _NARROW
-    out.print(score_table("tier", [*summary.by_tier, summary.total], narrow))
-    for title, scores in (
-        ("importance", summary.by_importance),
-        ("tenant", summary.by_tenant),
-        ("prompt", summary.by_prompt),
-    ):
-        if len(scores) > 1:
-            out.print(score_table(title, scores, narrow))
+    for table in tables.score_tables(summary):
+        out.print(score_table(table, narrow))
     for line in _lines(summary):
         out.print(line, highlight=False)
 
@@ -58,26 +53,49 @@ def _who(target: TargetInfo) -> str:
     return name if model in name else f"{name}: {model}"
 
 
-def score_table(title: str, scores: Iterable[Score], narrow: bool = False) -> Table:
-    """One row per group; fits 80 columns when narrow."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column(title, no_wrap=True)
+def score_table(table: tables.Table, narrow: bool = False) -> Table:
+    """A row per group; fits 80 columns when narrow."""
     quantiles = "p50/p99" if narrow else "p50/p90/p99"
-    latencies = (f"{name} ms\n{quantiles}" for name in ("TTFT", "TBT", "TTLT"))
-    more = () if narrow else ("on pace", "goodput/s")
-    for heading in ("sent", "finished", "failed", *latencies, "on time", *more):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for each in scores:
-        table.add_row(
-            escape(each.group or "(none)"),
-            str(each.num_sent),
-            str(each.num_finished + each.num_cancelled),
-            str(each.num_incomplete),
-            *(_percentiles(values, narrow) for values in (each.ttft, each.tbt, each.ttlt)),
-            _share(each.attainment),
-            *(() if narrow else (_share(each.pace_attainment), f"{each.goodput_rps:.2f}")),
-        )
-    return table
+    name = table.columns[0].name
+    headings = {name: name, "sent": "sent", "finished": "finished", "failed": "failed"}
+    headings |= {each: f"{each} ms\n{quantiles}" for each in ("TTFT", "TBT", "TTLT")}
+    headings |= {"on time": "on time"}
+    if not narrow:
+        headings |= {"on pace": "on pace", "goodput /s": "goodput/s"}
+    return _shown(table, headings, narrow)
+
+
+def _shown(table: tables.Table, headings: Mapping[str, str], narrow: bool) -> Table:
+    """The columns of a table that have a heading, in the order of the headings; the first column
+    and a remark are text, and stand on the left."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    index = {column.name: i for i, column in enumerate(table.columns)}
+    chosen = [index[name] for name in headings]
+    for i, heading in zip(chosen, headings.values(), strict=True):
+        is_text = table.columns[i].kind is Kind.TEXT
+        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*(_cell(table.columns[i].kind, row[i], narrow) for i in chosen))
+    return shown
+
+
+def _cell(kind: Kind, figure: Figure, narrow: bool) -> str:
+    if isinstance(figure, Percentiles):
+        values = (figure.p50, figure.p99) if narrow else figure
+        return "/".join(_ms(value) for value in values)
+    if isinstance(figure, str):
+        return escape(figure)
+    match kind:
+        case Kind.SHARE:
+            return _share(figure)
+        case Kind.GROWTH:
+            return f"{figure:+.1%}"
+        case Kind.RATE | Kind.LOAD:
+            return f"{figure:.2f}"
+        case Kind.DURATION | Kind.LATENCY:
+            return _ms(figure)
+        case _:
+            return str(figure)
 
 
 def print_runs(title: str, measurements: Sequence[Measurement], seed: int, out: Console) -> None:
@@ -96,59 +114,31 @@ def print_runs(title: str, measurements: Sequence[Measurement], seed: int, out: 
 
 
 def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = False) -> Table:
-    """One row per run, one column of attainment per tier; fits 80 columns when narrow."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column(title, no_wrap=True)
-    tiers = [score.group for score in measurements[0].summary.by_tier]
-    latencies = ("TTFT ms\np99", "gap ms\nmax", "lag ms\np99")
-    more = ("on\npace", "good-\nput/s", *latencies, "backlog\ngrowth")
-    headings = ("sent", "failed", "on\ntime", *map(escape, tiers))
-    for heading in (*headings, *(latencies[:1] if narrow else more)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for each in measurements:
-        summary, total = each.summary, each.summary.total
-        p99 = _ms(total.ttft.p99)
-        wide = (
-            _share(total.pace_attainment),
-            f"{total.goodput_rps:.2f}",
-            p99,
-            _ms(total.worst_gap_s),
-            _ms(summary.lag.p99_s),
-            f"{summary.backlog_growth:+.1%}",
-        )
-        table.add_row(
-            escape(each.name),
-            str(total.num_sent),
-            str(total.num_incomplete),
-            _share(total.attainment),
-            *(_share(score.attainment) for score in summary.by_tier),
-            *([p99] if narrow else wide),
-            _remark(summary),
-        )
-    return table
-
-
-def _remark(summary: Summary) -> str:
-    if summary.end is not End.COMPLETE:
-        return "partial"
-    if summary.invalid:
-        return "invalid"
-    return "behind" if MEASURED.falls_behind(summary) else ""
+    """A row per run, one column of attainment per tier; fits 80 columns when narrow."""
+    table = tables.runs_table(title, measurements)
+    headings = {"run": title, "sent": "sent", "failed": "failed", "on time": "on\ntime"}
+    headings |= {column.name: escape(column.tier) for column in table.columns if column.tier}
+    if not narrow:
+        headings |= {"on pace": "on\npace", "goodput /s": "good-\nput/s"}
+    headings |= {"TTFT p99": "TTFT ms\np99"}
+    if not narrow:
+        headings |= {"longest gap": "gap ms\nmax", "lag p99": "lag ms\np99"}
+        headings |= {"backlog growth": "backlog\ngrowth"}
+    return _shown(table, headings | {"remark": ""}, narrow)
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
     """Why some of several runs are partial or invalid, and the most frequent error of each."""
     for each in measurements:
-        name, summary = escape(each.name), each.summary
+        name, summary = escape(called(each)), each.summary
         for error, count in summary.errors[:1]:
             yield f"[red]{count} x[/] {name}: {escape(error)}"
         if summary.end is not End.COMPLETE:
             yield f"[red bold]PARTIAL[/] {name}: {escape(summary.problem)}"
         if summary.invalid:
             yield f"[red bold]INVALID[/] {name}: {summary.invalid}"
-    if any(_remark(each.summary) == "behind" for each in measurements):
-        yield f"behind: {_BEHIND}"
+    if any(remark(each.summary) == BEHIND for each in measurements):
+        yield f"{BEHIND}: {_BEHIND}"
 
 
 def search_line(measurement: Measurement, passed: bool) -> str:
@@ -201,17 +191,13 @@ def _lines(summary: Summary) -> Iterable[str]:
         yield f"{total.num_rejected} rejected, {total.num_unfinished} unfinished at the end"
     if summary.num_abandoned:
         yield f"{summary.num_abandoned} in flight at the interruption, not counted"
-    for error, count in summary.errors[:_MOST_ERRORS]:
+    for error, count in summary.errors[:MOST_ERRORS]:
         yield f"[red]{count} x[/] {escape(error)}"
     if summary.end is not End.COMPLETE:
         yield f"[red bold]PARTIAL[/] {escape(summary.problem)}"
     if summary.invalid:
         yield f"[red bold]INVALID[/] {summary.invalid}"
     yield f"[dim]{ON_PACE}[/]"
-
-
-def _percentiles(values: Percentiles, narrow: bool) -> str:
-    return "/".join(_ms(value) for value in ((values.p50, values.p99) if narrow else values))
 
 
 def _ms(seconds: float | None) -> str:

@@ -11,17 +11,11 @@ from typing import NamedTuple
 from loadgen.reports.html.chart import Chart
 from loadgen.reports.html.headline import Tile, headline, tiles
 from loadgen.reports.html.loads import over_loads, ranking
-from loadgen.reports.html.runs import View, contender, tier_targets, views
+from loadgen.reports.html.runs import View, tier_targets, views
 from loadgen.reports.html.shares import attainment, distributions
-from loadgen.reports.html.tables import (
-    Table,
-    duration,
-    errors_table,
-    runs_table,
-    score_tables,
-    targets_text,
-)
+from loadgen.reports.html.tables import WrittenTable, duration, targets_text, written
 from loadgen.reports.html.timeline import over_time
+from loadgen.reports.tables import called, errors_table, runs_table, score_tables
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
@@ -87,7 +81,7 @@ class Page:
     sections: Sequence[Section] = ()
     choices: Sequence[str] = ()  # loads, of which one is looked at
     chosen: str = ""  # at first
-    tables: Sequence[Table] = ()
+    tables: Sequence[WrittenTable] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     definitions: Mapping[str, str] = field(default_factory=lambda: DEFINITIONS)
 
@@ -107,12 +101,19 @@ def page(
         sections=[*_over_all(asked, runs, found), *_of_views(shown)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],
         chosen=_most_telling(shown, asked.max_misses),
-        tables=[
-            *(score_tables(runs[0]) if len(runs) == 1 else [runs_table(runs)]),
-            *errors_table(runs),
-        ],
+        tables=list(_tables(runs)),
         facts=_facts(asked, runs),
     )
+
+
+def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
+    """The figures: of one run by group of requests, of several a row per run; and what went wrong
+    in them, if anything did."""
+    tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
+    yield from map(written, tables)
+    errors = errors_table(runs)
+    if errors.rows:
+        yield written(errors)
 
 
 def _subtitle(runs: Sequence[Measurement]) -> str:
@@ -131,7 +132,7 @@ def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
             yield Notice(f"Invalid run{of}: it says nothing of the server", run.summary.invalid)
         if run.summary.end is not End.COMPLETE:
             yield Notice(f"Partial run{of}", run.summary.problem)
-    behind = [run.name or contender(run) for run in runs if MEASURED.falls_behind(run.summary)]
+    behind = [called(run) for run in runs if MEASURED.falls_behind(run.summary)]
     if behind:
         where = f" in {', '.join(behind)}" if len(runs) > 1 else ""
         yield Notice(

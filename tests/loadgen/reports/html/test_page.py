@@ -313,8 +313,11 @@ def test_a_backlog_that_grows_is_told_before_the_figures() -> None:
     """Though nobody is late yet."""
     busy = measurement(0, "b", 2.0)
     behind = replace(busy, summary=replace(busy.summary, backlog_growth=0.5, backlog_noise=0.1))
-    (notice,) = page(ASKED._replace(mode="sweep"), [measurement(0, "a", 1.0), behind]).notices
+    made = page(ASKED._replace(mode="sweep"), [measurement(0, "a", 1.0), behind])
+    (notice,) = made.notices
     assert notice.title == f"Growing backlog in {behind.name}"
+    (table,) = made.tables
+    assert [(row[0], row[-1]) for row in table.rows] == [("a", ""), ("b", "behind")]
 
 
 def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:

@@ -1,0 +1,180 @@
+"""The tables of a report, as figures: whatever shows a report shows these.
+
+A table has named columns, each of one kind, and rows with a figure for each column. The terminal
+and the HTML page choose the columns that they have room for and how a kind is written; neither has
+a figure of its own, so that they cannot differ in what they say. Seconds, shares between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from loadgen.scoring.criterion import MEASURED
+from loadgen.scoring.modes import Measurement
+from loadgen.scoring.score import Percentiles, Score
+from loadgen.scoring.summary import Summary
+from loadgen.targets.target import End
+
+MOST_ERRORS = 5  # of a run
+BEHIND = "behind"
+
+
+class Kind(Enum):
+    """What the figures of a column are, and hence how they may be written."""
+
+    TEXT = auto()
+    COUNT = auto()
+    SHARE = auto()
+    GROWTH = auto()  # a share with its sign
+    LOAD = auto()  # requests per second, as they were asked for
+    RATE = auto()  # requests per second, as they were measured
+    DURATION = auto()  # seconds, from microseconds to minutes in one column
+    LATENCY = auto()  # seconds, of an order that milliseconds suit
+    PERCENTILES = auto()  # three of those
+
+
+Figure = str | int | float | Percentiles | None
+
+
+class Column(NamedTuple):
+    """`tier` is the tier that the column is about, where it is about one."""
+
+    name: str
+    kind: Kind
+    tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures in rows and columns. The first column names the row; None stands for no figure."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Figure]]
+
+
+def called(run: Measurement) -> str:
+    """The name of a run among others: its own, or whom it measured."""
+    return run.name or run.contender or run.summary.target.policy
+
+
+def remark(summary: Summary) -> str:
+    """What must be known of a run before its figures are read, in one word; "" where nothing."""
+    if summary.end is not End.COMPLETE:
+        return "partial"
+    if summary.invalid:
+        return "invalid"
+    return BEHIND if MEASURED.falls_behind(summary) else ""
+
+
+def runs_table(title: str, runs: Sequence[Measurement]) -> Table:
+    """A row per run, and among the columns one for the attainment of each tier."""
+    tiers = list(dict.fromkeys(score.group for run in runs for score in run.summary.by_tier))
+    columns = [
+        Column("run", Kind.TEXT),
+        Column("load /s", Kind.LOAD),
+        Column("sent", Kind.COUNT),
+        Column("failed", Kind.COUNT),
+        Column("on time", Kind.SHARE),
+        *(Column(f"{tier} on time", Kind.SHARE, tier) for tier in tiers),
+        Column("on pace", Kind.SHARE),
+        Column("goodput /s", Kind.RATE),
+        Column("TTFT p99", Kind.DURATION),
+        Column("TBT p99", Kind.DURATION),
+        Column("TTLT p99", Kind.DURATION),
+        Column("longest gap", Kind.DURATION),
+        Column("relegated", Kind.COUNT),
+        Column("backlog growth", Kind.GROWTH),
+        Column("lag p99", Kind.DURATION),
+        Column("remark", Kind.TEXT),
+    ]
+    return Table(title, columns, [_run_row(run, tiers) for run in runs])
+
+
+def _run_row(run: Measurement, tiers: Sequence[str]) -> list[Figure]:
+    summary, total = run.summary, run.summary.total
+    by_tier = {score.group: score.attainment for score in summary.by_tier}
+    return [
+        called(run),
+        summary.requested_rps,
+        total.num_sent,
+        total.num_incomplete,
+        total.attainment,
+        *(by_tier.get(tier) for tier in tiers),
+        total.pace_attainment,
+        total.goodput_rps,
+        total.ttft.p99,
+        total.tbt.p99,
+        total.ttlt.p99,
+        total.worst_gap_s,
+        total.num_relegated,
+        summary.backlog_growth,
+        summary.lag.p99_s,
+        remark(summary),
+    ]
+
+
+def score_tables(summary: Summary) -> Iterator[Table]:
+    """A row per group of requests: by tier, and by importance, tenant and prompt length where there
+    are several of them."""
+    yield _score_table("Tiers", "tier", [*summary.by_tier, summary.total])
+    for title, name, scores in (
+        ("Importance", "importance", summary.by_importance),
+        ("Tenants", "tenant", summary.by_tenant),
+        ("Prompt length", "prompt", summary.by_prompt),
+    ):
+        if len(scores) > 1:
+            yield _score_table(title, name, scores)
+
+
+def _score_table(title: str, name: str, scores: Sequence[Score]) -> Table:
+    columns = [
+        Column(name, Kind.TEXT),
+        Column("sent", Kind.COUNT),
+        Column("finished", Kind.COUNT),
+        Column("failed", Kind.COUNT),
+        Column("on time", Kind.SHARE),
+        Column("on pace", Kind.SHARE),
+        Column("goodput /s", Kind.RATE),
+        Column("TTFT", Kind.PERCENTILES),
+        Column("TBT", Kind.PERCENTILES),
+        Column("TTLT", Kind.PERCENTILES),
+        Column("longest gap", Kind.LATENCY),
+        Column("relegated", Kind.COUNT),
+    ]
+    return Table(title, columns, [_score_row(score) for score in scores])
+
+
+def _score_row(score: Score) -> list[Figure]:
+    return [
+        score.group or "(none)",
+        score.num_sent,
+        score.num_finished + score.num_cancelled,
+        score.num_incomplete,
+        score.attainment,
+        score.pace_attainment,
+        score.goodput_rps,
+        score.ttft,
+        score.tbt,
+        score.ttlt,
+        score.worst_gap_s,
+        score.num_relegated,
+    ]
+
+
+def errors_table(runs: Sequence[Measurement]) -> Table:
+    """The errors of each run, most frequent first; no rows where nothing went wrong."""
+    columns = [
+        Column("error", Kind.TEXT),
+        Column("run", Kind.TEXT),
+        Column("requests", Kind.COUNT),
+    ]
+    rows: list[list[Figure]] = [
+        [error, called(run), count]
+        for run in runs
+        for error, count in run.summary.errors[:MOST_ERRORS]
+    ]
+    return Table("Errors", columns, rows)
