@@ -1,9 +1,9 @@
 """What crosses the pipe between a front-end process and the engine process.
 
-Front end to engine: batches of commands. Engine to front end: one `Report` with everything that an
-iteration has to tell, however many streams it concerns; sampled tokens, by far the most frequent,
-travel as plain tuples, which pickle several times quicker than objects, and so do requests. How
-messages become bytes is for `engine.processes.frames` to know.
+A front end sends batches of commands. The engine sends one `Report` with everything that an
+iteration has to tell, however many streams it concerns. Requests travel as plain tuples, and so do
+sampled tokens, by far the most frequent of all: tuples pickle several times quicker than objects.
+How messages become bytes is for `engine.processes.frames` to know.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from engine.tiers import Tier
 
 
 class Submit(NamedTuple):
+    """Take the request in; an `Accepted` and at last a `Finished` answer it."""
+
     request: Request
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As plain values: pickle's own way with dataclasses takes several times as long, and a
-        request's way to the engine is part of its time to the first token.
+        """Pickles the request as plain values. Pickle's own way with dataclasses takes several
+        times as long, and a request's way to the engine is part of its time to the first token.
         """
         request_id, prompt, sampling, arrived_at, targets, importance, *rest = _values(self.request)
         plain = (_values(sampling), arrived_at, _values(targets), int(importance))
@@ -55,12 +57,12 @@ _GETTERS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 
 
 def _values(record: Request | Sampling | Targets) -> tuple[Any, ...]:
-    """Of its fields, in their order."""
+    """The values of its fields, in their order."""
     return _GETTERS[type(record)](record)
 
 
 class Cancel(NamedTuple):
-    """Drop the request and free its pages; its `Finished` will carry the reason."""
+    """Drop the request and free its pages; its `Finished` will state the reason."""
 
     request_id: str
     reason: FinishReason
@@ -95,9 +97,12 @@ class Reply(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How the latency profile came to be. Seconds; `median_error` of |actual / predicted - 1| over
-    iterations that it was not made from, None where there were none. `took_s` is None for one from
-    the cache; `profile` is its file, None where it could not be written, and `note` why.
+    """How the latency profile came to be.
+
+    `took_s` is how long measuring took, in seconds; None for a profile from the cache.
+    `median_error` is the median of |actual / predicted - 1| over iterations that it was not made
+    from; None where there were none. `profile` is its file; None where it could not be written, and
+    then `note` says why.
     """
 
     took_s: float | None
@@ -107,13 +112,13 @@ class Calibration(NamedTuple):
     note: str | None = None
 
     def log_fields(self) -> dict[str, Any]:
-        """What there is to say."""
+        """The fields that have a value, for a log line."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the engine process tells of itself once it can serve. Lengths in tokens."""
+    """What the engine process tells of itself once it can serve. Lengths are in tokens."""
 
     model_name: str
     architecture: str
@@ -135,16 +140,16 @@ class EngineInfo:
 
     @property
     def kv_len(self) -> int:
-        """KV positions that the memory holds."""
+        """The number of token positions whose keys and values the memory holds."""
         return self.num_pages * self.page_size
 
 
 class Pinned(NamedTuple):
-    """What the first engine of a service chose and measured, which holds for those that take its
-    place: a service does not change because one of its processes was lost.
+    """What the first engine of a service chose and measured. It holds for the engines that take its
+    place, since a service does not change because one of its processes was lost.
 
     `learnt` are the corrections that the latency model had come to, one for each segment of the
-    profile; none before it is told of any.
+    profile; it is empty until the first are reported.
     """
 
     choices: Choices
@@ -154,14 +159,18 @@ class Pinned(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """`pinned` is for who starts the next engine; None from one that chooses nothing."""
+    """The engine can serve. `pinned` is for who starts the next engine; None where this one chose
+    nothing.
+    """
 
     info: EngineInfo
     pinned: Pinned | None = None
 
 
 class Failed(NamedTuple):
-    """The engine process is about to exit. `line` is for the operator, `trace` for the log."""
+    """The engine process is about to exit: `line` tells the operator why, and `trace`, the
+    traceback of a mistake of ours, is for the log.
+    """
 
     line: str
     trace: str = ""
@@ -175,8 +184,9 @@ SampledTuple = tuple[str, int] | tuple[str, int, float | None, tuple[tuple[int, 
 class Report:
     """The events of one iteration, to be delivered in the order of the fields.
 
-    An empty one says that the engine is alive. `refused` are ids that are in flight for another
-    front end; `notices` are lines for the log; `learnt`, where it is told, is as in `Pinned`.
+    An empty report says that the engine is alive. `notices` are lines for the log, `refused` are
+    the ids of requests that are in flight for another front end, and `learnt` is as in `Pinned`,
+    empty where there is nothing to report of it.
     """
 
     news: list[Accepted | Relegated] = field(default_factory=list)
@@ -188,6 +198,9 @@ class Report:
     learnt: tuple[float, ...] = ()
 
     def add(self, events: Iterable[Event]) -> None:
+        """Sorts the scheduler's events into the fields. The events of one request keep their order
+        where it matters: its `Finished` is delivered last.
+        """
         for event in events:
             if isinstance(event, Sampled):
                 token = event.token
@@ -211,6 +224,7 @@ class Report:
 
 
 def token_of(sampled: SampledTuple) -> Token:
+    """The token that a tuple of `Report.sampled` stands for."""
     return _plain_token(sampled[1]) if len(sampled) == 2 else Token(*sampled[1:])
 
 

@@ -1,4 +1,4 @@
-"""What is to be expected of a request, from the load at one moment."""
+"""What is to be expected of a request, judged by the load at one moment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.deciding.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Durations in seconds, from the request's arrival."""
+    """What is expected of a request. Durations are in seconds, from its arrival."""
 
-    on_time: bool
+    on_time: bool  # whether all of its targets are expected to be met
     ttft_s: float
     ttlt_s: float
-    ahead_s: float  # work that is served before it
+    ahead_s: float  # work that is served before it, in seconds of the engine's time
 
 
 def forecast(
@@ -27,11 +27,12 @@ def forecast(
     now: float,
     output_len: int | None = None,
 ) -> Forecast:
-    """For a waiting sequence with that much work ahead, while iterations take `iteration_s`.
+    """What is expected at `now` of a waiting sequence with `ahead_s` of work ahead of it, while an
+    iteration takes `iteration_s`.
 
-    `output_len` stands in for what history says, where it is known.
-    First token: what has passed, the work ahead, its own prefill, and the iteration in progress.
-    Each further token: one iteration.
+    `output_len` is the number of output tokens; None: guessed from history. The first token comes
+    after what has passed, the work ahead, the sequence's own prefill, and on average half of the
+    iteration in progress. Each further token comes after one more iteration.
     """
     targets = sequence.request.targets
     waited_s = now - sequence.request.arrived_at

@@ -1,4 +1,4 @@
-"""Puts a scheduler beside an executor: what every factory of engines ends with. No torch here."""
+"""Puts a scheduler beside an executor, which every factory of engines ends with. Without torch."""
 
 from __future__ import annotations
 
@@ -31,29 +31,18 @@ def assemble(
     compile_note: str = "",
     choices: Choices | None = None,
 ) -> Engine:
-    """`num_pages` is what the executor's memory holds; `profile` is where its costs start, and
-    where an engine came before this one, what it had learnt. Raises ValueError for a decision log
-    that cannot be opened.
+    """An engine whose scheduler plans for the executor's memory of `num_pages` pages.
+
+    Predictions start from `profile`; where the engine takes the place of another, also from what
+    that one had learnt. `choices` are those that the next engine is to keep; None: it chooses
+    anew. Raises ValueError for a decision log that cannot be opened.
     """
     context_len = context_length(config, model)
-    decisions = (
-        None
-        if config.decision_log is None
-        else DecisionFile(config.decision_log, time.time() - time.monotonic())
-    )
+    decisions = _decision_file(config)
     before = config.pinned
     latency = LatencyModel(profile, learnt=() if before is None else before.learnt)
     scheduler = Scheduler(
-        SchedulerConfig(
-            num_pages=num_pages,
-            context_len=context_len,
-            page_size=config.page_size,
-            policy=config.policy,
-            chunk_size=config.chunk_size,
-            max_batch_size=config.max_batch_size,
-            record_capacity=config.record_capacity,
-            niyama=config.niyama(),
-        ),
+        _scheduler_config(config, num_pages, context_len),
         latency,
         None if decisions is None else decisions.write,
     )
@@ -82,5 +71,25 @@ def assemble(
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:
-    """Most tokens of prompt and output together."""
+    """The most tokens that prompt and output may have together."""
     return min(config.context_len or model.max_positions, model.max_positions)
+
+
+def _decision_file(config: EngineConfig) -> DecisionFile | None:
+    """The decision log that the operator asked for. Raises ValueError where it cannot be opened."""
+    if config.decision_log is None:
+        return None
+    return DecisionFile(config.decision_log, time.time() - time.monotonic())
+
+
+def _scheduler_config(config: EngineConfig, num_pages: int, context_len: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_pages=num_pages,
+        context_len=context_len,
+        page_size=config.page_size,
+        policy=config.policy,
+        chunk_size=config.chunk_size,
+        max_batch_size=config.max_batch_size,
+        record_capacity=config.record_capacity,
+        niyama=config.niyama(),
+    )

@@ -1,4 +1,4 @@
-"""Builds the engine for a checkpoint folder: the only module here that imports torch."""
+"""Builds the engine for a checkpoint folder. No other module of `engine.driving` imports torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from engine.messages import Calibration
 from engine.private import default_folder
 from engine.processes.cores import usable_cores
 
-# Where the scheduler starts before it has seen an iteration; it learns from every one.
+# What the scheduler predicts by at first where nothing was measured; it learns from each iteration.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
 
 
 def build(config: EngineConfig) -> Engine:
-    """Raises ValueError, one line, for a folder that cannot be served, a device not there, or a
-    file that cannot be written.
+    """Loads, compiles and measures the model, and returns its engine.
+
+    Raises ValueError, with one line for the operator, for a folder that cannot be served, a device
+    that is not there, or a file that cannot be written.
     """
     _check_outputs(config)
     chosen = None if config.pinned is None else config.pinned.choices
@@ -64,7 +66,10 @@ def build(config: EngineConfig) -> Engine:
 
 
 def _check_outputs(config: EngineConfig) -> None:
-    """That the folders are there of what is opened only when all has been measured and compiled."""
+    """Checks that the files which are opened only when all is measured have folders to stand in.
+
+    Raises ValueError, naming the flag, where one has not.
+    """
     for flag, path in (
         ("decision-log", config.decision_log),
         ("save-profile", config.save_profile),
@@ -76,6 +81,7 @@ def _check_outputs(config: EngineConfig) -> None:
 def _profile(
     config: EngineConfig, executor: ModelExecutor
 ) -> tuple[LatencyProfile, Calibration | None]:
+    """The latency profile to begin with, and how it came to be; None where nothing was measured."""
     if config.pinned is not None:
         return config.pinned.profile, config.pinned.calibration
     if not config.calibration_s:
@@ -107,7 +113,9 @@ def _profile(
 
 
 def _device_name(device: torch.device) -> str:
-    """What it is, not where: "cuda:0" is another device on another machine."""
+    """The name of the hardware, which a profile holds for: "cuda:0" is another device on another
+    machine.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpus = Path("/proc/cpuinfo")
@@ -117,7 +125,11 @@ def _device_name(device: torch.device) -> str:
 
 
 def _device(name: str) -> str:
-    """Raises ValueError, one line, for a device that this machine or this torch does not have."""
+    """The device that torch is to use, for what the flag says.
+
+    Raises ValueError, with one line for the operator, for one that this machine or this torch does
+    not have.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -130,9 +142,11 @@ def _device(name: str) -> str:
 
 
 def _threads() -> int:
-    """One core is left to the front end: torch's threads wait for each other in every layer, and
-    one that shares its core delays all. Measured on 2 cores shared with front end and load
-    generator (`python -m tests.bench prediction`, 8 requests/s): an iteration takes 4.2 ms with
-    one thread and 6.1 ms with two, the p90 of TTFT is 453 and 590 ms.
+    """The number of torch's threads that leaves one core to the front end.
+
+    Torch's threads wait for each other in every layer, and one that shares its core delays all.
+    Measured on 2 cores shared with front end and load generator (`python -m tests.bench
+    prediction`, 8 requests/s): an iteration takes 4.2 ms with one thread and 6.1 ms with two, the
+    p90 of TTFT is 453 and 590 ms.
     """
     return max(1, usable_cores() - 1)

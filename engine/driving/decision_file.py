@@ -2,9 +2,10 @@
 
     {"request_id": ..., "unix_s": ..., "at": ..., "kind": ..., "detail": ..., "predicted_at": ...}
 
-and the entry's values by name. `at` and `predicted_at` are seconds on the engine's clock, `unix_s`
-is `at` in Unix time. A value that is not finite is null. What cannot be written at once, since the
-disk is full or a pipe's reader stalls, is lost, counted and told; the engine goes on.
+An object also has the entry's values by name. `at` and `predicted_at` are seconds on the engine's
+clock, `unix_s` is `at` in Unix time, and a value that is not finite is null. What cannot be written
+at once, since the disk is full or a pipe's reader stalls, is lost, counted and reported; the engine
+goes on.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 
 
 class DecisionFile:
-    """`write` is a scheduler's decision sink; `flush` once per iteration. Raises ValueError where
-    the file cannot be opened.
+    """The open decision log. `write` takes an entry, as a scheduler's decision sink; `flush` writes
+    what has gathered, once per iteration.
     """
 
     def __init__(self, path: Path, unix_offset_s: float) -> None:
-        """`unix_offset_s`: Unix time minus the engine's clock."""
+        """Opens the file; raises ValueError, naming the flag, where it cannot be opened.
+
+        `unix_offset_s` is Unix time minus the engine's clock, in seconds.
+        """
         self._path = path
         self._offset_s = unix_offset_s
         self._lines: list[str] = []
@@ -43,8 +47,8 @@ class DecisionFile:
         self._lines.append(json.dumps(finite))
 
     def flush(self) -> str:
-        """Writes what has gathered. Returns what the operator is to know: that entries begin to be
-        lost, and why, or how many were when it goes on.
+        """Writes what has gathered. Returns a line for the operator, or "": when entries begin to
+        be lost, why; when the file takes entries again, how many were lost.
         """
         if not self._lines:
             return ""
@@ -62,7 +66,7 @@ class DecisionFile:
         return self._took()
 
     def close(self) -> None:
-        """Nothing is written from here on."""
+        """Closes the file; entries that still come are dropped."""
         self._is_open = False
         with contextlib.suppress(OSError):  # what it could not write is lost, and has been told
             os.close(self._fd)

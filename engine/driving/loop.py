@@ -1,19 +1,19 @@
 """The engine loop: the sole owner of everything that changes.
 
-Synchronous. Each turn takes in what the front end posted, then plans, computes and commits one
-iteration. It knows neither model nor sockets: scheduler, executor, pipe and clock are handed in, so
-a test drives it step by step. All instants come from one clock, CLOCK_MONOTONIC in service, which
-the processes of a machine share.
+The loop is synchronous. Each turn takes in what front ends posted, then plans, computes and commits
+one iteration. It knows neither model nor sockets: scheduler, executor, pipe and clock are handed
+in, so that a test drives it step by step. All instants come from one clock, CLOCK_MONOTONIC in
+service, which the processes of a machine share.
 
-A device that computes by itself need not wait for all that. Looking ahead, a turn plans and
-launches the next iteration first, then waits for the tokens of the one before, commits and sends
-them while the device is at the next:
+A device that computes by itself need not wait for the host's part of a turn. Looking ahead, a turn
+plans and launches the next iteration first. While the device is at that, the turn waits for the
+tokens of the iteration before, commits them and sends them:
 
     host    plan 2, launch 2 | commit 1, send 1 | receive, plan 3, launch 3 | commit 2, send 2
     device  1 ...............| 2 .......................................... | 3 ..............
 
-At most one is in flight while another is planned: commands are obeyed by the next plan, and with
-more ahead they would wait for longer and nothing would be gained.
+At most one iteration is in flight while another is planned. A command is obeyed by the next plan,
+and with more iterations ahead of that it would wait for longer, while the device gained nothing.
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ from engine.messages import (
     Submit,
 )
 
-SIGN_OF_LIFE_S = 1.0  # while it works, the front end hears of it at least this often
-LEARNT_S = 1.0  # and so often of what was learnt
+SIGN_OF_LIFE_S = 1.0  # a loop that works reports at least this often
+LEARNT_S = 1.0  # at least so much time lies between two reports of what was learnt
 
 _NO_TIMINGS = Timings(None, None, None, None, None, None, None, None)
 
 
 class Scheduler(Protocol):
-    """What the loop needs of engine.deciding.scheduler.Scheduler."""
+    """The part of `engine.deciding.scheduler.Scheduler` that the loop needs."""
 
     def submit(self, request: Request, now: float) -> list[Event]: ...
 
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]: ...
 
     def plan(self, now: float) -> Plan | None:
-        """None only where nothing is left to compute: the loop then waits for the pipe."""
+        """The next iteration; None only where nothing is left to compute, and the loop then waits
+        for the pipe.
+        """
 
     def advance(self, plan: Plan, started_at: float) -> None: ...
 
@@ -74,8 +76,9 @@ def _nothing_learnt() -> tuple[float, ...]:
 
 
 class Engine(NamedTuple):
-    """What a factory builds in the engine process. `pinned` is for the engine that may have to take
-    its place, as is what `learnt` returns.
+    """What a factory builds in the engine process.
+
+    `pinned`, and what `learnt` returns, are for the engine that may have to take its place.
     """
 
     scheduler: Scheduler
@@ -88,10 +91,13 @@ class Engine(NamedTuple):
 
 
 class Pipe(Protocol):
-    """The engine's end of the pipe. Both methods raise EOFError when the front end is gone."""
+    """The engine's end of what connects it with front ends.
+
+    Both methods raise EOFError when who started the engine is gone.
+    """
 
     def receive(self, timeout_s: float | None) -> list[Command]:
-        """What has been posted. Waits for it up to `timeout_s`, None for ever."""
+        """What has been posted. Waits up to `timeout_s` for the first command; None: for ever."""
 
     def send(self, report: Report) -> None: ...
 
@@ -105,12 +111,12 @@ class Launched(NamedTuple):
 
     @property
     def expected_at(self) -> float:
-        """When it will have been computed."""
+        """The instant at which it is predicted to end."""
         return self.started_at + self.plan.predicted_s
 
 
 class EngineLoop:
-    """`step` until the pipe raises EOFError."""
+    """Serves what comes by the pipe: `run` it, or, in a test, call `step` for each turn."""
 
     def __init__(
         self,
@@ -123,8 +129,8 @@ class EngineLoop:
         learnt: Callable[[], tuple[float, ...]] = _nothing_learnt,
         on_turn: Callable[[bool], None] = lambda is_at_work: None,
     ) -> None:
-        """`on_turn` is told when it sets to work, and when it waits for others: for commands, or
-        for room to tell what came of them.
+        """`on_turn` is called with True when the loop sets to work, and with False when it waits
+        for others: for commands, or for room to report what came of them.
         """
         self._scheduler = scheduler
         self._executor = executor
@@ -141,7 +147,7 @@ class EngineLoop:
         self._sent_at = math.inf  # nothing is due before the first report
 
     def run(self) -> None:
-        """Returns when the front end is gone."""
+        """Serves until who started the engine is gone."""
         try:
             while True:
                 self.step()
@@ -149,7 +155,7 @@ class EngineLoop:
             return
 
     def step(self) -> None:
-        """One turn. What the commands led to is sent before another iteration is launched."""
+        """Takes one turn. What came of commands is sent before the next iteration is launched."""
         self._on_turn(False)
         commands = self._pipe.receive(self._wait_s)
         self._on_turn(True)
@@ -175,7 +181,7 @@ class EngineLoop:
             self._finish(plan, pending)
 
     def _finish(self, plan: Plan, pending: Pending) -> float:
-        """Waits for an iteration; returns when its tokens were there."""
+        """Waits for an iteration, commits it and reports it. Returns when its tokens were there."""
         tokens = pending.tokens()
         now = self._clock()
         report = Report()
@@ -186,7 +192,9 @@ class EngineLoop:
         return now
 
     def _send(self, report: Report, now: float) -> None:
-        """Also notes on disk what was decided, after whoever waits for it has been told."""
+        """Sends the report where it says something or a sign of life is due. The decision log is
+        written after that, so that nobody waits for the disk.
+        """
         if report or now - self._sent_at >= SIGN_OF_LIFE_S:
             self._on_turn(False)
             self._pipe.send(report)
@@ -208,7 +216,9 @@ class EngineLoop:
         return report
 
     def _submit(self, request: Request, now: float) -> list[Event]:
-        """A request that the scheduler refuses ends here, and nothing else suffers from it."""
+        """The events of a new request. One that the scheduler refuses ends here, with an error,
+        and no other request notices.
+        """
         try:
             return self._scheduler.submit(request, now)
         except ValueError as error:

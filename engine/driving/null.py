@@ -1,5 +1,7 @@
-"""An engine without a model, for measuring what stands in front of it: the scheduler is real, an
-iteration costs nothing, and the tokens depend on a request's seed and their position alone.
+"""An engine without a model, for measuring what stands in front of it.
+
+The scheduler is real, an iteration costs nothing, and a token depends on its request's seed and its
+position alone.
 """
 
 from __future__ import annotations
@@ -12,11 +14,9 @@ from engine.deciding.plan import Done, Plan, Token
 from engine.driving.assemble import assemble
 from engine.driving.loop import Engine
 
-_BYTES_PER_TOKEN = 2048
+_BYTES_PER_TOKEN = 2048  # of the KV memory that it pretends to have
 _DEFAULT_KV_MIB = 256
 _PROFILE = LatencyProfile("null", (Segment(UNBOUNDED, 1e-4, 1e-7),))
-
-
 _CHOICES = Choices("none", "none", False, "", "none", (0, 0), 0, 0, 0)  # there is nothing to choose
 
 
@@ -43,7 +43,7 @@ class NullExecutor:
 
 
 def build(config: EngineConfig) -> Engine:
-    """A factory for EngineConfig: "engine.driving.null:build". Imports no torch."""
+    """The factory that `EngineConfig.factory` names "engine.driving.null:build". Loads no torch."""
     model = ModelConfig.from_folder(config.model)
     kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
     num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)

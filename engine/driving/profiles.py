@@ -1,8 +1,8 @@
 """The latency profile of the model on this machine: measured once, then remembered on disk.
 
 A profile is kept under a key of everything that its costs depend on: the model, the machine, and
-the code that computes, measures and fits. A version number would be the same for two states of that
-code, its text is not; to measure again after a change that costs nothing takes some seconds. A
+the text of the code that computes, measures and fits. The text, because a version number may stay
+the same while that code changes, and because measuring again for nothing takes only seconds. A
 folder that cannot be written to, or a file that is no profile, costs a measurement and no more.
 
 A profile that does not predict what it was measured beside is not believed: it is measured once
@@ -40,7 +40,7 @@ _CODE = (
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Of the shape of a checkpoint: costs depend on no weight's value."""
+    """A digest of a checkpoint's shape. Costs depend on no weight's value, so none is read."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
@@ -48,7 +48,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def code_fingerprint(engine: Path = _ENGINE) -> str:
-    """Of the code on which a profile depends."""
+    """A digest of the code on which a profile depends."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _CODE for path in engine.glob(pattern)):
         digest.update(f"{path.relative_to(engine)}:{path.stat().st_size}:".encode())
@@ -57,7 +57,11 @@ def code_fingerprint(engine: Path = _ENGINE) -> str:
 
 
 class Fitted(NamedTuple):
-    """A profile, what it was made from, and its error: None where nothing was left to judge it."""
+    """A profile and the measurements that it was made from.
+
+    `error` is the median of |actual / predicted - 1| over the measurements that it was not made
+    from, None where there are none.
+    """
 
     profile: LatencyProfile
     measured: Measurements
@@ -68,8 +72,8 @@ class Fitted(NamedTuple):
         return self.error is None or self.error <= MOST_ERROR
 
     def corrected(self) -> LatencyProfile:
-        """The profile times what iterations that it was not made from took over its prediction:
-        what one busy machine has wrong most often is the scale.
+        """The profile with all its costs multiplied by one factor, the median of actual over
+        predicted: on a busy machine it is most often the scale that was measured wrong.
         """
         profile = self.profile
         ratios = sorted(s.seconds / profile.seconds(s.work) for s in self.measured.held_out)
@@ -81,8 +85,10 @@ class Fitted(NamedTuple):
 def obtain(
     folder: Path | None, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
-    """The profile remembered under the key, or a new one, which is then remembered if it is
-    believed.
+    """The profile that the folder remembers under the key, or a new one, and how it came to be.
+
+    A new one is made with `measure`, also where `again` asks for it; it is remembered if believed.
+    `key` holds what JSON can, and `model_name` and `device`, which name the profile.
     """
     key = key | {"code": code_fingerprint()}
     text = json.dumps(key, sort_keys=True)
@@ -117,7 +123,10 @@ def _fit(name: str, measured: Measurements) -> Fitted:
 
 
 def save(profile: LatencyProfile, path: Path) -> None:
-    """As `LatencyProfile.from_dict` reads it. Raises ValueError where it cannot be written."""
+    """Writes the profile as JSON, which `LatencyProfile.from_dict` reads again.
+
+    Raises ValueError, naming the flag, where it cannot be written.
+    """
     try:
         path.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -125,8 +134,8 @@ def save(profile: LatencyProfile, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
-    """None where there is none, none that can be read, or none to be believed, such as one that
-    another user may have put there.
+    """The profile in a file, and its error. None where there is no file, where it is no profile or
+    where it is not to be believed, such as one that another user may have put there.
     """
     try:
         data = json.loads(private.read(path))
@@ -139,7 +148,7 @@ def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
 
 
 def _write(path: Path | None, data: dict[str, Any]) -> str | None:
-    """Returns why it could not be, else None."""
+    """Remembers the data in the file. Returns why that could not be done, None where it was."""
     if path is None:
         return "not remembered: this user has no home folder, and XDG_CACHE_HOME is not set"
     try:
