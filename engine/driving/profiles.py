@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from engine import private
 from engine.computing.calibration import Measurements
-from engine.deciding.fit import fit, median_error
+from engine.computing.fit import fit, median_error
 from engine.deciding.latency import LatencyProfile, Segment
 from engine.messages import Calibration
 
@@ -33,7 +33,6 @@ _CODE = (
     "checkpoint/model_config.py",
     "checkpoint/options.py",
     "computing/**/*.py",
-    "deciding/fit.py",
     "deciding/latency.py",
     "driving/profiles.py",
 )

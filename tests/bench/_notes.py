@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.deciding.fit import Sample, fit
+from engine.computing.fit import Sample, fit
 from engine.deciding.latency import LatencyProfile, Segment
 from engine.deciding.plan import Work
 

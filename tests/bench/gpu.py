@@ -32,9 +32,9 @@ import torch
 from engine.checkpoint.model_config import ModelConfig, RopeConfig
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.calibration import Shape, make_plan, measure
+from engine.computing.fit import fit, median_error
 from engine.computing.runner import ModelExecutor, store
 from engine.computing.weights import random_model
-from engine.deciding.fit import fit, median_error
 from engine.deciding.latency import LatencyModel
 from engine.deciding.request import Request, Sampling
 from engine.deciding.scheduler import Scheduler

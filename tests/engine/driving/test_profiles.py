@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.computing.calibration import Measurements
-from engine.deciding.fit import Sample
+from engine.computing.fit import Sample
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment, add_chunk
 from engine.deciding.plan import Work
 from engine.driving import profiles
@@ -72,7 +72,7 @@ def test_a_profile_that_other_code_measured_is_not_taken(
     [
         ("computing/attention/gathered.py", True),
         ("computing/calibration.py", True),
-        ("deciding/fit.py", True),
+        ("computing/fit.py", True),
         ("deciding/scheduler.py", False),  # it uses a profile
         ("driving/loop.py", False),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.deciding.fit import (
+from engine.computing.fit import (
     MIN_SAMPLES,
     Sample,
     fit,

@@ -1,11 +1,19 @@
-"""From measured iterations to a latency profile: which coefficients explain them best.
+"""Finds the latency profile whose coefficients explain measured iterations best.
 
-Costs are non-negative combinations of the counts in `Work` (see latency.py), apart for ranges of
-total tokens, since an iteration's cost steps where the kernels change. Errors are relative: 10 %
-of a small iteration count as much as 10 % of a large one. Outliers are kept from ruling by weights
-that fall with the residual (iteratively reweighted least squares, towards the least absolute
-deviation). The non-negative solution is found by the active-set method of Lawson and Hanson
-(Solving Least Squares Problems, 1974, chapter 23). Seconds.
+An iteration costs a non-negative combination of the counts in `Work` (see latency.py). There are
+other coefficients for other ranges of total tokens (a `Segment` each), since the cost steps where
+the kernels change. Where the segments end is found by dynamic programming over BOUNDS: the best
+split up to a bound is a best split up to an earlier one, and one segment more.
+
+Errors are relative: 10 % of a small iteration count as much as 10 % of a large one. Outliers are
+kept from ruling by weights that fall with the residual (iteratively reweighted least squares,
+towards the least absolute deviation).
+
+The non-negative solution is found by the active-set method of Lawson and Hanson (Solving Least
+Squares Problems, 1974, chapter 23): a column after the other is let in, the one that lowers the
+error fastest, and leaves again when its coefficient would be negative. It is written out here
+since torch has no such solver (scipy has, and is not needed for anything else), for the seven
+columns of a few hundred rows. All durations are in seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +66,8 @@ def median_error(profile: LatencyProfile, samples: Sequence[Sample]) -> float:
 
 
 def _split(samples: Sequence[Sample], count: int) -> tuple[list[Segment], float]:
-    """The best at most `count` segments, and their mean relative error."""
+    """Finds the split into at most `count` segments with the least mean relative error; returns
+    both."""
     bounds = [*BOUNDS, UNBOUNDED]
     starts = [sum(s.work.num_tokens <= b for s in samples) for b in (0, *bounds)]
     fits: dict[tuple[int, int], tuple[Segment, float] | None] = {}
@@ -89,7 +98,7 @@ def _split(samples: Sequence[Sample], count: int) -> tuple[list[Segment], float]
 
 
 def _segment(up_to: int, samples: Sequence[Sample]) -> tuple[Segment, float]:
-    """Coefficients for these samples, and the sum of their absolute relative errors."""
+    """Fits one segment to the samples; returns it and the sum of absolute relative errors."""
     rows = [[x / s.seconds for x in _features(s.work)] for s in samples]
     weights = [1.0] * len(rows)
     coefficients: list[float] = []
@@ -102,7 +111,7 @@ def _segment(up_to: int, samples: Sequence[Sample]) -> tuple[Segment, float]:
 
 
 def _features(work: Work) -> Row:
-    """In the order of the coefficients of `Segment`."""
+    """The counts of `work` in the order of the coefficients of `Segment`."""
     return (
         1.0,
         work.num_prefill,
@@ -119,7 +128,10 @@ def _dot(a: Row, b: Row) -> float:
 
 
 def non_negative_least_squares(rows: Sequence[Row], values: Row) -> list[float]:
-    """The x >= 0 with the least sum of (row . x - value)^2."""
+    """Finds the x >= 0 with the least sum over all rows of (row . x - value)^2.
+
+    Every row has as many numbers as x, and there is one value for each row.
+    """
     columns = list(zip(*rows, strict=True))
     norms = [math.sqrt(_dot(c, c)) or 1.0 for c in columns]
     scaled = [[x / n for x in column] for column, n in zip(columns, norms, strict=True)]
@@ -138,7 +150,8 @@ def non_negative_least_squares(rows: Sequence[Row], values: Row) -> list[float]:
 
 
 def _step(gram: list[list[float]], target: Row, x: list[float], active: list[bool]) -> list[float]:
-    """The least-squares solution over the active columns; those it would make negative leave."""
+    """Moves x to the least-squares solution over the active columns. A column whose coefficient
+    would become negative leaves them on the way: it is 0 from then on."""
     while True:
         chosen = [i for i, is_active in enumerate(active) if is_active]
         solved = _solve([[gram[i][j] for j in chosen] for i in chosen], [target[i] for i in chosen])
@@ -156,7 +169,8 @@ def _step(gram: list[list[float]], target: Row, x: list[float], active: list[boo
 
 
 def _solve(matrix: list[list[float]], values: list[float]) -> list[float]:
-    """Gaussian elimination with pivoting; an unknown that the others determine becomes 0."""
+    """Solves matrix . x = values by Gaussian elimination with pivoting. An unknown that the others
+    determine becomes 0."""
     size = len(values)
     rows = [[*row, value] for row, value in zip(matrix, values, strict=True)]
     for k in range(size):
