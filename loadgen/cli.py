@@ -25,7 +25,8 @@ from loadgen.reports.html import document
 from loadgen.reports.html.page import Asked, page
 from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
-from loadgen.scoring.modes import Measure, Measurement, Measuring, NotMeasured
+from loadgen.scoring.modes import Measure, Measurement, NotMeasured
+from loadgen.scoring.summary import Measuring
 from loadgen.silos import SiloTarget
 from loadgen.targets import local_server
 from loadgen.targets.target import End, Target, Unreachable, Watch

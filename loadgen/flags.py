@@ -21,7 +21,8 @@ from client.values import Importance
 from engine.flags import Flag, add_flags, flags_of, given, make
 from loadgen import simulation_flags
 from loadgen.scoring import gate
-from loadgen.scoring.modes import Measuring, Search
+from loadgen.scoring.modes import Search
+from loadgen.scoring.summary import Measuring
 from loadgen.simulation_flags import SimulationFlags
 from loadgen.targets import live
 from loadgen.workload import mix, toml_file

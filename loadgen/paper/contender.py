@@ -13,6 +13,7 @@ from loadgen.targets.simulated import Setup
 
 # As published; only long requests are not cut.
 PROFILE = replace(A100, context_len=CONTEXT_LEN)
+CHUNKS = (256, 512, 1024, 2048)  # of the fixed-chunk policies; the first is the papers'
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Contender:
     papers; 1 keeps the raw token pace."""
 
     policy: str = "niyama"
-    chunk: int = 256
+    chunk: int = CHUNKS[0]
     replicas: int = 1
     dynamic_chunks: bool = True
     relegation: bool = True

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from client.values import Importance
 from engine.deciding.latency import LatencyProfile
 from loadgen.paper.ceiling import least_seconds
-from loadgen.paper.contender import Contender
+from loadgen.paper.contender import CHUNKS, Contender
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.scoring.criterion import SIMULATED, Criterion
 from loadgen.scoring.score import percentiles
@@ -24,7 +24,6 @@ from loadgen.targets.record import Record
 from loadgen.targets.simulated import records
 from loadgen.workload.plan import plan
 
-CHUNKS = (256, 512, 1024, 2048)
 _STEPS = 100  # rates tried per compute bound
 
 

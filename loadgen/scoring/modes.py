@@ -16,7 +16,7 @@ from client.values import Importance
 from loadgen import interrupts
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
 from loadgen.scoring.criterion import MEASURED
-from loadgen.scoring.summary import Summary, summarise
+from loadgen.scoring.summary import Measuring, Summary, summarise
 from loadgen.targets.record import Record
 from loadgen.targets.target import End, Series, Target, Watch
 from loadgen.workload.plan import TierLoad, Workload, plan
@@ -32,15 +32,6 @@ def unwatched(duration_s: float, name: str) -> AbstractContextManager[Watch]:
 
 class NotMeasured(Exception):
     """A search cannot go on: its last run says nothing about the target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measuring:
-    """What of a run is measured, and when it is worth nothing. Seconds."""
-
-    warmup_s: float = 0.0
-    cooldown_s: float = 0.0
-    max_lag_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +64,7 @@ def measure(
     with showing(workload.duration_s, name) as watch:
         run = target.run(plan(workload), watch)
     with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
-        summary = summarise(
-            workload,
-            info,
-            run,
-            warmup_s=measuring.warmup_s,
-            cooldown_s=measuring.cooldown_s,
-            max_lag_s=measuring.max_lag_s,
-        )
+        summary = summarise(workload, info, run, measuring)
     rate = workload.arrivals.rate
     mean = rate.mean(workload.duration_s) if rate else None
     return Measurement(

@@ -28,6 +28,20 @@ _NOTHING_DUE = "no request was due in the measured part"
 
 
 @dataclass(frozen=True, slots=True)
+class Measuring:
+    """Which part of a run is measured, and how late its requests may leave (p99 of the lag) before
+    it says nothing of the server. Seconds.
+    """
+
+    warmup_s: float = 0.0  # left out at the start
+    cooldown_s: float = 0.0  # left out at the end
+    max_lag_s: float = 0.05
+
+
+_WHOLE = Measuring()
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """The measured part of a run: requests scheduled in [start_s, end_s)."""
 
@@ -77,16 +91,13 @@ def summarise(
     workload: Workload,
     target: TargetInfo,
     run: Run,
-    *,
-    warmup_s: float = 0.0,
-    cooldown_s: float = 0.0,
-    max_lag_s: float = 0.05,
+    measuring: Measuring = _WHOLE,
 ) -> Summary:
     """Of a run that ended early: over the part until then."""
-    end_s = workload.duration_s - cooldown_s
+    start_s, end_s = measuring.warmup_s, workload.duration_s - measuring.cooldown_s
     if run.end is not End.COMPLETE:
         end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
-    window = Window(warmup_s, max(end_s, warmup_s + 1e-9))
+    window = Window(start_s, max(end_s, start_s + 1e-9))
     verdicts = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
     lag = _lag(due)
@@ -121,7 +132,7 @@ def summarise(
         num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
         end=run.end,
         problem=run.problem,
-        invalid=_invalid(lag, requested, achieved, max_lag_s) if due else _NOTHING_DUE,
+        invalid=_invalid(lag, requested, achieved, measuring.max_lag_s) if due else _NOTHING_DUE,
         errors=_errors(run.records),
     )
 

@@ -40,6 +40,7 @@ def _tier(tier: server_tiers.Tier) -> Tier:
 # Those of a server that was told nothing.
 SERVER_TIERS = tuple(map(_tier, server_tiers.BUILT_IN))
 HOST_OVERHEAD_S = 2e-3  # per iteration of a roofline: launching kernels, scheduling
+_MAX_BATCH_SIZE = 256
 _UNKNOWN_KV_TOKENS = 1 << 20  # of a saved calibration that says nothing: memory never binds
 _UNKNOWN_CONTEXT_LEN = 1 << 17
 
@@ -52,7 +53,7 @@ class Profile:
     latency: LatencyProfile
     kv_tokens: int  # positions that the KV memory holds
     context_len: int
-    max_batch_size: int = 256
+    max_batch_size: int = _MAX_BATCH_SIZE
     tiers: tuple[Tier, ...] = SERVER_TIERS
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ def _saved(path: Path) -> Profile:
             latency,
             int(document.get("kv_tokens", _UNKNOWN_KV_TOKENS)),
             int(document.get("context_len", _UNKNOWN_CONTEXT_LEN)),
-            int(document.get("max_batch_size", 256)),
+            int(document.get("max_batch_size", _MAX_BATCH_SIZE)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadProfile(f"{path}: not a saved calibration: {error}") from None

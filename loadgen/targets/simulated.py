@@ -20,6 +20,7 @@ from client import values
 from engine import simulator
 from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.scheduler import Scheduler
@@ -34,8 +35,8 @@ from loadgen.targets.target import End, Progress, Run, Watch
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
 
-COARSE_PAGE_SIZE = 64  # where nothing is shared: fewer pages to account for, nearly the same memory
-PAGE_SIZE = 16  # where prefixes are: the server's default
+COARSE_PAGE_SIZE = 64  # where no prefix is shared: fewer pages, nearly the same memory
+_SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 VOCABULARY_SIZE = 32_000
 LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
 _WATCH_INTERVAL_S = 0.25
@@ -52,8 +53,8 @@ class Setup:
     """One group of equal replicas and how it is run. Raises ValueError, naming the field."""
 
     profile: Profile
-    policy: str = "niyama"
-    chunk_size: int = 256  # of the fixed-chunk policies
+    policy: str = _SCHEDULER.policy
+    chunk_size: int = _SCHEDULER.chunk_size  # of the fixed-chunk policies
     replicas: int = 1
     routing: str = "least-loaded"
     predictor_error: float = 0.0  # standard deviation of actual / predicted, seeded

@@ -40,7 +40,6 @@ from client.values import ServerInfo, Tier
 from loadgen.reports.progress import showing
 from loadgen.scoring.modes import (
     Measurement,
-    Measuring,
     Search,
     Showing,
     measure,
@@ -48,8 +47,9 @@ from loadgen.scoring.modes import (
     unwatched,
 )
 from loadgen.scoring.score import Score
+from loadgen.scoring.summary import Measuring
 from loadgen.targets import local_server, profiles
-from loadgen.targets.live import LiveTarget
+from loadgen.targets.live import DRAIN_S, LiveTarget
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import Setup, SimulatedTarget
@@ -171,7 +171,7 @@ def _simulated(saved: Path, info: ServerInfo, policy: str) -> SimulatedTarget:
         tiers=info.tiers,
     )
     return SimulatedTarget(
-        Setup(profile, policy, drain_s=60.0, max_requests=info.limits.max_requests)
+        Setup(profile, policy, drain_s=DRAIN_S, max_requests=info.limits.max_requests)
     )
 
 

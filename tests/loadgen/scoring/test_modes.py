@@ -14,7 +14,6 @@ from client.values import Importance
 from loadgen import interrupts
 from loadgen.scoring.modes import (
     Measurement,
-    Measuring,
     NotMeasured,
     Search,
     compare,
@@ -23,6 +22,7 @@ from loadgen.scoring.modes import (
     search_capacity,
     sweep,
 )
+from loadgen.scoring.summary import Measuring
 from loadgen.targets.record import Record
 from loadgen.targets.target import End, Progress, Run, Target, Watch
 from loadgen.workload.plan import Arrivals, PlannedRequest, Workload

@@ -4,7 +4,7 @@ import pytest
 
 from client.values import Importance
 from loadgen.scoring import gate
-from loadgen.scoring.summary import Summary, summarise
+from loadgen.scoring.summary import Measuring, Summary, summarise
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
 from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
@@ -17,7 +17,7 @@ MIXED = workload(
 
 
 def fold(records: list[Record], end: End = End.COMPLETE, **rest: float) -> Summary:
-    return summarise(MIXED, INFO, Run(records, 12.0, end, "why"), **rest)
+    return summarise(MIXED, INFO, Run(records, 12.0, end, "why"), Measuring(**rest))
 
 
 def twenty() -> list[Record]:
