@@ -1,9 +1,9 @@
 """The engine's connections to front ends, which its loop takes for one pipe.
 
 Who started the engine holds the first connection, and ends the engine by closing it: a server's
-only front end, or the supervisor of several. Others arrive through a door (a socket over which file
-descriptors are sent) and come and go. A request belongs to the connection that it came by: its
-events go there and nowhere else, and when that connection ends, so does the request.
+only front end, or the supervisor of several. Others are handed in through a door, and come and
+go. A request belongs to the connection that it came by: its events go there and nowhere else, and
+when that connection ends, so does the request.
 
 An id that is in flight is refused, unless its request was cancelled: then who submits it again
 waits for the `Finished`. Nobody waits for a front end that has stopped reading: it is cut off. The
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from engine.deciding.sequence import FinishReason
 from engine.messages import Ask, Cancel, Command, EngineInfo, Ready, Report
+from engine.processes.door import let_in
 from engine.processes.frames import Unpacker, pack
 
 _READ_BYTES = 1 << 18
@@ -235,15 +236,16 @@ class Connections:
 
     def _let_in(self) -> None:
         """A new front end has been handed in; it is told at once that the engine can serve."""
-        data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
-        if not data:  # the first connection says so too
+        try:
+            sock = let_in(self._door)
+        except EOFError:  # the first connection says so too
             self._poll.unregister(self._door)
             return
-        for fd in fds:
-            connection = Connection(socket.socket(fileno=fd))
-            self._open[fd] = connection
-            self._poll.register(fd, select.POLLIN)
-            self._send(connection, Ready(self._info))
+        except OSError:  # the front end finds its connection closed, and asks for another
+            return
+        connection = self._open[sock.fileno()] = Connection(sock)
+        self._poll.register(sock, select.POLLIN)
+        self._send(connection, Ready(self._info))
 
     def _leave(self, connection: Connection) -> None:
         """Ends what the engine is at work on for a front end that is gone, or is cut off."""

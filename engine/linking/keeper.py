@@ -19,6 +19,7 @@ from engine.linking.errors import EngineStartError
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo, Failed, Ready
 from engine.processes.backoff import Backoff
+from engine.processes.door import hand_in
 from engine.processes.environment import environment
 from engine.processes.pulse import BEATS_PER_PATIENCE
 from engine.processes.spawn import socket_pair, spawn
@@ -56,7 +57,7 @@ class EngineProcess:
         ours, theirs = socket_pair()
         with theirs:
             try:
-                socket.send_fds(self._door, [b"\0"], [theirs.fileno()])
+                hand_in(self._door, theirs)
             except OSError:
                 ours.close()
                 raise

@@ -1,4 +1,4 @@
-"""Starts a process of ours, an engine or a front end, and tells it what it is to do.
+"""Starts a child of this process, and tells it what it is to do.
 
 A fresh interpreter, not a fork: the parent may run gRPC's threads, and CUDA survives no fork. Each
 process holds one end of a socket pair and exits when the other closes, so that no child outlives
@@ -24,13 +24,13 @@ from engine.processes.frames import pack
 from engine.processes.pulse import Pulse, Side, shared_page
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-# Room for the reports of many iterations, so that a busy front end does not hold up the engine.
+# Room for many messages, so that a reader who is busy for a moment does not hold up the writer.
 _SOCKET_BYTES = 1 << 22
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Child(NamedTuple):
-    """A process of ours, and the near ends of what connects it."""
+    """A child is a process of ours, and the near ends of what connects it."""
 
     process: subprocess.Popen[bytes]
     sockets: list[socket.socket]
@@ -38,8 +38,9 @@ class Child(NamedTuple):
 
 
 def spawn(module: str, first: object, num_sockets: int, environment: Mapping[str, str]) -> Child:
-    """`python -m MODULE FD... PULSE` with the far ends of so many socket pairs and the page of its
-    pulse; `first` is sent through the first pair. Raises OSError, and then nothing is left.
+    """Starts `python -m MODULE FD... PULSE` with the far ends of so many socket pairs and the page
+    of its pulse, and sends `first` through the first pair. Raises OSError, and then nothing is
+    left.
     """
     with contextlib.ExitStack() as failing, contextlib.ExitStack() as far:
         near, fds = [], []
@@ -65,7 +66,7 @@ def spawn(module: str, first: object, num_sockets: int, environment: Mapping[str
 
 
 def leave_signals() -> None:
-    """To be called by the child, first of all."""
+    """Leaves signals to the parent. It is to be called by the child, first of all."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -75,7 +76,7 @@ def leave_signals() -> None:
 
 
 def parent_of(fds: list[str]) -> tuple[list[socket.socket], Pulse]:
-    """What the child has of its parent, by the arguments that `spawn` gave it."""
+    """Returns what the child has of its parent, by the arguments that `spawn` gave it."""
     *ends, page = map(int, fds)
     pulse = Pulse(page, Side.CHILD)
     os.close(page)
@@ -83,6 +84,7 @@ def parent_of(fds: list[str]) -> tuple[list[socket.socket], Pulse]:
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Returns two ends of one connection, either of which has room for what is not read yet."""
     pair = socket.socketpair()
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
@@ -96,7 +98,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """One that comes in the meantime is delivered afterwards. Children inherit what is blocked."""
+    """Blocks signals for as long as the block runs. One that comes in the meantime is delivered
+    afterwards. Children inherit what is blocked.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

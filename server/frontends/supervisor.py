@@ -26,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from engine.linking.keeper import KILL_PATIENCE_S
 from engine.messages import EngineInfo
 from engine.processes.backoff import Backoff
+from engine.processes.door import hand_in
 from engine.processes.pulse import BEATS_PER_PATIENCE, NO_TURN
 from engine.processes.spawn import spawn
 from engine.processes.standard_streams import DROPPED
@@ -113,7 +114,7 @@ class FrontEndProcess:
         """Gives it a connection to the engine."""
         self.is_connected = True
         with connection, contextlib.suppress(OSError):  # of a front end that has just ended
-            socket.send_fds(self._door, [b"\0"], [connection.fileno()])
+            hand_in(self._door, connection)
 
     def look(self) -> Condition:
         """For every `heartbeat_s` / BEATS_PER_PATIENCE; a sign of life of this side too."""

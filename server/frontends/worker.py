@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import socket
@@ -24,6 +23,7 @@ from prometheus_client import CollectorRegistry, values
 from engine.linking.link import EngineLink
 from engine.messages import Ready
 from engine.processes import collector, standard_streams
+from engine.processes.door import let_in
 from engine.processes.frames import receive, send
 from engine.processes.pulse import BEATS_PER_PATIENCE, NO_TURN, Pulse
 from engine.processes.spawn import leave_signals, parent_of
@@ -59,12 +59,12 @@ ASK_AGAIN_S = 0.5  # after a connection to the engine that could not be had
 
 
 class Worker:
-    """A front end between its supervisor and an engine that comes and goes."""
+    """Runs a front end between its supervisor and an engine that comes and goes."""
 
     def __init__(
         self, start: Start, control: socket.socket, door: socket.socket, pulse: Pulse
     ) -> None:
-        """Raises StartError."""
+        """Raises StartError for a model folder that is no good."""
         self._start = start
         self._pulse = pulse
         self._control = control
@@ -93,7 +93,7 @@ class Worker:
         )
 
     async def serve(self) -> None:
-        """Until the supervisor asks for the end."""
+        """Serves until the supervisor asks for the end."""
         self._wire = await open_wire(self._control, self._received, self._orphaned)
         self._loop = asyncio.get_running_loop()
         DROPPED.on_dropped = self._tell_dropped
@@ -105,12 +105,12 @@ class Worker:
         else:
             self._post(Listening())
         self._door.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._door, self._let_in)
+        self._loop.add_reader(self._door, self._let_in)
         collector.settle()
         await self._asked_to_stop.wait()
         await self._front_end.drain()
         await self._front_end.stop()
-        asyncio.get_running_loop().remove_reader(self._door)
+        self._loop.remove_reader(self._door)
         await self._engine.stop()
         self._has_ended = True
         beating.cancel()
@@ -130,7 +130,7 @@ class Worker:
             await asyncio.sleep(heartbeat_s / BEATS_PER_PATIENCE)
 
     def _tell_dropped(self, num_lines: int) -> None:
-        """From whichever thread wrote them."""
+        """Is called from whichever thread wrote them."""
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._post, LinesDropped(num_lines))
 
@@ -150,23 +150,27 @@ class Worker:
         self._wire.post(message)
 
     def _let_in(self) -> None:
-        """A connection to the engine."""
-        data, fds, _, _ = socket.recv_fds(self._door, 1, 1)
-        if data:
-            self._attaching = asyncio.create_task(self._attach(fds))
-        else:  # the supervisor is gone, as the other socket says too
-            asyncio.get_running_loop().remove_reader(self._door)
-
-    async def _attach(self, fds: list[int]) -> None:
-        """Asks for another connection where this one cannot be had."""
+        """Takes a connection to the engine."""
         try:
-            if not fds:  # the system drops what a process has no room for
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            await self._engine.attach(socket.socket(fileno=fds[0]))
+            sock = let_in(self._door)
+        except EOFError:  # the supervisor is gone, as the other socket says too
+            self._loop.remove_reader(self._door)
         except OSError as error:
-            log.error("engine not connected", reason=error.strerror)
-            await asyncio.sleep(ASK_AGAIN_S)
-            self._post(Detached())
+            self._attaching = asyncio.create_task(self._ask_again(error))
+        else:
+            self._attaching = asyncio.create_task(self._attach(sock))
+
+    async def _attach(self, sock: socket.socket) -> None:
+        try:
+            await self._engine.attach(sock)
+        except OSError as error:
+            await self._ask_again(error)
+
+    async def _ask_again(self, error: OSError) -> None:
+        """Asks for another connection, as this one cannot be had."""
+        log.error("engine not connected", reason=error.strerror)
+        await asyncio.sleep(ASK_AGAIN_S)
+        self._post(Detached())
 
     def _engine_ready(self, ready: Ready) -> None:
         self._front_end.engine_ready(ready.info)
@@ -183,18 +187,20 @@ class Worker:
 
 
 def remove_counters() -> None:
-    """The folder of the metrics, which the supervisor removes if it can. Every orphan does this, so
-    that the last one leaves nothing, whatever another has written in the meantime.
+    """Removes the folder of the metrics, as the supervisor does if it can. Every orphan does this,
+    so that the last one leaves nothing, whatever another has written in the meantime.
     """
     shutil.rmtree(os.environ[COUNTERS_FOLDER], ignore_errors=True)
 
 
 async def run(start: Start, control: socket.socket, door: socket.socket, pulse: Pulse) -> None:
+    """Serves, with the front end's number in every line of the log. Raises StartError."""
     structlog.contextvars.bind_contextvars(frontend=start.number)
     await Worker(start, control, door, pulse).serve()
 
 
 def main(argv: list[str]) -> int:
+    """Returns the exit code, of which the supervisor says no more than what it is."""
     leave_signals()
     standard_streams.guard()
     (control, door), pulse = parent_of(argv[1:])
