@@ -1,5 +1,5 @@
-"""What drives: the loop that owns all state, its process, and the asyncio side that talks to it.
+"""The engine process: the loop that owns all state, its connections, what an engine is built of.
 
-The front end submits requests and cancellations over a local socket pair; the engine process plans,
-computes and answers with one message per iteration. Only the engine process imports torch.
+Front ends submit requests and cancellations over local sockets; the engine process plans, computes
+and answers with one message per iteration. Only this process imports torch.
 """

@@ -61,6 +61,55 @@ class Questions:
                 future.set_exception(EngineLost(why))
 
 
+class Waiting:
+    """The requests that wait for another engine: from when one is lost (`begin`) until the next one
+    serves (`end`), or `rerun_s` are over.
+    """
+
+    def __init__(self, rerun_s: float, give_up: Callable[[list[Request]], None]) -> None:
+        """`give_up` is told who has waited for too long."""
+        self._rerun_s = rerun_s
+        self._give_up = give_up
+        self._requests: dict[str, Request] = {}
+        self._lost_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # while somebody may wait
+
+    @property
+    def ids(self) -> Set[str]:
+        return self._requests.keys()
+
+    def begin(self) -> bool:
+        """An engine has just been lost. Returns whether anybody may wait for the next one."""
+        self._lost_at = time.monotonic()
+        if self._rerun_s:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._rerun_s, self._end_in_vain)
+        return self._timer is not None
+
+    def takes(self, requests: Sequence[Request]) -> bool:
+        """Says whether they may wait: they had all arrived before the engine was lost."""
+        return self._timer is not None and all(r.arrived_at < self._lost_at for r in requests)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        self._requests |= {request.id: request for request in requests}
+
+    def drop(self, request_id: str) -> bool:
+        """Returns whether it has waited."""
+        return self._requests.pop(request_id, None) is not None
+
+    def end(self) -> list[Request]:
+        """Nobody waits any more: returns those who have, in the order of their arrival."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        requests, self._requests = self._requests, {}
+        return sorted(requests.values(), key=lambda request: request.arrived_at)
+
+    def _end_in_vain(self) -> None:
+        if requests := self.end():
+            self._give_up(requests)
+
+
 class EngineLink:
     """The requests and questions of one front end that an engine is at work on.
 
@@ -87,15 +136,12 @@ class EngineLink:
         self._on_lost = on_lost
         self._on_notice = on_notice
         self._on_failed = on_failed
-        self._rerun_s = rerun_s
         self._wire: Wire | None = None
         self._announced: Ready | None = None  # by an engine before its wire was ours to send by
         self._is_stopping = False
         self._streams = Streams()
         self._questions = Questions()
-        self._waiting: dict[str, Request] = {}  # for the next engine; in `_streams` too
-        self._lost_at = 0.0
-        self._giving_up: asyncio.TimerHandle | None = None  # while there is something to wait for
+        self._waiting = Waiting(rerun_s, self._give_up)
         self._heard_at = 0.0  # last sign of life, or the moment from which one is due
         self._silent: set[str] = set()  # who shows no sign of life of those that serving needs
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
@@ -119,7 +165,9 @@ class EngineLink:
     async def stop(self) -> None:
         """Fails what is open with EngineLost, and ends the connection for good."""
         self._is_stopping = True
-        self._fail_all("the server is stopping")
+        self.info = None
+        self._waiting.end()
+        self._fail(self._streams.ids, "the server is stopping")
         await self.detach()
 
     # What may be expected of it
@@ -167,19 +215,18 @@ class EngineLink:
         request of the same id is found out by the engine: then reading the stream raises.
         `is_seen_whole` says that the caller sees nothing before all have ended.
         """
-        waits = self._giving_up is not None and all(r.arrived_at < self._lost_at for r in requests)
-        wire = None if waits else self._serving_wire()
+        wire = None if self._waiting.takes(requests) else self._serving_wire()
         self._expect_life()
         stream = self._streams.open(requests, self.cancel, is_seen_whole)
         if wire is None:
-            self._waiting |= {request.id: request for request in requests}
+            self._waiting.add(requests)
         else:
             _submit(wire, requests)
         return stream
 
     def cancel(self, request_id: str, reason: FinishReason) -> None:
         """Asks the engine to end the request; its `Finished` will carry the reason."""
-        if self._waiting.pop(request_id, None) is not None:  # no engine knows of it
+        if self._waiting.drop(request_id):  # no engine knows of it
             self._streams.drop(request_id)
         elif request_id in self._streams and self._wire is not None:
             self._streams.in_flight.discard(request_id)
@@ -229,9 +276,7 @@ class EngineLink:
         """An engine is there: those that wait come before all that are still to be submitted."""
         self._announced = None
         self.info = ready.info
-        waiting, self._waiting = self._waiting, {}
-        self._stop_waiting()
-        _submit(self._serving_wire(), sorted(waiting.values(), key=lambda r: r.arrived_at))
+        _submit(self._serving_wire(), self._waiting.end())
         self._on_ready(ready)
 
     def _closed(self) -> None:
@@ -239,41 +284,25 @@ class EngineLink:
         if self._is_stopping:
             return
         if self.info is not None:  # else it never served, and those who wait go on waiting
-            self._lose("the engine was lost")
+            self._lose()
         self._on_lost()
 
-    # Waiting for another engine
+    # When it is lost
 
-    def _lose(self, why: str) -> None:
+    def _lose(self) -> None:
         self.info = None
         self.note_silence("engine", False)
-        self._lost_at = time.monotonic()
-        self._stop_waiting()
-        if self._rerun_s:
-            loop = asyncio.get_running_loop()
-            self._giving_up = loop.call_later(self._rerun_s, self._give_up)
-            self._waiting |= self._streams.restart()
-        if self._waiting:
-            self._on_notice(f"{len(self._waiting)} requests wait for the next engine")
-        self._fail(self._streams.ids - self._waiting.keys(), why)
-
-    def _give_up(self) -> None:
-        self._giving_up = None
-        waiting, self._waiting = self._waiting, {}
+        if self._waiting.begin():
+            self._waiting.add(self._streams.restart())
+        waiting = self._waiting.ids
         if waiting:
-            self._on_notice(f"{len(waiting)} requests have waited too long for the next engine")
-            self._fail(waiting.keys(), "the engine was lost, and no other came in time")
+            self._on_notice(f"{len(waiting)} requests wait for the next engine")
+        self._fail(self._streams.ids - waiting, "the engine was lost")
 
-    def _stop_waiting(self) -> None:
-        if self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-
-    def _fail_all(self, why: str) -> None:
-        self.info = None
-        self._stop_waiting()
-        self._waiting.clear()
-        self._fail(self._streams.ids, why)
+    def _give_up(self, waiting: list[Request]) -> None:
+        self._on_notice(f"{len(waiting)} requests have waited too long for the next engine")
+        ids = [request.id for request in waiting]
+        self._fail(ids, "the engine was lost, and no other came in time")
 
     def _fail(self, ids: Iterable[str], why: str) -> None:
         """Ends the streams of these requests, and whatever was asked."""

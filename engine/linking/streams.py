@@ -229,20 +229,19 @@ class Streams:
             if found := streams.pop(request_id, None):
                 found[0].refuse(found[1], DuplicateRequest(named_by(request_id)[1]))
 
-    def restart(self) -> dict[str, Request]:
-        """The engine is lost: returns what another one is to be given, by id. A stream of which a
-        request was told to end, or whose end was asked for, is not begun again.
+    def restart(self) -> list[Request]:
+        """The engine is lost: returns what another one is to be given. A stream of which the engine
+        was told to end a request is not begun again.
         """
         groups: dict[RequestStream, list[str]] = {}
         for request_id, (stream, _) in self._found.items():
             groups.setdefault(stream, []).append(request_id)
-        again = [
+        return [
             request
             for stream, ids in groups.items()
             if self.in_flight.issuperset(ids)
             for request in stream.restart()
         ]
-        return {request.id: request for request in again}
 
     def fail(self, ids: Iterable[str], why: str) -> None:
         """Fails the streams of these requests with EngineLost."""

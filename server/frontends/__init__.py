@@ -1,1 +1,1 @@
-"""Several front ends before one engine, `--frontends N`: their supervisor, and what they do."""
+"""Several front ends before one engine (`--frontends N`), in processes of their own."""
