@@ -1,4 +1,5 @@
 """Torch: the model, its weights and KV memory, attention, sampling, and the executor of plans.
 
-Knows plans and pages; knows no deadline, no tier and no transport. `runner.py` is the entry.
+It knows plans and pages; it knows no deadline, no tier and no transport. `loading.py` makes the
+executor, and `runner.py` is what it does.
 """

@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.computing.attention.layout import AttentionPlan, Decode, KvLayout
 from engine.computing.attention.prompts import PrefillPlanner
 from engine.computing.cpu import COARSEST_ROWS, NO_ROWS, exact_rows, rounded_up
-from engine.computing.sampled import Picked, decoded
+from engine.computing.sampled import SampledTokens, token_to_decode
 from engine.computing.transfer import columns_to_device
 from engine.deciding.plan import Chunk, Plan
 from engine.deciding.sequence import Sequence
@@ -91,7 +91,7 @@ class BatchBuilder:
         self._sink = kv.sink * kv.page_size if kv.computes_padding else None
         self._exact = exact_rows(kv.dtype, kv.device)
 
-    def build(self, plan: Plan, last: Picked | None = None) -> Batch:
+    def build(self, plan: Plan, last: SampledTokens | None = None) -> Batch:
         """The batch of a plan. `last` is what the launch before it sampled, for decodes whose token
         is in flight.
         """
@@ -99,7 +99,7 @@ class BatchBuilder:
         sequences = sorted(plan.decodes, key=lambda s: -s.num_computed)
         decodes = [Decode(sequence, sequence.num_computed) for sequence in sequences]
         rows = _Rows(
-            tokens=[decoded(sequence) for sequence in sequences],
+            tokens=[token_to_decode(sequence) for sequence in sequences],
             positions=[position for _, position in decodes],
             slots=[slot for s, position in decodes for slot in kv.slots(s.pages, position, 1)],
             last_of={sequence: row for row, sequence in enumerate(sequences)},

@@ -3,7 +3,7 @@
 A graph computes one shape, so there is one for each bucket of sequences and pages per sequence, and
 a batch is padded to the next. Padding decodes token 0 into the sink of the memory. What a replay
 reads lies in one tensor of integers per bucket, filled by one asynchronous copy and, where the
-tokens to decode are in flight, from what the launch before picked.
+tokens to decode are in flight, from what the launch before sampled.
 
 All graphs take their memory from one pool: none runs while another does, and nothing of one is
 needed in the next but the logits, which are copied to memory outside the pool. So the pool is about
@@ -11,7 +11,7 @@ as large as the largest graph needs, which is captured first; and that is bounde
 gathers more keeps the device busy for longer than its launches take. (https://docs.pytorch.org/
 docs/stable/notes/cuda.html, "Sharing memory across captures"; not yet run on a GPU.)
 
-Legend: B sequences of the bucket, P pages of each, L = P * page_size positions, KH key-value heads.
+Legend: B sequences of the bucket, P pages of each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.computing.attention.layout import KvLayout
 from engine.computing.batch import Batch
-from engine.computing.sampled import Picked, decoded
+from engine.computing.sampled import SampledTokens, token_to_decode
 from engine.deciding.sequence import Sequence
 
 # A batch is worth a graph as long as it then reads at most so many times as many pages.
@@ -47,12 +47,16 @@ class Bucket(NamedTuple):
 
 
 class Captured(NamedTuple):
+    """A graph, and where it finds its inputs."""
+
     inputs: Tensor  # [4 * B + B * P] int64: tokens, positions, slots, lengths, pages
     replay: Replay  # to the first B rows of the logits
 
 
 def sizes_to(largest: int) -> list[int]:
-    """Powers of two, from 8 on with one between each two: what a number is padded to."""
+    """What a number of sequences is padded to: the powers of two, from 8 on with one size between
+    each two of them, up to `largest`, which is one of them in any case.
+    """
     sizes, power = [], 1
     while power < largest:
         sizes += [power] if power < 8 else [power, 3 * power // 2]
@@ -61,13 +65,13 @@ def sizes_to(largest: int) -> list[int]:
 
 
 def gather_limit(device: torch.device) -> int:
-    """Bytes that one layer may gather in a graph on this GPU."""
+    """The bytes that one layer may gather in a graph on this GPU."""
     return int(torch.cuda.mem_get_info(device)[0] * GATHER_SHARE)
 
 
 class CudaCapture:
-    """Captures with one pool and on one stream, that of no other work: blocks of memory are reused
-    on the stream that they were allocated on.
+    """Captures all graphs with one pool and on one stream, which no other work uses: blocks of
+    memory are reused on the stream that they were allocated on.
     """
 
     def __init__(self) -> None:
@@ -75,7 +79,9 @@ class CudaCapture:
         self._stream = torch.cuda.Stream()
 
     def __call__(self, compute: Callable[[], object]) -> Replay:
-        """Warms up on the stream first, as the documentation of torch.cuda.graph asks."""
+        """Captures what `compute` launches. It is run on the stream twice before, to warm up, as
+        the documentation of torch.cuda.graph asks.
+        """
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(2):
@@ -88,8 +94,10 @@ class CudaCapture:
 
 
 class DecodeGraphs:
-    """The graphs of one executor. `capture` runs a computation, and makes a replay of it, that
-    reads its inputs from the same memory each time.
+    """The graphs of one executor.
+
+    `step` computes the logits of a batch. `capture` runs a computation, and makes a replay of it
+    that reads its inputs from the same memory each time.
     """
 
     def __init__(self, step: Step, kv: KvLayout, capture: Capture) -> None:
@@ -101,7 +109,9 @@ class DecodeGraphs:
         self._logits: Tensor | None = None  # [most sequences, V], of the newest replay
 
     def capture(self, max_batch_size: int, context_len: int, gather_bytes: int) -> None:
-        """All buckets of which a layer gathers no more, the largest first: the pool grows once."""
+        """Captures all buckets of which a layer gathers at most so many bytes, the largest first:
+        the pool grows once.
+        """
         self._sizes = sizes_to(max_batch_size)
         buckets = self._buckets(context_len)
         for bucket in sorted(buckets, key=lambda b: (b.sequences * b.pages, b), reverse=True):
@@ -109,12 +119,13 @@ class DecodeGraphs:
                 self._captured[bucket] = self._make(bucket)
 
     def _gathered(self, bucket: Bucket) -> int:
-        """Bytes of keys and values in one layer."""
+        """The bytes of keys and values that one layer gathers."""
         kv = self._kv
         per_page = 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * kv.dtype.itemsize
         return bucket.sequences * bucket.pages * per_page
 
     def _buckets(self, context_len: int) -> Iterator[Bucket]:
+        """All shapes that batches of this memory may be padded to, MAX_PADDING allowed for."""
         most = min(-(-context_len // self._kv.page_size), self._kv.num_pages)
         pages = FEWEST_PAGES
         while pages < 2 * most:
@@ -124,6 +135,7 @@ class DecodeGraphs:
             pages *= 2
 
     def _make(self, bucket: Bucket) -> Captured:
+        """Captures the graph of a bucket."""
         size = 4 * bucket.sequences + bucket.sequences * bucket.pages
         inputs = torch.zeros(size, dtype=torch.int64, device=self._kv.device)
         inputs.copy_(torch.tensor(self._inputs([], bucket)))
@@ -137,6 +149,7 @@ class DecodeGraphs:
         return Captured(inputs, self._capture(compute))
 
     def _compute(self, inputs: Tensor, bucket: Bucket) -> Tensor:
+        """Computes what the graph does: inputs as in `Captured.inputs`, to logits [B, V]."""
         count = bucket.sequences
         tokens, positions, slots, lengths, pages = inputs.split(
             [count] * 4 + [count * bucket.pages]
@@ -145,9 +158,12 @@ class DecodeGraphs:
         sampled = torch.arange(count, device=inputs.device)
         return self._step(Batch(tokens, positions, sampled, plan))
 
-    def run(self, decodes: tuple[Sequence, ...], last: Picked | None = None) -> Tensor | None:
-        """Logits [len(decodes), V] in this order, valid until the next run; None where no graph
-        fits the batch. `last` is what the launch before it picked."""
+    def run(
+        self, decodes: tuple[Sequence, ...], last: SampledTokens | None = None
+    ) -> Tensor | None:
+        """Computes logits [len(decodes), V] in this order, valid until the next run; None where no
+        graph fits the batch. `last` is what the launch before it sampled.
+        """
         bucket = self._bucket(decodes)
         if bucket not in self._captured:
             return None
@@ -163,6 +179,7 @@ class DecodeGraphs:
         return self._logits[: len(decodes)]
 
     def _bucket(self, decodes: tuple[Sequence, ...]) -> Bucket | None:
+        """The bucket that this batch is padded to, if that is worth it."""
         counts = [s.num_computed // self._kv.page_size + 1 for s in decodes]
         size = next((size for size in self._sizes if size >= len(decodes)), None)
         if size is None:
@@ -172,12 +189,13 @@ class DecodeGraphs:
         return Bucket(size, pages) if size * pages <= worth else None
 
     def _inputs(self, decodes: tuple[Sequence, ...] | list[Sequence], bucket: Bucket) -> list[int]:
+        """The inputs of the bucket's graph for these decodes, in the order of `Captured.inputs`."""
         page_size, spare = self._kv.page_size, self._kv.spare_page
         padding = bucket.sequences - len(decodes)
         positions = [s.num_computed for s in decodes]
         tables = [s.pages[: n // page_size + 1] for s, n in zip(decodes, positions, strict=True)]
         return [
-            *map(decoded, decodes),
+            *map(token_to_decode, decodes),
             *[0] * padding,
             *positions,
             *[0] * padding,

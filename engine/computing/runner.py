@@ -3,46 +3,40 @@
 One `launch` is one iteration. On CUDA it only queues the work, behind that of earlier launches, and
 returns; what it has read of the plan may change from then on. It knows pages and tokens; what for,
 and by when, it does not.
+
+Look-ahead. So that a GPU never waits for its host, an iteration is launched on it before the tokens
+of the one before have come to the host. A sequence may then decode a token in flight, known on the
+device alone. Positions, pages and context lengths do not depend on which token it is: the host
+builds the batch without it, and the device copies it into the batch from what it sampled before
+(`SampledTokens.fill_in`). If the token turns out to end its request, the next iteration has
+computed for nobody, and the scheduler drops the result.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint.json_file import CheckpointError
-from engine.checkpoint.model_config import ModelConfig
-from engine.checkpoint.options import DTYPES, QUANTIZE, Choices
+from engine.checkpoint.options import Choices
 from engine.computing.attention.gathered import GatheredKv
-from engine.computing.attention.in_place import InPlaceKv
-from engine.computing.attention.layout import LEAST, KvLayout, pages_in
-from engine.computing.autotune import fastest_dtype, fastest_row_layout, measured_slow_rows
+from engine.computing.attention.layout import LEAST, KvLayout
 from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.compiled import (
     CompilationFailed,
     CompiledStep,
     end_compilers,
-    prepare,
 )
-from engine.computing.cpu import MOST_COPIED_BYTES, NO_ROWS, can_pack, uses_matrix_units
+from engine.computing.cpu import NO_ROWS
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.model import Decoder
-from engine.computing.rotation import rotate
-from engine.computing.sampled import Picked
+from engine.computing.sampled import SampledTokens
 from engine.computing.sampler import Sampler
-from engine.computing.weights import check_weights, load_model, read_config
-from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Chunk, Plan, Token, Work
 from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import Sequence
 
-FORMATS = {name: getattr(torch, name) for name in DTYPES}
-DEFAULT_KV_BYTES = 256 << 20
-# Of a GPU's free memory, for weights and KV: the rest is for activations, the decode graphs and the
-# allocator's slack.
-GPU_SHARE = 0.85
 WARM, WARM_DECODES = 64, 8  # tokens of a prompt that warms up, and how many decode at once
 
 
@@ -57,16 +51,17 @@ class ModelExecutor:
         or_eager: bool = False,
         slow_rows: range = NO_ROWS,
         row_layout: str = "packed",
+        compile_note: str = "",
     ) -> None:
-        """With `or_eager` a model that cannot be compiled is run as it is: see `compile_note`.
-        `slow_rows` are numbers of rows that are not computed, but some more; `row_layout` is how
-        the matrices are laid out for a row by itself.
+        """With `or_eager` a model that cannot be compiled is run as it is. `slow_rows` are numbers
+        of rows that are not computed, but some more; `row_layout` is how the matrices are laid out
+        for a row by itself; `compile_note` says to the operator why it is not compiled as asked.
         """
         self.model = model
         self.config = model.config
         self.dtype = model.embedding.dtype
         self.device = kv.device
-        self.compile_note = ""  # for the operator
+        self.compile_note = compile_note
         self._or_eager = or_eager
         self.slow_rows = slow_rows
         self._row_layout = row_layout
@@ -74,7 +69,7 @@ class ModelExecutor:
         self._use(kv, compiled)
         self._sampler = Sampler()
         self._graphs: DecodeGraphs | None = None
-        self._last: Picked | None = None  # by the newest launch: tokens in flight are among them
+        self._last: SampledTokens | None = None  # by the newest launch: some may be in flight
 
     def _use(self, kv: KvLayout, compiled: bool) -> None:
         self.kv = kv
@@ -88,8 +83,9 @@ class ModelExecutor:
         capture: Capture | None = None,
         gather_bytes: int | None = None,
     ) -> None:
-        """Decode iterations of up to so many sequences run as graphs from now on, as long as a
-        layer gathers at most so many bytes. By default as this GPU does it, and has memory for.
+        """Has decode iterations of up to so many sequences run as graphs from now on, as long as a
+        layer gathers at most so many bytes. `capture` and `gather_bytes` are by default how this
+        GPU captures, and what it has memory for.
         """
         if gather_bytes is None:
             gather_bytes = gather_limit(self.device)
@@ -131,11 +127,12 @@ class ModelExecutor:
         return self.kv.page_size
 
     def run(self, plan: Plan) -> list[Token]:
-        """One token for each sequence of `plan.sampling`, in that order."""
+        """Computes a plan and waits: one token for each sequence of `plan.sampling`, in order."""
         return self.launch(plan).tokens()
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Picked:
+    def launch(self, plan: Plan) -> SampledTokens:
+        """Starts to compute a plan, behind what was launched before."""
         if plan.cleared:
             self.kv.clear(plan.cleared)
         logits = None
@@ -148,18 +145,18 @@ class ModelExecutor:
         return self._last
 
     def step(self, batch: Batch) -> Tensor:
-        """Logits [S, V] of one iteration."""
+        """Computes the logits [S, V] of one iteration."""
         if self._compiled is not None:
             return self._compiled(batch)
         return self.model(batch.tokens, batch.positions, batch.rows, batch.attention.attend)
 
     def warm_up(self) -> None:
-        """Runs a prompt beside decodes, decodes and a lone one in page 0 on, before any sequence
-        owns pages; compiles. Raises CompilationFailed.
+        """Runs each kind of iteration once, before any sequence owns pages; compiles. Raises
+        CompilationFailed.
         """
         failed = ""
         try:
-            self._warm_up_all()
+            self._run_warm_up_plans()
         except CompilationFailed as error:
             if not self._or_eager:
                 raise CompilationFailed(f"--compile on: {error}") from error
@@ -168,7 +165,11 @@ class ModelExecutor:
             end_compilers()
         if failed:
             self._go_eager(f"not compiled: {failed}")
-            self._warm_up_all()
+            self._run_warm_up_plans()
+
+    def _run_warm_up_plans(self) -> None:
+        for plan in warm_up_plans(self.num_pages, self.page_size, self.config.max_positions):
+            self.run(plan)
 
     def _go_eager(self, note: str) -> None:
         self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
@@ -178,150 +179,30 @@ class ModelExecutor:
         for linear in self.model.linears():
             linear.row = None  # for compiled code
 
-    def _warm_up_all(self) -> None:
-        """In each kind of iteration that compiled code has (compiled.py), of a size for which it is
-        worth compiling well.
-        """
-        room = min(self.num_pages * self.page_size, self.config.max_positions)
-        length = max(1, min(WARM, room - 1))
-        prompt = self._warm_sequence(length)
-        others = [
-            self._warm_sequence(length, max(0, min(length, room - 1) - number))
-            for number in range(WARM_DECODES)
-        ]
-        chunk = Chunk(prompt, 0, max(length, min(room, 2)), True)
-        for decodes, chunks in ((others, (chunk,)), (others, ()), (others[:1], ())):
-            self.run(_warm_up_plan(tuple(decodes), chunks))
 
-    def _warm_sequence(self, length: int, num_computed: int = 0) -> Sequence:
-        tokens = [0] * (length + 1)
-        request = Request("warm-up", tokens, Sampling(temperature=0.0), arrived_at=0.0)
-        pages = list(range(-(-(length + 1) // self.page_size)))[: self.num_pages]
-        return Sequence(request, 0.0, pages=pages, num_computed=num_computed)
-
-
-def _warm_up_plan(decodes: tuple[Sequence, ...] = (), chunks: tuple[Chunk, ...] = ()) -> Plan:
-    return Plan(decodes, chunks, Work(), planned_at=0.0, predicted_s=0.0)
-
-
-def load(
-    folder: Path | str,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-    quantize: str = "none",
-    compile: str = "off",
-    compile_cache: Path | None = None,
-    num_pages: int | None = None,
-    kv_bytes: int | None = None,
-    page_size: int = PAGE_SIZE,
-    threads: int | None = None,
-    chosen: Choices | None = None,
-) -> ModelExecutor:
-    """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
-    ValueError for an option that this machine cannot follow.
-
-    KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
-    of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
-    checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets
-    torch's number for the process. With `chosen` nothing is measured or chosen again.
+def warm_up_plans(num_pages: int, page_size: int, max_positions: int) -> Iterator[Plan]:
+    """One plan for each kind of iteration that compiled code has (compiled.py), of a size for which
+    it is worth compiling well: a prompt beside decodes, decodes, and a lone one. All use the pages
+    from 0 on.
     """
-    folder, place = Path(folder), torch.device(device)
-    if chosen is not None:
-        dtype, num_pages, threads = chosen.dtype, chosen.num_pages, chosen.threads
-        compile = compile if chosen.is_compiled else "off"
-    if place.type == "cuda" and place.index is not None:
-        torch.cuda.set_device(place)  # streams, events and graphs are of the current one
-    if threads is not None:
-        torch.set_num_threads(threads)
-    is_compiled, note = prepare(compile, place, compile_cache)
-    config = read_config(folder)
-    check_weights(folder, config)  # before anything of the sizes that it states is measured
-    torch_dtype = _dtype(dtype, config, device)
-    free_bytes = _free_bytes(place)
-    model = load_model(folder, torch_dtype, device)
-    compiled_on_cpu = is_compiled and place.type == "cpu"
-    row_layout = store(
-        model, quantize, compiled_on_cpu, None if chosen is None else chosen.row_layout
+    room = min(num_pages * page_size, max_positions)
+    length = max(1, min(WARM, room - 1))
+    pages = list(range(-(-(length + 1) // page_size)))[:num_pages]
+    prompt = _warm_up_sequence(length, pages)
+    decodes = tuple(
+        _warm_up_sequence(length, pages, max(0, min(length, room - 1) - number))
+        for number in range(WARM_DECODES)
     )
-    if num_pages is None:
-        if not kv_bytes and place.type == "cuda":
-            kv_bytes = kv_share(free_bytes, _free_bytes(place))
-        num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    kind = InPlaceKv if compiled_on_cpu else GatheredKv
-    kv = _allocated(kind, config, num_pages, page_size, torch_dtype, device)
-    if chosen is not None:
-        slow_rows = range(*chosen.slow_rows)
-    else:
-        slow_rows = measured_slow_rows(model) if uses_matrix_units(torch_dtype, place) else NO_ROWS
-    executor = ModelExecutor(model, kv, is_compiled, compile == "auto", slow_rows, row_layout)
-    executor.compile_note = note if chosen is None or is_compiled else chosen.compile_note
-    return executor
+    chunk = Chunk(prompt, 0, max(length, min(room, 2)), True)
+    yield _warm_up_plan(decodes, (chunk,))
+    yield _warm_up_plan(decodes)
+    yield _warm_up_plan(decodes[:1])
 
 
-def _allocated(
-    kind: type[InPlaceKv | GatheredKv],
-    config: ModelConfig,
-    num_pages: int,
-    page_size: int,
-    dtype: torch.dtype,
-    device: str,
-) -> KvLayout:
-    """Raises CheckpointError where there is no memory for it."""
-    try:
-        return kind(config, num_pages, page_size, dtype, device)
-    except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
-        raise CheckpointError(
-            f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
-            f" {str(error).splitlines()[0]}"
-        ) from error
+def _warm_up_sequence(length: int, pages: list[int], num_computed: int = 0) -> Sequence:
+    request = Request("warm-up", [0] * (length + 1), Sampling(temperature=0.0), arrived_at=0.0)
+    return Sequence(request, 0.0, pages=list(pages), num_computed=num_computed)
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Of a GPU's memory; 0 elsewhere."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.empty_cache()  # what storing the weights needed for a moment
-    return torch.cuda.mem_get_info(device)[0]
-
-
-def kv_share(before: int, after: int) -> int:
-    """Bytes for KV memory on a GPU, of those that were free before and after the weights, in
-    whatever format, were loaded.
-    """
-    return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
-
-
-def store(
-    model: Decoder,
-    quantize: str = "none",
-    with_rows: bool = False,
-    chosen: str | None = None,
-) -> str:
-    """The model's matrices as its device reads them fastest, or in `quantize` "int8"; of a small
-    model once more for a row by itself, if asked and if that is faster. Returns the layout for a
-    row, which is `chosen` where one was chosen before.
-    """
-    if quantize not in QUANTIZE:
-        raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, got {quantize!r}")
-    dtype, row_layout = model.embedding.dtype, "packed"
-    is_small = model.config.num_parameters * dtype.itemsize <= MOST_COPIED_BYTES
-    if with_rows and is_small and quantize != "int8" and can_pack(dtype):
-        row_layout = chosen or fastest_row_layout(model.config, dtype)
-    with torch.inference_mode():
-        if quantize == "int8":
-            rotate(model)
-        for linear in model.linears():
-            if quantize == "int8":
-                linear.quantize()
-            else:
-                linear.pack(row_layout)
-    return row_layout
-
-
-def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
-    if name == "auto":
-        return fastest_dtype(config) if device == "cpu" else FORMATS[config.dtype]
-    if name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is not supported (auto, {', '.join(DTYPES)} are)")
-    return FORMATS[name]
+def _warm_up_plan(decodes: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> Plan:
+    return Plan(decodes, chunks, Work(), planned_at=0.0, predicted_s=0.0)

@@ -1,4 +1,4 @@
-"""Picks tokens from logits, each row by its own request alone.
+"""Samples tokens from logits, each row by its own request alone.
 
 The order of operations is that of Hugging Face's generate: stop tokens masked (min_tokens),
 penalties, temperature, top-k, top-p over what top-k left, min-p. The three truncations each keep
@@ -10,7 +10,7 @@ cumulative distribution in order of token id. So neither the batch, nor its orde
 preemption changes what a request draws. Legend: S rows, V vocabulary; logits float32.
 
 On CUDA nothing here waits for the device: what it depends on of a token in flight (how often it
-occurs) is counted there, and so is whether the logits it was picked from were finite.
+occurs) is counted there, and so is whether the logits it was sampled from were finite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.computing.sampled import Logprobs, Picked
+from engine.computing.sampled import Logprobs, SampledTokens
 from engine.computing.transfer import to_device
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
@@ -51,7 +51,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 def _seed(sequence: Sequence) -> int:
-    """The request's seed; without one, a number that its id fixes."""
+    """The request's seed, or, if it has none, a number that its id fixes."""
     seed = sequence.request.sampling.seed
     if seed is not None:
         return seed
@@ -59,37 +59,40 @@ def _seed(sequence: Sequence) -> int:
 
 
 def _has_penalty(s: Sampling) -> bool:
+    """Whether tokens that the sequence has already are made less, or more, likely."""
     return s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
 
 
 def _is_plain(s: Sampling) -> bool:
-    """Whether the likeliest token is all that it asks for."""
+    """Whether the request asks for the likeliest token and for nothing else."""
     return s.temperature == 0 and s.logprobs is None and not s.min_tokens and not _has_penalty(s)
 
 
 def _truncates(s: Sampling) -> bool:
+    """Whether unlikely tokens are not to be drawn at all."""
     return s.temperature > 0 and (s.top_k > 0 or s.top_p < 1 or s.min_p > 0)
 
 
 @dataclass(slots=True)
 class _Seen:
-    """How often a sequence's tokens occur; brought up to date as the output grows."""
+    """How often each token occurs in a sequence, counted on the device as the output grows."""
 
     in_prompt: Tensor  # [V] bool
     in_output: Tensor  # [V] float32 counts
     num_counted: int = 0
 
     def add(self, tokens: Tensor) -> None:
-        """The next of the output, [N] int64 on the device."""
+        """Counts the next tokens of the output, [N] int64 on the device."""
         self.in_output.index_add_(0, tokens, torch.ones_like(tokens, dtype=torch.float32))
         self.num_counted += len(tokens)
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row [S, V] the largest, and the first index where it is; NaN counts as largest.
+    """Finds the largest logit of each row [S, V], and the first index where it is: two [S]. NaN
+    counts as largest.
 
-    On a CPU the largest of a block is found several numbers at a time, an index is not: so it is
-    sought in one block only.
+    A CPU finds the largest of a block several numbers at a time, but an index one by one: so the
+    index is sought in one block only.
     """
     width = logits.shape[1] // BLOCK * BLOCK
     if logits.device.type != "cpu" or not width or len(logits) < FEW:
@@ -107,17 +110,19 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Sampler:
-    """Holds nothing but counts of seen tokens, of sequences that sampled in the last iteration."""
+    """Samples. It holds nothing but the counts of seen tokens, of those sequences that sampled in
+    the last iteration and have a penalty.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[Sequence, _Seen] = {}
 
-    def sample(self, logits: Tensor, sequences: List[Sequence]) -> Picked:
-        """A token for each row of logits [S, V], row i belonging to sequences[i]."""
+    def sample(self, logits: Tensor, sequences: List[Sequence]) -> SampledTokens:
+        """Samples a token from each row of logits [S, V]; row i belongs to sequences[i]."""
         params = [s.request.sampling for s in sequences]
         if all(map(_is_plain, params)):
             values, ids = likeliest(logits)
-            return Picked(ids, _is_finite(values), sequences)
+            return SampledTokens(ids, _is_finite(values), sequences)
         raw = logits.float()
         adjusted = self._adjust(raw, sequences, params)
         if all(p.temperature == 0 for p in params):
@@ -133,7 +138,7 @@ class Sampler:
                 self._seen[sequence].add(ids[row : row + 1])
         asked = [row for row, p in enumerate(params) if p.logprobs is not None]
         logprobs = _logprobs(raw, ids, params, asked) if asked else None
-        return Picked(ids, is_finite, sequences, logprobs, is_left)
+        return SampledTokens(ids, is_finite, sequences, logprobs, is_left)
 
     def _adjust(self, raw: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
         """The logits after masked stop tokens and penalties; `raw` itself where there are none."""
@@ -157,8 +162,10 @@ class Sampler:
         return logits
 
     def _penalise(self, logits: Tensor, rows: list[int], params: list[Sampling]) -> None:
-        """In place, with the counts of these rows. Repetition as in CTRL (arXiv 1909.05858), the
-        others as in OpenAI's API."""
+        """Applies the penalties to these rows of the logits [S, V], in place; `_seen` has what
+        their sequences have seen, in order. That of repetition is a factor, as in CTRL (arXiv
+        1909.05858), the others are as in OpenAI's API.
+        """
         prompt = torch.stack([seen.in_prompt for seen in self._seen.values()])
         output = torch.stack([seen.in_output for seen in self._seen.values()])
         penalties = [
@@ -176,7 +183,10 @@ class Sampler:
         logits[index] = x.clamp_(*_RANGE).masked_fill_(has_none, -torch.inf)
 
     def _count(self, sequence: Sequence, logits: Tensor) -> _Seen:
-        """Kept, it has the newest token already, if it was picked here; else the host knows all."""
+        """The counts of a sequence, with its newest token. If they are kept from the last
+        iteration, that token was counted when it was sampled, which the host may not know of yet;
+        if not, the host knows all of the output, and counts it from there.
+        """
         seen, device = self._seen.get(sequence), logits.device
         if seen is None or seen.num_counted > sequence.num_output:
             in_prompt = torch.zeros(logits.shape[1], dtype=torch.bool, device=device)
@@ -190,8 +200,8 @@ class Sampler:
 
 
 def _is_finite(largest: Tensor) -> Tensor:
-    """Of each row [S] bool, given its largest logit, which is NaN where any is; a token that has no
-    chance may have -inf. (`isfinite` takes twice as many kernels.)
+    """Whether each row's logits are finite, [S] bool, given its largest one [S], which is NaN where
+    any is; a token that has no chance may have -inf. (`isfinite` takes twice as many kernels.)
     """
     return largest.abs() < torch.inf
 
@@ -199,8 +209,9 @@ def _is_finite(largest: Tensor) -> Tensor:
 def _draw(
     logits: Tensor, largest: Tensor, sequences: List[Sequence], params: list[Sampling]
 ) -> Tensor:
-    """Token ids [S]: random ones, and the likeliest where temperature is 0. `largest` is of each
-    row [S]: divided by its temperature it has to be a number.
+    """Draws token ids [S], and takes the likeliest where temperature is 0. `largest` [S] is the
+    largest logit of each row: divided by the temperature it has to stay finite, so a temperature
+    by which it would not is raised.
     """
     numbers = [
         (
@@ -219,20 +230,21 @@ def _draw(
         some = probs[index]
         probs[index] = some.masked_fill_(some < _floors(some, [params[row] for row in cut]), 0.0)
     below = probs.cumsum(1, dtype=torch.float64)
-    picked = torch.searchsorted(below, draws * below[:, -1:], right=True)[:, 0]
-    picked.clamp_(max=logits.shape[1] - 1)  # only ever reached by logits that are not numbers
+    drawn = torch.searchsorted(below, draws * below[:, -1:], right=True)[:, 0]
+    drawn.clamp_(max=logits.shape[1] - 1)  # only ever reached by logits that are not numbers
     greedy = [row for row, p in enumerate(params) if p.temperature == 0]
     if greedy:
         index = to_device(greedy, logits.device)
-        picked[index] = logits[index].argmax(1)
-    return picked
+        drawn[index] = logits[index].argmax(1)
+    return drawn
 
 
 def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
-    """The least probability [S, 1] that top_k, top_p and min_p leave.
+    """The least probability [S, 1] that top_k, top_p and min_p leave in each row.
 
     Ranks the few likeliest tokens, and more of them only for the rows where those do not decide.
-    To know which those are the host must wait; where it should not, `_floors_unseen` does more.
+    To know which rows those are the host has to wait for the device; on CUDA, where it must not,
+    `_floors_unseen` ranks more than may be needed.
     """
     if probs.is_cuda:
         return _floors_unseen(probs, params)
@@ -246,7 +258,9 @@ def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
 
 
 def _floors_unseen(probs: Tensor, params: list[Sampling]) -> Tensor:
-    """As `_floors`: ranks as many tokens as decide in any case. For top_p alone that is all."""
+    """The same as `_floors`, by ranking as many tokens as decide in any case; for top_p without
+    top_k those are all tokens.
+    """
     floors, vocab = probs.new_empty(len(params), 1), probs.shape[1]
     enough = [p.top_k or (vocab if p.top_p < 1 else 1) for p in params]
     some = [row for row, width in enumerate(enough) if width < vocab]
@@ -262,7 +276,7 @@ def _set_floors(
     floors: Tensor, probs: Tensor, params: list[Sampling], rows: list[int], width: int
 ) -> Tensor:
     """Writes the floors of some rows, from the `width` likeliest tokens of each; returns for which
-    of them those were enough.
+    of the rows those were enough, one bool each.
     """
     vocab, device = probs.shape[1], probs.device
     limits = [
@@ -293,7 +307,9 @@ def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tens
 
 
 def _logprobs(raw: Tensor, ids: Tensor, params: list[Sampling], asked: list[int]) -> Logprobs:
-    """Log probabilities of the model's own distribution, on the rows that asked."""
+    """The log probabilities of the rows in `asked`, in the model's own distribution: that before
+    penalties, temperature and truncation.
+    """
     index = to_device(asked, raw.device)
     logprobs = torch.log_softmax(raw[index], 1)
     own = logprobs.gather(1, ids[index][:, None])[:, 0]

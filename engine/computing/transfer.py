@@ -1,4 +1,4 @@
-"""Between host and device, without waiting for what the device has still to do.
+"""Copies between host and device that do not wait for what the device has still to do.
 
 A copy from or to ordinary memory waits for the device. From pinned memory it is one more thing in
 the device's queue; pinned blocks come from torch's own cache, which gives none away that a queued
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def to_device(values: List[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of these (nested) values; what is launched from now on may use it."""
+    """Makes a tensor of these (nested) values; what is launched from now on may use it."""
     tensor = torch.tensor(values, dtype=dtype)
     if device.type != "cuda":
         return tensor
@@ -23,16 +23,16 @@ def to_device(values: List[Any], device: torch.device, dtype: torch.dtype | None
 
 
 def columns_to_device(columns: List[List[int]], device: torch.device) -> tuple[Tensor, ...]:
-    """An int64 tensor of each column; they cross as one tensor, of which they are views."""
+    """Makes an int64 tensor of each column; they cross as one tensor, of which they are views."""
     flat = to_device([i for column in columns for i in column], device, torch.int64)
     return flat.split([len(column) for column in columns])
 
 
 class ToHost:
-    """Tensors on their way to the host, behind what computes them."""
+    """Some tensors on their way to the host, where they arrive when they have been computed."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        """All on one device."""
+        """Begins to copy these tensors, all of which are on one device."""
         self._arrived: torch.cuda.Event | None = None
         self._tensors = tensors
         if tensors[0].is_cuda:
@@ -41,7 +41,7 @@ class ToHost:
             self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> tuple[Tensor, ...]:
-        """Until they are here; not for what was launched after them."""
+        """Waits until they are here, but not for what was launched after them; returns them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensors

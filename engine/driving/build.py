@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.computing import calibration, runner
+from engine.computing import calibration, loading
 from engine.computing.runner import ModelExecutor
 from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
@@ -31,7 +31,7 @@ def build(config: EngineConfig) -> Engine:
     _check_outputs(config)
     chosen = None if config.pinned is None else config.pinned.choices
     device = _device(config.device if chosen is None else chosen.device)
-    executor = runner.load(
+    executor = loading.load(
         config.model,
         device=device,
         dtype=config.dtype,

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from engine.computing import runner
+from engine.computing import loading
 from engine.computing.runner import ModelExecutor
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Sampled
@@ -31,7 +31,7 @@ MAX_BATCH = 64
 
 
 def load(told: dict[str, Any]) -> ModelExecutor:
-    executor = runner.load(
+    executor = loading.load(
         Path(told["model"]),
         device=told.get("device", "cpu"),
         dtype=told.get("dtype", "auto"),

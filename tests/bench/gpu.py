@@ -33,7 +33,8 @@ from engine.checkpoint.model_config import ModelConfig, RopeConfig
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.calibration import Shape, make_plan, measure
 from engine.computing.fit import fit, median_error
-from engine.computing.runner import ModelExecutor, store
+from engine.computing.loading import store
+from engine.computing.runner import ModelExecutor
 from engine.computing.weights import random_model
 from engine.deciding.latency import LatencyModel
 from engine.deciding.request import Request, Sampling

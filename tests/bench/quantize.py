@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.computing import runner
+from engine.computing import loading
 from engine.computing.batch import BatchBuilder
 from engine.computing.calibration import Shape, make_plan
 from engine.computing.runner import ModelExecutor
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     text = "\n".join(path.read_text(encoding="utf-8") for path in texts)
     tokens = Tokenizer.load(options.model).encode(text)
     executors = {
-        name: runner.load(
+        name: loading.load(
             options.model,
             **{"dtype": name, "threads": options.threads, "num_pages": 1024, **arm},
         )

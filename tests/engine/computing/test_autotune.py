@@ -17,8 +17,8 @@ from engine.checkpoint.model_config import ModelConfig
 from engine.computing import autotune, cpu
 from engine.computing.cpu import can_pack
 from engine.computing.linear import ROW_LAYOUTS
+from engine.computing.loading import load
 from engine.computing.model import Decoder
-from engine.computing.runner import load
 from engine.computing.weights import load_model, read_config
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 # The dtypes that a load with "auto" and one with bfloat16 give, and a token of each.
 LOADS = """
 import json, sys
-from engine.computing.runner import load
+from engine.computing.loading import load
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import make_plan, make_sequence
 found = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.computing import runner
+from engine.computing import loading
 from engine.computing.calibration import HELD_OUT, Measurements, measure
 from engine.deciding.plan import Plan, Token
 from engine.embedded import FOLDER
@@ -68,7 +68,7 @@ def test_what_judges_is_not_what_is_fitted(noted: tuple[Noting, Measurements]) -
 
 
 def test_the_real_executor_is_measured_and_left_usable() -> None:
-    executor = runner.load(FOLDER, num_pages=PAGES, page_size=PAGE, threads=1)
+    executor = loading.load(FOLDER, num_pages=PAGES, page_size=PAGE, threads=1)
     measurements = measure(executor, CONTEXT, max_batch_size=8, seconds=0.2)
     assert all(s.seconds > 0 for s in measurements.samples)
     executor.warm_up()

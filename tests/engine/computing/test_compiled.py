@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from engine import private
-from engine.computing import compiled, runner
+from engine.computing import compiled, loading
 from engine.computing.attention.gathered import GatheredKv
-from engine.computing.runner import ModelExecutor, load
+from engine.computing.loading import load
+from engine.computing.runner import ModelExecutor
 from engine.computing.weights import load_model
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.request import Sampling
@@ -112,7 +113,7 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
 ) -> None:
     """With a copy of the matrices for the lone decode: not every CPU would choose one."""
     skip_without_compiler()
-    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: "lanes")
+    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "lanes")
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
@@ -151,9 +152,9 @@ def test_without_a_compiler_auto_is_eager_and_on_is_refused(
 START = """
 import json, sys
 import torch
-from engine.computing import runner
-from engine.computing.runner import load
-runner.fastest_row_layout = lambda *asked: "plain"  # a copy that is of no use without a compiler
+from engine.computing import loading
+from engine.computing.loading import load
+loading.fastest_row_layout = lambda *asked: "plain"  # a copy that is of no use without a compiler
 torch.set_num_threads(1)
 found = []
 for mode in ("auto", "on"):
@@ -364,7 +365,7 @@ def test_a_region_is_called_through_torch_where_it_does_not_tell_what_it_fetches
 ) -> None:
     """And computes the same."""
     skip_without_compiler()
-    monkeypatch.setattr(runner, "fastest_row_layout", lambda *asked: "lanes")
+    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "lanes")
     monkeypatch.setattr(compiled, "_source", lambda argument: None)
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")

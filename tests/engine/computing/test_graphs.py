@@ -14,7 +14,8 @@ import torch
 
 from engine.computing import graphs
 from engine.computing.graphs import Capture, CudaCapture, Replay, sizes_to
-from engine.computing.runner import ModelExecutor, load
+from engine.computing.loading import load
+from engine.computing.runner import ModelExecutor
 from engine.deciding.request import Sampling
 from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import Saved, make_plan, make_sequence

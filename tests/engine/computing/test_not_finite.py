@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine.computing.runner import ModelExecutor, load
+from engine.computing.loading import load
+from engine.computing.runner import ModelExecutor
 from engine.deciding.plan import NOT_FINITE, Chunk
 from engine.deciding.sequence import Sequence
 from tests.engine.computing.parts import Saved, advance, make_plan, make_sequence

@@ -19,9 +19,10 @@ from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.batch import BatchBuilder
+from engine.computing.loading import store
 from engine.computing.model import Block, Decoder
 from engine.computing.rotation import Rotation, mixing, rotate
-from engine.computing.runner import ModelExecutor, store
+from engine.computing.runner import ModelExecutor
 from engine.computing.weights import load_model, random_model
 from engine.deciding.plan import Chunk
 from engine.embedded import FOLDER

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.computing.runner import load
+from engine.computing.loading import load
 from engine.computing.weights import INDEX, SINGLE, load_model, random_model
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import (

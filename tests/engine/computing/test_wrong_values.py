@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.json_file import MOST_BYTES, MOST_LINE, CheckpointError, read_json
 from engine.checkpoint.model_config import ModelConfig, read_generation
-from engine.computing.runner import load
+from engine.computing.loading import load
 from engine.computing.weights import INDEX, SINGLE, _check_memory, check_weights, load_model
 from tests.engine.checkpoint.test_model_config import LLAMA, LLAMA3
 from tests.engine.computing.parts import Saved

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing.runner import ModelExecutor, load
+from engine.computing.loading import load
+from engine.computing.runner import ModelExecutor
 from engine.config import EngineConfig
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Finished, Token

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.checkpoint.options import Choices
-from engine.computing import calibration, runner
+from engine.computing import calibration, loading
 from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.plan import Work
@@ -47,7 +47,7 @@ def refuse(*arguments: Any, **named: Any) -> NoReturn:
 @pytest.fixture
 def measuring_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fastest_dtype", "fastest_row_layout", "measured_slow_rows"):
-        monkeypatch.setattr(runner, name, refuse)
+        monkeypatch.setattr(loading, name, refuse)
     monkeypatch.setattr(calibration, "measure", refuse)
 
 
@@ -75,7 +75,7 @@ def test_what_an_engine_says_it_chose_is_what_the_next_one_becomes(
     first = building.build(config)
     assert first.pinned is not None
     for name in ("fastest_dtype", "measured_slow_rows"):
-        monkeypatch.setattr(runner, name, refuse)
+        monkeypatch.setattr(loading, name, refuse)
     monkeypatch.setattr(calibration, "measure", refuse)
     again = building.build(replace(config, recalibrate=True, pinned=first.pinned))
     assert again.pinned == first.pinned

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.computing import runner
-from engine.computing.runner import DEFAULT_KV_BYTES, kv_share, load
+from engine.computing import loading
+from engine.computing.loading import DEFAULT_KV_BYTES, kv_share, load
 from tests.engine.computing.parts import Saved
 
 GIB = 1 << 30
@@ -30,8 +30,8 @@ def test_the_gpu_that_is_named_becomes_the_current_one_before_anything_is_on_it(
         raise Reached
 
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
-    monkeypatch.setattr(runner, "_free_bytes", lambda device: 0)
-    monkeypatch.setattr(runner, "load_model", load_model)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(loading, "load_model", load_model)
     with pytest.raises(Reached):
         load(saved("llama").folder, device=device, dtype="float32")
     assert chosen == ([] if index is None else [index])
