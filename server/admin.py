@@ -1,6 +1,6 @@
 """Who may ask about every tenant's requests: whoever has the token in `--admin-token-file`.
 
-A call shows it as `authorization: Bearer TOKEN`. What is kept of it is a digest.
+A call shows the token as `authorization: Bearer TOKEN`. The server keeps only a digest of it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP
 
 
 class Admin:
-    """`digest` None: there is no token, nobody is the operator, and what callers show is theirs."""
+    """Tells which calls are the operator's, by the digest of the operator's token.
+
+    With None there is no token: no call is the operator's, and nobody looks at what callers show.
+    """
 
     def __init__(self, digest: bytes | None = None) -> None:
         self.digest = digest
 
     @classmethod
     def of_file(cls, path: Path | None) -> Admin:
-        """Raises ValueError, one line that names the file."""
+        """The admin of a token file; None: there is none. Raises ValueError, with one line that
+        names the file, for a file that is no good.
+        """
         return cls() if path is None else cls(_digest(_read_token(path)))
 
     def is_shown(self, metadata: Iterable[tuple[str, str]]) -> bool:
-        """Whether the call is the operator's. Raises CallError, UNAUTHENTICATED, for a token that
-        is not the operator's.
+        """Whether a call with that metadata is the operator's. Raises CallError, UNAUTHENTICATED,
+        for a token that is not the operator's.
         """
         shown = [value for key, value in metadata if key == KEY]
         if self.digest is None or not shown:
@@ -47,7 +52,7 @@ class Admin:
 
 
 def _digest(token: bytes) -> bytes:
-    """Of the same length for all, so that comparing tells nothing."""
+    """A digest of the token. All are of the same length, so comparing them tells no length."""
     return hashlib.sha256(token).digest()
 
 

@@ -34,9 +34,11 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 
 
 class Call:
-    """Made on arrival; of one that generates, `enter` when the ledger holds it, `begin` when the
-    engine does, `start` when something of it is about to be streamed; `close` whatever happened.
-    `rpc` is the RPC's name.
+    """A call of the RPC `rpc`, from its arrival on.
+
+    One that generates goes through `enter` when it asks for a place in the queue, `begin` when the
+    engine has it, and `start` when something of it is about to be sent. `close` comes at the end,
+    whatever happened.
     """
 
     asked: Asked
@@ -74,20 +76,22 @@ class Call:
         self._is_on_time = True  # every target of every completion that has ended
 
     def timeout_s(self) -> float | None:
-        """From its arrival to its deadline; None where it has none. Targets count from the arrival,
-        and what comes before them, a message that waits to be read, makes none of them earlier.
+        """Seconds from the call's arrival to its deadline; None where it has none.
+
+        They count from the arrival, as targets do, so that a message which waits to be read makes
+        no target earlier.
         """
         remaining = self.context.time_remaining()
         return None if remaining is None else remaining + time.monotonic() - self.arrived_at
 
     async def enter(self, asked: Asked, entry: Entry, ledger: LedgerLink) -> None:
-        """Raises Refused or DuplicateRequest."""
+        """Enters the call in the ledger. Raises Refused or DuplicateRequest."""
         self.asked, self.entry, self._ledger = asked, entry, ledger
         await ledger.enter(entry, self.displace)
         self.is_entered = True
 
     def displace(self, error: Refused) -> None:
-        """Its place is another's: the call is to end with this, wherever it is."""
+        """Ends the call with this error, however far it has come: its place is another's now."""
         self.displaced = error
         self.delivery.patience_s = DISPLACED_S
         if self.is_admitted:
@@ -97,8 +101,8 @@ class Call:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """While its prompt waits to be read and is: who is displaced does not wait for that, which
-        may be long. Raises what it was displaced with.
+        """A block in which the prompt waits to be read and is read. A call that is displaced in it
+        does not wait for that any longer. Raises the error that it was displaced with.
         """
         self._raise_if_displaced()
         self._reading = task = asyncio.current_task()
@@ -112,18 +116,23 @@ class Call:
             self._reading = None
 
     def resize(self, tokens: int) -> None:
-        """Its prompt has been tokenized. Raises what it was displaced with."""
+        """Tells the ledger the call's work, known exactly since its prompt has been tokenized.
+
+        Raises the error that the call was displaced with, if it was.
+        """
         self._raise_if_displaced()
         assert self.entry is not None
         self._ledger.resize(self.entry.key, tokens)
 
     def begin(self, generation: Generation) -> None:
+        """Notes that the engine has the call's requests."""
         self.generation = generation
         self.is_admitted = True
 
     def start(self) -> None:
-        """Before the first of its output is written: from now on it keeps its place. Raises what it
-        was displaced with.
+        """Keeps the call's place for good, before the first of its output is written.
+
+        Raises the error that the call was displaced with, if it was.
         """
         self._raise_if_displaced()
         assert self.entry is not None
@@ -135,6 +144,9 @@ class Call:
             raise self.displaced
 
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
+        """The message of a stream for one output. Raises the error that the call was displaced
+        with, if it was before its first output.
+        """
         if isinstance(output, Piece):
             if not self.has_started:
                 self.start()
@@ -150,7 +162,7 @@ class Call:
         return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
 
     def finish(self, ended: Ended) -> pb.Finished:
-        """The message for the end of one completion; counts it."""
+        """The message for the end of one completion, which is counted."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
         tier = self.asked.quality.tier or "explicit"
@@ -180,12 +192,14 @@ class Call:
         log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
 
     def fail(self, error: CallError) -> None:
-        """It is about to end with this."""
+        """Notes the error that the call is about to end with."""
         self.refusal = error.reason if isinstance(error, Refused) else None
         self.outcome, self.error = error.code.name, error.message
 
     def give_up(self) -> None:
-        """Its client takes nothing of what it is sent, and the call is about to be cancelled."""
+        """Notes that the call is about to be cancelled, since its client takes nothing of what it
+        is sent.
+        """
         self._metrics.unread.inc()
         self.outcome = grpc.StatusCode.CANCELLED.name
         self.error = "the client did not read"
@@ -193,8 +207,10 @@ class Call:
             log.info("answer not read", request_id=self.request_id, rpc=self.rpc)
 
     def leave(self) -> None:
-        """The call ends before its status: the client left, or its deadline passed. Whoever leaves
-        with the last message, which says that it is the last, was served.
+        """Notes that the call ends before its status, since the client left or its deadline passed.
+
+        A client that leaves once it has the last message, which says that it is the last, was
+        served.
         """
         if self.outcome or (self.is_admitted and len(self._ended) == self.asked.n):
             return
@@ -203,6 +219,7 @@ class Call:
         self.outcome = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
 
     def _story(self) -> dict[str, object]:
+        """The fields of the call's log line that depend on how far it has come."""
         lived_s = time.monotonic() - self.arrived_at
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
         if self.request_id:

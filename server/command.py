@@ -1,4 +1,4 @@
-"""The server as a command: `server/config.py` says what may be set."""
+"""The server as a command. `server/config.py` states its flags."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from server.startup import StartError
 
 
 def main(argv: list[str]) -> int:
-    """Serves until a signal. Returns the exit code: 0 drained, 1 could not start."""
+    """Serves until a signal. Returns the exit code: 0 when drained, 1 when it could not start."""
     return run(parse(argv))
 
 
 def run(config: ServerConfig) -> int:
-    """As `main`. Has this process, its streams and signals, to itself."""
+    """Does as `main`, for a configuration. It takes this process's streams and signals over."""
     block_signals()
     raise_limit()
     with standard_streams.relayed() as streams:

@@ -130,7 +130,7 @@ class ServerConfig:
 
 
 def parse(argv: Sequence[str]) -> ServerConfig:
-    """The configuration that the command line asks for. Exits with a usage line where it is bad."""
+    """The configuration that a command line asks for. Exits with a usage line for a bad one."""
     parser = argparse.ArgumentParser(
         prog="niyama-server",
         usage="niyama-server [FLAGS]  (--help lists them)",

@@ -1,9 +1,9 @@
 """How the process that the operator started ends, whatever its event loop does.
 
-The first SIGTERM or SIGINT asks for the end, a second one leaves at once, and so does the first
-when the time that it gave is over: a client that does not read, an engine that hangs or a thread
-that computes on can delay the end, and no more. A thread waits for the signals, which are blocked
-everywhere else, so that they are seen though the event loop be busy for ever.
+The first SIGTERM or SIGINT asks the process to end. It leaves at once at a second signal, and when
+the time that the first one gave is over: a client that does not read, an engine that hangs or a
+thread that computes on can delay the end, and no more. A thread waits for the signals, which are
+blocked everywhere else, so that they are seen even if the event loop is busy for ever.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ def _nothing() -> None: ...
 
 
 class Ending:
-    """`watch` before any thread is started. `on_asked` and `kill`, which ends the other processes,
-    are called from a thread, and may be set later; `flush(patience_s)` sees the log off.
+    """The end of this process. Call `watch` before any thread is started.
+
+    `on_asked` is called when the first signal comes, and `kill`, which is to end the other
+    processes, when this process leaves without waiting; both from a thread, and both may be set
+    later.
     """
 
     def __init__(self, patience_s: float, flush: Callable[[float], None]) -> None:
-        """`patience_s`: from the first signal to the end of the process."""
+        """`patience_s` is the time from the first signal to the end of the process, in seconds;
+        `flush(seconds)` writes what is left of the log, for at most so long.
+        """
         self.on_asked: Callable[[], None] = _nothing
         self.kill: Callable[[], None] = _nothing
         self.is_asked = False
@@ -43,10 +48,11 @@ class Ending:
         self._flush = flush
 
     def watch(self) -> None:
+        """Waits for the signals, in a thread."""
         threading.Thread(target=self._run, name="signals", daemon=True).start()
 
     def follow_input(self) -> None:
-        """The end of standard input asks for the end as well."""
+        """Takes the end of standard input for a signal, too."""
         threading.Thread(target=self._read_input, name="input", daemon=True).start()
 
     def _read_input(self) -> None:
@@ -77,5 +83,7 @@ class Ending:
 
 
 def block_signals() -> None:
-    """To be called first of all: threads inherit it, and `Ending` waits for them."""
+    """Blocks the signals that `Ending` waits for. Call it before any thread is started: threads
+    inherit it.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,6 +1,6 @@
-"""How a call fails: google.rpc.Status with details, in one place.
+"""How a call fails: the google.rpc.Status of every failure, with its details, in one place.
 
-INVALID_ARGUMENT carries BadRequest, RESOURCE_EXHAUSTED carries RetryInfo, every other one an
+INVALID_ARGUMENT carries a BadRequest, RESOURCE_EXHAUSTED a RetryInfo, and every other status an
 ErrorInfo whose reason a program can compare.
 """
 
@@ -26,7 +26,7 @@ MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the 
 
 
 class CallError(Exception):
-    """Ends a call with this status."""
+    """A failure that ends a call with this status and this detail."""
 
     def __init__(self, code: grpc.StatusCode, message: str, detail: Message) -> None:
         self.message = shorten(message, MAX_MESSAGE_BYTES)
@@ -35,7 +35,7 @@ class CallError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Crosses processes whole."""
+        """Pickles the error with its detail, so that it crosses to another process whole."""
         return CallError, (self.code, self.message, self.detail)
 
 
@@ -50,7 +50,7 @@ class Refusal(Enum):
 
 
 class Refused(CallError):
-    """Try again later."""
+    """A call finds no place, or loses it. Its caller is told to try again later."""
 
     def __init__(self, reason: Refusal, message: str) -> None:
         retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
@@ -62,6 +62,7 @@ class Refused(CallError):
 
 
 def invalid(error: InvalidRequest) -> CallError:
+    """The request breaks rules of the API; the detail names its fields."""
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
         for v in error.violations
@@ -71,37 +72,46 @@ def invalid(error: InvalidRequest) -> CallError:
 
 
 def too_much(what: str, share: int) -> Refused:
-    """Of something that is limited beside the queue; a tenant may hold `share` of it."""
+    """Too much is in hand of something that is limited beside the queue. `what` names it with its
+    unit, and a tenant may hold `share` of it.
+    """
     return Refused(
         Refusal.TOO_MUCH, f"too much is in hand: {what}, of which a tenant may hold {share}"
     )
 
 
 def not_received(timeout_s: float) -> CallError:
+    """The call's message did not come in time."""
     return cancelled(f"the message did not come within {timeout_s:g} s")
 
 
 def too_slow(most: int) -> Refused:
+    """The message comes slowly, while more than `most` messages are on their way."""
     return Refused(
         Refusal.TOO_MUCH, f"the message comes slowly, and more than {most} are on their way"
     )
 
 
 def in_flight(request_id: str) -> CallError:
+    """A request of that id is in flight."""
     message = f"request_id {request_id!r} is in flight"
     return _with_reason(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_IN_FLIGHT", message)
 
 
 def draining() -> CallError:
+    """The server takes no new calls any more."""
     return _with_reason(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is draining")
 
 
 def engine_lost(message: str) -> CallError:
+    """No engine serves now: the caller should try again."""
     return _with_reason(grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST", message)
 
 
 def unanswered(failure: Failure, message: str) -> CallError:
-    """A question to the engine that has no answer. An invalid one names its field first."""
+    """A question to the engine has no answer. The message of one that is invalid begins with the
+    name of the field.
+    """
     if failure is Failure.INVALID:
         field, _, rest = message.partition(" ")
         return invalid(InvalidRequest([Violation(field, rest)]))
@@ -109,7 +119,9 @@ def unanswered(failure: Failure, message: str) -> CallError:
 
 
 def not_remembered(request_id: str, tenant: str | None) -> CallError:
-    """`tenant` None: an operator asked for anybody's. No tenant learns whether it is another's."""
+    """The engine remembers no such request of the tenant; None: of any, which only the operator may
+    ask. A tenant does not learn whether another tenant has a request of that id.
+    """
     whose = "of any tenant"
     if tenant is not None:
         whose = f"of tenant {tenant!r}" if tenant else "without a tenant"
@@ -123,29 +135,34 @@ def not_remembered(request_id: str, tenant: str | None) -> CallError:
 
 
 def unauthenticated() -> CallError:
+    """The call shows a token that is not the operator's."""
     message = "the token in authorization is not the operator's"
     return _with_reason(grpc.StatusCode.UNAUTHENTICATED, "WRONG_TOKEN", message)
 
 
 def engine_error(message: str) -> CallError:
+    """The request failed by no fault of the caller's."""
     return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)
 
 
 def reader_lost() -> CallError:
-    """The message ended the process that reads, twice, and nobody knows why."""
+    """The process that reads was lost at this message, twice, and nobody knows why."""
     return engine_error("the process that reads messages was lost while it read this one")
 
 
 def reader_failed() -> CallError:
+    """Reading the message failed by a mistake of ours."""
     return engine_error("the message could not be read, by a mistake of the server's")
 
 
 def unreadable() -> CallError:
+    """There is no process that could read the message, and none can be started."""
     message = "the process that reads messages cannot be started at the moment"
     return _with_reason(grpc.StatusCode.UNAVAILABLE, "READER_LOST", message)
 
 
 def cancelled(message: str) -> CallError:
+    """The call ends without a result, and its caller knows why or is gone."""
     return _with_reason(grpc.StatusCode.CANCELLED, "CANCELLED", message)
 
 
@@ -154,7 +171,7 @@ def _with_reason(code: grpc.StatusCode, reason: str, message: str) -> CallError:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: CallError) -> NoReturn:
-    """Ends the call; raises."""
+    """Ends the call with the error's status and details, by raising what gRPC takes for that."""
     detail = AnyMessage()
     detail.Pack(error.detail)
     number = error.code.value[0]

@@ -1,8 +1,8 @@
 """One call that generates: n completions of a prompt, from engine tokens to what a client sees.
 
-Tokens arrive as they are sampled, in batches when the client reads slowly; each batch becomes one
-piece per completion. A stop string is found here, where there is text: the text is cut, the engine
-is told to stop, and the end is reported when the engine confirms it.
+Tokens arrive as they are sampled, and in batches when the client reads slowly. Each batch becomes
+one piece for each completion. A stop string is found here, where there is text: then the text is
+cut, the engine is told to stop, and the end is reported when the engine confirms it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Piece(NamedTuple):
 
 
 class RelegatedAt(NamedTuple):
+    """One completion was moved behind other requests."""
+
     completion: int  # which, 0 to n - 1
     event: Relegated
 
@@ -68,8 +70,8 @@ class Text:
         self.matched_stop = ""
 
     def take(self, tokens: Sequence[Token]) -> tuple[str, Sequence[Token]]:
-        """The text they add, and those of them that belong to the completion: all, until a stop
-        string is complete.
+        """The text that the tokens add, and those of them that belong to the completion, which are
+        all of them until a stop string is complete.
         """
         checker, text = self._checker, ""
         if checker is None:
@@ -81,14 +83,14 @@ class Text:
         return text, tokens
 
     def spell(self, token_id: int) -> str:
-        """The text of one more token, not yet looked through for a stop string."""
+        """The text of one more token, in which nobody has looked for a stop string yet."""
         self.num_tokens += 1
         if token_id in self._stop_ids and self.num_tokens > self._min_tokens:
             return ""  # a token that ends the output is none of its text
         return self._feed(token_id)
 
     def rest(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back, once no more tokens come."""
         if self.matched_stop:
             return ""
         text = self._finish()
@@ -100,7 +102,9 @@ class Text:
         return text if matched else text + checker.finish()
 
     def _examine(self, checker: StopChecker, token_id: int) -> str:
-        """The text of one more token without what a stop string cuts off, or may yet."""
+        """The text of one more token, without what a stop string cuts off and what may yet turn out
+        to begin one.
+        """
         text = self.spell(token_id)
         counts = self.num_tokens > self._min_tokens
         special = self._specials.get(token_id)
@@ -116,10 +120,10 @@ Output = Accepted | Piece | RelegatedAt | RestartedAt | Ended
 
 
 class Generation:
-    """Iterate with `next` until `is_done`; `close` in a `finally`.
+    """The completions of one call. Read with `next` until `is_done`, and `close` in a `finally`.
 
-    Where the stream is seen whole, `renew` makes the text of a completion that is begun again;
-    elsewhere none is begun again that has any.
+    `renew(index)` makes a new text for a completion that the engine begins again. Without it no
+    completion is begun again that has text.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that were handed out, of all completions."""
         return sum(text.num_tokens for text in self._texts)
 
     def close(self, reason: FinishReason) -> None:
@@ -149,11 +154,12 @@ class Generation:
         self._stream.close(reason)
 
     def abandon(self, error: Exception, reason: FinishReason) -> None:
-        """The same, and whoever reads is told of the error."""
+        """Does as `close`, and whoever reads gets the error."""
         self._stream.abandon(error, reason)
 
     async def next(self) -> list[Output]:
-        """What came since the last call, in order, the tokens of a completion in one piece.
+        """All that came since the last call, in order, with the tokens of a completion in one
+        piece. Waits for the first of it.
 
         `Accepted` comes once, whatever the number of completions. Raises EngineLost and
         GenerationFailed.
@@ -163,11 +169,11 @@ class Generation:
         return outputs
 
     def arrival(self) -> Awaitable[None]:
-        """Done when `take` is worth a call."""
+        """An awaitable that is done when `take` has something to return, or to raise."""
         return self._stream.arrival()
 
     def take(self) -> list[Output]:
-        """The same without waiting, perhaps nothing."""
+        """Returns what `next` would, without waiting, so perhaps nothing."""
         outputs: list[Output] = []
         items = self._stream.take()
         if len(items) == 1:  # by far the most frequent

@@ -1,4 +1,4 @@
-"""structlog, to stderr: JSON unless a terminal reads."""
+"""Sets structlog up: lines go to stderr, as JSON unless a terminal reads them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from server.bounded import bound_values
 
 
 class Lines:
-    """Writes to a stream that may log in the midst of it that lines were dropped: structlog's own
-    writers hold a lock.
+    """A logger for structlog that writes lines without holding a lock, as structlog's own writers
+    do: the stream may itself log, in the midst of a write, that lines were dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -28,14 +28,14 @@ class Lines:
 
 
 def chosen(log_format: str) -> str:
-    """What `auto` is for this process, for itself and for its children."""
+    """The format that `auto` stands for, in this process and its children; any other as it is."""
     if log_format != "auto":
         return log_format
     return "console" if sys.stderr.isatty() else "json"
 
 
 def configure(log_format: str, level: str) -> None:
-    """`log_format`: auto, console or json. `level`: a standard level name, lower case."""
+    """Sets the format (auto, console, json) and the least level, a standard name in lower case."""
     renderer = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if chosen(log_format) == "console"

@@ -1,8 +1,8 @@
 """Metrics in Prometheus form, in a registry of the server's own.
 
-What the front end sees it counts itself; what the engine counts comes as `EngineStats`.
-Several front ends count in files of a folder (prometheus_client's multiprocess mode), and who
-supervises them adds them up for one scrape.
+A front end counts what it sees itself; what the engine counts comes as `EngineStats`. Several front
+ends count in files of a folder (prometheus_client's multiprocess mode), and the supervisor adds
+them up for one scrape.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ERRORS = {
 
 
 class ReportedMetrics(Collector):
-    """What the engine last reported of itself; nothing while there is no engine."""
+    """Exposes what the engine last reported of itself, and nothing while there is no engine."""
 
     def __init__(self) -> None:
         self.stats: EngineStats | None = None
@@ -93,7 +93,7 @@ def _latency(errors: dict[str, float]) -> Iterator[Metric]:
 
 
 class DroppedLines(Collector):
-    """Of the logs of all processes of the service."""
+    """Exposes how many lines the logs of all processes of the service have lost."""
 
     def collect(self) -> Iterator[Metric]:
         text = "Lines of the log that could not be written: nobody reads it, or the disk is full"
@@ -101,7 +101,7 @@ class DroppedLines(Collector):
 
 
 class EngineMetrics:
-    """What is known where the engine is owned."""
+    """The metrics of the process that owns the engine."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reported = ReportedMetrics()
@@ -113,7 +113,9 @@ class EngineMetrics:
 
 
 class QueueMetrics(Collector):
-    """How full the queue is, as admission counts it: where the ledger is kept."""
+    """Exposes how full the queue is, as admission counts it. It is for the process that keeps the
+    ledger.
+    """
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -132,7 +134,7 @@ class QueueMetrics(Collector):
 
 
 class Metrics:
-    """What a front end counts."""
+    """The metrics that a front end counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -177,8 +179,9 @@ class Metrics:
         )
 
     def count_refused(self, entry: Entry | None, reason: Refusal, share: Share) -> None:
-        """Under the names of tenants that the operator has named: there is no end of others.
-        Without an entry it was refused before anybody knew what it asks.
+        """Counts a call that found no place. Only tenants that the operator has named are told
+        apart: there is no end of others. A call without an entry was refused before anybody knew
+        what it asks for.
         """
         tier, importance = "unknown", "unknown"
         if entry is not None:
@@ -186,7 +189,7 @@ class Metrics:
         self.refused.labels(tier, importance, reason.value, share.name or "other").inc()
 
     def count(self, finished: Finished, tier: str, on_time: bool) -> None:
-        """A completion ended by itself."""
+        """Counts a completion that ended by itself, with its latencies."""
         timings = finished.timings
         self.completions.labels(tier, str(on_time).lower()).inc()
         self.relegated.labels(tier).inc(finished.relegated)

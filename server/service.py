@@ -1,7 +1,8 @@
-"""The Inference service: every RPC from its message to its last byte, and its line in the log.
+"""The Inference service: every RPC from its message to its last byte and its line in the log.
 
-Arrival is stamped here, once. A bad request ends here, before any engine state exists; whatever
-ends a call, a client that leaves or a deadline included, frees what the engine holds for it.
+The arrival of a call is stamped here, once. A bad request ends here, before any engine state
+exists. Whatever ends a call, a client that leaves or a deadline included, frees what the engine
+holds for it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
 
 class InferenceService:
-    """`tiers` are replaced when an engine proposes others (`adopt`); everything else stays."""
+    """The RPCs of `niyama.v1.Inference`, in front of an engine that comes and goes.
+
+    `tiers` change when an engine proposes others (`adopt`) and when the operator's file does.
+    """
 
     def __init__(
         self,
@@ -96,14 +100,15 @@ class InferenceService:
         self.info: EngineInfo | None = None  # of the last engine that was ready
 
     def adopt(self, info: EngineInfo, tiers: Tiers) -> None:
-        """An engine is ready."""
+        """Takes over what an engine that is ready says of itself, and the tiers from now on."""
         self.info, self.tiers = info, tiers
 
     def start(self) -> None:
-        """From now on long messages can be read."""
+        """Starts the processes that read long messages."""
         self._prompts.start()
 
     async def stop(self) -> None:
+        """Ends the processes that read long messages."""
         await self._prompts.stop()
 
     async def drain(self) -> None:
@@ -112,8 +117,8 @@ class InferenceService:
         await self.idle.wait()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Of the service's RPCs. Messages are received and parsed here and not by gRPC, which would
-        wait for them for ever, and parse them on the event loop, however long it takes.
+        """The handler of the service's RPCs. It leaves receiving and parsing to this class: gRPC
+        would wait for messages for ever and parse them on the event loop, however long that takes.
         """
         answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,
@@ -191,11 +196,11 @@ class InferenceService:
     # What they share
 
     def _caller(self, call: Call) -> Caller:
-        """Whose turn and quota it is."""
+        """Whose turn and whose quota the call takes."""
         return Caller(call.share.name, call.tenant)
 
     def _ready(self) -> EngineInfo:
-        """What the engine that serves now says of itself. Raises EngineLost when none does."""
+        """What the engine that serves now says of itself. Raises EngineLost where none serves."""
         return self._engine.ready()
 
     def _limits(self, info: EngineInfo) -> Limits:
@@ -208,7 +213,7 @@ class InferenceService:
         return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
 
     async def _receive(self, call: Call, kind: Any) -> Any:
-        """A message without an input."""
+        """The call's message, of a kind that has no input. Raises InvalidRequest and CallError."""
         caller = self._caller(call)
         with self._prompts.hold(call.raw, caller):
             return (await self._prompts.receive(kind, call.raw, caller, Bounds(0))).message
@@ -234,11 +239,15 @@ class InferenceService:
         _: object,
         context: Context,
     ) -> ResponseT:
-        """It is a call from when its message has come: drain waits for no other."""
+        """Waits for the message, then serves the call. Draining waits only for calls whose message
+        has come.
+        """
         return await self._serve(await self._received(rpc, context), answer)
 
     async def _received(self, rpc: str, context: Context) -> Call:
-        """Raises what gRPC ends the call with where no message came."""
+        """The call, once its message has come. Where none comes, the call ends here, and what gRPC
+        then raises is raised.
+        """
         try:
             raw = await self._uploads.receive(context)
         except CallError as error:
@@ -250,7 +259,9 @@ class InferenceService:
         return Call(rpc, time.monotonic(), context, self._metrics, raw)
 
     async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[ResponseT]]) -> ResponseT:
-        """From arrival to log line; the engine holds nothing for the call afterwards."""
+        """Serves a call from its arrival to its log line. Afterwards the engine holds nothing for
+        it.
+        """
         context = call.context
         call.delivery = delivery = self._deliveries.begin(context, call.give_up)
         self._num_calls += 1
@@ -280,7 +291,7 @@ class InferenceService:
                 self.idle.set()
 
     async def _start(self, call: Call, kind: type[GenerateMessage]) -> None:
-        """Has the engine begin with it, or raises what `_translate` knows."""
+        """Has the engine begin with a call that generates. Raises what `_translate` knows."""
         self._refuse_when_draining()
         limits = self._limits(self._ready())
         with self._prompts.hold(call.raw, self._caller(call)):
@@ -305,8 +316,9 @@ class InferenceService:
     async def _admit(
         self, call: Call, kind: type[GenerateMessage], limits: Limits
     ) -> tuple[Asked, Sequence[int]]:
-        """Checks the call, enters it in the ledger and tokenizes: what is refused for the queue
-        costs no more than its check.
+        """Checks the call, enters it in the ledger and tokenizes its prompt, in this order, so that
+        a call which the queue has no room for costs no more than its check. Returns what it asks
+        for and the prompt's token ids. Raises what `_translate` knows.
         """
         bounds, context = self._bounds(limits, limits.vocab_size), call.context
         received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
@@ -331,17 +343,19 @@ class InferenceService:
             return asked, await self._prompts.encode(received, asked.input, caller, bounds)
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
-        """All that an output's text depends on: the first token that spells anything, if any. It
-        may come late, so it is looked for once for all completions.
+        """The part of the prompt that an output's text depends on: its first token that spells
+        anything, if any. It may stand late in the prompt, so it is looked for once for all
+        completions.
         """
         found = next(filter(self._tokenizer.spelling.of, prompt), None)
         return () if found is None else (found,)
 
 
 async def _stream(call: Call) -> None:
-    """One message per completion for whatever came while the last ones were being written.
+    """Streams a call's output. What comes while messages are being written goes out next, as one
+    message for each completion.
 
-    Every token passes here: waits on the bare future, not through coroutines of its own.
+    Every token passes here, so this waits on the bare future and not through a coroutine.
     """
     generation, write, to_message = call.generation, call.context.write, call.to_message
     delivery = call.delivery
@@ -358,6 +372,7 @@ async def _stream(call: Call) -> None:
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:
+    """The response to a unary call, once all of its completions have ended."""
     answer = Answer(call.asked.n)
     while not call.generation.is_done:
         for output in await call.generation.next():
@@ -377,7 +392,7 @@ def _serialize(answer: Message | bytes) -> bytes:
 
 
 def _translate(error: Exception) -> CallError:
-    """The only place that knows which status an exception stands for."""
+    """The status that an exception stands for. No other place knows."""
     if isinstance(error, CallError):
         return error
     if isinstance(error, InvalidRequest):

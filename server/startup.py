@@ -1,4 +1,4 @@
-"""What a server reads before it can start, and what it says when it cannot."""
+"""What a server reads before it can start, and how it says that it cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StartError(Exception):
 
 
 def read_configuration(config: ServerConfig) -> Configuration:
-    """Raises StartError."""
+    """The operator's file of tiers. Raises StartError where it is no good."""
     try:
         return Configuration(config.config)
     except ValueError as error:
@@ -30,7 +30,7 @@ def read_configuration(config: ServerConfig) -> Configuration:
 
 
 def read_admin(config: ServerConfig) -> Admin:
-    """Raises StartError."""
+    """The admin of the operator's token file. Raises StartError where the file is no good."""
     try:
         return Admin.of_file(config.admin_token_file)
     except ValueError as error:
@@ -38,7 +38,11 @@ def read_admin(config: ServerConfig) -> Admin:
 
 
 def default_sampling(config: ServerConfig) -> Sampling:
-    """Of requests that leave it out. Raises CheckpointError for a file that is no good."""
+    """The sampling of requests that leave it out.
+
+    What the checkpoint's file asks for and the engine does not do goes to the log. Raises
+    CheckpointError for a file that is no good.
+    """
     if config.generation_config == "none":
         return Sampling()
     folder = config.engine.model
@@ -48,7 +52,11 @@ def default_sampling(config: ServerConfig) -> Sampling:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Raises StartError. What is left unsaid and chats would silently lack goes to the log."""
+    """The checkpoint's tokenizer. Raises StartError where there is none that can be used.
+
+    Special tokens that the chat template writes and the model does not name go to the log: chats
+    would silently lack them.
+    """
     try:
         tokenizer = Tokenizer.load(folder)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What is wrong with a request, field by field, in a size that any status can carry."""
+"""What is wrong with a request, field by field, short enough for any status to carry."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ MAX_TOLD_BYTES = 2048
 
 
 class Violation(NamedTuple):
-    """`field` is its path in the request message; "" for the message itself."""
+    """One rule that a request breaks. `field` is the field's path in the message; "" means the
+    message itself.
+    """
 
     field: str
     description: str
 
 
 class InvalidRequest(ValueError):
-    """The request breaks rules of the API: those in `violations`, and `num_more`."""
+    """The request breaks rules of the API: those in `violations`, and `num_more` others."""
 
     def __init__(self, violations: Iterable[Violation], num_more: int = 0) -> None:
         told: list[Violation] = []
@@ -44,12 +46,14 @@ class InvalidRequest(ValueError):
         self.num_more = num_more
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Crosses processes whole."""
+        """Pickles what was found, so that the error crosses to another process whole."""
         return InvalidRequest, (self.violations, self.num_more)
 
 
 class Violations:
-    """Collects them, so that one answer names all; however many there are, few are kept."""
+    """Collects violations, so that one answer names all of them. Of very many only some are kept,
+    and the others counted.
+    """
 
     def __init__(self) -> None:
         self._found: list[Violation] = []
@@ -59,12 +63,13 @@ class Violations:
         return bool(self._found)
 
     def refuse(self, field: str, description: str) -> None:
+        """Notes that the field breaks a rule."""
         if len(self._found) < MAX_VIOLATIONS:
             self._found.append(Violation(field, description))
         else:
             self._num_more += 1
 
     def finish(self) -> None:
-        """Raises InvalidRequest where there are any."""
+        """Raises InvalidRequest where any were found."""
         if self._found:
             raise InvalidRequest(self._found, self._num_more)

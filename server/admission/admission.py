@@ -1,23 +1,26 @@
-"""Who may wait when many do: told by importance, work and share, and who gives its place to whom.
+"""Who may wait when many want to, by importance, work and share, and who gives its place to whom.
 
 Two things are limited: requests that wait or run, and tokens of work that waits. A call that finds
-no room takes the place of calls that wait, of which nothing has been streamed: only of less
-important ones, the least important first, among these first of shares that hold more than their
-part, then the largest, then the latest. Where there are none, it is refused. The last of the room
-is kept for the more important (places.py), so that what has begun, and is not displaced, cannot
-keep them out. Whoever is displaced can displace nobody who took its place: none go to and fro.
+no room takes the place of calls that wait, of which nothing has been streamed yet. These are only
+less important ones: first the least important; among those first the ones of shares that hold more
+than their part; among those the largest first, then the latest. Where there are not enough of them,
+the call is refused. The last of the room is kept for the more important (places.py), so that calls
+which have begun, and are not displaced, cannot keep them out. A displaced call can displace nobody
+who took its place, so none go to and fro.
 
-Shares are those of tenants whom the operator has named, and one of all others (engine/tiers.py).
-While more than half of a limited thing is used, an active share may hold its part of it, by weight;
-beyond that its calls displace only its own. A share within its part may also take the place of an
-equally important call of one beyond. Active is who holds something, and who has called a moment
-ago, whatever came of it: who found the queue full of another's requests, or was served in no time,
-finds room at its next try. A weight that the operator has changed holds from the share's next call
-on, for all that it has in the queue.
+A share belongs to each tenant whom the operator has named, and one to all others together
+(engine/tiers.py). While more than half of a limited thing is used, an active share may hold its
+part of it, by weight; beyond that, its calls displace only its own. A share within its part may
+also take the place of an equally important call of a share beyond its part. A share is active while
+it holds something, and for a moment after each of its calls, whatever came of that: a tenant that
+found the queue full of another's requests, or was served in no time, finds room at its next try.
+A weight that the operator has changed holds from the share's next call on, for all that the share
+has in the queue.
 
-A call counts until it is over; a displaced one no longer, but there are never more than
-`max_requests` of those that are not over yet. Synchronous; the instant is an argument; a decision
-costs O(log n) in the number of calls, and O(s) in that of shares.
+A call counts until it is over, a displaced one until it is displaced; but of those that are
+displaced and not over yet there are never more than `max_requests`. The decisions are synchronous
+and take the instant as an argument. One costs O(log n) in the number of calls and O(s) in the
+number of shares.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
 
 
 class Admission:
-    """See the module. `check` asserts what holds between any two calls."""
+    """The queue's places, and the decisions of the module's rules. Instants and durations are in
+    seconds.
+    """
 
     def __init__(self, max_requests: int, max_queued_tokens: int) -> None:
         self.requests = Pool(max_requests)
@@ -48,11 +53,13 @@ class Admission:
         self._called_at: dict[str, float] = {}  # by the share's name, oldest first
 
     def __len__(self) -> int:
-        """Calls that are not over."""
+        """The number of calls that are not over."""
         return len(self._places)
 
     def admit(self, entry: Entry, now: float) -> list[Entry]:
-        """Enters the call; returns those that give their place to it, whoever is to tell them.
+        """Enters a call; returns the calls that give their place to it, which the caller is to
+        tell.
+
         Raises Refused or DuplicateRequest, and then nothing has changed but that its share called.
         """
         try:
@@ -69,8 +76,9 @@ class Admission:
         return [victim.entry for victim in victims]
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
-        """Why such a call would be refused now; None where it would be admitted. Asking is no call:
-        it keeps no room for the next."""
+        """Why such a call would be refused now; None where it would be admitted. To ask does not
+        make a share active.
+        """
         try:
             self._victims(entry, now)
         except Refused as refused:
@@ -78,7 +86,7 @@ class Admission:
         return None
 
     def resize(self, key: CallKey, tokens: int) -> None:
-        """The work of the call is known exactly."""
+        """Takes the exact work of a call, in place of the estimate by which it entered."""
         place = self._places[key]
         if place.state is State.WAITING:
             self._line(place).remove(place)
@@ -89,8 +97,10 @@ class Admission:
             self._account(place, 1)
 
     def start(self, key: CallKey) -> None:
-        """Something of the call is about to be streamed: it cannot be displaced any more. One that
-        has been, and whose front end has not heard of it yet, has its place back."""
+        """Notes that something of the call is about to be streamed, so that it cannot be displaced
+        any more. A call that has been displaced, while its front end has not heard of that yet,
+        gets its place back.
+        """
         place = self._places[key]
         self._account(place, -1)
         if place.state is State.WAITING:
@@ -101,7 +111,7 @@ class Admission:
         self._account(place, 1)
 
     def leave(self, key: CallKey) -> None:
-        """The call is over."""
+        """Gives the place of a call back: the call is over."""
         place = self._places.pop(key)
         self._account(place, -1)
         if place.state is State.WAITING:
@@ -112,7 +122,9 @@ class Admission:
     # Who gives way
 
     def _victims(self, entry: Entry, now: float) -> list[Place]:
-        """Who would have to go; nobody has. Raises Refused or DuplicateRequest."""
+        """The places that would have to go for such a call. None goes here. Raises Refused or
+        DuplicateRequest.
+        """
         self._forget(now)
         self._shares[entry.share.name] = entry.share
         if entry.key in self._places:
@@ -139,33 +151,35 @@ class Admission:
         return victims
 
     def _missing(self, entry: Entry) -> Use:
-        """How much has to go before the call finds room."""
+        """How much has to go before such a call finds room."""
         return Use(
             self.requests.missing(entry.n, entry.importance),
             self.tokens.missing(entry.tokens, entry.importance),
         )
 
     def _active(self, caller: Share) -> float:
-        """The weight of all shares among which the whole is divided now."""
+        """The weight of all shares together among which the whole is divided now."""
         names = {caller.name, *self.requests.held, *self._called_at}
         return sum(self._shares[name].weight for name in names)
 
     def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
-        """How much the share holds beyond its part, or would with the call."""
+        """How much the share holds beyond its part, or would hold if it had the call as well."""
         n, tokens = (0, 0) if entry is None else (entry.n, entry.tokens)
         return Use(
             self.requests.beyond(share, active, n), self.tokens.beyond(share, active, tokens)
         )
 
     def _offers(self, importance: Importance, active: float) -> list[Offer]:
-        """The waiting calls of that importance."""
+        """What the shares' waiting calls of that importance can give."""
         return [
             Offer(name, line, line.use, self._beyond(self._shares[name], active) != NOTHING)
             for name, line in self._lines[importance].items()
         ]
 
     def _offers_of_those_beyond(self, importance: Importance, active: float) -> list[Offer]:
-        """Of each share no more than what it has beyond its part."""
+        """What the shares' waiting calls of that importance can give, of each share no more than
+        it has beyond its part.
+        """
         offers = []
         for name, line in self._lines[importance].items():
             beyond, use = self._beyond(self._shares[name], active), line.use
@@ -197,6 +211,7 @@ class Admission:
         return f"the queue is full: {self.requests.total} requests are waiting or running"
 
     def _forget(self, now: float) -> None:
+        """Ends the activity of shares that called too long ago."""
         for name, at in list(self._called_at.items()):
             if now - at <= REMEMBERED_S:
                 return
@@ -205,7 +220,7 @@ class Admission:
     # The books
 
     def _account(self, place: Place, sign: int) -> None:
-        """What the place uses is added (1) or taken away (-1)."""
+        """Adds what the place uses (sign 1), or takes it away (-1)."""
         use = place.use
         self.requests.add(place.entry, sign * use.requests)
         self.tokens.add(place.entry, sign * use.tokens)
@@ -220,7 +235,7 @@ class Admission:
             del self._lines[place.entry.importance][place.entry.share.name]
 
     def check(self) -> None:
-        """Assert what holds between any two calls."""
+        """Asserts what holds between any two calls of the methods."""
         places = self._places.values()
         for pool, index in ((self.requests, 0), (self.tokens, 1)):
             assert pool.total == sum(place.use[index] for place in places)
@@ -235,7 +250,9 @@ class Admission:
 
 
 class Offer:
-    """What the waiting calls of a share, all of one importance, may be asked for: `most` in all."""
+    """The places that a share's waiting calls of one importance can give: `most` in all, and the
+    largest and latest first. `is_beyond` says that the share holds more than its part.
+    """
 
     def __init__(self, share: str, line: Line, most: Use, is_beyond: bool) -> None:
         self.share = share
@@ -245,17 +262,18 @@ class Offer:
         self._first = next(self._places, None)
 
     def serves(self, need: Use) -> bool:
-        """Whether there is anything left of what is needed."""
+        """Whether it has anything left of what is needed."""
         of_use = (need.requests and self.left.requests) or (need.tokens and self.left.tokens)
         return self._first is not None and of_use > 0
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """Of its next place: the highest goes first."""
+        """The rank of its next place among those of other offers: the highest goes first."""
         assert self._first is not None
         return self._is_beyond, self._first.entry.tokens, self._first.number
 
     def take(self) -> Place:
+        """Its next place, which is then no longer offered."""
         place, self._first = self._first, next(self._places, None)
         assert place is not None
         self.left = self.left.less(place.use)
@@ -263,7 +281,9 @@ class Offer:
 
 
 def _take(ranks: Iterable[list[Offer]], need: Use) -> list[Place] | None:
-    """Places that free what is needed, of the first rank first; None where all are not enough."""
+    """Places that together free what is needed, those of the first rank first. None where all that
+    is offered is not enough.
+    """
     ranks = list(ranks)
     offered = [offer.left for rank in ranks for offer in rank]
     if sum(u.requests for u in offered) < need.requests:
@@ -286,5 +306,5 @@ def _told(entry: Entry) -> str:
 
 
 def gave_place(entry: Entry) -> Refused:
-    """What a displaced call ends with."""
+    """The error that a displaced call ends with."""
     return Refused(Refusal.DISPLACED, f"gave its place to more important work: {_told(entry)}")

@@ -1,6 +1,6 @@
 """The places of calls in the queue: how much each uses, and who holds how much of what is limited.
 
-Books without decisions: who may come in, and who gives way, is `admission.py`'s.
+These are books without decisions. `admission.py` decides who may come in, and who gives way.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from sortedcontainers import SortedKeyList
 
 from engine.deciding.request import Importance, Share
 
-# Of both limits, kept for calls of higher importance. Of few places that is none.
+# How much of both limits is kept for calls of higher importance. Of few places, that is none.
 KEPT_PERCENT = {Importance.LOW: 10, Importance.NORMAL: 5, Importance.HIGH: 0}
 
 CallKey = tuple[str, str]  # tenant, and the id that it gave the call
 
 
 class Entry(NamedTuple):
-    """A call, as far as it matters who else is there. `tokens` of work in all its completions:
-    estimated from the size of its message, exact once its prompt has been tokenized.
+    """What admission knows of a call. `tokens` is the work of all its completions: estimated from
+    the size of its message at first, and exact once its prompt has been tokenized.
     """
 
     tenant: str
@@ -40,12 +40,13 @@ class Entry(NamedTuple):
 
 
 class Use(NamedTuple):
-    """So much of each thing that is limited."""
+    """An amount of each of the two things that are limited."""
 
     requests: int
     tokens: int
 
     def less(self, other: Use) -> Use:
+        """What is left of it after the other, never less than nothing."""
         return Use(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))
 
 
@@ -53,6 +54,8 @@ NOTHING = Use(0, 0)
 
 
 class State(Enum):
+    """How far a call in the queue has come."""
+
     WAITING = "waiting"  # nothing has been streamed
     STARTED = "started"
     DISPLACED = "displaced"  # and not over yet
@@ -60,7 +63,7 @@ class State(Enum):
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """Of a call in the queue; `number` tells the later from the earlier."""
+    """A call's place in the queue. A place with a higher `number` is a later one."""
 
     entry: Entry
     number: int
@@ -68,7 +71,7 @@ class Place:
 
     @property
     def use(self) -> Use:
-        """Of what is limited, now."""
+        """How much the call uses now of what is limited."""
         if self.state is State.DISPLACED:
             return NOTHING
         return Use(self.entry.n, self.entry.tokens if self.state is State.WAITING else 0)
@@ -84,7 +87,7 @@ class Pool:
         self.by_importance: Counter[Importance] = Counter()
 
     def add(self, entry: Entry, amount: int) -> None:
-        """Takes it away where it is negative."""
+        """Adds an amount that the call uses; a negative one is taken away."""
         self.total += amount
         self.by_importance[entry.importance] += amount
         name = entry.share.name
@@ -93,17 +96,20 @@ class Pool:
             del self.held[name]
 
     def missing(self, amount: int, importance: Importance) -> int:
-        """How much has to go before so much more fits. Where there is nothing, anything does."""
+        """How much has to go before so much more fits. Where nothing is used, any amount fits."""
         room = self.limit - self.limit * KEPT_PERCENT[importance] // 100
         return max(0, self.total + amount - room) if self.total else 0
 
     def part(self, share: Share, active: float) -> int:
-        """Of a share among active ones of that weight together."""
+        """How much the share may hold. `active` is the weight of all active shares together."""
         return max(1, int(self.limit * share.weight / active))
 
     def beyond(self, share: Share, active: float, amount: int) -> int:
-        """How much the share would hold beyond its part, while more than half of all is used. Who
-        is alone, and one call of any size, is within it."""
+        """How much the share would hold beyond its part with so much more.
+
+        It is nothing while no more than half of the whole is used, for the only active share, and
+        for the only call of a share, whatever its size.
+        """
         is_alone = share.weight >= active
         held = self.held[share.name]
         if is_alone or 2 * (self.total + amount) <= self.limit or not held:
@@ -130,5 +136,6 @@ class Line:
 
 
 def sum_of(places: Iterable[Place]) -> Use:
+    """How much the places use together."""
     uses = [place.use for place in places]
     return Use(sum(use.requests for use in uses), sum(use.tokens for use in uses))

@@ -1,8 +1,8 @@
-"""How much may be in hand at once, in all and by one tenant: for what no ledger counts.
+"""How much may be in hand at once, in all and by one tenant, of what no ledger counts.
 
-Synchronous, and of one process. A tenant may hold half of the whole, and those that the operator
-has not named three quarters together, so that nobody finds all of it taken by another or by many
-names.
+A quota is synchronous, and each process has its own. A tenant may hold half of the whole, and the
+tenants that the operator has not named three quarters together, so that nobody finds all of it
+taken by another tenant, or by one that goes by many names.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ Item = TypeVar("Item")
 
 
 class Caller(NamedTuple):
-    """A tenant, and the name of its share: "" for all that the operator has not named."""
+    """A tenant and the name of its share, "" for all tenants that the operator has not named."""
 
     share: str
     tenant: str
 
 
 class Quota:
-    """`what` is limited, with its unit, in words. `least` fits in any case, for a tenant too."""
+    """A limit of `most` on something. `what` names that with its unit, for error messages. However
+    small the limit, a tenant may hold at least `least`.
+    """
 
     def __init__(self, what: str, most: int, least: int = 1) -> None:
         self._what = what
@@ -38,7 +40,7 @@ class Quota:
 
     @contextmanager
     def hold(self, caller: Caller, amount: int) -> Iterator[None]:
-        """Holds so much for the length of the block. Raises Refused."""
+        """Holds so much for the length of the block. Raises Refused where there is no room."""
         if (
             self.total + amount > self._most
             or self._by_tenant[caller.tenant] + amount > self._of_tenant
@@ -60,8 +62,9 @@ class Quota:
 
 
 class Turns(Generic[Item]):
-    """What waits, taken from one share after the other, and within it from one tenant after the
-    other; of one tenant in the order it came."""
+    """A queue that is fair: items are taken from one share after the other, within a share from one
+    tenant after the other, and of one tenant in the order in which they came.
+    """
 
     def __init__(self) -> None:
         # Who is next comes first.
@@ -71,16 +74,17 @@ class Turns(Generic[Item]):
         return bool(self._waiting)
 
     def put(self, caller: Caller, item: Item) -> None:
+        """Adds an item as the last of its tenant."""
         self._of(caller).append(item)
 
     def put_back(self, caller: Caller, item: Item) -> None:
-        """As the next of all."""
+        """Adds an item as the next of all."""
         self._of(caller).appendleft(item)
         self._waiting.move_to_end(caller.share, last=False)
         self._waiting[caller.share].move_to_end(caller.tenant, last=False)
 
     def take(self) -> Item:
-        """The next. Raises KeyError where nothing waits."""
+        """Takes the next item out. Raises KeyError where nothing waits."""
         share, tenants = self._waiting.popitem(last=False)
         tenant, items = tenants.popitem(last=False)
         item = items.popleft()
@@ -91,7 +95,7 @@ class Turns(Generic[Item]):
         return item
 
     def drop(self, caller: Caller, item: Item) -> None:
-        """What is not waited for any more; it may have been taken."""
+        """Removes an item that nobody waits for any more, if it has not been taken."""
         tenants = self._waiting.get(caller.share)
         items = None if tenants is None else tenants.get(caller.tenant)
         if tenants is None or items is None or item not in items:

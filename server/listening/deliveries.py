@@ -1,9 +1,9 @@
-"""Calls whose client does not take what it is sent.
+"""Ends calls whose client does not take what it is sent.
 
-A write waits while the client's window is full, for ever if the client so wishes, and with it what
-the call holds. Once a second each call is looked at: one whose same message waits for longer than
-the write timeout is ended. gRPC has no means to end such a stream on its connection; so a
-connection that has no call left but ended ones is closed.
+A write waits while the client's window is full, for ever if the client so wishes, and the call
+holds all that it has until then. So each call is looked at once a second, and one that has waited
+with the same message for longer than the write timeout is ended. gRPC has no means to end such a
+stream on its connection, so a connection on which all calls have been ended is closed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DISPLACED_S = 2.0  # of a call that gave its place and is not over: there may be
 
 
 class Delivery:
-    """What one call sends. `pending` is the message that is being written, or None; of a call whose
-    handler has ended, whatever else is left to send.
+    """What one call sends. `pending` is the message that is being written, or None. Once the call's
+    handler has ended, it stands for whatever gRPC still has to send.
     """
 
     __slots__ = ("_give_up", "_seen", "_since", "_task", "patience_s", "peer", "pending")
@@ -47,14 +47,14 @@ class Delivery:
         return now if self.pending is None else self._since
 
     def end(self) -> None:
-        """Its handler is cancelled."""
+        """Cancels the call's handler."""
         self._give_up()
         if self._task is not None:
             self._task.cancel()
 
 
 class Deliveries:
-    """Of one front end. `run` for as long as it serves."""
+    """The deliveries of one front end, which is to `run` this for as long as it serves."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -64,8 +64,8 @@ class Deliveries:
     def begin(
         self, context: grpc.aio.ServicerContext, give_up: Callable[[], None] = lambda: None
     ) -> Delivery:
-        """Of the call of the running task; until gRPC is done with it. `give_up()` is told first
-        when it is ended.
+        """A delivery for the running task's call, which is looked at until gRPC is done with it.
+        `give_up()` is called before the delivery is ended.
         """
         delivery = Delivery(context.peer(), give_up)
         self._open.add(delivery)
@@ -73,11 +73,15 @@ class Deliveries:
         return delivery
 
     async def run(self) -> None:
+        """Looks at all deliveries again and again, until it is cancelled."""
         while True:
             await asyncio.sleep(min(SWEEP_S, self._timeout_s / 2))
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
+        """Ends the calls that have waited for too long at `now`, and closes connections on which no
+        others are left.
+        """
         for delivery in list(self._open):
             patience_s = min(self._timeout_s, delivery.patience_s)
             if now - delivery.waits_since(now) >= patience_s:
@@ -91,8 +95,8 @@ class Deliveries:
 
 
 def hang_up(peer: str) -> None:
-    """Closes this process's connection with a peer, as gRPC names it; whatever else there is of a
-    descriptor is left alone. Raises OSError where there is no descriptor to look for it with.
+    """Closes this process's connection with a peer, named as gRPC names it. No other descriptor is
+    touched. Raises OSError where no descriptor is free, which looking for it takes.
     """
     wanted = _address(peer)
     for name in os.listdir("/proc/self/fd") if wanted else ():
@@ -103,7 +107,7 @@ def hang_up(peer: str) -> None:
 
 
 def _socket(fd: int) -> socket.socket:
-    """Another descriptor of it. Raises OSError where it is none."""
+    """The IP socket behind a descriptor, by a copy of it. Raises OSError where there is none."""
     duplicate = os.dup(fd)
     try:
         connection = socket.socket(fileno=duplicate)
@@ -117,7 +121,9 @@ def _socket(fd: int) -> socket.socket:
 
 
 def _address(peer: str) -> tuple[str, int] | None:
-    """Of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for what is not over IP."""
+    """Host and port of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for a peer that is
+    not connected over IP.
+    """
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return None
@@ -126,7 +132,7 @@ def _address(peer: str) -> tuple[str, int] | None:
 
 
 def _plain(host: str) -> str:
-    """An IPv4 address though a socket for both kinds names it in the form of IPv6."""
+    """The address in one form: a socket for both kinds of IP names an IPv4 address as IPv6 does."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)

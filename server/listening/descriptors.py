@@ -1,7 +1,7 @@
 """How many file descriptors there are, and how many of them connections may have.
 
-Whoever connects takes one. Were all taken, nothing could be accepted, no engine started again and
-no metrics read; so some are kept for those, and connections beyond the rest are refused at once.
+Every connection takes one. Were all taken, nothing could be accepted, no engine started again and
+no metrics read. So some are kept for these, and connections beyond the rest are refused at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RESERVED = 40
 
 
 def raise_limit() -> None:
-    """The soft limit to the hard one, as every process may."""
+    """Raises the process's soft limit of descriptors to the hard one, at most to MOST."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -24,8 +24,9 @@ def raise_limit() -> None:
 
 
 def room_for_connections(most: int) -> int:
-    """At most `most`, and so many that the reserve stays. Raises ValueError where not even one
-    fits.
+    """How many connections may be open: at most `most`, and no more than leave the reserve free.
+
+    Raises ValueError where not even one does.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:

@@ -1,8 +1,8 @@
-"""/metrics over HTTP.
+"""Exposes metrics over HTTP, at /metrics.
 
-prometheus_client's own server starts a thread for each connection and waits for what it says for
-ever. Here few are open at a time, and the oldest gives way to a new one: who says nothing, or says
-it slowly, keeps nobody from reading.
+prometheus_client's own server starts a thread for each connection, which waits for the request for
+ever. Here few connections are open at a time, and the oldest gives way to a new one, so that a
+client that says nothing, or says it slowly, keeps nobody from reading.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Handler(WSGIRequestHandler):
     timeout = SILENCE_S
 
     def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are no news."""
+        """Logs nothing: scrapes are no news."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -52,13 +52,13 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went in the midst of it, or had to, is no news either."""
+        """Reports an error, unless the client left in the midst of it, or had to."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 class Exposition:
-    """/metrics of a registry, from threads of its own."""
+    """Serves the metrics of a registry, from threads of its own."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -66,7 +66,9 @@ class Exposition:
         self._thread: threading.Thread | None = None
 
     def serve(self, host: str, port: int) -> int:
-        """Serves until `stop`; returns the port, for port 0. Raises OSError when it is taken."""
+        """Serves until `stop`. Returns the port, which matters for port 0. Raises OSError where the
+        port is taken.
+        """
         (family, *_, address), *_ = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -76,6 +78,7 @@ class Exposition:
         return self._server.server_port
 
     def stop(self) -> None:
+        """Stops serving, and waits for the thread; does nothing where it does not serve."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -84,6 +87,6 @@ class Exposition:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """Its thread finds that nothing more comes, and closes it."""
+    """Shuts the connection down: its thread then finds that nothing more comes, and closes it."""
     with contextlib.suppress(OSError):  # the client was quicker
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""grpc.health.v1 (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
+"""The health service (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 
-A watcher reads the newest status whenever its client has taken the one before; nobody waits for
-one, neither who sets the status nor another watcher. grpcio-health-checking's own servicer holds a
-lock of all watchers while one of them writes.
+A watcher gets the newest status whenever its client has taken the one before. Nobody waits for a
+watcher, neither whoever sets the status nor another watcher. grpcio-health-checking's own servicer
+holds a lock of all watchers while one of them writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ Status = pb.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Of `services`, all at once. NOT_SERVING at first, and from `shut_down` on for good."""
+    """The health of `services`, which have one status together. It is NOT_SERVING at first, and
+    from `shut_down` on for good.
+    """
 
     def __init__(self, services: Sequence[str], deliveries: Deliveries) -> None:
         self._deliveries = deliveries
@@ -31,7 +33,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._is_shut_down = False
 
     def set(self, *, serving: bool) -> None:
-        """Does not wait for those who watch."""
+        """Sets the status, without waiting for those who watch it."""
         if self._is_shut_down:
             return
         self._status = Status.SERVING if serving else Status.NOT_SERVING
@@ -39,12 +41,14 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
     def shut_down(self) -> None:
+        """Sets NOT_SERVING, whatever is set later."""
         self.set(serving=False)
         self._is_shut_down = True
 
     async def Check(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> pb.HealthCheckResponse:
+        """The RPC of that name: the status now."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return Status(status=self._status)
@@ -52,13 +56,16 @@ class Health(health_pb2_grpc.HealthServicer):
     async def List(
         self, request: pb.HealthListRequest, context: grpc.aio.ServicerContext
     ) -> pb.HealthListResponse:
+        """The RPC of that name: the status of each service now."""
         now = Status(status=self._status)
         return pb.HealthListResponse(statuses=dict.fromkeys(self._services, now))
 
     async def Watch(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> NoReturn:
-        """Until the client goes. A service that is not known is none now, and may be."""
+        """The RPC of that name: the status, and every other one that follows, until the client
+        leaves. A service that is not known is told to be none, as it may become one.
+        """
         delivery = self._deliveries.begin(context)
         is_known, told = request.service in self._services, None
         while True:

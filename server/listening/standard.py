@@ -1,8 +1,8 @@
-"""The standard services beside ours, health and reflection: what they are asked is short.
+"""Receives the messages of the standard services, health and reflection, which are short.
 
-gRPC would receive their messages without a limit of time and parse them on the event loop. Here
-they come as those of our own service do (`server.listening.uploads`), and one that is long, or none
-at all, is read as a question for something that nobody knows, and answered so.
+gRPC would receive them without a limit of time and parse them on the event loop. Here they come as
+those of our own service do (`server.listening.uploads`). One that is long, or is no message at all,
+is taken for a question about something that nobody knows, and answered so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ UNKNOWN = b"\x0a\x01?"
 
 
 class ShortQuestions:
-    """A server as their stubs register with it; its handlers parse no long message."""
+    """A server as far as generated code registers services with it. The handlers that it passes on
+    to the real server parse no long message.
+    """
 
     def __init__(self, server: grpc.aio.Server, uploads: Uploads) -> None:
         self._server = server
@@ -35,10 +37,12 @@ class ShortQuestions:
         )
 
     def add_registered_method_handlers(self, _: str, __: object) -> None:
-        """The same once more, which an asyncio server does not look at."""
+        """Does nothing: these are the same handlers once more, which an asyncio server ignores."""
 
 
 class _Short(grpc.GenericRpcHandler):
+    """The RPCs of one service, whose messages are received as uploads."""
+
     def __init__(self, inner: grpc.GenericRpcHandler, uploads: Uploads) -> None:
         self._inner = inner
         self._uploads = uploads
@@ -58,7 +62,7 @@ class _Short(grpc.GenericRpcHandler):
 
 
 class _Question:
-    """One of their RPCs, as gRPC hands it its messages: `behavior` answers it."""
+    """One RPC of a standard service, which `behavior` answers."""
 
     def __init__(self, behavior: Any, deserialize: Any, uploads: Uploads) -> None:
         self._behavior = behavior

@@ -1,11 +1,11 @@
-"""Messages that are on their way to this front end.
+"""Bounds the messages that are on their way to this front end.
 
-A call begins with its headers; its message may come in drips, or never. gRPC keeps what has come of
-each and asks for the rest, up to the most bytes of a message for every stream of every connection,
-and nothing counts such a call: it asks for nothing yet. So each message has a time to come in, and
-while more are on their way than memory is meant for, those that take long end: first those of the
-connections that have the most of them, the oldest first. A message that comes with its headers, as
-nearly all do, is never one of these.
+A call begins with its headers, and its message may come in drips, or never. gRPC keeps what has
+come of each and takes the rest, up to the most bytes of a message for every stream of every
+connection, and no queue counts such a call, since it asks for nothing yet. So each message has a
+time in which it must come. While more are on their way than memory is meant for, those that take
+long are ended: first those of the connections that have the most of them, the oldest first.
+A message that comes with its headers, as nearly all do, is never one of these.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SLOW_S = 0.5  # after which a message is slow
 
 
 class Upload:
-    """One message on its way, awaited by the running task within `timeout`."""
+    """A message on its way, which the running task awaits within `timeout`."""
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
@@ -38,13 +38,14 @@ class Upload:
         self.error: CallError | None = None  # what it was ended with
 
     def end(self, error: CallError) -> None:
+        """Ends the waiting task's wait, with this error."""
         if self.error is None:
             self.error = error
             self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class Uploads:
-    """Of one front end. `run` for as long as it serves."""
+    """The messages on their way to one front end, which is to `run` this while it serves."""
 
     def __init__(self, timeout_s: float, max_message_bytes: int) -> None:
         self._timeout_s = timeout_s
@@ -55,7 +56,7 @@ class Uploads:
         return len(self._open)
 
     async def receive(self, context: grpc.aio.ServicerContext) -> bytes:
-        """The only message of a call. Raises CallError."""
+        """The only message of a call. Raises CallError where it does not come."""
         raw = await self._next(context)
         if raw is None:
             # Of a client that left, or never meant to send any: gRPC does not say which.
@@ -63,17 +64,21 @@ class Uploads:
         return raw
 
     async def each(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        """The messages of a call that may send many, each with its own time. Raises CallError."""
+        """The messages of a call that may send many, each of which has the whole time to come.
+
+        Raises CallError where one does not come.
+        """
         while (raw := await self._next(context)) is not None:
             yield raw
 
     async def run(self) -> None:
+        """Ends what takes too long, again and again, until it is cancelled."""
         while True:
             await asyncio.sleep(min(SWEEP_S, self._timeout_s / 2))
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
-        """Ends those that have taken too long."""
+        """Ends the messages that have taken too long at `now`."""
         for upload in islice(self._open, MOST_AT_ONCE):
             if now - upload.since < self._timeout_s:
                 break
@@ -83,13 +88,13 @@ class Uploads:
                 upload.end(errors.too_slow(self._most))
 
     def _slow(self, now: float) -> list[Upload]:
-        """Whose turn to end is first comes first."""
+        """The messages that take long, those that are to be ended first in front."""
         slow = [upload for upload in self._open if now - upload.since >= SLOW_S]
         num_of_peer = Counter(upload.peer for upload in slow)
         return sorted(slow, key=lambda upload: -num_of_peer[upload.peer])
 
     async def _next(self, context: grpc.aio.ServicerContext) -> bytes | None:
-        """None when the client has sent its last."""
+        """The call's next message; None when the client has sent its last."""
         upload = Upload(context.peer())
         self._open[upload] = None
         try:
