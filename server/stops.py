@@ -1,13 +1,13 @@
 """Stop strings: where an output ends because of what it says.
 
-A stop string is looked for in the output's text, where special tokens are empty, and in the same
-text with special tokens written out: "<|im_end|>" stops at that token, "<|im_end|>\\nUser" at it
-and what follows. A special token counts as a whole: ">" is no part of it. What the prompt ends
-with is no part of the output: no stop string begins there.
+A stop string is looked for in the output's text, in which special tokens are empty, and in the same
+text with special tokens written out: "<|im_end|>" stops at that token, and "<|im_end|>\\nUser" at
+that token and what follows it. A special token counts as a whole, so ">" is not found in it. No
+stop string begins in the prompt, which is no part of the output.
 
-Of several that are complete at once the first to end counts, then the first to begin, as if the
-text had come character by character. What is complete within the first tokens (`min_tokens`) is
-let pass; what begins there and ends later is found, as in vLLM.
+Of several stop strings that become complete together, the first to end counts, then the first to
+begin, as if the text had come character by character. One that is complete within the first tokens
+(`min_tokens`) is let pass. One that begins there and ends later is found, as in vLLM.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class StopChecker:
         self._held = ""  # may be the beginning of a stop string
 
     def feed(self, text: str, counts: bool = True) -> tuple[str, str | None]:
-        """Text to show, and the stop string that ends it, if any; then it is the last.
+        """Takes more of the output's text. Returns text to show, and the stop string that ends it,
+        if any; then that text is the last.
 
-        Without `counts`, what becomes complete with `text` is let pass.
+        Without `counts`, stop strings that become complete with `text` are let pass.
         """
         found = self._text.feed(text)
         if self._written is not None:
@@ -53,7 +54,9 @@ class StopChecker:
         return self._show(found if counts else [])
 
     def feed_special(self, text: str, counts: bool = True) -> tuple[str, str | None]:
-        """The same for a special token: it is written `text` and shown as nothing."""
+        """Takes a special token, which is written out as `text` and shown as nothing. Returns what
+        `feed` does.
+        """
         if self._written is None:
             if not any(text in stop for stop in self._stops):
                 self._special_at = self._text.len
@@ -64,7 +67,7 @@ class StopChecker:
         return self._show(found if counts else [])
 
     def finish(self) -> str:
-        """What was held back, when no more text comes."""
+        """The text that was held back, once no more comes."""
         held, self._held = self._held, ""
         return held
 
@@ -85,7 +88,7 @@ class StopChecker:
 
 
 class _Search:
-    """All stop strings in a growing text, of which it keeps the end that may begin one."""
+    """Finds stop strings in a growing text. It keeps the end of the text that may begin one."""
 
     def __init__(self, stops: Sequence[str], tail: str = "", length: int = 0) -> None:
         self.stops = stops
@@ -94,7 +97,7 @@ class _Search:
 
     @property
     def certain_len(self) -> int:
-        """No stop string to come begins before this."""
+        """The length of the text's beginning in which no stop string to come can begin."""
         return self.len - len(self.tail)
 
     def feed(self, text: str) -> list[_Match]:
@@ -113,7 +116,9 @@ class _Search:
         return found
 
     def _num_open(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string without being all of it."""
+        """The length of the longest end of `text` that is the beginning of a stop string, and not
+        all of it.
+        """
         longest = 0
         for stop in self.stops:
             at = text.find(stop[0], max(0, len(text) + 1 - len(stop)))
@@ -125,7 +130,9 @@ class _Search:
 
 
 class _Written:
-    """The search in the text with special tokens written out, of which the last was at `since`."""
+    """Finds stop strings in the text with special tokens written out. Before this one, the last
+    special token was at `since`.
+    """
 
     def __init__(self, text: _Search, since: int) -> None:
         tail = text.tail[max(0, since - text.certain_len) :]
@@ -139,7 +146,7 @@ class _Written:
 
     @property
     def is_open(self) -> bool:
-        """Whether a stop string with a special token in it may yet become complete."""
+        """Whether a stop string that holds a special token may yet become complete."""
         return bool(self._specials)
 
     def feed(self, text: str) -> list[_Match]:

@@ -1,8 +1,8 @@
-"""From request messages to the engine's values, or to the list of what is wrong with them.
+"""Turns request messages into the engine's values, or says all that is wrong with them.
 
-Reading checks everything that can be checked without a tokenizer and names each bad field by its
-path (`sampling.top_p`); what needs the prompt's tokens is checked in `engine_requests`. Durations
-of the wire become float seconds.
+Reading a message checks everything that can be checked without a tokenizer, and names each bad
+field by its path (`sampling.top_p`). What needs the prompt's tokens is checked by
+`engine_requests`. Durations of the wire become float seconds.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Asked:
 
 
 class Limits(NamedTuple):
-    """The served model's. A prompt and its output must fit into the lengths, in tokens.
-    `sampling` is that of requests that leave it out.
+    """What the served model allows. A prompt and its output must fit into both lengths, in tokens.
+    `sampling` holds for requests that leave it out.
     """
 
     context_len: int
@@ -98,8 +98,10 @@ def read_generate(
     bounds: Bounds | None = None,
     prompt: Input | None = None,
 ) -> Asked:
-    """`timeout_s` is from the call's arrival to its deadline; `bounds` are the input's, unless it
-    was read before and is `prompt`. Raises InvalidRequest.
+    """Checks a message that asks for output. Raises InvalidRequest.
+
+    `timeout_s` is from the call's arrival to its deadline. `prompt` is the message's input, where
+    it was read before; else it is read here, and must keep to `bounds`.
     """
     reader = Violations()
     tenant = _read_tenant(reader, metadata)
@@ -127,8 +129,8 @@ def read_generate(
 def read_estimate(
     request: pb.EstimateRequest, tiers: Tiers, limits: Limits, tenant: str = ""
 ) -> tuple[Estimate, Resolved]:
-    """The question that it puts to the engine, and the targets that such a request is served with,
-    of which the call's own deadline says nothing. Raises InvalidRequest.
+    """The question that the message puts to the engine, and the targets with which such a request
+    is served. The call's own deadline says nothing about those. Raises InvalidRequest.
     """
     reader = Violations()
     prompt_len, output_len = request.prompt_tokens, request.output_tokens
@@ -156,7 +158,7 @@ def read_estimate(
 
 
 def read_request_id(request: pb.ExplainRequest) -> str:
-    """Raises InvalidRequest."""
+    """The id that the message asks about. Raises InvalidRequest where it states none."""
     reader = Violations()
     _check_name(reader, "request_id", request.request_id)
     if not request.request_id:
@@ -166,7 +168,7 @@ def read_request_id(request: pb.ExplainRequest) -> str:
 
 
 def read_tenant(metadata: Metadata) -> str:
-    """Who calls, by the call's metadata; "" where it does not say. Raises InvalidRequest."""
+    """The tenant that a call's metadata names, "" where it names none. Raises InvalidRequest."""
     reader = Violations()
     tenant = _read_tenant(reader, metadata)
     reader.finish()
@@ -174,7 +176,7 @@ def read_tenant(metadata: Metadata) -> str:
 
 
 def names_tenant(metadata: Metadata) -> bool:
-    """Also the nameless one, where it is given."""
+    """Whether a call's metadata names a tenant, be it the nameless one."""
     return any(key == TENANT_KEY for key, _ in metadata)
 
 
@@ -195,8 +197,8 @@ def _check_name(reader: Violations, field: str, name: str) -> None:
 
 
 def _read_sampling(reader: Violations, wire: pb.Sampling, vocab_size: int) -> dict[str, Any]:
-    """Arguments for engine Sampling, as far as they are stated; max_tokens apart, whose default
-    depends on the prompt.
+    """The arguments for the engine's `Sampling` that the message states, without max_tokens, whose
+    default depends on the prompt.
     """
     check_stops(reader, wire, vocab_size)
     if wire.HasField("n") and not 1 <= wire.n <= MAX_N:
@@ -229,7 +231,7 @@ def _is_valid(arguments: dict[str, Any]) -> bool:
 
 
 def _check_sampling(reader: Violations, arguments: dict[str, Any]) -> None:
-    """What the engine refuses; its message begins with the field's name."""
+    """Refuses what the engine's `Sampling` refuses. Its error begins with the field's name."""
     try:
         Sampling(**arguments)
     except ValueError as error:
@@ -238,7 +240,9 @@ def _check_sampling(reader: Violations, arguments: dict[str, Any]) -> None:
 
 
 def check_stops(reader: Violations, wire: pb.Sampling, vocab_size: int) -> None:
-    """Looks into a list only where there are not too many in it."""
+    """Refuses stop strings and stop tokens that are too many, too long or unknown. A list that is
+    too long is not looked into.
+    """
     if len(wire.stop) > MAX_STOPS:
         reader.refuse("sampling.stop", f"must be at most {MAX_STOPS} texts, got {len(wire.stop)}")
     else:
@@ -301,10 +305,11 @@ def engine_requests(
     seed: int,
     arrived_at: float,
 ) -> list[Request]:
-    """One engine request per completion. `request_id` and `seed` are the call's, given or made.
+    """The engine's requests, one for each completion. `request_id` and `seed` are the call's own,
+    or made for it.
 
-    Raises InvalidRequest for a prompt that leaves no room for output, for more than memory holds,
-    and for a token that the model does not know.
+    Raises InvalidRequest for a prompt that leaves no room for output, for more than the memory
+    holds, and for a token that the model does not know.
     """
     max_tokens = _max_tokens(asked, len(prompt), limits)
     if (largest := max(prompt)) >= limits.vocab_size:

@@ -1,10 +1,11 @@
 """A prompt as it came: text, token ids or a conversation, and how long it may be.
 
 A list is counted before it is looked into, and a text measured before it is tokenized, so that what
-cannot fit into the model's context costs nothing. Of a text only its bytes are known by then: a
-token spells at most so many, times SHRINKS for what a tokenizer's normalization may make shorter:
-Unicode's forms shrink a text to a quarter at most. Where a tokenizer drops or joins more than that
-(long runs of spaces, say), a text may be refused that would have fitted.
+cannot fit into the model's context costs nothing. Before it is tokenized, only the size of a text
+in bytes is known. So a text may have as many bytes as the longest token spells, for each token that
+there is room for, times SHRINKS, since a tokenizer's normalization may shorten a text (Unicode's
+forms to a quarter at most). Where a tokenizer drops or joins more than that, long runs of spaces,
+say, a text may be refused that would have fitted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ LEAST_TOKEN_BYTES = 32
 
 
 class Bounds(NamedTuple):
-    """What a prompt can be made of, and hold at most; None where that is not known."""
+    """What a prompt may hold: token ids below `vocab_size`, and at most so many tokens, or bytes of
+    text; None where that is not known.
+    """
 
     vocab_size: int
     tokens: int | None = None
@@ -31,7 +34,9 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, vocab_size: int, num_tokens: int, longest_token_bytes: int) -> Bounds:
-        """Where context and memory hold so many tokens, of which none spells more bytes."""
+        """The bounds where context and memory hold `num_tokens`, of which none spells more than
+        `longest_token_bytes`.
+        """
         longest = max(longest_token_bytes, LEAST_TOKEN_BYTES)
         return cls(vocab_size, num_tokens, num_tokens * longest * SHRINKS)
 
@@ -45,7 +50,9 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A prompt: one of text, token ids, messages. `field` is the form's path, for errors."""
+    """A prompt in one of three forms: text, token ids or chat messages. `field` is the path of that
+    form in the message, for errors.
+    """
 
     field: str
     text: str | None = None
@@ -54,7 +61,7 @@ class Input:
 
 
 def read_input(message: pb.Input, bounds: Bounds) -> Input:
-    """Raises InvalidRequest."""
+    """The prompt of a message. Raises InvalidRequest."""
     reader = Violations()
     prompt = read_form(reader, message, bounds)
     reader.finish()
@@ -62,7 +69,7 @@ def read_input(message: pb.Input, bounds: Bounds) -> Input:
 
 
 def read_form(reader: Violations, message: pb.Input, bounds: Bounds) -> Input:
-    """What is wrong with it `reader` is told."""
+    """The prompt of a message; `reader` collects what is wrong with it."""
     form = message.WhichOneof("form")
     if form is None:
         reader.refuse("input", "is required: one of text, token_ids, chat")

@@ -1,4 +1,4 @@
-"""From the engine's values to response messages. Float seconds become durations of the wire."""
+"""Turns the engine's values into response messages. Float seconds become the wire's durations."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _REASONS = {
 
 
 def to_duration(seconds: float) -> Duration:
+    """The duration, to the nearest nanosecond."""
     nanos = round(seconds * 1e9)
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
@@ -42,6 +43,7 @@ def _maybe(seconds: float | None) -> Duration | None:
 
 
 def to_targets(quality: Resolved) -> pb.ResolvedTargets:
+    """The targets that a request is served with, and where they came from."""
     targets = quality.targets
     return pb.ResolvedTargets(
         tier=quality.tier,
@@ -54,7 +56,7 @@ def to_targets(quality: Resolved) -> pb.ResolvedTargets:
 
 
 def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
-    """Seconds from arrival."""
+    """What is expected of a request. Durations are in seconds from its arrival."""
     return pb.Forecast(on_time=on_time, ttft=to_duration(ttft_s), ttlt=to_duration(ttlt_s))
 
 
@@ -70,7 +72,7 @@ def to_accepted(
 
 
 def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
-    """Empty unless log probabilities were asked for."""
+    """The tokens' log probabilities; empty unless they were asked for."""
     return [
         pb.TokenLogprobs(
             logprob=token.logprob,
@@ -82,7 +84,7 @@ def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
 
 
 def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStreamResponse:
-    """A stream's message for new output."""
+    """A stream's message for new output of completion `index`."""
     if len(tokens) == 1 and tokens[0].logprob is None:
         return _of_one_token(index, text, tokens[0].id)
     message = pb.GenerateStreamResponse()
@@ -98,8 +100,8 @@ def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStrea
 
 @lru_cache(maxsize=8192)
 def _of_one_token(index: int, text: str, token_id: int) -> pb.GenerateStreamResponse:
-    """By far the most frequent message, and few different ones: made once, sent often, and never
-    changed.
+    """A stream's message for one token. It is by far the most frequent message, and there are few
+    different ones, so each is made once, sent often, and never changed.
     """
     return pb.GenerateStreamResponse(
         tokens=pb.Tokens(index=index, text=text, token_ids=(token_id,))
@@ -113,7 +115,9 @@ def to_relegated(index: int, event: Relegated) -> pb.Relegated:
 
 
 def to_finished(index: int, event: Finished, matched_stop: str, num_tokens: int) -> pb.Finished:
-    """`num_tokens` were handed to the client: the engine may have been a token ahead of a stop."""
+    """How a completion ended. `num_tokens` were handed to the client, perhaps fewer than the engine
+    made: it may have been a token ahead of a stop string.
+    """
     return pb.Finished(
         index=index,
         reason=pb.FINISH_REASON_STOP if matched_stop else _REASONS[event.reason],
@@ -141,7 +145,7 @@ def _to_timings(timings: Timings) -> pb.Timings:
 
 
 def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
-    """A single token has no gap, so its TBT is met."""
+    """What came of each target. An output of one token has no gap, so its TBT is met."""
     rows = (
         (pb.TARGET_NAME_TTFT, targets.ttft_s, timings.ttft_s, timings.ttft_met),
         (pb.TARGET_NAME_TBT, targets.tbt_s, timings.worst_tbt_s, timings.tbt_met is not False),
@@ -165,7 +169,7 @@ def to_estimate(
 
 
 def to_admission(refusal: Refused | None) -> pb.Admission:
-    """None: it would find a place."""
+    """Whether a call would find a place in the queue now; with a refusal, why it would not."""
     if refusal is None:
         return pb.Admission(admitted=True)
     return pb.Admission(

@@ -1,7 +1,8 @@
-"""How much work a request is, in tokens: of its prompt and its output, in every completion.
+"""How much work a request is, in tokens of its prompt and its output, over all completions.
 
-Before the prompt is tokenized its length is estimated from the size of the message. What is asked
-for as output counts in full, as nobody knows when it will end. Bounded by the context in any case.
+Before the prompt is tokenized, its length is estimated from the size of the message. All the output
+that is asked for counts, as nobody knows when it will end. A completion counts at most as many
+tokens as the context holds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English: an estimate, 
 
 
 def entry_of(asked: Asked, request_id: str, num_bytes: int, limits: Limits) -> Entry:
-    """What the ledger is told of a call, by the size of its message."""
+    """What the ledger is told of a call whose message has `num_bytes`."""
     prompt_len = len(asked.input.token_ids) or num_bytes // BYTES_PER_TOKEN
     return Entry(
         asked.tenant,
@@ -38,7 +39,7 @@ def entry_of_estimate(asked: Estimate, share: Share) -> Entry:
 
 
 def work(asked: Asked, prompt_len: int, limits: Limits) -> int:
-    """Tokens of all completions with a prompt of that length."""
+    """The tokens of all completions, with a prompt of that length."""
     default_len = limits.sampling.max_tokens
     output_len = default_len if asked.max_tokens is None else asked.max_tokens
     return asked.n * max(1, min(prompt_len + output_len, limits.context_len))

@@ -1,4 +1,4 @@
-"""From a prompt to its token ids, with the served model's tokenizer. Synchronous."""
+"""Makes the token ids of a prompt, with the served model's tokenizer. Synchronous."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from server.violations import InvalidRequest, Violation
 
 
 class Encoder:
+    """Encodes prompts of any form with one tokenizer."""
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def encode(self, prompt: Input, bounds: Bounds) -> Sequence[int]:
-        """Raises InvalidRequest for a conversation that cannot be rendered within `bounds`, and for
-        a text that the tokenizer has no tokens for.
+        """The prompt's token ids. Raises InvalidRequest for a conversation that cannot be rendered
+        within `bounds`, and for a text that the tokenizer has no tokens for.
         """
         if prompt.token_ids:
             return array("I", prompt.token_ids)

@@ -1,9 +1,10 @@
 """The processes that read for a front end (`server.reading.reader`), each with its queue.
 
-One lane is for short messages and one for long ones, so that no short prompt waits behind a long
-one; within a lane tenants take turns. A process that is lost is started again: what waited waits
-on, and what it was at work on is tried once more, unless it was that which took too long, by its
-use of the CPU: a process that was stopped is no fault of what it was reading.
+A lane is one process and its queue. One lane is for short messages and one for long ones, so that
+no short prompt waits behind a long one. Within a lane tenants take turns. A process that is lost is
+started again. Then what waited waits on, and the job that the process was at is tried once more,
+unless it took too long. That is judged by the CPU time that it used: if the process was stopped,
+the job is not at fault.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from engine.processes.watch import LOADING_S
 from engine.processes.wire import Wire, open_wire
 from server import errors
 from server.admission.quota import Caller, Turns
-from server.reading.messages import Job, Loaded, Reply, Start, took_too_long
+from server.reading.messages import Job, JobResult, Loaded, Start, took_too_long
 
 log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.1  # before a lost process is started again; doubled for each quick loss
-# By the clock, for a process that does not even use its CPU: on a busy machine it may get little.
-PATIENCE = 4.0  # in limits of CPU time
+# How long a job may take by the clock. This catches a process that does not even use its CPU, and
+# is generous, since a process may get little of it on a busy machine.
+PATIENCE = 4.0  # times the limit of CPU time
 LEAST_PATIENCE_S = 10.0
 # Memory that is freed goes back to the system; tokenizers starts no threads for a single text.
 ENVIRONMENT = {
@@ -38,21 +40,23 @@ ENVIRONMENT = {
 
 
 class ReaderLost(Exception):
-    """The process has ended, or never began to read."""
+    """The process that reads has ended, or never began to."""
 
 
 class ReaderProcess:
     """A child that runs `server.reading.reader`."""
 
     def __init__(self, start: Start, on_closed: Callable[[], None]) -> None:
-        """Raises OSError when the system starts no process."""
+        """Starts the process; raises OSError when the system starts none. `on_closed()` is told of
+        its end.
+        """
         environment = {**ENVIRONMENT, **os.environ}
         child = spawn("server.reading.reader", start, 1, environment)
         child.pulse.close()  # what it is asked has a limit of its own
         self._child, (self._socket,) = child.process, child.sockets
         self._on_closed = on_closed
         self._wire: Wire | None = None
-        self._reply: asyncio.Future[Reply | Loaded] | None = None
+        self._reply: asyncio.Future[JobResult | Loaded] | None = None
         self.is_closed = False
 
     @property
@@ -60,14 +64,16 @@ class ReaderProcess:
         return self._child.pid
 
     async def load(self) -> None:
-        """Raises ReaderLost, and TimeoutError."""
+        """Waits until the process can read. Raises ReaderLost, and TimeoutError."""
         reply = self._reply = asyncio.get_running_loop().create_future()
         self._wire = await open_wire(self._socket, self._received, self._closed)
         async with asyncio.timeout(LOADING_S):
             await reply
 
-    async def ask(self, job: Job, patience_s: float) -> Reply:
-        """Raises ReaderLost, and TimeoutError."""
+    async def ask(self, job: Job, patience_s: float) -> JobResult:
+        """Has the process do the job; returns its result. Raises ReaderLost, and TimeoutError after
+        `patience_s` seconds.
+        """
         assert self._wire is not None
         if self.is_closed:
             raise ReaderLost
@@ -79,14 +85,14 @@ class ReaderProcess:
         return answer
 
     async def end(self) -> int:
-        """Returns its exit code, negative for a signal."""
+        """Ends the process. Returns its exit code, negative for a signal."""
         self._child.kill()
         if self._wire is not None:
             self._wire.close()
             await self._wire.closed.wait()
         return await asyncio.to_thread(self._child.wait)
 
-    def _received(self, message: Reply | Loaded) -> None:
+    def _received(self, message: JobResult | Loaded) -> None:
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(message)
 
@@ -98,16 +104,16 @@ class ReaderProcess:
 
 
 class Errand:
-    """A job and who waits for its reply."""
+    """A job, who asked for it, and the future of its result."""
 
     def __init__(self, caller: Caller, job: Job) -> None:
         self.caller = caller
         self.job = job
-        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
         self.was_lost = False  # with a process, once
 
-    def settle(self, reply: Reply | Exception) -> None:
-        """Nobody may be waiting any more."""
+    def settle(self, reply: JobResult | Exception) -> None:
+        """Hands the result, or an error, to whoever still waits for it."""
         if self.reply.done():
             return
         if isinstance(reply, Exception):
@@ -117,7 +123,7 @@ class Errand:
 
 
 class Lane:
-    """One process and what waits for it."""
+    """One process that reads, and the jobs that wait for it."""
 
     def __init__(self, name: str, start: Start) -> None:
         self.name = name
@@ -134,15 +140,17 @@ class Lane:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
+        """Starts the process, and keeps one running until `stop`."""
         self._keeping = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
+        """Ends the process."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
 
-    async def do(self, caller: Caller, job: Job) -> Reply:
-        """Waits for its turn and its reply. Raises CallError and InvalidRequest."""
+    async def do(self, caller: Caller, job: Job) -> JobResult:
+        """Waits for the job's turn and then for its result. Raises CallError and InvalidRequest."""
         errand = Errand(caller, job)
         self._turns.put(caller, errand)
         self._news.set()
@@ -168,7 +176,9 @@ class Lane:
             await asyncio.sleep(backoff.next_s())
 
     async def _serve(self, process: ReaderProcess) -> bool:
-        """Until the process ends; returns whether that is because a job took too long."""
+        """Has the process do what waits until it ends. Returns whether it ended because a job took
+        too long.
+        """
         is_loaded = False
         self._process = process
         try:
@@ -194,7 +204,7 @@ class Lane:
         return is_late
 
     async def _next(self, process: ReaderProcess) -> Errand:
-        """Waits for it. Raises ReaderLost."""
+        """Waits for the next errand. Raises ReaderLost when the process ends."""
         while True:
             while not (self._turns or process.is_closed):
                 self._news.clear()
@@ -206,7 +216,7 @@ class Lane:
                 return errand
 
     def _settle_lost(self, is_late: bool) -> None:
-        """What the process was at work on when it was lost."""
+        """Settles, or tries again, the job that the process was at when it was lost."""
         errand, self._current = self._current, None
         if errand is None or errand.reply.done():
             return
@@ -219,6 +229,6 @@ class Lane:
             self._turns.put_back(errand.caller, errand)
 
     def _give_up(self) -> None:
-        """Nobody waits for a process that does not start."""
+        """Fails all that waits, since the process does not start."""
         while self._turns:
             self._turns.take().settle(errors.unreadable())

@@ -1,8 +1,8 @@
-"""What one piece of work may take of a process of its own: CPU time and memory.
+"""Limits what one piece of work may take, in a process that does nothing else: CPU time and memory.
 
-Work that is Python, a chat template, is interrupted; what stays in foreign code for longer (a power
-with a million digits) is ended by the kernel, and the process with it. It is CPU time and not the
-clock's, so that a busy machine refuses nothing.
+Work in Python code, such as a chat template, is interrupted. Work that stays in foreign code for
+longer (a power with a million digits) is ended by the kernel, and the process with it. What counts
+is CPU time and not the clock's, so that a busy machine refuses nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TooLong(BaseException):
 
 
 class CpuLimit:
-    """Of this process's main thread; `cpu_s` for each piece of work."""
+    """A limit of `cpu_s` seconds for each piece of work, which the process's main thread does."""
 
     def __init__(self, cpu_s: float) -> None:
         self.cpu_s = cpu_s
@@ -34,7 +34,7 @@ class CpuLimit:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Raises TooLong within the block."""
+        """A block that does one piece of work. Raises TooLong in it when the limit is reached."""
         _set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + self.cpu_s + GRACE_S))
         self._is_working = True
         signal.setitimer(signal.ITIMER_PROF, self.cpu_s, AGAIN_S)
@@ -54,15 +54,17 @@ class CpuLimit:
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Lets this process map so much more than it has, then Python raises MemoryError."""
+    """Lets this process take so much more memory than it has; beyond that, Python raises
+    MemoryError.
+    """
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     _set_soft(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)
 
 
 def give_back_memory() -> None:
-    """What was freed in small pieces goes back to the system too, where the C library is glibc: a
-    tokenizer makes millions of them.
+    """Gives the system back what was freed in small pieces, of which a tokenizer makes millions.
+    It does nothing where the C library is not glibc.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -70,7 +72,7 @@ def give_back_memory() -> None:
 
 
 def _set_soft(limit: int, most: int) -> None:
-    """No further than the operator allows."""
+    """Sets a soft limit to `most`, or to the hard limit where that is lower."""
     _, hard = resource.getrlimit(limit)
     bounds = [bound for bound in (most, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(limit, (min(bounds, default=resource.RLIM_INFINITY), hard))

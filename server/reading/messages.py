@@ -1,7 +1,7 @@
 """What crosses the socket between a front end and a process that reads for it.
 
-The front end sends a `Start`, then one `Job` after another; the process answers `Loaded`, then each
-job with a `Reply`. Frames are those of `engine.messages`.
+The front end sends a `Start`, then one `Job` after another. The process answers `Loaded`, then each
+job with a `JobResult`. `engine.processes.frames` knows how messages become bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMORY_PER_BYTE = 256
 
 
 class Start(NamedTuple):
-    """The checkpoint's folder, and what one job may take."""
+    """What the process needs to begin: the checkpoint's folder, and what one job may take."""
 
     model: Path
     cpu_s: float
@@ -32,14 +32,16 @@ class Start(NamedTuple):
 
 
 class Task(Enum):
+    """What is to be made of a message."""
+
     OUTLINE = "outline"  # the message without its input, which is checked
     ENCODE = "encode"  # the input's token ids
     COUNT = "count"  # the same, as the answer to CountTokens
 
 
 class Job(NamedTuple):
-    """`raw` is a message of the type `kind`, `bounds` are its input's, and `field` as far as it is
-    known.
+    """One thing to do with `raw`, a message of the type named `kind`. `bounds` hold for its input,
+    and `field` is that input's path in the message, as far as it is known.
     """
 
     task: Task
@@ -54,33 +56,37 @@ class Loaded(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """`field` is the form of the input, "" for a message that has none."""
+    """A message without its input, on the wire. `field` is the path of that input; "" for a message
+    that has none.
+    """
 
     rest: bytes
     field: str
 
 
 class Encoded(NamedTuple):
+    """The token ids of an input."""
+
     ids: Sequence[int]
 
 
 class Counted(NamedTuple):
-    """A CountTokensResponse on the wire."""
+    """A CountTokensResponse, on the wire."""
 
     response: bytes
 
 
 class Broken(NamedTuple):
-    """A mistake of ours."""
+    """The job failed by a mistake of ours; `trace` is its traceback."""
 
     trace: str
 
 
-Reply = Outline | Encoded | Counted | InvalidRequest | Broken
+JobResult = Outline | Encoded | Counted | InvalidRequest | Broken
 
 
 def parse(kind: type[Message], raw: bytes) -> Any:
-    """Raises InvalidRequest."""
+    """The message of that type. Raises InvalidRequest where the bytes are none."""
     try:
         return kind.FromString(raw)
     except DecodeError as error:
@@ -89,8 +95,10 @@ def parse(kind: type[Message], raw: bytes) -> Any:
 
 
 def counted(ids: Sequence[int]) -> Counted:
+    """The answer to CountTokens for these token ids."""
     return Counted(pb.CountTokensResponse(count=len(ids), token_ids=ids).SerializeToString())
 
 
 def took_too_long(field: str, cpu_s: float) -> InvalidRequest:
+    """The error of a field that takes too long to read."""
     return InvalidRequest([Violation(field, f"takes more than {cpu_s:g} s to read")])

@@ -1,8 +1,8 @@
-"""From a message's bytes to what it asks, and from its input to token ids.
+"""Parses messages, and makes token ids of their inputs.
 
-What is short is done at once, on the event loop: parsing a message of up to SHORT_BYTES, token ids
-as they are, a text of up to LONG_TEXT. All else a process does that can be held up and lost without
-anybody else noticing (`server.reading.lanes`).
+What is short is done at once, on the event loop: parsing a message of up to SHORT_BYTES, taking
+token ids as they are, encoding a text of up to LONG_TEXT. All else is done by a process that can be
+held up or lost without any other call noticing (`server.reading.lanes`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ from server.reading.messages import (
 log = structlog.get_logger()
 
 LONG_TEXT = 4096  # bytes; encoding so many takes one or two milliseconds
-# What waits to be read, at most.
+# The most that may wait to be read.
 SHORT_QUOTA_BYTES = 8 << 20
 LONG_QUOTA = 16  # times the most bytes in one message
 CALL_BYTES = 1024  # of a call beside its message
 
 
 class Received(NamedTuple):
-    """A message; of a long one without its input, of which `prompt` knows the field alone."""
+    """A message that was parsed. `raw` is the whole of it. A long one is parsed without its input,
+    and then `prompt` says only which field that is.
+    """
 
     message: Any
     raw: bytes
@@ -53,7 +55,10 @@ class Received(NamedTuple):
 
 
 class Prompts:
-    """Of one front end: `start`, `stop`. An input is checked against `bounds`."""
+    """Reads the messages and prompts of one front end, between `start` and `stop`.
+
+    `bounds` is what a message's input may hold at most.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: ServerConfig) -> None:
         self._encoder = Encoder(tokenizer)
@@ -65,22 +70,25 @@ class Prompts:
         self.long = Lane("long", start)
 
     def start(self) -> None:
+        """Starts the processes that read what is long."""
         for lane in (self.short, self.long):
             lane.start()
 
     async def stop(self) -> None:
+        """Ends those processes."""
         for lane in (self.short, self.long):
             await lane.stop()
 
     def hold(self, raw: bytes, caller: Caller) -> AbstractContextManager[None]:
-        """While a message is being read: from before `receive` until its token ids are there.
-        Entering it raises CallError where too much is.
+        """A block in which a message is read, from before `receive` until its token ids are there.
+
+        Entering it raises CallError where too much is being read.
         """
         quota = self._quota if len(raw) <= SHORT_BYTES else self._long_quota
         return quota.hold(caller, len(raw) + CALL_BYTES)
 
     async def receive(self, kind: Any, raw: bytes, caller: Caller, bounds: Bounds) -> Received:
-        """A message of the type `kind`. Raises InvalidRequest and CallError."""
+        """Parses a message of the type `kind`. Raises InvalidRequest and CallError."""
         if len(raw) <= SHORT_BYTES:
             return Received(parse(kind, raw), raw)
         name = kind.DESCRIPTOR.name
@@ -92,7 +100,7 @@ class Prompts:
     async def encode(
         self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
     ) -> Sequence[int]:
-        """The token ids of its input. Raises InvalidRequest and CallError."""
+        """The token ids of a message's input. Raises InvalidRequest and CallError."""
         if received.prompt is None and _is_quick(prompt):
             return self._encoder.encode(prompt, bounds)
         reply = await self._read(Task.ENCODE, received, prompt.field, caller, bounds)
@@ -102,7 +110,7 @@ class Prompts:
     async def count(
         self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
     ) -> bytes:
-        """The same as the answer to CountTokens, on the wire."""
+        """The answer to CountTokens for a message's input, on the wire. Raises as `encode` does."""
         if received.prompt is None and _is_quick(prompt):
             return counted(self._encoder.encode(prompt, bounds)).response
         reply = await self._read(Task.COUNT, received, prompt.field, caller, bounds)
@@ -125,6 +133,7 @@ class Prompts:
 
 
 def _is_quick(prompt: Input) -> bool:
+    """Whether the event loop may make the token ids itself."""
     text = prompt.text
     if text is None:
         return bool(prompt.token_ids)

@@ -1,10 +1,10 @@
-"""A process that reads what is too much for an event loop.
+"""The process that reads what is too much for an event loop.
 
-Messages of megabytes are parsed here, conversations rendered by the checkpoint's template, long
-texts tokenized. Each piece of work is limited in time and memory (`server.reading.limits`), and
-whatever goes wrong with it is the answer to it alone. It is `python -m server.reading.reader FD
-PULSE`, and FD is its end of a socket pair: first comes a `Start`, then one `Job` after another,
-each answered before the next is sent. It ends when the other end closes, in the midst of work too.
+It parses messages of megabytes, renders conversations by the checkpoint's template and tokenizes
+long texts. Each job is limited in time and memory (`server.reading.limits`), and whatever goes
+wrong with a job is the answer to that job alone. It runs as `python -m server.reading.reader FD
+PULSE`, where FD is its end of a socket pair. First comes a `Start`, then one `Job` after another,
+each answered before the next is sent. It ends when the other end closes, even in the midst of work.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from server.reading.messages import (
     Broken,
     Encoded,
     Job,
+    JobResult,
     Loaded,
     Outline,
-    Reply,
     Start,
     Task,
     counted,
@@ -46,14 +46,15 @@ from server.violations import InvalidRequest, Violation, Violations
 
 
 class Reader:
-    """Does one job after another."""
+    """Does one job after another, with one tokenizer and one limit of CPU time."""
 
     def __init__(self, tokenizer: Tokenizer, limit: CpuLimit) -> None:
         self._encoder = Encoder(tokenizer)
         self._limit = limit
         self._field = ""  # what is being read
 
-    def answer(self, job: Job) -> Reply:
+    def answer(self, job: Job) -> JobResult:
+        """The job's result, whatever goes wrong with it."""
         self._field = job.field
         try:
             with self._limit.work():
@@ -67,7 +68,7 @@ class Reader:
         except Exception:
             return Broken(traceback.format_exc())
 
-    def _do(self, job: Job) -> Reply:
+    def _do(self, job: Job) -> JobResult:
         message = parse(getattr(pb, job.kind), job.raw)
         if job.task is Task.OUTLINE:
             return outline(message, job.bounds)
@@ -80,8 +81,9 @@ class Reader:
 
 
 def outline(message: Any, bounds: Bounds) -> Outline:
-    """The message without its input and what we do not know. Raises InvalidRequest for an input
-    that is no good, and for anything else that is not short.
+    """The message without its input and without fields that we do not know.
+
+    Raises InvalidRequest for an input that is no good, and for a rest that is not short.
     """
     found, field, size = Violations(), "", message.ByteSize()
     if "input" in message.DESCRIPTOR.fields_by_name:
@@ -99,7 +101,7 @@ def outline(message: Any, bounds: Bounds) -> Outline:
 
 
 def _largest_field(message: Any) -> str:
-    """Its path; "" where it is none that we know."""
+    """The path of the largest field; "" where there is none that we know."""
     sizes = {}
     for field, value in message.ListFields():
         if field.message_type is not None and not field.is_repeated:
@@ -115,6 +117,7 @@ def _largest_field(message: Any) -> str:
 
 
 def serve(sock: socket.socket) -> None:
+    """Answers jobs until the other end is closed, which raises EOFError."""
     start: Start = receive(sock)
     reader = Reader(Tokenizer.load(start.model), CpuLimit(start.cpu_s))
     limit_memory(start.memory_bytes)
@@ -131,7 +134,7 @@ def serve(sock: socket.socket) -> None:
 
 
 def leave_with(sock: socket.socket) -> None:
-    """Ends this process as soon as the other end is closed."""
+    """Ends this process as soon as the socket's other end is closed. For a thread of its own."""
     poll = select.poll()
     poll.register(sock, 0)  # its end is told in any case
     poll.poll()
