@@ -10,10 +10,9 @@ import uvloop
 from engine.processes import standard_streams
 from server import logs
 from server.app import serve
-from server.config import ServerConfig, parse
+from server.config import ServerConfig, StartError, parse
 from server.ending import REST_S, Ending, block_signals
 from server.listening.descriptors import raise_limit
-from server.startup import StartError
 
 
 def main(argv: list[str]) -> int:

@@ -25,6 +25,10 @@ SPARE_STREAMS = 100  # of a connection, for what is no request: health, question
 MOST_FRONTENDS = 64  # far more than one engine can use
 
 
+class StartError(Exception):
+    """The server cannot start; the message is one line for the operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """All that a server is told; every field marked with `Flag` is a flag.

@@ -14,11 +14,10 @@ from engine.linking.errors import EngineLost, EngineStartError, Unanswered
 from engine.linking.keeper import EngineKeeper
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo, Failed
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.listening.addresses import listen_metrics
 from server.listening.exposition import Exposition
 from server.metrics import EngineMetrics
-from server.startup import StartError
 
 log = structlog.get_logger()
 

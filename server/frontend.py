@@ -19,7 +19,7 @@ from engine.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
@@ -29,7 +29,7 @@ from server.listening.standard import ShortQuestions
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
 from server.service import InferenceService
-from server.startup import StartError, default_sampling, load_tokenizer
+from server.startup import default_sampling, load_tokenizer
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5

@@ -11,14 +11,10 @@ from engine.checkpoint.model_config import GENERATION
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.request import Sampling
 from server.admin import Admin
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 
 log = structlog.get_logger()
-
-
-class StartError(Exception):
-    """The server cannot start; the message is one line for the operator."""
 
 
 def read_configuration(config: ServerConfig) -> Configuration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -12,13 +13,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What the modules of a folder must not name in any import statement, at any depth.
+# Who stands on whom, lowest first: a module imports from its own layer and from those above it in
+# this list. A module belongs to the longest name that it begins with.
+LAYERS = (
+    ("client",),
+    ("engine.private", "engine.processes", "engine.embedded"),
+    ("engine.deciding",),
+    ("engine.checkpoint",),
+    ("engine",),  # what both sides of the socket know: messages, config, tiers; the simulator
+    ("engine.computing",),
+    ("engine.driving",),
+    ("engine.linking",),
+    ("server.bounded", "server.violations", "server.errors", "server.config"),
+    ("server.admission",),
+    ("server.convert",),
+    ("server.reading",),
+    ("server.listening",),
+    ("server",),
+    ("server.frontends",),
+    ("server.app", "server.command", "server.__main__"),
+    ("loadgen.interrupts",),
+    ("loadgen.workload",),
+    ("loadgen.targets",),
+    ("loadgen.scoring",),
+    ("loadgen.reports",),
+    ("loadgen.silos",),
+    ("loadgen.paper",),
+    ("loadgen",),
+)
+# What no module of a folder names in any import statement, at any depth, though it be lower.
 FORBIDDEN = {
-    "engine/computing": {"asyncio", "grpc", "proto", "server", "client", "loadgen"},
-    "engine/driving": {"grpc", "proto", "server", "client", "loadgen"},
-    "server": {"torch", "client", "loadgen"},
-    "client": {"torch", "engine", "server", "loadgen"},
-    "loadgen": {"torch", "server"},
+    "engine/checkpoint": {"torch", "asyncio", "grpc", "proto"},
+    "engine/computing": {"asyncio", "grpc", "proto", "engine.messages", "engine.config"},
+    "engine/driving": {"asyncio", "grpc", "proto"},
+    "engine/linking": {"torch", "grpc", "proto", "engine.computing", "engine.driving"},
+    "engine/processes": {"torch", "grpc", "proto", "engine.private", "engine.embedded"},
+    "server": {"torch", "client", "engine.computing", "engine.driving"},
+    "client": {"torch"},
+    "loadgen": {"torch", "server", "engine.computing", "engine.driving", "engine.linking"},
 }
 # The deciding core is stricter: nothing but itself, one library, and what computes without acting.
 PURE = {
@@ -51,6 +83,35 @@ def modules(folder: str) -> list[str]:
     return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
 
 
+def layer(module: str) -> int:
+    """The place of a module among LAYERS, 0 for the lowest."""
+    found = [
+        (len(name), i) for i, names in enumerate(LAYERS) for name in names if within(module, {name})
+    ]
+    assert found, f"{module} is in no layer"
+    return max(found)[1]
+
+
+def internal_imports() -> dict[str, set[str]]:
+    """For each module of ours, the modules of ours that it imports, wherever in its text.
+
+    A package that imports nothing is only a name.
+    """
+    packages = ("client", "engine", "server", "loadgen")
+    files = {name.removesuffix(".__init__"): name for p in packages for name in modules(p)}
+    graph = {}
+    for module, name in files.items():
+        tree = ast.parse((ROOT / name.replace(".", "/")).with_suffix(".py").read_text())
+        named = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= (members & files.keys()) or {node.module or ""}
+        graph[module] = named & files.keys() - {module}
+    empty = {m for m, name in files.items() if name.endswith(".__init__") and not graph[m]}
+    return {module: names - empty for module, names in graph.items()}
+
+
 def loaded_by(names: list[str]) -> set[str]:
     """Top-level packages in a fresh interpreter after importing the modules."""
     code = (
@@ -67,6 +128,24 @@ def loaded_by(names: list[str]) -> set[str]:
     )
     assert found.returncode == 0, found.stderr
     return set(json.loads(found.stdout.splitlines()[-1]))
+
+
+def test_no_module_imports_from_a_higher_layer() -> None:
+    upward = [
+        f"{module} imports {name}"
+        for module, names in internal_imports().items()
+        for name in sorted(names)
+        if layer(name) > layer(module)
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sorter = graphlib.TopologicalSorter(internal_imports())
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(error.args[1][::-1]))
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

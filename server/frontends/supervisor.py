@@ -34,7 +34,7 @@ from engine.processes.watch import Condition, Watch
 from engine.processes.wire import Wire, open_wire
 from server.admin import Admin
 from server.admission.ledger import FrontEndCalls, Ledger
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 from server.engine import ServerEngine
 from server.frontend import LAST_WORDS_S
@@ -53,7 +53,6 @@ from server.frontends.control import (
     Start,
 )
 from server.listening.addresses import reserve
-from server.startup import StartError
 
 log = structlog.get_logger()
 

@@ -33,6 +33,7 @@ from engine.processes.wire import open_wire
 from server import logs
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
+from server.config import StartError
 from server.configuration import Configuration
 from server.frontend import FrontEnd
 from server.frontends.control import (
@@ -50,7 +51,6 @@ from server.frontends.control import (
     Start,
 )
 from server.metrics import Metrics
-from server.startup import StartError
 
 log = structlog.get_logger()
 

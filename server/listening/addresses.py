@@ -6,9 +6,8 @@ import errno
 import socket
 from typing import Any
 
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.listening.exposition import Exposition
-from server.startup import StartError
 
 
 def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:

@@ -14,9 +14,8 @@ from client.__main__ import main
 from engine.config import EngineConfig
 from server.admin import Admin
 from server.app import Server
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.errors import CallError
-from server.startup import StartError
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within
 

@@ -21,13 +21,12 @@ from engine.tiers import Tier
 from proto.niyama.v1 import inference_pb2 as pb
 from server import app
 from server.app import Server
-from server.config import ServerConfig
+from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 from server.ending import Ending
 from server.listening.addresses import host_port
 from server.listening.exposition import Exposition
 from server.metrics import Metrics
-from server.startup import StartError
 from tests.server.conftest import Running, within
 
 PROPOSED = (Tier("swift", Targets(ttlt_s=1.0), Importance.HIGH),)

@@ -17,8 +17,7 @@ from client.values import SamplingDefaults
 from engine.config import EngineConfig
 from engine.embedded import FOLDER
 from server.app import Server
-from server.config import ServerConfig
-from server.startup import StartError
+from server.config import ServerConfig, StartError
 from tests.server.conftest import within
 
 KEYS = {"temperature": 0.25, "top_k": 1, "repetition_penalty": 1.125, "max_new_tokens": 21}
