@@ -1,9 +1,9 @@
-"""`python -m client "prompt"`: streams to the terminal, then prints the timings.
+"""The command `python -m client "prompt"`, which streams the output and then prints timings.
 
-Other uses: `info`, `estimate`, `explain ID`, `count "text"`; `generate "info"` for a prompt that is
-one of these words, `-` for a prompt on standard input. The text goes to standard output, everything
-else to standard error. Exit status: 0, 1 when the call failed or the text cannot be written, 2
-for arguments that make no call, 130 when interrupted.
+Other uses are `info`, `estimate`, `explain ID` and `count "text"`; `generate "info"` is for a
+prompt that is one of these words, and `-` for a prompt on standard input. The text goes to standard
+output, everything else to standard error. The exit status is 0; 1 when the call failed or the text
+cannot be written; 2 for arguments that make no call; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
     had_output = have_streams()
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     if not had_output:
@@ -79,7 +80,9 @@ def _fail(line: str, status: int) -> int:
 
 
 def _read_token(path: str | None) -> str | None:
-    """Raises InvalidRequest, one line, for a file that cannot be read or holds no token."""
+    """The operator's token in a file; None: no file is named. Raises InvalidRequest, with one line,
+    for a file that cannot be read or holds no token.
+    """
     if not path:
         return None
     try:
@@ -101,7 +104,9 @@ def _one_line(error: NiyamaError, server: str) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """A first word that names no command starts a prompt: `generate` is put before it."""
+    """The parsed command line. A first word that names no command begins a prompt, and so
+    `generate` is put before it.
+    """
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
         "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help="default %(default)s"

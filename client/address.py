@@ -1,7 +1,7 @@
 """Where a server is: HOST:PORT, or a name in one of gRPC's own schemes.
 
-gRPC takes any text, and of one that is no address it says so in the first call's error, or on
-stderr, or connects to port 443.
+gRPC takes any text. Where that is no address, it says so in the first call's error, or on stderr,
+or it connects to port 443; so an address is checked here before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_PORT = 65535
 
 
 def check(server: object) -> str:
-    """The address. Raises InvalidRequest, `field` "server"."""
+    """The address, if it is one. Raises InvalidRequest with the field "server" if it is not."""
     address = arguments.text(server, "server")
     scheme, colon, rest = address.partition(":")
     match = _HOST_PORT.fullmatch(address)

@@ -1,9 +1,9 @@
-"""What an argument of a call must be: each check returns the value as the wire takes it, or raises
-InvalidRequest with the path of its field.
+"""What an argument of a call must be.
 
-What is checked is whether a value can be sent at all and means what it seems to: protobuf and gRPC
-say that late, in ways of their own, without the field's name, or not at all. Whether it is sensible
-the server judges.
+Each check returns the value as the wire takes it, or raises InvalidRequest with the path of its
+field. It checks whether a value can be sent at all and means what it seems to, since protobuf and
+gRPC say that late, in their own ways, without the field's name, or not at all. Whether a value is
+sensible is for the server to judge.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MOST_TIMEOUT_S = 1e9
 
 
 def text(value: object, field: str) -> str:
-    """Unicode: a lone surrogate, as Python makes of an argument's bytes that are no UTF-8, is no
-    character.
+    """A text that can be written in UTF-8. A lone surrogate, which Python makes of an argument's
+    bytes that are no UTF-8, cannot.
     """
     if not isinstance(value, str):
         refuse(f"{field} is text, not {shown(value)}", field)
@@ -37,20 +37,21 @@ def text(value: object, field: str) -> str:
 
 
 def texts(value: object, field: str) -> list[str]:
-    """One, or several in a sequence."""
+    """One text, or several in a sequence."""
     if isinstance(value, str):
         return [text(value, field)]
     return [text(each, field) for each in _items(value, field, "text or several")]
 
 
 def whole(value: object, field: str) -> object:
-    """The number itself, which protobuf compares with the field's range."""
+    """A whole number, as it is. Protobuf compares it with the field's range."""
     if not _is_whole(value):
         refuse(f"{field} is a whole number, not {shown(value)}", field)
     return value
 
 
 def wholes(value: object, field: str) -> Sequence[object]:
+    """Several whole numbers in a sequence, as they are."""
     items = _items(value, field, "several whole numbers")
     if not all(map(_is_whole, items)):
         wrong = next(each for each in items if not _is_whole(each))
@@ -59,11 +60,12 @@ def wholes(value: object, field: str) -> Sequence[object]:
 
 
 def _is_whole(value: object) -> bool:
-    """As far as Python is concerned: NumPy's numbers are, True is not."""
+    """Whether the value is a whole number: NumPy's are, True is not."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def number(value: object, field: str) -> float:
+    """A number, or what converts to one. A text does not."""
     if isinstance(value, bool | str | bytes | bytearray):
         refuse(f"{field} is a number, not {shown(value)}", field)
     try:
@@ -73,13 +75,14 @@ def number(value: object, field: str) -> float:
 
 
 def truth(value: object, field: str) -> bool:
+    """True or False, NumPy's included."""
     if not (isinstance(value, bool) or type(value).__name__ == "bool_"):
         refuse(f"{field} is true or false, not {shown(value)}", field)
     return bool(value)
 
 
 def duration(value: object, field: str) -> Duration:
-    """Any finite number of seconds to the nanosecond; whether it is positive the server judges."""
+    """A finite number of seconds, to the nanosecond. The server judges whether it is positive."""
     seconds = number(value, field)
     if not abs(seconds) <= MOST_DURATION_S:
         refuse(f"{field} must be a number of seconds, got {seconds:g}", field)
@@ -89,7 +92,10 @@ def duration(value: object, field: str) -> Duration:
 
 
 def timeout(value: object) -> float | None:
-    """Seconds, None or infinity for no limit. One that has passed already makes no call."""
+    """A positive number of seconds; None for no limit, which infinity stands for, too.
+
+    A timeout that has passed already is refused.
+    """
     if value is None:
         return None
     seconds = number(value, "timeout")
@@ -99,7 +105,7 @@ def timeout(value: object) -> float | None:
 
 
 def tenant(value: object, key: str) -> str:
-    """A name that gRPC can carry beside a message; "" and None are none."""
+    """A tenant's name that gRPC can carry beside a message, "" for none."""
     if value is None:
         return ""
     if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
@@ -110,7 +116,7 @@ def tenant(value: object, key: str) -> str:
 
 
 def token(value: object) -> str:
-    """One word that gRPC can carry; refused without being shown."""
+    """A token of one word that gRPC can carry. One that is refused is not shown."""
     is_word = isinstance(value, str) and value.isascii() and value.isprintable()
     if not isinstance(value, str) or not is_word or not value or " " in value:
         refuse("a token is one word of printable ASCII", "token")
@@ -118,7 +124,7 @@ def token(value: object) -> str:
 
 
 def message(value: object, field: str) -> tuple[str, str]:
-    """Role and content of a chat message."""
+    """The role and the content of a chat message."""
     if not isinstance(value, Mapping):
         refuse(f"a chat message has role and content, not {shown(value)}", field)
     if set(value) != {"role", "content"}:
@@ -128,27 +134,32 @@ def message(value: object, field: str) -> tuple[str, str]:
 
 
 def _items(value: object, field: str, wanted: str) -> Sequence[object]:
-    """Bytes are a sequence of numbers to Python, and to nobody who passes them."""
+    """The sequence itself. Bytes are refused: to Python they are a sequence of numbers, but not to
+    who passes them.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
         refuse(f"{field} is {wanted} in a sequence, not {shown(value)}", field)
     return value
 
 
 def refuse(message: str, field: str) -> NoReturn:
+    """Raises InvalidRequest."""
     raise InvalidRequest(message, field)
 
 
 class _Short(reprlib.Repr):
+    """Writes values short enough for an error message."""
+
     def __init__(self) -> None:
         super().__init__()
         self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:
-        """Python writes no number out that has thousands of digits."""
+        """The number in digits, or its size: Python writes out none with thousands of digits."""
         bits = x.bit_length()
         return repr(x) if bits <= 256 else f"a number of {bits} bits"
 
 
 def shown(value: object) -> str:
-    """For a message: as Python writes it, cut short."""
+    """The value for an error message: as Python writes it, cut short."""
     return _Short().repr(value)

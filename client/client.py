@@ -19,6 +19,7 @@ from client.streams import AsyncCall, AsyncStream, Stream
 from proto.niyama.v1 import inference_pb2_grpc
 
 DEFAULT_SERVER = "localhost:50051"
+DEFAULT_TIMEOUT_S = 10.0  # of the calls that generate nothing
 
 _OF_THE_CALL = {"timeout", "tenant"}  # not part of the message
 
@@ -37,34 +38,42 @@ def _channel_options(given: ChannelOptions) -> list[tuple[str, object]]:
 
 
 class _CallOptions(TypedDict):
-    """What gRPC takes beside a message."""
+    """The arguments that gRPC takes beside a message."""
 
     timeout: float | None
     metadata: tuple[tuple[str, str], ...] | None
 
 
 def _call_options(tenant: str, timeout: float | None) -> _CallOptions:
-    """Raises InvalidRequest for a tenant that cannot be sent, and a timeout that is none."""
+    """The options of a call. Raises InvalidRequest for a tenant that cannot be sent, and for a
+    timeout that is none.
+    """
     return _CallOptions(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
 
 
 def _operator_options(tenant: str | None, timeout: float | None, token: str | None) -> _CallOptions:
-    """Of `explain`: with a token, any tenant's request is asked for, or the one's that is named."""
+    """The options of `explain`. With a token, it asks for the request of the tenant that is named,
+    or of any tenant where none is.
+    """
     metadata = convert.to_operator_metadata(tenant, token)
     return _CallOptions(timeout=arguments.timeout(timeout), metadata=metadata)
 
 
 def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _CallOptions]:
-    """The request's own options, and the call's. `tenant` is the client's."""
+    """The options of the request, and those of the call. `tenant` is the client's, for a call that
+    names none.
+    """
     others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
     named = options.get("tenant")
     return others, _call_options(tenant if named is None else named, options.get("timeout"))
 
 
 class AsyncClient:
-    """A connection to a server. `timeout` (seconds; None for no limit) is for the calls that
-    generate nothing; `tenant` is on whose behalf all calls are made; `token` the operator's, with
-    which `explain` tells of any tenant's requests.
+    """A connection to a server.
+
+    `timeout` (seconds; None for no limit) holds for the calls that generate nothing. All calls are
+    made on behalf of `tenant`. With `token`, the operator's, `explain` tells of any tenant's
+    requests.
 
     async with AsyncClient("localhost:50051") as client:
         async for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -75,7 +84,7 @@ class AsyncClient:
         self,
         server: str = DEFAULT_SERVER,
         *,
-        timeout: float | None = 10.0,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         tenant: str = "",
         token: str | None = None,
         channel_options: ChannelOptions = (),
@@ -91,7 +100,7 @@ class AsyncClient:
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncStream:
-        """Sends the request; iterate over the result for its tokens.
+        """Sends the request. Iterate over the result for its tokens.
 
         Raises InvalidRequest at once for arguments that make no request.
         """
@@ -101,20 +110,20 @@ class AsyncClient:
         return AsyncStream(sent, request.sampling.n or 1)
 
     async def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
-        """Generates and answers once, when all is done."""
+        """Sends the request, and returns its whole output when that is complete."""
         others, call = _split(options, self._tenant)
         request = convert.to_generate_request(prompt, others)
         response = await _answer(self._stub.Generate(request, **call))
         return convert.from_generate_response(response)
 
     async def server_info(self) -> values.ServerInfo:
-        """The model, the tiers, the policy and the limits."""
+        """What the server says of itself: its model, tiers, policy and limits."""
         request = convert.to_info_request()
         response = await _answer(self._stub.GetServerInfo(request, **self._other))
         return convert.from_info_response(response)
 
     async def count_tokens(self, prompt: Prompt) -> values.TokenCount:
-        """The tokens of a prompt as the served model sees it."""
+        """The tokens of a prompt, as the served model sees it."""
         request = convert.to_count_request(prompt)
         response = await _answer(self._stub.CountTokens(request, **self._other))
         return convert.from_count_response(response)
@@ -125,20 +134,20 @@ class AsyncClient:
         output_tokens: int = 0,
         **qos: Unpack[QosOptions],
     ) -> values.Estimate:
-        """Whether a request sent now would meet its targets, without sending it.
+        """Says whether such a request, sent now, would meet its targets, without sending it.
 
-        output_tokens 0: what the application's history says.
+        With `output_tokens` 0, the length of the output is guessed from the application's history.
         """
         request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
         response = await _answer(self._stub.Estimate(request, **self._other))
         return convert.from_estimate_response(response)
 
     async def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
-        """The story of a request of the recent past; NotFound when it is forgotten.
+        """The story of a request of the recent past. Raises NotFound where it has been forgotten.
 
-        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ... `tenant` is
-        whose request it is, instead of the client's; with an operator's token none need be given
-        where only one tenant has such an id.
+        Where several completions were asked for, each has its own: `ID/0` (which `ID` stands for),
+        `ID/1`, and so on. `tenant` is the one whose request it is, if that is not the client's.
+        With the operator's token, it may be left out where only one tenant has such an id.
         """
         request = convert.to_explain_request(request_id)
         response = await _answer(self._stub.Explain(request, **self._to_explain(tenant)))
@@ -172,11 +181,11 @@ async def _answer(call: Awaitable[Response]) -> Response:
 
 
 class Client:
-    """A connection to a server, for code without an event loop. Safe to share among threads.
+    """A connection to a server, for code without an event loop. Threads may share it.
 
-    `timeout` (seconds; None for no limit) is for the calls that generate nothing; `tenant` is on
-    whose behalf all calls are made; `token` the operator's, with which `explain` tells of any
-    tenant's requests.
+    `timeout` (seconds; None for no limit) holds for the calls that generate nothing. All calls are
+    made on behalf of `tenant`. With `token`, the operator's, `explain` tells of any tenant's
+    requests.
 
     with Client("localhost:50051") as client:
         for token in client.generate("Once upon", tier="interactive", max_tokens=64):
@@ -187,7 +196,7 @@ class Client:
         self,
         server: str = DEFAULT_SERVER,
         *,
-        timeout: float | None = 10.0,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         tenant: str = "",
         token: str | None = None,
         channel_options: ChannelOptions = (),
@@ -203,7 +212,7 @@ class Client:
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
-        """Sends the request; iterate over the result for its tokens.
+        """Sends the request. Iterate over the result for its tokens.
 
         Raises InvalidRequest at once for arguments that make no request.
         """
@@ -212,18 +221,18 @@ class Client:
         return Stream(self._stub.GenerateStream(request, **call), request.sampling.n or 1)
 
     def complete(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> values.Result:
-        """Generates and answers once, when all is done."""
+        """Sends the request, and returns its whole output when that is complete."""
         others, call = _split(options, self._tenant)
         request = convert.to_generate_request(prompt, others)
         return convert.from_generate_response(_call(self._stub.Generate, request, call))
 
     def server_info(self) -> values.ServerInfo:
-        """The model, the tiers, the policy and the limits."""
+        """What the server says of itself: its model, tiers, policy and limits."""
         request = convert.to_info_request()
         return convert.from_info_response(_call(self._stub.GetServerInfo, request, self._other))
 
     def count_tokens(self, prompt: Prompt) -> values.TokenCount:
-        """The tokens of a prompt as the served model sees it."""
+        """The tokens of a prompt, as the served model sees it."""
         request = convert.to_count_request(prompt)
         return convert.from_count_response(_call(self._stub.CountTokens, request, self._other))
 
@@ -233,19 +242,19 @@ class Client:
         output_tokens: int = 0,
         **qos: Unpack[QosOptions],
     ) -> values.Estimate:
-        """Whether a request sent now would meet its targets, without sending it.
+        """Says whether such a request, sent now, would meet its targets, without sending it.
 
-        output_tokens 0: what the application's history says.
+        With `output_tokens` 0, the length of the output is guessed from the application's history.
         """
         request = convert.to_estimate_request(prompt_tokens, output_tokens, qos)
         return convert.from_estimate_response(_call(self._stub.Estimate, request, self._other))
 
     def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
-        """The story of a request of the recent past; NotFound when it is forgotten.
+        """The story of a request of the recent past. Raises NotFound where it has been forgotten.
 
-        Of several completions each has its own: `ID/0` (told for `ID`), `ID/1`, ... `tenant` is
-        whose request it is, instead of the client's; with an operator's token none need be given
-        where only one tenant has such an id.
+        Where several completions were asked for, each has its own: `ID/0` (which `ID` stands for),
+        `ID/1`, and so on. `tenant` is the one whose request it is, if that is not the client's.
+        With the operator's token, it may be left out where only one tenant has such an id.
         """
         request = convert.to_explain_request(request_id)
         return convert.from_explain_response(

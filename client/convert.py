@@ -1,4 +1,4 @@
-"""Protobuf from and to the client's own values. Nothing else in `client` reads a message."""
+"""Turns the client's values into protobuf and back. No other module of `client` reads a message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ _FINISH_REASON = {
 
 
 def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
-    """What a call says of its caller. Raises InvalidRequest for a name that gRPC cannot carry."""
+    """The metadata by which a call names its tenant; None where it names none. Raises
+    InvalidRequest for a name that gRPC cannot carry.
+    """
     name = arguments.tenant(tenant, TENANT_KEY)
     return ((TENANT_KEY, name),) if name else None
 
@@ -57,8 +59,10 @@ def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
 def to_operator_metadata(
     tenant: str | None, token: str | None
 ) -> tuple[tuple[str, str], ...] | None:
-    """Without a token, as of any call. With one a tenant is named only where one is given, be it
-    the nameless one. Raises InvalidRequest.
+    """The metadata of a call that may be the operator's. Raises InvalidRequest.
+
+    Without a token it is that of any call. With a token, a tenant is named only where one is given,
+    be it the nameless one.
     """
     if token is None:
         return to_metadata(tenant)
@@ -69,28 +73,34 @@ def to_operator_metadata(
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:
+    """The message of a unary call that generates. Raises InvalidRequest."""
     return pb.GenerateRequest(**_request_fields(prompt, options))
 
 
 def to_stream_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateStreamRequest:
+    """The message of a streaming call that generates. Raises InvalidRequest."""
     return pb.GenerateStreamRequest(**_request_fields(prompt, options))
 
 
 def to_count_request(prompt: Prompt) -> pb.CountTokensRequest:
+    """The message that asks for a prompt's tokens. Raises InvalidRequest."""
     return pb.CountTokensRequest(input=_to_input(prompt))
 
 
 def to_explain_request(request_id: str) -> pb.ExplainRequest:
+    """The message that asks for the story of a request. Raises InvalidRequest."""
     return pb.ExplainRequest(request_id=arguments.text(request_id, "request_id"))
 
 
 def to_info_request() -> pb.GetServerInfoRequest:
+    """The message that asks what the server says of itself."""
     return pb.GetServerInfoRequest()
 
 
 def to_estimate_request(
     prompt_tokens: int, output_tokens: int, qos: QosOptions
 ) -> pb.EstimateRequest:
+    """The message that asks what would become of a request. Raises InvalidRequest."""
     unknown = set(qos) - _QOS
     if unknown:
         raise TypeError(f"unknown argument: {', '.join(sorted(unknown))}")
@@ -101,7 +111,9 @@ def to_estimate_request(
 
 
 def _request_fields(prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options left out or None stay unset, so that the server's defaults apply."""
+    """The fields of a request that generates. Options that are left out, or None, stay unset, so
+    that the server's defaults hold.
+    """
     unknown = set(options) - _SAMPLING - _QOS - {"request_id"}
     if unknown:
         raise TypeError(f"unknown argument: {', '.join(sorted(unknown))}")
@@ -148,7 +160,7 @@ def _to_sampling(given: Mapping[str, Any]) -> pb.Sampling:
 
 
 def _set(message: Message, name: str, value: object, path: str) -> None:
-    """Sets a scalar field. Protobuf's own error for a bad value does not say which field it was."""
+    """Sets a scalar field. Raises InvalidRequest, which names the field as protobuf does not."""
     try:
         setattr(message, name, value)
     except (TypeError, ValueError, OverflowError):
@@ -156,7 +168,7 @@ def _set(message: Message, name: str, value: object, path: str) -> None:
 
 
 def _extend(message: Message, name: str, numbers: object, path: str) -> None:
-    """The same for a field of several whole numbers."""
+    """Sets a field of several whole numbers. Raises InvalidRequest, naming the field."""
     field = path + name
     checked = arguments.wholes(numbers, field)
     try:
@@ -250,7 +262,7 @@ Event = values.Accepted | values.Tokens | values.Relegated | values.Finished
 
 
 def from_stream_response(message: pb.GenerateStreamResponse) -> Event | None:
-    """The event; None for a kind that a newer server may send."""
+    """The event that the message holds. None for a kind that only a newer server sends."""
     kind = message.WhichOneof("event")
     if kind == "tokens":
         tokens = message.tokens
@@ -305,6 +317,7 @@ def _from_target_result(message: pb.TargetResult) -> values.TargetResult:
 
 
 def from_generate_response(message: pb.GenerateResponse) -> values.Result:
+    """The whole output of a unary call."""
     return values.Result(
         message.request_id,
         _from_resolved(message.targets),
@@ -322,17 +335,19 @@ def from_generate_response(message: pb.GenerateResponse) -> values.Result:
 
 
 def from_count_response(message: pb.CountTokensResponse) -> values.TokenCount:
+    """A prompt's tokens."""
     return values.TokenCount(message.count, tuple(message.token_ids))
 
 
 def from_estimate_response(message: pb.EstimateResponse) -> values.Estimate:
+    """What would become of a request."""
     return values.Estimate(
         _from_resolved(message.targets), _from_forecast(message.forecast), _from_admission(message)
     )
 
 
 def _from_admission(message: pb.EstimateResponse) -> values.Admission:
-    """An older server says nothing of it."""
+    """What the server says of admission. An older server says nothing, and admits."""
     if not message.HasField("admission"):
         return values.Admission(admitted=True)
     said = message.admission
@@ -340,6 +355,7 @@ def _from_admission(message: pb.EstimateResponse) -> values.Admission:
 
 
 def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
+    """The story of a request."""
     decisions = tuple(
         values.Decision(
             _seconds(decision, "at") or 0.0,
@@ -356,6 +372,7 @@ def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
 
 
 def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
+    """What the server says of itself."""
     model, limits, sampling = message.model, message.limits, message.sampling
     return values.ServerInfo(
         version=message.version,

@@ -1,4 +1,4 @@
-"""What can go wrong with a call: a short tree, translated once from gRPC's statuses.
+"""What can go wrong with a call: a short tree of errors, made of gRPC's statuses in one place.
 
 NiyamaError
 ├── InvalidRequest    the request cannot be served as it is (.field names the culprit), or it or its
@@ -27,8 +27,8 @@ class NiyamaError(Exception):
 
 
 class InvalidRequest(NiyamaError, ValueError):
-    """The request cannot be served as it is. `field` is the path of the offending field; "" where
-    that is the whole message, when it is too large.
+    """The request cannot be served as it is. `field` is the path of the field that is at fault; ""
+    means the whole message, when that is too large.
     """
 
     def __init__(self, message: str, field: str = "") -> None:
@@ -89,7 +89,7 @@ _NOBODY_THERE = ": is the server running? (python -m server)"
 
 
 def translate(call: grpc.Call) -> NiyamaError:
-    """The exception for a failed call: grpc's errors of both kinds have a call's methods."""
+    """The exception for a failed call. gRPC's errors, of both kinds, have the methods of a call."""
     code, message = call.code(), call.details() or call.code().name
     error: NiyamaError
     if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -107,8 +107,8 @@ def translate(call: grpc.Call) -> NiyamaError:
 
 
 def _exhausted(call: grpc.Call, message: str) -> NiyamaError:
-    """The server's own refusal says when to try again. gRPC's, of a message above a limit of either
-    end, does not: sent again it would be refused again.
+    """The exception for RESOURCE_EXHAUSTED. The server's own refusal says when to try again. gRPC's
+    refusal of a message that is larger than either end takes does not, as it would come again.
     """
     retry_after = _retry_after(call)
     if retry_after is None and any(words in message for words in _TOO_LARGE):
@@ -133,6 +133,8 @@ def _retry_after(call: grpc.Call) -> float | None:
 def _unpack_detail(
     call: grpc.Call, detail: error_details_pb2.BadRequest | error_details_pb2.RetryInfo
 ) -> bool:
-    """Fills `detail` from the google.rpc.Status in the call's trailers, where it is there."""
+    """Fills `detail` from the google.rpc.Status in the call's trailers. Returns whether it stands
+    there.
+    """
     status = rpc_status.from_call(call)
     return status is not None and any(packed.Unpack(detail) for packed in status.details)

@@ -12,9 +12,12 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 class QosOptions(TypedDict, total=False):
-    """The latency a request needs. Without any: its application's preset, or the server's default
-    tier; a timeout caps them, and is a target only where the operator says so. Explicit targets
-    cannot be combined with a tier or with each other."""
+    """The latency that a request needs.
+
+    Where nothing is said, its application's preset holds, or the server's default tier. A timeout
+    caps the targets, and is itself a target only where the operator says so. Explicit targets
+    cannot be combined with a tier or with each other.
+    """
 
     tier: str  # a tier that the server knows
     ttft: float  # explicit: seconds to the first token; needs tbt
@@ -26,7 +29,7 @@ class QosOptions(TypedDict, total=False):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are picked and when to stop; what is left out takes the server's default."""
+    """How tokens are picked and when to stop. For what is left out the server's defaults hold."""
 
     temperature: float  # 0 is greedy
     top_k: int  # 0 is all tokens

@@ -1,7 +1,7 @@
-"""A generation as it comes: iterate over its tokens; what else the server said stands beside them.
+"""A generation as it comes: a stream of tokens, beside which stands what else the server said.
 
-The stream knows the protocol's events (accepted, tokens, relegated, finished), not how they travel.
-Leaving the loop early cancels the call, which frees what it holds on the server.
+A stream knows the protocol's events (accepted, tokens, relegated, finished), and not how they
+travel. Leaving the loop early cancels the call, which frees what it holds on the server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AsyncCall = grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStream
 
 
 class Heard:
-    """What the server has said so far. The attributes fill while the stream is read."""
+    """What the server has said so far. The attributes are filled while the stream is read."""
 
     def __init__(self, num_completions: int = 1) -> None:
         self._num_completions = num_completions
@@ -34,22 +34,22 @@ class Heard:
 
     @property
     def request_id(self) -> str | None:
-        """The request's id, given or made; None before the server accepted it."""
+        """The request's id, given or made. None until the server has accepted the request."""
         return self.accepted.request_id if self.accepted else None
 
     @property
     def finished(self) -> Finished | None:
-        """How the (first) completion ended; None before."""
+        """How the (first) completion ended. None until then."""
         return self.completions.get(0)
 
     @property
     def timings(self) -> Timings | None:
-        """The server's timings of the (first) completion; None before its end."""
+        """The server's timings of the (first) completion. None until its end."""
         return self.finished.timings if self.finished else None
 
     @property
     def on_time(self) -> bool | None:
-        """Whether every target of every completion was met; None before the last one's end."""
+        """Whether every target of every completion was met. None until all have ended."""
         if not self._is_complete:
             return None
         return all(each.on_time for each in self.completions.values())
@@ -60,11 +60,11 @@ class Heard:
 
     @property
     def text(self) -> str:
-        """All text of the (first) completion so far."""
+        """The text of the (first) completion so far."""
         return self.text_of(0)
 
     def text_of(self, index: int) -> str:
-        """All text of one completion so far."""
+        """The text of one completion so far."""
         return "".join(self._texts.get(index, ()))
 
     def _hear(self, message: pb.GenerateStreamResponse) -> Event | None:
@@ -86,12 +86,13 @@ class Heard:
 
 
 class AsyncStream(Heard):
-    """`async for tokens in stream: ...`, once; then `stream.finished`, `stream.timings`.
+    """A stream for code with an event loop: read it once with `async for tokens in stream`, then
+    see `stream.finished` and `stream.timings`.
 
-    `events()` in its place also yields what else the server says when it says it, that the request
-    was relegated, say, so that the caller may give it up. The request is sent when the stream is
-    made. Raises the errors of `client.errors` from the loop. Use `async with` to cancel at an exact
-    place, or `cancel()`.
+    A loop over `events()` instead also gets what else the server says, when it says it: that the
+    request was relegated, for instance, so that the caller may give it up. The request is sent when
+    the stream is made. The loop raises the errors of `client.errors`. To cancel at an exact place,
+    use `async with`, or `cancel()`.
     """
 
     def __init__(self, call: AsyncCall, num_completions: int = 1) -> None:
@@ -105,7 +106,7 @@ class AsyncStream(Heard):
                     yield event
 
     async def events(self) -> AsyncGenerator[Event]:
-        """Every event, in place of a loop over the tokens alone."""
+        """Yields every event: tokens, and what else the server says."""
         try:
             async for message in self._call:
                 event = self._hear(message)
@@ -118,7 +119,7 @@ class AsyncStream(Heard):
         self._check_complete()
 
     async def read(self) -> str:
-        """Reads to the end; returns the (first) completion's text."""
+        """Reads to the end, and returns the (first) completion's text."""
         async for _ in self:
             pass
         return self.text
@@ -140,9 +141,10 @@ class AsyncStream(Heard):
 
 
 class Stream(Heard):
-    """`for tokens in stream: ...`, once; then `stream.finished`, `stream.timings`.
+    """A stream for code without an event loop: read it once with `for tokens in stream`, then see
+    `stream.finished` and `stream.timings`.
 
-    The twin of AsyncStream for code without an event loop; `cancel()` may come from any thread.
+    It does as AsyncStream does. `cancel()` may be called from any thread.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Stream(Heard):
                     yield event
 
     def events(self) -> Generator[Event]:
-        """Every event, in place of a loop over the tokens alone."""
+        """Yields every event: tokens, and what else the server says."""
         try:
             for message in self._call:
                 event = self._hear(message)
@@ -173,7 +175,7 @@ class Stream(Heard):
         self._check_complete()
 
     def read(self) -> str:
-        """Reads to the end; returns the (first) completion's text."""
+        """Reads to the end, and returns the (first) completion's text."""
         for _ in self:
             pass
         return self.text

@@ -1,5 +1,7 @@
-"""Standard streams as they may be found: nobody reads any more (`niyama info | head -2`), the disk
-is full, the terminal is gone, or there are none.
+"""Copes with standard streams as they may be found.
+
+Perhaps nobody reads any more (`niyama info | head -2`), the disk is full, the terminal is gone, or
+there are no streams.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import sys
 
 
 def have_streams() -> bool:
-    """To be called first of all: whether there is a standard output. A stream that was closed goes
-    nowhere from now on; its file descriptor would be the next socket's, where all would be printed.
+    """Whether there is a standard output. Call it first of all.
+
+    A stream that was closed goes nowhere from then on. Its file descriptor would otherwise become
+    that of the next socket, into which everything would be printed.
     """
     had_output = sys.stdout is not None
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -24,18 +28,22 @@ def have_streams() -> bool:
 
 
 def write_any_character() -> None:
-    """What the terminal's encoding lacks is written as an escape, instead of ending the output."""
+    """Has characters that the terminal's encoding lacks written as escapes. They would end the
+    output.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def printable(text: str) -> str:
-    """Arguments whose bytes are no UTF-8 are no text, and may have to be shown: a file's name."""
+    """The text with escapes for what is no character: an argument, such as a file's name, may hold
+    bytes that are no UTF-8.
+    """
     return text.encode(errors="backslashreplace").decode()
 
 
 def discard_output() -> None:
-    """After an OSError: what is still buffered goes nowhere, at exit too."""
+    """Drops what is still buffered for standard output, at exit too. For use after an OSError."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

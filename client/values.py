@@ -1,6 +1,6 @@
-"""What a caller gets back: plain frozen values, no protobuf.
+"""What a caller gets back: plain frozen values without protobuf.
 
-Durations are float seconds, measured by the server from the arrival of the call. Lengths count
+Durations are float seconds, which the server measures from the arrival of the call. Lengths count
 tokens of the served model. None stands for "there is none".
 """
 
@@ -20,6 +20,8 @@ class Importance(Enum):
 
 
 class FinishReason(Enum):
+    """Why an output ended."""
+
     STOP = "stop"  # a stop token or a stop string
     LENGTH = "length"  # max_tokens, or the model's context length
 
@@ -39,7 +41,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTargets:
-    """The targets a request is served with, and where they came from."""
+    """The targets that a request is served with, and where they came from."""
 
     targets: Targets
     tier: str  # "" when the targets were explicit or are the call's deadline
@@ -49,7 +51,7 @@ class ResolvedTargets:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The scheduler's prediction from the load at one moment."""
+    """What the scheduler predicts of a request, from the load at one moment."""
 
     on_time: bool
     ttft: float | None
@@ -74,7 +76,7 @@ class TokenLogprob(NamedTuple):
 
 
 class PositionLogprobs(NamedTuple):
-    """Log probabilities at one position of the output: the picked token's, and the likeliest."""
+    """Log probabilities at one position of the output: of the picked token and of the likeliest."""
 
     logprob: float
     top: tuple[TokenLogprob, ...]
@@ -82,8 +84,9 @@ class PositionLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Some more output, usually one token. The text may lag its tokens: no character is cut in
-    half, and what may become a stop string is held back."""
+    """Some more output, usually one token. The text may come later than its tokens: no character is
+    cut in half, and what may become a stop string is held back.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -102,6 +105,8 @@ class Relegated:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """How many tokens a completion took, and how often it had to start again."""
+
     prompt_tokens: int
     cached_tokens: int  # those of the prompt found in the prefix cache
     output_tokens: int
@@ -110,6 +115,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
+    """What the server measured of a completion, in seconds."""
+
     queue: float | None  # arrival until the engine first worked on it
     ttft: float | None  # time to first token
     mean_tbt: float | None  # mean time between tokens
@@ -119,8 +126,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """One target and what came of it. For "tbt", `actual` is the longest gap, which may exceed the
-    target while every token still met its deadline; `met` goes by the deadlines."""
+    """One target and what came of it.
+
+    For "tbt", `actual` is the longest gap between tokens. It may exceed the target though every
+    token met its deadline; `met` goes by the deadlines.
+    """
 
     name: str  # "ttft", "tbt" or "ttlt"
     target: float
@@ -176,13 +186,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
+    """A prompt's tokens."""
+
     count: int
     token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Whether a call finds a place in the queue, and if not why and when to try again."""
+    """Whether a call would find a place in the queue, and if not, why and when to try again."""
 
     admitted: bool
     reason: str = ""  # "queue_full", "work_full" or "share_used"
@@ -192,7 +204,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What would come of a request sent now. The forecast is of one that is admitted."""
+    """What would become of a request sent now. The forecast is that of one that is admitted."""
 
     targets: ResolvedTargets
     forecast: Forecast
@@ -201,7 +213,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One entry of a request's timeline; instants are seconds since its arrival."""
+    """One entry of a request's timeline. Instants are in seconds since its arrival."""
 
     at: float
     kind: str  # "admitted", "chunk", "first_token", "preempted", "relegated", "finished", ...
@@ -231,6 +243,8 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Model:
+    """The served model."""
+
     name: str
     architecture: str
     context_length: int  # most tokens of prompt and output together
@@ -243,7 +257,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server refuses beyond."""
+    """The most that the server takes: what is beyond is refused, or waits."""
 
     max_requests: int  # waiting or running
     max_batch_size: int
@@ -265,6 +279,8 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
+    """What a server says of itself."""
+
     version: str
     model: Model
     policy: str
