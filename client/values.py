@@ -177,10 +177,12 @@ class Result:
 
     @property
     def text(self) -> str:
+        """The text of the first completion."""
         return self.completions[0].text
 
     @property
     def finished(self) -> Finished:
+        """How the first completion ended."""
         return self.completions[0].finished
 
 

@@ -142,6 +142,7 @@ class Generation:
 
     @property
     def is_done(self) -> bool:
+        """Whether every completion has ended and been handed out."""
         return self._stream.is_done
 
     @property

@@ -21,6 +21,7 @@ class Lines:
         self._write = stream.write
 
     def msg(self, message: str) -> None:
+        """Writes one line."""
         self._write(message + "\n")
 
     log = debug = info = warn = warning = msg

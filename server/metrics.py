@@ -61,6 +61,7 @@ class ReportedMetrics(Collector):
         self.stats: EngineStats | None = None
 
     def collect(self) -> Iterator[Metric]:
+        """Yields what is asked for at a scrape."""
         stats = self.stats
         if stats is None:
             return
@@ -96,6 +97,7 @@ class DroppedLines(Collector):
     """Exposes how many lines the logs of all processes of the service have lost."""
 
     def collect(self) -> Iterator[Metric]:
+        """Yields what is asked for at a scrape."""
         text = "Lines of the log that could not be written: nobody reads it, or the disk is full"
         yield CounterMetricFamily("niyama_log_lines_dropped", text, DROPPED.total)
 
@@ -121,6 +123,7 @@ class QueueMetrics(Collector):
         self._admission = admission
 
     def collect(self) -> Iterator[Metric]:
+        """Yields what is asked for at a scrape."""
         for name, text, pool in (
             ("requests", "Requests that wait or run, by importance", self._admission.requests),
             ("tokens", "Tokens of work that waits, by importance", self._admission.tokens),

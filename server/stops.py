@@ -142,6 +142,7 @@ class _Written:
 
     @property
     def certain_len(self) -> int:
+        """The length as in `_Search`, in characters of the text with special tokens empty."""
         return self._without_specials(self._search.certain_len)
 
     @property
@@ -150,6 +151,7 @@ class _Written:
         return bool(self._specials)
 
     def feed(self, text: str) -> list[_Match]:
+        """The stop strings that end within `text`. None cuts a special token."""
         matches = [
             _Match(self._without_specials(start), self._without_specials(end), stop)
             for start, end, stop in self._search.feed(text)
@@ -159,6 +161,7 @@ class _Written:
         return matches
 
     def feed_special(self, text: str) -> list[_Match]:
+        """The stop strings that end with a special token, which is written out as `text`."""
         self._specials.append((self._search.len, self._search.len + len(text)))
         return self.feed(text)
 

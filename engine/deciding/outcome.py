@@ -6,12 +6,15 @@ from engine.deciding.plan import Finished, Timings
 from engine.deciding.request import TargetKind
 from engine.deciding.sequence import FinishReason, Sequence
 
+# What `Finished.detail` says of an ERROR.
 CHOICE = "no token is left to pick: min_tokens forbids all that the model gives a chance"
 LOGITS = "the model's logits are not finite (a broken checkpoint, or an overflow of its format)"
 
 
 def timings(sequence: Sequence, now: float) -> Timings:
-    """As of `now`, the end. Unmet, not unknown, is what a target without its tokens is."""
+    """The timings of a request that ends at `now`, and which of its targets were met. A target for
+    which the tokens never came counts as not met.
+    """
     request, arrived = sequence.request, sequence.request.arrived_at
     targets, kind = request.targets, request.targets.kind
     first, last, count = sequence.first_token_at, sequence.last_token_at, len(sequence.output)
@@ -35,7 +38,7 @@ def timings(sequence: Sequence, now: float) -> Timings:
 
 
 def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
-    """The last event of a sequence whose finish_reason is set."""
+    """The last event of a sequence that has ended; `detail` says what went wrong, if anything."""
     assert sequence.finish_reason is not None
     return Finished(
         request_id=sequence.id,

@@ -40,6 +40,7 @@ class DecisionFile:
         self._num_lost = 0  # entries, since it last took some
 
     def write(self, entry: dict[str, Any]) -> None:
+        """Keeps an entry of the decision log until the next `flush`."""
         if not self._is_open:
             return
         entry = entry | {"unix_s": round(entry["at"] + self._offset_s, 6)}

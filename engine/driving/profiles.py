@@ -68,6 +68,7 @@ class Fitted(NamedTuple):
 
     @property
     def is_believed(self) -> bool:
+        """Whether it predicts well enough the measurements that it was not made from."""
         return self.error is None or self.error <= MOST_ERROR
 
     def corrected(self) -> LatencyProfile:

@@ -36,6 +36,7 @@ class Entry(NamedTuple):
 
     @property
     def key(self) -> CallKey:
+        """What tells the call from all others."""
         return self.tenant, self.request_id
 
 
@@ -127,10 +128,12 @@ class Line:
         self.use = NOTHING
 
     def add(self, place: Place) -> None:
+        """Adds a place that waits."""
         self.places.add(place)
         self.use = Use(self.use.requests + place.entry.n, self.use.tokens + place.entry.tokens)
 
     def remove(self, place: Place) -> None:
+        """Removes a place that waits no more."""
         self.places.remove(place)
         self.use = Use(self.use.requests - place.entry.n, self.use.tokens - place.entry.tokens)
 

@@ -374,4 +374,5 @@ def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:
 
 
 def to_seconds(duration: Duration) -> float:
+    """The duration in seconds."""
     return duration.seconds + duration.nanos * 1e-9

@@ -63,6 +63,7 @@ def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
 def to_accepted(
     request_id: str, quality: Resolved, prompt_len: int, event: Accepted
 ) -> pb.Accepted:
+    """A stream's message that the request is in the queue."""
     return pb.Accepted(
         request_id=request_id,
         targets=to_targets(quality),
@@ -109,6 +110,7 @@ def _of_one_token(index: int, text: str, token_id: int) -> pb.GenerateStreamResp
 
 
 def to_relegated(index: int, event: Relegated) -> pb.Relegated:
+    """A stream's message that completion `index` was moved behind other requests."""
     return pb.Relegated(
         index=index, reason=event.reason, expected_ttlt=to_duration(event.expected_ttlt_s)
     )
@@ -161,6 +163,7 @@ def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
 def to_estimate(
     quality: Resolved, forecast: Forecast, refusal: Refused | None
 ) -> pb.EstimateResponse:
+    """The answer to Estimate; `refusal` is why such a call would find no place now."""
     return pb.EstimateResponse(
         targets=to_targets(quality),
         forecast=to_forecast(forecast.on_time, forecast.ttft_s, forecast.ttlt_s),
@@ -180,6 +183,7 @@ def to_admission(refusal: Refused | None) -> pb.Admission:
 
 
 def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
+    """The answer to Explain."""
     request = timeline.request
     source = TargetSource(request.target_source)
     quality = Resolved(request.targets, request.importance, source, request.tier)
@@ -203,6 +207,7 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
 
 
 def to_tier(tier: Tier) -> pb.Tier:
+    """A tier as GetServerInfo tells of it."""
     return pb.Tier(
         name=tier.name,
         ttft=_maybe(tier.targets.ttft_s),
@@ -213,6 +218,7 @@ def to_tier(tier: Tier) -> pb.Tier:
 
 
 def to_sampling_defaults(sampling: Sampling) -> pb.SamplingDefaults:
+    """The sampling of requests that leave it out, as GetServerInfo tells of it."""
     return pb.SamplingDefaults(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -231,6 +237,7 @@ def to_server_info(
     sampling: Sampling,
     has_chat_template: bool,
 ) -> pb.GetServerInfoResponse:
+    """The answer to GetServerInfo."""
     return pb.GetServerInfoResponse(
         version=version,
         model=pb.ModelInfo(

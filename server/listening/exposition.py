@@ -40,6 +40,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.set_app(make_wsgi_app(registry))
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves a connection in a thread. Where too many are open, the oldest gives way."""
         with self._lock:
             if len(self._open) >= MOST_CONNECTIONS:
                 _hang_up(self._open.popleft())
@@ -47,6 +48,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """Closes a connection that has been served."""
         with self._lock, contextlib.suppress(ValueError):  # it had to give way
             self._open.remove(request)
         super().shutdown_request(request)

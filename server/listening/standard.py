@@ -32,6 +32,7 @@ class ShortQuestions:
         self._uploads = uploads
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Registers handlers of a service, with messages that are received as uploads."""
         self._server.add_generic_rpc_handlers(
             [_Short(handler, self._uploads) for handler in handlers]
         )
@@ -48,6 +49,7 @@ class _Short(grpc.GenericRpcHandler):
         self._uploads = uploads
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of an RPC; None for one that is not of this service."""
         inner: Any = self._inner.service(handler_call_details)
         if inner is None:
             return None
@@ -70,6 +72,7 @@ class _Question:
         self._uploads = uploads
 
     async def once(self, _: object, context: grpc.aio.ServicerContext) -> Any:
+        """Answers an RPC whose client sends one message."""
         try:
             raw = await self._uploads.receive(context)
         except CallError as error:
@@ -77,6 +80,7 @@ class _Question:
         return await self._behavior(_parse(self._deserialize, raw), context)
 
     async def each(self, _: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+        """Answers an RPC whose client may send many messages."""
         try:
             async for answer in self._behavior(self._messages(context), context):
                 yield answer

@@ -142,6 +142,7 @@ def leave_with(sock: socket.socket) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Runs the process and returns its exit code."""
     leave_signals()
     standard_streams.guard()
     (sock,), pulse = parent_of(argv[1:])
