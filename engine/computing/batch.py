@@ -33,8 +33,8 @@ from engine.deciding.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The model's arguments for one iteration of T tokens, S of them sampled; all int64. Padding
-    stands last, in T and in S.
+    """A batch is the model's arguments for one iteration of T tokens, S of which are sampled; all
+    are int64. Padding stands last, in T and in S.
     """
 
     tokens: Tensor  # [T]
@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of a batch as it is put together."""
+    """The rows of a batch, one for each token, as it is put together."""
 
     tokens: list[int]
     positions: list[int]
@@ -92,8 +92,8 @@ class BatchBuilder:
         self._exact = exact_rows(kv.dtype, kv.device)
 
     def build(self, plan: Plan, last: SampledTokens | None = None) -> Batch:
-        """The batch of a plan. `last` is what the launch before it sampled, for decodes whose token
-        is in flight.
+        """Builds the batch of a plan. `last` is what the launch before it sampled, for decodes
+        whose token is in flight.
         """
         kv = self._kv
         sequences = sorted(plan.decodes, key=lambda s: -s.num_computed)
@@ -120,7 +120,7 @@ class BatchBuilder:
         if last is not None:
             last.fill_in(tokens, sequences)
         first = len(decodes) + padding
-        prefill = self._prefill.plan(prompts, others, first, kv.reader, kv.page_size)
+        prefill = self._prefill.plan(prompts, others, first, kv.reader)
         attention = kv.plan(slots, decodes, padding, prefill)
         return Batch(tokens, positions, of_sampled, attention)
 
@@ -130,13 +130,13 @@ class BatchBuilder:
         rows.add(sequence, start, tokens, self._kv.slots(sequence.pages, start, length))
 
     def _decode_padding(self, count: int, has_chunks: bool) -> int:
-        """The rows that are decoded beyond `count`: without chunks those are all rows."""
+        """Returns how many rows are decoded beyond `count`: without chunks, all rows are."""
         if not self._kv.computes_padding:
             return 0
         return max(0, (self._least if has_chunks else self._padded(count)) - count)
 
     def _sampled(self, rows: _Rows, plan: Plan) -> list[int]:
-        """The rows that are sampled, then padding."""
+        """Returns the rows that are sampled, and then padding."""
         sampled = [rows.last_of[sequence] for sequence in plan.sampling]
         if len(rows.tokens) > 1:
             return sampled + [0] * (self._without_slow(len(sampled)) - len(sampled))
@@ -144,7 +144,7 @@ class BatchBuilder:
         return [0] if self._least else sampled
 
     def _padded(self, count: int) -> int:
-        """The number of rows that so many are padded to; a lone one is not."""
+        """Returns the number of rows that so many are padded to; a lone one is not."""
         if count == 1:
             return 1
         count = self._without_slow(count)

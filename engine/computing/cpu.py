@@ -136,8 +136,9 @@ def exact_rows(dtype: torch.dtype, device: torch.device) -> int:
 
 
 def rounded_up(count: int, exact: int, coarsest: int = 1 << 30) -> int:
-    """The next of few numbers: each up to `exact`, a power of two, then every second up to twice
-    that, every fourth up to four times that and so on, until every `coarsest`-th.
+    """Rounds up to the next of few numbers: to every one up to `exact`, a power of two, then to
+    every second up to twice that, every fourth up to four times that and so on, at last to every
+    `coarsest`-th.
     """
     step = max(1, min(coarsest, (1 << (count - 1).bit_length()) // exact))
     return -(-count // step) * step

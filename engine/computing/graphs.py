@@ -54,8 +54,8 @@ class Captured(NamedTuple):
 
 
 def sizes_to(largest: int) -> list[int]:
-    """What a number of sequences is padded to: the powers of two, from 8 on with one size between
-    each two of them, up to `largest`, which is one of them in any case.
+    """Returns what a number of sequences is padded to: the powers of two, from 8 on with one size
+    between each two of them, up to `largest`, which is one of them in any case.
     """
     sizes, power = [], 1
     while power < largest:
@@ -65,7 +65,7 @@ def sizes_to(largest: int) -> list[int]:
 
 
 def gather_limit(device: torch.device) -> int:
-    """The bytes that one layer may gather in a graph on this GPU."""
+    """Returns the bytes that one layer may gather in a graph on this GPU."""
     return int(torch.cuda.mem_get_info(device)[0] * GATHER_SHARE)
 
 
@@ -119,13 +119,13 @@ class DecodeGraphs:
                 self._captured[bucket] = self._make(bucket)
 
     def _gathered(self, bucket: Bucket) -> int:
-        """The bytes of keys and values that one layer gathers."""
+        """Returns the bytes of keys and values that one layer gathers."""
         kv = self._kv
         per_page = 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * kv.dtype.itemsize
         return bucket.sequences * bucket.pages * per_page
 
     def _buckets(self, context_len: int) -> Iterator[Bucket]:
-        """All shapes that batches of this memory may be padded to, MAX_PADDING allowed for."""
+        """Lists all shapes that a batch of this memory may be padded to, given MAX_PADDING."""
         most = min(-(-context_len // self._kv.page_size), self._kv.num_pages)
         pages = FEWEST_PAGES
         while pages < 2 * most:
@@ -179,7 +179,7 @@ class DecodeGraphs:
         return self._logits[: len(decodes)]
 
     def _bucket(self, decodes: tuple[Sequence, ...]) -> Bucket | None:
-        """The bucket that this batch is padded to, if that is worth it."""
+        """Returns the bucket that this batch is padded to, if that is worth it."""
         counts = [s.num_computed // self._kv.page_size + 1 for s in decodes]
         size = next((size for size in self._sizes if size >= len(decodes)), None)
         if size is None:
@@ -189,7 +189,7 @@ class DecodeGraphs:
         return Bucket(size, pages) if size * pages <= worth else None
 
     def _inputs(self, decodes: tuple[Sequence, ...] | list[Sequence], bucket: Bucket) -> list[int]:
-        """The inputs of the bucket's graph for these decodes, in the order of `Captured.inputs`."""
+        """Lists the inputs of the bucket's graph for these decodes, in order."""
         page_size, spare = self._kv.page_size, self._kv.spare_page
         padding = bucket.sequences - len(decodes)
         positions = [s.num_computed for s in decodes]

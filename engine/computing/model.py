@@ -2,7 +2,7 @@
 
 A forward pass sees an iteration as one flat batch of T tokens, whichever sequences they belong
 to. All it depends on comes as an argument, attention too: what lies between one attention and the
-next is compiled (compiled.py), attention is not, or not all of it.
+next is compiled (compiled.py), attention is not, or not all of it (attention/).
 
 Legend: T tokens, S rows that are sampled, E hidden size, H query heads, KH key-value heads, D head
 size, F intermediate size, V vocabulary.
@@ -27,7 +27,7 @@ Attend = Callable[[Tensor, int], Tensor]  # [T, H + 2 * KH, D] of a layer, to [T
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each rotary pair: [D / 2] float32."""
+    """Returns the radians per position by which each rotary pair is turned: [D / 2] float32."""
     inverse = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if rope.scaling == "linear":
         return inverse / rope.factor
@@ -37,7 +37,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _llama3(inverse: Tensor, rope: RopeConfig) -> Tensor:
-    """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
+    """Stretches long wavelengths by the factor, keeps short ones, and blends those between."""
     turns = rope.original_max_positions * inverse / (2 * math.pi)  # over the trained context
     smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = smooth.clamp(0, 1)
@@ -45,7 +45,9 @@ def _llama3(inverse: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def rotary_table(config: ModelConfig) -> Tensor:
-    """[positions, 2, D] float32: cosines, and sines signed for `rotate_`."""
+    """Returns, for every position, the cosines and the sines, signed for `rotate_`:
+    [positions, 2, D] float32.
+    """
     angles = torch.outer(
         torch.arange(config.max_positions, dtype=torch.float32),
         inverse_frequencies(config.rope, config.head_dim),
@@ -55,13 +57,15 @@ def rotary_table(config: ModelConfig) -> Tensor:
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotates pairs (i, i + D / 2) of x [T, heads, D] in place; cos and signed sin [T, 1, D]."""
+    """Rotates the pairs (i, i + D / 2) of x [T, heads, D] in place, by cos and signed sin
+    [T, 1, D].
+    """
     swapped = x.roll(x.shape[-1] // 2, -1)
     x.mul_(cos).addcmul_(swapped, sin)
 
 
 class Block(nn.Module):
-    """One layer. Tensors are empty until a checkpoint fills them."""
+    """A block is one layer of the model. Its tensors are empty until a checkpoint fills them."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -85,7 +89,7 @@ class Block(nn.Module):
         self.down = linear(f, e, config.mlp_bias)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[T, E] to what attention is given, [T, H + 2 * KH, D]."""
+        """Computes from [T, E] what attention is given, [T, H + 2 * KH, D]."""
         config = self.config
         normed = F.rms_norm(x, x.shape[1:], self.attention_norm, config.rms_norm_eps)
         qkv = self.qkv(normed).unflatten(1, (-1, config.head_dim))
@@ -95,14 +99,14 @@ class Block(nn.Module):
         return qkv
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """[T, E] and what attention gives, [T, H * D], to [T, E]."""
+        """Computes [T, E] from [T, E] and what attention gives, [T, H * D]."""
         x = x + self.out(attended)
         normed = F.rms_norm(x, x.shape[1:], self.mlp_norm, self.config.rms_norm_eps)
         gate, up = self.gate_up(normed).chunk(2, 1)
         return x + self.down(F.silu(gate) * up)
 
     def _with_normed_heads(self, qkv: Tensor) -> Tensor:
-        """QK-norm (Qwen 3): each query and key head by itself, [T, H + 2 * KH, D]."""
+        """Norms each query and key head of [T, H + 2 * KH, D] by itself (QK-norm of Qwen 3)."""
         config = self.config
         q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), 1)
         shape, eps = (config.head_dim,), config.rms_norm_eps
@@ -111,7 +115,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, final norm and output matrix; rotary table for every position."""
+    """The decoder is embedding, layers, final norm and output matrix, with the rotary table."""
 
     rotary: Tensor
 
@@ -133,7 +137,9 @@ class Decoder(nn.Module):
         self.register_buffer("rotary", rotary_table(config).to(device), persistent=False)
 
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
-        """Logits [S, V] of the rows to be sampled: tokens, positions [T] and rows [S] are int64."""
+        """Computes logits [S, V] of the rows to be sampled, from tokens, positions [T] and rows
+        [S], all int64.
+        """
         x, cos, sin = self.embed(tokens, positions)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -144,15 +150,15 @@ class Decoder(nn.Module):
         return self.logits(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, E], cosines and signed sines [T, 1, D]."""
+        """Returns the embeddings [T, E], and cosines and signed sines [T, 1, D]."""
         x = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary.index_select(0, positions).to(x.dtype)[:, None].unbind(2)
         return x, cos, sin
 
     def logits(self, x: Tensor) -> Tensor:
-        """[S, E] to [S, V]."""
+        """Computes logits [S, V] from [S, E]."""
         return self.head(F.rms_norm(x, x.shape[1:], self.norm, self.config.rms_norm_eps))
 
     def linears(self) -> Iterator[Linear]:
-        """Every matrix but the embedding's table."""
+        """Yields every matrix but the embedding's table."""
         return (module for module in self.modules() if isinstance(module, Linear))

@@ -44,7 +44,7 @@ from engine.deciding.plan import Chunk
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Rows [start, stop) of the batch, one token for each of B sequences."""
+    """A group is rows [start, stop) of the batch, one token for each of B sequences."""
 
     start: int
     stop: int
@@ -59,8 +59,8 @@ class DecodeGroup:
 
 
 class LayerMemory(NamedTuple):
-    """One layer's keys and values in three views. Row h * slots + s of `slots` is slot s of head h
-    of 2 * KH; rows of `pages` likewise.
+    """One layer's keys and values are seen in three views. Row h * slots + s of `slots` is slot s
+    of head h of 2 * KH; rows of `pages` likewise.
     """
 
     heads: Tensor  # [2 * KH, slots, D]
@@ -86,13 +86,13 @@ class GatheredKv(KvLayout):
         num_heads, dim = 2 * self.num_kv_heads, self.head_dim
         content = self._zeros(self.num_layers, num_heads, self.num_slots, dim)
         self.keys_and_values = content
-        self._by_page = content.view(self.num_layers * num_heads, self.num_rows, page_size * dim)
+        self._by_page = content.view(self.num_layers * num_heads, self.total_pages, page_size * dim)
         slots = content.view(self.num_layers, -1, dim)
         pages = content.view(self.num_layers, -1, page_size * dim)
         self.layers = [LayerMemory(*views) for views in zip(content, slots, pages, strict=True)]
         heads = torch.arange(num_heads, device=self.device)
         self._first_slots = heads * self.num_slots  # of each head, among the rows of LayerMemory
-        self._first_pages = heads[:, None] * self.num_rows
+        self._first_pages = heads[:, None] * self.total_pages
         self._gathered = content.new_empty(0)  # where a CPU gathers
 
     def clear(self, pages: List[int]) -> None:
@@ -104,7 +104,7 @@ class GatheredKv(KvLayout):
 
     @staticmethod
     def traced(qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> None:
-        """Nothing of it belongs into compiled code."""
+        """Computes nothing: all of attention is called between what is compiled."""
 
     def memory(self, layer: int) -> tuple[Tensor, ...]:
         return ()
@@ -122,12 +122,11 @@ class GatheredKv(KvLayout):
         group = self._padded_group(0, len(lengths), lengths, pages)
         return GatheredPlan(self, self._rows_of_slots(slots), (group,), NO_PREFILL)
 
-    def reader(self, pages: list[int], length: int) -> ReadContext:
-        """Reads where the pages lie if they are neighbours, else gathers."""
-        first = pages[0]
-        if pages == list(range(first, first + len(pages))):
+    def reader(self, pages: List[int], length: int) -> ReadContext:
+        first, table = pages[0], list(pages[: -(-length // self.page_size)])
+        if table == list(range(first, first + len(table))):
             return partial(self._read_neighbours, first * self.page_size, length)
-        rows = self._rows_of_pages(to_device(pages, self.device))
+        rows = self._rows_of_pages(to_device(table, self.device))
         return partial(self._gather, rows, 1, length)
 
     def _groups(self, decodes: List[Decode]) -> tuple[DecodeGroup, ...]:
@@ -138,7 +137,7 @@ class GatheredKv(KvLayout):
         for start, stop in group_decodes(counts, GROUP_COST // size):
             width, batch = counts[start], stop - start
             if batch == 1:
-                read = self.reader(decodes[start].sequence.pages[:width], contexts[start])
+                read = self.reader(decodes[start].sequence.pages, contexts[start])
                 groups.append(DecodeGroup(start, stop, read, None))
                 continue
             if is_cpu:
@@ -157,7 +156,9 @@ class GatheredKv(KvLayout):
         return tuple(groups)
 
     def _padded_group(self, start: int, stop: int, lengths: Tensor, pages: Tensor) -> DecodeGroup:
-        """A group of B sequences, padding too, with context lengths [B] and page tables [B * P]."""
+        """Plans a group of B sequences, padding too, by context lengths [B] and page tables
+        [B * P].
+        """
         width = len(pages) // len(lengths) * self.page_size
         outside = torch.arange(width, device=self.device) >= lengths[:, None]
         mask = torch.zeros(outside.shape, dtype=self.dtype, device=self.device)
@@ -166,20 +167,22 @@ class GatheredKv(KvLayout):
         return DecodeGroup(start, stop, read, mask)
 
     def _rows_of_slots(self, slots: Tensor) -> Tensor:
-        """The rows of LayerMemory.slots of every head: [T] to [T * 2 * KH]."""
+        """Returns the rows of LayerMemory.slots of every head, from [T] to [T * 2 * KH]."""
         return (slots[:, None] + self._first_slots).flatten()
 
     def _rows_of_pages(self, pages: Tensor) -> Tensor:
-        """The rows of LayerMemory.pages of every head: [P] to [2 * KH * P]."""
+        """Returns the rows of LayerMemory.pages of every head, from [P] to [2 * KH * P]."""
         return (self._first_pages + pages).flatten()
 
     def _read_neighbours(self, first: int, length: int, layer: int) -> tuple[Tensor, ...]:
-        """Keys and values [KH, 1, L, D], not copied, from this slot on."""
+        """Returns keys and values [KH, 1, L, D] from this slot on, which are not copied."""
         heads = self.layers[layer].heads[:, None, first : first + length]
         return heads.split(self.num_kv_heads)
 
     def _gather(self, rows: Tensor, batch: int, length: int, layer: int) -> tuple[Tensor, ...]:
-        """Keys and values [KH, B, L, D] of these rows of pages, valid until the next call."""
+        """Copies keys and values [KH, B, L, D] of these rows of pages; the copy is valid until the
+        next call.
+        """
         pages = self.layers[layer].pages
         if pages.device.type == "cpu":
             out = self._scratch(len(rows), pages.shape[1])
@@ -190,7 +193,7 @@ class GatheredKv(KvLayout):
         return out[:, :, :, :length].unbind()
 
     def _scratch(self, count: int, width: int) -> Tensor:
-        """Memory [count, width] that is reused, so that it stays in the cache."""
+        """Returns memory [count, width] that is used again, so that it stays in the cache."""
         if self._gathered.numel() < count * width:
             self._gathered = self._gathered.new_empty(count * width)
         return self._gathered[: count * width].view(-1, width)
@@ -198,7 +201,7 @@ class GatheredKv(KvLayout):
 
 @dataclass(frozen=True, slots=True)
 class GatheredPlan:
-    """What attention needs to know of an iteration. Rows behind the last chunk are padding."""
+    """Implements AttentionPlan. Rows behind the last chunk are padding."""
 
     kv: GatheredKv
     slots: Tensor  # [T * 2 * KH] int64, rows of LayerMemory.slots: where keys and values go

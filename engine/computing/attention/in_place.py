@@ -6,14 +6,22 @@ lies side by side, and values [layers, pages, KH, page_size, D].
 A decode is bound by how fast its context is read, so it is written as plain sums, of which
 torch.compile makes loops over what lies side by side: the tokens of a page for its scores, the
 dimensions of a head for its values. A page is read once for the query heads that share it. As in
-Flash-Decoding (https://pytorch.org/blog/flash-decoding/) each page by itself has its largest score,
-the sum of its weights and its weighted values, from which a sequence's are put together: no context
-is read as far as the longest goes (only the putting together goes over so many pages for all), and
-one long context is shared among threads as well as many short ones.
+Flash-Decoding (https://pytorch.org/blog/flash-decoding/) each page w is computed by itself, from
+the scores x of its tokens and their values v, and a sequence is put together from its pages:
+
+    largest(w)  = max(x)                        over the tokens of the page
+    sum(w)      = sum(exp(x - largest(w)))
+    weighted(w) = sum(exp(x - largest(w)) * v)
+
+    share(w)    = exp(largest(w) - max(largest))
+    output      = sum(share(w) * weighted(w)) / sum(share(w) * sum(w))      over the pages
+
+So no context is read as far as the longest goes (only the putting together goes over so many pages
+for all), and one long context is shared among threads as well as many short ones.
 
 All of a batch's rows are written, padding into the sink, and so many rows are decoded that no size
-is smaller than compiled code has it (LEAST). A chunk of one token is decoded too: it is nothing
-else. All other chunks are computed between what is compiled.
+is smaller than compiled code has it (LEAST). A chunk of one token is a decode like all others. The
+other chunks are computed between what is compiled.
 
 Legend: T tokens of the iteration, H query heads, KH key-value heads, G = H / KH, D head size, B
 rows that decode, W pages that they read, S pages of the longest of them; all indices are int64.
@@ -40,7 +48,7 @@ SMALLEST = 1e-30
 
 
 class DecodeInputs(NamedTuple):
-    """What compiled code knows of an iteration; the same for every layer."""
+    """The inputs are what compiled code knows of an iteration, the same for every layer."""
 
     page: Tensor  # [T] where each token's keys and values are written; padding: in the sink
     offset: Tensor  # [T] within that page
@@ -51,8 +59,9 @@ class DecodeInputs(NamedTuple):
 
 
 def write_and_decode(qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Writes the new keys and values of all rows into one layer's (keys, values); attends for the
-    first B: [T, H + 2 * KH, D] to [B, H * D]. For compiled code: sums are in float32.
+    """Writes the new keys and values of all rows into one layer's (keys, values), and attends for
+    the first B, from [T, H + 2 * KH, D] to [B, H * D]. It is written for the compiler; its sums are
+    in float32.
     """
     (keys, values), (page, offset, owner, pages, lengths, parts) = memory, inputs
     num_kv, dim, page_size = keys.shape[1:]
@@ -84,7 +93,7 @@ def write_and_decode(qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tens
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """q [W, KH, D] and k [W, KH, D, page_size], to [W, KH, page_size]."""
+    """Multiplies q [W, KH, D] with k [W, KH, D, page_size], to [W, KH, page_size]."""
     if q.shape[2] % 2:
         return (q[..., None] * k).sum(2)
     first, second = (q[..., None] * k).unflatten(2, (2, -1)).unbind(2)
@@ -109,7 +118,7 @@ class InPlaceKv(KvLayout):
         by_products: bool | None = None,
     ) -> None:
         super().__init__(config, num_pages, page_size, dtype, device, by_products)
-        page = (self.num_layers, self.num_rows, self.num_kv_heads)
+        page = (self.num_layers, self.total_pages, self.num_kv_heads)
         self.keys = self._zeros(*page, self.head_dim, page_size)
         self.values = self._zeros(*page, page_size, self.head_dim)
         self._memory = [(self.keys[layer], self.values[layer]) for layer in range(self.num_layers)]
@@ -125,11 +134,12 @@ class InPlaceKv(KvLayout):
     def is_decode(self, chunk: Chunk) -> bool:
         return chunk.length == 1
 
-    def reader(self, pages: list[int], length: int) -> ReadContext:
-        return partial(self._read, torch.tensor(pages), length)
+    def reader(self, pages: List[int], length: int) -> ReadContext:
+        table = torch.tensor(pages[: -(-length // self.page_size)])
+        return partial(self._read, table, length)
 
     def _read(self, pages: Tensor, length: int, layer: int) -> tuple[Tensor, ...]:
-        """Keys and values [KH, 1, L, D], copied from these pages [P]."""
+        """Copies keys and values [KH, 1, L, D] from these pages [P]."""
         keys, values = (memory.index_select(0, pages) for memory in self._memory[layer])
         k = keys.permute(1, 0, 3, 2).flatten(1, 2)  # [P, KH, D, page_size] before
         v = values.transpose(0, 1).flatten(1, 2)
@@ -170,7 +180,7 @@ class InPlaceKv(KvLayout):
 
 @dataclass(frozen=True, slots=True)
 class InPlacePlan:
-    """What attention needs to know of an iteration. Rows that decode stand first."""
+    """Implements AttentionPlan. Rows that decode stand first."""
 
     kv: InPlaceKv
     inputs: DecodeInputs

@@ -47,13 +47,13 @@ LEAST = 2
 
 
 def bytes_per_page(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-    """The bytes of one page over all layers."""
+    """Returns the bytes of one page over all layers."""
     slot = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
     return config.num_layers * page_size * slot
 
 
 def pages_in(num_bytes: int, config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
-    """How many pages fit in `num_bytes`. Raises CheckpointError when not even one does."""
+    """Returns how many pages fit in `num_bytes`. Raises CheckpointError if not even one does."""
     pages = num_bytes // bytes_per_page(config, page_size, dtype)
     if pages < 1:
         raise CheckpointError(
@@ -64,14 +64,14 @@ def pages_in(num_bytes: int, config: ModelConfig, page_size: int, dtype: torch.d
 
 
 class Decode(NamedTuple):
-    """One row of the batch that reads the whole context of its sequence."""
+    """A decode is one row of the batch, which reads the whole context of its sequence."""
 
     sequence: Sequence
     position: int  # of the token that is computed; the context ends with it
 
 
 class AttentionPlan(Protocol):
-    """What attention needs to know of one iteration; it is the same for every layer."""
+    """A plan is what attention needs to know of one iteration; it is the same for every layer."""
 
     @property
     def prefill(self) -> Prefill:
@@ -86,13 +86,13 @@ class AttentionPlan(Protocol):
         """Whether anything is left to `attend` when `KvLayout.traced` has run."""
 
     def attend(self, qkv: Tensor, layer: int, decoded: Tensor | None = None) -> Tensor:
-        """Writes the new keys and values of one layer and attends: [T, H + 2 * KH, D] to
+        """Writes the new keys and values of one layer and attends, from [T, H + 2 * KH, D] to
         [T, H * D]. `decoded` is what `KvLayout.traced` has computed of it already, if it ran.
         """
 
 
 class KvLayout(ABC):
-    """The KV memory of one executor, in one layout, with the attention that reads it.
+    """A layout holds the KV memory of one executor, and the attention that reads it.
 
     Beside the pages that sequences are given there are two more: the spare page, which padding
     reads and nobody writes, and the sink, which padding writes and nobody reads.
@@ -132,8 +132,8 @@ class KvLayout(ABC):
         return self.num_layers * self.num_slots * slot
 
     @property
-    def num_rows(self) -> int:
-        """The number of pages with the spare one and the sink."""
+    def total_pages(self) -> int:
+        """The number of pages, with the spare one and the sink."""
         return self.num_pages + 2
 
     @property
@@ -146,10 +146,10 @@ class KvLayout(ABC):
 
     @property
     def num_slots(self) -> int:
-        return self.num_rows * self.page_size
+        return self.total_pages * self.page_size
 
     def slots(self, pages: List[int], start: int, length: int) -> list[int]:
-        """The slots of positions [start, start + length) of a sequence with these pages."""
+        """Returns the slots of positions [start, start + length) by this page table."""
         size = self.page_size
         if length == 1:
             return [pages[start // size] * size + start % size]
@@ -172,22 +172,22 @@ class KvLayout(ABC):
         """Whether this chunk of a prompt is computed as decodes are."""
 
     @abstractmethod
-    def reader(self, pages: list[int], length: int) -> ReadContext:
-        """What reads the first `length` positions of one sequence with these pages."""
+    def reader(self, pages: List[int], length: int) -> ReadContext:
+        """Returns what reads the first `length` positions of a sequence with this page table."""
 
     @abstractmethod
     def plan(
         self, slots: Tensor, decodes: List[Decode], padding: int, prefill: Prefill
     ) -> AttentionPlan:
-        """The plan of an iteration whose new keys and values go to these slots, int64. The first
-        rows are the decodes, from the longest context to the shortest; so many rows of padding
-        follow, which there are only if `computes_padding`, and then the chunks of prompts.
+        """Plans an iteration whose new keys and values go to these slots, int64. Its first rows are
+        the decodes, from the longest context to the shortest, with chunks that are decodes behind
+        them; so many rows of padding follow, none unless `computes_padding`; and then `prefill`.
         """
 
     def padded_plan(self, slots: Tensor, lengths: Tensor, pages: Tensor) -> AttentionPlan:
-        """The plan of B decodes and nothing else, all from tensors on the device: slots and context
-        lengths [B], page tables [B * P], all int64. A layout of which CUDA graphs are captured has
-        it; others raise NotImplementedError.
+        """Plans B decodes and nothing else, from tensors on the device: slots and context lengths
+        [B], page tables of P pages each [B * P], all int64. A layout of which CUDA graphs are
+        captured can do so; others raise NotImplementedError.
         """
         raise NotImplementedError(f"{type(self).__name__} is not for CUDA graphs")
 
@@ -196,14 +196,16 @@ class KvLayout(ABC):
     def traced(
         qkv: Tensor, memory: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
     ) -> Tensor | None:
-        """The part of attention that belongs into compiled code, if any, given the batch's rows
-        [T, H + 2 * KH, D], `memory` of a layer, and the `inputs` of the plan.
+        """Computes the part of attention that belongs into compiled code, if any, given the batch's
+        rows [T, H + 2 * KH, D], the `memory` of a layer, and the `inputs` of the plan.
         """
 
     @abstractmethod
     def memory(self, layer: int) -> tuple[Tensor, ...]:
-        """What `traced` reads and writes of a layer."""
+        """Returns what `traced` reads and writes of a layer."""
 
     def _zeros(self, *shape: int) -> Tensor:
-        """Memory that is not empty: padding is read with weight 0, and 0 * nan is nan."""
+        """Allocates zeros, as padding is read with weight 0, and 0 times what is not a number is
+        none either.
+        """
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

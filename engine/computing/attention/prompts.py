@@ -49,7 +49,7 @@ ReadContext = Callable[[int], tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup:
-    """Chunks at position 0, C of them, neighbours in the batch and padded to n tokens.
+    """A group is C chunks at position 0, neighbours in the batch and padded to n tokens.
 
     What a product wants side by side is brought there by one gather, and back by another.
     """
@@ -63,7 +63,7 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpan:
-    """Rows [start, stop) of the batch: n tokens of one sequence, neighbours in position."""
+    """A span is rows [start, stop) of the batch: n tokens of one sequence, side by side in it."""
 
     start: int
     stop: int
@@ -72,7 +72,7 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The chunks of an iteration, in the order of their rows: the groups, then the others."""
+    """The prefill is all chunks of an iteration, in the order of their rows."""
 
     prompts: tuple[PromptGroup, ...]
     chunks: tuple[ChunkSpan, ...]
@@ -108,7 +108,7 @@ class PrefillPlanner:
         self._pads_prompts = pads_prompts
 
     def ordered(self, chunks: List[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-        """Those that are computed in groups, from long to short, and the others."""
+        """Returns those that are computed in groups, from long to short, and the others."""
         prompts = sorted(filter(self._is_grouped, chunks), key=lambda c: -c.length)
         return prompts, [c for c in chunks if not self._is_grouped(c)]
 
@@ -117,11 +117,10 @@ class PrefillPlanner:
         prompts: List[Chunk],
         others: List[Chunk],
         row: int,
-        reader: Callable[[list[int], int], ReadContext],
-        page_size: int,
+        reader: Callable[[List[int], int], ReadContext],
     ) -> Prefill:
-        """The plan of what `ordered` gave; the first row of it is `row` of the batch. `reader` is
-        that of the layout.
+        """Plans what `ordered` gave; the first row of it is `row` of the batch. `reader` is that of
+        the layout.
         """
         if not prompts and not others:
             return NO_PREFILL
@@ -129,9 +128,7 @@ class PrefillPlanner:
         row += sum(chunk.length for chunk in prompts)
         spans = []
         for sequence, start, length, _ in others:
-            read, stop = None, start + length
-            if start:
-                read = reader(sequence.pages[: -(-stop // page_size)], stop)
+            read = reader(sequence.pages, start + length) if start else None
             spans.append(ChunkSpan(row, row + length, read))
             row += length
         return Prefill(groups, tuple(spans))
@@ -140,6 +137,7 @@ class PrefillPlanner:
         return self._is_cpu and chunk.start == 0 and chunk.length <= LONGEST_TOGETHER
 
     def _groups(self, lengths: list[int], row: int) -> tuple[PromptGroup, ...]:
+        """Plans the groups of prompts of these lengths, from long to short, from this row on."""
         groups = []
         widths = [self._width(length) for length in lengths]
         for start, stop in group_prompts(widths):
@@ -148,12 +146,13 @@ class PrefillPlanner:
         return tuple(groups)
 
     def _width(self, length: int) -> int:
-        """What a prompt of this length is padded to."""
+        """Returns what a prompt of this length is padded to."""
         if self._pads_prompts and WORTH_MATRIX_UNITS <= length < MATRIX_UNITS_FROM:
             return MATRIX_UNITS_FROM
         return rounded_up(length, 16)
 
     def _group(self, lengths: list[int], width: int, row: int) -> PromptGroup:
+        """Plans one group of prompts of these lengths, padded to `width`, from this row on."""
         count = len(lengths)
         heads, per_kv = self._num_heads, self._num_heads // self._num_kv
         sizes = torch.tensor(lengths)[:, None]
@@ -188,7 +187,9 @@ def group_prompts(widths: List[int]) -> list[tuple[int, int]]:
 
 
 def joined(parts: list[Tensor], count: int) -> Tensor:
-    """Rows [n, KH, G, D] of each part after the other, then zeros: to [count, H * D]."""
+    """Puts the rows [n, KH, G, D] of each part one after the other, and then zeros, to
+    [count, H * D].
+    """
     computed = sum(map(len, parts))
     if computed < count:
         parts = [*parts, parts[0].new_zeros(count - computed, *parts[0].shape[1:])]
@@ -198,8 +199,8 @@ def joined(parts: list[Tensor], count: int) -> Tensor:
 def attend_prefill(
     qkv: Tensor, prefill: Prefill, layer: int, num_kv: int, by_products: bool
 ) -> list[Tensor]:
-    """Attends for all chunks: of qkv [T, H + 2 * KH, D], whose keys and values are written, to one
-    [rows, KH, G, D] after the other.
+    """Attends for all chunks of qkv [T, H + 2 * KH, D], whose keys and values have been written;
+    returns [rows, KH, G, D] of one group or chunk after the other.
     """
     heads = qkv.shape[1] - 2 * num_kv
     parts = [attend_prompts(qkv, group, heads, num_kv, by_products) for group in prefill.prompts]
@@ -216,7 +217,7 @@ def attend_prefill(
 def attend_prompts(
     qkv: Tensor, group: PromptGroup, heads: int, num_kv: int, by_products: bool
 ) -> Tensor:
-    """qkv [T, H + 2 * KH, D], to [tokens, KH, G, D]."""
+    """Attends for a group of prompts, from qkv [T, H + 2 * KH, D] to [tokens, KH, G, D]."""
     dim, length, per_kv = qkv.shape[2], group.length, heads // num_kv
     batch, rows = num_kv * group.size, per_kv * length
     gathered = qkv.flatten(0, 1).index_select(0, group.inputs)
@@ -234,14 +235,18 @@ def attend_prompts(
 
 
 def attend_chunk(q: Tensor, k: Tensor, v: Tensor, by_products: bool) -> Tensor:
-    """The last n of L positions: q [n, H, D], k and v [KH, L, D], to [n, KH, G, D]."""
+    """Attends for the last n of L positions, from q [n, H, D], k and v [KH, L, D] to
+    [n, KH, G, D].
+    """
     if by_products and len(q) * k.shape[1] >= PRODUCTS_FROM_PAIRS:
         return _attend_blocks(q, k, v)
     return _attend_whole(q, k, v)
 
 
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """To the kernel a key-value head is a batch of G query heads, which read it with stride 0."""
+    """Attends by one call of the fused kernel. To it a key-value head is a batch of G query heads,
+    which read it with stride 0.
+    """
     (count, num_q, _), (num_kv, seen, _) = q.shape, k.shape
     first = seen - count  # position of the first query
     if is_cpu_bfloat16(q.dtype, q.device):
@@ -282,7 +287,7 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend_slowly(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """One token's attention, written out: q [H, D], keys and values [L, KH, D], to [H, D]."""
+    """Attends for one token, written out, from q [H, D], keys and values [L, KH, D] to [H, D]."""
     group = q.shape[0] // keys.shape[1]
     heads = []
     for head in range(q.shape[0]):
