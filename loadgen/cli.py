@@ -238,7 +238,7 @@ class _Command:
         figures.write(document, path)
 
     def _write_csv(self, path: Path) -> None:
-        records.write(((each.name, each.records) for each in self.done), path)
+        records.write(self.done, path)
 
     def _write_html(self, path: Path) -> None:
         document.write(page(self._asked(), self.done, self.capacities), path)

@@ -1,16 +1,37 @@
-"""The records of a run as CSV, a row per request: what every figure was made from.
+"""The records of runs as CSV, a row per request: what every figure was made from, and enough to
+make a report again without a run.
 
-Instants are seconds since the start of the run, durations seconds; empty where there is none.
+Instants are seconds since the start of the run, durations seconds; a cell is empty where there is
+nothing to tell. Most columns are for people, with seconds rounded to microseconds. `read` takes
+what a figure depends on from the exact ones behind them, and ignores what follows from others
+(latencies, whether a request was on time).
+
+What belongs to a run and to no request stands in `run_facts` of the run's first row, as JSON. It is
+what figures depend on: who was asked, for how long, which part was measured, how it ended. Not in a
+file are the command and its seed, what a search found, and what a simulated target says of itself
+over time; a run in which nothing was sent has no row and is lost.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
+from client.values import Importance, Targets, Tier
+from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import is_on_pace, is_on_time
-from loadgen.targets.record import Record
+from loadgen.scoring.summary import Measuring, summarise
+from loadgen.targets.record import Outcome, Record
+from loadgen.targets.target import End, Run
+from loadgen.workload.plan import PlannedRequest
+from loadgen.workload.served import TargetInfo
+
+T = TypeVar("T")
 
 COLUMNS = (
     "run",  # which of several: the rate of a sweep, the policy of a comparison
@@ -35,20 +56,40 @@ COLUMNS = (
     "on_pace",
     "relegated",
     "error",
+    "ttft_target_s",  # what the request was judged by
+    "tbt_target_s",
+    "ttlt_target_s",
+    "explicit",  # whether the targets themselves were sent, not the tier's name
+    "prefix",  # which of the shared prefixes the prompt starts with, and how long it is
+    "prefix_tokens",
+    "leaves_after",  # tokens after which the client leaves, as planned
+    "timeout_s",  # the call's own deadline
+    "seed",  # of the prompt's tokens and of sampling
+    "exact",  # scheduled_at, sent_at, ended_at and server_ttft_s to the last digit; - for none
+    "token_at",  # the instant of each token
+    "run_facts",
 )
+_LARGEST_CELL = 1 << 30  # characters: the instants of a long output are more than csv's 131,072
 
 
-def write(runs: Iterable[tuple[str, Iterable[Record]]], path: Path) -> None:
-    """`runs`: the name of each run, and its records."""
+class BadRecords(ValueError):
+    """A file that holds no records that can be read; the message is one line."""
+
+
+def write(runs: Sequence[Measurement], path: Path) -> None:
+    """Writes the records of every run, in order. Raises OSError."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for name, records in runs:
-            for record in records:
-                writer.writerow([name, *_cells(record)])
+        for run in runs:
+            facts = json.dumps(_facts(run))
+            for record in run.records:
+                writer.writerow([run.name, *_outline(record), *_details(record), facts])
+                facts = ""
 
 
-def _cells(record: Record) -> Iterator[object]:
+def _outline(record: Record) -> Iterator[object]:
+    """The cells for people."""
     request, gaps = record.request, record.gaps_s
     yield request.index
     yield _rounded(request.at)
@@ -73,5 +114,152 @@ def _cells(record: Record) -> Iterator[object]:
     yield record.error
 
 
+def _details(record: Record) -> Iterator[object]:
+    """The cells that only making a report again needs."""
+    request = record.request
+    yield from map(_cell, (request.targets.ttft, request.targets.tbt, request.targets.ttlt))
+    yield int(request.explicit)
+    yield _cell(request.prefix)
+    yield request.prefix_len
+    yield _cell(request.cancel_after)
+    yield _cell(request.timeout_s)
+    yield request.seed
+    exact = (request.at, record.sent_at, record.ended_at, record.server_ttft_s)
+    yield " ".join(_cell(value) or "-" for value in exact)
+    yield " ".join(map(repr, record.token_at))
+
+
 def _rounded(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.6f}"
+
+
+def _cell(number: float | None) -> str:
+    """A number such that reading it gives the same number again."""
+    return "" if number is None else repr(number)
+
+
+def _facts(run: Measurement) -> dict[str, Any]:
+    summary, target = run.summary, run.summary.target
+    return {
+        "contender": run.contender,
+        "rate": run.rate,
+        "duration_s": run.duration_s,
+        "measuring": asdict(run.measuring),
+        "interrupted_by": run.interrupted_by,
+        "end": summary.end.value,
+        "problem": summary.problem,
+        "tiers": [score.group for score in summary.by_tier],
+        "target": asdict(target)
+        | {
+            "tiers": [
+                {"name": t.name, "targets": asdict(t.targets), "importance": t.importance.value}
+                for t in target.tiers
+            ]
+        },
+    }
+
+
+def read(path: Path) -> list[Measurement]:
+    """Reads every run of a file that `write` wrote, and makes its figures again. Only `series` of a
+    measurement is not in a file. Raises BadRecords, or OSError.
+    """
+    limit = csv.field_size_limit(_LARGEST_CELL)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            runs = _runs(csv.DictReader(file, strict=True))
+        if not runs:
+            raise BadRecords("there is no run in it")
+        return [_measurement(*run) for run in runs]
+    except (csv.Error, ValueError) as error:
+        raise BadRecords(f"{path}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _runs(reader: csv.DictReader[str]) -> list[tuple[str, str, list[Record]]]:
+    """The name, the facts and the records of each run."""
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise BadRecords(f"no column {missing[0]}: not records, or those of an older version")
+    runs: list[tuple[str, str, list[Record]]] = []
+    for row in reader:
+        if row["run_facts"]:
+            runs.append((row["run"], row["run_facts"], []))
+        elif not runs:
+            raise BadRecords("the first row has no run_facts")
+        try:
+            runs[-1][2].append(_record(row))
+        except (ValueError, AttributeError, TypeError) as error:  # a bad cell, or none
+            raise BadRecords(f"line {reader.line_num}: {error}") from error
+    return runs
+
+
+def _record(row: Mapping[str, str]) -> Record:
+    at, sent_at, ended_at, server_ttft_s = (
+        None if text == "-" else float(text) for text in row["exact"].split(" ")
+    )
+    if at is None or sent_at is None:
+        raise ValueError("a request without an instant at which it was sent")
+    request = PlannedRequest(
+        index=int(row["index"]),
+        at=at,
+        tier=row["tier"],
+        targets=Targets(
+            _if_any(float, row["ttft_target_s"]),
+            _if_any(float, row["tbt_target_s"]),
+            _if_any(float, row["ttlt_target_s"]),
+        ),
+        prompt_len=int(row["prompt_tokens"]),
+        output_len=int(row["output_tokens"]),
+        explicit=row["explicit"] == "1",
+        importance=_if_any(Importance, row["importance"]),
+        tenant=row["tenant"],
+        application=row["application"],
+        prefix=_if_any(int, row["prefix"]),
+        prefix_len=int(row["prefix_tokens"]),
+        cancel_after=_if_any(int, row["leaves_after"]),
+        timeout_s=_if_any(float, row["timeout_s"]),
+        seed=int(row["seed"]),
+    )
+    return Record(
+        request,
+        sent_at,
+        Outcome(row["outcome"]),
+        array("d", map(float, row["token_at"].split())),
+        ended_at,
+        row["relegated"] == "1",
+        server_ttft_s,
+        row["error"],
+    )
+
+
+def _if_any(parse: Callable[[str], T], text: str) -> T | None:
+    return parse(text) if text else None
+
+
+def _measurement(name: str, text: str, records: list[Record]) -> Measurement:
+    """Makes the figures of a run again from its facts and records."""
+    try:
+        facts = json.loads(text)
+        measuring, duration_s = Measuring(**facts["measuring"]), float(facts["duration_s"])
+        run = Run(records, end=End(facts["end"]), problem=facts["problem"])
+        return Measurement(
+            name,
+            summarise(facts["tiers"], duration_s, _target(facts["target"]), run, measuring),
+            records,
+            facts["contender"],
+            facts["rate"],
+            duration_s=duration_s,
+            measuring=measuring,
+            interrupted_by=facts["interrupted_by"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRecords(f"run_facts of {name!r}: {error!r}") from error
+
+
+def _target(facts: Mapping[str, Any]) -> TargetInfo:
+    tiers = tuple(
+        Tier(tier["name"], Targets(**tier["targets"]), Importance(tier["importance"]))
+        for tier in facts["tiers"]
+    )
+    return TargetInfo(**{**facts, "tiers": tiers})

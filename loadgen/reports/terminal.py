@@ -98,14 +98,18 @@ def _cell(kind: Kind, figure: Figure, narrow: bool) -> str:
             return str(figure)
 
 
-def print_runs(title: str, measurements: Sequence[Measurement], seed: int, out: Console) -> None:
-    """Several runs: what they have in common, a table, and what must be known of some."""
+def print_runs(
+    title: str, measurements: Sequence[Measurement], seed: int | None, out: Console
+) -> None:
+    """Prints several runs: what they have in common (their seed where it is known), a table, and
+    what must be known of some."""
     first = measurements[0]
     targets = dict.fromkeys(_who(each.summary.target) for each in measurements)
     rates = dict.fromkeys(f"{each.summary.requested_rps:.4g}" for each in measurements)
     out.print(
         f"[bold]{', '.join(targets)}[/]; "
-        f"{', '.join(rates)} requests/s for {first.duration_s:.4g} s, seed {seed}",
+        f"{', '.join(rates)} requests/s for {first.duration_s:.4g} s"
+        + ("" if seed is None else f", seed {seed}"),
         highlight=False,
     )
     out.print(runs_table(title, measurements, out.width < _NARROW))

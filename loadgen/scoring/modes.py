@@ -16,7 +16,7 @@ from client.values import Importance
 from loadgen import interrupts
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
 from loadgen.scoring.criterion import MEASURED
-from loadgen.scoring.summary import Measuring, Summary, summarise
+from loadgen.scoring.summary import WHOLE, Measuring, Summary, summarise
 from loadgen.targets.record import Record
 from loadgen.targets.target import End, Series, Target, Watch
 from loadgen.workload.plan import TierLoad, Workload, plan
@@ -36,7 +36,8 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One run of a mode, and its name among the others."""
+    """One run of a mode, and its name among the others. `summary` has the figures of `records` as
+    `measuring` says."""
 
     name: str
     summary: Summary
@@ -46,6 +47,7 @@ class Measurement:
     series: Series | None = None
     duration_s: float = 0.0  # of the load that was planned
     interrupted_by: int = 0  # the number of the signal that ended it
+    measuring: Measuring = WHOLE
 
 
 def measure(
@@ -64,7 +66,8 @@ def measure(
     with showing(workload.duration_s, name) as watch:
         run = target.run(plan(workload), watch)
     with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
-        summary = summarise(workload, info, run, measuring)
+        tiers = [load.tier for load in workload.tiers]
+        summary = summarise(tiers, workload.duration_s, info, run, measuring)
     rate = workload.arrivals.rate
     mean = rate.mean(workload.duration_s) if rate else None
     return Measurement(
@@ -76,6 +79,7 @@ def measure(
         run.series,
         workload.duration_s,
         run.interrupted_by,
+        measuring,
     )
 
 

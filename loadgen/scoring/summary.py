@@ -19,7 +19,6 @@ from loadgen.scoring.score import (
 )
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
-from loadgen.workload.plan import Workload
 from loadgen.workload.served import TargetInfo
 
 # How far the achieved sending rate may stay behind before a run says nothing about the server.
@@ -38,7 +37,7 @@ class Measuring:
     max_lag_s: float = 0.05
 
 
-_WHOLE = Measuring()
+WHOLE = Measuring()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +87,15 @@ class Summary:
 
 
 def summarise(
-    workload: Workload,
+    tiers: Sequence[str],
+    duration_s: float,
     target: TargetInfo,
     run: Run,
-    measuring: Measuring = _WHOLE,
+    measuring: Measuring = WHOLE,
 ) -> Summary:
-    """Of a run that ended early: over the part until then."""
-    start_s, end_s = measuring.warmup_s, workload.duration_s - measuring.cooldown_s
-    if run.end is not End.COMPLETE:
-        end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
-    window = Window(start_s, max(end_s, start_s + 1e-9))
+    """Folds a run of a load of those tiers, planned to last `duration_s`, into its figures. Those
+    of a run that ended early are over the part until then."""
+    window = _window(duration_s, run, measuring)
     verdicts = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
     lag = _lag(due)
@@ -111,7 +109,7 @@ def summarise(
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
 
     by_tenant = split(lambda r: r.request.tenant)
-    tiers = grouped(verdicts, lambda r: r.request.tier)
+    by_tier = grouped(verdicts, lambda r: r.request.tier)
     return Summary(
         target=target,
         window=window,
@@ -119,9 +117,7 @@ def summarise(
         achieved_rps=achieved,
         lag=lag,
         total=score("all", verdicts, window.length_s),
-        by_tier=tuple(
-            score(load.tier, tiers.get(load.tier, []), window.length_s) for load in workload.tiers
-        ),
+        by_tier=tuple(score(tier, by_tier.get(tier, []), window.length_s) for tier in tiers),
         by_importance=split(lambda r: _importance(r, target)),
         by_tenant=by_tenant,
         by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
@@ -135,6 +131,14 @@ def summarise(
         invalid=_invalid(lag, requested, achieved, measuring.max_lag_s) if due else _NOTHING_DUE,
         errors=_errors(run.records),
     )
+
+
+def _window(duration_s: float, run: Run, measuring: Measuring) -> Window:
+    """The measured part, which is never empty."""
+    start_s, end_s = measuring.warmup_s, duration_s - measuring.cooldown_s
+    if run.end is not End.COMPLETE:
+        end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)
+    return Window(start_s, max(end_s, start_s + 1e-9))
 
 
 def _importance(record: Record, target: TargetInfo) -> str:

@@ -6,7 +6,9 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from client.values import Importance, Targets, Tier
+from loadgen.scoring.summary import WHOLE, Measuring, Summary, summarise
 from loadgen.targets.record import Outcome, Record
+from loadgen.targets.target import Run
 from loadgen.workload.arrivals import Process, Rate
 from loadgen.workload.lengths import Fixed, Independent
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
@@ -45,6 +47,12 @@ def record(
     instants = array("d", token_at)
     sent_at = request.at + lag_s
     return Record(request, sent_at, outcome, instants, instants[-1] if instants else sent_at)
+
+
+def summarised(load: Workload, info: TargetInfo, run: Run, measuring: Measuring = WHOLE) -> Summary:
+    """The figures of a run of that load."""
+    tiers = [tier.tier for tier in load.tiers]
+    return summarise(tiers, load.duration_s, info, run, measuring)
 
 
 def workload(

@@ -14,7 +14,7 @@ from loadgen.reports.html.loads import over_loads, ranking
 from loadgen.reports.html.runs import View, tier_targets, views
 from loadgen.reports.html.shares import attainment, distributions
 from loadgen.reports.html.tables import WrittenTable, duration, targets_text, written
-from loadgen.reports.html.timeline import over_time
+from loadgen.reports.html.timeline import NOT_TOLD, over_time
 from loadgen.reports.tables import called, errors_table, runs_table, score_tables
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
@@ -43,14 +43,16 @@ TITLES = {
 
 
 class Asked(NamedTuple):
-    """What was asked for, and by what. `max_misses`: the late share that is marked."""
+    """What was asked for, and by what. `max_misses` is the late share that is marked. `made_from`
+    names the file of records that a report was made from again, "" where the runs made it."""
 
     mode: str
     command: str
-    seed: int
+    seed: int | None  # None: not known
     max_misses: float
     versions: Mapping[str, str]
     written_at: str
+    made_from: str = ""
 
 
 class Notice(NamedTuple):
@@ -96,9 +98,9 @@ def page(
         title=TITLES[asked.mode],
         headline=headline(runs, found, asked.max_misses),
         subtitle=_subtitle(runs),
-        notices=list(_notices(runs)),
+        notices=[*_made_again(asked), *_notices(runs)],
         tiles=tiles(runs, found, asked.max_misses),
-        sections=[*_over_all(asked, runs, found), *_of_views(shown)],
+        sections=[*_over_all(asked, runs, found), *_of_views(shown, asked)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],
         chosen=_most_telling(shown, asked.max_misses),
         tables=list(_tables(runs)),
@@ -123,6 +125,16 @@ def _subtitle(runs: Sequence[Measurement]) -> str:
     loads = dict.fromkeys(f"{run.summary.requested_rps:.4g}" for run in runs)
     load = f"{', '.join(loads)} requests/s for {duration(runs[0].duration_s)}"
     return f"{', '.join(models)}, policy {', '.join(policies)}; {load}. " + "; ".join(tiers)
+
+
+def _made_again(asked: Asked) -> Iterator[Notice]:
+    if asked.made_from:
+        yield Notice(
+            "Made again from records",
+            f"{asked.made_from} says what became of each request. Not in it are the command and "
+            "the seed of the runs, what a search found, and a simulation's chunk sizes and queue "
+            "lengths.",
+        )
 
 
 def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
@@ -153,12 +165,13 @@ def _over_all(
         yield Section("Over all loads", charts)
 
 
-def _of_views(shown: Sequence[View]) -> Iterator[Section]:
+def _of_views(shown: Sequence[View], asked: Asked) -> Iterator[Section]:
+    why_no_series = "Records do not hold them." if asked.made_from else NOT_TOLD
     for view in shown:
         choice = view.load if len(shown) > 1 else ""
         yield Section("Who was on time", attainment(view), choice)
         yield Section("How long it took", distributions(view), choice)
-        yield Section("Over time", list(over_time(view)), choice)
+        yield Section("Over time", list(over_time(view, why_no_series)), choice)
 
 
 def _most_telling(shown: Sequence[View], max_misses: float) -> str:
@@ -179,7 +192,7 @@ def _facts(asked: Asked, runs: Sequence[Measurement]) -> dict[str, str]:
     )
     return {
         "command": asked.command,
-        "seed": str(asked.seed),
+        "seed": "not in the records" if asked.seed is None else str(asked.seed),
         "target": ", ".join(targets),
         "measured": ", ".join(windows),
         "versions": ", ".join(f"{name} {version}" for name, version in asked.versions.items()),

@@ -22,6 +22,8 @@ from loadgen.scoring.score import is_on_time
 from loadgen.targets.record import Record
 from loadgen.targets.target import Series
 
+NOT_TOLD = "The target does not tell them."
+
 
 class _Clock(NamedTuple):
     """The common axis of time."""
@@ -47,9 +49,9 @@ class _Clock(NamedTuple):
         return Curves(title, axis, Axis(y), lines, marks, draw, self.group, is_wide=True)
 
 
-def over_time(view: View) -> Iterator[Chart]:
-    """Arrivals and what became of them, requests in flight, relegations; and what the target says
-    of itself, where it says something."""
+def over_time(view: View, why_no_series: str = NOT_TOLD) -> Iterator[Chart]:
+    """Yields charts of arrivals and what became of them, of requests in flight and relegations; and
+    of what the target says of itself, or `why_no_series` where nothing is known of that."""
     clock = _clock(view)
     if len(view.runs) == 1:
         yield _fates(view.runs[0], clock)
@@ -59,7 +61,7 @@ def over_time(view: View) -> Iterator[Chart]:
         yield _present_by_contender(view, clock, "In flight", in_flight)
         yield _present_by_contender(view, clock, "Waiting for the first token", waiting)
     yield _relegations(view, clock)
-    yield from _own_series(view, clock)
+    yield from _own_series(view, clock, why_no_series)
 
 
 def _clock(view: View) -> _Clock:
@@ -145,11 +147,11 @@ def _relegations(view: View, clock: _Clock) -> Chart:
     return clock.chart(title, "requests/s", lines)
 
 
-def _own_series(view: View, clock: _Clock) -> Iterator[Chart]:
-    """Chunk size and queue length: only a simulated target keeps them."""
+def _own_series(view: View, clock: _Clock, why_no_series: str) -> Iterator[Chart]:
+    """Chunk size and queue length, which only a simulated target keeps."""
     known = [(i, run, run.series) for i, run in enumerate(view.runs) if run.series is not None]
     if not any(series.chunk_len for _, _, series in known):
-        reason = "No iteration was needed." if known else "The target does not tell them."
+        reason = "No iteration was needed." if known else why_no_series
         yield Absent("Chunk size and queue length", reason)
         return
 

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from loadgen.reports.terminal import caveats, print_report, print_runs, runs_table
 from loadgen.scoring.modes import Measurement
-from loadgen.scoring.summary import Summary, summarise
+from loadgen.scoring.summary import Summary
 from loadgen.targets.target import End, Run
-from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
+from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, summarised, workload
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def summary() -> Summary:
         record(planned(n, n / 100, tenant=f"[{n % 2}]"), [n / 100 + 12.345] * 3)
         for n in range(1000)
     ]
-    return summarise(load, INFO, Run(records, 10.0, End.TARGET_LOST, "[Errno 5] lost"))
+    return summarised(load, INFO, Run(records, 10.0, End.TARGET_LOST, "[Errno 5] lost"))
 
 
 def printed(summary: Summary, width: int) -> str:

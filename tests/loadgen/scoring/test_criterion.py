@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from loadgen.scoring.criterion import MEASURED, SIMULATED, Criterion
-from loadgen.scoring.summary import Summary, summarise
+from loadgen.scoring.summary import Summary
 from loadgen.targets.target import Run
-from tests.loadgen.examples import INFO, planned, record, workload
+from tests.loadgen.examples import INFO, planned, record, summarised, workload
 
 
 def run(num_late: int, num: int = 100) -> Summary:
@@ -16,7 +16,7 @@ def run(num_late: int, num: int = 100) -> Summary:
         record(planned(n, n / 10), [n / 10 + (1.5 if n < num_late else 0.5)] * 3)
         for n in range(num)
     ]
-    return summarise(workload(), INFO, Run(records, 11.0))
+    return summarised(workload(), INFO, Run(records, 11.0))
 
 
 def test_at_most_so_many_may_be_late_and_that_many_may() -> None:

@@ -4,10 +4,10 @@ import pytest
 
 from client.values import Importance
 from loadgen.scoring import gate
-from loadgen.scoring.summary import Measuring, Summary, summarise
+from loadgen.scoring.summary import Measuring, Summary
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
-from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
+from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, summarised, workload
 
 MIXED = workload(
     (("interactive", 0.5, CHAT), ("standard", 0.25, REPORT), ("batch", 0.25, REPORT)),
@@ -17,7 +17,7 @@ MIXED = workload(
 
 
 def fold(records: list[Record], end: End = End.COMPLETE, **rest: float) -> Summary:
-    return summarise(MIXED, INFO, Run(records, 12.0, end, "why"), Measuring(**rest))
+    return summarised(MIXED, INFO, Run(records, 12.0, end, "why"), Measuring(**rest))
 
 
 def twenty() -> list[Record]:

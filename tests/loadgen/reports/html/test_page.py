@@ -37,10 +37,9 @@ from loadgen.reports.html.timeline import over_time
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import judge, score
-from loadgen.scoring.summary import summarise
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run, Series
-from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, workload
+from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, summarised, workload
 
 TIERS = (("interactive", 0.5, CHAT), ("standard", 0.5, REPORT))
 ASKED = Asked("run", "python -m loadgen", 0, 0.01, {"niyama": "1"}, "today")
@@ -59,7 +58,7 @@ def measurement(
 ) -> Measurement:
     run = Run(records(num_late), 10.0, end, "" if end is End.COMPLETE else "lost")
     info = replace(INFO, policy=contender or "niyama")
-    summary = summarise(workload(TIERS), info, run)
+    summary = summarised(workload(TIERS), info, run)
     return Measurement(contender, summary, run.records, contender, rate)
 
 
@@ -299,6 +298,25 @@ def test_the_load_shown_first_is_the_smallest_that_was_not_served() -> None:
     assert page(ASKED._replace(mode="sweep"), sweep()[3:]).chosen == "4/s"
 
 
+def test_a_load_that_was_tried_several_times_is_served_where_most_runs_served_it() -> None:
+    """As the search that tried it had decided."""
+    good, bad = measurement(0, "a", 4.0), measurement(8, "a", 4.0)
+    low = replace(good, rate=2.0)
+    assert sustained([low, good, bad, good], "a", 0.01) == 4.0
+    assert sustained([low, good, bad, bad], "a", 0.01) == 2.0
+    assert sustained([low, good, bad], "a", 0.01) == 2.0
+
+
+def test_a_page_made_again_says_what_records_cannot() -> None:
+    again = ASKED._replace(seed=None, made_from="run.csv")
+    made = page(again, [measurement(0)])
+    assert [notice.title for notice in made.notices] == ["Made again from records"]
+    assert made.facts["seed"] == "not in the records"
+    assert Absent("Chunk size and queue length", "Records do not hold them.") in [
+        chart for section in made.sections for chart in section.charts
+    ]
+
+
 def test_a_partial_or_invalid_run_is_told_before_the_figures() -> None:
     lost = measurement(0, end=End.TARGET_LOST)
     invalid = replace(measurement(0, "x"), summary=replace(lost.summary, invalid="it lagged"))
@@ -321,7 +339,7 @@ def test_a_backlog_that_grows_is_told_before_the_figures() -> None:
 
 
 def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:
-    empty = Measurement("", summarise(workload(TIERS), INFO, Run()), [])
+    empty = Measurement("", summarised(workload(TIERS), INFO, Run()), [])
     made = page(ASKED, [empty])
     assert made.headline == "Nothing was sent"
     assert made.sections[0].charts == [Absent("On time", "Nothing was sent.")]
