@@ -1,33 +1,37 @@
 """The record: every decision that changed a request's fate, with predicted and actual instants.
 
-Bounded: the oldest request of whichever share has most of them is forgotten first, so that nobody's
-flood makes another share's forgotten; and one request keeps MAX_DECISIONS entries; from then on a
-further one is told together with the last of its kind. A sink, where one is given, gets each entry
-as a plain dict, of forgotten requests too.
+What is remembered is bounded in two ways. Of `capacity` requests in all, each share of the engine
+keeps as many as it has while there is room; then the oldest request of whichever share has most is
+forgotten, so that nobody's flood makes another share's forgotten. And one request keeps
+MAX_DECISIONS entries: from then on each further one is told together with the last of its kind, so
+that a timeline stays complete in its sums.
+
+A sink, where one is given, gets each entry as a plain dict, those of forgotten requests too. With
+neither capacity nor sink, the record is off and costs next to nothing. Instants and durations are
+in seconds.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 from engine.deciding.forecast import Forecast
-from engine.deciding.plan import Finished, Plan
-from engine.deciding.request import Request, TargetKind, key_of, named_by
+from engine.deciding.plan import Finished, Plan, Timings
+from engine.deciding.request import Request, TargetKind, Targets, key_of, named_by
 from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
 MAX_TENANTS_TOLD = 5
 
-Key = TypeVar("Key")
-Group = TypeVar("Group", bound=MutableMapping[str, None])
+Entry = dict[str, str | float]  # what a sink gets
+Ids = OrderedDict[str, None]  # of requests, the oldest first
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One entry. `predicted_at`: what the scheduler then expected, where it expected an instant."""
+    """One entry. `predicted_at` is the instant that the scheduler then expected, if any."""
 
     at: float
     kind: str
@@ -38,7 +42,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Timeline:
-    """What is remembered of one request: of its prompt only the length."""
+    """What is remembered of one request; of its prompt that is only the length."""
 
     request: Request
     decisions: list[Decision] = field(default_factory=list)
@@ -46,22 +50,25 @@ class Timeline:
 
 
 class DecisionLog:
-    """Timelines of `capacity` requests, by id (`Request.id`)."""
+    """The timelines of the last requests, by id (`Request.id`)."""
 
-    def __init__(self, capacity: int, sink: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, capacity: int = 10_000, sink: Callable[[Entry], None] | None = None) -> None:
         self._capacity = capacity
         self._sink = sink
+        self._is_off = capacity == 0 and sink is None
         self._timelines: dict[str, Timeline] = {}
-        self._by_share: dict[str, OrderedDict[str, None]] = {}  # ids by its name, oldest first
-        self._by_name: dict[str, dict[str, None]] = {}  # ids of all tenants
+        self._by_share: dict[str, Ids] = {}  # by the name of the share
+        self._by_name: dict[str, Ids] = {}  # by the name of the request, of all tenants
+
+    # What is remembered
 
     def open(self, request: Request) -> None:
-        """A request came in. An id that is used again starts anew."""
+        """A request came in: its timeline begins, anew where the id has been used before."""
         if request.id in self._timelines:
             self._forget(request.id)
         self._timelines[request.id] = Timeline(replace(request, prompt=range(len(request.prompt))))
         self._by_share.setdefault(request.share.name, OrderedDict())[request.id] = None
-        self._by_name.setdefault(request.name, {})[request.id] = None
+        self._by_name.setdefault(request.name, OrderedDict())[request.id] = None
         while len(self._timelines) > self._capacity:
             fullest = max(self._by_share.values(), key=len)
             self._forget(next(iter(fullest)))
@@ -72,13 +79,16 @@ class DecisionLog:
         _discard(self._by_name, request.name, request_id)
 
     def find(self, name: str, tenant: str | None = None) -> Timeline:
-        """Of the request that its tenant calls so, `NAME/INDEX` for one of several completions, of
-        which the first speaks for `NAME`. `tenant` None: anybody's. Raises LookupError where none
-        is remembered and ValueError where several tenants have one.
+        """Returns the timeline of the request that its tenant calls `name`: `NAME/INDEX` for one of
+        several completions, of which the first speaks for `NAME`. With `tenant` None, it may be any
+        tenant's. Raises LookupError where none is remembered, and ValueError where several tenants
+        have one.
         """
+        if self._is_off:
+            raise LookupError("nothing is remembered")
         if tenant is None:
             tenant = self._only_tenant(name)
-        for request_id in _candidates(name, tenant):
+        for request_id in _possible_ids(name, tenant):
             if request_id in self._timelines:
                 return self._timelines[request_id]
         raise LookupError(f"request_id {name!r} is not remembered")
@@ -96,6 +106,8 @@ class DecisionLog:
             )
         return tenants[0]
 
+    # What is noted
+
     def note(
         self,
         request_id: str,
@@ -105,19 +117,25 @@ class DecisionLog:
         predicted_at: float | None = None,
         **values: float,
     ) -> None:
-        """Append to a request's timeline, unless it has been forgotten."""
+        """Appends an entry to the timeline of a request that is remembered, and tells the sink."""
+        if self._is_off:
+            return
         timeline = self._timelines.get(request_id)
         if timeline is not None:
             _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
         if self._sink is not None:
             tenant, name = named_by(request_id)
-            self._sink(
-                {"request_id": name, "tenant": tenant, "at": at, "kind": kind, "detail": detail}
-                | ({} if predicted_at is None else {"predicted_at": predicted_at})
-                | values
-            )
+            entry: Entry = {"request_id": name, "tenant": tenant, "at": at}
+            entry |= {"kind": kind, "detail": detail}
+            if predicted_at is not None:
+                entry["predicted_at"] = predicted_at
+            entry.update(values)
+            self._sink(entry)
 
     def admitted(self, request: Request, expected: Forecast, at: float) -> None:
+        """A request came in, and this is expected of it."""
+        if self._is_off:
+            return
         self.open(request)
         if request.attempt > 1:
             self.note(request.id, at, "restarted", "the engine process that had it was lost")
@@ -135,7 +153,7 @@ class DecisionLog:
     def moved(
         self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
     ) -> None:
-        """Relegated, or taken back."""
+        """A sequence was relegated or restored, as `kind` says."""
         self.note(
             sequence.id,
             at,
@@ -147,12 +165,16 @@ class DecisionLog:
         )
 
     def held(self, sequences: Iterable[Sequence], at: float) -> None:
+        """Running sequences sit iterations out from this one on."""
         for sequence in sequences:
             slack_s = sequence.due_at - at
             self.note(sequence.id, at, "held", "tokens of others are due", slack_s=slack_s)
 
     def computed(self, plan: Plan, at: float) -> None:
-        """The chunks of a plan, but of ended requests; its tokens are not in the outputs yet."""
+        """A plan was carried out. Its chunks are noted, except those of requests that have ended;
+        its tokens are not in the outputs yet."""
+        if self._is_off:
+            return
         for sequence, start, length, _ in plan.chunks:
             if sequence.finish_reason is not None:
                 continue
@@ -168,7 +190,7 @@ class DecisionLog:
             )
 
     def close(self, event: Finished, at: float) -> None:
-        """The request ended."""
+        """A request ended: its timeline gets a summary."""
         timeline = self._timelines.get(event.request_id)
         if timeline is not None:
             timeline.summary = summary(timeline, event)
@@ -181,9 +203,9 @@ class DecisionLog:
         )
 
 
-def _candidates(name: str, tenant: str) -> Iterator[str]:
-    """Ids that a name may stand for. A request that is called `a/1` comes before completion 1 of
-    `a`."""
+def _possible_ids(name: str, tenant: str) -> Iterator[str]:
+    """Ids that a name may stand for, the likeliest first. A request that is called `a/1` comes
+    before completion 1 of `a`."""
     yield key_of(tenant, name)
     whole, _, index = name.rpartition("/")
     if index.isdecimal():
@@ -191,14 +213,15 @@ def _candidates(name: str, tenant: str) -> Iterator[str]:
     yield key_of(tenant, name, 0)
 
 
-def _discard(groups: MutableMapping[Key, Group], key: Key, request_id: str) -> None:
-    """From its group, and an empty group from all."""
+def _discard(groups: dict[str, Ids], key: str, request_id: str) -> None:
+    """Removes an id from its group, and a group that becomes empty."""
     del groups[key][request_id]
     if not groups[key]:
         del groups[key]
 
 
 def _append(decisions: list[Decision], new: Decision) -> None:
+    """Appends an entry; of a full timeline it takes the place of the last of its kind."""
     if len(decisions) >= MAX_DECISIONS:
         for i in range(len(decisions) - 1, -1, -1):
             if decisions[i].kind == new.kind:
@@ -208,13 +231,13 @@ def _append(decisions: list[Decision], new: Decision) -> None:
 
 
 def _joined(old: Decision, new: Decision) -> Decision:
-    """Two entries of one kind told as one; values that both have are added."""
+    """Tells two entries of one kind as one, in which the values of both are added up."""
     values = {k: old.values.get(k, 0.0) + v for k, v in new.values.items()}
     return Decision(new.at, new.kind, "(several, told together)", values, new.predicted_at)
 
 
 def summary(timeline: Timeline, event: Finished) -> str:
-    """Was it late, and why: one paragraph for a person."""
+    """Tells a person in one paragraph whether a request that ended was late, and why."""
     request, timings = timeline.request, event.timings
     if event.reason in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
         return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
@@ -223,28 +246,34 @@ def summary(timeline: Timeline, event: Finished) -> str:
         return f"Refused after {waited} of waiting: it gave its place to more important work."
     if event.reason is FinishReason.ERROR:
         return f"Failed: {event.detail or 'its call ended with an error'}."
-    missed = [
-        f"{name} was {_ms(actual)} against a target of {_ms(target)}"
-        for name, met, actual, target in (
-            ("TTFT", timings.ttft_met, timings.ttft_s, request.targets.ttft_s),
-            ("TTLT", timings.ttlt_met, timings.ttlt_s, request.targets.ttlt_s),
-        )
-        if met is False
-    ]
-    if timings.tbt_met is False:
-        missed.append(
-            f"tokens came later than {_ms(request.targets.ttft_s)} + n * "
-            f"{_ms(request.targets.tbt_s)} (longest gap {_ms(timings.worst_tbt_s)})"
-        )
     if request.targets.kind is TargetKind.BEST_EFFORT:
         return f"Best effort; complete after {_ms(timings.ttlt_s)}."
+    missed = _missed(request.targets, timings)
     if not missed:
         return f"On time: every target was met; complete after {_ms(timings.ttlt_s)}."
     return "Late: " + "; ".join(missed) + ". " + _causes(timeline, event)
 
 
+def _missed(targets: Targets, timings: Timings) -> list[str]:
+    """Lists the targets that were missed, each with what was asked and what came."""
+    missed = [
+        f"{name} was {_ms(actual)} against a target of {_ms(target)}"
+        for name, met, actual, target in (
+            ("TTFT", timings.ttft_met, timings.ttft_s, targets.ttft_s),
+            ("TTLT", timings.ttlt_met, timings.ttlt_s, targets.ttlt_s),
+        )
+        if met is False
+    ]
+    if timings.tbt_met is False:
+        missed.append(
+            f"tokens came later than {_ms(targets.ttft_s)} + n * "
+            f"{_ms(targets.tbt_s)} (longest gap {_ms(timings.worst_tbt_s)})"
+        )
+    return missed
+
+
 def _causes(timeline: Timeline, event: Finished) -> str:
-    """The decisions that can have made a request late, in words."""
+    """Tells in words the decisions that can have made a request late."""
     causes = []
     for decision in timeline.decisions:
         if decision.kind == "relegated":

@@ -67,7 +67,6 @@ def _late_share(load: list[tuple[Request, int]], deviations: float) -> float:
         num_pages=6750,
         context_len=16384,
         page_size=64,
-        max_batch_size=256,
         prefix_caching=False,
         record_capacity=0,
         output_deviations=deviations,
@@ -75,17 +74,19 @@ def _late_share(load: list[tuple[Request, int]], deviations: float) -> float:
     scheduler = Scheduler(config, LatencyModel(A100_LLAMA3_8B, learns=False))
     lengths = {request.id: output for request, output in load}
     waiting, now, late = load[::-1], 0.0, 0
-    while waiting or scheduler.has_work:
-        while waiting and (waiting[-1][0].arrived_at <= now or not scheduler.has_work):
-            request, _ = waiting.pop()
-            now = max(now, request.arrived_at)
-            scheduler.submit(request, now)
+    num_ended = 0
+    while num_ended < len(load):
+        while waiting and waiting[-1][0].arrived_at <= now:
+            scheduler.submit(waiting.pop()[0], now)
         plan = scheduler.plan(now)
-        assert plan is not None, "there is work"
+        if plan is None:  # nobody is there: on to the next arrival
+            now = waiting[-1][0].arrived_at
+            continue
         now += plan.predicted_s
         tokens = [STOP if len(s.output) + 1 == lengths[s.id] else GO_ON for s in plan.sampling]
         for event in scheduler.commit(plan, tokens, now):
             if isinstance(event, Finished):
+                num_ended += 1
                 met = event.timings
                 late += False in (met.ttft_met, met.tbt_met, met.ttlt_met)
     return late / len(load)

@@ -213,7 +213,7 @@ class Driver:
         plan = self.scheduler.plan(self._next_at(last))
         self.scheduler.check()
         self._check_victims(before)
-        sequences = self.scheduler._sequences.values()
+        sequences = self.scheduler.roster.sequences.values()
         assert (plan is None) == all(s.status is Status.ENDING for s in sequences)
         tokens = []
         if plan is not None:
@@ -253,7 +253,7 @@ class Driver:
 
     def _holders(self) -> list[tuple[Sequence, Status, int]]:
         """Who holds pages, whether it decodes, and how often it has been preempted."""
-        sequences = self.scheduler._sequences.values()
+        sequences = self.scheduler.roster.sequences.values()
         return [(s, s.status, s.num_preemptions) for s in sequences if s.pages]
 
     def _check_victims(self, before: list[tuple[Sequence, Status, int]]) -> None:
@@ -300,7 +300,7 @@ class Driver:
 
     def _check_writers(self, writes: list[tuple[Sequence, int, int]], size: int) -> None:
         """A page that is written in this iteration is in nobody else's page table."""
-        sequences = self.scheduler._sequences.values()
+        sequences = self.scheduler.roster.sequences.values()
         for sequence, start, length in writes:
             written = set(sequence.pages[start // size : (start + length - 1) // size + 1])
             for other in sequences:
@@ -348,7 +348,6 @@ class Driver:
             most -= 1
             self.step()
         scheduler, stats = self.scheduler, self.scheduler.stats()
-        assert not scheduler.has_work
         assert scheduler.plan(self.now) is None
         assert stats.pages_free == stats.pages_total, "all pages are free at the end"
         assert stats.totals.num_submitted == stats.totals.num_finished == len(self.stories)

@@ -78,7 +78,7 @@ class Company:
                 self.finished.append(event)
 
     def drain(self) -> None:
-        while self.scheduler.has_work:
+        while self.scheduler.totals.num_finished < self.scheduler.totals.num_submitted:
             self.step()
 
 

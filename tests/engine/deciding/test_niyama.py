@@ -394,7 +394,7 @@ def test_batch_decodes_sit_out_and_rejoin_in_time(share: float) -> None:
 
     def observe(replica: Replica, plan: Plan) -> None:
         nonlocal most_held
-        held = scheduler._running.keys() - set(plan.decodes)
+        held = scheduler.roster.running.keys() - set(plan.decodes)
         most_held = max(most_held, sum(len(s.pages) for s in held))
         assert "stream" not in {s.id for s in held}
 
