@@ -19,7 +19,7 @@ from engine.computing.attention.gathered import GatheredKv
 from engine.computing.attention.in_place import InPlaceKv
 from engine.computing.attention.layout import KvLayout, pages_in
 from engine.computing.autotune import fastest_dtype, fastest_row_layout, measured_slow_rows
-from engine.computing.compiled import prepare
+from engine.computing.compiler import prepare
 from engine.computing.cpu import MOST_COPIED_BYTES, NO_ROWS, can_pack, uses_matrix_units
 from engine.computing.model import Decoder
 from engine.computing.rotation import rotate

@@ -23,11 +23,8 @@ from engine.checkpoint.options import Choices
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.attention.layout import LEAST, KvLayout
 from engine.computing.batch import Batch, BatchBuilder
-from engine.computing.compiled import (
-    CompilationFailed,
-    CompiledStep,
-    end_compilers,
-)
+from engine.computing.compiled import CompiledStep
+from engine.computing.compiler import CompilationFailed, end_compilers
 from engine.computing.cpu import NO_ROWS
 from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.model import Decoder
@@ -166,13 +163,20 @@ class ModelExecutor:
         if failed:
             self._go_eager(f"not compiled: {failed}")
             self._run_warm_up_plans()
+        elif self._compiled is not None:
+            self._tell(self._compiled.note)
 
     def _run_warm_up_plans(self) -> None:
         for plan in warm_up_plans(self.num_pages, self.page_size, self.config.max_positions):
             self.run(plan)
 
+    def _tell(self, note: str) -> None:
+        """Adds to `compile_note` what is not there yet."""
+        if note not in self.compile_note:
+            self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
+
     def _go_eager(self, note: str) -> None:
-        self.compile_note = "; ".join(filter(None, (self.compile_note, note)))
+        self._tell(note)
         shape = (self.kv.num_pages, self.kv.page_size, self.kv.dtype, self.kv.device)
         del self.kv, self._compiled, self._builder  # not two memories at once
         self._use(GatheredKv(self.config, *shape), compiled=False)

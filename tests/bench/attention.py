@@ -27,7 +27,7 @@ from engine.checkpoint.model_config import ModelConfig
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.attention.in_place import InPlaceKv
 from engine.computing.batch import BatchBuilder
-from engine.computing.compiled import compiler_missing
+from engine.computing.compiler import compiler_missing
 from engine.computing.cpu import fused_kernel_uses_matrix_units
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.request import Request, Sampling

@@ -1,4 +1,6 @@
-"""The dtype that `--dtype auto` chooses on a CPU."""
+"""What is chosen by measurement on a CPU: the dtype of `--dtype auto`, the layout for a row by
+itself, and the numbers of rows that are padded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.computing import autotune, cpu
+from engine.computing import autotune, cpu, loading
 from engine.computing.cpu import can_pack
 from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.loading import load
@@ -51,20 +53,16 @@ def config(folder: Path) -> ModelConfig:
 
 
 @pytest.mark.parametrize("bfloat16_s", [0.5, 2.0])
-def test_the_dtype_that_takes_less_time_is_chosen(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch, bfloat16_s: float
-) -> None:
+def test_the_dtype_that_takes_less_time_is_chosen(config: ModelConfig, bfloat16_s: float) -> None:
     if not can_pack(torch.bfloat16):
         pytest.skip("this CPU computes no bfloat16")
-    monkeypatch.setattr(
-        autotune, "_layer_s", lambda _, dtype: [bfloat16_s if dtype == torch.bfloat16 else 1.0] * 3
-    )
+    seconds = {torch.float32: [1.0] * 3, torch.bfloat16: [bfloat16_s] * 3}
     expected = torch.bfloat16 if bfloat16_s < 1 else torch.float32
-    assert autotune.fastest_dtype(config) == expected
+    assert autotune.fastest_dtype(config, lambda _, dtype: seconds[dtype]) == expected
 
 
 def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig) -> None:
-    seconds = autotune._layer_s(replace(config, intermediate_size=64), torch.float32)
+    seconds = autotune.seconds_by_rows(replace(config, intermediate_size=64), torch.float32)
     assert len(seconds) == len(autotune.ROWS)
     assert min(seconds) > 0
 
@@ -79,34 +77,25 @@ def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig)
     ],
 )
 def test_another_layout_is_worth_a_copy_only_where_it_is_clearly_faster(
-    config: ModelConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    packed: float,
-    plain: float,
-    lanes: float,
-    chosen: str,
+    config: ModelConfig, packed: float, plain: float, lanes: float, chosen: str
 ) -> None:
     seconds = {"packed": packed, "plain": plain, "lanes": lanes}
-    monkeypatch.setattr(autotune, "_row_s", lambda *asked: seconds)
-    assert autotune.fastest_row_layout(config, torch.float32) == chosen
+    assert autotune.fastest_row_layout(config, torch.float32, lambda *asked: seconds) == chosen
 
 
 @TORCHS_OWN
 def test_a_time_is_measured_for_each_layout(config: ModelConfig) -> None:
-    seconds = autotune._row_s(config, torch.float32)
+    seconds = autotune.seconds_by_layout(config, torch.float32)
     assert set(seconds) == set(ROW_LAYOUTS)
     assert min(seconds.values()) > 0
 
 
-@pytest.mark.parametrize(("beyond", "expected"), [(0.5, autotune.SLOW_ROWS), (0.95, range(0))])
+@pytest.mark.parametrize(("beyond", "expected"), [(0.5, cpu.SLOW_ROWS), (0.95, range(0))])
 def test_rows_are_added_only_where_more_take_clearly_less(
-    saved: Callable[[str], Saved],
-    monkeypatch: pytest.MonkeyPatch,
-    beyond: float,
-    expected: range,
+    folder: Path, beyond: float, expected: range
 ) -> None:
-    monkeypatch.setattr(autotune, "_by_rows_s", lambda model, rows: [1.0, beyond])
-    assert autotune.measured_slow_rows(load_model(saved("llama").folder)) == expected
+    model = load_model(folder)
+    assert autotune.measured_slow_rows(model, lambda model, rows: [1.0, beyond]) == expected
 
 
 @pytest.mark.parametrize(
@@ -123,18 +112,19 @@ def test_a_load_measures_rows_where_there_are_matrix_units(
     """Then 20 rows are not computed; really measured in the first case."""
     measured = []
 
-    def by_rows_s(model: Decoder, rows: Sequence[int]) -> list[float]:
-        measured.append(by_rows(model, rows))
-        return [1.0, 0.5]
+    def slow_rows(model: Decoder) -> range:
+        measured.append(autotune.seconds_of_layers(model, (26, 36)))
+        return autotune.measured_slow_rows(model, lambda model, rows: [1.0, 0.5])
 
-    by_rows = autotune._by_rows_s
     monkeypatch.setattr(cpu, "has_matrix_units", lambda: has_matrix_units)
-    monkeypatch.setattr(autotune, "_by_rows_s", by_rows_s)
+    monkeypatch.setattr(loading, "measured_slow_rows", slow_rows)
     executor = load(folder, dtype=dtype, num_pages=8, page_size=4)
     assert [min(seconds) > 0 for seconds in measured] == [True] * is_measured
+    counts: list[int] = []
+    executor.model.register_forward_pre_hook(lambda _, given: counts.append(len(given[0])))
     chunk = Chunk(make_sequence([1] * 20, range(5)), 0, 20, True)
-    batch = executor._builder.build(make_plan(chunks=[chunk]))
-    assert len(batch.tokens) == (36 if is_measured else 20)
+    executor.run(make_plan(chunks=[chunk]))
+    assert counts == [36 if is_measured else 20]
 
 
 def test_a_cpu_without_instructions_for_bfloat16_gets_float32_and_serves_bfloat16_when_asked(
