@@ -19,6 +19,7 @@ from engine.messages import EngineInfo
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
+from server.calls import Calls
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 from server.listening.addresses import host_port
@@ -67,9 +68,9 @@ class FrontEnd:
         self._deliveries = Deliveries(config.write_timeout_s)
         self._uploads = Uploads(config.receive_timeout_s, config.max_message_bytes)
         self._sweeping: list[asyncio.Task[None]] = []
+        calls = Calls(metrics, self._deliveries, self._uploads)
         self.service = InferenceService(
-            *(config, engine, tokenizer, sampling, configuration.tiers),
-            *(metrics, ledger, admin, self._deliveries, self._uploads),
+            config, engine, tokenizer, sampling, configuration.tiers, ledger, admin, calls
         )
         self._health = Health(("", SERVICE), self._deliveries)
         try:
@@ -125,7 +126,7 @@ class FrontEnd:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
         self._health.shut_down()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.service.drain(), self._config.drain_s)
+            await asyncio.wait_for(self.service.calls.drain(), self._config.drain_s)
 
     async def stop(self) -> None:
         """Ends what still runs; a client that does not read is left behind."""

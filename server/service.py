@@ -1,28 +1,23 @@
-"""The Inference service: every RPC from its message to its last byte and its line in the log.
+"""The Inference service: what each RPC answers.
 
-The arrival of a call is stamped here, once. A bad request ends here, before any engine state
-exists. Whatever ends a call, a client that leaves or a deadline included, frees what the engine
-holds for it.
+A bad request ends here, before any engine state exists. `server/calls.py` has received a call's
+message before, and ends the call afterwards.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.questions import AnswerT, Explain, Question
 from engine.deciding.request import Sampling
-from engine.deciding.sequence import FinishReason
-from engine.linking.errors import DuplicateRequest, EngineLost, Unanswered
+from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
@@ -35,27 +30,19 @@ from server.admission.quota import Caller, Quota
 from server.answer import Answer
 from server.bounded import shorten
 from server.call import Call
+from server.calls import Calls
 from server.config import ServerConfig
 from server.convert import inbound, outbound
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
 from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
-from server.generation import Ended, Generation, GenerationFailed, Piece, RestartedAt, Text
-from server.listening.deliveries import Deliveries
-from server.listening.uploads import Uploads
-from server.metrics import Metrics
+from server.generation import Ended, Generation, Piece, RestartedAt, Text
 from server.reading.prompts import Prompts
 from server.violations import InvalidRequest, Violation
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
 MAX_QUESTIONS = 256  # in the engine at once
-FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
-# How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
-# before that it raises InternalError (a failed batch) or UsageError (a status was sent).
-DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
-ResponseT = TypeVar("ResponseT")
-Context = grpc.aio.ServicerContext
 GenerateMessage = pb.GenerateRequest | pb.GenerateStreamRequest
 
 
@@ -72,11 +59,9 @@ class InferenceService:
         tokenizer: Tokenizer,
         sampling: Sampling,
         tiers: Tiers,
-        metrics: Metrics,
         ledger: LedgerLink,
         admin: Admin,
-        deliveries: Deliveries,
-        uploads: Uploads,
+        calls: Calls,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -87,15 +72,9 @@ class InferenceService:
         self._longest_token = max((len(spelling.of(i)) for i in range(len(spelling))), default=0)
         self._prompts = Prompts(tokenizer, config)
         self._questions = Quota("questions to the engine", MAX_QUESTIONS)
-        self._metrics = metrics
         self._ledger = ledger
         self._admin = admin
-        self._deliveries = deliveries
-        self._uploads = uploads
-        self._num_calls = 0
-        self._draining = False
-        self.idle = asyncio.Event()  # no call is being served
-        self.idle.set()
+        self.calls = calls
         self.tiers = tiers
         self.info: EngineInfo | None = None  # of the last engine that was ready
 
@@ -111,15 +90,8 @@ class InferenceService:
         """Ends the processes that read long messages."""
         await self._prompts.stop()
 
-    async def drain(self) -> None:
-        """Refuses new calls from now on; returns when the running ones have ended."""
-        self._draining = True
-        await self.idle.wait()
-
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler of the service's RPCs. It leaves receiving and parsing to this class: gRPC
-        would wait for messages for ever and parse them on the event loop, however long that takes.
-        """
+        """The handler of the service's RPCs."""
         answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,
             "GenerateStream": self._generate_stream,
@@ -128,13 +100,15 @@ class InferenceService:
             "CountTokens": self._count_tokens,
             "GetServerInfo": self._get_server_info,
         }
-        rpcs = {}
-        for method in _SERVICE.methods:
-            kind = "stream_stream" if method.server_streaming else "stream_unary"
-            make = getattr(grpc, f"{kind}_rpc_method_handler")
-            behavior = partial(self._receive_and_serve, method.name, answers[method.name])
-            rpcs[method.name] = make(behavior, response_serializer=_serialize)
-        return grpc.method_handlers_generic_handler(_SERVICE.full_name, rpcs)
+        return self.calls.handler(
+            _SERVICE, {name: partial(self._answer, answer) for name, answer in answers.items()}
+        )
+
+    async def _answer(self, answer: Callable[[Call], Awaitable[Any]], call: Call) -> Any:
+        """Answers a call once it is known whose it is."""
+        call.tenant = inbound.read_tenant(call.context.invocation_metadata() or ())
+        call.share = self.tiers.share_of(call.tenant)
+        return await answer(call)
 
     # RPCs
 
@@ -147,7 +121,7 @@ class InferenceService:
         return await _gather(call)
 
     async def _count_tokens(self, call: Call) -> bytes:
-        self._refuse_when_draining()
+        self.calls.refuse_when_draining()
         bounds = self._bounds(self.info, self._tokenizer.vocab_size)
         with self._prompts.hold(call.raw, self._caller(call)):
             kind = pb.CountTokensRequest
@@ -172,9 +146,9 @@ class InferenceService:
         )
 
     async def _estimate(self, call: Call) -> pb.EstimateResponse:
-        self._refuse_when_draining()
+        self.calls.refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest)
-        limits = self._limits(self._ready())
+        limits = self._limits(self._engine.ready())
         question, quality = inbound.read_estimate(request, self.tiers, limits, call.tenant)
         refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
         return outbound.to_estimate(quality, await self._ask(call, question), refusal)
@@ -199,16 +173,14 @@ class InferenceService:
         """Whose turn and whose quota the call takes."""
         return Caller(call.share.name, call.tenant)
 
-    def _ready(self) -> EngineInfo:
-        """What the engine that serves now says of itself. Raises EngineLost where none serves."""
-        return self._engine.ready()
-
     def _limits(self, info: EngineInfo) -> Limits:
+        """What the model allows that this engine serves."""
         eos_ids = info.eos_token_ids | self._eos_ids
         return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids, self._sampling)
 
     def _bounds(self, info: EngineInfo | Limits | None, vocab_size: int) -> Bounds:
-        if info is None:  # then nobody can say what fits
+        """What a prompt may hold; None: no engine has been ready, and nobody can say what fits."""
+        if info is None:
             return Bounds(vocab_size)
         return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
 
@@ -217,10 +189,6 @@ class InferenceService:
         caller = self._caller(call)
         with self._prompts.hold(call.raw, caller):
             return (await self._prompts.receive(kind, call.raw, caller, Bounds(0))).message
-
-    def _refuse_when_draining(self) -> None:
-        if self._draining:
-            raise errors.draining()
 
     async def _ask(self, call: Call, question: Question[AnswerT]) -> AnswerT:
         """The engine's answer; where it has none, the reason becomes a status, here and nowhere
@@ -232,68 +200,10 @@ class InferenceService:
         except Unanswered as error:
             raise errors.unanswered(error.failure, str(error)) from error
 
-    async def _receive_and_serve(
-        self,
-        rpc: str,
-        answer: Callable[[Call], Awaitable[ResponseT]],
-        _: object,
-        context: Context,
-    ) -> ResponseT:
-        """Waits for the message, then serves the call. Draining waits only for calls whose message
-        has come.
-        """
-        return await self._serve(await self._received(rpc, context), answer)
-
-    async def _received(self, rpc: str, context: Context) -> Call:
-        """The call, once its message has come. Where none comes, the call ends here, and what gRPC
-        then raises is raised.
-        """
-        try:
-            raw = await self._uploads.receive(context)
-        except CallError as error:
-            call = Call(rpc, time.monotonic(), context, self._metrics)
-            call.delivery = self._deliveries.begin(context, call.give_up)
-            call.fail(error)
-            call.close()
-            await errors.abort(context, error)
-        return Call(rpc, time.monotonic(), context, self._metrics, raw)
-
-    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[ResponseT]]) -> ResponseT:
-        """Serves a call from its arrival to its log line. Afterwards the engine holds nothing for
-        it.
-        """
-        context = call.context
-        call.delivery = delivery = self._deliveries.begin(context, call.give_up)
-        self._num_calls += 1
-        self.idle.clear()
-        self._metrics.in_flight.inc(call.generates)
-        try:
-            call.tenant = inbound.read_tenant(context.invocation_metadata() or ())
-            call.share = self.tiers.share_of(call.tenant)
-            return await answer(call)
-        except FAILURES as error:
-            failure = _translate(error)
-            call.fail(failure)
-            await errors.abort(context, failure)
-        except DEAD:
-            call.leave()
-            raise
-        except Exception:  # a mistake of ours: gRPC logs its trace
-            call.outcome = grpc.StatusCode.INTERNAL.name
-            context.set_code(grpc.StatusCode.INTERNAL)
-            raise
-        finally:
-            call.close()
-            delivery.pending = call  # of which gRPC may still have something to send
-            self._metrics.in_flight.dec(call.generates)
-            self._num_calls -= 1
-            if not self._num_calls:
-                self.idle.set()
-
     async def _start(self, call: Call, kind: type[GenerateMessage]) -> None:
-        """Has the engine begin with a call that generates. Raises what `_translate` knows."""
-        self._refuse_when_draining()
-        limits = self._limits(self._ready())
+        """Has the engine begin with a call that generates. Raises one of `calls.FAILURES`."""
+        self.calls.refuse_when_draining()
+        limits = self._limits(self._engine.ready())
         with self._prompts.hold(call.raw, self._caller(call)):
             asked, prompt = await self._admit(call, kind, limits)
             call.raw = b""
@@ -318,7 +228,7 @@ class InferenceService:
     ) -> tuple[Asked, Sequence[int]]:
         """Checks the call, enters it in the ledger and tokenizes its prompt, in this order, so that
         a call which the queue has no room for costs no more than its check. Returns what it asks
-        for and the prompt's token ids. Raises what `_translate` knows.
+        for and the prompt's token ids. Raises one of `calls.FAILURES`.
         """
         bounds, context = self._bounds(limits, limits.vocab_size), call.context
         received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
@@ -385,21 +295,3 @@ async def _gather(call: Call) -> pb.GenerateResponse:
             elif isinstance(output, Ended):
                 answer.end(output.completion, call.finish(output))
     return answer.response(call.request_id, outbound.to_targets(call.asked.quality))
-
-
-def _serialize(answer: Message | bytes) -> bytes:
-    return answer if isinstance(answer, bytes) else answer.SerializeToString()
-
-
-def _translate(error: Exception) -> CallError:
-    """The status that an exception stands for. No other place knows."""
-    if isinstance(error, CallError):
-        return error
-    if isinstance(error, InvalidRequest):
-        return errors.invalid(error)
-    if isinstance(error, DuplicateRequest):
-        return errors.in_flight(str(error))
-    if isinstance(error, GenerationFailed):
-        is_error = error.reason is FinishReason.ERROR
-        return (errors.engine_error if is_error else errors.cancelled)(str(error))
-    return errors.engine_lost(str(error))

@@ -103,7 +103,7 @@ async def test_what_was_served_is_counted(running: Running) -> None:
     request = pb.GenerateRequest(input=pb.Input(text="Once"), sampling=sampling)
     request.qos.tier = "batch"
     await within(running.stub.Generate(request))
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     after = [sample(name, labels) or 0 for name, labels in counts.items()]
     assert [b - a for a, b in zip(before, after, strict=True)] == [4, 1, 1, 1, 1]
     assert sample("niyama_relegated_completions_total", batch) == 0

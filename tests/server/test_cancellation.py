@@ -28,7 +28,7 @@ def asked(max_tokens: int = LONG, kind: type = pb.GenerateStreamRequest) -> obje
 async def nothing_is_left(running: Running) -> AsyncIterator[None]:
     """After each test: all pages free, nothing in flight, health SERVING."""
     yield
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     stats = await running.stats()
     assert stats.pages_free == stats.pages_total
     assert stats.num_waiting == stats.num_running == 0
@@ -54,7 +54,7 @@ async def test_a_client_that_disconnects_mid_stream_frees_its_pages(running: Run
     call = await started(running)
     assert (await running.stats()).pages_free < before.pages_total
     call.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     # The cancellation was posted before this question, so one turn of the loop sees both.
     after = await running.stats()
     assert after.pages_free == after.pages_total
@@ -67,7 +67,7 @@ async def test_a_vanished_connection_counts_as_leaving(running: Running) -> None
         method = "/niyama.v1.Inference/GenerateStream"
         call = channel.unary_stream(method, pb.GenerateStreamRequest.SerializeToString)(asked())
         await within(call.read())
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     assert (await running.stats()).num_running == 0
 
 
@@ -110,7 +110,7 @@ async def test_a_deadline_while_decoding_ends_the_request(running: Running) -> N
     request, late = asked(), outcome(running, "DEADLINE_EXCEEDED")
     request.request_id = "overtaken"
     await overtaken(running, request, "tokens")
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     assert outcome(running, "DEADLINE_EXCEEDED") > late
     kinds, summary = await last_words(running, "overtaken")
     assert "first_token" in kinds
@@ -148,4 +148,4 @@ async def test_a_storm_of_cancellations_leaves_nothing(running: Running) -> None
             if index % 3 <= round_:
                 await within(call.read())
             call.cancel()
-        await within(running.service.idle.wait())
+        await within(running.service.calls.idle.wait())

@@ -64,7 +64,7 @@ async def test_every_rpc_is_counted_logged_and_refused_when_a_server_drains(own:
         before = counted(own, rpc, "OK")
         with structlog.testing.capture_logs() as lines:
             await ask(own, rpc)
-            await within(own.service.idle.wait())
+            await within(own.service.calls.idle.wait())
         (line,) = [line for line in lines if line["event"] == "call"]
         assert (line["rpc"], line["outcome"], line["tenant"]) == (rpc, "OK", "acme")
         assert counted(own, rpc, "OK") == before + 1

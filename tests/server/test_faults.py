@@ -32,7 +32,7 @@ async def test_an_unexpected_exception_is_internal_and_frees_what_was_held(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await within(running.stub.GenerateStream(asked()).read())
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     assert outcome(running, "INTERNAL") == before + 1
     stats = await running.stats()
     assert stats.pages_free == stats.pages_total
@@ -54,7 +54,7 @@ async def test_a_client_that_leaves_before_admission_is_counted_as_such(
     call = running.stub.GenerateStream(asked())
     await within(reached.wait())
     call.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     before["CANCELLED"] += 1
     assert {name: outcome(running, name) for name in before} == before
 
@@ -73,7 +73,7 @@ async def test_a_write_to_a_dead_call_is_the_client_s_leaving(
     while outcome(running, "CANCELLED") == before:
         await running.stats()
     call.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     assert outcome(running, "CANCELLED") == before + 1
 
 
@@ -95,6 +95,6 @@ async def test_a_client_that_leaves_with_its_last_message_was_served(
     while outcome(running, "OK") + outcome(running, "CANCELLED") == sum(before.values()):
         await running.stats()
     call.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     before["OK"] += 1
     assert {name: outcome(running, name) for name in before} == before

@@ -136,7 +136,7 @@ async def test_a_request_whose_logits_are_not_finite_ends_internal_and_nobody_el
     running = broken.running
     with capture_logs() as logs:
         error, tokens = await in_company(broken, [*SHARED, broken.token, 7, 8, 9], "spoiled")
-        await within(running.service.idle.wait())
+        await within(running.service.calls.idle.wait())
     assert tokens == []
     (line,) = (line for line in logs if line.get("request_id") == "spoiled")
     assert (line["outcome"], line["error"]) == ("INTERNAL", error.details())
@@ -145,7 +145,7 @@ async def test_a_request_whose_logits_are_not_finite_ends_internal_and_nobody_el
     for _ in range(3):  # more tokens than the memory holds
         found = await asyncio.gather(*(complete(running, prompt) for prompt in NEIGHBOURS))
         assert found == broken.expected
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     await within(running.server.engine.refresh_metrics())
     sample = running.metrics.registry.get_sample_value
     assert sample("niyama_scheduler_failed_total") == 1

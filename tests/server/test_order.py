@@ -40,7 +40,7 @@ async def test_a_call_that_is_refused_for_its_queue_has_not_been_tokenized(
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not encoded
     occupant.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     await within(running.stub.Generate(FILLS))
     assert len(encoded) == 1
 
@@ -64,7 +64,7 @@ async def test_a_call_holds_its_place_while_it_is_tokenized_and_no_longer(
         error = await failure(running.stub.Generate(FILLS))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
-        await within(running.service.idle.wait())
+        await within(running.service.calls.idle.wait())
     info = running.server.engine.link.info
     assert info is not None
     too_long = pb.GenerateStreamRequest(

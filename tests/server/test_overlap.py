@@ -71,7 +71,7 @@ async def test_completions_are_those_of_a_server_that_does_not(
     # Past a stop string the engine computes on until it is told.
     assert [(text, reason) for text, _, reason in found] == [(t, r) for t, _, r in expected]
     assert [ids for _, ids, _ in found[:3]] == [ids for _, ids, _ in expected[:3]]
-    await within(ahead.service.idle.wait())
+    await within(ahead.service.calls.idle.wait())
     stats = await ahead.stats()
     assert stats.pages_free == stats.pages_total
     assert stats.num_running == stats.num_waiting == 0

@@ -148,7 +148,7 @@ async def test_a_caller_may_give_a_relegated_request_up(running: Running) -> Non
             if isinstance(event, Relegated):
                 break
         stream.cancel()
-        await within(running.service.idle.wait())
+        await within(running.service.calls.idle.wait())
         stats = await running.stats()
         assert stats.pages_free == stats.pages_total
         story = await client.explain("given-up")

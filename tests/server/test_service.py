@@ -242,7 +242,7 @@ async def test_a_full_queue_says_when_to_try_again(running: Running) -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert detail.retry_delay.ToSeconds() == 1
     occupant.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     assert len(await complete(running, n=MAX_REQUESTS)) == MAX_REQUESTS
 
 
@@ -269,7 +269,7 @@ async def test_an_id_in_flight_is_refused_and_free_afterwards(running: Running) 
     assert error.code() is grpc.StatusCode.ALREADY_EXISTS
     assert detail.reason == "REQUEST_ID_IN_FLIGHT"
     first.cancel()
-    await within(running.service.idle.wait())
+    await within(running.service.calls.idle.wait())
     await running.stats()
     request.sampling.max_tokens = 1
     assert (await read(running.stub.GenerateStream(request)))[-1].HasField("finished")

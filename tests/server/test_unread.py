@@ -71,7 +71,7 @@ async def test_a_stream_that_is_not_read_is_ended_told_and_counted(host: str) ->
             with await asyncio.to_thread(Http2, f"{host}:{server.server.port}") as client:
                 stream = client.call(STREAM, asked().SerializeToString())
                 assert await asyncio.to_thread(client.until, HEADERS, stream) is not None
-                await within(server.service.idle.wait())
+                await within(server.service.calls.idle.wait())
                 await closed(client)  # so that gRPC holds nothing of it either
             sample = server.metrics.registry.get_sample_value
             assert sample("niyama_unread_calls_total") == 1
@@ -121,7 +121,7 @@ async def test_calls_that_gave_their_place_and_do_not_read_keep_out_nobody_for_l
 
                 # After a minute gRPC itself ends a connection that answers no ping.
                 await asyncio.wait_for(served(), 40.0)
-        await within(server.service.idle.wait())
+        await within(server.service.calls.idle.wait())
         sample = server.metrics.registry.get_sample_value
         labels = {"tier": "interactive", "importance": "low", "reason": "displaced"}
         displaced = sample("niyama_refused_total", labels | {"tenant": "other"})

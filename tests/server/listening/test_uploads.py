@@ -111,7 +111,7 @@ async def test_drain_waits_for_no_message_that_has_not_come() -> None:
     async with running() as server:
         with await asyncio.to_thread(connection, server) as client:
             await begun(client)
-            await within(server.service.drain())
+            await within(server.service.calls.drain())
 
 
 async def test_open_streams_of_reflection_keep_no_engine_from_being_replaced() -> None:

@@ -1,0 +1,149 @@
+"""The calls of one front end: each from the arrival of its message to its line in the log.
+
+Messages are received here and not by gRPC, which would wait for them for ever and parse them on the
+event loop, however long that takes. The arrival of a call is stamped here, once. Whatever ends a
+call, a client that leaves or a deadline included, frees what the engine holds for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from engine.deciding.sequence import FinishReason
+from engine.linking.errors import DuplicateRequest, EngineLost
+from server import errors
+from server.call import Call
+from server.errors import CallError
+from server.generation import GenerationFailed
+from server.listening.deliveries import Deliveries
+from server.listening.uploads import Uploads
+from server.metrics import Metrics
+from server.violations import InvalidRequest
+
+FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
+# How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
+# before that it raises InternalError (a failed batch) or UsageError (a status was sent).
+DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
+ResponseT = TypeVar("ResponseT")
+Context = grpc.aio.ServicerContext
+
+
+class Calls:
+    """Receives, answers and ends calls. `idle` is set while no call is being served."""
+
+    def __init__(self, metrics: Metrics, deliveries: Deliveries, uploads: Uploads) -> None:
+        self._metrics = metrics
+        self._deliveries = deliveries
+        self._uploads = uploads
+        self._num_calls = 0
+        self._is_draining = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def handler(
+        self, service: ServiceDescriptor, answers: Mapping[str, Callable[[Call], Awaitable[Any]]]
+    ) -> grpc.GenericRpcHandler:
+        """The handler of a service's RPCs, of which `answers` has one function for each name.
+
+        It returns the response, as a message or on the wire. For an RPC that streams it writes the
+        messages itself.
+        """
+        rpcs = {}
+        for method in service.methods:
+            kind = "stream_stream" if method.server_streaming else "stream_unary"
+            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            behavior = partial(self._receive_and_serve, method.name, answers[method.name])
+            rpcs[method.name] = make(behavior, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler(service.full_name, rpcs)
+
+    async def drain(self) -> None:
+        """Has `refuse_when_draining` refuse from now on; returns when all calls have ended."""
+        self._is_draining = True
+        await self.idle.wait()
+
+    def refuse_when_draining(self) -> None:
+        """Raises CallError, UNAVAILABLE, once the server drains."""
+        if self._is_draining:
+            raise errors.draining()
+
+    async def _receive_and_serve(
+        self,
+        rpc: str,
+        answer: Callable[[Call], Awaitable[ResponseT]],
+        _: object,
+        context: Context,
+    ) -> ResponseT:
+        """Waits for the message, then serves the call. Draining waits only for calls whose message
+        has come.
+        """
+        return await self._serve(await self._received(rpc, context), answer)
+
+    async def _received(self, rpc: str, context: Context) -> Call:
+        """The call, once its message has come. Where none comes, the call ends here, and what gRPC
+        then raises is raised.
+        """
+        try:
+            raw = await self._uploads.receive(context)
+        except CallError as error:
+            call = Call(rpc, time.monotonic(), context, self._metrics)
+            call.delivery = self._deliveries.begin(context, call.give_up)
+            call.fail(error)
+            call.close()
+            await errors.abort(context, error)
+        return Call(rpc, time.monotonic(), context, self._metrics, raw)
+
+    async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[ResponseT]]) -> ResponseT:
+        """Serves a call from its arrival to its log line. Afterwards the engine holds nothing for
+        it.
+        """
+        context = call.context
+        call.delivery = delivery = self._deliveries.begin(context, call.give_up)
+        self._num_calls += 1
+        self.idle.clear()
+        self._metrics.in_flight.inc(call.generates)
+        try:
+            return await answer(call)
+        except FAILURES as error:
+            failure = _translate(error)
+            call.fail(failure)
+            await errors.abort(context, failure)
+        except DEAD:
+            call.leave()
+            raise
+        except Exception:  # a mistake of ours: gRPC logs its trace
+            call.outcome = grpc.StatusCode.INTERNAL.name
+            context.set_code(grpc.StatusCode.INTERNAL)
+            raise
+        finally:
+            call.close()
+            delivery.pending = call  # of which gRPC may still have something to send
+            self._metrics.in_flight.dec(call.generates)
+            self._num_calls -= 1
+            if not self._num_calls:
+                self.idle.set()
+
+
+def _serialize(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def _translate(error: Exception) -> CallError:
+    """The status that an exception stands for. No other place knows."""
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, InvalidRequest):
+        return errors.invalid(error)
+    if isinstance(error, DuplicateRequest):
+        return errors.in_flight(str(error))
+    if isinstance(error, GenerationFailed):
+        is_error = error.reason is FinishReason.ERROR
+        return (errors.engine_error if is_error else errors.cancelled)(str(error))
+    return errors.engine_lost(str(error))
