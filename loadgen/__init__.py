@@ -1,3 +1,4 @@
-"""Load generator: what is sent (workload), to whom (a live server, or a simulated one), what came
-of it (records), and how good that was (scores, reports). `python -m loadgen --help`.
+"""The load generator: what is sent (workload), who is asked (targets: a live server or a simulated
+one), how good the answers were (scoring) and how that is told (reports). `python -m loadgen --help`
+lists what it can do.
 """

@@ -1,4 +1,4 @@
-"""`python -m loadgen`: see `--help`."""
+"""`python -m loadgen` runs `loadgen.cli`; its `--help` says more."""
 
 import sys
 

@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None, server: str = local_server.MODULE) -
     asked = sys.argv[1:] if argv is None else argv
     try:
         with interrupts.handled(interrupts.interrupt):
-            opener = Opener(arguments, flags.to_spec(arguments), server)
-            status = _Command(opener, terminal.console(), asked).run()
+            spec = flags.to_spec(arguments)
+            opener = Opener(arguments, spec, server)
+            status = _Command(arguments, spec, opener, terminal.console(), asked).run()
             sys.stdout.flush()
             return status
     except BrokenPipeError:
@@ -81,8 +82,11 @@ def _fail(message: str, status: int) -> int:
 @dataclass(slots=True)
 class _Command:
     """One invocation: the mode that the flags ask for, and its reports. What was done until it
-    ended, however it ends, is reported."""
+    ended, however it ends, is reported.
+    """
 
+    arguments: Arguments
+    spec: Spec
     opener: Opener
     out: Console
     argv: Sequence[str]
@@ -90,16 +94,9 @@ class _Command:
     capacities: dict[str, Capacity] = field(default_factory=dict)  # by contender
 
     @property
-    def arguments(self) -> Arguments:
-        return self.opener.arguments
-
-    @property
     def mode(self) -> ModeFlags:
-        return self.opener.arguments.mode
-
-    @property
-    def spec(self) -> Spec:
-        return self.opener.spec
+        """What is done with the load."""
+        return self.arguments.mode
 
     def run(self) -> int:
         try:

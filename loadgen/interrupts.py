@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: each ends what is being done, and what was done is reported."""
+"""The signals that end what is being done (Ctrl-C, SIGTERM, SIGHUP), so that what was done until
+then is reported.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """By a signal of that number."""
+    """A signal came, of that number."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -20,23 +22,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 def number_of(interrupt: KeyboardInterrupt) -> int:
+    """The number of the signal behind an interrupt; Python's own is a Ctrl-C."""
     return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
 
 
 def exit_status(number: int) -> int:
-    """Of a command that a signal of that number ended, as shells have it."""
+    """The exit status of a command that a signal of that number ended, as shells have it."""
     return 128 + number
 
 
 def interrupt(number: int) -> None:
-    """What a signal does where nothing better is known."""
+    """Raises Interrupted: what a signal does where nothing better is known."""
     raise Interrupted(number)
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int], None]) -> Iterator[None]:
-    """Each of them calls `handler` with its number while the block lasts; not in a thread beside
-    the main one. SIGHUP stays ignored where it is, as nohup has it.
+    """Makes each of the signals call `handler` with its number while the block lasts.
+
+    In a thread other than the main one it does nothing, since signals come only there. SIGHUP stays
+    ignored where it is, as nohup has it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,7 +61,8 @@ def handled(handler: Callable[[int], None]) -> Iterator[None]:
 
 
 def unheard() -> contextlib.AbstractContextManager[None]:
-    """While what was done is told: a terminal that closes may say so twice, and who waits for the
-    end may ask for it twice.
+    """Ignores the signals while the block lasts, in which what was done is reported.
+
+    A terminal that closes may say so twice, and who waits for the end may ask for it twice.
     """
     return handled(lambda number: None)

@@ -1,4 +1,4 @@
-"""Which target the flags ask for, and how it is opened and closed."""
+"""How the target that the flags ask for is opened and closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m loadgen.paper`: every experiment, the table, and a JSON file of all answers.
+"""`python -m loadgen.paper` runs the experiments, prints their table and keeps all answers in JSON.
 
 python -m loadgen.paper                  everything, about half an hour on two idle cores
 python -m loadgen.paper --quick          the same table from short runs, in a few minutes

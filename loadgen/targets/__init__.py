@@ -1,1 +1,1 @@
-"""Who is asked: a live server or a simulated one; and what became of each request."""
+"""The targets that are asked, live or simulated, and the records of what became of requests."""

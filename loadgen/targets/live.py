@@ -1,4 +1,4 @@
-"""The live target: sends planned requests to a server, open loop, and records what comes back.
+"""The live target sends planned requests to a server, open loop, and records what comes back.
 
 Requests leave at their instants whatever the server does. Each is prepared before its instant, so
 that preparing costs no lag; the clock is the monotonic one. The run ends when every request has,
@@ -45,7 +45,11 @@ _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 @dataclass(frozen=True, slots=True)
 class LiveTarget:
-    """A server at HOST:PORT, asked over `channels` connections in turn."""
+    """A server at HOST:PORT, which is asked over `channels` connections in turn.
+
+    After the last request its answers are waited for, `drain_s` seconds at most. Raises ValueError
+    for a value out of range.
+    """
 
     server: str
     channels: int = CHANNELS
@@ -59,9 +63,11 @@ class LiveTarget:
             raise ValueError(f"the drain time is not negative, got {self.drain_s:g}")
 
     def info(self) -> TargetInfo:
+        """What the server says of itself. Raises Unreachable, or Interrupted."""
         return _target_info(self.server, _run(_ask_info(self.server)))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
+        """Sends the requests; see `Target`. Raises Unreachable, or Interrupted before the start."""
         with priority.raised():
             return _run(_Sender(self, watch).run(iter(requests)))
 
@@ -71,7 +77,9 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
-    """A signal cancels it, so that it closes what it has opened, and raises Interrupted."""
+    """Awaits a coroutine. A signal cancels it, so that it closes what it has opened, and makes this
+    raise Interrupted.
+    """
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
     came: list[int] = []
@@ -116,7 +124,7 @@ def _one_line(error: Exception) -> str:
 
 @dataclass(slots=True)
 class _Sender:
-    """One run. All of its state lives on one event loop."""
+    """One run: its state, all of which belongs to one event loop."""
 
     target: LiveTarget
     watch: Watch
@@ -136,9 +144,11 @@ class _Sender:
     bug: BaseException | None = None
 
     def now(self) -> float:
+        """The seconds since instant 0 of the run."""
         return time.monotonic() - self.start
 
     async def run(self, requests: Iterator[PlannedRequest]) -> Run:
+        """Sends the requests and returns the run when it has ended. Raises Unreachable."""
         async with contextlib.AsyncExitStack() as stack:
             await self._connect(stack)
             with self._interrupts():
@@ -157,6 +167,7 @@ class _Sender:
         return Run(self.records, elapsed, self.end, self.problem, self.interrupted_by)
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the connections, which `stack` closes, and sets instant 0 of the run."""
         for _ in range(self.target.channels):
             client = AsyncClient(self.target.server, channel_options=_OWN_CONNECTION)
             self.clients.append(await stack.enter_async_context(client))
@@ -169,7 +180,7 @@ class _Sender:
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """A signal ends the run instead of the program, so that there is a report."""
+        """Makes a signal end the run instead of the program, so that there is a report."""
         loop = asyncio.get_running_loop()
 
         def interrupt(number: int) -> None:
@@ -180,12 +191,13 @@ class _Sender:
             yield
 
     def _stop(self, end: End, problem: str) -> None:
+        """Ends the run early; the first reason to do so is the one that is told."""
         if not self.stopping.is_set():
             self.end, self.problem = end, problem
             self.stopping.set()
 
     async def _drive(self, requests: Iterator[PlannedRequest]) -> None:
-        """Sends all, waits for all; stops early when told to."""
+        """Sends all requests and waits for their answers, or stops when it is told to."""
         sending = asyncio.create_task(self._send_all(requests))
         stopped = asyncio.create_task(self.stopping.wait())
         try:
@@ -203,12 +215,14 @@ class _Sender:
             await asyncio.gather(*self.followers, return_exceptions=True)
 
     async def _drain(self, stopped: asyncio.Task[bool]) -> None:
+        """Waits for the last answers."""
         ended = asyncio.gather(*self.followers, return_exceptions=True)
         await asyncio.wait(
             (ended, stopped), timeout=self.target.drain_s, return_when=asyncio.FIRST_COMPLETED
         )
 
     async def _send_all(self, requests: Iterator[PlannedRequest]) -> None:
+        """Sends each request at its instant; a task of its own follows its answer."""
         for request in requests:
             prompt = prompt_ids(request, self.vocabulary_size, self.name)
             options = self._options(request)
@@ -223,13 +237,17 @@ class _Sender:
             follower.add_done_callback(self._ended)
 
     def _ended(self, follower: asyncio.Task[None]) -> None:
-        """Nothing but a bug of ours makes a follower raise: it ends the run."""
+        """Forgets a follower that has ended.
+
+        Nothing but a bug of ours makes one raise, and that ends the run.
+        """
         self.followers.discard(follower)
         if not follower.cancelled() and (bug := follower.exception()) is not None:
             self.bug = bug
             self.stopping.set()
 
     def _options(self, request: PlannedRequest) -> GenerateOptions:
+        """The options of the call that sends the request."""
         options: GenerateOptions = {
             "max_tokens": request.output_len,
             "ignore_eos": True,
@@ -254,7 +272,7 @@ class _Sender:
         return options
 
     async def _follow(self, record: Record, stream: AsyncStream) -> None:
-        """Reads one stream to its end, whatever that is."""
+        """Reads one stream to its end, whatever that is, and notes it in the record."""
         try:
             record.outcome = await self._read(record, stream)
         except NiyamaError as error:
@@ -275,6 +293,7 @@ class _Sender:
             self.counts[record.outcome] += 1
 
     async def _read(self, record: Record, stream: AsyncStream) -> Outcome:
+        """Notes the instant of each token until the stream ends or its client leaves as planned."""
         token_at, leaves_after = record.token_at, record.request.cancel_after
         async with stream:
             async for tokens in stream:
@@ -286,9 +305,11 @@ class _Sender:
         return Outcome.FINISHED
 
     async def _probe(self) -> None:
-        """After an UNAVAILABLE: is anybody still there? An engine that restarts behind its front
-        end is, and so are front ends beside one that died (whose socket may take a question with
-        it); a dead server is not, and the run is over."""
+        """Asks after an UNAVAILABLE whether anybody is still there, and ends the run if not.
+
+        A front end whose engine restarts answers, and so do front ends beside one that died, though
+        its socket may take a question with it: hence several tries.
+        """
         async with AsyncClient(
             self.target.server, timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
         ) as client:
@@ -304,6 +325,7 @@ class _Sender:
         self.probe = None
 
     async def _tick(self) -> None:
+        """Tells how far the run is, again and again."""
         while True:
             self.watch(self._progress())
             await asyncio.sleep(_WATCH_INTERVAL_S)

@@ -1,6 +1,8 @@
-"""A server of our own for a demo or a comparison: `python -m server` in a child process, on a free
-port of the loopback. Its log goes to a file, the end of which is shown where it fails. It ends with
-this process, however that ends: its standard input is a pipe that nobody else holds.
+"""A server of the load generator's own, for a demo or a comparison: `python -m server` in a child
+process, on a free port of the loopback.
+
+Its log goes to a file, the end of which is shown where it fails. It ends with this process, however
+that ends: its standard input is a pipe that nobody else holds.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ _READY = re.compile(r"ready on (\S+:\d+)")
 
 @contextlib.contextmanager
 def serving(flags: Sequence[str] = (), module: str = MODULE) -> Iterator[str]:
-    """Serves while the block lasts; yields HOST:PORT. `flags` are those of `python -m server`, or
-    of another module that is started like it.
+    """Serves while the block lasts, and yields HOST:PORT. `flags` are those of `python -m server`,
+    or of another module that is started like it.
 
     Raises Unreachable where the server does not come up, or does not end well.
     """
@@ -53,11 +55,16 @@ def serving(flags: Sequence[str] = (), module: str = MODULE) -> Iterator[str]:
 
 
 def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -> str:
-    """Waits for the ready line, the only one that a server prints."""
+    """Waits for the ready line, the only one that a server prints, and returns its HOST:PORT.
+
+    Raises Unreachable where none comes in time, or the server ends.
+    """
     is_late = threading.Event()
 
     def end() -> None:
-        """As it asks to be ended: killed, it would leave its engine behind, output open."""
+        """Terminates a server that is late: killed, it would leave its engine behind, which would
+        keep the output open.
+        """
         is_late.set()
         process.terminate()
         _wait(process)
@@ -84,7 +91,10 @@ def _last_line(log: Path) -> str:
 
 
 def _end(process: subprocess.Popen[str]) -> int:
-    """Asks it to; whoever asks us again asks it to leave at once."""
+    """Asks the server to end and returns its exit status.
+
+    An interrupt meanwhile makes it leave at once.
+    """
     process.terminate()
     try:
         return _wait(process)
@@ -95,6 +105,7 @@ def _end(process: subprocess.Popen[str]) -> int:
 
 
 def _wait(process: subprocess.Popen[str]) -> int:
+    """Waits for the end of a process, which is killed if that takes too long."""
     try:
         return process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

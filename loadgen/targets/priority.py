@@ -20,7 +20,8 @@ _THREADS = Path("/proc/self/task")
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Raises the priority of this process's threads, and of those that they start, while the block
-    lasts. Does nothing where that is not permitted, or where threads cannot be listed."""
+    lasts. It does nothing where that is not permitted, or where threads cannot be listed.
+    """
     before = os.getpriority(os.PRIO_PROCESS, 0)
     _set(before - _STEPS)
     try:
@@ -30,7 +31,7 @@ def raised() -> Iterator[None]:
 
 
 def _set(niceness: int) -> None:
-    """On Linux niceness belongs to a thread."""
+    """Sets the niceness of all threads: on Linux it belongs to a thread, not to a process."""
     threads = [int(entry.name) for entry in _THREADS.iterdir()] if _THREADS.is_dir() else []
     for thread in threads:
         with contextlib.suppress(PermissionError, ProcessLookupError):

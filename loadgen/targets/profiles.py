@@ -1,4 +1,4 @@
-"""What is simulated: how long the iterations of one model on one device take, and what fits.
+"""The profiles that are simulated: how long iterations of a model on a device take, and what fits.
 
 * `a100-llama3-8b`: the coefficients published with Niyama (arXiv 2503.22562; QoServe, ASPLOS 2026).
 * `roofline:DEVICE:CONFIG.json`: from a device's data sheet and the config.json of a model.
@@ -32,7 +32,7 @@ PAPER_TIERS = (
 
 
 def _tier(tier: server_tiers.Tier) -> Tier:
-    """As clients see it."""
+    """Turns a tier of the server into one as clients see it."""
     targets = Targets(tier.targets.ttft_s, tier.targets.tbt_s, tier.targets.ttlt_s)
     return Tier(tier.name, targets, Importance[tier.importance.name])
 
@@ -47,7 +47,7 @@ _UNKNOWN_CONTEXT_LEN = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One replica: a model on a device."""
+    """A model on a device, as one replica serves it. Raises BadProfile without room for a token."""
 
     name: str
     latency: LatencyProfile
@@ -61,7 +61,7 @@ class Profile:
             raise BadProfile(f"kv_tokens must be at least 1, got {self.kv_tokens}")
 
     def with_overhead(self, seconds: float) -> Profile:
-        """Every iteration takes that much longer."""
+        """The same profile with iterations that all take so many seconds longer."""
         latency = self.latency
         slower = tuple(s._replace(base=s.base + seconds) for s in latency.segments)
         return replace(self, latency=replace(latency, segments=slower))
@@ -72,7 +72,7 @@ A100 = Profile("a100-llama3-8b", A100_LLAMA3_8B, 430_000, 8192, tiers=PAPER_TIER
 
 
 class Device(NamedTuple):
-    """Dense bf16 FLOP/s, bytes per second and bytes of memory, by its data sheet."""
+    """A device by its data sheet: dense bf16 FLOP/s, bytes per second, and bytes of memory."""
 
     flops: float
     bandwidth: float
@@ -91,7 +91,7 @@ DEVICES = {
 
 
 class Efficiency(NamedTuple):
-    """Shares of the data sheet that are reached; assumptions, not measurements."""
+    """The shares of a data sheet's figures that are reached: assumptions, not measurements."""
 
     flops: float = 0.5
     bandwidth: float = 0.8
@@ -102,7 +102,7 @@ EFFICIENCY = Efficiency()
 
 
 class ModelShape(NamedTuple):
-    """What a roofline needs of a model. Counts of parameters; bytes are those of 16-bit numbers."""
+    """The sizes of a model that a roofline needs: parameters as counts, bytes of 16-bit numbers."""
 
     layer_parameters: int  # of all layers: read, and multiplied with every token
     head_parameters: int  # of the output layer: only for tokens that are sampled from
@@ -116,11 +116,11 @@ BYTES_PER_NUMBER = 2
 
 
 class BadProfile(ValueError):
-    """A profile that cannot be used; the message is one line."""
+    """The profile cannot be used; the message is one line."""
 
 
 def load(text: str, efficiency: Efficiency = EFFICIENCY) -> Profile:
-    """What `--simulate` names. Raises BadProfile, or OSError."""
+    """Makes the profile that `--simulate` names. Raises BadProfile, or OSError."""
     if text == A100.name:
         return A100
     if text.startswith("roofline:"):
@@ -161,7 +161,7 @@ def _saved(path: Path) -> Profile:
 
 
 def _device(text: str) -> Device:
-    """A name of the table, or FLOPS,BANDWIDTH,MEMORY."""
+    """Reads a name of the table, or FLOPS,BANDWIDTH,MEMORY. Raises BadProfile."""
     if text in DEVICES:
         return DEVICES[text]
     try:
@@ -178,7 +178,10 @@ def _device(text: str) -> Device:
 
 
 def _model_shape(config: Mapping[str, Any], path: str) -> ModelShape:
-    """Of a decoder with gated MLPs (Llama, Mistral, Qwen), from its config.json."""
+    """Reads the shape of a decoder with gated MLPs (Llama, Mistral, Qwen) from its config.json.
+
+    Raises BadProfile.
+    """
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
@@ -208,7 +211,10 @@ def roofline(
     efficiency: Efficiency = EFFICIENCY,
     host_overhead_s: float = HOST_OVERHEAD_S,
 ) -> Profile:
-    """Raises BadProfile where the weights do not fit."""
+    """Makes the profile of a model on a device by their figures; see the module.
+
+    Raises BadProfile where the weights do not fit.
+    """
     flops = device.flops * efficiency.flops
     bandwidth = device.bandwidth * efficiency.bandwidth
     weights = (model.layer_parameters + model.head_parameters) * BYTES_PER_NUMBER
@@ -244,8 +250,9 @@ def roofline(
 
 
 def load_tiers(path: Path) -> tuple[Tier, ...]:
-    """Those of a server's TOML file, as the server reads it (its presets for applications do not
-    matter here: every request names its tier or its targets). Raises BadProfile.
+    """Reads the tiers of a server's TOML file, as the server does. Raises BadProfile.
+
+    Its presets for applications do not matter here: every request names its tier or its targets.
     """
     try:
         return tuple(map(_tier, tiers_file.load(path).tiers.values()))

@@ -1,7 +1,7 @@
-"""Who is asked: the one interface between planned requests and records.
+"""Whoever is asked: the interface between planned requests and the records of their answers.
 
-`loadgen.targets.live` asks a server through gRPC; a simulated target answers in virtual time.
-Everything else (workloads, scores, reports, modes) does not know which it was.
+`loadgen.targets.live` asks a server through gRPC, `loadgen.targets.simulated` answers in virtual
+time. Workloads, scores, reports and modes do not know which it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loadgen.workload.served import TargetInfo
 
 
 class Unreachable(Exception):
-    """No target answers; the message says where and why, in one line."""
+    """The target does not answer; the message says where and why, in one line."""
 
 
 class Progress(NamedTuple):
@@ -34,6 +34,8 @@ Watch = Callable[[Progress], None]
 
 
 class End(Enum):
+    """How a run ended."""
+
     COMPLETE = "complete"
     INTERRUPTED = "interrupted"  # by the user
     TARGET_LOST = "target_lost"  # the server died
@@ -41,7 +43,7 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What a target says of itself: a mean for each `step_s` seconds of the run."""
+    """What a target says of itself over time: a mean for each `step_s` seconds of the run."""
 
     step_s: float
     chunk_len: Sequence[float]  # prompt tokens per iteration that prefills
@@ -61,11 +63,15 @@ class Run:
 
 
 class Target(Protocol):
-    """Takes planned requests in order of time, gives back a record of each."""
+    """Whoever takes planned requests, in order of time, and gives back a record of each."""
 
     def info(self) -> TargetInfo:
-        """Raises Unreachable."""
+        """What the target says of itself. Raises Unreachable."""
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
-        """Sends each request at its instant, never waiting for another. Raises Unreachable where
-        nobody answers at the start; a target that is lost later is an end like another."""
+        """Sends each request at its instant, without waiting for another, and returns when all have
+        ended or the run has; `watch` is told how far it is.
+
+        Raises Unreachable where nobody answers at the start; a target that is lost later is an end
+        like another.
+        """

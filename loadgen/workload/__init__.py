@@ -1,1 +1,1 @@
-"""What is sent: requests with their instants, lengths, tiers and tenants."""
+"""The requests that are sent: how they are asked for, and their plan."""

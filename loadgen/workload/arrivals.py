@@ -19,7 +19,10 @@ from loadgen.workload.units import parse_duration
 
 
 class Segment(NamedTuple):
-    """The rate goes from `first` to `last` in a straight line between two instants."""
+    """A stretch of time in which the rate goes from `first` to `last` in a straight line.
+
+    Instants are seconds from the start of the run, rates requests per second.
+    """
 
     start: float
     end: float
@@ -28,13 +31,13 @@ class Segment(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """Expected number of arrivals in it."""
+        """The number of arrivals that are expected in the segment."""
         return (self.first + self.last) / 2 * (self.end - self.start)
 
     def instant_of(self, count: float) -> float:
-        """Where the expected number of arrivals since its start reaches `count`.
+        """The instant by which `count` arrivals are expected since the start of the segment.
 
-        Solves first * x + slope / 2 * x^2 = count in the form that also holds for slope 0.
+        It solves first * x + slope / 2 * x^2 = count in the form that also holds for slope 0.
         """
         slope = (self.last - self.first) / (self.end - self.start)
         root = math.sqrt(max(0.0, self.first * self.first + 2 * slope * count))
@@ -42,6 +45,8 @@ class Segment(NamedTuple):
 
 
 class Shape(Enum):
+    """How a rate changes over time, between a low and a high level."""
+
     CONSTANT = "constant"
     SQUARE = "square"  # low, then high, each for one period, and again
     STEP = "step"  # low for one period, high ever after
@@ -54,7 +59,11 @@ _SINE_SEGMENTS = 48  # per period; within 0.2 % of the curve
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate over time. `period_s` None (not of SQUARE and STEP): as long as the run."""
+    """A rate over time, in requests per second.
+
+    Without `period_s`, which SQUARE and STEP need, its period is as long as the run. Raises
+    ValueError for levels or a period that make no rate.
+    """
 
     low: float
     high: float
@@ -72,24 +81,26 @@ class Rate:
 
     @property
     def levels(self) -> str:
+        """The lowest and the highest rate as text, such as "2..5", or one where they are equal."""
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g}..{self.high:g}"
 
     def __str__(self) -> str:
-        """As `parse_rate` reads it, periods in seconds."""
+        """The text that `parse_rate` reads as this rate; periods are in seconds."""
         if self.shape is Shape.CONSTANT:
             return f"{self.high:g}"
         period = "" if self.period_s is None else f"/{self.period_s:g}s"
         return f"{self.shape.value}:{self.low:g}..{self.high:g}{period}"
 
     def scaled(self, factor: float) -> Rate:
+        """The same course at levels that are `factor` times as high."""
         return Rate(self.low * factor, self.high * factor, self.shape, self.period_s)
 
     def mean(self, duration_s: float) -> float:
-        """Expected arrivals per second over that long a run."""
+        """The mean rate over a run of that many seconds."""
         return sum(segment.expected for segment in self.segments(duration_s)) / duration_s
 
     def segments(self, duration_s: float) -> Iterator[Segment]:
-        """The rate from 0 to duration_s, in order, without gaps."""
+        """Yields the segments from 0 to `duration_s`, in order of time and without gaps."""
         for segment in self._endless(self.period_s or duration_s):
             if segment.end >= duration_s:
                 share = (duration_s - segment.start) / (segment.end - segment.start)
@@ -99,6 +110,7 @@ class Rate:
             yield segment
 
     def _endless(self, period: float) -> Iterator[Segment]:
+        """Yields the segments of a run that does not end."""
         low, high, start = self.low, self.high, 0.0
         if self.shape in (Shape.STEP, Shape.RAMP):
             yield Segment(0.0, period, low, low if self.shape is Shape.STEP else high)
@@ -116,6 +128,8 @@ class Rate:
                 start += period
 
     def _one_sine(self, start: float, period: float) -> Iterator[Segment]:
+        """Yields one period of a sine as many straight lines."""
+
         def rate(part: int) -> float:
             angle = 2 * math.pi * part / _SINE_SEGMENTS
             return self.low + (self.high - self.low) * (1 - math.cos(angle)) / 2
@@ -127,7 +141,8 @@ class Rate:
 
 
 def parse_rate(text: str) -> Rate:
-    """40 (constant), or [SHAPE:]LOW..HIGH[/PERIOD]; the shape is square where none is named.
+    """Reads a constant rate such as 40, or [SHAPE:]LOW..HIGH[/PERIOD], whose shape is square where
+    none is named.
 
     2..5/15m changes between 2 and 5 every 15 minutes; ramp:2..5 grows over the whole run;
     sine:1..9/24h is a day. Raises ValueError.
@@ -152,7 +167,7 @@ def parse_rate(text: str) -> Rate:
 
 
 class Process(Enum):
-    """How regular arrivals are."""
+    """How regular arrivals are around the rate."""
 
     POISSON = "poisson"
     GAMMA = "gamma"  # bursts: gaps with a coefficient of variation above that of Poisson (1)
@@ -160,7 +175,10 @@ class Process(Enum):
 
 
 def unit_gaps(process: Process, cv: float, rng: random.Random) -> Iterator[float]:
-    """Endless gaps between arrivals, of mean 1. `cv`: their coefficient of variation, for gamma."""
+    """Yields gaps between arrivals, of mean 1, without end.
+
+    `cv` is the coefficient of variation of gamma gaps; the other processes have their own.
+    """
     if process is Process.CONSTANT:
         while True:
             yield 1.0
@@ -174,7 +192,7 @@ def unit_gaps(process: Process, cv: float, rng: random.Random) -> Iterator[float
 
 
 def arrival_times(rate: Rate, gaps: Iterator[float], duration_s: float) -> Iterator[float]:
-    """The instants in [0, duration_s), in order."""
+    """Yields the instants of arrivals in [0, duration_s), in order. `gaps` have a mean of 1."""
     due = next(gaps)  # expected arrivals from the segment's start to the next arrival
     for segment in rate.segments(duration_s):
         expected = segment.expected

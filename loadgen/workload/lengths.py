@@ -1,4 +1,4 @@
-"""How long prompts and outputs are, in tokens. Draws come from a generator that is passed in."""
+"""How long prompts and outputs are, in tokens. Whoever draws a length hands in the generator."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _LONGEST = 1_000_000_000  # tokens; no draw from such a distribution overflows
 
 
 class Length(NamedTuple):
-    """One request's lengths."""
+    """The tokens of one request's prompt and output."""
 
     prompt: int
     output: int
 
 
 class Lengths(Protocol):
-    """Where the lengths of a class of requests come from."""
+    """A source of the lengths of a tier's requests."""
 
-    def draw(self, rng: random.Random) -> Length: ...
+    def draw(self, rng: random.Random) -> Length:
+        """Draws the lengths of one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Always the same number of tokens."""
+    """A length that is always the same number of tokens. Raises ValueError below 1."""
 
     tokens: int
 
@@ -38,12 +39,16 @@ class Fixed:
             raise ValueError(f"a length is at least 1 token, got {self.tokens}")
 
     def draw(self, rng: random.Random) -> int:
+        """The number of tokens, without a use of the generator."""
         return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Lognormal by its median and its 90th percentile; never below 1 token."""
+    """A lognormal length by its median and its 90th percentile in tokens, never below 1 token.
+
+    Raises ValueError unless 1 <= p50 <= p90.
+    """
 
     p50: float
     p90: float
@@ -54,6 +59,7 @@ class Lognormal:
             raise ValueError(f"lengths need {limit}, got {self.p50:g}/{self.p90:g}")
 
     def draw(self, rng: random.Random) -> int:
+        """Draws a number of tokens."""
         sigma = math.log(self.p90 / self.p50) / _Z90
         return max(1, round(rng.lognormvariate(math.log(self.p50), sigma)))
 
@@ -63,28 +69,32 @@ Distribution = Fixed | Lognormal
 
 @dataclass(frozen=True, slots=True)
 class Independent:
-    """Prompt and output drawn apart."""
+    """Lengths of which prompt and output are drawn independently of each other."""
 
     prompt: Distribution
     output: Distribution
 
     def draw(self, rng: random.Random) -> Length:
+        """Draws the prompt's length, then the output's."""
         return Length(self.prompt.draw(rng), self.output.draw(rng))
 
 
 @dataclass(frozen=True, slots=True)
 class FromTrace:
-    """The pair of a row of a trace, each row equally likely: prompt and output stay together."""
+    """Lengths of a trace: those of one of its rows, each equally likely, so that a prompt keeps its
+    output.
+    """
 
     rows: tuple[Row, ...]
 
     def draw(self, rng: random.Random) -> Length:
+        """Draws a row."""
         row = self.rows[rng.randrange(len(self.rows))]
         return Length(row.prompt_len, row.output_len)
 
 
 def parse_distribution(text: str) -> Distribution:
-    """N for a fixed length, P50/P90 for a lognormal one. Raises ValueError."""
+    """Reads N, a fixed length, or P50/P90, a lognormal one. Raises ValueError."""
     p50, slash, p90 = text.partition("/")
     try:
         return Lognormal(float(p50), float(p90)) if slash else Fixed(int(text))

@@ -1,4 +1,4 @@
-"""Which tiers get how much of the load, and what their requests look like where nobody said."""
+"""Which tiers get how much of the load, and how long their requests are where nobody said."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ BACKGROUND = Independent(prompt=Lognormal(100, 240), output=Lognormal(32, 80))
 
 
 class BadMix(ValueError):
-    """Shares that make no mix of the target's tiers."""
+    """The shares make no mix of the target's tiers; the message is one line."""
 
 
 def complete_mix(
     given: Mapping[str, float], tiers: Sequence[str], named: Iterable[str] = ()
 ) -> dict[str, float]:
-    """Shares that add up to 1: what `given` leaves over goes to the other tiers in equal parts.
+    """Completes shares to a sum of 1: what `given` leaves over goes to the other tiers in equal
+    parts, and all get equal parts where nothing is given.
 
-    Nothing given: equal parts for all. Raises BadMix, also where one of `named` is no tier.
+    Raises BadMix for shares above 1 in sum, and for a name, given or in `named`, that is no tier.
     """
     unknown = [name for name in dict.fromkeys([*given, *named]) if name not in tiers]
     if unknown:
@@ -43,6 +44,8 @@ def complete_mix(
 def default_lengths(
     tier: Tier, prompt: Distribution | None = None, output: Distribution | None = None
 ) -> Independent:
-    """By the tier's kind, where prompt or output are not given."""
+    """The lengths of a tier's requests: those given, else what is usual for tiers of its kind (a
+    tier with a TTFT target is interactive, any other works in the background).
+    """
     usual = BACKGROUND if tier.targets.ttft is None else INTERACTIVE
     return Independent(prompt or usual.prompt, output or usual.output)

@@ -1,4 +1,4 @@
-"""What is sent: every request with its instant, lengths, tier, tenant and the rest, from one seed.
+"""The plan of what is sent: every request with its instant, lengths, tier and tenant, by one seed.
 
 A plan does not depend on who serves it: the same workload and seed give the same requests to every
 target and policy. Each property is drawn from a generator of its own, so that changing one leaves
@@ -29,7 +29,7 @@ _LEAST_CV, _MOST_CV = 1e-3, 1e3  # of gamma arrivals; its square is the scale of
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request to be sent `at` seconds after the start of the run."""
+    """One request that is sent `at` seconds after the start of the run. Lengths are in tokens."""
 
     index: int
     at: float
@@ -50,7 +50,9 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """A share of the prompts starts with one of `count` prefixes of `length` tokens."""
+    """Common beginnings: a share of the prompts starts with one of `count` prefixes of `length`
+    tokens. Raises ValueError for what cannot be.
+    """
 
     length: int
     share: float = 1.0
@@ -67,16 +69,17 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class TierLoad:
-    """One tier's part of the load. `explicit` targets are sent instead of the tier's name."""
+    """One tier's part of the load. Where it is `explicit`, requests carry the targets themselves
+    instead of the tier's name. Raises ValueError for a value out of range.
+    """
 
     tier: str
     share: float
     targets: Targets
     lengths: Lengths
     explicit: bool = False
-    importance: Mapping[Importance, float] = field(
-        default_factory=dict
-    )  # shares; empty: the tier's
+    # Shares; where there are none, requests have the tier's importance.
+    importance: Mapping[Importance, float] = field(default_factory=dict)
     timeout_s: float | None = None
     cancel_rate: float = 0.0  # share of requests whose client leaves before the last token
     prefix: SharedPrefix | None = None
@@ -93,8 +96,9 @@ class TierLoad:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """When requests come: a process at a rate, or (with `replay`) at the instants of a trace, its
-    time scaled so that the mean rate is `rate` where one is given."""
+    """When requests come: by a process at a rate, or with `replay` at the instants of a trace. Its
+    time is scaled so that `rate`, where one is given, is its mean rate. Raises ValueError.
+    """
 
     rate: Rate | None
     process: Process = Process.POISSON
@@ -112,6 +116,7 @@ class Arrivals:
             raise ValueError(f"a replayed trace has a shape of its own: one rate, not {self.rate}")
 
     def times(self, duration_s: float, rng: random.Random) -> Iterator[float]:
+        """Yields the instants in [0, duration_s), in order."""
         if not self.replay:
             assert self.rate is not None
             return arrival_times(self.rate, unit_gaps(self.process, self.cv, rng), duration_s)
@@ -121,20 +126,22 @@ class Arrivals:
 
     @property
     def replay_s(self) -> float:
-        """How long a replay lasts: a mean gap goes on after its last row."""
+        """How long a replay lasts in seconds: it ends a mean gap after its last row."""
         rps = self._trace_rps if self.rate is None else self.rate.high
         return len(self.replay) / rps
 
     @property
     def _trace_rps(self) -> float:
-        """The trace's own rate; that of rows of one instant is theirs in a second."""
+        """The trace's own mean rate; rows that all have one instant count as those of a second."""
         span = self.replay[-1].at
         return (len(self.replay) - 1) / span if span else float(len(self.replay))
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Everything about the load except who serves it. The shares of `tiers` add up to 1."""
+    """A load, whoever serves it. Shares add up to 1. Raises ValueError where they do not, and for
+    names that cannot be sent.
+    """
 
     arrivals: Arrivals
     tiers: tuple[TierLoad, ...]
@@ -157,8 +164,11 @@ class Workload:
             arguments.text(application, "applications")
 
     def at_rate(self, rate: float) -> Workload:
-        """The same load at another mean rate (requests per second), for as long; a replay ends with
-        its trace, which at a larger rate is earlier. Raises ValueError where there is no load."""
+        """The same load at another mean rate, in requests per second, and as long; only a replay
+        ends with its trace, which at a larger rate is earlier.
+
+        Raises ValueError where no request arrives.
+        """
         arrivals = self.arrivals
         if arrivals.rate is None or arrivals.replay:
             arrivals = replace(arrivals, rate=Rate(rate, rate))
@@ -177,7 +187,7 @@ def _check_shares(shares: Mapping[T, float], what: str) -> None:
 
 
 def plan(workload: Workload) -> Iterator[PlannedRequest]:
-    """Every request of the run, in order of time."""
+    """Yields every request of the run, in order of time."""
 
     def stream(purpose: str) -> random.Random:
         return random.Random(f"{workload.seed}/{purpose}")
@@ -197,7 +207,7 @@ def plan(workload: Workload) -> Iterator[PlannedRequest]:
 
 
 class _Who(NamedTuple):
-    """What is drawn for a request whatever its tier."""
+    """The properties of a request that are drawn in the same way for all tiers."""
 
     tenant: str
     application: str
@@ -205,7 +215,7 @@ class _Who(NamedTuple):
 
 
 class _Drawer:
-    """Draws one tier's requests; each property from its own generator."""
+    """Draws the requests of one tier, each property from a generator of its own."""
 
     def __init__(self, load: TierLoad, seed: int) -> None:
         def stream(purpose: str) -> random.Random:
@@ -221,6 +231,10 @@ class _Drawer:
     def draw(
         self, index: int, at: float, who: _Who, length: Length | None, context_length: int | None
     ) -> PlannedRequest:
+        """Draws the next request. `length` is what a replayed row says, if one does.
+
+        The tier's lengths are drawn even then, so that its generators stay in step.
+        """
         load = self._load
         drawn = load.lengths.draw(self._lengths)
         prompt_len, output_len = length or drawn
@@ -248,6 +262,7 @@ class _Drawer:
         )
 
     def _draw_prefix(self) -> tuple[int | None, int]:
+        """Draws which shared prefix a prompt starts with, if any, and how long that is."""
         shared, rng = self._load.prefix, self._prefixes
         if shared is None:
             return None, 0
@@ -255,28 +270,30 @@ class _Drawer:
         return (which, shared.length) if chosen else (None, 0)
 
     def _draw_cancel(self, output_len: int) -> int | None:
+        """Draws after how many tokens the client leaves; None where it stays."""
         rng = self._cancels
         leaves, after = rng.random() < self._load.cancel_rate, rng.random()
         return 1 + int(after * (output_len - 1)) if leaves and output_len > 1 else None
 
 
 def _chooser(shares: Sequence[tuple[T, float]], rng: random.Random) -> Callable[[], T]:
-    """Draws one of the names, each with its share."""
-    names = [name for name, _ in shares]
+    """Makes a function that draws one of the things, each as often as its share says."""
+    things = [thing for thing, _ in shares]
     bounds = list(itertools.accumulate(share for _, share in shares))
 
     def choose() -> T:
         drawn = rng.random() * bounds[-1]
-        return names[min(bisect_right(bounds, drawn), len(names) - 1)]
+        return things[min(bisect_right(bounds, drawn), len(things) - 1)]
 
     return choose
 
 
 def prompt_ids(request: PlannedRequest, vocabulary_size: int, run: str) -> list[int]:
-    """The prompt's token ids: its shared prefix, then tokens nobody else has; others in every run,
-    or a server's prefix cache would have them from the run before.
+    """Makes the token ids of a prompt: its shared prefix, then tokens that no other request has.
 
-    The lowest ids are left out where the vocabulary is large enough: control tokens live there.
+    `run` names the run, and every run has other tokens, or a server's prefix cache would hold them
+    from the run before. The lowest ids are left out where the vocabulary is large enough: control
+    tokens live there.
     """
     usable = range(min(300, vocabulary_size // 2), vocabulary_size)
 

@@ -1,4 +1,4 @@
-"""Who serves the load, as far as a workload must know."""
+"""What a workload must know of whoever serves it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What was asked for, by flags or by a file: a workload with gaps. `build` fills the gaps with what
-the target says of itself (its tiers, its context length) and with defaults.
+"""A workload as it was asked for, by flags or by a file, which leaves gaps. `build` fills them with
+what the target says of itself (its tiers, its context length) and with defaults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ S = TypeVar("S", "TierSpec", "Spec")
 
 
 def by_importance(shares: Mapping[str, float]) -> dict[Importance, float]:
-    """Shares of importances that are given by name. Raises ValueError."""
+    """Turns names of importances into importances, each with its share. Raises ValueError."""
     known = [each.value for each in Importance]
     if unknown := [name for name in shares if name not in known]:
         raise ValueError(f"{', '.join(unknown)} is no importance: one of {', '.join(known)}")
@@ -33,7 +33,9 @@ def by_importance(shares: Mapping[str, float]) -> dict[Importance, float]:
 
 @dataclass(frozen=True, slots=True)
 class TierSpec:
-    """One tier's requests. None: as for all tiers, else the default."""
+    """What was asked for of one tier's requests. None stands for what holds for all tiers, and if
+    nothing does, for the default.
+    """
 
     prompt: Distribution | None = None
     output: Distribution | None = None
@@ -47,7 +49,9 @@ class TierSpec:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A workload as asked for. `everyone` holds for the tiers that say nothing else."""
+    """A workload as it was asked for. `everyone` holds for tiers of which nothing else is said, and
+    None stands for the default.
+    """
 
     rate: Rate | None = None
     duration_s: float | None = None
@@ -63,7 +67,7 @@ class Spec:
     tiers: Mapping[str, TierSpec] = field(default_factory=dict)
 
     def over(self, base: Spec) -> Spec:
-        """This one, and `base` where it says nothing."""
+        """Lays this spec over `base`, which holds where this one says nothing."""
         nothing = TierSpec()
         tiers = {
             name: _overlay(self.tiers.get(name, nothing), base.tiers.get(name, nothing))
@@ -74,8 +78,10 @@ class Spec:
 
 
 def _overlay(top: S, base: S) -> S:
-    """Each field of `top`, or of `base` where it is None. Lengths of one kind displace the other:
-    drawn ones displace a trace, and a trace displaces drawn ones."""
+    """Takes each field of `top`, or of `base` where it is None.
+
+    Lengths of one kind displace the other: drawn ones a trace, and a trace drawn ones.
+    """
     given: dict[str, Any] = {
         f.name: value for f in fields(top) if (value := getattr(top, f.name)) is not None
     }
@@ -87,7 +93,9 @@ def _overlay(top: S, base: S) -> S:
 
 
 def build(spec: Spec, target: TargetInfo) -> Workload:
-    """The whole workload. Raises ValueError (BadMix, BadTrace) in one line, or OSError."""
+    """Makes the whole workload for a target. Raises ValueError (BadMix, BadTrace) with one line, or
+    OSError.
+    """
     known = {tier.name: tier for tier in target.tiers}
     for name, tier in spec.tiers.items():
         if tier.targets is not None:
@@ -115,13 +123,16 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
 
 
 def _duration_s(spec: Spec, arrivals: Arrivals) -> float:
-    """A replay lasts no longer than its trace: nothing would be sent in the rest."""
+    """How long the run is in seconds. A replay lasts no longer than its trace: nothing would be
+    sent in the rest.
+    """
     if not arrivals.replay:
         return DEFAULT_DURATION_S if spec.duration_s is None else spec.duration_s
     return arrivals.replay_s if spec.duration_s is None else min(spec.duration_s, arrivals.replay_s)
 
 
 def _rows_say_lengths(spec: Spec, tiers: Mapping[str, TierSpec]) -> bool:
+    """Whether requests of a replay are as long as its rows say."""
     if spec.replay_lengths is not None:
         return spec.replay_lengths
     drawn = any(tier.prompt or tier.output or tier.trace for tier in tiers.values())

@@ -1,4 +1,5 @@
-"""A workload written down: a TOML file for what flags make clumsy. All keys are optional.
+"""A workload that is written down in a TOML file, for what flags make clumsy. It looks like this,
+and all of its keys are optional:
 
 rps = "2..5/15m"             # or a number; see loadgen.workload.arrivals.parse_rate
 duration = "4h"
@@ -52,11 +53,11 @@ Table = Mapping[str, Any]
 
 
 class BadWorkloadFile(ValueError):
-    """The message names file and key, in one line."""
+    """The file says no workload; the message names file and key, in one line."""
 
 
 def load(path: Path) -> Spec:
-    """Raises BadWorkloadFile, or OSError."""
+    """Reads a workload file. Raises BadWorkloadFile, or OSError."""
     try:
         return _to_spec(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
     except (ValueError, TypeError) as error:
@@ -107,14 +108,17 @@ def _tier_spec(reader: _Reader, folder: Path) -> TierSpec:
 
 
 class _Reader:
-    """Takes keys out of a table; what is left at the end was misspelt."""
+    """Takes the keys out of a table one by one, so that what is left at the end was misspelt."""
 
     def __init__(self, table: Table, path: str) -> None:
         self._left = dict(table)
         self.path = path
 
     def take(self, key: str, convert: Callable[[Any], V]) -> V | None:
-        """The converted value, None where there is none. Raises ValueError naming the key."""
+        """Takes a key out and converts its value; None where there is no such key.
+
+        Raises ValueError, which names the key.
+        """
         if key not in self._left:
             return None
         try:
@@ -123,6 +127,7 @@ class _Reader:
             raise ValueError(f"{self.path}{key}: {error}") from None
 
     def check_empty(self) -> None:
+        """Raises ValueError where a key is left, which nobody knows."""
         if self._left:
             raise ValueError(f"unknown key {self.path}{', '.join(sorted(self._left))}")
 

@@ -19,7 +19,7 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d
 
 
 class Row(NamedTuple):
-    """One request: seconds since the first row's, and lengths in tokens."""
+    """One request of a trace: seconds since the first row's instant, and lengths in tokens."""
 
     at: float
     prompt_len: int
@@ -27,11 +27,14 @@ class Row(NamedTuple):
 
 
 class BadTrace(ValueError):
-    """A trace that cannot be used: the message names file and line."""
+    """The trace cannot be used; the message names file and line, in one line."""
 
 
 def load(path: Path) -> tuple[Row, ...]:
-    """All rows; times start at 0 and never decrease. Raises BadTrace, or OSError."""
+    """Reads all rows of a trace; their times start at 0 and never decrease.
+
+    Raises BadTrace, or OSError.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -68,8 +71,10 @@ def _parse(lines: Iterable[str], path: Path) -> Iterable[Row]:
 
 
 def _cells(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The number of each line and what stands in it. A row is a line: a quote that is not closed
-    does not swallow those below."""
+    """Yields the number of each line, from 1, and its cells.
+
+    A row is a line: a quote that is not closed does not swallow the lines below it.
+    """
     for number, line in enumerate(lines, start=1):
         try:
             for cells in csv.reader([line], strict=True):
@@ -79,7 +84,10 @@ def _cells(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _instant(stamp: str) -> float:
-    """Seconds since the epoch. The fraction is added apart: datetime keeps only six digits."""
+    """The seconds from the epoch to a time stamp. Raises ValueError.
+
+    The fraction is added by itself, since datetime keeps only six digits of it.
+    """
     match = _STAMP.fullmatch(stamp)
     if match is None:
         raise ValueError(f"{stamp!r} is not a time stamp such as 2023-11-16 18:15:46.6805900")
@@ -90,7 +98,7 @@ def _instant(stamp: str) -> float:
 
 
 def _tokens(text: str, column: str) -> int:
-    """At least 1: a request without prompt or output would be none."""
+    """Reads a count of tokens, 0 as 1: a request without prompt or output would be none."""
     try:
         tokens = int(text)
     except ValueError:

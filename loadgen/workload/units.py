@@ -12,7 +12,7 @@ SHARE_TOLERANCE = 1e-6  # shares add up to 1 within this
 
 
 def parse_duration(text: str) -> float:
-    """Seconds. Raises ValueError for what is no duration."""
+    """Reads a duration into seconds. Raises ValueError."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration such as 500ms, 30s, 15m or 4h")
@@ -20,7 +20,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """NAME:SHARE[,NAME:SHARE...] in the order given; each share in (0, 1]. Raises ValueError."""
+    """Reads NAME:SHARE[,NAME:SHARE...], each share in (0, 1], in that order. Raises ValueError."""
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, colon, number = part.strip().partition(":")
