@@ -1,11 +1,11 @@
-"""`python -m loadgen`: flags in, loads sent, reports out. See `--help`."""
+"""The command `python -m loadgen` sends the loads that its flags ask for and reports on them."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None, server: str = local_server.MODULE) -
 
 
 class NotWritten(Exception):
-    """Files that were asked for and could not be written: one line names them."""
+    """Files that were asked for could not be written; the message names them, in one line."""
 
 
 def _fail(message: str, status: int) -> int:
+    """Says what went wrong and returns the exit status."""
     with contextlib.suppress(OSError):  # nobody is there to be told
         print(f"niyama-loadgen: {printable(message)}", file=sys.stderr)
     return status
@@ -81,8 +82,8 @@ def _fail(message: str, status: int) -> int:
 
 @dataclass(slots=True)
 class _Command:
-    """One invocation: the mode that the flags ask for, and its reports. What was done until it
-    ended, however it ends, is reported.
+    """One invocation in the mode that the flags ask for. What was done until it ended, however it
+    ends, is reported.
     """
 
     arguments: Arguments
@@ -99,6 +100,7 @@ class _Command:
         return self.arguments.mode
 
     def run(self) -> int:
+        """Sends the loads, reports what was done and returns the exit status."""
         try:
             self._send_all()
         except NotMeasured as error:
@@ -106,19 +108,16 @@ class _Command:
         finally:
             if self.done:
                 with interrupts.unheard():
-                    self._report()
-        if self.mode.find_capacity and not self._are_bracketed():
+                    _Reports(
+                        self.arguments, self.spec, self.out, self.argv, self.done, self.capacities
+                    ).make()
+        if not all(capacity.is_bracketed for capacity in self.capacities.values()):
             return EXIT_INVALID
         gate_status = self._gate()
         return _ended(self.done) or gate_status
 
-    def _report(self) -> None:
-        try:
-            self._show()
-        finally:  # also where nobody reads what is shown
-            self._write()
-
     def _send_all(self) -> None:
+        """Opens each target and sends it its loads."""
         if self.mode.compare:
             self.opener.check()
             modes.compare(
@@ -137,19 +136,19 @@ class _Command:
     def _send(
         self, target: Target, info: TargetInfo, workload: Workload, contender: str
     ) -> list[Measurement]:
-        """One contender's part: a sweep, a search or one run."""
+        """Sends one contender its loads: those of a sweep or a search, or one."""
         if isinstance(target, SiloTarget) and not target.silos:
             target = target.sized(plan(workload))
             info = target.info()
             self.out.print(
                 f"the fewest silos that serve this load: {escape(info.name)}", highlight=False
             )
+        report = self.arguments.report
+        measuring = Measuring(report.warmup, report.cooldown, report.max_lag)
 
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()
-            done = modes.measure(
-                target, info, load, self._measuring(), self._showing, full_name, contender
-            )
+            done = modes.measure(target, info, load, measuring, self._showing, full_name, contender)
             self.done.append(done)
             return done
 
@@ -160,14 +159,11 @@ class _Command:
         return [measure(workload, "")]
 
     def _showing(self, duration_s: float, name: str) -> AbstractContextManager[Watch]:
-        """The progress bar of one run."""
+        """Shows the progress bar of one run while the block lasts."""
         return progress.showing(self.out, duration_s, name)
 
-    def _measuring(self) -> Measuring:
-        report = self.arguments.report
-        return Measuring(report.warmup, report.cooldown, report.max_lag)
-
     def _search(self, measure: Measure, workload: Workload, contender: str) -> list[Measurement]:
+        """Searches a contender's capacity and prints each step and the result."""
         rate = workload.arrivals.rate
         search = modes.Search(
             guess=rate.mean(workload.duration_s) if rate else 1.0,
@@ -188,11 +184,8 @@ class _Command:
         self.out.print(f"{escape(contender)} {line}".strip(), highlight=False)
         return done
 
-    def _are_bracketed(self) -> bool:
-        return all(capacity.is_bracketed for capacity in self.capacities.values())
-
     def _gate(self) -> int:
-        """The exit status that the gate asks for."""
+        """Prints whether the gate is open and returns the exit status that it asks for."""
         if self.mode.slo_gate is None:
             return 0
         summary = self.done[0].summary
@@ -205,15 +198,37 @@ class _Command:
             return EXIT_INVALID
         return EXIT_GATE if reasons else 0
 
+
+@dataclass(frozen=True, slots=True)
+class _Reports:
+    """The reports of the runs that were done, at least one."""
+
+    arguments: Arguments
+    spec: Spec
+    out: Console
+    argv: Sequence[str]
+    done: Sequence[Measurement]
+    capacities: Mapping[str, Capacity]  # by contender
+
+    def make(self) -> None:
+        """Prints the report and writes the files that were asked for. Raises NotWritten."""
+        try:
+            self._show()
+        finally:  # also where nobody reads what is shown
+            self._write()
+
     def _show(self) -> None:
-        if self.mode.name == "run":
+        """Prints the report; that of a search was printed step by step."""
+        mode = self.arguments.mode
+        if mode.name == "run":
             terminal.print_report(self.done[0].summary, self.out)
-        elif not self.mode.find_capacity:
-            title = "contender" if self.mode.compare else "rate"
+        elif not mode.find_capacity:
+            title = "contender" if mode.compare else "rate"
             terminal.print_runs(title, self.done, self.spec.seed or 0, self.out)
 
     def _write(self) -> None:
-        """Every file that was asked for; of one that cannot be written the others know nothing.
+        """Writes every file that was asked for, whether or not the others can be written.
+
         Raises NotWritten, naming those that could not.
         """
         report, failed = self.arguments.report, []
@@ -231,7 +246,8 @@ class _Command:
             raise NotWritten("; ".join(failed))
 
     def _write_json(self, path: Path) -> None:
-        document = figures.to_json(self.mode.name, self._really_asked(), self.done, self.capacities)
+        mode = self.arguments.mode.name
+        document = figures.to_json(mode, self._really_asked(), self.done, self.capacities)
         figures.write(document, path)
 
     def _write_csv(self, path: Path) -> None:
@@ -241,7 +257,9 @@ class _Command:
         document.write(page(self._asked(), self.done, self.capacities), path)
 
     def _really_asked(self) -> dict[str, object]:
-        """The flags, and what the first run really had of the three that say which requests."""
+        """The flags by name, and what the first run really had of the three that say which requests
+        are sent.
+        """
         first = self.done[0]
         rate = self.spec.rate or (None if self.spec.replay else DEFAULT_RATE)
         really = {
@@ -252,23 +270,23 @@ class _Command:
         return flags.as_typed(self.argv, self.arguments) | really
 
     def _asked(self) -> Asked:
-        """The head of the HTML report."""
+        """What the head of the HTML report says: the command and the versions."""
         versions = {name: version(name) for name in ("niyama", "grpcio")}
         servers = dict.fromkeys(each.summary.target.version for each in self.done)
         if any(servers):
             versions["server"] = " and ".join(filter(None, servers))
         return Asked(
-            self.mode.name,
+            self.arguments.mode.name,
             printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.seed or 0,
-            self.mode.max_misses,
+            self.arguments.mode.max_misses,
             versions | {"Python": python_version()},
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )
 
 
 def _ended(done: Sequence[Measurement]) -> int:
-    """The exit status of the last run's end."""
+    """The exit status that the end of the last run asks for: 0 where it was complete."""
     end = done[-1].summary.end
     if end is End.TARGET_LOST:
         return EXIT_TARGET
