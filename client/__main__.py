@@ -80,8 +80,8 @@ def _fail(line: str, status: int) -> int:
 
 
 def _read_token(path: str | None) -> str | None:
-    """The operator's token in a file; None: no file is named. Raises InvalidRequest, with one line,
-    for a file that cannot be read or holds no token.
+    """Returns the operator's token in a file; None: no file is named. Raises InvalidRequest, with
+    one line, for a file that cannot be read or holds no token.
     """
     if not path:
         return None
@@ -104,7 +104,7 @@ def _one_line(error: NiyamaError, server: str) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line. A first word that names no command begins a prompt, and so
+    """Returns the parsed command line. A first word that names no command begins a prompt, and so
     `generate` is put before it.
     """
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -17,7 +17,9 @@ _MOST_PORT = 65535
 
 
 def check(server: object) -> str:
-    """The address, if it is one. Raises InvalidRequest with the field "server" if it is not."""
+    """Returns the address, if it is one. Raises InvalidRequest with the field "server" if it is
+    not.
+    """
     address = arguments.text(server, "server")
     scheme, colon, rest = address.partition(":")
     match = _HOST_PORT.fullmatch(address)

@@ -23,8 +23,8 @@ MOST_TIMEOUT_S = 1e9
 
 
 def text(value: object, field: str) -> str:
-    """A text that can be written in UTF-8. A lone surrogate, which Python makes of an argument's
-    bytes that are no UTF-8, cannot.
+    """Returns a text that can be written in UTF-8. A lone surrogate, which Python makes of an
+    argument's bytes that are no UTF-8, cannot.
     """
     if not isinstance(value, str):
         refuse(f"{field} is text, not {shown(value)}", field)
@@ -37,21 +37,21 @@ def text(value: object, field: str) -> str:
 
 
 def texts(value: object, field: str) -> list[str]:
-    """One text, or several in a sequence."""
+    """Returns one text, or several in a sequence."""
     if isinstance(value, str):
         return [text(value, field)]
     return [text(each, field) for each in _items(value, field, "text or several")]
 
 
 def whole(value: object, field: str) -> object:
-    """A whole number, as it is. Protobuf compares it with the field's range."""
+    """Returns a whole number, as it is. Protobuf compares it with the field's range."""
     if not _is_whole(value):
         refuse(f"{field} is a whole number, not {shown(value)}", field)
     return value
 
 
 def wholes(value: object, field: str) -> Sequence[object]:
-    """Several whole numbers in a sequence, as they are."""
+    """Returns several whole numbers in a sequence, as they are."""
     items = _items(value, field, "several whole numbers")
     if not all(map(_is_whole, items)):
         wrong = next(each for each in items if not _is_whole(each))
@@ -60,12 +60,12 @@ def wholes(value: object, field: str) -> Sequence[object]:
 
 
 def _is_whole(value: object) -> bool:
-    """Whether the value is a whole number: NumPy's are, True is not."""
+    """Returns whether the value is a whole number: NumPy's are, True is not."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def number(value: object, field: str) -> float:
-    """A number, or what converts to one. A text does not."""
+    """Returns a number, or what converts to one. A text does not."""
     if isinstance(value, bool | str | bytes | bytearray):
         refuse(f"{field} is a number, not {shown(value)}", field)
     try:
@@ -75,14 +75,16 @@ def number(value: object, field: str) -> float:
 
 
 def truth(value: object, field: str) -> bool:
-    """True or False, NumPy's included."""
+    """Returns True or False, NumPy's included."""
     if not (isinstance(value, bool) or type(value).__name__ == "bool_"):
         refuse(f"{field} is true or false, not {shown(value)}", field)
     return bool(value)
 
 
 def duration(value: object, field: str) -> Duration:
-    """A finite number of seconds, to the nanosecond. The server judges whether it is positive."""
+    """Returns a finite number of seconds, to the nanosecond. The server judges whether it is
+    positive.
+    """
     seconds = number(value, field)
     if not abs(seconds) <= MOST_DURATION_S:
         refuse(f"{field} must be a number of seconds, got {seconds:g}", field)
@@ -92,7 +94,7 @@ def duration(value: object, field: str) -> Duration:
 
 
 def timeout(value: object) -> float | None:
-    """A positive number of seconds; None for no limit, which infinity stands for, too.
+    """Returns a positive number of seconds; None for no limit, which infinity stands for, too.
 
     A timeout that has passed already is refused.
     """
@@ -105,7 +107,7 @@ def timeout(value: object) -> float | None:
 
 
 def tenant(value: object, key: str) -> str:
-    """A tenant's name that gRPC can carry beside a message, "" for none."""
+    """Returns a tenant's name that gRPC can carry beside a message, "" for none."""
     if value is None:
         return ""
     if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
@@ -116,7 +118,7 @@ def tenant(value: object, key: str) -> str:
 
 
 def token(value: object) -> str:
-    """A token of one word that gRPC can carry. One that is refused is not shown."""
+    """Returns a token of one word that gRPC can carry. One that is refused is not shown."""
     is_word = isinstance(value, str) and value.isascii() and value.isprintable()
     if not isinstance(value, str) or not is_word or not value or " " in value:
         refuse("a token is one word of printable ASCII", "token")
@@ -124,7 +126,7 @@ def token(value: object) -> str:
 
 
 def message(value: object, field: str) -> tuple[str, str]:
-    """The role and the content of a chat message."""
+    """Returns the role and the content of a chat message."""
     if not isinstance(value, Mapping):
         refuse(f"a chat message has role and content, not {shown(value)}", field)
     if set(value) != {"role", "content"}:
@@ -134,8 +136,8 @@ def message(value: object, field: str) -> tuple[str, str]:
 
 
 def _items(value: object, field: str, wanted: str) -> Sequence[object]:
-    """The sequence itself. Bytes are refused: to Python they are a sequence of numbers, but not to
-    who passes them.
+    """Returns the sequence itself. Bytes are refused: to Python they are a sequence of numbers, but
+    not to who passes them.
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
         refuse(f"{field} is {wanted} in a sequence, not {shown(value)}", field)
@@ -155,11 +157,13 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:
-        """The number in digits, or its size: Python writes out none with thousands of digits."""
+        """Returns the number in digits, or its size: Python writes out none with thousands of
+        digits.
+        """
         bits = x.bit_length()
         return repr(x) if bits <= 256 else f"a number of {bits} bits"
 
 
 def shown(value: object) -> str:
-    """The value for an error message: as Python writes it, cut short."""
+    """Returns the value for an error message: as Python writes it, cut short."""
     return _Short().repr(value)

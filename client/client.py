@@ -45,23 +45,23 @@ class _CallOptions(TypedDict):
 
 
 def _call_options(tenant: str, timeout: float | None) -> _CallOptions:
-    """The options of a call. Raises InvalidRequest for a tenant that cannot be sent, and for a
-    timeout that is none.
+    """Returns the options of a call. Raises InvalidRequest for a tenant that cannot be sent, and
+    for a timeout that is none.
     """
     return _CallOptions(timeout=arguments.timeout(timeout), metadata=convert.to_metadata(tenant))
 
 
 def _operator_options(tenant: str | None, timeout: float | None, token: str | None) -> _CallOptions:
-    """The options of `explain`. With a token, it asks for the request of the tenant that is named,
-    or of any tenant where none is.
+    """Returns the options of `explain`. With a token, it asks for the request of the tenant that is
+    named, or of any tenant where none is.
     """
     metadata = convert.to_operator_metadata(tenant, token)
     return _CallOptions(timeout=arguments.timeout(timeout), metadata=metadata)
 
 
 def _split(options: GenerateOptions, tenant: str) -> tuple[dict[str, object], _CallOptions]:
-    """The options of the request, and those of the call. `tenant` is the client's, for a call that
-    names none.
+    """Returns the options of the request, and those of the call. `tenant` is the client's, for a
+    call that names none.
     """
     others = {name: value for name, value in options.items() if name not in _OF_THE_CALL}
     named = options.get("tenant")
@@ -117,13 +117,13 @@ class AsyncClient:
         return convert.from_generate_response(response)
 
     async def server_info(self) -> values.ServerInfo:
-        """What the server says of itself: its model, tiers, policy and limits."""
+        """Returns what the server says of itself: its model, tiers, policy and limits."""
         request = convert.to_info_request()
         response = await _answer(self._stub.GetServerInfo(request, **self._other))
         return convert.from_info_response(response)
 
     async def count_tokens(self, prompt: Prompt) -> values.TokenCount:
-        """The tokens of a prompt, as the served model sees it."""
+        """Returns the tokens of a prompt, as the served model sees it."""
         request = convert.to_count_request(prompt)
         response = await _answer(self._stub.CountTokens(request, **self._other))
         return convert.from_count_response(response)
@@ -143,7 +143,8 @@ class AsyncClient:
         return convert.from_estimate_response(response)
 
     async def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
-        """The story of a request of the recent past. Raises NotFound where it has been forgotten.
+        """Returns the story of a request of the recent past. Raises NotFound where it has been
+        forgotten.
 
         Where several completions were asked for, each has its own: `ID/0` (which `ID` stands for),
         `ID/1`, and so on. `tenant` is the one whose request it is, if that is not the client's.
@@ -227,12 +228,12 @@ class Client:
         return convert.from_generate_response(_call(self._stub.Generate, request, call))
 
     def server_info(self) -> values.ServerInfo:
-        """What the server says of itself: its model, tiers, policy and limits."""
+        """Returns what the server says of itself: its model, tiers, policy and limits."""
         request = convert.to_info_request()
         return convert.from_info_response(_call(self._stub.GetServerInfo, request, self._other))
 
     def count_tokens(self, prompt: Prompt) -> values.TokenCount:
-        """The tokens of a prompt, as the served model sees it."""
+        """Returns the tokens of a prompt, as the served model sees it."""
         request = convert.to_count_request(prompt)
         return convert.from_count_response(_call(self._stub.CountTokens, request, self._other))
 
@@ -250,7 +251,8 @@ class Client:
         return convert.from_estimate_response(_call(self._stub.Estimate, request, self._other))
 
     def explain(self, request_id: str, tenant: str | None = None) -> values.Explanation:
-        """The story of a request of the recent past. Raises NotFound where it has been forgotten.
+        """Returns the story of a request of the recent past. Raises NotFound where it has been
+        forgotten.
 
         Where several completions were asked for, each has its own: `ID/0` (which `ID` stands for),
         `ID/1`, and so on. `tenant` is the one whose request it is, if that is not the client's.

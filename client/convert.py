@@ -49,7 +49,7 @@ _FINISH_REASON = {
 
 
 def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
-    """The metadata by which a call names its tenant; None where it names none. Raises
+    """Returns the metadata by which a call names its tenant; None where it names none. Raises
     InvalidRequest for a name that gRPC cannot carry.
     """
     name = arguments.tenant(tenant, TENANT_KEY)
@@ -59,7 +59,7 @@ def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
 def to_operator_metadata(
     tenant: str | None, token: str | None
 ) -> tuple[tuple[str, str], ...] | None:
-    """The metadata of a call that may be the operator's. Raises InvalidRequest.
+    """Returns the metadata of a call that may be the operator's. Raises InvalidRequest.
 
     Without a token it is that of any call. With a token, a tenant is named only where one is given,
     be it the nameless one.
@@ -73,34 +73,34 @@ def to_operator_metadata(
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:
-    """The message of a unary call that generates. Raises InvalidRequest."""
+    """Returns the message of a unary call that generates. Raises InvalidRequest."""
     return pb.GenerateRequest(**_request_fields(prompt, options))
 
 
 def to_stream_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateStreamRequest:
-    """The message of a streaming call that generates. Raises InvalidRequest."""
+    """Returns the message of a streaming call that generates. Raises InvalidRequest."""
     return pb.GenerateStreamRequest(**_request_fields(prompt, options))
 
 
 def to_count_request(prompt: Prompt) -> pb.CountTokensRequest:
-    """The message that asks for a prompt's tokens. Raises InvalidRequest."""
+    """Returns the message that asks for a prompt's tokens. Raises InvalidRequest."""
     return pb.CountTokensRequest(input=_to_input(prompt))
 
 
 def to_explain_request(request_id: str) -> pb.ExplainRequest:
-    """The message that asks for the story of a request. Raises InvalidRequest."""
+    """Returns the message that asks for the story of a request. Raises InvalidRequest."""
     return pb.ExplainRequest(request_id=arguments.text(request_id, "request_id"))
 
 
 def to_info_request() -> pb.GetServerInfoRequest:
-    """The message that asks what the server says of itself."""
+    """Returns the message that asks what the server says of itself."""
     return pb.GetServerInfoRequest()
 
 
 def to_estimate_request(
     prompt_tokens: int, output_tokens: int, qos: QosOptions
 ) -> pb.EstimateRequest:
-    """The message that asks what would become of a request. Raises InvalidRequest."""
+    """Returns the message that asks what would become of a request. Raises InvalidRequest."""
     unknown = set(qos) - _QOS
     if unknown:
         raise TypeError(f"unknown argument: {', '.join(sorted(unknown))}")
@@ -111,8 +111,8 @@ def to_estimate_request(
 
 
 def _request_fields(prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that generates. Options that are left out, or None, stay unset, so
-    that the server's defaults hold.
+    """Returns the fields of a request that generates. Options that are left out, or None, stay
+    unset, so that the server's defaults hold.
     """
     unknown = set(options) - _SAMPLING - _QOS - {"request_id"}
     if unknown:
@@ -219,7 +219,7 @@ def _to_importance(importance: values.Importance | str) -> pb.Importance:
 
 
 def _seconds(message: Message, field: str) -> float | None:
-    """The duration in that field in seconds; None where it is absent."""
+    """Returns the duration in that field in seconds; None where it is absent."""
     if not message.HasField(field):
         return None
     return cast(Duration, getattr(message, field)).ToNanoseconds() / 1e9
@@ -262,7 +262,7 @@ Event = values.Accepted | values.Tokens | values.Relegated | values.Finished
 
 
 def from_stream_response(message: pb.GenerateStreamResponse) -> Event | None:
-    """The event that the message holds. None for a kind that only a newer server sends."""
+    """Returns the event that the message holds. None for a kind that only a newer server sends."""
     kind = message.WhichOneof("event")
     if kind == "tokens":
         tokens = message.tokens
@@ -317,7 +317,7 @@ def _from_target_result(message: pb.TargetResult) -> values.TargetResult:
 
 
 def from_generate_response(message: pb.GenerateResponse) -> values.Result:
-    """The whole output of a unary call."""
+    """Returns the whole output of a unary call."""
     return values.Result(
         message.request_id,
         _from_resolved(message.targets),
@@ -335,19 +335,19 @@ def from_generate_response(message: pb.GenerateResponse) -> values.Result:
 
 
 def from_count_response(message: pb.CountTokensResponse) -> values.TokenCount:
-    """A prompt's tokens."""
+    """Returns a prompt's tokens."""
     return values.TokenCount(message.count, tuple(message.token_ids))
 
 
 def from_estimate_response(message: pb.EstimateResponse) -> values.Estimate:
-    """What would become of a request."""
+    """Returns what would become of a request."""
     return values.Estimate(
         _from_resolved(message.targets), _from_forecast(message.forecast), _from_admission(message)
     )
 
 
 def _from_admission(message: pb.EstimateResponse) -> values.Admission:
-    """What the server says of admission. An older server says nothing, and admits."""
+    """Returns what the server says of admission. An older server says nothing, and admits."""
     if not message.HasField("admission"):
         return values.Admission(admitted=True)
     said = message.admission
@@ -355,7 +355,7 @@ def _from_admission(message: pb.EstimateResponse) -> values.Admission:
 
 
 def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
-    """The story of a request."""
+    """Returns the story of a request."""
     decisions = tuple(
         values.Decision(
             _seconds(decision, "at") or 0.0,
@@ -372,7 +372,7 @@ def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
 
 
 def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
-    """What the server says of itself."""
+    """Returns what the server says of itself."""
     model, limits, sampling = message.model, message.limits, message.sampling
     return values.ServerInfo(
         version=message.version,

@@ -89,7 +89,9 @@ _NOBODY_THERE = ": is the server running? (python -m server)"
 
 
 def translate(call: grpc.Call) -> NiyamaError:
-    """The exception for a failed call. gRPC's errors, of both kinds, have the methods of a call."""
+    """Returns the exception for a failed call. gRPC's errors, of both kinds, have the methods of a
+    call.
+    """
     code, message = call.code(), call.details() or call.code().name
     error: NiyamaError
     if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -107,8 +109,9 @@ def translate(call: grpc.Call) -> NiyamaError:
 
 
 def _exhausted(call: grpc.Call, message: str) -> NiyamaError:
-    """The exception for RESOURCE_EXHAUSTED. The server's own refusal says when to try again. gRPC's
-    refusal of a message that is larger than either end takes does not, as it would come again.
+    """Returns the exception for RESOURCE_EXHAUSTED. The server's own refusal says when to try
+    again. gRPC's refusal of a message that is larger than either end takes does not, as it would
+    come again.
     """
     retry_after = _retry_after(call)
     if retry_after is None and any(words in message for words in _TOO_LARGE):

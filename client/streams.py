@@ -34,22 +34,24 @@ class Heard:
 
     @property
     def request_id(self) -> str | None:
-        """The request's id, given or made. None until the server has accepted the request."""
+        """Returns the request's id, given or made. None until the server has accepted the
+        request.
+        """
         return self.accepted.request_id if self.accepted else None
 
     @property
     def finished(self) -> Finished | None:
-        """How the (first) completion ended. None until then."""
+        """Returns how the (first) completion ended. None until then."""
         return self.completions.get(0)
 
     @property
     def timings(self) -> Timings | None:
-        """The server's timings of the (first) completion. None until its end."""
+        """Returns the server's timings of the (first) completion. None until its end."""
         return self.finished.timings if self.finished else None
 
     @property
     def on_time(self) -> bool | None:
-        """Whether every target of every completion was met. None until all have ended."""
+        """Returns whether every target of every completion was met. None until all have ended."""
         if not self._is_complete:
             return None
         return all(each.on_time for each in self.completions.values())
@@ -60,11 +62,11 @@ class Heard:
 
     @property
     def text(self) -> str:
-        """The text of the (first) completion so far."""
+        """Returns the text of the (first) completion so far."""
         return self.text_of(0)
 
     def text_of(self, index: int) -> str:
-        """The text of one completion so far."""
+        """Returns the text of one completion so far."""
         return "".join(self._texts.get(index, ()))
 
     def _hear(self, message: pb.GenerateStreamResponse) -> Event | None:

@@ -12,7 +12,7 @@ import sys
 
 
 def have_streams() -> bool:
-    """Whether there is a standard output. Call it first of all.
+    """Returns whether there is a standard output. Call it first of all.
 
     A stream that was closed goes nowhere from then on. Its file descriptor would otherwise become
     that of the next socket, into which everything would be printed.
@@ -36,8 +36,8 @@ def write_any_character() -> None:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what is no character: an argument, such as a file's name, may hold
-    bytes that are no UTF-8.
+    """Returns the text with escapes for what is no character: an argument, such as a file's name,
+    may hold bytes that are no UTF-8.
     """
     return text.encode(errors="backslashreplace").decode()
 

@@ -152,7 +152,7 @@ class Finished:
 
     @property
     def on_time(self) -> bool:
-        """Whether every target was met."""
+        """Returns whether every target was met."""
         return all(target.met for target in self.targets)
 
 
@@ -177,12 +177,12 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The text of the first completion."""
+        """Returns the text of the first completion."""
         return self.completions[0].text
 
     @property
     def finished(self) -> Finished:
-        """How the first completion ended."""
+        """Returns how the first completion ended."""
         return self.completions[0].finished
 
 
@@ -292,5 +292,5 @@ class ServerInfo:
     sampling: SamplingDefaults
 
     def tier(self, name: str) -> Tier | None:
-        """The tier of that name, or None."""
+        """Returns the tier of that name, or None."""
         return next((tier for tier in self.tiers if tier.name == name), None)

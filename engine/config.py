@@ -153,7 +153,8 @@ class EngineConfig:
 
     @property
     def served_name(self) -> str:
-        """The name that clients see: the one that was given, else that of the model's folder.
+        """Returns the name that clients see: the one that was given, else that of the model's
+        folder.
 
         What of a folder's name is no text is replaced by question marks.
         """
@@ -163,7 +164,9 @@ class EngineConfig:
         return self.model_name or own.encode("utf-8", "replace").decode()
 
     def niyama(self) -> NiyamaConfig:
-        """The part of it that the Niyama policy takes. Raises ValueError, naming the field."""
+        """Returns the part of it that the Niyama policy takes. Raises ValueError, naming the
+        field.
+        """
         if not 0 <= self.relegation_allowance < 1:  # NiyamaConfig names the field otherwise
             raise ValueError(
                 f"relegation_allowance must be in [0, 1), got {self.relegation_allowance}"

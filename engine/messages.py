@@ -57,7 +57,7 @@ _GETTERS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 
 
 def _values(record: Request | Sampling | Targets) -> tuple[Any, ...]:
-    """The values of its fields, in their order."""
+    """Returns the values of its fields, in their order."""
     return _GETTERS[type(record)](record)
 
 
@@ -112,7 +112,7 @@ class Calibration(NamedTuple):
     note: str | None = None
 
     def log_fields(self) -> dict[str, Any]:
-        """The fields that have a value, for a log line."""
+        """Returns the fields that have a value, for a log line."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -140,7 +140,7 @@ class EngineInfo:
 
     @property
     def kv_len(self) -> int:
-        """The number of token positions whose keys and values the memory holds."""
+        """Returns the number of token positions whose keys and values the memory holds."""
         return self.num_pages * self.page_size
 
 
@@ -224,7 +224,7 @@ class Report:
 
 
 def token_of(sampled: SampledTuple) -> Token:
-    """The token that a tuple of `Report.sampled` stands for."""
+    """Returns the token that a tuple of `Report.sampled` stands for."""
     return _plain_token(sampled[1]) if len(sampled) == 2 else Token(*sampled[1:])
 
 

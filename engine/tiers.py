@@ -86,7 +86,8 @@ BUILT_IN = _three_tiers(INTERACTIVE_TTFT_S, INTERACTIVE_TBT_S, 1.0)
 
 
 def propose(profile: LatencyProfile, max_batch_size: int, context_len: int) -> tuple[Tier, ...]:
-    """The built-in tiers, as far as a moderately loaded engine with this profile can keep them.
+    """Returns the built-in tiers, as far as a moderately loaded engine with this profile can keep
+    them.
 
     TTFT and TBT that it cannot keep become the next round numbers that it can, and the targets of
     the other tiers grow with the one of these two that has grown more.
@@ -103,7 +104,7 @@ def propose(profile: LatencyProfile, max_batch_size: int, context_len: int) -> t
 
 
 def _at_least(target_s: float, needed_s: float) -> float:
-    """The target where it can be kept, else the next round number that can."""
+    """Returns the target where it can be kept, else the next round number that can."""
     if needed_s <= target_s:
         return target_s
     magnitude = 10.0 ** math.floor(math.log10(needed_s))
@@ -135,7 +136,7 @@ class Tiers:
         timeout_s: float | None = None,
         importance: Importance | None = None,
     ) -> Resolved:
-        """The targets and the importance of a request that states these.
+        """Returns the targets and the importance of a request that states these.
 
         `timeout_s` is from the arrival to the call's own deadline. Raises UnknownTier.
         """
@@ -148,14 +149,14 @@ class Tiers:
         return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
 
     def share_of(self, tenant: str) -> Share:
-        """Whose part of queue and engine the tenant's requests take."""
+        """Returns whose part of queue and engine the tenant's requests take."""
         return self.tenants.get(tenant, EVERYBODY_ELSE)
 
     def _choose(
         self, explicit: Targets | None, tier: str, application: str
     ) -> tuple[Tier, TargetSource, bool]:
-        """The tier whose targets hold, who stated it, and whether the call's deadline, where it has
-        one, takes the place of the targets.
+        """Returns the tier whose targets hold, who stated it, and whether the call's deadline,
+        where it has one, takes the place of the targets.
         """
         if explicit is not None:
             return Tier("", explicit), TargetSource.REQUEST, False

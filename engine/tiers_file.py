@@ -46,12 +46,14 @@ WEIGHTS = (1e-6, 1e6)
 
 
 def load(path: Path) -> Tiers:
-    """What the file says, beside the built-in tiers. Raises ValueError, naming file and key."""
+    """Returns what the file says, beside the built-in tiers. Raises ValueError, naming file and
+    key.
+    """
     return parse(read(path), path)
 
 
 def read(path: Path) -> str:
-    """The file's text. Raises ValueError, naming the file."""
+    """Returns the file's text. Raises ValueError, naming the file."""
     try:
         with path.open("rb") as file:
             found = file.read(MOST_BYTES + 1)
@@ -65,8 +67,8 @@ def read(path: Path) -> str:
 
 
 def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
-    """What the text of a file says. `built_in` are the tiers of one that has none, the default one
-    first. Raises ValueError, naming file and key.
+    """Returns what the text of a file says. `built_in` are the tiers of one that has none, the
+    default one first. Raises ValueError, naming file and key.
     """
     try:
         document = tomllib.loads(text)
@@ -93,7 +95,7 @@ def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
 
 
 def changes(before: Tiers, after: Tiers) -> list[str]:
-    """The names of what differs, as the file has them: `tiers.chat`, `default_tier`."""
+    """Returns the names of what differs, as the file has them: `tiers.chat`, `default_tier`."""
     found = []
     for each in fields(Tiers):
         old, new = getattr(before, each.name), getattr(after, each.name)
@@ -127,13 +129,13 @@ def _refuse_unknown(table: dict[str, Any], known: set[str], path: str) -> None:
 
 
 def _named(key: str) -> str:
-    """The key as a message can show it."""
+    """Returns the key as a message can show it."""
     return key if len(key) <= MOST_NAME_BYTES and key.isprintable() else reprlib.repr(key)
 
 
 def _number(value: object, what: str, path: str) -> float:
-    """The value as a float. Raises ValueError for what is no number, and for one of TOML's whole
-    numbers, which have no bound, that no float can hold.
+    """Returns the value as a float. Raises ValueError for what is no number, and for one of TOML's
+    whole numbers, which have no bound, that no float can hold.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{path} must be a number{what}, got {reprlib.repr(value)}")
@@ -161,7 +163,7 @@ def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
 
 
 def _importance(table: dict[str, Any], path: str, default: Importance) -> Importance:
-    """The importance that a table states, else the default."""
+    """Returns the importance that a table states, else the default."""
     names = {i.name.lower(): i for i in Importance}
     value = table.get("importance")
     if value is None:
@@ -194,9 +196,9 @@ def _share(name: str, table: dict[str, Any], path: str) -> Share:
 
 
 def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:
-    """What a table says of an application: a tier by its name, perhaps with another importance, or
-    targets of its own. Where it says only that the deadline is the target, calls without one get
-    the default tier.
+    """Returns what a table says of an application: a tier by its name, perhaps with another
+    importance, or targets of its own. Where it says only that the deadline is the target, calls
+    without one get the default tier.
     """
     is_target = _deadline_is_target(table, f"{path}.")
     rest = {key: value for key, value in table.items() if key != "deadline_is_target"}

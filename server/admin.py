@@ -32,14 +32,14 @@ class Admin:
 
     @classmethod
     def of_file(cls, path: Path | None) -> Admin:
-        """The admin of a token file; None: there is none. Raises ValueError, with one line that
-        names the file, for a file that is no good.
+        """Returns the admin of a token file; None: there is none. Raises ValueError, with one line
+        that names the file, for a file that is no good.
         """
         return cls() if path is None else cls(_digest(_read_token(path)))
 
     def is_shown(self, metadata: Iterable[tuple[str, str]]) -> bool:
-        """Whether a call with that metadata is the operator's. Raises CallError, UNAUTHENTICATED,
-        for a token that is not the operator's.
+        """Returns whether a call with that metadata is the operator's. Raises CallError,
+        UNAUTHENTICATED, for a token that is not the operator's.
         """
         shown = [value for key, value in metadata if key == KEY]
         if self.digest is None or not shown:
@@ -52,7 +52,9 @@ class Admin:
 
 
 def _digest(token: bytes) -> bytes:
-    """A digest of the token. All are of the same length, so comparing them tells no length."""
+    """Returns a digest of the token. All are of the same length, so comparing them tells no
+    length.
+    """
     return hashlib.sha256(token).digest()
 
 

@@ -36,7 +36,7 @@ class Answer:
         self._completions[index].finished.CopyFrom(finished)
 
     def response(self, request_id: str, targets: pb.ResolvedTargets) -> pb.GenerateResponse:
-        """The whole answer, once all completions have ended."""
+        """Returns the whole answer, once all completions have ended."""
         return pb.GenerateResponse(
             request_id=request_id, targets=targets, completions=self._completions
         )

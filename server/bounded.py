@@ -13,7 +13,9 @@ MAX_LOGGED_CHARS = 4096  # of one value of a log line: a traceback fits
 
 
 def shorten(text: str, most_bytes: int) -> str:
-    """The text itself, or its beginning and its length, in at most `most_bytes` bytes of UTF-8."""
+    """Returns the text itself, or its beginning and its length, in at most `most_bytes` bytes of
+    UTF-8.
+    """
     encoded = text[: most_bytes + 1].encode(errors="replace")
     if len(encoded) <= most_bytes:
         return text
@@ -22,7 +24,9 @@ def shorten(text: str, most_bytes: int) -> str:
 
 
 def bound_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A processor of structlog that cuts values which are longer than a person would read."""
+    """Cuts values of a log line, as a processor of structlog, that no person would read to the
+    end.
+    """
     for key, value in event.items():
         if not isinstance(value, (bool, int, float, type(None))):
             text = value if isinstance(value, str) else str(value)

@@ -76,7 +76,7 @@ class Call:
         self._is_on_time = True  # every target of every completion that has ended
 
     def timeout_s(self) -> float | None:
-        """Seconds from the call's arrival to its deadline; None where it has none.
+        """Returns the seconds from the call's arrival to its deadline; None where it has none.
 
         They count from the arrival, as targets do, so that a message which waits to be read makes
         no target earlier.
@@ -101,8 +101,10 @@ class Call:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """A block in which the prompt waits to be read and is read. A call that is displaced in it
-        does not wait for that any longer. Raises the error that it was displaced with.
+        """Opens a block in which the prompt waits to be read and is read.
+
+        A call that is displaced does not wait for that any longer: then the block raises the error
+        that it was displaced with.
         """
         self._raise_if_displaced()
         self._reading = task = asyncio.current_task()
@@ -144,8 +146,8 @@ class Call:
             raise self.displaced
 
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
-        """The message of a stream for one output. Raises the error that the call was displaced
-        with, if it was before its first output.
+        """Returns the message of a stream for one output. Raises the error that the call was
+        displaced with, if it was before its first output.
         """
         if isinstance(output, Piece):
             if not self.has_started:
@@ -162,7 +164,7 @@ class Call:
         return pb.GenerateStreamResponse(relegated=outbound.to_relegated(*output))
 
     def finish(self, ended: Ended) -> pb.Finished:
-        """The message for the end of one completion, which is counted."""
+        """Returns the message for the end of one completion, which is counted."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
         tier = self.asked.quality.tier or "explicit"
@@ -219,7 +221,7 @@ class Call:
         self.outcome = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
 
     def _story(self) -> dict[str, object]:
-        """The fields of the call's log line that depend on how far it has come."""
+        """Returns the fields of the call's log line that depend on how far it has come."""
         lived_s = time.monotonic() - self.arrived_at
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
         if self.request_id:

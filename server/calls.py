@@ -51,7 +51,8 @@ class Calls:
     def handler(
         self, service: ServiceDescriptor, answers: Mapping[str, Callable[[Call], Awaitable[Any]]]
     ) -> grpc.GenericRpcHandler:
-        """The handler of a service's RPCs, of which `answers` has one function for each name.
+        """Returns the handler of a service's RPCs, of which `answers` has one function for each
+        name.
 
         It returns the response, as a message or on the wire. For an RPC that streams it writes the
         messages itself.
@@ -87,8 +88,8 @@ class Calls:
         return await self._serve(await self._received(rpc, context), answer)
 
     async def _received(self, rpc: str, context: Context) -> Call:
-        """The call, once its message has come. Where none comes, the call ends here, and what gRPC
-        then raises is raised.
+        """Returns the call, once its message has come. Where none comes, the call ends here, and
+        what gRPC then raises is raised.
         """
         try:
             raw = await self._uploads.receive(context)
@@ -136,7 +137,7 @@ def _serialize(answer: Message | bytes) -> bytes:
 
 
 def _translate(error: Exception) -> CallError:
-    """The status that an exception stands for. No other place knows."""
+    """Returns the status that an exception stands for. No other place knows."""
     if isinstance(error, CallError):
         return error
     if isinstance(error, InvalidRequest):

@@ -124,17 +124,19 @@ class ServerConfig:
 
     @property
     def most_queued_tokens(self) -> int:
-        """Tokens of work that may wait, prompt and output."""
+        """Returns how many tokens of work may wait, prompt and output."""
         return self.max_queued_tokens or QUEUED_TOKENS * self.max_requests
 
     @property
     def most_streams(self) -> int:
-        """Calls that may be going on at once on one connection."""
+        """Returns how many calls may be going on at once on one connection."""
         return self.max_streams or self.max_requests + SPARE_STREAMS
 
 
 def parse(argv: Sequence[str]) -> ServerConfig:
-    """The configuration that a command line asks for. Exits with a usage line for a bad one."""
+    """Returns the configuration that a command line asks for. Exits with a usage line for a bad
+    one.
+    """
     parser = argparse.ArgumentParser(
         prog="niyama-server",
         usage="niyama-server [FLAGS]  (--help lists them)",

@@ -70,8 +70,8 @@ class Text:
         self.matched_stop = ""
 
     def take(self, tokens: Sequence[Token]) -> tuple[str, Sequence[Token]]:
-        """The text that the tokens add, and those of them that belong to the completion, which are
-        all of them until a stop string is complete.
+        """Returns the text that the tokens add, and those of them that belong to the completion,
+        which are all of them until a stop string is complete.
         """
         checker, text = self._checker, ""
         if checker is None:
@@ -83,14 +83,14 @@ class Text:
         return text, tokens
 
     def spell(self, token_id: int) -> str:
-        """The text of one more token, in which nobody has looked for a stop string yet."""
+        """Returns the text of one more token, in which nobody has looked for a stop string yet."""
         self.num_tokens += 1
         if token_id in self._stop_ids and self.num_tokens > self._min_tokens:
             return ""  # a token that ends the output is none of its text
         return self._feed(token_id)
 
     def rest(self) -> str:
-        """The text that was held back, once no more tokens come."""
+        """Returns the text that was held back, once no more tokens come."""
         if self.matched_stop:
             return ""
         text = self._finish()
@@ -102,8 +102,8 @@ class Text:
         return text if matched else text + checker.finish()
 
     def _examine(self, checker: StopChecker, token_id: int) -> str:
-        """The text of one more token, without what a stop string cuts off and what may yet turn out
-        to begin one.
+        """Returns the text of one more token, without what a stop string cuts off and what may yet
+        turn out to begin one.
         """
         text = self.spell(token_id)
         counts = self.num_tokens > self._min_tokens
@@ -142,12 +142,12 @@ class Generation:
 
     @property
     def is_done(self) -> bool:
-        """Whether every completion has ended and been handed out."""
+        """Returns whether every completion has ended and been handed out."""
         return self._stream.is_done
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that were handed out, of all completions."""
+        """Returns how many tokens were handed out, of all completions."""
         return sum(text.num_tokens for text in self._texts)
 
     def close(self, reason: FinishReason) -> None:
@@ -159,8 +159,8 @@ class Generation:
         self._stream.abandon(error, reason)
 
     async def next(self) -> list[Output]:
-        """All that came since the last call, in order, with the tokens of a completion in one
-        piece. Waits for the first of it.
+        """Returns all that came since the last call, in order, with the tokens of a completion in
+        one piece. Waits for the first of it.
 
         `Accepted` comes once, whatever the number of completions. Raises EngineLost and
         GenerationFailed.
@@ -170,7 +170,7 @@ class Generation:
         return outputs
 
     def arrival(self) -> Awaitable[None]:
-        """An awaitable that is done when `take` has something to return, or to raise."""
+        """Returns an awaitable that is done when `take` has something to return, or to raise."""
         return self._stream.arrival()
 
     def take(self) -> list[Output]:

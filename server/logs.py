@@ -29,7 +29,9 @@ class Lines:
 
 
 def chosen(log_format: str) -> str:
-    """The format that `auto` stands for, in this process and its children; any other as it is."""
+    """Returns the format that `auto` stands for, in this process and its children; any other as it
+    is.
+    """
     if log_format != "auto":
         return log_format
     return "console" if sys.stderr.isatty() else "json"

@@ -91,7 +91,7 @@ class InferenceService:
         await self._prompts.stop()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler of the service's RPCs."""
+        """Returns the handler of the service's RPCs."""
         answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,
             "GenerateStream": self._generate_stream,
@@ -170,29 +170,33 @@ class InferenceService:
     # What they share
 
     def _caller(self, call: Call) -> Caller:
-        """Whose turn and whose quota the call takes."""
+        """Returns whose turn and whose quota the call takes."""
         return Caller(call.share.name, call.tenant)
 
     def _limits(self, info: EngineInfo) -> Limits:
-        """What the model allows that this engine serves."""
+        """Returns what the model allows that this engine serves."""
         eos_ids = info.eos_token_ids | self._eos_ids
         return Limits(info.context_len, info.kv_len, info.vocab_size, eos_ids, self._sampling)
 
     def _bounds(self, info: EngineInfo | Limits | None, vocab_size: int) -> Bounds:
-        """What a prompt may hold; None: no engine has been ready, and nobody can say what fits."""
+        """Returns what a prompt may hold; None: no engine has been ready, and nobody can say what
+        fits.
+        """
         if info is None:
             return Bounds(vocab_size)
         return Bounds.of(vocab_size, min(info.context_len, info.kv_len), self._longest_token)
 
     async def _receive(self, call: Call, kind: Any) -> Any:
-        """The call's message, of a kind that has no input. Raises InvalidRequest and CallError."""
+        """Returns the call's message, of a kind that has no input. Raises InvalidRequest and
+        CallError.
+        """
         caller = self._caller(call)
         with self._prompts.hold(call.raw, caller):
             return (await self._prompts.receive(kind, call.raw, caller, Bounds(0))).message
 
     async def _ask(self, call: Call, question: Question[AnswerT]) -> AnswerT:
-        """The engine's answer; where it has none, the reason becomes a status, here and nowhere
-        else.
+        """Returns the engine's answer; where it has none, the reason becomes a status, here and
+        nowhere else.
         """
         try:
             with self._questions.hold(self._caller(call), 1):
@@ -253,8 +257,8 @@ class InferenceService:
             return asked, await self._prompts.encode(received, asked.input, caller, bounds)
 
     def _first_spelled(self, prompt: Sequence[int]) -> Sequence[int]:
-        """The part of the prompt that an output's text depends on: its first token that spells
-        anything, if any. It may stand late in the prompt, so it is looked for once for all
+        """Returns the part of the prompt that an output's text depends on: its first token that
+        spells anything, if any. It may stand late in the prompt, so it is looked for once for all
         completions.
         """
         found = next(filter(self._tokenizer.spelling.of, prompt), None)
@@ -282,7 +286,7 @@ async def _stream(call: Call) -> None:
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:
-    """The response to a unary call, once all of its completions have ended."""
+    """Returns the response to a unary call, once all of its completions have ended."""
     answer = Answer(call.asked.n)
     while not call.generation.is_done:
         for output in await call.generation.next():

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 def read_configuration(config: ServerConfig) -> Configuration:
-    """The operator's file of tiers. Raises StartError where it is no good."""
+    """Returns the operator's file of tiers. Raises StartError where it is no good."""
     try:
         return Configuration(config.config)
     except ValueError as error:
@@ -26,7 +26,9 @@ def read_configuration(config: ServerConfig) -> Configuration:
 
 
 def read_admin(config: ServerConfig) -> Admin:
-    """The admin of the operator's token file. Raises StartError where the file is no good."""
+    """Returns the admin of the operator's token file. Raises StartError where the file is no
+    good.
+    """
     try:
         return Admin.of_file(config.admin_token_file)
     except ValueError as error:
@@ -34,7 +36,7 @@ def read_admin(config: ServerConfig) -> Admin:
 
 
 def default_sampling(config: ServerConfig) -> Sampling:
-    """The sampling of requests that leave it out.
+    """Returns the sampling of requests that leave it out.
 
     What the checkpoint's file asks for and the engine does not do goes to the log. Raises
     CheckpointError for a file that is no good.
@@ -48,7 +50,7 @@ def default_sampling(config: ServerConfig) -> Sampling:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer. Raises StartError where there is none that can be used.
+    """Returns the checkpoint's tokenizer. Raises StartError where there is none that can be used.
 
     Special tokens that the chat template writes and the model does not name go to the log: chats
     would silently lack them.

@@ -67,7 +67,7 @@ class StopChecker:
         return self._show(found if counts else [])
 
     def finish(self) -> str:
-        """The text that was held back, once no more comes."""
+        """Returns the text that was held back, once no more comes."""
         held, self._held = self._held, ""
         return held
 
@@ -97,11 +97,11 @@ class _Search:
 
     @property
     def certain_len(self) -> int:
-        """The length of the text's beginning in which no stop string to come can begin."""
+        """Returns the length of the text's beginning in which no stop string to come can begin."""
         return self.len - len(self.tail)
 
     def feed(self, text: str) -> list[_Match]:
-        """The stop strings that end within `text`."""
+        """Returns the stop strings that end within `text`."""
         num_old = len(self.tail)
         whole = self.tail + text
         offset = self.len - num_old
@@ -116,8 +116,8 @@ class _Search:
         return found
 
     def _num_open(self, text: str) -> int:
-        """The length of the longest end of `text` that is the beginning of a stop string, and not
-        all of it.
+        """Returns the length of the longest end of `text` that is the beginning of a stop string,
+        and not all of it.
         """
         longest = 0
         for stop in self.stops:
@@ -142,16 +142,18 @@ class _Written:
 
     @property
     def certain_len(self) -> int:
-        """The length as in `_Search`, in characters of the text with special tokens empty."""
+        """Returns the length as in `_Search`, in characters of the text with special tokens
+        empty.
+        """
         return self._without_specials(self._search.certain_len)
 
     @property
     def is_open(self) -> bool:
-        """Whether a stop string that holds a special token may yet become complete."""
+        """Returns whether a stop string that holds a special token may yet become complete."""
         return bool(self._specials)
 
     def feed(self, text: str) -> list[_Match]:
-        """The stop strings that end within `text`. None cuts a special token."""
+        """Returns the stop strings that end within `text`. None cuts a special token."""
         matches = [
             _Match(self._without_specials(start), self._without_specials(end), stop)
             for start, end, stop in self._search.feed(text)
@@ -161,7 +163,7 @@ class _Written:
         return matches
 
     def feed_special(self, text: str) -> list[_Match]:
-        """The stop strings that end with a special token, which is written out as `text`."""
+        """Returns the stop strings that end with a special token, written out as `text`."""
         self._specials.append((self._search.len, self._search.len + len(text)))
         return self.feed(text)
 

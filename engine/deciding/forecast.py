@@ -27,8 +27,8 @@ def forecast(
     now: float,
     output_len: int | None = None,
 ) -> Forecast:
-    """What is expected at `now` of a waiting sequence with `ahead_s` of work ahead of it, while an
-    iteration takes `iteration_s`.
+    """Returns what is expected at `now` of a waiting sequence with `ahead_s` of work ahead of it,
+    while an iteration takes `iteration_s`.
 
     `output_len` is the number of output tokens; None: guessed from history. The first token comes
     after what has passed, the work ahead, the sequence's own prefill, and on average half of the

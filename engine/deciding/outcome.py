@@ -12,8 +12,8 @@ LOGITS = "the model's logits are not finite (a broken checkpoint, or an overflow
 
 
 def timings(sequence: Sequence, now: float) -> Timings:
-    """The timings of a request that ends at `now`, and which of its targets were met. A target for
-    which the tokens never came counts as not met.
+    """Returns the timings of a request that ends at `now`, and which of its targets were met. A
+    target for which the tokens never came counts as not met.
     """
     request, arrived = sequence.request, sequence.request.arrived_at
     targets, kind = request.targets, request.targets.kind
@@ -38,7 +38,9 @@ def timings(sequence: Sequence, now: float) -> Timings:
 
 
 def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
-    """The last event of a sequence that has ended; `detail` says what went wrong, if anything."""
+    """Returns the last event of a sequence that has ended; `detail` says what went wrong, if
+    anything.
+    """
     assert sequence.finish_reason is not None
     return Finished(
         request_id=sequence.id,

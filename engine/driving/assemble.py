@@ -31,7 +31,7 @@ def assemble(
     compile_note: str = "",
     choices: Choices | None = None,
 ) -> Engine:
-    """An engine whose scheduler plans for the executor's memory of `num_pages` pages.
+    """Returns an engine whose scheduler plans for the executor's memory of `num_pages` pages.
 
     Predictions start from `profile`; where the engine takes the place of another, also from what
     that one had learnt. `choices` are those that the next engine is to keep; None: it chooses
@@ -71,12 +71,14 @@ def assemble(
 
 
 def context_length(config: EngineConfig, model: ModelConfig) -> int:
-    """The most tokens that prompt and output may have together."""
+    """Returns the most tokens that prompt and output may have together."""
     return min(config.context_len or model.max_positions, model.max_positions)
 
 
 def _decision_file(config: EngineConfig) -> DecisionFile | None:
-    """The decision log that the operator asked for. Raises ValueError where it cannot be opened."""
+    """Returns the decision log that the operator asked for. Raises ValueError where it cannot be
+    opened.
+    """
     if config.decision_log is None:
         return None
     return DecisionFile(config.decision_log, time.time() - time.monotonic())

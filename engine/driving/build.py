@@ -81,7 +81,9 @@ def _check_outputs(config: EngineConfig) -> None:
 def _profile(
     config: EngineConfig, executor: ModelExecutor
 ) -> tuple[LatencyProfile, Calibration | None]:
-    """The latency profile to begin with, and how it came to be; None where nothing was measured."""
+    """Returns the latency profile to begin with, and how it came to be; None where nothing was
+    measured.
+    """
     if config.pinned is not None:
         return config.pinned.profile, config.pinned.calibration
     if not config.calibration_s:
@@ -113,8 +115,8 @@ def _profile(
 
 
 def _device_name(device: torch.device) -> str:
-    """The name of the hardware, which a profile holds for: "cuda:0" is another device on another
-    machine.
+    """Returns the name of the hardware, which a profile holds for: "cuda:0" is another device on
+    another machine.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -125,7 +127,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _device(name: str) -> str:
-    """The device that torch is to use, for what the flag says.
+    """Returns the device that torch is to use, for what the flag says.
 
     Raises ValueError, with one line for the operator, for one that this machine or this torch does
     not have.
@@ -142,7 +144,7 @@ def _device(name: str) -> str:
 
 
 def _threads() -> int:
-    """The number of torch's threads that leaves one core to the front end.
+    """Returns the number of torch's threads that leaves one core to the front end.
 
     Torch's threads wait for each other in every layer, and one that shares its core delays all.
     Measured on 2 cores shared with front end and load generator (`python -m tests.bench

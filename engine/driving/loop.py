@@ -56,8 +56,8 @@ class Scheduler(Protocol):
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]: ...
 
     def plan(self, now: float) -> Plan | None:
-        """The next iteration; None only where nothing is left to compute, and the loop then waits
-        for the pipe.
+        """Returns the next iteration; None only where nothing is left to compute, and the loop then
+        waits for the pipe.
         """
 
     def advance(self, plan: Plan, started_at: float) -> None: ...
@@ -97,7 +97,9 @@ class Pipe(Protocol):
     """
 
     def receive(self, timeout_s: float | None) -> list[Command]:
-        """What has been posted. Waits up to `timeout_s` for the first command; None: for ever."""
+        """Returns what has been posted. Waits up to `timeout_s` for the first command; None: for
+        ever.
+        """
 
     def send(self, report: Report) -> None: ...
 
@@ -111,7 +113,7 @@ class Launched(NamedTuple):
 
     @property
     def expected_at(self) -> float:
-        """The instant at which it is predicted to end."""
+        """Returns the instant at which it is predicted to end."""
         return self.started_at + self.plan.predicted_s
 
 
@@ -216,8 +218,8 @@ class EngineLoop:
         return report
 
     def _submit(self, request: Request, now: float) -> list[Event]:
-        """The events of a new request. One that the scheduler refuses ends here, with an error,
-        and no other request notices.
+        """Returns the events of a new request. One that the scheduler refuses ends here, with an
+        error, and no other request notices.
         """
         try:
             return self._scheduler.submit(request, now)
@@ -246,8 +248,8 @@ class EngineLoop:
             return Reply(ask.question_id, None, str(error), Failure.INVALID)
 
     def _answer(self, question: Question[Any], now: float) -> object:
-        """The answer, of the type that the question states. Raises LookupError where what it asks
-        about is not known, ValueError for a question that makes no sense.
+        """Returns the answer, of the type that the question states. Raises LookupError where what
+        it asks about is not known, ValueError for a question that makes no sense.
         """
         match question:
             case Stats():

@@ -44,7 +44,7 @@ class NullExecutor:
 
 
 def build(config: EngineConfig) -> Engine:
-    """The factory that `EngineConfig.factory` names "engine.driving.null:build". Loads no torch."""
+    """Builds the engine without loading torch. A config names it "engine.driving.null:build"."""
     model = ModelConfig.from_folder(config.model)
     kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
     num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)

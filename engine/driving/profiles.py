@@ -39,7 +39,9 @@ _CODE = (
 
 
 def model_fingerprint(folder: Path) -> str:
-    """A digest of a checkpoint's shape. Costs depend on no weight's value, so none is read."""
+    """Returns a digest of a checkpoint's shape. Costs depend on no weight's value, so none is
+    read.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
@@ -47,7 +49,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def code_fingerprint(engine: Path = _ENGINE) -> str:
-    """A digest of the code on which a profile depends."""
+    """Returns a digest of the code on which a profile depends."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _CODE for path in engine.glob(pattern)):
         digest.update(f"{path.relative_to(engine)}:{path.stat().st_size}:".encode())
@@ -68,12 +70,12 @@ class Fitted(NamedTuple):
 
     @property
     def is_believed(self) -> bool:
-        """Whether it predicts well enough the measurements that it was not made from."""
+        """Returns whether it predicts well enough the measurements that it was not made from."""
         return self.error is None or self.error <= MOST_ERROR
 
     def corrected(self) -> LatencyProfile:
-        """The profile with all its costs multiplied by one factor, the median of actual over
-        predicted: on a busy machine it is most often the scale that was measured wrong.
+        """Returns the profile with all its costs multiplied by one factor, the median of actual
+        over predicted: on a busy machine it is most often the scale that was measured wrong.
         """
         profile = self.profile
         ratios = sorted(s.seconds / profile.seconds(s.work) for s in self.measured.held_out)
@@ -85,7 +87,8 @@ class Fitted(NamedTuple):
 def obtain(
     folder: Path | None, key: dict[str, Any], measure: Callable[[], Measurements], again: bool
 ) -> tuple[LatencyProfile, Calibration]:
-    """The profile that the folder remembers under the key, or a new one, and how it came to be.
+    """Returns the profile that the folder remembers under the key, or a new one, and how it came to
+    be.
 
     A new one is made with `measure`, also where `again` asks for it; it is remembered if believed.
     `key` holds what JSON can, and `model_name` and `device`, which name the profile.
@@ -134,8 +137,8 @@ def save(profile: LatencyProfile, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[LatencyProfile, float | None] | None:
-    """The profile in a file, and its error. None where there is no file, where it is no profile or
-    where it is not to be believed, such as one that another user may have put there.
+    """Returns the profile in a file, and its error. None where there is no file, where it is no
+    profile or where it is not to be believed, such as one that another user may have put there.
     """
     try:
         data = json.loads(private.read(path))

@@ -53,7 +53,7 @@ class Admission:
         self._called_at: dict[str, float] = {}  # by the share's name, oldest first
 
     def __len__(self) -> int:
-        """The number of calls that are not over."""
+        """Returns the number of calls that are not over."""
         return len(self._places)
 
     def admit(self, entry: Entry, now: float) -> list[Entry]:
@@ -76,8 +76,8 @@ class Admission:
         return [victim.entry for victim in victims]
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
-        """Why such a call would be refused now; None where it would be admitted. To ask does not
-        make a share active.
+        """Returns why such a call would be refused now; None where it would be admitted. To ask
+        does not make a share active.
         """
         try:
             self._victims(entry, now)
@@ -122,8 +122,8 @@ class Admission:
     # Who gives way
 
     def _victims(self, entry: Entry, now: float) -> list[Place]:
-        """The places that would have to go for such a call. None goes here. Raises Refused or
-        DuplicateRequest.
+        """Returns the places that would have to go for such a call. None goes here. Raises Refused
+        or DuplicateRequest.
         """
         self._forget(now)
         self._shares[entry.share.name] = entry.share
@@ -151,34 +151,36 @@ class Admission:
         return victims
 
     def _missing(self, entry: Entry) -> Use:
-        """How much has to go before such a call finds room."""
+        """Returns how much has to go before such a call finds room."""
         return Use(
             self.requests.missing(entry.n, entry.importance),
             self.tokens.missing(entry.tokens, entry.importance),
         )
 
     def _active(self, caller: Share) -> float:
-        """The weight of all shares together among which the whole is divided now."""
+        """Returns the weight of all shares together among which the whole is divided now."""
         names = {caller.name, *self.requests.held, *self._called_at}
         return sum(self._shares[name].weight for name in names)
 
     def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
-        """How much the share holds beyond its part, or would hold if it had the call as well."""
+        """Returns how much the share holds beyond its part, or would hold if it had the call as
+        well.
+        """
         n, tokens = (0, 0) if entry is None else (entry.n, entry.tokens)
         return Use(
             self.requests.beyond(share, active, n), self.tokens.beyond(share, active, tokens)
         )
 
     def _offers(self, importance: Importance, active: float) -> list[Offer]:
-        """What the shares' waiting calls of that importance can give."""
+        """Returns what the shares' waiting calls of that importance can give."""
         return [
             Offer(name, line, line.use, self._beyond(self._shares[name], active) != NOTHING)
             for name, line in self._lines[importance].items()
         ]
 
     def _offers_of_those_beyond(self, importance: Importance, active: float) -> list[Offer]:
-        """What the shares' waiting calls of that importance can give, of each share no more than
-        it has beyond its part.
+        """Returns what the shares' waiting calls of that importance can give, of each share no more
+        than it has beyond its part.
         """
         offers = []
         for name, line in self._lines[importance].items():
@@ -262,13 +264,15 @@ class Offer:
         self._first = next(self._places, None)
 
     def serves(self, need: Use) -> bool:
-        """Whether it has anything left of what is needed."""
+        """Returns whether it has anything left of what is needed."""
         of_use = (need.requests and self.left.requests) or (need.tokens and self.left.tokens)
         return self._first is not None and of_use > 0
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """The rank of its next place among those of other offers: the highest goes first."""
+        """Returns the rank of its next place among those of other offers: the highest goes
+        first.
+        """
         assert self._first is not None
         return self._is_beyond, self._first.entry.tokens, self._first.number
 
@@ -306,5 +310,5 @@ def _told(entry: Entry) -> str:
 
 
 def gave_place(entry: Entry) -> Refused:
-    """The error that a displaced call ends with."""
+    """Returns the error that a displaced call ends with."""
     return Refused(Refusal.DISPLACED, f"gave its place to more important work: {_told(entry)}")

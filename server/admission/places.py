@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
     @property
     def key(self) -> CallKey:
-        """What tells the call from all others."""
+        """Returns what tells the call from all others."""
         return self.tenant, self.request_id
 
 
@@ -47,7 +47,7 @@ class Use(NamedTuple):
     tokens: int
 
     def less(self, other: Use) -> Use:
-        """What is left of it after the other, never less than nothing."""
+        """Returns what is left of it after the other, never less than nothing."""
         return Use(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))
 
 
@@ -72,7 +72,7 @@ class Place:
 
     @property
     def use(self) -> Use:
-        """How much the call uses now of what is limited."""
+        """Returns how much the call uses now of what is limited."""
         if self.state is State.DISPLACED:
             return NOTHING
         return Use(self.entry.n, self.entry.tokens if self.state is State.WAITING else 0)
@@ -97,16 +97,20 @@ class Pool:
             del self.held[name]
 
     def missing(self, amount: int, importance: Importance) -> int:
-        """How much has to go before so much more fits. Where nothing is used, any amount fits."""
+        """Returns how much has to go before so much more fits. Where nothing is used, any amount
+        fits.
+        """
         room = self.limit - self.limit * KEPT_PERCENT[importance] // 100
         return max(0, self.total + amount - room) if self.total else 0
 
     def part(self, share: Share, active: float) -> int:
-        """How much the share may hold. `active` is the weight of all active shares together."""
+        """Returns how much the share may hold. `active` is the weight of all active shares
+        together.
+        """
         return max(1, int(self.limit * share.weight / active))
 
     def beyond(self, share: Share, active: float, amount: int) -> int:
-        """How much the share would hold beyond its part with so much more.
+        """Returns how much the share would hold beyond its part with so much more.
 
         It is nothing while no more than half of the whole is used, for the only active share, and
         for the only call of a share, whatever its size.
@@ -139,6 +143,6 @@ class Line:
 
 
 def sum_of(places: Iterable[Place]) -> Use:
-    """How much the places use together."""
+    """Returns how much the places use together."""
     uses = [place.use for place in places]
     return Use(sum(use.requests for use in uses), sum(use.tokens for use in uses))

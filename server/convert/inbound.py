@@ -129,8 +129,8 @@ def read_generate(
 def read_estimate(
     request: pb.EstimateRequest, tiers: Tiers, limits: Limits, tenant: str = ""
 ) -> tuple[Estimate, Resolved]:
-    """The question that the message puts to the engine, and the targets with which such a request
-    is served. The call's own deadline says nothing about those. Raises InvalidRequest.
+    """Returns the question that the message puts to the engine, and the targets with which such a
+    request is served. The call's own deadline says nothing about those. Raises InvalidRequest.
     """
     reader = Violations()
     prompt_len, output_len = request.prompt_tokens, request.output_tokens
@@ -158,7 +158,7 @@ def read_estimate(
 
 
 def read_request_id(request: pb.ExplainRequest) -> str:
-    """The id that the message asks about. Raises InvalidRequest where it states none."""
+    """Returns the id that the message asks about. Raises InvalidRequest where it states none."""
     reader = Violations()
     _check_name(reader, "request_id", request.request_id)
     if not request.request_id:
@@ -168,7 +168,9 @@ def read_request_id(request: pb.ExplainRequest) -> str:
 
 
 def read_tenant(metadata: Metadata) -> str:
-    """The tenant that a call's metadata names, "" where it names none. Raises InvalidRequest."""
+    """Returns the tenant that a call's metadata names, "" where it names none. Raises
+    InvalidRequest.
+    """
     reader = Violations()
     tenant = _read_tenant(reader, metadata)
     reader.finish()
@@ -176,7 +178,7 @@ def read_tenant(metadata: Metadata) -> str:
 
 
 def names_tenant(metadata: Metadata) -> bool:
-    """Whether a call's metadata names a tenant, be it the nameless one."""
+    """Returns whether a call's metadata names a tenant, be it the nameless one."""
     return any(key == TENANT_KEY for key, _ in metadata)
 
 
@@ -197,8 +199,8 @@ def _check_name(reader: Violations, field: str, name: str) -> None:
 
 
 def _read_sampling(reader: Violations, wire: pb.Sampling, vocab_size: int) -> dict[str, Any]:
-    """The arguments for the engine's `Sampling` that the message states, without max_tokens, whose
-    default depends on the prompt.
+    """Returns the arguments for the engine's `Sampling` that the message states, without
+    max_tokens, whose default depends on the prompt.
     """
     check_stops(reader, wire, vocab_size)
     if wire.HasField("n") and not 1 <= wire.n <= MAX_N:
@@ -305,8 +307,8 @@ def engine_requests(
     seed: int,
     arrived_at: float,
 ) -> list[Request]:
-    """The engine's requests, one for each completion. `request_id` and `seed` are the call's own,
-    or made for it.
+    """Returns the engine's requests, one for each completion. `request_id` and `seed` are the
+    call's own, or made for it.
 
     Raises InvalidRequest for a prompt that leaves no room for output, for more than the memory
     holds, and for a token that the model does not know.
@@ -374,5 +376,5 @@ def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:
 
 
 def to_seconds(duration: Duration) -> float:
-    """The duration in seconds."""
+    """Returns the duration in seconds."""
     return duration.seconds + duration.nanos * 1e-9

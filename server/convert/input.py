@@ -34,8 +34,8 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, vocab_size: int, num_tokens: int, longest_token_bytes: int) -> Bounds:
-        """The bounds where context and memory hold `num_tokens`, of which none spells more than
-        `longest_token_bytes`.
+        """Returns the bounds where context and memory hold `num_tokens`, of which none spells more
+        than `longest_token_bytes`.
         """
         longest = max(longest_token_bytes, LEAST_TOKEN_BYTES)
         return cls(vocab_size, num_tokens, num_tokens * longest * SHRINKS)
@@ -61,7 +61,7 @@ class Input:
 
 
 def read_input(message: pb.Input, bounds: Bounds) -> Input:
-    """The prompt of a message. Raises InvalidRequest."""
+    """Returns the prompt of a message. Raises InvalidRequest."""
     reader = Violations()
     prompt = read_form(reader, message, bounds)
     reader.finish()
@@ -69,7 +69,7 @@ def read_input(message: pb.Input, bounds: Bounds) -> Input:
 
 
 def read_form(reader: Violations, message: pb.Input, bounds: Bounds) -> Input:
-    """The prompt of a message; `reader` collects what is wrong with it."""
+    """Returns the prompt of a message; `reader` collects what is wrong with it."""
     form = message.WhichOneof("form")
     if form is None:
         reader.refuse("input", "is required: one of text, token_ids, chat")

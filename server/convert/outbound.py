@@ -33,7 +33,7 @@ _REASONS = {
 
 
 def to_duration(seconds: float) -> Duration:
-    """The duration, to the nearest nanosecond."""
+    """Returns the duration, to the nearest nanosecond."""
     nanos = round(seconds * 1e9)
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
@@ -43,7 +43,7 @@ def _maybe(seconds: float | None) -> Duration | None:
 
 
 def to_targets(quality: Resolved) -> pb.ResolvedTargets:
-    """The targets that a request is served with, and where they came from."""
+    """Returns the targets that a request is served with, and where they came from."""
     targets = quality.targets
     return pb.ResolvedTargets(
         tier=quality.tier,
@@ -56,14 +56,14 @@ def to_targets(quality: Resolved) -> pb.ResolvedTargets:
 
 
 def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
-    """What is expected of a request. Durations are in seconds from its arrival."""
+    """Returns what is expected of a request. Durations are in seconds from its arrival."""
     return pb.Forecast(on_time=on_time, ttft=to_duration(ttft_s), ttlt=to_duration(ttlt_s))
 
 
 def to_accepted(
     request_id: str, quality: Resolved, prompt_len: int, event: Accepted
 ) -> pb.Accepted:
-    """A stream's message that the request is in the queue."""
+    """Returns a stream's message that the request is in the queue."""
     return pb.Accepted(
         request_id=request_id,
         targets=to_targets(quality),
@@ -73,7 +73,7 @@ def to_accepted(
 
 
 def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
-    """The tokens' log probabilities; empty unless they were asked for."""
+    """Returns the tokens' log probabilities; empty unless they were asked for."""
     return [
         pb.TokenLogprobs(
             logprob=token.logprob,
@@ -85,7 +85,7 @@ def to_logprobs(tokens: Iterable[Token]) -> list[pb.TokenLogprobs]:
 
 
 def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStreamResponse:
-    """A stream's message for new output of completion `index`."""
+    """Returns a stream's message for new output of completion `index`."""
     if len(tokens) == 1 and tokens[0].logprob is None:
         return _of_one_token(index, text, tokens[0].id)
     message = pb.GenerateStreamResponse()
@@ -101,8 +101,8 @@ def to_piece(index: int, text: str, tokens: Sequence[Token]) -> pb.GenerateStrea
 
 @lru_cache(maxsize=8192)
 def _of_one_token(index: int, text: str, token_id: int) -> pb.GenerateStreamResponse:
-    """A stream's message for one token. It is by far the most frequent message, and there are few
-    different ones, so each is made once, sent often, and never changed.
+    """Returns a stream's message for one token. It is by far the most frequent message, and there
+    are few different ones, so each is made once, sent often, and never changed.
     """
     return pb.GenerateStreamResponse(
         tokens=pb.Tokens(index=index, text=text, token_ids=(token_id,))
@@ -110,15 +110,15 @@ def _of_one_token(index: int, text: str, token_id: int) -> pb.GenerateStreamResp
 
 
 def to_relegated(index: int, event: Relegated) -> pb.Relegated:
-    """A stream's message that completion `index` was moved behind other requests."""
+    """Returns a stream's message that completion `index` was moved behind other requests."""
     return pb.Relegated(
         index=index, reason=event.reason, expected_ttlt=to_duration(event.expected_ttlt_s)
     )
 
 
 def to_finished(index: int, event: Finished, matched_stop: str, num_tokens: int) -> pb.Finished:
-    """How a completion ended. `num_tokens` were handed to the client, perhaps fewer than the engine
-    made: it may have been a token ahead of a stop string.
+    """Returns how a completion ended. `num_tokens` were handed to the client, perhaps fewer than
+    the engine made: it may have been a token ahead of a stop string.
     """
     return pb.Finished(
         index=index,
@@ -147,7 +147,7 @@ def _to_timings(timings: Timings) -> pb.Timings:
 
 
 def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
-    """What came of each target. An output of one token has no gap, so its TBT is met."""
+    """Returns what came of each target. An output of one token has no gap, so its TBT is met."""
     rows = (
         (pb.TARGET_NAME_TTFT, targets.ttft_s, timings.ttft_s, timings.ttft_met),
         (pb.TARGET_NAME_TBT, targets.tbt_s, timings.worst_tbt_s, timings.tbt_met is not False),
@@ -163,7 +163,7 @@ def _to_results(targets: Targets, timings: Timings) -> list[pb.TargetResult]:
 def to_estimate(
     quality: Resolved, forecast: Forecast, refusal: Refused | None
 ) -> pb.EstimateResponse:
-    """The answer to Estimate; `refusal` is why such a call would find no place now."""
+    """Returns the answer to Estimate; `refusal` is why such a call would find no place now."""
     return pb.EstimateResponse(
         targets=to_targets(quality),
         forecast=to_forecast(forecast.on_time, forecast.ttft_s, forecast.ttlt_s),
@@ -172,7 +172,9 @@ def to_estimate(
 
 
 def to_admission(refusal: Refused | None) -> pb.Admission:
-    """Whether a call would find a place in the queue now; with a refusal, why it would not."""
+    """Returns whether a call would find a place in the queue now; with a refusal, why it would
+    not.
+    """
     if refusal is None:
         return pb.Admission(admitted=True)
     return pb.Admission(
@@ -183,7 +185,7 @@ def to_admission(refusal: Refused | None) -> pb.Admission:
 
 
 def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
-    """The answer to Explain."""
+    """Returns the answer to Explain."""
     request = timeline.request
     source = TargetSource(request.target_source)
     quality = Resolved(request.targets, request.importance, source, request.tier)
@@ -207,7 +209,7 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
 
 
 def to_tier(tier: Tier) -> pb.Tier:
-    """A tier as GetServerInfo tells of it."""
+    """Returns a tier as GetServerInfo tells of it."""
     return pb.Tier(
         name=tier.name,
         ttft=_maybe(tier.targets.ttft_s),
@@ -218,7 +220,7 @@ def to_tier(tier: Tier) -> pb.Tier:
 
 
 def to_sampling_defaults(sampling: Sampling) -> pb.SamplingDefaults:
-    """The sampling of requests that leave it out, as GetServerInfo tells of it."""
+    """Returns the sampling of requests that leave it out, as GetServerInfo tells of it."""
     return pb.SamplingDefaults(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -237,7 +239,7 @@ def to_server_info(
     sampling: Sampling,
     has_chat_template: bool,
 ) -> pb.GetServerInfoResponse:
-    """The answer to GetServerInfo."""
+    """Returns the answer to GetServerInfo."""
     return pb.GetServerInfoResponse(
         version=version,
         model=pb.ModelInfo(

@@ -16,7 +16,7 @@ BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English: an estimate, 
 
 
 def entry_of(asked: Asked, request_id: str, num_bytes: int, limits: Limits) -> Entry:
-    """What the ledger is told of a call whose message has `num_bytes`."""
+    """Returns what the ledger is told of a call whose message has `num_bytes`."""
     prompt_len = len(asked.input.token_ids) or num_bytes // BYTES_PER_TOKEN
     return Entry(
         asked.tenant,
@@ -30,8 +30,8 @@ def entry_of(asked: Asked, request_id: str, num_bytes: int, limits: Limits) -> E
 
 
 def entry_of_estimate(asked: Estimate, share: Share) -> Entry:
-    """What the ledger would be told of the request that the estimate is about. It has no id, so no
-    other request's id is in its way.
+    """Returns what the ledger would be told of the request that the estimate is about. It has no
+    id, so no other request's id is in its way.
     """
     output_len = asked.default_output_len if asked.output_len is None else asked.output_len
     tokens = asked.prompt_len + output_len
@@ -39,7 +39,7 @@ def entry_of_estimate(asked: Estimate, share: Share) -> Entry:
 
 
 def work(asked: Asked, prompt_len: int, limits: Limits) -> int:
-    """The tokens of all completions, with a prompt of that length."""
+    """Returns the tokens of all completions, with a prompt of that length."""
     default_len = limits.sampling.max_tokens
     output_len = default_len if asked.max_tokens is None else asked.max_tokens
     return asked.n * max(1, min(prompt_len + output_len, limits.context_len))

@@ -41,7 +41,9 @@ class Delivery:
         self._since = 0.0
 
     def waits_since(self, now: float) -> float:
-        """The instant from which the same message has been seen to wait; `now` if none is."""
+        """Returns the instant from which the same message has been seen to wait; `now` if none
+        is.
+        """
         if self.pending is None or self.pending is not self._seen:
             self._seen, self._since = self.pending, now
         return now if self.pending is None else self._since
@@ -64,8 +66,8 @@ class Deliveries:
     def begin(
         self, context: grpc.aio.ServicerContext, give_up: Callable[[], None] = lambda: None
     ) -> Delivery:
-        """A delivery for the running task's call, which is looked at until gRPC is done with it.
-        `give_up()` is called before the delivery is ended.
+        """Returns a delivery for the running task's call, which is looked at until gRPC is done
+        with it. `give_up()` is called before the delivery is ended.
         """
         delivery = Delivery(context.peer(), give_up)
         self._open.add(delivery)
@@ -107,7 +109,9 @@ def hang_up(peer: str) -> None:
 
 
 def _socket(fd: int) -> socket.socket:
-    """The IP socket behind a descriptor, by a copy of it. Raises OSError where there is none."""
+    """Returns the IP socket behind a descriptor, by a copy of it. Raises OSError where there is
+    none.
+    """
     duplicate = os.dup(fd)
     try:
         connection = socket.socket(fileno=duplicate)
@@ -121,8 +125,8 @@ def _socket(fd: int) -> socket.socket:
 
 
 def _address(peer: str) -> tuple[str, int] | None:
-    """Host and port of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for a peer that is
-    not connected over IP.
+    """Returns host and port of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for a peer
+    that is not connected over IP.
     """
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
@@ -132,7 +136,9 @@ def _address(peer: str) -> tuple[str, int] | None:
 
 
 def _plain(host: str) -> str:
-    """The address in one form: a socket for both kinds of IP names an IPv4 address as IPv6 does."""
+    """Returns the address in one form: a socket for both kinds of IP names an IPv4 address as IPv6
+    does.
+    """
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)

@@ -24,7 +24,8 @@ def raise_limit() -> None:
 
 
 def room_for_connections(most: int) -> int:
-    """How many connections may be open: at most `most`, and no more than leave the reserve free.
+    """Returns how many connections may be open: at most `most`, and no more than leave the reserve
+    free.
 
     Raises ValueError where not even one does.
     """

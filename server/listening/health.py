@@ -48,7 +48,7 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Check(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> pb.HealthCheckResponse:
-        """The RPC of that name: the status now."""
+        """Answers with the status now."""
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return Status(status=self._status)
@@ -56,15 +56,16 @@ class Health(health_pb2_grpc.HealthServicer):
     async def List(
         self, request: pb.HealthListRequest, context: grpc.aio.ServicerContext
     ) -> pb.HealthListResponse:
-        """The RPC of that name: the status of each service now."""
+        """Answers with the status of each service now."""
         now = Status(status=self._status)
         return pb.HealthListResponse(statuses=dict.fromkeys(self._services, now))
 
     async def Watch(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> NoReturn:
-        """The RPC of that name: the status, and every other one that follows, until the client
-        leaves. A service that is not known is told to be none, as it may become one.
+        """Answers with the status now and with every one that follows, until the client leaves.
+
+        A client that asks for a service that is not known is told so, and may wait for it.
         """
         delivery = self._deliveries.begin(context)
         is_known, told = request.service in self._services, None

@@ -49,7 +49,7 @@ class _Short(grpc.GenericRpcHandler):
         self._uploads = uploads
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of an RPC; None for one that is not of this service."""
+        """Returns the handler of an RPC; None for one that is not of this service."""
         inner: Any = self._inner.service(handler_call_details)
         if inner is None:
             return None

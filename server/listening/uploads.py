@@ -56,7 +56,7 @@ class Uploads:
         return len(self._open)
 
     async def receive(self, context: grpc.aio.ServicerContext) -> bytes:
-        """The only message of a call. Raises CallError where it does not come."""
+        """Returns the only message of a call. Raises CallError where it does not come."""
         raw = await self._next(context)
         if raw is None:
             # Of a client that left, or never meant to send any: gRPC does not say which.
@@ -64,7 +64,7 @@ class Uploads:
         return raw
 
     async def each(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-        """The messages of a call that may send many, each of which has the whole time to come.
+        """Yields the messages of a call that may send many; each has the whole time to come.
 
         Raises CallError where one does not come.
         """
@@ -88,13 +88,13 @@ class Uploads:
                 upload.end(errors.too_slow(self._most))
 
     def _slow(self, now: float) -> list[Upload]:
-        """The messages that take long, those that are to be ended first in front."""
+        """Returns the messages that take long, those that are to be ended first in front."""
         slow = [upload for upload in self._open if now - upload.since >= SLOW_S]
         num_of_peer = Counter(upload.peer for upload in slow)
         return sorted(slow, key=lambda upload: -num_of_peer[upload.peer])
 
     async def _next(self, context: grpc.aio.ServicerContext) -> bytes | None:
-        """The call's next message; None when the client has sent its last."""
+        """Returns the call's next message; None when the client has sent its last."""
         upload = Upload(context.peer())
         self._open[upload] = None
         try:

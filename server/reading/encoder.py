@@ -17,8 +17,8 @@ class Encoder:
         self._tokenizer = tokenizer
 
     def encode(self, prompt: Input, bounds: Bounds) -> Sequence[int]:
-        """The prompt's token ids. Raises InvalidRequest for a conversation that cannot be rendered
-        within `bounds`, and for a text that the tokenizer has no tokens for.
+        """Returns the prompt's token ids. Raises InvalidRequest for a conversation that cannot be
+        rendered within `bounds`, and for a text that the tokenizer has no tokens for.
         """
         if prompt.token_ids:
             return array("I", prompt.token_ids)

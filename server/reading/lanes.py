@@ -61,7 +61,7 @@ class ReaderProcess:
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """Returns the id of the process."""
         return self._child.pid
 
     async def load(self) -> None:
@@ -138,7 +138,7 @@ class Lane:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process that reads; None while there is none."""
+        """Returns the id of the process that reads; None while there is none."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:

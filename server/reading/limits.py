@@ -34,7 +34,9 @@ class CpuLimit:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """A block that does one piece of work. Raises TooLong in it when the limit is reached."""
+        """Opens a block that does one piece of work. Raises TooLong in it when the limit is
+        reached.
+        """
         _set_soft(resource.RLIMIT_CPU, math.ceil(time.process_time() + self.cpu_s + GRACE_S))
         self._is_working = True
         signal.setitimer(signal.ITIMER_PROF, self.cpu_s, AGAIN_S)

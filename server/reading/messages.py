@@ -86,7 +86,7 @@ JobResult = Outline | Encoded | Counted | InvalidRequest | Broken
 
 
 def parse(kind: type[Message], raw: bytes) -> Any:
-    """The message of that type. Raises InvalidRequest where the bytes are none."""
+    """Returns the message of that type. Raises InvalidRequest where the bytes are none."""
     try:
         return kind.FromString(raw)
     except DecodeError as error:
@@ -95,10 +95,10 @@ def parse(kind: type[Message], raw: bytes) -> Any:
 
 
 def counted(ids: Sequence[int]) -> Counted:
-    """The answer to CountTokens for these token ids."""
+    """Returns the answer to CountTokens for these token ids."""
     return Counted(pb.CountTokensResponse(count=len(ids), token_ids=ids).SerializeToString())
 
 
 def took_too_long(field: str, cpu_s: float) -> InvalidRequest:
-    """The error of a field that takes too long to read."""
+    """Returns the error of a field that takes too long to read."""
     return InvalidRequest([Violation(field, f"takes more than {cpu_s:g} s to read")])

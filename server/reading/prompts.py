@@ -80,7 +80,7 @@ class Prompts:
             await lane.stop()
 
     def hold(self, raw: bytes, caller: Caller) -> AbstractContextManager[None]:
-        """A block in which a message is read, from before `receive` until its token ids are there.
+        """Opens a block in which a message is read, from before `receive` to its token ids.
 
         Entering it raises CallError where too much is being read.
         """
@@ -100,7 +100,7 @@ class Prompts:
     async def encode(
         self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
     ) -> Sequence[int]:
-        """The token ids of a message's input. Raises InvalidRequest and CallError."""
+        """Returns the token ids of a message's input. Raises InvalidRequest and CallError."""
         if received.prompt is None and _is_quick(prompt):
             return self._encoder.encode(prompt, bounds)
         reply = await self._read(Task.ENCODE, received, prompt.field, caller, bounds)
@@ -110,7 +110,9 @@ class Prompts:
     async def count(
         self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
     ) -> bytes:
-        """The answer to CountTokens for a message's input, on the wire. Raises as `encode` does."""
+        """Returns the answer to CountTokens for a message's input, on the wire. Raises as `encode`
+        does.
+        """
         if received.prompt is None and _is_quick(prompt):
             return counted(self._encoder.encode(prompt, bounds)).response
         reply = await self._read(Task.COUNT, received, prompt.field, caller, bounds)
@@ -133,7 +135,7 @@ class Prompts:
 
 
 def _is_quick(prompt: Input) -> bool:
-    """Whether the event loop may make the token ids itself."""
+    """Returns whether the event loop may make the token ids itself."""
     text = prompt.text
     if text is None:
         return bool(prompt.token_ids)

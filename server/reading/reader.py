@@ -54,7 +54,7 @@ class Reader:
         self._field = ""  # what is being read
 
     def answer(self, job: Job) -> JobResult:
-        """The job's result, whatever goes wrong with it."""
+        """Returns the job's result, whatever goes wrong with it."""
         self._field = job.field
         try:
             with self._limit.work():
@@ -81,7 +81,7 @@ class Reader:
 
 
 def outline(message: Any, bounds: Bounds) -> Outline:
-    """The message without its input and without fields that we do not know.
+    """Returns the message without its input and without fields that we do not know.
 
     Raises InvalidRequest for an input that is no good, and for a rest that is not short.
     """
@@ -101,7 +101,7 @@ def outline(message: Any, bounds: Bounds) -> Outline:
 
 
 def _largest_field(message: Any) -> str:
-    """The path of the largest field; "" where there is none that we know."""
+    """Returns the path of the largest field; "" where there is none that we know."""
     sizes = {}
     for field, value in message.ListFields():
         if field.message_type is not None and not field.is_repeated:
