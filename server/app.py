@@ -29,7 +29,7 @@ SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
 class FrontEnds(Protocol):
-    """The front ends of a server, however many there are and wherever they run."""
+    """What a server does with its front ends, however many there are and wherever they run."""
 
     async def start(self) -> int:
         """Returns when all of them listen, on which port. Raises StartError."""
@@ -38,10 +38,10 @@ class FrontEnds(Protocol):
         """Returns when all of them serve, after an engine is ready. Raises StartError."""
 
     def engine_ready(self, info: EngineInfo) -> None:
-        """An engine can serve: the first, or one that takes the place of one that was lost."""
+        """Tells them that an engine can serve, the first or one that takes a lost one's place."""
 
     def show_health(self) -> None:
-        """The engine is lost, may have stopped, or has not."""
+        """Tells them that the engine is lost, may have stopped, or has not."""
 
     def reconfigure(self, text: str) -> list[str]:
         """Takes another text of the configuration file: returns what differs. Raises ValueError,

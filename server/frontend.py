@@ -39,8 +39,8 @@ MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
 
 class FrontEnd:
-    """One front end: `start`, serve from `engine_ready` on, whenever the engine does, `drain`,
-    `stop`. Alone before its engine it is all the `server.app.FrontEnds` that there are.
+    """A front end is to be started, serves from `engine_ready` on, whenever the engine does, and is
+    to be drained and stopped. Where it is alone, it is all of `server.app.FrontEnds`.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class FrontEnd:
         await self._has_served.wait()
 
     def show_health(self) -> None:
-        """To be called when an engine is there, is lost, or whoever serving needs is silent."""
+        """Says by health whether it serves. To be called when that may have changed."""
         self._health.set(serving=self._engine.serves)
 
     def reconfigure(self, text: str) -> list[str]:
-        """Another text of the configuration file, for the calls to come: what differs. Raises
+        """Takes another text of the file for the calls to come: returns what differs. Raises
         ValueError, and then all is as before.
         """
         changes = self._configuration.take(text)
@@ -139,11 +139,11 @@ class FrontEnd:
         await self.service.stop()
 
     def kill(self) -> None:
-        """Nothing of it outlives this process, which is about to end."""
+        """Does nothing: this process is about to end, and nothing of the front end outlives it."""
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
-    """Raises ValueError where there are too few file descriptors."""
+    """Returns gRPC's options. Raises ValueError where there are too few file descriptors."""
     return [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for

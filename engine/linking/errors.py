@@ -6,7 +6,7 @@ from engine.messages import Failure
 
 
 class EngineError(Exception):
-    """Root of what callers should catch.
+    """This is the root of what callers should catch.
 
     EngineError
      |- EngineLost       the engine is starting, was lost, or is stopped: try again

@@ -31,7 +31,7 @@ KILL_PATIENCE_S = 30.0  # a GPU's memory takes seconds to free; a driver that ha
 
 
 class EngineProcess:
-    """A running engine process. `socket` is the near end of its first connection."""
+    """An engine process that runs. `socket` is the near end of its first connection."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Starts it. Raises OSError when the system starts no process."""
@@ -182,7 +182,9 @@ class EngineKeeper:
                 await self._end_hanging(self._process)
 
     def _look(self, process: EngineProcess) -> Condition:
-        """Also stuck is an engine that beats, waits for work, and does not tell of what it has."""
+        """Says how it is. An engine that beats, waits for work, and does not tell of what it has is
+        stuck as well.
+        """
         condition = process.look(is_loading=self.link.info is None)
         waits_since = self.link.waits_since
         quiet_s = self._quiet.look(waits_since, time.monotonic())
@@ -197,7 +199,7 @@ class EngineKeeper:
         return f"no sign of life from the engine for {since_s:g} s: it has stopped"
 
     async def _end_hanging(self, process: EngineProcess) -> None:
-        """Its connection ends with it, or by our hand where the system cannot end it."""
+        """Kills it. Its connection ends with it, or by our hand where the system cannot end it."""
         is_ended = await asyncio.to_thread(process.kill)
         if not is_ended and process is self._process:
             await self.link.detach()
@@ -222,7 +224,7 @@ class EngineKeeper:
         raise EngineStartError(found.line if found else _ending(code))
 
     def _next_config(self) -> EngineConfig:
-        """What one engine has learnt is for the next one, with all that the first has chosen."""
+        """Returns what to start with: all that the first engine chose, and what the last learnt."""
         pinned, learnt = self.config.pinned, self.link.learnt
         if pinned is None or not learnt:
             return self.config

@@ -24,7 +24,7 @@ from engine.processes.wire import Wire, open_wire
 
 
 class Questions:
-    """The questions of one front end that have no answer yet."""
+    """Holds the questions of one front end that have no answer yet."""
 
     def __init__(self) -> None:
         self._futures: dict[int, asyncio.Future[Any]] = {}
@@ -62,8 +62,8 @@ class Questions:
 
 
 class Waiting:
-    """The requests that wait for another engine: from when one is lost (`begin`) until the next one
-    serves (`end`), or `rerun_s` are over.
+    """Holds the requests that wait for another engine, from when one is lost (`begin`) until the
+    next one serves (`end`), or `rerun_s` are over.
     """
 
     def __init__(self, rerun_s: float, give_up: Callable[[list[Request]], None]) -> None:
@@ -111,7 +111,7 @@ class Waiting:
 
 
 class EngineLink:
-    """The requests and questions of one front end that an engine is at work on.
+    """Links one front end to the engine that is at work on its requests and questions.
 
     It serves through one connection at a time, from when the engine at the other end says that it
     is ready (`on_ready`) until the connection ends (`on_lost`). `on_notice(line)` is told of what
@@ -244,7 +244,9 @@ class EngineLink:
         return bool(self._streams or self._questions)
 
     def _expect_life(self) -> None:
-        """To be called before work is added: until then the engine may have been silent."""
+        """Is to be called before work is added: an engine of which nothing was asked may have been
+        silent until now.
+        """
         if not self._is_busy:
             self._heard_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""The events of requests, as their reader gets them.
+"""Streams: the events of requests, as their readers get them.
 
 An engine report wakes each stream that it concerns at most once, and only when somebody waits
 there; a stream whose reader is slow piles its tokens up (at most `max_tokens` of them) and hands
@@ -29,7 +29,8 @@ Item = Accepted | Relegated | Token | Finished | Restarted
 
 
 class RequestStream:
-    """The events of a group of requests submitted together, in order, each with its index.
+    """Hands its reader the events of requests that were submitted together, in order, each with the
+    index of its request.
 
     Given the requests, those that have not finished can be run again by another engine until the
     reader has taken a token; where it shows nothing before all have ended (`is_seen_whole`), until
@@ -65,7 +66,7 @@ class RequestStream:
 
     @property
     def is_done(self) -> bool:
-        """Whether every request has finished and been handed over."""
+        """Whether every request has finished, and its reader has been told."""
         return not self._open and not self._items and self._error is None
 
     async def next(self) -> list[tuple[int, Item]]:
@@ -86,7 +87,7 @@ class RequestStream:
         return items
 
     def arrival(self) -> asyncio.Future[None]:
-        """Is done when `take` has something to tell that it has not told yet. For one reader."""
+        """Returns a future that is done when `take` has something new to tell. For one reader."""
         waiter = self._waiter = self._loop.create_future()
         if self._items or self._error is not None:
             self._wake(waiter)
@@ -144,12 +145,12 @@ class RequestStream:
         self.put(index, finished)
 
     def refuse(self, index: int, error: EngineError) -> None:
-        """The engine did not take that request in, and the whole group fails with it."""
+        """Fails the whole group: the engine did not take that request in."""
         self._open.pop(index, None)
         self._fail(error)
 
     def fail(self, error: EngineLost) -> None:
-        """No request of the group has an engine any more."""
+        """Fails the whole group: none of its requests has an engine any more."""
         self._open.clear()
         self._fail(error)
 
@@ -158,7 +159,7 @@ class RequestStream:
             self._again = None
 
     def _fail(self, error: Exception) -> None:
-        """The first error is what it failed with, whatever comes after."""
+        """Tells the reader; what it failed with is the first error, whatever comes after."""
         if self._error is None:
             self._error = error
         if self._waiter is not None:
@@ -171,7 +172,7 @@ class RequestStream:
 
 
 class Streams:
-    """The streams of one front end, found by the ids of their requests until those have ended."""
+    """Finds the streams of one front end by the ids of their requests, until those have ended."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[RequestStream, int]] = {}

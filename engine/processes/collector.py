@@ -14,7 +14,7 @@ THRESHOLDS = (20_000, 20, 50)
 
 
 def settle() -> None:
-    """To be called once a process serves: what is there now stays, and is not looked at again."""
+    """Sets it, once the process serves: what is there now stays, and is not looked at again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

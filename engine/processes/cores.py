@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: of its affinity, and of the quota that a container has.
+"""How many CPU cores this process may use, by its affinity and by the quota that a container has.
 
 A quota is a control group's `cpu.max` (https://docs.kernel.org/admin-guide/cgroup-v2.html): "200000
 100000" is 200 ms of every 100 ms, two cores; "max" is no limit. Those of its ancestors hold too.
@@ -14,13 +14,15 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int:
-    """Whole ones, at least one."""
+    """Returns how many whole cores there are, at least one."""
     cores = [len(os.sched_getaffinity(0)), *_quotas(cgroups, own_cgroup)]
     return max(1, int(min(cores)))
 
 
 def _quotas(cgroups: Path, own_cgroup: Path) -> list[float]:
-    """Of this process's group and those around it, as far as they can be seen from here."""
+    """Returns the quotas, in cores, of this process's group and of those around it, as far as they
+    can be seen from here.
+    """
     try:
         lines = own_cgroup.read_text(encoding="utf-8").splitlines()
     except OSError:  # no control groups

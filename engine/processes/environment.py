@@ -24,5 +24,5 @@ _DEFAULTS = {
 
 
 def environment() -> Mapping[str, str]:
-    """This process's environment, and what it does not say for itself."""
+    """Returns this process's environment, and beside it what that does not say for itself."""
     return {**_DEFAULTS, **os.environ}

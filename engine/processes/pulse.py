@@ -24,17 +24,17 @@ _SIZE = 24
 
 
 class Side(IntEnum):
-    """Whose count; its value is the place."""
+    """A side is the parent or the child; its value is where in the page its count stands."""
 
     PARENT = 0
     CHILD = 8
 
 
 class Pulse:
-    """One side of it."""
+    """A pulse is one side's view of the page that both share."""
 
     def __init__(self, fd: int, side: Side) -> None:
-        """Leaves the descriptor open."""
+        """Maps the page of the descriptor, which is left open."""
         self._page = mmap.mmap(fd, _SIZE)
         self._side = side
         self._count = 0
@@ -50,13 +50,13 @@ class Pulse:
         return int(_COUNT.unpack_from(self._page, other)[0])
 
     def work(self, is_at_work: bool) -> None:
-        """The child sets to another turn, or waits for others."""
+        """Shows that the child sets to another turn, or that it waits for others."""
         self._turns += is_at_work
         _COUNT.pack_into(self._page, _TURN_AT, self._turns if is_at_work else NO_TURN)
 
     @property
     def turn(self) -> int:
-        """Which the child is at, from 1; NO_TURN while it waits."""
+        """The turn that the child is at, counted from 1; NO_TURN while it waits."""
         return int(_COUNT.unpack_from(self._page, _TURN_AT)[0])
 
     def close(self) -> None:
@@ -64,14 +64,14 @@ class Pulse:
 
 
 def shared_page() -> int:
-    """A descriptor of what a `Pulse` is made on. Raises OSError."""
+    """Returns a descriptor of a new page to make a `Pulse` on. Raises OSError."""
     fd = os.memfd_create("niyama-pulse")
     os.ftruncate(fd, _SIZE)
     return fd
 
 
 def keep_beating(pulse: Pulse, heartbeat_s: float) -> None:
-    """From a thread of its own, whatever the others of this process do, until the process ends."""
+    """Beats from a thread of its own, whatever the others of this process do, until it ends."""
 
     def beat() -> None:
         while True:

@@ -29,7 +29,7 @@ FLUSH_S = 1.0  # the longest that the end waits for a slow reader
 
 
 class Dropped:
-    """How many lines of this process and its children nobody will read, as far as it knows.
+    """Counts the lines of this process and its children that nobody will read, as far as it knows.
 
     `on_dropped(n)` is called for each that are added, `on_resumed(n)` where lines are taken again
     after `n` were not, both in whatever thread writes.
@@ -50,8 +50,8 @@ class Dropped:
 DROPPED = Dropped()  # one for a process, as the descriptors are
 
 
-class Mouth:
-    """What one descriptor did not take: told once it takes lines again."""
+class Losses:
+    """Counts the lines that one descriptor did not take, until it takes lines again."""
 
     def __init__(self) -> None:
         self._num_untold = 0
@@ -69,7 +69,7 @@ class Mouth:
 
 class LineWriter(io.TextIOBase):
     """A text stream that never fails, and never blocks where its descriptor does not: each write
-    of whole lines is taken or dropped. For any thread.
+    of whole lines is taken or dropped. Any thread may write.
     """
 
     def __init__(self, fd: int, is_terminal: bool = False) -> None:
@@ -77,7 +77,7 @@ class LineWriter(io.TextIOBase):
         self._is_terminal = is_terminal
         self._begun = ""  # a line whose end has not come
         self._is_torn = False  # the descriptor was left in the middle of a line
-        self._mouth = Mouth()
+        self._losses = Losses()
         self._lock = threading.RLock()  # a finalizer may write in the midst of a write
 
     @property
@@ -113,14 +113,14 @@ class LineWriter(io.TextIOBase):
                 rest = rest[os.write(self._fd, rest[: select.PIPE_BUF]) :]
         except OSError:  # full for the moment, or broken
             self._is_torn |= len(rest) < len(data)
-            self._mouth.failed(text.count("\n"))
+            self._losses.failed(text.count("\n"))
         else:
             self._is_torn = False
-            self._mouth.worked()
+            self._losses.worked()
 
 
 class Relay:
-    """A pipe in the place of a descriptor, and the thread that passes on what comes through it."""
+    """Puts a pipe in the place of a descriptor, and passes on what comes through it in a thread."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -131,7 +131,7 @@ class Relay:
             fcntl.fcntl(entry, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         os.dup2(entry, fd, inheritable=True)
         os.close(entry)
-        self._mouth = Mouth()
+        self._losses = Losses()
         self._passing = threading.Lock()  # held from reading to having passed on
         self._is_at_line = True  # what was passed on last ended a line
         self._is_torn = False  # a line was begun that is not to be gone on with
@@ -150,7 +150,7 @@ class Relay:
                 time.sleep(0.001)
 
     def end(self) -> None:
-        """The descriptor is as it was; what children still write is passed on."""
+        """Leaves the descriptor as it was; what children still write is passed on."""
         self.flush(FLUSH_S)
         os.dup2(self._target, self._fd, inheritable=True)
 
@@ -175,7 +175,7 @@ class Relay:
         if self._is_skipping:
             _, newline, data = data.partition(b"\n")
             self._is_skipping = not newline
-            self._mouth.failed(len(newline))
+            self._losses.failed(len(newline))
         if not data:
             return
         rest = memoryview(data)
@@ -188,11 +188,11 @@ class Relay:
                 self._is_at_line = rest[num_taken - 1] == ord("\n")
                 rest = rest[num_taken:]
         except OSError:  # a closed pipe, a full disk, a terminal that is gone
-            self._mouth.failed(bytes(rest).count(b"\n"))
+            self._losses.failed(bytes(rest).count(b"\n"))
             self._is_skipping = not data.endswith(b"\n")
             self._is_torn = not self._is_at_line
         else:
-            self._mouth.worked()
+            self._losses.worked()
 
     def _write(self, data: memoryview) -> int:
         """Waits for the reader, also where the descriptor is another's that does not block."""
@@ -206,7 +206,7 @@ class Relay:
 
 
 class Relays:
-    """Those of stdout and stderr, while this process is to have them."""
+    """Relays stdout and stderr, for as long as this process is to."""
 
     def __init__(self) -> None:
         self._before = sys.stdout, sys.stderr
@@ -214,12 +214,12 @@ class Relays:
         sys.stdout, sys.stderr = self._writer(STDOUT), self._writer(STDERR)
 
     def flush(self, patience_s: float) -> None:
-        """Before an end of this process that leaves no time for `end`."""
+        """Passes on what it can, before an end of this process that leaves no time for `end`."""
         for relay in self._relays:
             relay.flush(patience_s)
 
     def end(self) -> None:
-        """All is as it was. Waits for a slow reader, briefly."""
+        """Leaves all as it was. Waits for a slow reader, briefly."""
         sys.stdout, sys.stderr = self._before
         for relay in self._relays:
             relay.end()
@@ -234,7 +234,7 @@ class Relays:
 
 @contextlib.contextmanager
 def relayed() -> Iterator[Relays]:
-    """For the process that an operator started."""
+    """Relays both streams in the process that an operator started."""
     relays = Relays()
     try:
         yield relays
@@ -243,13 +243,13 @@ def relayed() -> Iterator[Relays]:
 
 
 def guard() -> None:
-    """To be called by a child, early on: its descriptors are its parent's pipes."""
+    """Guards the streams of a child, whose descriptors are its parent's pipes. Call it early on."""
     sys.stdout, sys.stderr = (LineWriter(_open_descriptor(fd)) for fd in (STDOUT, STDERR))
 
 
 def _open_descriptor(fd: int) -> int:
-    """`fd`, or where it was closed when this process began and something else has taken it since,
-    another one that goes nowhere.
+    """Returns `fd`, or where it was closed when this process began and something else has taken it
+    since, another one that goes nowhere.
     """
     began_closed = (sys.__stdout__ if fd == STDOUT else sys.__stderr__) is None
     if not began_closed:

@@ -25,7 +25,7 @@ class Condition(Enum):
 
 
 class Stillness:
-    """How long a value has been the same, as far as who looks was awake. Looks come every
+    """Measures how long a value has been the same, as far as who looks was awake. Looks come every
     `period_s`.
     """
 
@@ -36,6 +36,7 @@ class Stillness:
         self._still_s = 0.0
 
     def look(self, value: object, now: float) -> float:
+        """Returns for how many seconds the value has been this one."""
         if self._looked_at is None or value != self._value:
             self._still_s = 0.0
         else:
@@ -45,10 +46,12 @@ class Stillness:
 
 
 class Watch:
-    """Over one process: to be told at every look what it shows."""
+    """Judges one process by what it shows at every look."""
 
     def __init__(self, heartbeat_s: float, patience_s: float = float("inf")) -> None:
-        """Without a beat for `heartbeat_s` it is silent; at one turn for `patience_s`, stuck."""
+        """Without a beat for `heartbeat_s` the process is silent; at one turn for `patience_s`, it
+        is stuck.
+        """
         period_s = heartbeat_s / BEATS_PER_PATIENCE
         self._heartbeat_s = heartbeat_s
         self._patience_s = patience_s
@@ -56,6 +59,7 @@ class Watch:
         self._turn = Stillness(period_s)
 
     def look(self, beats: int, turn: int, is_loading: bool, now: float) -> Condition:
+        """Says how the process is, by the number of its beats and of the turn that it is at."""
         silent_s = self._beats.look((beats, is_loading), now)
         turn_s = self._turn.look((turn, is_loading), now)
         given_up_s = GIVEN_UP_AFTER * self._heartbeat_s

@@ -11,8 +11,8 @@ from engine.processes.frames import Unpacker, pack
 
 
 class Wire(asyncio.Protocol):
-    """Calls `receive` with each message; those posted in one turn of the event loop leave together,
-    as one frame with a list of them, at its end or with `flush`.
+    """A wire calls `receive` with each message that comes. Those that are posted in one turn of the
+    event loop leave together, as one frame with a list of them, at its end or with `flush`.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Wire(asyncio.Protocol):
         self._on_closed()
 
     def post(self, message: Any) -> None:
+        """Sends the message at the end of this turn of the event loop."""
         if not self._outbox:
             self._loop.call_soon(self.flush)
         self._outbox.append(message)
@@ -55,13 +56,14 @@ class Wire(asyncio.Protocol):
             self._transport.write(frame)
 
     def _send(self, frame: bytes) -> int:
-        """How many bytes the socket took; what is amiss the transport finds out."""
+        """Returns how many bytes the socket took; what is amiss the transport finds out."""
         try:
             return self._socket.send(frame)
         except OSError:
             return 0
 
     def close(self) -> None:
+        """Sends what was posted, then ends the connection; `closed` says when it has."""
         if self._transport is not None:
             self.flush()
             self._transport.close()
@@ -70,7 +72,7 @@ class Wire(asyncio.Protocol):
 async def open_wire(
     sock: socket.socket, receive: Callable[[Any], None], on_closed: Callable[[], None]
 ) -> Wire:
-    """Takes the socket over."""
+    """Returns a wire that has taken the socket over."""
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     _, wire = await loop.create_unix_connection(lambda: Wire(sock, receive, on_closed), sock=sock)

@@ -23,7 +23,7 @@ Verdicts = asyncio.Future[Exception | None]
 
 
 class Ledger:
-    """Who is admitted, and how each is told when it is displaced. Synchronous; the instant is an
+    """Says who is admitted, and tells each that is displaced. Synchronous; the instant is an
     argument.
     """
 
@@ -32,26 +32,31 @@ class Ledger:
         self._displace: dict[CallKey, Displace] = {}
 
     def admit(self, entry: Entry, displace: Displace, now: float) -> None:
-        """Raises Refused or DuplicateRequest, and then nothing is entered and nobody displaced."""
+        """Enters the call; `displace` will tell it when it is displaced. Raises Refused or
+        DuplicateRequest, and then nothing is entered and nobody displaced.
+        """
         displaced = self.admission.admit(entry, now)
         self._displace[entry.key] = displace
         for each in displaced:
             self._displace[each.key](gave_place(each))
 
     def resize(self, key: CallKey, tokens: int) -> None:
+        """Takes the call's tokens of work, now that they are known exactly."""
         self.admission.resize(key, tokens)
 
     def start(self, key: CallKey) -> None:
+        """Keeps the call from being displaced: something of it is about to be streamed."""
         self.admission.start(key)
 
     def leave(self, key: CallKey) -> None:
+        """Frees what the call holds: it is over."""
         self.admission.leave(key)
         del self._displace[key]
 
 
 class Enter(NamedTuple):
-    """A call asks to be entered in the ledger: `Verdict` answers by `number`. With `only_asks`,
-    whether it would be.
+    """A call asks to be entered in the ledger, or with `only_asks` whether it would be. A `Verdict`
+    of the same number answers.
     """
 
     number: int
@@ -97,8 +102,8 @@ FromLedger = Verdict | Displaced
 
 
 class FrontEndCalls:
-    """What one front end has in the ledger: it is over when that front end is gone (`release`).
-    `post` takes what the front end is to be told.
+    """Holds what one front end has in the ledger, until that front end is gone (`release`). `post`
+    takes what the front end is to be told.
     """
 
     def __init__(
@@ -146,7 +151,7 @@ class FrontEndCalls:
 
 
 class LedgerLink:
-    """The ledger as a front end sees it. `post` takes what the ledger is to be told; what it says
+    """Links one front end to the ledger. `post` takes what the ledger is to be told; what it says
     is handed to `receive`.
     """
 
@@ -157,8 +162,8 @@ class LedgerLink:
         self._displace: dict[CallKey, Displace] = {}
 
     async def enter(self, entry: Entry, displace: Displace) -> None:
-        """Raises Refused or DuplicateRequest, and then nothing is entered. `displace` is called at
-        most once, while the call has not started and not left.
+        """Enters the call. Raises Refused or DuplicateRequest, and then nothing is entered.
+        `displace` is called at most once, while the call has not started and not left.
         """
         future = self._ask(entry, only_asks=False, displace=displace)
         try:
@@ -177,16 +182,16 @@ class LedgerLink:
         raise error
 
     def resize(self, key: CallKey, tokens: int) -> None:
-        """The call's tokens of work are known exactly."""
+        """Tells the call's tokens of work, now that they are known exactly."""
         self._post(Resize(key, tokens))
 
     def start(self, key: CallKey) -> None:
-        """Something of the call is about to be streamed: it is not displaced any more."""
+        """Tells that the call is about to stream something: it is not displaced any more."""
         self._displace.pop(key, None)
         self._post(Started(key))
 
     def leave(self, key: CallKey) -> None:
-        """The call is over, whoever has ended it."""
+        """Tells that the call is over, whoever has ended it."""
         self._displace.pop(key, None)
         self._post(Leave(key))
 
@@ -207,7 +212,7 @@ class LedgerLink:
             future.set_result(error)
 
     def _withdraw(self, entry: Entry, error: Exception | None) -> None:
-        """The caller did not wait for the answer."""
+        """Gives up the place of a call that did not wait for the answer."""
         if error is None:
             self.leave(entry.key)
 

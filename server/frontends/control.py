@@ -46,7 +46,7 @@ class LinesDropped(NamedTuple):
 
 
 class CannotStart(NamedTuple):
-    """The front end is about to exit."""
+    """The front end is about to exit; the line says why."""
 
     line: str
 
@@ -61,11 +61,11 @@ class EngineSilent(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """Refuse new calls, let the running ones finish, exit."""
+    """The front end is to refuse new calls, let the running ones finish, and exit."""
 
 
 class Reconfigure(NamedTuple):
-    """Another text of the configuration file, which has been found good."""
+    """The configuration file has another text, which has been found good."""
 
     text: str
 

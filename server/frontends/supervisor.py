@@ -116,7 +116,9 @@ class FrontEndProcess:
             hand_in(self._door, connection)
 
     def look(self) -> Condition:
-        """For every `heartbeat_s` / BEATS_PER_PATIENCE; a sign of life of this side too."""
+        """Says how it is, and shows a sign of life of this side too. To be called every
+        `heartbeat_s` / BEATS_PER_PATIENCE.
+        """
         if self._has_ended:
             return Condition.WELL
         self._pulse.beat()
@@ -124,12 +126,12 @@ class FrontEndProcess:
         return self._watch.look(beats, NO_TURN, is_loading, time.monotonic())
 
     def kill(self) -> None:
-        """For any thread."""
+        """Ends it at once, from any thread."""
         self._child.kill()
 
     def end(self) -> None:
-        """Its connection ends with it, or after a while by our hand: the system cannot end a
-        process in the middle of a call that does not return.
+        """Kills it. Its connection ends with it, or after a while by our hand: the system cannot end
+        a process in the middle of a call that does not return.
         """
         self.kill()
         if self._wire is not None:
@@ -143,7 +145,7 @@ class FrontEndProcess:
 
 
 class Supervisor:
-    """Several front ends, as `server.app.FrontEnds`."""
+    """Supervises several front ends: these are `server.app.FrontEnds`."""
 
     def __init__(
         self,
@@ -253,7 +255,7 @@ class Supervisor:
         self._counters.cleanup()
 
     def _launch(self, number: int) -> None:
-        """Raises OSError when the system starts no process."""
+        """Starts one of them. Raises OSError when the system starts no process."""
         text, digest = self._configuration.text, self._admin.digest
         start = Start(self._config, number, text, digest)
         self.processes[number] = FrontEndProcess(start, self._ledger, self._counters.name)
@@ -316,7 +318,7 @@ class Supervisor:
         return True
 
     def _connect(self, front_end: FrontEndProcess) -> None:
-        """Where there is no engine at the moment, the next one is connected."""
+        """Connects it to the engine; where there is none at the moment, the next one is."""
         if self._engine.link.info is not None and not front_end.is_connected:
             with contextlib.suppress(OSError):  # the engine has just been lost
                 front_end.attach(self._engine.keeper.connect())
@@ -343,7 +345,7 @@ class Supervisor:
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Raises StartError."""
+    """Returns a new folder for metrics. Raises StartError."""
     try:
         return tempfile.TemporaryDirectory(prefix="niyama-")
     except OSError as error:

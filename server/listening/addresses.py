@@ -11,7 +11,7 @@ from server.listening.exposition import Exposition
 
 
 def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
-    """Raises StartError."""
+    """Serves metrics at the port for them, if there is one. Raises StartError."""
     try:
         if config.metrics_port:
             exposition.serve(_bare(config.host), config.metrics_port)
