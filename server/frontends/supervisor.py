@@ -130,8 +130,8 @@ class FrontEndProcess:
         self._child.kill()
 
     def end(self) -> None:
-        """Kills it. Its connection ends with it, or after a while by our hand: the system cannot end
-        a process in the middle of a call that does not return.
+        """Kills it. Its connection ends with it, or after a while by our hand: the system cannot
+        end a process in the middle of a call that does not return.
         """
         self.kill()
         if self._wire is not None:

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, weakref
-from engine.driving import collector
+from engine.processes import collector
 
 class Ring:
     def __init__(self):
