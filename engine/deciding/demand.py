@@ -1,43 +1,119 @@
-"""How much engine time a request still needs: the unit in which deadlines are weighed."""
+"""What requests need of the engine, and what the recent ones were like.
+
+The unit in which deadlines are weighed is predicted seconds of engine time.
+"""
 
 from __future__ import annotations
 
 import math
 
+from sortedcontainers import SortedList
+
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
+from engine.deciding.plan import Work
 from engine.deciding.sequence import Sequence
+
+ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expected of the next ones
+WINDOW = 1000  # recent requests whose work is remembered
+REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
+CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls below after 45 requests
 
 
 class Demand:
-    """Predicted seconds, for prefills in chunks of `chunk` tokens (the size a loaded engine runs).
+    """Predicted seconds of work, for prefills in chunks of `chunk` tokens (the size that a loaded
+    engine runs).
 
-    A decode is charged what one more sequence adds to an iteration: iterations run anyway.
+    A decode is charged what one more sequence adds to an iteration, as iterations run anyway.
     """
 
     def __init__(self, latency: LatencyModel, history: OutputLengths, chunk: int) -> None:
         self._latency = latency
         self._history = history
         self.chunk = chunk
+        self.iteration_s = latency.predict(Work(1, 1))  # recent duration of an iteration
+
+    def note_iteration(self, seconds: float) -> None:
+        """Takes note that an iteration took that long."""
+        self.iteration_s += ITERATION_WEIGHT * (seconds - self.iteration_s)
 
     def output_left(self, sequence: Sequence) -> int:
-        """Tokens that are guessed to be computed, at least 1 while the sequence is not finished."""
+        """Returns the tokens that are guessed to be sampled yet, at least 1."""
         request = sequence.request
         expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
         return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
     def prefill_s(self, sequence: Sequence) -> float:
+        """Returns the seconds that prefilling what is uncomputed takes."""
         return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
 
     def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:
-        """Of the decodes to come, on average and at most so many, each at what it adds to an
-        iteration."""
+        """Returns the seconds that the decodes after the prefill add to iterations, for as many as
+        there are on average, but `most` at most."""
         request = sequence.request
         mean = self._history.mean(request.output_group, request.sampling.max_tokens)
         decodes = max(1.0, min(mean - sequence.num_output, most))
         context = sequence.num_known + int(decodes / 2)
         return decodes * self._latency.decode_seconds(context, self.chunk)
 
+    def decodes_until_due_s(self, sequence: Sequence, now: float) -> float:
+        """Returns the same for the decodes that fit before the deadline, an iteration each: no
+        others stand in anybody's way until then."""
+        most = max(0.0, sequence.due_at - now) / max(self.iteration_s, 1e-9)
+        return self.decodes_s(sequence, most)
+
     def seconds(self, sequence: Sequence) -> float:
-        """All that is left on average: prefill and decodes. Sums over a queue stay unbiased."""
+        """Returns all that is left on average, prefill and decodes, so that sums over a queue are
+        not biased."""
         return self.prefill_s(sequence) + self.decodes_s(sequence)
+
+    def decoding_s(self, sequence: Sequence) -> float:
+        """Returns the time in which the output that is left can follow, a token an iteration."""
+        return self.output_left(sequence) * self.iteration_s
+
+
+class RecentRequests:
+    """Statistics of the recent requests with targets: how costly, how hurried, and how many of them
+    had to be relegated."""
+
+    def __init__(self) -> None:
+        self.num_noted = 0
+        self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
+        self._relegated_share = 0.0  # weighted by recency
+        self._works_s: list[float] = []  # a ring of the last WINDOW
+        self._sorted: SortedList[float] = SortedList()  # the same
+
+    def note(self, work_s: float, ttft_s: float | None) -> None:
+        """A request came with that much work, and with that TTFT target if it can be met."""
+        self.num_noted += 1
+        self._relegated_share *= 1 - REQUEST_WEIGHT
+        self.shortest_ttft_s *= 1 + REQUEST_WEIGHT
+        if ttft_s is not None:
+            self.shortest_ttft_s = min(self.shortest_ttft_s, ttft_s)
+        if len(self._works_s) == WINDOW:
+            self._sorted.remove(self._works_s[self.num_noted % WINDOW])
+            self._works_s[self.num_noted % WINDOW] = work_s
+        else:
+            self._works_s.append(work_s)
+        self._sorted.add(work_s)
+
+    def note_relegation(self) -> None:
+        """One of the requests was relegated."""
+        self._relegated_share += REQUEST_WEIGHT
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether nobody had to be relegated lately, so that the queue counts as feasible."""
+        return self._relegated_share <= CALM
+
+    @property
+    def costliest_s(self) -> float:
+        """Most work that one of them had, in seconds; 0 before the first."""
+        return self._sorted[-1] if self._sorted else 0.0
+
+    def costly_s(self, share: float) -> float:
+        """Returns the work in seconds that the costliest `share` of them reach or exceed; inf while
+        too few are known to tell."""
+        if len(self._sorted) < WINDOW // 10:
+            return math.inf
+        return float(self._sorted[int((1 - share) * len(self._sorted))])

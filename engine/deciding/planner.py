@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.deciding.demand import Demand
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Chunk, Plan, Work
-from engine.deciding.policies import Policy
+from engine.deciding.policy import Policy
 from engine.deciding.record import DecisionLog
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
@@ -34,7 +33,6 @@ class Planner:
         self,
         roster: Roster,
         policy: Policy,
-        demand: Demand,
         pages: PagePool,
         latency: LatencyModel,
         max_batch_size: int,
@@ -43,7 +41,6 @@ class Planner:
     ) -> None:
         self._roster = roster
         self._policy = policy
-        self._demand = demand
         self._pages = pages
         self._latency = latency
         self._max_batch_size = max_batch_size
@@ -101,7 +98,9 @@ class Planner:
             return self._roster.last_partial()
 
         def slack_after(sequence: Sequence) -> tuple[float, float, str]:
-            again_s = self._latency.prefill_seconds(0, sequence.num_known, self._demand.chunk)
+            again_s = self._latency.prefill_seconds(
+                0, sequence.num_known, self._policy.demand.chunk
+            )
             return (sequence.due_at - now - again_s, -again_s, sequence.id)
 
         return max(self._roster.running, key=slack_after)

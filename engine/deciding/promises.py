@@ -8,6 +8,7 @@ the lowest importance, then to shares that hold more than their part of the wait
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from engine.deciding.backlog import Backlog
@@ -59,6 +60,19 @@ class Promises:
         if group is None:
             group = shares[name] = Backlog()
         return group
+
+    def load(self, now: float) -> float:
+        """Returns the waiting work over the smallest slack that serving it in order of deadline
+        from `now` on leaves; 0 if nobody waits, inf if not all can be on time."""
+        slack_s = -(now + self.all.lateness)
+        return self.all.total / slack_s if slack_s > 0 else math.inf
+
+    def has_time(self, due: float, work_s: float, start: float) -> bool:
+        """Whether one more request with that deadline and work would be on time, and all that are
+        due later too, with work beginning at `start`."""
+        own_s = start + self.all.work_until(due) + work_s - due
+        others_s = start + self.all.lateness_after(due) + work_s
+        return max(own_s, others_s) <= 0
 
     def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
         """With work beginning at `start`: who should give way, and for whom; None if all are on

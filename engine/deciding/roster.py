@@ -12,7 +12,7 @@ everybody who begins to wait, moves on, or waits no longer.
 from __future__ import annotations
 
 from engine.deciding.plan import Plan
-from engine.deciding.policies import Policy
+from engine.deciding.policy import Policy
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence, Status
 

@@ -5,9 +5,8 @@
     events = scheduler.commit(plan, pending.tokens(), now)
 
 The scheduler owns every sequence and every page. What differs between policies (order of prefills,
-size of the chunk, who is relegated) is in policies.py and niyama.py; everything else is here and
-shared. It never reads a clock: `now` is always the caller's, in seconds on the clock of
-`arrived_at`.
+size of the chunk, who is relegated) is told in policy.py; everything else is here and shared. It
+never reads a clock: `now` is always the caller's, in seconds on the clock of `arrived_at`.
 
 Look-ahead: `advance(plan, started_at)` says that a plan has been launched, and the next may be made
 before this one is committed (else `commit` advances it). One at most is in flight. All that it
@@ -28,16 +27,15 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from dataclasses import replace
 
-from engine.deciding.demand import Demand
 from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
-from engine.deciding.niyama import Niyama
 from engine.deciding.outcome import CHOICE, LOGITS, finished
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.planner import Planner
-from engine.deciding.policies import ORDERS, FixedChunk, Move, MoveKind, Policy
+from engine.deciding.policies import MAKERS, Resources
+from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
 from engine.deciding.record import DecisionLog, Entry, Timeline
 from engine.deciding.request import Request, Sampling
@@ -66,14 +64,14 @@ class Scheduler:
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
         self.record = DecisionLog(config.record_capacity, decision_sink)
         self.totals = Totals()
-        chunk = latency.saturating_chunk() if config.policy == "niyama" else config.chunk_size
-        self._demand = Demand(latency, self.history, chunk)
-        self.policy = self._make_policy()
+        resources = Resources(
+            latency, self.history, config.num_pages, config.chunk_size, config.niyama
+        )
+        self.policy = MAKERS[config.policy](resources)
         self.roster = Roster(self.policy)
         self._planner = Planner(
             self.roster,
             self.policy,
-            self._demand,
             self.pages,
             latency,
             config.max_batch_size,
@@ -83,14 +81,6 @@ class Scheduler:
         self._events: list[Event] = []  # that planning caused; handed out by the next call
         self._in_flight: Plan | None = None  # advanced, and not committed
         self._started_at = 0.0  # when the plan in flight did
-        self._iteration_s = 0.0  # recent duration of an iteration
-
-    def _make_policy(self) -> Policy:
-        config = self.config
-        if config.policy != "niyama":
-            return FixedChunk(ORDERS[config.policy], config.chunk_size, self._demand)
-        held = int(config.niyama.max_held_share * config.num_pages)
-        return Niyama(config.niyama, self.latency, self._demand, config.chunk_size, held)
 
     # A request comes, and its caller may leave
 
@@ -209,8 +199,7 @@ class Scheduler:
 
     def _observe(self, plan: Plan, duration: float) -> None:
         self.latency.observe(plan.work, duration)
-        self._iteration_s += 0.1 * (duration - self._iteration_s)
-        self.policy.computed(duration)
+        self.policy.demand.note_iteration(duration)
         self.totals.num_iterations += 1
         self.totals.decode_tokens += plan.work.num_decodes
         self.totals.prefill_tokens += plan.work.num_prefill
@@ -264,15 +253,15 @@ class Scheduler:
         return self.roster.sequences[request_id]
 
     def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
-        ahead_s = self.policy.ahead_s(sequence, now)
+        demand, ahead_s = self.policy.demand, self.policy.ahead_s(sequence, now)
         alone_s = self.latency.usual(Work(1, sequence.num_known))
-        iteration_s = max(self._iteration_s, alone_s)
+        iteration_s = max(demand.iteration_s, alone_s)
         tbt_s = sequence.request.targets.tbt_s
         if tbt_s is not None and self.policy.keeps_pace:
             context = sequence.num_known + sum(s.num_known for s in self.roster.running)
             decodes_s = self.latency.usual(Work(1 + len(self.roster.running), context))
             iteration_s = min(iteration_s, max(tbt_s, decodes_s))
-        return forecast(sequence, ahead_s, self._demand, iteration_s, now, output_len)
+        return forecast(sequence, ahead_s, demand, iteration_s, now, output_len)
 
     def estimate(self, asked: Estimate, now: float) -> Forecast:
         """Returns what would become of such a request if it was sent now."""

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.deciding.policies import POLICIES
 from loadgen.cli import main as loadgen
 from loadgen.targets import local_server
 
-POLICIES = ("niyama", "fcfs", "edf", "srpf")
 TIERS = """
 default_tier = "interactive"
 [tiers.interactive]

@@ -29,6 +29,7 @@ from engine.deciding.plan import (
     Token,
     Work,
 )
+from engine.deciding.policies import FixedChunk
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -294,7 +295,7 @@ class Driver:
         for sequence, start, length in writes:
             assert start + length <= len(sequence.pages) * pages.page_size, "unbacked position"
         self._check_writers(writes, pages.page_size)
-        if config.policy != "niyama":
+        if isinstance(self.scheduler.policy, FixedChunk):
             room = max(0, config.chunk_size - plan.work.num_decodes)
             assert plan.work.num_prefill <= room, "the token budget holds"
 

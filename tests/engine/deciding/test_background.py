@@ -5,8 +5,17 @@ from __future__ import annotations
 
 import pytest
 
+from engine.deciding.background import FairShares
 from engine.deciding.plan import Accepted
-from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
+from engine.deciding.request import Share
+from tests.engine.deciding.parts import (
+    Driver,
+    deadline,
+    interactive,
+    make_request,
+    make_scheduler,
+    make_sequence,
+)
 
 
 def test_a_flood_of_best_effort_cannot_keep_a_relegated_request_from_its_end() -> None:
@@ -67,11 +76,13 @@ def test_a_best_effort_request_does_not_wait_for_itself() -> None:
 
 
 def test_shares_of_the_past_are_forgotten() -> None:
-    driver = Driver(make_scheduler(prefix_caching=False))
+    shares = FairShares()
     for i in range(50):
-        driver.submit(make_request(f"r{i}", tenant=f"tenant-{i}", at=driver.now))
-        driver.drain()
-    assert not driver.scheduler.policy._share_finish  # type: ignore[attr-defined]  # Niyama's own
+        sequence = make_sequence(f"r{i}")
+        shares.add(sequence, Share(f"tenant-{i}"), 1.0)
+        shares.serve(sequence)
+        shares.remove(sequence)
+    assert len(shares) == 0
 
 
 def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:

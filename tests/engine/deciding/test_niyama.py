@@ -15,7 +15,7 @@ from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Seg
 from engine.deciding.niyama import Niyama, NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
-from engine.deciding.policies import Move, MoveKind
+from engine.deciding.policy import Move, MoveKind
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Request, Share
 from engine.simulator import Replica
 from tests.engine.deciding.parts import (

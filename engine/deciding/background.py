@@ -1,0 +1,145 @@
+"""What the requests with deadlines leave over, and how it is shared.
+
+In the background wait requests that have no target (best effort), and relegated ones, whose
+deadline was given up. Two rules keep them moving, and neither can be outrun by a flood:
+
+* They are served from what the others leave over, and besides from a small share of the prefill
+  tokens. It is kept as a credit: while others are served, the background earns `share` of a token
+  for each of theirs, and pays its own tokens from that. Once the credit is worth a whole chunk, it
+  goes first.
+* Of the best effort request and the relegated one that are first in their order, the one that
+  arrived earlier goes first. Relegated requests go by arrival. Best effort requests go by
+  start-time fair queueing, see FairShares.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from engine.deciding.policy import BEST_EFFORT, RELEGATED
+from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.request import Share
+from engine.deciding.sequence import Sequence
+
+
+class FairShares:
+    """Start-time fair queueing (Goyal, Vin and Cheng, 1996): turns in proportion to weights.
+
+    Time is virtual, in seconds of work per unit of weight. A request starts when the one before it
+    of the same share finishes, or at the present virtual time if that is later, and finishes after
+    its work divided by the weight. Whoever starts earliest is served next, and the start of who is
+    served is the present virtual time. So a share of twice the weight gets twice the work done
+    while both have requests waiting, and a share that had none for a while has saved up nothing.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0  # virtual
+        self._finish: dict[str, float] = {}  # of each share's last request, by the share's name
+        self._starts: dict[Sequence, float] = {}  # of those that wait
+
+    def __len__(self) -> int:
+        """The number of shares that are remembered."""
+        return len(self._finish)
+
+    def add(self, sequence: Sequence, share: Share, work_s: float) -> float:
+        """Returns the virtual instant at which the request starts; smaller is served first."""
+        start = max(self._now, self._finish.get(share.name, 0.0))
+        self._starts[sequence] = start
+        self._finish[share.name] = start + work_s / share.weight
+        return start
+
+    def serve(self, sequence: Sequence) -> None:
+        """The request is being served, or part of it."""
+        self._now = max(self._now, self._starts.get(sequence, 0.0))
+
+    def remove(self, sequence: Sequence) -> None:
+        """The request waits no longer. When none does, nobody owes anybody a turn."""
+        if self._starts.pop(sequence, None) is not None and not self._starts:
+            self._finish.clear()
+
+
+class _Entry(NamedTuple):
+    rank: int
+    work_s: float
+
+
+class Background:
+    """The waiting requests of best effort and the relegated ones, with the work of each in seconds.
+
+    `share` is that of the prefill tokens, in [0, 1), and `chunk` the tokens that an iteration has
+    at most.
+    """
+
+    def __init__(self, share: float, chunk: int) -> None:
+        self._share = share
+        self._chunk = chunk
+        self._credit = 0.0  # prefill tokens that the background may take before the others
+        self._entries: dict[Sequence, _Entry] = {}
+        self._total_s = 0.0
+        self.fair_shares = FairShares()
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._entries
+
+    def add_best_effort(self, sequence: Sequence, work_s: float) -> Key:
+        """Returns the key with which the request waits."""
+        start = self.fair_shares.add(sequence, sequence.request.share, work_s)
+        return self._add(sequence, BEST_EFFORT, start, work_s)
+
+    def add_relegated(self, sequence: Sequence, work_s: float) -> Key:
+        """Returns the key with which the request waits."""
+        return self._add(sequence, RELEGATED, sequence.request.arrived_at, work_s)
+
+    def _add(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
+        self._entries[sequence] = _Entry(rank, work_s)
+        self._total_s += work_s
+        return (rank, value)
+
+    def set_work(self, sequence: Sequence, work_s: float) -> Key:
+        """Returns the new key of a request of which part is computed. What has begun holds memory,
+        so it goes on before the others of its rank."""
+        rank, before_s = self._entries[sequence]
+        self._total_s += work_s - before_s
+        self._entries[sequence] = _Entry(rank, work_s)
+        return (rank, -math.inf)
+
+    def remove(self, sequence: Sequence) -> None:
+        """The request waits no longer, or not in the background."""
+        self.fair_shares.remove(sequence)
+        self._total_s = max(0.0, self._total_s - self._entries.pop(sequence).work_s)
+
+    def work_s(self, sequence: Sequence) -> float:
+        """Returns the seconds of work that the waiting request has left."""
+        return self._entries[sequence].work_s
+
+    def others_s(self, sequence: Sequence) -> float:
+        """Returns the work of everybody else in the background, in seconds."""
+        entry = self._entries.get(sequence)
+        return max(0.0, self._total_s - (entry.work_s if entry else 0.0))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the share that the background has earned is worth a chunk."""
+        return self._credit >= self._chunk
+
+    def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        """Keeps the account of the share: these chunks (sequence, tokens) are being computed."""
+        for sequence, length in chunks:
+            if sequence in self._entries:
+                self._credit = max(0.0, self._credit - length)
+                self.fair_shares.serve(sequence)
+            elif self._entries:
+                self._credit += self._share * length
+
+    def order(self, waiting: SequenceQueue) -> Iterator[Sequence]:
+        """Yields the background of the queue, first to last."""
+        ranks = waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED)
+        return heapq.merge(*ranks, key=_age)
+
+
+def _age(sequence: Sequence) -> float:
+    """By age, after what has begun."""
+    return -math.inf if sequence.num_computed else sequence.request.arrived_at

@@ -1,0 +1,147 @@
+"""How large the next prefill chunk is, and which decodes sit an iteration out.
+
+The budget. An iteration has the decodes, and a prefill chunk in what room they leave. How long it
+may take is said by pace.py: no running stream may get a token late. Besides, nobody who arrives
+while it runs may wait too long for its end (`response_s`), but for that an iteration is never
+shorter than LOST_GAP times what the decodes need by themselves. The largest chunk whose predicted
+duration keeps the budget is latency.py's to find; none is larger than the size at which throughput
+saturates, since beyond it a chunk only delays the others. While the queue is light there is no
+hurry, and no raw gap between two tokens may exceed the stream's TBT target.
+
+Thrift. Often it is a stream with a TBT target that limits the chunk. It gets a token from each
+iteration, whether that has a chunk or not. So what a chunk of n tokens costs is the time that it
+adds, t(n) - t(0), and its yield is
+
+    n / (t(n) - t(0))    tokens per second of slack
+
+With t linear in n the yield is the same for every n, and taking all that fits is right. But t is
+linear only within the segments of the profile, and jumps between them: matrix units like some sizes
+better. So the yield can be clearly better (by the factor THRIFT) at the first size of some segment,
+or at the largest:
+
+    yield better at a smaller size    take that one; the slack that it leaves is kept for later
+    yield better at a larger size     take none now: an iteration of decodes alone is shorter than
+                                      the TBT, so it adds slack, until the larger size fits. It must
+                                      be able to fit, within the longest gap that is allowed
+
+The yields are compared rather than the tokens that fit now, as how much fits depends also on the
+margin for errors of prediction, and on how much slack the stream happens to have.
+
+Holding. Where the decodes alone take longer than an interactive stream allows, no chunk size helps.
+Then decodes that only have a deadline for their last token (TTLT) sit out, first those with the
+most time for each token that they have left. One that sits out has its turn later and keeps its
+pages meanwhile. So it sits out only while it has time for twice as many iterations as it needs, and
+those that sit out may have only so many pages together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from engine.deciding.demand import Demand
+from engine.deciding.latency import LatencyModel, add_chunk
+from engine.deciding.pace import LOST_GAP, Budget, PaceConfig, deadline_budget, iteration_budget
+from engine.deciding.plan import Work
+from engine.deciding.sequence import Sequence
+
+THRIFT = 1.05  # another size of chunk must be at least this much more efficient
+LIGHT = 0.05  # load of the queue below which there is no hurry
+
+
+class Chunking:
+    """The room for prefills in one iteration at a time, `begin` being called for each."""
+
+    def __init__(
+        self, pace: PaceConfig, latency: LatencyModel, demand: Demand, max_held_pages: int
+    ) -> None:
+        """No chunk is larger than `demand.chunk` tokens."""
+        self._latency = latency
+        self._demand = demand
+        self._max_held_pages = max_held_pages
+        self._usual_pace = pace
+        self._light_pace = replace(pace, max_gap=1.0)
+        # Of the present iteration:
+        self._pace = pace
+        self._response_s = math.inf
+        self._budget = Budget(math.inf, None)
+
+    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+        """Returns the running sequences that sit this iteration out, as the module says."""
+        elastic = [s for s in running if s.request.targets.ttlt_s is not None and s.due_at > now]
+        if not elastic or len(elastic) == len(running):
+            return []
+        strict = ((s, 1) for s in running if s.request.targets.tbt_s is not None)
+        budget_s = iteration_budget(self._usual_pace, strict, 0.0, now).seconds
+        work = Work(len(running), sum(s.num_known for s in running))
+        expected_s = self._latency.predict(work)
+        if expected_s * self._latency.margin <= budget_s:
+            return []
+        left = self._demand.output_left
+        spare = [(deadline_budget(s.due_at, left(s), now), s.id, s) for s in elastic]
+        held: list[Sequence] = []
+        pages = 0
+        for per_token_s, _, sequence in sorted(spare, reverse=True):
+            pages += len(sequence.pages)
+            if per_token_s < 2 * expected_s or pages > self._max_held_pages:
+                break
+            held.append(sequence)
+            work = work._replace(
+                num_decodes=work.num_decodes - 1,
+                decode_context=work.decode_context - sequence.num_known,
+            )
+            if self._latency.predict(work) * self._latency.margin <= budget_s:
+                break
+        return held
+
+    def begin(
+        self, decodes: list[Sequence], work: Work, load: float, response_s: float, now: float
+    ) -> None:
+        """An iteration with these decodes, and so with that work, is planned for the instant `now`.
+
+        `load` is the waiting work over the slack that it has. An iteration of `response_s` seconds
+        is the longest after which those who arrive meanwhile can still be answered in time.
+        """
+        floor_s = self._latency.predict(work)
+        left = self._demand.output_left
+        streams = ((s, 1 if s.request.targets.ttlt_s is None else left(s)) for s in decodes)
+        self._pace = self._light_pace if load < LIGHT else self._usual_pace
+        self._response_s = response_s
+        budget = iteration_budget(self._pace, streams, floor_s, now)
+        longest_s = max(response_s, LOST_GAP * floor_s)
+        self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
+
+    def room(self, work: Work, start: int, num_left: int) -> int:
+        """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens
+        left may join the iteration that has `work` so far."""
+        limit = min(self._demand.chunk - work.num_prefill, num_left)
+        if limit <= 0 or self._budget.seconds == math.inf:
+            return max(0, limit)
+        length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
+        if length == 0 and not work.num_tokens:
+            return 1  # an iteration computes something, however little time there is
+        if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
+            return self._thrifty(work, start, length, self._budget.tbt_s)
+        return length
+
+    def _thrifty(self, work: Work, start: int, length: int, tbt_s: float) -> int:
+        """Returns how many of the `length` tokens that fit to take, where a stream with that TBT is
+        what limits."""
+        predict, margin = self._latency.predict, self._latency.margin
+        idle_s = predict(work)
+
+        def rate(size: int) -> float:
+            return size / max(predict(add_chunk(work, start, size)) - idle_s, 1e-9)
+
+        clearly_better = THRIFT * rate(length)
+        best, best_rate = length, clearly_better
+        longest_s = min(self._pace.max_gap * tbt_s, self._response_s)
+        for size in self._latency.chunk_steps(work, self._demand.chunk):
+            if size <= length:
+                if (of_size := rate(size)) > best_rate:
+                    best, best_rate = size, of_size
+            elif idle_s < tbt_s and rate(size) > clearly_better:
+                full_s = predict(add_chunk(work, start, size))
+                if tbt_s < full_s and margin * full_s <= longest_s:
+                    return 0
+        return best

@@ -1,0 +1,141 @@
+"""What a scheduling policy decides, and what it takes to write one.
+
+The scheduler (scheduler.py) owns every sequence and every page, and plans iteration after iteration
+in one way for all policies. Where policies differ, it asks. There are three decisions:
+
+1. Order of prefills: whose prompt is computed next. Each waiting sequence has a key; a smaller key
+   goes first, and ties go by arrival. The policy gives the key when the sequence begins to wait
+   (`enter`) and a new one whenever part of its prompt has been computed (`progress`). For a single
+   iteration it may deviate from the keys (`order`).
+2. Size of the chunk: how many prompt tokens join an iteration that has decodes already (`room`).
+   A policy may let running sequences sit an iteration out to make room (`hold`), and may keep part
+   of the memory and of the batch free for some requests (`share_to_start`).
+3. Relegation: who gives way when not everybody can be on time. Before each iteration the policy
+   says who is moved to another place in the queue, and why (`review`).
+
+Besides, it answers one question, on which every forecast rests: how much work is served before a
+sequence (`ahead_s`).
+
+To write a policy: derive a class from Policy in a module of this folder, with at least the methods
+that are abstract below, and give it a name in policies.py, where MAKERS is the only list of
+policies. The flags of the server and of the load generator take the names from there, and the
+tests of the scheduler, of the simulator and of the model hold every policy in that list to what any
+policy owes. The smallest example is FixedChunk, also in policies.py; where only the order is new,
+it is a function from a sequence to a number, beside those that are in ORDERS already.
+
+Like all of this folder, a policy reads no clock (`now` is an argument, in seconds) and draws no
+random number, so that a simulation and the service decide alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from engine.deciding.demand import Demand
+from engine.deciding.plan import Work
+from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.sequence import Sequence
+
+# Ranks of keys. Everybody of one rank goes before everybody of the next, unless `order` says else.
+KEPT, BEST_EFFORT, RELEGATED = 0, 1, 2
+
+
+class MoveKind(Enum):
+    RELEGATE = "relegated"
+    RESTORE = "restored"
+    REORDER = "reordered"
+
+
+class Move(NamedTuple):
+    """A waiting sequence gets another key. `for_whom` is the sequence that is saved by it."""
+
+    sequence: Sequence
+    key: Key
+    kind: MoveKind
+    reason: str = ""
+    for_whom: Sequence | None = None
+
+    @property
+    def told(self) -> str:
+        """The reason, and who is saved; the requests of another tenant are not named."""
+        if self.for_whom is None:
+            return self.reason
+        own, saved = self.sequence.request, self.for_whom.request
+        whom = saved.name if saved.tenant == own.tenant else "another tenant's"
+        return f"{self.reason} (saves {whom})"
+
+
+class Policy(ABC):
+    """The decisions of one policy, as the module describes them.
+
+    The scheduler calls `review`, `hold`, `begin`, `order` and `room` in this sequence for each
+    iteration that it plans, and `launched` once the iteration is on its way.
+    """
+
+    alpha: float = 0.0  # weight of work against deadline in the order of prefills
+    keeps_pace: bool = False  # whether chunks are cut so that running streams keep their TBT
+
+    def __init__(self, demand: Demand) -> None:
+        """`demand` is the estimate of work, in chunks of the size that this policy runs."""
+        self.demand = demand
+
+    # Order
+
+    @abstractmethod
+    def enter(self, sequence: Sequence, now: float) -> Key:
+        """Returns the key of a sequence that begins to wait, or waits again."""
+
+    @abstractmethod
+    def progress(self, sequence: Sequence) -> Key:
+        """Returns the new key of a waiting sequence of which more, or less, is computed now."""
+
+    @abstractmethod
+    def leave(self, sequence: Sequence) -> None:
+        """Takes note that the sequence waits no longer, for whatever reason."""
+
+    def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
+        """Yields the waiting sequences whose prefill goes into this iteration, first to last."""
+        return iter(waiting)
+
+    # Size of the chunk
+
+    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+        """Returns the running sequences that sit this iteration out."""
+        return []
+
+    def begin(  # noqa: B027 # most need to know nothing
+        self, decodes: list[Sequence], work: Work, now: float
+    ) -> None:
+        """Takes note of the decodes, and of their work, that the iteration has before any chunk."""
+
+    @abstractmethod
+    def room(self, work: Work, sequence: Sequence) -> int:
+        """Returns the most tokens of the waiting sequence that may join an iteration that has
+        `work` so far. Anything below 1 says that the iteration is full."""
+
+    def share_to_start(self, sequence: Sequence) -> float:
+        """Returns the share of the batch's places and of the memory, in (0, 1], up to which this
+        sequence may begin."""
+        return 1.0
+
+    def launched(  # noqa: B027 # most need to know nothing
+        self, chunks: Iterable[tuple[Sequence, int]]
+    ) -> None:
+        """Takes note of the chunks (sequence, tokens) that are computed from now on. The sequences
+        still wait: `progress` or `leave` follows for each."""
+
+    # Relegation
+
+    def review(self, now: float) -> list[Move]:
+        """Returns who is moved before the next iteration is planned."""
+        return []
+
+    # Forecasts
+
+    @abstractmethod
+    def ahead_s(self, sequence: Sequence, now: float) -> float:
+        """Returns the predicted seconds of waiting work that is served before the sequence. It may
+        be a sequence that does not wait, made up for a question."""
