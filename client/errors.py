@@ -122,14 +122,14 @@ def _exhausted(call: grpc.Call, message: str) -> NiyamaError:
 def _violated_field(call: grpc.Call) -> str:
     bad_request = error_details_pb2.BadRequest()
     if _unpack_detail(call, bad_request) and bad_request.field_violations:
-        return bad_request.field_violations[0].field
+        return str(bad_request.field_violations[0].field)
     return ""
 
 
 def _retry_after(call: grpc.Call) -> float | None:
     retry = error_details_pb2.RetryInfo()
     if _unpack_detail(call, retry):
-        return retry.retry_delay.ToTimedelta().total_seconds()
+        return float(retry.retry_delay.ToTimedelta().total_seconds())
     return None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import structlog
@@ -49,7 +50,7 @@ class Call:
         self,
         rpc: str,
         arrived_at: float,
-        context: grpc.aio.ServicerContext,
+        context: grpc.aio.ServicerContext[Any, Any],
         metrics: Metrics,
         raw: bytes = b"",
     ) -> None:

@@ -33,7 +33,6 @@ FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, Engin
 # before that it raises InternalError (a failed batch) or UsageError (a status was sent).
 DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
 ResponseT = TypeVar("ResponseT")
-Context = grpc.aio.ServicerContext
 
 
 class Calls:
@@ -50,7 +49,7 @@ class Calls:
 
     def handler(
         self, service: ServiceDescriptor, answers: Mapping[str, Callable[[Call], Awaitable[Any]]]
-    ) -> grpc.GenericRpcHandler:
+    ) -> grpc.GenericRpcHandler[Any, Any]:
         """Returns the handler of a service's RPCs, of which `answers` has one function for each
         name.
 
@@ -80,14 +79,14 @@ class Calls:
         rpc: str,
         answer: Callable[[Call], Awaitable[ResponseT]],
         _: object,
-        context: Context,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> ResponseT:
         """Waits for the message, then serves the call. Draining waits only for calls whose message
         has come.
         """
         return await self._serve(await self._received(rpc, context), answer)
 
-    async def _received(self, rpc: str, context: Context) -> Call:
+    async def _received(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
         """Returns the call, once its message has come. Where none comes, the call ends here, and
         what gRPC then raises is raised.
         """

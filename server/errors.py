@@ -7,7 +7,7 @@ ErrorInfo whose reason a program can compare.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -170,7 +170,7 @@ def _with_reason(code: grpc.StatusCode, reason: str, message: str) -> CallError:
     return CallError(code, message, error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
 
 
-async def abort(context: grpc.aio.ServicerContext, error: CallError) -> NoReturn:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CallError) -> NoReturn:
     """Ends the call with the error's status and details, by raising what gRPC takes for that."""
     detail = AnyMessage()
     detail.Pack(error.detail)

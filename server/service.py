@@ -90,7 +90,7 @@ class InferenceService:
         """Ends the processes that read long messages."""
         await self._prompts.stop()
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Returns the handler of the service's RPCs."""
         answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,

@@ -74,11 +74,14 @@ class HuggingFace:
         # Not `encode`, which also keeps where in the text each token stands: many times the memory,
         # with Python's lock held.
         try:
-            return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[
+                0
+            ].ids
         except BaseException as error:
             if not _is_the_library_s(error):
                 raise
             raise ValueError(f"the tokenizer cannot encode the text: {error}") from error
+        return ids
 
     def _add_tokens(self, settings: TokenizerSettings) -> None:
         """What the files beside it say of a token goes before what tokenizer.json says.

@@ -58,8 +58,9 @@ class SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         if not self._added.occur_in(text):
-            return self._encoder(text, is_first=True).encode(text)
-        ids: list[int] = []
+            ids: list[int] = self._encoder(text, is_first=True).encode(text)
+            return ids
+        ids = []
         for index, part in enumerate(self._added.split(text)):
             if isinstance(part, int):
                 ids.append(part)
@@ -114,7 +115,7 @@ class SentencePiece:
         if model.is_control(token_id):
             return b""
         if model.is_unknown(token_id):
-            return model.decode([token_id]).encode()
+            return str(model.decode([token_id])).encode()
         piece = model.id_to_piece(token_id)
         if model.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])

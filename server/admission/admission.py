@@ -25,7 +25,7 @@ number of shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from engine.deciding.request import Importance, Share
 from engine.linking.errors import DuplicateRequest
@@ -260,7 +260,7 @@ class Offer:
         self.share = share
         self.left = most
         self._is_beyond = is_beyond
-        self._places = reversed(line.places)
+        self._places: Iterator[Place] = reversed(line.places)
         self._first = next(self._places, None)
 
     def serves(self, need: Use) -> bool:
@@ -278,8 +278,9 @@ class Offer:
 
     def take(self) -> Place:
         """Its next place, which is then no longer offered."""
-        place, self._first = self._first, next(self._places, None)
+        place = self._first
         assert place is not None
+        self._first = next(self._places, None)
         self.left = self.left.less(place.use)
         return place
 

@@ -363,7 +363,7 @@ def _max_tokens(asked: Asked, prompt_len: int, limits: Limits) -> int:
             text = f"prompt of {prompt_len} tokens leaves no room for output in {what} of {size}"
             raise InvalidRequest([Violation(field, text)])
     if asked.max_tokens is None:
-        wanted = max(limits.sampling.max_tokens, asked.sampling["min_tokens"])
+        wanted: int = max(limits.sampling.max_tokens, asked.sampling["min_tokens"])
         return min(wanted, context_room, kv_room)
     most = min(asked.max_tokens, context_room)
     if most > kv_room:

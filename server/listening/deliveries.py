@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -64,7 +65,9 @@ class Deliveries:
         self._ended_peers: set[str] = set()  # of connections with streams that were ended
 
     def begin(
-        self, context: grpc.aio.ServicerContext, give_up: Callable[[], None] = lambda: None
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        give_up: Callable[[], None] = lambda: None,
     ) -> Delivery:
         """Returns a delivery for the running task's call, which is looked at until gRPC is done
         with it. `give_up()` is called before the delivery is ended.

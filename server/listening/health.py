@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2 as pb
@@ -20,7 +20,7 @@ from server.listening.deliveries import Deliveries
 Status = pb.HealthCheckResponse
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
     """The health of `services`, which have one status together. It is NOT_SERVING at first, and
     from `shut_down` on for good.
     """
@@ -46,7 +46,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._is_shut_down = True
 
     async def Check(
-        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.HealthCheckResponse:
         """Answers with the status now."""
         if request.service not in self._services:
@@ -54,14 +54,14 @@ class Health(health_pb2_grpc.HealthServicer):
         return Status(status=self._status)
 
     async def List(
-        self, request: pb.HealthListRequest, context: grpc.aio.ServicerContext
+        self, request: pb.HealthListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.HealthListResponse:
         """Answers with the status of each service now."""
         now = Status(status=self._status)
         return pb.HealthListResponse(statuses=dict.fromkeys(self._services, now))
 
     async def Watch(
-        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> NoReturn:
         """Answers with the status now and with every one that follows, until the client leaves.
 

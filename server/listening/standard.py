@@ -31,7 +31,9 @@ class ShortQuestions:
         self._server = server
         self._uploads = uploads
 
-    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+    def add_generic_rpc_handlers(
+        self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]
+    ) -> None:
         """Registers handlers of a service, with messages that are received as uploads."""
         self._server.add_generic_rpc_handlers(
             [_Short(handler, self._uploads) for handler in handlers]
@@ -41,10 +43,10 @@ class ShortQuestions:
         """Does nothing: these are the same handlers once more, which an asyncio server ignores."""
 
 
-class _Short(grpc.GenericRpcHandler):
+class _Short(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """The RPCs of one service, whose messages are received as uploads."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, uploads: Uploads) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler[Any, Any], uploads: Uploads) -> None:
         self._inner = inner
         self._uploads = uploads
 
@@ -71,7 +73,7 @@ class _Question:
         self._deserialize = deserialize
         self._uploads = uploads
 
-    async def once(self, _: object, context: grpc.aio.ServicerContext) -> Any:
+    async def once(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Answers an RPC whose client sends one message."""
         try:
             raw = await self._uploads.receive(context)
@@ -79,7 +81,9 @@ class _Question:
             await errors.abort(context, error)
         return await self._behavior(_parse(self._deserialize, raw), context)
 
-    async def each(self, _: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+    async def each(
+        self, _: object, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Message]:
         """Answers an RPC whose client may send many messages."""
         try:
             async for answer in self._behavior(self._messages(context), context):
@@ -87,7 +91,9 @@ class _Question:
         except CallError as error:
             await errors.abort(context, error)
 
-    async def _messages(self, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+    async def _messages(
+        self, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Message]:
         async for raw in self._uploads.each(context):
             yield _parse(self._deserialize, raw)
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from itertools import islice
+from typing import Any
 
 import grpc
 
@@ -55,7 +56,7 @@ class Uploads:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def receive(self, context: grpc.aio.ServicerContext) -> bytes:
+    async def receive(self, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Returns the only message of a call. Raises CallError where it does not come."""
         raw = await self._next(context)
         if raw is None:
@@ -63,7 +64,7 @@ class Uploads:
             raise errors.cancelled("the call ended before its message had come")
         return raw
 
-    async def each(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    async def each(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         """Yields the messages of a call that may send many; each has the whole time to come.
 
         Raises CallError where one does not come.
@@ -93,7 +94,7 @@ class Uploads:
         num_of_peer = Counter(upload.peer for upload in slow)
         return sorted(slow, key=lambda upload: -num_of_peer[upload.peer])
 
-    async def _next(self, context: grpc.aio.ServicerContext) -> bytes | None:
+    async def _next(self, context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
         """Returns the call's next message; None when the client has sent its last."""
         upload = Upload(context.peer())
         self._open[upload] = None

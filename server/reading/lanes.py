@@ -78,10 +78,10 @@ class ReaderProcess:
         assert self._wire is not None
         if self.is_closed:
             raise ReaderLost
-        reply = self._reply = asyncio.get_running_loop().create_future()
+        self._reply = asyncio.get_running_loop().create_future()
         self._wire.post(job)
         async with asyncio.timeout(patience_s):
-            answer = await reply
+            answer = await self._reply
         assert not isinstance(answer, Loaded)
         return answer
 
