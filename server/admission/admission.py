@@ -261,7 +261,7 @@ class Offer:
         self.left = most
         self._is_beyond = is_beyond
         self._places: Iterator[Place] = reversed(line.places)
-        self._first = next(self._places, None)
+        self._first: Place | None = next(self._places, None)
 
     def serves(self, need: Use) -> bool:
         """Returns whether it has anything left of what is needed."""
