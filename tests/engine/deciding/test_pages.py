@@ -17,7 +17,7 @@ Prefix = tuple[str, tuple[int, ...]]  # tenant, and all prompt tokens up to a pa
 
 def cached_prefix(pool: PagePool, sequence: Sequence) -> int:
     """How many prompt tokens the sequence would share, leaving no trace."""
-    return len(pool._cached_pages(sequence.request)) * pool.page_size
+    return len(pool.index.find(sequence.request)) * pool.page_size
 
 
 class Pages(RuleBasedStateMachine):

@@ -1,0 +1,102 @@
+"""The prefix index: which page holds the keys and values (KV) of which beginning of a prompt.
+
+Attention is causal, so the KV of a position depends on the tokens up to it and on nothing else. Two
+prompts that begin with the same tokens have the same KV there, and it needs to be computed once: a
+full page of one prompt serves another if all tokens up to its end are the same, not just its own.
+
+That is what the hash of a page stands for. Hashes are chained, page by page:
+
+    hash of page i = H(hash of page i - 1, tokens of page i)         hash before page 0 = H(tenant)
+
+Equal hashes mean equal beginnings (with 128 bits, a collision is not to be expected), and the
+longest known beginning of a prompt is found by walking along its pages until one is unknown. The
+tenant is part of every hash, so that no tenant can find out, by how soon its first token comes,
+what another has sent.
+
+A prompt can be withdrawn, when what was computed of it may be wrong: then none of its pages is
+known any more, whoever computed them, and it takes no part in the sharing itself.
+
+The index knows nothing of who reads a page, nor when its space is needed: that is in pages.py.
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+
+from engine.deciding.request import Request
+
+
+class PrefixIndex:
+    """Which pages, of `page_size` tokens, are known by the beginning of a prompt that they hold.
+
+    A beginning is held by one known page, and a page is known for one beginning. Of two equal pages
+    that were computed at the same time, the second stays unknown.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._page_of: dict[bytes, int] = {}  # by hash
+        self._hash_of: dict[int, bytes] = {}  # the same the other way
+        # Hashes of the full pages of each prompt in flight, by request id; none if withdrawn.
+        self._prompt_hashes: dict[str, list[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._page_of)
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._hash_of
+
+    def find(self, request: Request) -> list[int]:
+        """Returns the pages of the longest known beginning of the prompt, in order. They never hold
+        the whole prompt: its last token is left to be computed, as the first output follows it."""
+        pages = []
+        num_usable = (len(request.prompt) - 1) // self._page_size
+        for hash_ in self._hashes(request)[:num_usable]:
+            page = self._page_of.get(hash_)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def add(self, request: Request, pages: list[int], start: int, stop: int) -> None:
+        """Makes known the pages that became full when positions [start, stop) of the request were
+        computed, as far as its prompt fills them. `pages` is its page table."""
+        hashes = self._hashes(request)
+        for i in range(start // self._page_size, min(stop // self._page_size, len(hashes))):
+            if hashes[i] not in self._page_of and pages[i] not in self._hash_of:
+                self._page_of[hashes[i]] = pages[i]
+                self._hash_of[pages[i]] = hashes[i]
+
+    def remove(self, page: int) -> None:
+        """Makes a known page unknown: its space is needed."""
+        del self._page_of[self._hash_of.pop(page)]
+
+    def withdraw(self, request: Request) -> list[int]:
+        """Makes all pages of a prompt unknown and returns them. Until it is forgotten, the request
+        finds no pages and adds none."""
+        known = [self._page_of[hash_] for hash_ in self._hashes(request) if hash_ in self._page_of]
+        for page in known:
+            self.remove(page)
+        self._prompt_hashes[request.id] = []
+        return known
+
+    def forget(self, request_id: str) -> None:
+        """Drops what was remembered of a request, since it has ended."""
+        self._prompt_hashes.pop(request_id, None)
+
+    def _hashes(self, request: Request) -> list[bytes]:
+        hashes = self._prompt_hashes.get(request.id)
+        if hashes is None:
+            hashes, size, prompt = [], self._page_size, request.prompt
+            parent = blake2b(request.tenant.encode(), digest_size=16).digest()
+            for i in range(len(prompt) // size):
+                tokens = array("Q", prompt[i * size : (i + 1) * size]).tobytes()
+                parent = blake2b(parent + tokens, digest_size=16).digest()
+                hashes.append(parent)
+            self._prompt_hashes[request.id] = hashes
+        return hashes
+
+    def check(self) -> None:
+        """Asserts that both directions agree."""
+        assert {page: hash_ for hash_, page in self._page_of.items()} == self._hash_of
