@@ -53,16 +53,18 @@ class SiloTarget:
 
     @property
     def num_replicas(self) -> int:
+        """Counts the replicas of all silos together."""
         return sum(silo.replicas for silo in self.silos)
 
     def info(self) -> TargetInfo:
+        """Returns what the silos say of themselves; the name has their sizes."""
         info = target_info(self.base, "silo", max(1, self.num_replicas))
         sizes = " + ".join(str(silo) for silo in self.silos)
         return replace(info, name=f"{info.name} ({sizes})" if sizes else info.name)
 
     def sized(self, requests: Iterable[PlannedRequest]) -> SiloTarget:
-        """With the fewest replicas of each tier that serve these requests. Raises ValueError for
-        a tier that none serve."""
+        """Returns the same silos with the fewest replicas of each tier that serve these requests.
+        Raises ValueError for a tier that none serve."""
         by_tier = _by_tier(requests)
         silos = []
         for tier in self.base.profile.tiers:
@@ -76,8 +78,8 @@ class SiloTarget:
         return replace(self, silos=tuple(silos))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
-        """One tier after the other; they do not touch each other. Raises ValueError for a tier
-        without replicas."""
+        """Runs one tier after the other, since they do not touch each other. Raises ValueError for
+        a tier without replicas."""
         by_tier = _by_tier(requests)
         missing = by_tier.keys() - {silo.tier for silo in self.silos}
         if missing:
@@ -101,11 +103,12 @@ class SiloTarget:
 
 
 def default_chunk(tier: Tier) -> int:
+    """Returns the chunk size of a tier's silo where none is given, in tokens."""
     return BULK_CHUNK if tier.targets.tbt is None else PACED_CHUNK
 
 
 def parse_silos(text: str, tiers: Sequence[Tier]) -> tuple[Silo, ...]:
-    """TIER:COUNT[/CHUNK],... Raises ValueError."""
+    """Reads TIER:COUNT[/CHUNK],... Raises ValueError."""
     known = {tier.name: tier for tier in tiers}
     silos = []
     for part in text.split(","):
@@ -129,8 +132,8 @@ def _by_tier(requests: Iterable[PlannedRequest]) -> dict[str, list[PlannedReques
 
 
 def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
-    """The smallest number of replicas that serve the requests. Raises ValueError where no number
-    does: where one request by itself would be late."""
+    """Returns the smallest number of replicas that serve the requests. Raises ValueError where no
+    number does, because one request by itself would be late."""
 
     def serves(replicas: int) -> bool:
         return is_served(replace(setup, replicas=replicas), requests)
@@ -154,8 +157,8 @@ def is_served(
 
 
 def falls_behind(records: Sequence[Record], criterion: Criterion = SIMULATED) -> bool:
-    """Whether the backlog grows by too much between the first and the last arrival. Requests that
-    all arrive at once leave nothing to measure, and no backlog."""
+    """Says whether the backlog grows by too much between the first and the last arrival. Requests
+    that all arrive at once leave nothing to measure, and no backlog."""
     last_at = max((record.request.at for record in records), default=0.0)
     if not last_at:
         return False
@@ -165,7 +168,8 @@ def falls_behind(records: Sequence[Record], criterion: Criterion = SIMULATED) ->
 
 
 def smallest(serves: Callable[[int], bool]) -> int:
-    """Assumes that what serves with some replicas does with more. Raises ValueError for none."""
+    """Searches the smallest number that serves, assuming that what serves with some replicas does
+    with more. Raises ValueError where none up to MOST_REPLICAS does."""
     high = 1
     while not serves(high):
         high *= 2

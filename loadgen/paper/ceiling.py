@@ -24,7 +24,7 @@ from loadgen.workload.plan import PlannedRequest
 
 
 def least_iterations(requests: Sequence[PlannedRequest]) -> int:
-    """With which every token of every stream can come in time."""
+    """Returns the fewest iterations with which every token of every stream can come in time."""
     wanted = sorted(
         (r.at + token_due_s(r.targets, k), r.at, k)
         for r in requests
@@ -39,9 +39,9 @@ def least_iterations(requests: Sequence[PlannedRequest]) -> int:
 
 
 def least_seconds(profile: LatencyProfile, requests: Sequence[PlannedRequest]) -> float:
-    """Engine time: the work alone, and what more iterations cost than its prefills need. Raises
-    ValueError for a profile for which that is no limit (see above).
-    """
+    """Returns the least seconds of engine time for the requests: those of the work alone, and those
+    of the iterations beyond what its prefills need. Raises ValueError for a profile for which that
+    is no limit (see above)."""
     *segments, last = profile.segments
     if last.prefill_pairs or any(each.base < last.base for each in segments):
         raise ValueError(f"profile {profile.name}: chunks may cost less than is reckoned here")

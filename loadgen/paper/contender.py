@@ -18,8 +18,8 @@ CHUNKS = (256, 512, 1024, 2048)  # of the fixed-chunk policies; the first is the
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`max_gap` is in TBT targets: without a bound the deadline envelope alone counts, as in the
-    papers; 1 keeps the raw token pace."""
+    """Who serves in an experiment. `max_gap` is in TBT targets: without a bound the deadline
+    envelope alone counts, as in the papers; 1 keeps the raw token pace."""
 
     policy: str = "niyama"
     chunk: int = CHUNKS[0]
@@ -31,6 +31,7 @@ class Contender:
     predictor_error: float = 0.0
 
     def setup(self) -> Setup:
+        """Returns the simulated replicas that this contender is."""
         niyama = NiyamaConfig(
             pace=PaceConfig(max_gap=self.max_gap),
             dynamic_chunks=self.dynamic_chunks,
@@ -48,4 +49,5 @@ class Contender:
 
     @property
     def name(self) -> str:
+        """Returns what the tables call it: a policy, and its chunk where that is fixed."""
         return self.policy if self.policy == "niyama" else f"{self.policy}/{self.chunk}"

@@ -26,7 +26,7 @@ RELEGATING = Contender(hybrid=False)
 
 
 class Line(NamedTuple):
-    """A line of the table."""
+    """A line of the table: what was asked, what the papers say and what ours came to."""
 
     experiment: str
     paper: str
@@ -49,6 +49,7 @@ class Scale:
     overload_rates: tuple[float, ...] = (3.0, 3.5, 4.0, 5.0, 6.0)
 
     def load(self, lengths: str = "azure-code", **rest: Any) -> Load:
+        """Returns a load as long as the scale says; `rest` are other fields of Load."""
         return Load(lengths, **({"hours": self.hours} | rest))
 
 
@@ -61,6 +62,7 @@ class Variant(NamedTuple):
     criterion: Criterion = ENVELOPE
 
     def of(self, contender: Contender) -> Contender:
+        """Returns the contender under this circumstance."""
         return replace(contender, **self.contender)
 
 
@@ -74,7 +76,8 @@ VARIANTS = (
 
 
 def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
-    """GPUs for Azure-Code at 35 requests/s: shared, and silos sized tier by tier."""
+    """Finds how many GPUs serve Azure-Code at 35 requests/s: shared, and in silos sized tier by
+    tier."""
     load = scale.load(rate="35", hours=scale.cluster_hours, **variant.load)
     niyama, fcfs = variant.of(NIYAMA), variant.of(Contender("fcfs"))
     chunks = (PACED_CHUNK, BULK_CHUNK, BULK_CHUNK)
@@ -122,7 +125,7 @@ _SILO_REMARK = "a silo of chunk 2,048 loses nothing here, one of 256 a third"
 
 
 def _reduced(sizes: Sequence[int], total: int) -> list[int]:
-    """The silos with so few replicas in all: the largest give up theirs first."""
+    """Takes replicas from the largest silos until there are `total` in all; each keeps one."""
     left = list(sizes)
     while sum(left) > max(total, len(left)):
         left[left.index(max(left))] -= 1
@@ -130,11 +133,12 @@ def _reduced(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def _all_late(parts: Sequence[Lateness]) -> float:
+    """Returns the late share over all silos together."""
     return sum(p.late * p.num_requests for p in parts) / sum(p.num_requests for p in parts)
 
 
 def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Line]]:
-    """Requests/s of one replica at most 1 % late."""
+    """Finds the requests/s of one replica with which at most 1 % are late."""
     load = scale.load(lengths, **variant.load)
     answers = yield [
         Job("capacity", load, variant.of(NIYAMA), variant.criterion),
@@ -180,7 +184,8 @@ def _against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
 
 
 def overload(scale: Scale) -> Experiment[list[Line]]:
-    """Late share against load, and how far each stays without any late request."""
+    """Finds the late share at several loads, and how far each contender stays without a late
+    request."""
     contenders = [NIYAMA, *(Contender(policy) for policy in BASELINES), Contender("edf", 512)]
     load = scale.load()
     none_late = yield [Job("capacity", load, c, NONE_LATE) for c in (NIYAMA, Contender("edf"))]
@@ -205,7 +210,8 @@ def overload(scale: Scale) -> Experiment[list[Line]]:
 
 
 def ablation(scale: Scale) -> Experiment[list[Line]]:
-    """Each part of the policy, one after the other: goodput, and late share under overload."""
+    """Adds the parts of the policy one after the other, and finds goodput and late share of
+    each."""
     parts = {
         "EDF, chunk 256": Contender("edf"),
         "+ dynamic chunks": DYNAMIC,
@@ -233,7 +239,8 @@ def ablation(scale: Scale) -> Experiment[list[Line]]:
 
 
 def square_wave(scale: Scale) -> Experiment[list[Line]]:
-    """2 and 5 requests/s, every 15 minutes; a fifth of low importance."""
+    """Finds who is late where 2 and 5 requests/s alternate every 15 minutes, a fifth of them of low
+    importance."""
     load = scale.load(rate="2..5/15m", hours=scale.wave_hours, low=0.2)
     contenders = [NIYAMA, Contender("fcfs"), Contender("edf")]
     fixed = [Contender("fcfs", 512), Contender("edf", 512)]
@@ -252,7 +259,7 @@ def square_wave(scale: Scale) -> Experiment[list[Line]]:
 
 
 def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
-    """At 4.5 requests/s, mostly interactive and mostly batch."""
+    """Finds who is late at 4.5 requests/s where most are interactive, and where most are batch."""
     lines = []
     for shares, paper in (
         ((0.7, 0.15, 0.15), "EDF 98 %, Niyama 5 % late"),
@@ -276,8 +283,8 @@ def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
 
 
 def long_prompts(scale: Scale) -> Experiment[list[Line]]:
-    """Dynamic chunks alone, 10,000-token prompts in order of arrival, all interactive. Without
-    slack (`max_gap` 1) the chunk adapts to the prefill alone."""
+    """Tries dynamic chunks alone, on 10,000-token prompts in order of arrival, all interactive.
+    Without slack (`max_gap` 1) the chunk adapts to the prefill alone."""
     load = scale.load("10k-prompts", shares=(1.0, 0.0, 0.0))
     adaptive = replace(DYNAMIC, max_gap=1.0)
     ours, theirs, fixed = yield [
@@ -302,7 +309,7 @@ def _named(what: str, variant: Variant) -> str:
 
 
 def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Line]]]]:
-    """With the name of the group that each belongs to."""
+    """Yields every experiment with the name of the group that it belongs to."""
     yield "cluster", cluster(scale, AS_PUBLISHED)
     for lengths in scale.datasets:
         yield "goodput", goodput(scale, lengths, AS_PUBLISHED)

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 class Job(NamedTuple):
-    """A question about one load and one contender. `what` is a function of `serving`."""
+    """A question about one load and one contender. `what` names the function of `serving` that
+    answers it."""
 
     what: str
     load: Load
@@ -39,15 +40,18 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
+        """Returns what tells this question from every other."""
         return repr(tuple(self))
 
     @property
     def title(self) -> str:
+        """Says how the question is called where its answer is told."""
         load = self.load
         rate = f" at {load.rate}/s" if load.rate else ""
         return f"{self.what} of {self.contender.name}, {load.lengths}{rate} {self.tier}".strip()
 
     def answer(self) -> Any:
+        """Answers the question, which may take minutes; the answer is what JSON can hold."""
         function = getattr(serving, self.what)
         given = (self.load, self.contender, self.criterion)
         return function(*given, self.tier) if self.tier else function(*given)
@@ -58,6 +62,8 @@ Experiment = Generator[Sequence[Job], list[Any], T]
 
 
 class Answered(NamedTuple):
+    """An answer, and the seconds of processor time that it took."""
+
     value: Any
     seconds: float  # of processor time
 
@@ -71,7 +77,8 @@ def _timed(job: Job) -> Answered:
 
 @dataclass
 class Answers:
-    """By job, in a JSON file that belongs to one state of the code: other code, other answers."""
+    """Answers by the key of their job, kept in a JSON file that belongs to one state of the code:
+    what other code answered is asked anew."""
 
     path: Path | None
     code: str = field(default_factory=lambda: fingerprint())
@@ -84,6 +91,7 @@ class Answers:
                 self.by_key = document["answers"]
 
     def add(self, job: Job, value: Any) -> None:
+        """Keeps an answer, in the file too."""
         self.by_key[job.key] = value
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +119,8 @@ def run_all(
     processes: int,
     say: Callable[[str], None],
 ) -> list[T]:
-    """What each experiment comes to. `say` gets a line for every job that ends."""
+    """Runs experiments side by side and returns what each comes to, in their order. `say` gets a
+    line for every job that ends."""
     waiting: dict[int, Sequence[Job]] = {i: next(each) for i, each in enumerate(experiments)}
     results: dict[int, T] = {}
     running: dict[Future[Answered], Job] = {}
@@ -134,9 +143,8 @@ def run_all(
 
 @contextlib.contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """An end by a signal ends those that are at work, which may take minutes; and they end with
-    this process, however it does.
-    """
+    """Opens a pool of processes while the block lasts. An end by a signal ends those that are at
+    work, which may take minutes; and they end with this process, however it does."""
     with ProcessPoolExecutor(processes, initializer=_follow_parent) as pool:
         try:
             yield pool
@@ -148,7 +156,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _follow_parent() -> None:
-    """In a child: signals are its parent's to act on, but for the one that is sent to it alone."""
+    """Makes a child leave signals to its parent, but for the one that is sent to it alone."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -180,7 +188,7 @@ def _advance(
 
 
 def _short(value: Any) -> str:
-    """Numbers to three digits; values are what JSON holds."""
+    """Writes an answer with its numbers to three digits."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):

@@ -33,7 +33,7 @@ THIRDS = (1 / 3, 1 / 3, 1 / 3)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Everything about the requests but, where it is searched, their rate."""
+    """Everything about the requests of an experiment but, where it is searched, their rate."""
 
     lengths: str = "azure-code"
     hours: float = 1.0
@@ -45,7 +45,7 @@ class Load:
     seed: int = 0
 
     def workload(self, rate: float | None = None) -> Workload:
-        """At its own rate, or at another constant one."""
+        """Returns the workload at the load's own rate, or at another constant one (requests/s)."""
         importance = {Importance.LOW: self.low, Importance.NORMAL: 1 - self.low}
         tiers = tuple(
             TierLoad(
@@ -70,25 +70,28 @@ def _targets(targets: Targets, ttft_s: float) -> Targets:
 
 @cache
 def lengths_of(name: str) -> Lengths:
-    """From the trace where it is present, else lognormal."""
+    """Returns the lengths of a named dataset: from its trace where that is present, else
+    lognormal."""
     file = TRACES / TRACE_FILES.get(name, "")
     return FromTrace(traces.load(file)) if file.is_file() else PUBLISHED[name]
 
 
 def source_of(name: str) -> str:
+    """Says where the lengths of a dataset come from, in a word."""
     return "trace" if isinstance(lengths_of(name), FromTrace) else "lognormal"
 
 
 def compute_bound(profile: LatencyProfile, load: Load, num_requests: int = 15_000) -> float:
-    """Requests/s that no policy can exceed: every prefill in chunks of the most efficient size,
-    every decode beside one, and no iteration for a decode's sake."""
+    """Returns the requests/s that no policy can exceed: every prefill in chunks of the most
+    efficient size, every decode beside one, and no iteration for a decode's sake."""
     requests = list(plan(replace(load, hours=1.0).workload(num_requests / 3600)))
     seconds = sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in requests)
     return len(requests) / seconds
 
 
 def pure_seconds(profile: LatencyProfile, prompt_len: int, output_len: int) -> float:
-    """The first token comes with the prefill; the k-th further one reads prompt + k positions."""
+    """Returns the seconds that one request's work takes at least. Its first token comes with the
+    prefill; the k-th further one reads prompt + k positions."""
     segment = profile.segments[-1]
     decodes = output_len - 1
     positions = decodes * prompt_len + decodes * (decodes + 1) // 2
@@ -102,7 +105,8 @@ def _token_s(profile: LatencyProfile, chunk: int) -> float:
 
 @cache
 def most_efficient_chunk(profile: LatencyProfile) -> int:
-    """Of prompts that are computed alone."""
+    """Returns the chunk size with which prompts that are computed alone take the least time per
+    token."""
     return min(range(64, profile.max_chunk + 1, 64), key=lambda n: _token_s(profile, n))
 
 

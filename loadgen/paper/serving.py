@@ -33,8 +33,9 @@ NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 
 
 class ServedRate(NamedTuple):
-    """Requests/s; `share` is of the compute bound. Chance has its say: in half an hour a few
-    percent more or less work comes than the rate promises (see `done`)."""
+    """The largest rate that a contender serves, in requests/s; `share` is of the compute bound.
+    Chance has its say: in half an hour a few percent more or less work comes than the rate promises
+    (see `done`)."""
 
     rps: float
     share: float
@@ -42,7 +43,8 @@ class ServedRate(NamedTuple):
 
 
 def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int = 85) -> ServedRate:
-    """The largest rate that is served, on the grid."""
+    """Searches the largest rate that is served, on the grid of rates; `guess` is the step to begin
+    with."""
     bound = compute_bound(contender.setup().profile.latency, load)
 
     def serves(step: int) -> bool:
@@ -54,8 +56,9 @@ def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int 
 
 
 def done(load: Load, contender: Contender, criterion: Criterion) -> float:
-    """At the load's own rate: pure seconds (the bound's) of the requests that ended on time within
-    the run, over its duration. Low where requests take minutes: some are in flight at its end."""
+    """Returns the share of a run's time that went into requests that ended on time within it, at
+    the load's own rate, by the pure seconds of the bound. It is low where requests take minutes,
+    since some are in flight at its end."""
     ended = list(records(contender.setup(), plan(load.workload())))
     return share_done(contender.setup().profile.latency, ended, load.hours * 3600, criterion)
 
@@ -63,6 +66,8 @@ def done(load: Load, contender: Contender, criterion: Criterion) -> float:
 def share_done(
     profile: LatencyProfile, ended: Sequence[Record], duration_s: float, criterion: Criterion
 ) -> float:
+    """Returns the pure seconds of those requests among the ended that were on time within the run,
+    over its duration."""
     in_time = (
         r.request
         for r in ended
@@ -72,8 +77,8 @@ def share_done(
 
 
 def ceiling(load: Load, contender: Contender, criterion: Criterion) -> float:
-    """The largest share of the compute bound, on the grid, at which a policy could be late with
-    nobody (ceiling.py). The contender's profile and nothing else of it counts."""
+    """Returns the largest share of the compute bound, on the grid, at which a policy could be late
+    with nobody (ceiling.py). The contender's profile and nothing else of it counts."""
     profile = contender.setup().profile.latency
     bound = compute_bound(profile, load)
 
@@ -85,8 +90,8 @@ def ceiling(load: Load, contender: Contender, criterion: Criterion) -> float:
 
 
 def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:
-    """The largest step up to `most` that serves, 0 where none does; the search starts at a guess
-    and widens from there."""
+    """Returns the largest step up to `most` that serves, 0 where none does; the search starts at a
+    guess and widens from there."""
     low, high, stride = 0, most + 1, 4
     step = guess
     while high - low > 1:
@@ -103,8 +108,8 @@ def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:
 def best_chunk(
     load: Load, contender: Contender, criterion: Criterion
 ) -> tuple[ServedRate, ServedRate]:
-    """With the smallest chunk, as the papers run it, and with the best of CHUNKS. A larger chunk is
-    searched only where it serves more than the best so far."""
+    """Searches the rate served with the smallest chunk, as the papers run it, and with the best of
+    CHUNKS. A larger chunk is searched only where it serves more than the best so far."""
     first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), criterion, guess=60)
     for chunk in CHUNKS[1:]:
         wider = replace(contender, chunk=chunk)
@@ -119,7 +124,8 @@ def best_chunk(
 
 
 class Lateness(NamedTuple):
-    """Shares of the requests; latencies in seconds: TTFT of the interactive, TTLT of the others."""
+    """Who was late: shares of the requests, and latencies in seconds (TTFT of the interactive, TTLT
+    of the others)."""
 
     num_requests: int
     late: float
@@ -130,7 +136,8 @@ class Lateness(NamedTuple):
 
 
 def lateness(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> Lateness:
-    """At the load's own rate, over all its requests (or one tier's), waited for to the end."""
+    """Measures who is late at the load's own rate, over all its requests (or one tier's), waited
+    for to the end."""
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     ended = list(records(contender.setup(), requests))
     important = [r for r in ended if r.request.importance is not Importance.LOW]
@@ -151,8 +158,9 @@ def _is_paced(record: Record) -> bool:
 
 
 def replicas(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> int:
-    """The fewest that serve the load together; or, of one tier, in a silo of its own. 0: not even
-    four times as many as the work alone needs, as where a prompt by itself takes too long."""
+    """Returns the fewest replicas that serve the load together; or, of one tier, in a silo of its
+    own. 0 says that not even four times as many do as the work alone needs, as where a prompt by
+    itself takes too long."""
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     bound = compute_bound(contender.setup().profile.latency, load)
     least = max(1, math.ceil(len(requests) / (load.hours * 3600) / bound))

@@ -83,7 +83,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _mode(runs: Sequence[Measurement]) -> str:
-    """How the runs are reported. Of a search they are what it tried, as those of a sweep."""
+    """Says how the runs are reported. Of a search they are what it tried, as those of a sweep."""
     if len(runs) == 1:
         return "run"
     return "compare" if len({run.contender for run in runs}) > 1 else "sweep"
@@ -106,7 +106,7 @@ def _asked(
     runs: Sequence[Measurement],
     max_misses: float,
 ) -> Asked:
-    """The head of the page."""
+    """Returns the head of the page."""
     versions = {"this page by niyama": version("niyama")}
     servers = dict.fromkeys(run.summary.target.version for run in runs)
     if any(servers):

@@ -28,8 +28,9 @@ def to_json(
     measurements: Sequence[Measurement],
     capacities: Mapping[str, Capacity] | None = None,
 ) -> Document:
-    """`arguments`: what was asked for, so that it can be asked for again. `capacities`: what was
-    found, by contender ("" where nothing was compared)."""
+    """Returns the figures of runs as a document that JSON can hold. `arguments` is what was asked
+    for, so that it can be asked for again; `capacities` what was found, by contender ("" where
+    nothing was compared)."""
     document: Document = {"schema": SCHEMA, "mode": mode, "arguments": dict(arguments)}
     for contender, capacity in (capacities or {}).items():
         if contender:
@@ -53,6 +54,7 @@ def _run(measurement: Measurement) -> Document:
 
 
 def write(document: Document, path: Path) -> None:
+    """Writes a document as JSON. Raises OSError."""
     path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -89,7 +89,7 @@ def write(runs: Sequence[Measurement], path: Path) -> None:
 
 
 def _outline(record: Record) -> Iterator[object]:
-    """The cells for people."""
+    """Yields the cells for people."""
     request, gaps = record.request, record.gaps_s
     yield request.index
     yield _rounded(request.at)
@@ -115,7 +115,7 @@ def _outline(record: Record) -> Iterator[object]:
 
 
 def _details(record: Record) -> Iterator[object]:
-    """The cells that only making a report again needs."""
+    """Yields the cells that only making a report again needs."""
     request = record.request
     yield from map(_cell, (request.targets.ttft, request.targets.tbt, request.targets.ttlt))
     yield int(request.explicit)
@@ -134,7 +134,7 @@ def _rounded(seconds: float | None) -> str:
 
 
 def _cell(number: float | None) -> str:
-    """A number such that reading it gives the same number again."""
+    """Writes a number so that reading it gives the same number again."""
     return "" if number is None else repr(number)
 
 
@@ -177,7 +177,7 @@ def read(path: Path) -> list[Measurement]:
 
 
 def _runs(reader: csv.DictReader[str]) -> list[tuple[str, str, list[Record]]]:
-    """The name, the facts and the records of each run."""
+    """Returns the name, the facts and the records of each run."""
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise BadRecords(f"no column {missing[0]}: not records, or those of an older version")

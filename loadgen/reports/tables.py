@@ -57,12 +57,13 @@ class Table:
 
 
 def called(run: Measurement) -> str:
-    """The name of a run among others: its own, or whom it measured."""
+    """Returns the name of a run among others: its own, or whom it measured."""
     return run.name or run.contender or run.summary.target.policy
 
 
 def remark(summary: Summary) -> str:
-    """What must be known of a run before its figures are read, in one word; "" where nothing."""
+    """Returns what must be known of a run before its figures are read, in one word; "" where
+    nothing."""
     if summary.end is not End.COMPLETE:
         return "partial"
     if summary.invalid:
@@ -71,7 +72,8 @@ def remark(summary: Summary) -> str:
 
 
 def runs_table(title: str, runs: Sequence[Measurement]) -> Table:
-    """A row per run, and among the columns one for the attainment of each tier."""
+    """Returns a table with a row per run, and among its columns one for the attainment of each
+    tier."""
     tiers = list(dict.fromkeys(score.group for run in runs for score in run.summary.by_tier))
     columns = [
         Column("run", Kind.TEXT),
@@ -118,8 +120,8 @@ def _run_row(run: Measurement, tiers: Sequence[str]) -> list[Figure]:
 
 
 def score_tables(summary: Summary) -> Iterator[Table]:
-    """A row per group of requests: by tier, and by importance, tenant and prompt length where there
-    are several of them."""
+    """Yields tables with a row per group of requests: by tier, and by importance, tenant and prompt
+    length where there are several of them."""
     yield _score_table("Tiers", "tier", [*summary.by_tier, summary.total])
     for title, name, scores in (
         ("Importance", "importance", summary.by_importance),
@@ -166,7 +168,8 @@ def _score_row(score: Score) -> list[Figure]:
 
 
 def errors_table(runs: Sequence[Measurement]) -> Table:
-    """The errors of each run, most frequent first; no rows where nothing went wrong."""
+    """Returns a table of the errors of each run, most frequent first; it has no rows where nothing
+    went wrong."""
     columns = [
         Column("error", Kind.TEXT),
         Column("run", Kind.TEXT),

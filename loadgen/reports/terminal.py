@@ -28,12 +28,15 @@ _TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --fin
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is a file or a pipe."""
+    """Returns a console on standard output, wide enough for the tables where that is a file or a
+    pipe."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=_WIDTH)
 
 
 def print_report(summary: Summary, out: Console) -> None:
+    """Prints one run: a table per kind of group, then the figures that are of the run as a
+    whole."""
     target, window = summary.target, summary.window
     out.print(
         f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
@@ -48,13 +51,13 @@ def print_report(summary: Summary, out: Console) -> None:
 
 
 def _who(target: TargetInfo) -> str:
-    """A simulated one is called by its model."""
+    """Says how a target is named; a simulated one is called by its model."""
     name, model = escape(target.name), escape(target.model)
     return name if model in name else f"{name}: {model}"
 
 
 def score_table(table: tables.Table, narrow: bool = False) -> Table:
-    """A row per group; fits 80 columns when narrow."""
+    """Shows a table of scores, a row per group; it fits 80 columns when narrow."""
     quantiles = "p50/p99" if narrow else "p50/p90/p99"
     name = table.columns[0].name
     headings = {name: name, "sent": "sent", "finished": "finished", "failed": "failed"}
@@ -66,8 +69,8 @@ def score_table(table: tables.Table, narrow: bool = False) -> Table:
 
 
 def _shown(table: tables.Table, headings: Mapping[str, str], narrow: bool) -> Table:
-    """The columns of a table that have a heading, in the order of the headings; the first column
-    and a remark are text, and stand on the left."""
+    """Shows the columns of a table that have a heading, in the order of the headings. Text, as the
+    first column and a remark, stands on the left."""
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     index = {column.name: i for i, column in enumerate(table.columns)}
     chosen = [index[name] for name in headings]
@@ -118,7 +121,7 @@ def print_runs(
 
 
 def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = False) -> Table:
-    """A row per run, one column of attainment per tier; fits 80 columns when narrow."""
+    """Shows a row per run, one column of attainment per tier; it fits 80 columns when narrow."""
     table = tables.runs_table(title, measurements)
     headings = {"run": title, "sent": "sent", "failed": "failed", "on time": "on\ntime"}
     headings |= {column.name: escape(column.tier) for column in table.columns if column.tier}
@@ -132,7 +135,8 @@ def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = F
 
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
-    """Why some of several runs are partial or invalid, and the most frequent error of each."""
+    """Yields why some of several runs are partial or invalid, and the most frequent error of
+    each."""
     for each in measurements:
         name, summary = escape(called(each)), each.summary
         for error, count in summary.errors[:1]:
@@ -146,7 +150,7 @@ def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
 
 
 def search_line(measurement: Measurement, passed: bool) -> str:
-    """One step of the search for capacity."""
+    """Tells one step of the search for capacity in a line."""
     summary = measurement.summary
     verdict = "[green]passes[/]" if passed else "[red]fails[/]"
     return (
@@ -156,7 +160,7 @@ def search_line(measurement: Measurement, passed: bool) -> str:
 
 
 def capacity_line(capacity: Capacity, max_misses: float) -> str:
-    """The result of the search."""
+    """Tells the result of the search in a line."""
     condition = f"with at most {max_misses:.2%} of all requests late and no growing backlog"
     if capacity.passed == 0:
         return f"no rate was found that is served {condition}; {capacity.failed:.4g}/s is not"

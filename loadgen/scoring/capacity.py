@@ -15,19 +15,21 @@ _MOST_DOUBLINGS = 12
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`passed` is the largest rate that passed (0: none did), `failed` the smallest that failed
-    (inf: none did)."""
+    """What a search found: `passed` is the largest rate that passed (0: none did), `failed` the
+    smallest that failed (inf: none did). Requests per second."""
 
     passed: float
     failed: float
 
     @property
     def is_bracketed(self) -> bool:
+        """Says whether the search found both a rate that passes and one that fails."""
         return self.passed > 0 and self.failed < math.inf
 
 
 def find_capacity(passes: Callable[[float], bool], guess: float, precision: float) -> Capacity:
-    """Assumes that what fails at one rate fails at every larger one."""
+    """Searches until the two rates are within `precision` (relative) of each other, beginning at
+    `guess`. It assumes that what fails at one rate fails at every larger one."""
     passed, failed = _bracket(passes, guess)
     if not (passed and failed < math.inf):
         return Capacity(passed, failed)
@@ -57,7 +59,8 @@ def _bracket(passes: Callable[[float], bool], guess: float) -> tuple[float, floa
 
 
 def majority(passes_with_seed: Callable[[int], bool], repeats: int) -> bool:
-    """Whether more than half of the repeats pass; stops as soon as that is settled."""
+    """Says whether more than half of the repeats pass, each with a seed of its own; it stops as
+    soon as that is settled."""
     needed, passed = repeats // 2 + 1, 0
     for seed in range(repeats):
         passed += passes_with_seed(seed)

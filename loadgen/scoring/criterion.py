@@ -36,24 +36,24 @@ class Criterion(NamedTuple):
     pace: bool = False  # late is by the raw token pace instead of the deadline envelope
 
     def is_late(self, record: Record) -> bool:
-        """Whether a request counts as late."""
+        """Says whether a request counts as late."""
         return not (is_on_pace if self.pace else is_on_time)(record)
 
     def allows(self, num_late: int, num_sent: int) -> bool:
-        """Whether so many late requests are few enough; they are late by `is_late`."""
+        """Says whether so many late requests are few enough; they are late by `is_late`."""
         return num_late <= self.max_misses * num_sent
 
     def grows(self, growth: float, noise: float) -> bool:
-        """Whether a backlog grows by more than is allowed, and by more than chance explains; both
-        are shares of the arriving tokens, as `score` defines them."""
+        """Says whether a backlog grows by more than is allowed, and by more than chance explains;
+        both are shares of the arriving tokens, as `score` defines them."""
         return growth > max(self.max_growth, self.deviations * noise)
 
     def falls_behind(self, summary: Summary) -> bool:
-        """Whether the backlog of a run grew by too much."""
+        """Says whether the backlog of a run grew by too much."""
         return self.grows(summary.backlog_growth, summary.backlog_noise)
 
     def is_met(self, summary: Summary) -> bool:
-        """Whether a run served its load; it did not where nothing was sent."""
+        """Says whether a run served its load; it did not where nothing was sent."""
         score = summary.total
         num_good = score.num_on_pace if self.pace else score.num_on_time
         few_late = self.allows(score.num_sent - num_good, score.num_sent)

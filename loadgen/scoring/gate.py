@@ -13,7 +13,7 @@ ALL = "all"
 
 
 def parse_gate(text: str) -> dict[str, float]:
-    """0.99 (every tier), or TIER:0.99,all:0.95. Raises ValueError."""
+    """Reads 0.99 (every tier), or TIER:0.99,all:0.95. Raises ValueError."""
     try:
         share = float(text)
     except ValueError:
@@ -32,7 +32,8 @@ def check(gate: Mapping[str, float], tiers: Sequence[str]) -> None:
 
 
 def shut(gate: Mapping[str, float], summary: Summary) -> list[str]:
-    """One line per reason to stop; none where the gate is open. Of a gate that was checked."""
+    """Returns one line per reason to stop, none where the gate is open. The gate has passed
+    `check`."""
     reasons = []
     if summary.end is not End.COMPLETE:
         reasons.append(f"the run did not complete: {summary.problem}")

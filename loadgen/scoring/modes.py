@@ -87,7 +87,7 @@ Measure = Callable[[Workload, str], Measurement]
 
 
 def sweep(measure: Measure, workload: Workload, rates: Sequence[float]) -> list[Measurement]:
-    """The same load at each rate, in the order given; stops where a run did not complete."""
+    """Sends the same load at each rate, in the order given; stops where a run did not complete."""
     done: list[Measurement] = []
     for rate in rates:
         done.append(measure(workload.at_rate(rate), f"{rate:g}/s"))
@@ -112,14 +112,14 @@ class Search:
             raise ValueError(f"a rate is tried at least once, got {self.repeats}")
 
     def is_passed(self, summary: Summary) -> bool:
-        """Whether one run served its load with at most `max_misses` of the requests late."""
+        """Says whether one run served its load with at most `max_misses` of the requests late."""
         return MEASURED._replace(max_misses=self.max_misses).is_met(summary)
 
 
 def search_capacity(
     measure: Measure, workload: Workload, search: Search
 ) -> tuple[Capacity, list[Measurement]]:
-    """The largest rate that passes, and every run on the way. Raises NotMeasured."""
+    """Returns the largest rate that passes, and every run on the way. Raises NotMeasured."""
     done: list[Measurement] = []
 
     def passes_once(rate: float, repeat: int) -> bool:
@@ -142,8 +142,8 @@ def compare(
     build: Callable[[TargetInfo], Workload],
     send: Callable[[Target, TargetInfo, Workload, str], list[Measurement]],
 ) -> list[Measurement]:
-    """The same requests to each contender, one after the other: one run, a sweep or a search, as
-    `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
+    """Sends the same requests to each contender, one after the other: one run, a sweep or a search,
+    as `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
     are judged by the same."""
     done: list[Measurement] = []
     workload: Workload | None = None
@@ -158,7 +158,7 @@ def compare(
 
 
 def pinned(workload: Workload, info: TargetInfo) -> Workload:
-    """The same load with targets and importance sent explicitly."""
+    """Returns the same load with targets and importance sent explicitly."""
     importance = {tier.name: tier.importance for tier in info.tiers}
 
     def pin(load: TierLoad) -> TierLoad:

@@ -36,7 +36,7 @@ from loadgen.targets.record import Outcome, Record
 
 
 class Percentiles(NamedTuple):
-    """Seconds; None where there are no values."""
+    """Three percentiles of a latency in seconds; None where there are no values."""
 
     p50: float | None
     p90: float | None
@@ -44,28 +44,28 @@ class Percentiles(NamedTuple):
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
-    """Nearest rank among ascending values; None where there are none."""
+    """Returns the value of the nearest rank among ascending values; None where there are none."""
     if not ordered:
         return None
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 def percentiles(values: Iterable[float]) -> Percentiles:
-    """The 50th, 90th and 99th percentile of values in any order."""
+    """Returns the 50th, 90th and 99th percentile of values in any order."""
     ordered = sorted(values)
     return Percentiles(*(percentile(ordered, percent) for percent in (50, 90, 99)))
 
 
 def token_due_s(targets: Targets, n: int) -> float:
-    """Seconds from the scheduled instant within which token n (1 is the first) must come; inf where
-    the targets set none."""
+    """Returns the seconds from the scheduled instant within which token n (1 is the first) must
+    come; inf where the targets set none."""
     if targets.ttft is not None and targets.tbt is not None:
         return targets.ttft + (n - 1) * targets.tbt
     return math.inf
 
 
 def is_on_time(record: Record) -> bool:
-    """Whether every token that was due came by its deadline (the envelope defined above)."""
+    """Says whether every token that was due came by its deadline (the envelope defined above)."""
     if record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED):
         return False
     request = record.request
@@ -80,7 +80,8 @@ def is_on_time(record: Record) -> bool:
 
 
 def is_on_pace(record: Record) -> bool:
-    """Whether a request was on time and had no gap between tokens longer than its TBT target."""
+    """Says whether a request was on time and had no gap between tokens longer than its TBT
+    target."""
     tbt = record.request.targets.tbt
     return is_on_time(record) and (tbt is None or max(record.gaps_s, default=0.0) <= tbt)
 
@@ -129,18 +130,18 @@ class Score:
 
     @property
     def num_incomplete(self) -> int:
-        """Requests that the server owed an answer and that did not get all of it (rejected, failed,
-        timed out or unfinished): what reports call failed."""
+        """Counts the requests that the server owed an answer and that did not get all of it
+        (rejected, failed, timed out or unfinished); reports call them failed."""
         return self.num_rejected + self.num_failed + self.num_unfinished
 
     @property
     def attainment(self) -> float | None:
-        """Share of the requests that were on time."""
+        """Returns the share of the requests that were on time."""
         return self.num_on_time / self.num_sent if self.num_sent else None
 
     @property
     def pace_attainment(self) -> float | None:
-        """Share of the requests that were on pace."""
+        """Returns the share of the requests that were on pace."""
         return self.num_on_pace / self.num_sent if self.num_sent else None
 
 
@@ -195,8 +196,8 @@ def grouped(verdicts: Iterable[Verdict], key: Callable[[Record], str]) -> dict[s
 
 
 def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> float:
-    """The growth that chance alone brings to a sustained load (one standard deviation): how far
-    the tokens of half the measured part stray from their mean, for Poisson arrivals."""
+    """Returns the growth that chance alone brings to a sustained load (one standard deviation): how
+    far the tokens of half the measured part stray from their mean, for Poisson arrivals."""
     sizes = [_tokens(record) for record in records if start_s <= record.request.at < end_s]
     if not sizes:
         return 0.0
@@ -204,8 +205,8 @@ def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> fl
 
 
 def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
-    """Share of the arriving tokens that are left behind in [start_s, end_s), as defined above; at
-    most 0 where the load is sustained."""
+    """Returns the share of the arriving tokens that are left behind in [start_s, end_s), as defined
+    above; at most 0 where the load is sustained."""
     quarter = (end_s - start_s) / 4
     early = _mean_backlog(records, start_s + quarter, start_s + 2 * quarter)
     late = _mean_backlog(records, start_s + 3 * quarter, end_s)
@@ -218,7 +219,7 @@ def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> f
 
 
 def _mean_backlog(records: Sequence[Record], start_s: float, end_s: float) -> float:
-    """The mean over [start_s, end_s) of the tokens of the requests in the system."""
+    """Returns the mean over [start_s, end_s) of the tokens of the requests in the system."""
     total = 0.0
     for record in records:
         ended_at = math.inf if record.ended_at is None else record.ended_at
@@ -232,8 +233,8 @@ def _tokens(record: Record) -> int:
 
 
 def jain_index(values: Sequence[float]) -> float | None:
-    """The fairness of values, as defined above. It is None without values, and 1 where all are 0,
-    since nobody has more than another."""
+    """Returns the fairness of values, as defined above. It is None without values, and 1 where all
+    are 0, since nobody has more than another."""
     if not values:
         return None
     squares = sum(value * value for value in values)

@@ -49,6 +49,7 @@ class Window:
 
     @property
     def length_s(self) -> float:
+        """Says how long the measured part is."""
         return self.end_s - self.start_s
 
 
@@ -63,7 +64,7 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All figures of one run. `invalid`: why it says nothing of the server, or ""."""
+    """All figures of one run. `invalid` says why it tells nothing of the server, or is ""."""
 
     target: TargetInfo
     window: Window
@@ -134,7 +135,7 @@ def summarise(
 
 
 def _window(duration_s: float, run: Run, measuring: Measuring) -> Window:
-    """The measured part, which is never empty."""
+    """Returns the measured part, which is never empty."""
     start_s, end_s = measuring.warmup_s, duration_s - measuring.cooldown_s
     if run.end is not End.COMPLETE:
         end_s = min(end_s, max((r.sent_at for r in run.records), default=0.0) + 1e-9)

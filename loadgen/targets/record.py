@@ -27,7 +27,7 @@ class Outcome(Enum):
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether the server owed the client an answer and did not give all of it."""
+        """Says whether the server owed the client an answer and did not give all of it."""
         return self not in (Outcome.FINISHED, Outcome.CANCELLED, Outcome.ABANDONED)
 
 
@@ -51,22 +51,23 @@ class Record:
 
     @property
     def lag_s(self) -> float:
-        """How much later than scheduled the request really left, in seconds."""
+        """Says how much later than scheduled the request really left, in seconds."""
         return self.sent_at - self.request.at
 
     @property
     def ttft_s(self) -> float | None:
-        """Seconds to the first token; None where none came."""
+        """Returns the seconds to the first token; None where none came."""
         return self.token_at[0] - self.request.at if self.token_at else None
 
     @property
     def ttlt_s(self) -> float | None:
-        """Seconds to the last token; None unless the last token came."""
+        """Returns the seconds to the last token; None unless the last token came."""
         if self.outcome is not Outcome.FINISHED or not self.token_at:
             return None
         return self.token_at[-1] - self.request.at
 
     @property
     def gaps_s(self) -> array[float]:
-        """The seconds between each token and the next, in order; made anew at every access."""
+        """Returns the seconds between each token and the next, in order; made anew at every
+        access."""
         return array("d", map(operator.sub, self.token_at[1:], self.token_at))

@@ -30,6 +30,7 @@ class SeriesRecorder:
         self._sampled: dict[Replica, float] = {}  # when each one's queue was last looked at
 
     def observe(self, replica: Replica, plan: Plan) -> None:
+        """Notes an iteration that a replica is about to run."""
         index = self._index(replica.now)
         if plan.work.num_prefill:
             self._chunks[index] += 1
@@ -41,7 +42,8 @@ class SeriesRecorder:
             self._waiting[index] += replica.scheduler.stats().num_waiting
 
     def series(self) -> Series:
-        """Steps without an iteration hold 0: nothing was computed, nobody waited."""
+        """Returns what was noted. Steps without an iteration hold 0: nothing was computed, nobody
+        waited."""
         num = self._num_steps
         return Series(
             self._step_s,

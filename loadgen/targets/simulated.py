@@ -77,6 +77,7 @@ class Setup:
         self.scheduler_config()
 
     def scheduler_config(self) -> SchedulerConfig:
+        """Says how the scheduler of each replica is configured."""
         page_size = PAGE_SIZE if self.prefix_caching else COARSE_PAGE_SIZE
         return SchedulerConfig(
             num_pages=max(1, self.profile.kv_tokens // page_size),
@@ -92,6 +93,7 @@ class Setup:
         )
 
     def make_replicas(self) -> list[Replica]:
+        """Makes the replicas, each idle at instant 0."""
         return [self._replica(index) for index in range(self.replicas)]
 
     def _replica(self, index: int) -> Replica:
@@ -100,7 +102,8 @@ class Setup:
         return Replica(index, scheduler, self._cost(index), self.max_requests)
 
     def _cost(self, index: int) -> Cost:
-        """What an iteration really takes. The scheduler sees only that, and learns from it."""
+        """Makes the function that says what an iteration really takes. The scheduler sees only
+        that, and learns from it."""
         predict = LatencyModel(self.profile.latency, learns=False).predict
         if not self.predictor_error:
             return predict
@@ -113,10 +116,11 @@ class Setup:
 
 
 class _Exact(LatencyModel):
-    """Where every iteration takes what is predicted there is nothing to learn, and time to save."""
+    """A model that never learns: where every iteration takes what is predicted there is nothing to
+    learn, and time to save."""
 
     def observe(self, work: Work, actual_s: float) -> None:
-        pass
+        """Learns nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,7 @@ class SimulatedTarget:
     setup: Setup
 
     def info(self) -> TargetInfo:
+        """Returns what the replicas say of themselves."""
         return target_info(self.setup, self.setup.policy, self.setup.replicas)
 
     def run(
@@ -134,7 +139,8 @@ class SimulatedTarget:
         watch: Watch,
         series: SeriesRecorder | None = None,
     ) -> Run:
-        """`series` of other replicas: goes on with it."""
+        """Runs the requests in virtual time. A recorder that has watched other replicas may be
+        handed on in `series`, and goes on with these."""
         if self.setup.keeps_series and series is None:
             series = SeriesRecorder()
         with uncollected():
@@ -143,7 +149,8 @@ class SimulatedTarget:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No cyclic garbage is made here; looking for it takes 15 % of a simulation's time."""
+    """Turns the search for cyclic garbage off while the block lasts: none is made here, and looking
+    for it takes 15 % of a simulation's time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -154,11 +161,12 @@ def uncollected() -> Iterator[None]:
 
 
 def records(setup: Setup, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
-    """The record of each request, as it ends: whoever has seen enough may stop."""
+    """Yields the record of each request as it ends; whoever has seen enough may stop."""
     return _Recorder(setup, lambda progress: None).ended(requests)
 
 
 def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
+    """Returns what simulated replicas say of themselves, under the name of a policy."""
     profile = setup.profile
     name = f"simulated {profile.name}" + (f" x {replicas}" if replicas > 1 else "")
     return TargetInfo(
@@ -168,7 +176,7 @@ def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
 
 @dataclass(slots=True)
 class _Recorder:
-    """One run: makes calls of planned requests, and records of what became of them."""
+    """One run: it makes arrivals of planned requests, and records of what became of them."""
 
     setup: Setup
     watch: Watch
@@ -180,7 +188,8 @@ class _Recorder:
     series: SeriesRecorder | None = None
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
-        """A signal ends the run instead of the program, so that there is a report."""
+        """Runs to the end. A signal ends the run instead of the program, so that there is a
+        report."""
         run = Run(self.records)
         try:
             for number, record in enumerate(self.ended(requests)):
@@ -197,6 +206,7 @@ class _Recorder:
         return run
 
     def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
+        """Yields records as their requests end."""
         setup = self.setup
         route = ROUTINGS[setup.routing]()
         observe = None if self.series is None else self.series.observe
@@ -261,8 +271,8 @@ _OUTCOMES = {
 
 
 def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
-    """As the server would make it of what the live generator sends; only the tenant, which a live
-    server reads off the caller's credentials, is taken from the plan."""
+    """Makes the request that the server would make of what the live generator sends; only the
+    tenant, which a live server reads off the caller's credentials, is taken from the plan."""
     return Request(
         id=str(planned.index),
         prompt=_prompt(planned),
@@ -277,7 +287,8 @@ def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
 
 
 def _prompt(planned: PlannedRequest) -> Sequence[int]:
-    """Ids that only its own shared prefix has in common with others."""
+    """Returns token ids that only a prompt with the same shared prefix has in common with this
+    one."""
     own = range(planned.index << 32, (planned.index << 32) + planned.prompt_len)
     if planned.prefix is None:
         return own
@@ -290,12 +301,13 @@ _IMPORTANCE = {each: Importance[each.name] for each in values.Importance}
 
 @cache
 def _sampling(output_len: int) -> Sampling:
-    """Checked once per length, not once per request. No stop tokens: outputs have that length."""
+    """Makes the sampling of an output of that length, which no stop token shortens; it is checked
+    once per length, not once per request."""
     return Sampling(max_tokens=output_len)
 
 
 @cache
 def _targets(targets: values.Targets, timeout_s: float | None) -> Targets:
-    """None is later than the call's own deadline."""
+    """Returns the targets, none of which is later than the call's own deadline."""
     stated = Targets(targets.ttft, targets.tbt, targets.ttlt)
     return stated if timeout_s is None else stated.within(timeout_s)

@@ -18,13 +18,13 @@ NUM_COLOURS = 8
 
 
 def colour(index: int) -> str:
-    """Of the thing of that index; they repeat after the eighth."""
+    """Returns the colour of the index-th of the things compared; after the eighth they repeat."""
     return f"c{index % NUM_COLOURS}"
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """`label` names the quantity and its unit."""
+    """An axis of a chart. `label` names the quantity and its unit."""
 
     label: str
     is_share: bool = False
@@ -33,7 +33,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points in ascending order of x."""
+    """A named line through points in ascending order of x."""
 
     name: str
     points: Sequence[Point]
@@ -52,8 +52,8 @@ class Mark:
 
 
 class Draw(StrEnum):
-    """How the points of a line are joined. Of `STACK`, each line is the height of an area that
-    stands on the one before; `STEP` holds a value until the next point."""
+    """How the points of a line are joined. In a `STACK` each line is the height of an area that
+    stands on the one before; a `STEP` holds a value until the next point."""
 
     LINE = "line"
     STEP = "step"
@@ -77,7 +77,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One bar per group; None where there is none."""
+    """One bar of the same kind in each group; a value of None leaves the group without one."""
 
     name: str
     values: Sequence[float | None]
@@ -98,7 +98,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A lying bar. `up_to`: where the uncertainty ends, if it does not end at `value`."""
+    """A lying bar. `up_to` is where the uncertainty ends, if it does not end at `value`."""
 
     name: str
     value: float
@@ -129,5 +129,6 @@ Chart = Curves | Bars | Ranking | Absent
 
 
 def to_json(chart: Chart) -> dict[str, Any]:
-    """With the `kind` that the script tells them apart by."""
+    """Returns a chart as the page's script reads it, with the `kind` that it tells charts apart
+    by."""
     return {"kind": type(chart).__name__.lower()} | asdict(chart)

@@ -17,7 +17,7 @@ _SECONDS_FROM = 2.0  # values this large are written in seconds
 
 
 class Metric(NamedTuple):
-    """One latency: how a record, its targets and a score say it."""
+    """One latency, and how a record, its targets and a score say it."""
 
     name: str
     of_record: Callable[[Record], Sequence[float]]  # every value; none where it never came
@@ -44,11 +44,12 @@ class Unit(NamedTuple):
 
 
 def unit_for(longest_s: float) -> Unit:
+    """Returns the unit for an axis whose longest duration is that many seconds."""
     return Unit("ms", 1e3) if longest_s < _SECONDS_FROM else Unit("s", 1.0)
 
 
 def values_of(metric: Metric, records: Sequence[Record]) -> array[float]:
-    """All values, ascending."""
+    """Returns all values of a latency among the records, in seconds and ascending."""
     every = 1
     if not metric.is_per_request:
         every = max(1, sum(len(r.token_at) for r in records) // MOST_GAPS)
@@ -59,8 +60,8 @@ def values_of(metric: Metric, records: Sequence[Record]) -> array[float]:
 
 
 def cumulative(ordered: Sequence[float], out_of: int, most: int = MOST_POINTS) -> list[Point]:
-    """(value, share of `out_of` at or below it), for at most `most` of the ascending values, the
-    first and the last among them. Begins at share 0."""
+    """Returns points (value, share of `out_of` at or below it) for at most `most` of the ascending
+    values, the first and the last among them. The line begins at share 0."""
     if not ordered:
         return []
     last, num = len(ordered) - 1, min(most, len(ordered))
@@ -69,7 +70,8 @@ def cumulative(ordered: Sequence[float], out_of: int, most: int = MOST_POINTS) -
 
 
 class Sample(NamedTuple):
-    """One line of a distribution: its name, its records, the target they have."""
+    """One line of a distribution: its name, its records and the target that they have, in
+    seconds."""
 
     name: str
     colour: str
@@ -78,7 +80,7 @@ class Sample(NamedTuple):
 
 
 def distribution(title: str, metric: Metric, samples: Sequence[Sample]) -> Curves | None:
-    """How many had theirs within a time; None where nobody had any."""
+    """Returns a chart of how many had a latency within a time; None where nobody had any."""
     every = [(sample, values_of(metric, sample.records)) for sample in samples]
     found = [(sample, values) for sample, values in every if values]
     if not found:
@@ -97,14 +99,16 @@ def distribution(title: str, metric: Metric, samples: Sequence[Sample]) -> Curve
 
 
 def _line(metric: Metric, sample: Sample, values: Sequence[float], unit: Unit) -> Line:
-    """A request that never had it stays in the denominator: its line ends below 100 %."""
+    """Returns the line of one sample. A request that never had the latency stays in the
+    denominator, so that its line ends below 100 %."""
     out_of = len(sample.records) if metric.is_per_request else len(values)
     points = [(x * unit.per_second, y) for x, y in cumulative(values, out_of)]
     return Line(sample.name, points, sample.colour)
 
 
 def target_marks(samples: Sequence[Sample], unit: Unit) -> list[Mark]:
-    """One per target, in the colour of whose it is; a common one in that of nobody."""
+    """Returns a mark per target, in the colour of the line that has it; a common one in the colour
+    of nobody."""
     owners: dict[float, list[str]] = {}
     for sample in samples:
         if sample.target_s is not None:
@@ -120,17 +124,19 @@ def target_marks(samples: Sequence[Sample], unit: Unit) -> list[Mark]:
 
 
 def in_unit(seconds: float, unit: Unit) -> str:
+    """Writes seconds in a unit."""
     return f"{seconds * unit.per_second:,.4g} {unit.name}"
 
 
 def late_shares(scores: Iterable[tuple[float, Score]]) -> list[Point]:
-    """(load, share that was not on time), by load; those to whom nothing was sent are left out."""
+    """Returns points (load, share that was not on time) in order of load. Loads at which nothing
+    was sent are left out."""
     return sorted(
         (load, 1 - score.attainment) for load, score in scores if score.attainment is not None
     )
 
 
 def latencies(scores: Iterable[tuple[float, Score]], metric: Metric, quantile: str) -> list[Point]:
-    """(load, seconds), by load; `quantile` is p50, p90 or p99."""
+    """Returns points (load, seconds) in order of load; `quantile` is p50, p90 or p99."""
     found = ((load, getattr(metric.of_score(score), quantile)) for load, score in scores)
     return sorted((load, value) for load, value in found if value is not None)

@@ -19,10 +19,12 @@ _SCRIPTS = ("svg.js", "pointer.js", "curves.js", "bars.js", "page.js")
 
 
 def write(page: Page, path: Path) -> None:
+    """Writes the page as one HTML file. Raises OSError."""
     path.write_text(to_html(page), encoding="utf-8")
 
 
 def to_html(page: Page) -> str:
+    """Returns the page as HTML."""
     environment = Environment(
         loader=FunctionLoader(_part), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -39,12 +41,12 @@ def _part(name: str) -> str:
 
 
 def _charts(page: Page) -> list[list[Any]]:
-    """Of each section, what the script draws."""
+    """Returns the charts of each section, as the script draws them."""
     return [[_rounded(to_json(chart)) for chart in section.charts] for section in page.sections]
 
 
 def _rounded(value: Any) -> Any:
-    """To five digits: nobody sees more, and the page is half as large."""
+    """Rounds every number to five digits: nobody sees more, and the page is half as large."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

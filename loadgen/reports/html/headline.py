@@ -15,7 +15,7 @@ from loadgen.targets.target import End
 
 
 class Tile(NamedTuple):
-    """One figure, and what it is. `colour`: of the contender it belongs to."""
+    """One figure, and what it is. `colour` is that of the contender it belongs to."""
 
     value: str
     what: str
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 def headline(
     runs: Sequence[Measurement], capacities: Mapping[str, Capacity], max_misses: float
 ) -> str:
-    """One sentence."""
+    """Returns the one sentence that says what came of the runs."""
     names = contenders(runs)
     if capacities:
         return _served({name: each.passed for name, each in capacities.items()}, max_misses)
@@ -43,7 +43,8 @@ def headline(
 
 
 def _served(rates: Mapping[str, float], max_misses: float) -> str:
-    """The largest first; a single one without its name."""
+    """Returns the sentence on the largest loads served, the largest first; a single one goes
+    without its name."""
     limit = f"at most {max_misses * 100:g} % late and no growing backlog"
     (best, rate), *others = sorted(rates.items(), key=lambda item: -item[1])
     if not rate:
@@ -54,14 +55,14 @@ def _served(rates: Mapping[str, float], max_misses: float) -> str:
 
 
 def has_loads(runs: Sequence[Measurement]) -> bool:
-    """Whether there is more than one load."""
+    """Says whether the runs were at more than one load."""
     return len({run.rate for run in runs}) > 1
 
 
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:
-    """The largest load up to which all were served (`scoring.criterion`), in requests per second; 0
-    where none was. Of a load that was tried several times, most runs served it. Runs that say
-    nothing of the server are left out."""
+    """Returns the largest load up to which all were served (`scoring.criterion`), in requests per
+    second; 0 where none was. Of a load that was tried several times, most runs served it. Runs that
+    say nothing of the server are left out."""
     criterion = MEASURED._replace(max_misses=max_misses)
     tries: dict[float, list[bool]] = {}
     for run in runs:
@@ -79,7 +80,7 @@ def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> floa
 def tiles(
     runs: Sequence[Measurement], capacities: Mapping[str, Capacity], max_misses: float
 ) -> list[Tile]:
-    """Of one run its main figures; of several contenders one tile each."""
+    """Returns the large figures: of one run its main ones, of several contenders one tile each."""
     names = contenders(runs)
     if len(names) == 1:
         return list(_of_run(runs[0])) if len(runs) == 1 else []
@@ -104,7 +105,8 @@ def tiles(
 
 
 def _detail(run: Measurement, runs: Sequence[Measurement]) -> str:
-    """With the target where they differ: one may have more machines than another."""
+    """Returns what stands below a contender's figure; with its target where targets differ, since
+    one may have more machines than another."""
     names = {each.summary.target.name for each in runs}
     where = f", {run.summary.target.name}" if len(names) > 1 else ""
     return f"on time; goodput {run.summary.total.goodput_rps:.2f} /s{where}"

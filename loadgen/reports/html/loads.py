@@ -40,7 +40,8 @@ LoadScore = tuple[float, Score]
 
 
 def over_loads(runs: Sequence[Measurement], max_misses: float) -> list[Chart]:
-    """None where there is only one load. `max_misses` is marked."""
+    """Returns the charts over several loads; none where there is only one. `max_misses` is
+    marked."""
     if len({run.rate for run in runs}) < 2:
         return []
     names, tiers = contenders(runs), tier_targets(runs)
@@ -88,7 +89,8 @@ def _late_by_contender(
 def _latencies(
     tiers: Mapping[str, Targets], scores: Mapping[str, Mapping[str, Sequence[LoadScore]]]
 ) -> list[Chart]:
-    """TTFT and TTLT of each tier, whether it has a target or not: one waits for the other."""
+    """Draws TTFT and TTLT of each tier, whether it has a target or not, since one tier waits for
+    the other."""
     return [
         _latency(metric, tier, metric.target(targets), scores[tier])
         for tier, targets in tiers.items()
@@ -102,7 +104,7 @@ def _latency(
     target_s: float | None,
     scores: Mapping[str, Sequence[LoadScore]],
 ) -> Chart:
-    """p50 and p99 of each contender."""
+    """Returns the p50 and p99 of one latency of one tier against load, for each contender."""
     title = f"{metric.name} against load: {tier}"
     found = [
         Line(_quantile_name(name, quantile, len(scores)), points, colour(i), quantile == "p99")
@@ -134,7 +136,8 @@ def _quantile_name(name: str, quantile: str, num_names: int) -> str:
 
 
 def ranking(capacities: Mapping[str, Capacity], title: str = "Capacity") -> Chart:
-    """The largest rate that passed, and up to which it is uncertain."""
+    """Returns a bar per contender for the largest rate that passed, and up to which rate it is
+    uncertain."""
     found = {name: each for name, each in capacities.items() if each.passed > 0}
     if not found:
         return Absent(title, "No rate was found that is served.")

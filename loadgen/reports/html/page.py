@@ -64,7 +64,7 @@ class Notice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Charts under a heading. `choice`: shown only while that load is chosen."""
+    """Charts under a heading. With a `choice` it is shown only while that load is chosen."""
 
     title: str
     charts: Sequence[Chart]
@@ -91,7 +91,8 @@ class Page:
 def page(
     asked: Asked, runs: Sequence[Measurement], capacities: Mapping[str, Capacity] | None = None
 ) -> Page:
-    """Of at least one run. `capacities`: what searches found, by contender ("": the only one)."""
+    """Makes the page of at least one run. `capacities` is what searches found, by contender ("" for
+    the only one)."""
     found = capacities or {}
     shown = views(runs, found.values())
     return Page(
@@ -109,8 +110,8 @@ def page(
 
 
 def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
-    """The figures: of one run by group of requests, of several a row per run; and what went wrong
-    in them, if anything did."""
+    """Returns the figures: of one run by group of requests, of several a row per run; and what went
+    wrong in them, if anything did."""
     tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
     yield from map(written, tables)
     errors = errors_table(runs)
@@ -185,7 +186,7 @@ def _most_telling(shown: Sequence[View], max_misses: float) -> str:
 
 
 def _facts(asked: Asked, runs: Sequence[Measurement]) -> dict[str, str]:
-    """Enough to do it again."""
+    """Returns what is needed to do it again."""
     targets = dict.fromkeys(run.summary.target.name for run in runs)
     windows = dict.fromkeys(
         f"{run.summary.window.start_s:g} to {run.summary.window.end_s:.4g} s" for run in runs

@@ -26,21 +26,23 @@ class View:
 
 
 def contender(run: Measurement) -> str:
+    """Returns whom a run measured: the contender of a comparison, or else the target's policy."""
     return run.contender or run.summary.target.policy
 
 
 def load_rps(run: Measurement) -> float:
-    """What was asked for; of a trace at its own pace, what came of it."""
+    """Returns the requests/s that were asked for; of a trace at its own pace, what came of it."""
     return run.summary.requested_rps if run.rate is None else run.rate
 
 
 def contenders(runs: Iterable[Measurement]) -> list[str]:
+    """Returns everybody who was measured, in order of first appearance."""
     return list(dict.fromkeys(contender(run) for run in runs))
 
 
 def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
-    """What each tier's requests were judged by, in the order of the mix; tiers that nothing was
-    sent to are left out."""
+    """Returns what each tier's requests were judged by, in the order of the mix; tiers that nothing
+    was sent to are left out."""
     found: dict[str, Targets] = {}
     order: dict[str, None] = {}
     for run in runs:
@@ -51,8 +53,8 @@ def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
 
 
 def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> list[View]:
-    """By load, ascending. Of a search, only the rates between which a capacity lies, and of
-    repeats only the first."""
+    """Returns the runs by load, ascending. Of a search only the rates remain between which a
+    capacity lies, and of repeats only the first."""
     wanted = [rate for each in capacities for rate in (each.passed, each.failed)]
     runs = list(runs)
     by_load: dict[str, dict[str, Measurement]] = {}
@@ -69,7 +71,8 @@ def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> l
 
 
 def evenly(num: int, most: int) -> list[int]:
-    """At most `most` of the indices below `num`, evenly spread, the first and last among them."""
+    """Returns at most `most` of the indices below `num`, evenly spread, the first and last among
+    them."""
     if num <= most:
         return list(range(num))
     return [i * (num - 1) // (most - 1) for i in range(most)]

@@ -19,7 +19,8 @@ _PACE_NOTE = "On pace: on time, and no gap between two tokens longer than the TB
 
 
 def attainment(view: View) -> list[Chart]:
-    """On time by tier; by importance, tenant and prompt length where there are several."""
+    """Returns charts of who was on time by tier; by importance, tenant and prompt length where
+    there are several."""
     first = view.runs[0].summary
     if not first.total.num_sent:
         return [Absent("On time", "Nothing was sent.")]
@@ -41,7 +42,8 @@ def _groups(scores: Sequence[Score]) -> list[str]:
 
 
 def _bars(view: View, title: str, groups: Sequence[str]) -> Bars:
-    """One contender: on time beside on pace. Several: a bar for each."""
+    """Returns a chart of one contender's on time beside its on pace, or of several contenders' on
+    time."""
     by_run = [_scores(run.summary, title) for run in view.runs]
     name = f"On time by {title}"
     shown = [group or "(none)" for group in groups]
@@ -74,14 +76,15 @@ def _attainment(scores: Mapping[str, Score], group: str) -> float | None:
 
 
 def measured(run: Measurement) -> list[Record]:
-    """The records that the scores are over."""
+    """Returns the records that the scores of a run are over."""
     window = run.summary.window
     return counted(run.records, window.start_s, window.end_s)
 
 
 def distributions(view: View) -> list[Chart]:
-    """One contender: a chart per latency, a line per tier. Several: a chart per tier and latency
-    it has a target for, a line per contender."""
+    """Returns charts of how latencies are distributed: with one contender a chart per latency and a
+    line per tier, with several a chart per tier and latency it has a target for, and a line per
+    contender."""
     tiers = tier_targets(view.runs)
     records = {contender(run): _by_tier(measured(run), tiers) for run in view.runs}
     if len(view.runs) == 1:
@@ -95,7 +98,7 @@ def distributions(view: View) -> list[Chart]:
 
 
 def _judged(targets: Targets) -> Sequence[Metric]:
-    """The latencies that a tier is judged by; of best effort, how long it takes."""
+    """Returns the latencies that a tier is judged by; of best effort, how long it takes."""
     return (TTFT, TBT) if targets.ttft is not None else (TTLT,)
 
 

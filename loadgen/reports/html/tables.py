@@ -79,19 +79,19 @@ def _number(kind: Kind, figure: float) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share between 0 and 1 in per cent, to one decimal."""
+    """Writes a share between 0 and 1 in per cent, to one decimal."""
     return DASH if value is None else f"{value:.1%}".replace("%", f"{_NO_BREAK}%")
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Seconds in milliseconds, without the unit; below ten of them to one decimal."""
+    """Writes seconds in milliseconds, without the unit; below ten of them to one decimal."""
     if seconds is None:
         return DASH
     return f"{seconds * 1e3:.1f}" if seconds < 0.01 else f"{seconds * 1e3:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds with their unit: milliseconds below a second, to three digits."""
+    """Writes seconds with their unit, to three digits: in milliseconds below a second."""
     if seconds is None:
         return DASH
     if seconds < 1:
@@ -100,6 +100,6 @@ def duration(seconds: float | None) -> str:
 
 
 def targets_text(targets: Targets) -> str:
-    """The targets of a tier in words, such as "TTFT 1 s, TBT 50 ms"."""
+    """Writes the targets of a tier, such as "TTFT 1 s, TBT 50 ms"."""
     named = (("TTFT", targets.ttft), ("TBT", targets.tbt), ("TTLT", targets.ttlt))
     return ", ".join(f"{name} {duration(s)}" for name, s in named if s is not None) or "best effort"

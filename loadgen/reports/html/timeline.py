@@ -26,7 +26,7 @@ NOT_TOLD = "The target does not tell them."
 
 
 class _Clock(NamedTuple):
-    """The common axis of time."""
+    """The axis of time that all charts of a view have in common."""
 
     steps: Steps
     unit: str
@@ -34,6 +34,7 @@ class _Clock(NamedTuple):
     group: str  # of the view, so that one pointer serves all charts
 
     def line(self, name: str, values: Sequence[float], shade: str) -> Line:
+        """Returns a line of one value per step."""
         points = [(at / self.unit_s, value) for at, value in self.steps.points(values)]
         return Line(name, points, shade)
 
@@ -45,6 +46,7 @@ class _Clock(NamedTuple):
         draw: Draw = Draw.STEP,
         marks: Sequence[Mark] = (),
     ) -> Curves:
+        """Returns a chart of lines over this axis; `y` names their quantity and unit."""
         axis = Axis(f"time ({self.unit})")
         return Curves(title, axis, Axis(y), lines, marks, draw, self.group, is_wide=True)
 
@@ -71,7 +73,7 @@ def _clock(view: View) -> _Clock:
 
 
 def _fates(run: Measurement, clock: _Clock) -> Chart:
-    """Every arrival is one of the three."""
+    """Draws every arrival by which of three things became of it."""
     title = "Arrivals, by what became of them"
     if not run.records:
         return Absent(title, "Nothing was sent.")
@@ -94,13 +96,14 @@ def _fate(record: Record) -> str:
 
 
 def _limits(run: Measurement, clock: _Clock) -> list[Mark]:
-    """Where the measured part begins, if not at once."""
+    """Marks where the measured part begins, if not at once."""
     start_s = run.summary.window.start_s
     return [Mark("measured from here", x=start_s / clock.unit_s)] if start_s > 0 else []
 
 
 def _late(view: View, clock: _Clock) -> Curves:
-    """Per second of arrival; the arrivals themselves, the same for all, for comparison."""
+    """Draws late requests per second of arrival; the arrivals themselves, the same for all, for
+    comparison."""
     arrivals = [record.request.at for record in view.runs[0].records]
     lines = [clock.line("arrivals", per_second(arrivals, clock.steps), "muted")]
     for i, run in enumerate(view.runs):
@@ -148,7 +151,7 @@ def _relegations(view: View, clock: _Clock) -> Chart:
 
 
 def _own_series(view: View, clock: _Clock, why_no_series: str) -> Iterator[Chart]:
-    """Chunk size and queue length, which only a simulated target keeps."""
+    """Draws chunk size and queue length, which only a simulated target keeps."""
     known = [(i, run, run.series) for i, run in enumerate(view.runs) if run.series is not None]
     if not any(series.chunk_len for _, _, series in known):
         reason = "No iteration was needed." if known else why_no_series
