@@ -25,9 +25,9 @@ _LETTER_SYMBOLS = ((0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """How `content` is matched. `special` ones are spelled as nothing.
+    """A text that becomes one token, and how it is matched. A `special` one is spelled as nothing.
 
-    `id` is None where the vocabulary is to say.
+    `id` is None where the vocabulary states it.
     """
 
     content: str
@@ -40,7 +40,7 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Takes the added tokens out of a text."""
+    """Takes the added tokens out of a text, with the ids that they become."""
 
     def __init__(self, ids: Iterable[tuple[AddedToken, int]]) -> None:
         tokens = [(token, token_id) for token, token_id in ids if token.content]
@@ -49,11 +49,15 @@ class AddedTokens:
         self._any = _pattern(token.content for token, _ in tokens)
 
     def occur_in(self, text: str) -> bool:
-        """Whether there may be any: quick, for texts that hold none."""
+        """Returns whether the text may hold an added token. It is quick for texts that hold
+        none.
+        """
         return self._any.search(text) is not None
 
     def split(self, text: str) -> list[str | int]:
-        """The text in order, with ids where added tokens stood. Never an empty text."""
+        """Returns the parts of the text in order, with ids where added tokens stood, and no empty
+        part.
+        """
         parts: list[str | int] = [text] if text else []
         for stage in self._stages:
             parts = [
@@ -65,13 +69,14 @@ class AddedTokens:
 
 
 class _Stage:
-    """Tokens that are looked for at the same time."""
+    """Added tokens that are looked for in one pass over a text."""
 
     def __init__(self, tokens: Sequence[tuple[AddedToken, int]]) -> None:
         self._tokens = {token.content: (token, token_id) for token, token_id in tokens}
         self._pattern = _pattern(self._tokens)
 
     def split(self, text: str) -> Iterator[str | int]:
+        """Yields the parts of the text, with ids where these tokens stood."""
         done = 0
         for match in self._pattern.finditer(text):
             token, token_id = self._tokens[match[0]]
@@ -101,7 +106,9 @@ def _start_of_space(text: str, end: int, least: int) -> int:
 
 
 def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds the longest of those that begin first; nothing where there are none."""
+    """Returns a pattern that matches the longest of the texts that begin first; nothing, where
+    there are no texts.
+    """
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -1,7 +1,7 @@
-"""Chat templates: from a conversation to the text that a checkpoint was trained on.
+"""Chat templates: they make of a conversation the text that a checkpoint was trained on.
 
-A template is Jinja source out of the checkpoint, rendered in a sandbox the way Hugging Face's
-`apply_chat_template` does it: the same block trimming, `raise_exception`, `strftime_now`, a
+A template is Jinja source out of the checkpoint. It is rendered in a sandbox as Hugging Face's
+`apply_chat_template` does it: with the same block trimming, `raise_exception`, `strftime_now`, a
 `tojson` that leaves HTML characters alone, and `{% generation %}` blocks, which matter in
 training only.
 """
@@ -20,7 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class ChatTemplate:
-    """One template and the special tokens it may name. Raises ValueError for a bad one."""
+    """A template and the special tokens that it may name. Raises ValueError for source that does
+    not parse.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
@@ -39,10 +41,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         most_chars: int | None = None,
     ) -> str:
-        """The conversation as text, ready for the assistant's turn.
+        """Returns the conversation as text, ready for the assistant's turn.
 
         Raises ValueError where the template refuses the messages, fails for them in any way (it is
-        a program of the checkpoint's), or writes more than `most_chars`.
+        a program out of the checkpoint), or writes more than `most_chars`.
         """
         try:
             parts = self._template.generate(
@@ -66,11 +68,13 @@ class ChatTemplate:
 
 
 class _TooLong(Exception):
-    """The text is longer than is wanted."""
+    """The text became longer than is wanted."""
 
 
 def _join(parts: Iterable[str], most_chars: int | None) -> str:
-    """Their text. Raises _TooLong as soon as it is too long, before the template goes on."""
+    """Returns the parts as one text. Raises _TooLong as soon as that is too long, before the
+    template writes more.
+    """
     written, num_chars = [], 0
     for part in parts:
         written.append(part)
@@ -81,7 +85,7 @@ def _join(parts: Iterable[str], most_chars: int | None) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: its body."""
+    """The block `{% generation %}...{% endgeneration %}`, which stands for its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
 

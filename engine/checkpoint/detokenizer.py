@@ -1,8 +1,7 @@
-"""From token ids back to text, as they come.
+"""Makes text of token ids, as they come.
 
-Every token id spells some bytes, and an incremental UTF-8 decoder turns their sequence into text,
-so that half a character is never shown and the cost of a token does not depend on how many came
-before.
+Every token id spells some bytes, and an incremental UTF-8 decoder turns their sequence into text.
+So half a character is never shown, and the cost of a token does not depend on how many came before.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ _INVALID = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # bytes that are no U
 
 
 class Spelling:
-    """What each token id contributes to a text, as bytes; b"" for special tokens.
+    """The bytes that each token id adds to a text; none for special tokens.
 
-    `specials` are what those are written as; only stop strings are compared with it. Bytes that are
-    no UTF-8 come out as U+FFFD, one for each, or `once` for what begins one character: the former
-    is how sentencepiece and byte fallback have it, the latter GPT-2's alphabet.
+    `specials` says how special tokens are written, which only stop strings are compared with. Bytes
+    that are no UTF-8 come out as U+FFFD: one for each byte, as sentencepiece and byte fallback have
+    it, or, with `once`, one for each beginning of a character, as GPT-2's alphabet has it.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Spelling:
         return len(self._pieces)
 
     def of(self, token_id: int, opens: bool = False) -> bytes:
-        """Empty for ids beyond the vocabulary: models pad theirs."""
+        """Returns the bytes of a token; none for ids that only pad the model's vocabulary."""
         pieces = self._opening if opens else self._pieces
         return pieces[token_id] if 0 <= token_id < len(pieces) else b""
 
@@ -53,9 +52,9 @@ def _whole(piece: bytes) -> str | None:
 
 
 class Detokenizer:
-    """Text of a growing output: what `feed` and `finish` return adds up to its text.
+    """The text of a growing output: what `feed` and `finish` return adds up to it.
 
-    The text continues that of `prompt`: a space between the two is kept.
+    The text continues that of `prompt`, and a space between the two is kept.
     """
 
     def __init__(self, spelling: Spelling, prompt: Iterable[int] = ()) -> None:
@@ -67,7 +66,9 @@ class Detokenizer:
         self._is_plain = not self._opens  # whether a token's text depends on nothing before it
 
     def feed(self, token_id: int) -> str:
-        """The text that is certain now; "" in the middle of a character."""
+        """Returns the text that has become certain with the token; "" in the middle of a
+        character.
+        """
         if self._is_plain and 0 <= token_id < len(self._texts):
             text = self._texts[token_id]
             if text is not None:
@@ -79,5 +80,5 @@ class Detokenizer:
         return text
 
     def finish(self) -> str:
-        """What an unfinished character leaves, when no more tokens come."""
+        """Returns what an unfinished character leaves, once no more tokens come."""
         return self._utf8.decode(b"", final=True).translate(_INVALID)

@@ -1,9 +1,8 @@
-"""How a checkpoint wants its tokens picked: the sampling of its generation_config.json, for
-requests that say nothing of it. No torch in here.
+"""The sampling that a checkpoint's generation_config.json states, for requests that leave it out.
 
 As in vLLM, what the file leaves out is neutral, and `max_new_tokens` is the length of requests that
-state none; it limits nobody. As in transformers, and unlike vLLM, `"do_sample": false` is greedy:
-the file says so. Its end-of-sequence ids are read by config.py.
+state none and limits nobody. As in transformers, and unlike vLLM, `"do_sample": false` means
+greedy, since the file says so. Its end-of-sequence ids are read by model_config.py. No torch here.
 """
 
 from __future__ import annotations
@@ -42,8 +41,10 @@ _UNUSED: dict[str, tuple[object, ...]] = {
 
 
 def read_sampling(folder: Path) -> Sampling:
-    """The defaults of a checkpoint folder; the engine's own where there is no such file. Raises
-    CheckpointError, naming file and key, for a value that no request could ask for.
+    """Returns the sampling of a checkpoint folder; the engine's own defaults where it has no such
+    file.
+
+    Raises CheckpointError, naming file and key, for a value that no request could ask for.
     """
     keys = Keys(read_generation(folder), GENERATION)
     given: dict[str, Any] = {
@@ -63,11 +64,15 @@ def read_sampling(folder: Path) -> Sampling:
 
 
 def unused_keys(folder: Path) -> list[str]:
-    """What the file asks for that is not done. Raises CheckpointError."""
+    """Returns the keys by which the file asks for what the engine does not do. Raises
+    CheckpointError.
+    """
     raw = read_generation(folder)
     return [key for key, harmless in _UNUSED.items() if raw.get(key) not in harmless]
 
 
 def _as_asked(value: float) -> float:
-    """As a request has it, whose floats have 32 bits: to ask for the default changes nothing."""
+    """Returns the number as a request states it, whose floats have 32 bits. So a request that asks
+    for the default changes nothing.
+    """
     return float(struct.unpack("f", struct.pack("f", value))[0])

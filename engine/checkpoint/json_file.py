@@ -1,7 +1,7 @@
-"""The JSON files of a checkpoint folder, and their keys, each read as what it has to be.
+"""The JSON files of a checkpoint folder and their keys, each read as what it has to be.
 
-A checkpoint comes from somebody else: whatever a file holds is either what was expected, or a
-CheckpointError of one short line that names file and key. No torch in here.
+A checkpoint comes from somebody else. So whatever a file holds either is what was expected, or
+raises a CheckpointError, with one short line that names file and key. No torch here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN.maxlevel = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint folder cannot be served; the message is one line, of bounded length, that says
+    """A checkpoint folder cannot be served. The message is one line of bounded length that says
     why.
     """
 
@@ -34,13 +34,15 @@ class CheckpointError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value of a file for a message: short, whatever it holds."""
+    """Returns a value of a file as an error message can show it: short, whatever it holds."""
     return _SHOWN.repr(value)
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """The object that a JSON file of a checkpoint holds; of equal keys the last, as everywhere.
-    Raises CheckpointError naming the file.
+    """Returns the object that a JSON file of a checkpoint holds. Of equal keys the last counts, as
+    everywhere.
+
+    Raises CheckpointError, naming the file.
     """
     try:
         text = read_text(path, most_bytes)
@@ -60,8 +62,10 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """The UTF-8 of an ordinary file: a pipe would be waited for, a device would never end. Raises
-    OSError and ValueError.
+    """Returns the text of an ordinary file in UTF-8. A pipe or a device is refused: the one could
+    be waited for, and the other read, for ever.
+
+    Raises OSError and ValueError.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -74,8 +78,11 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
 
 class Keys:
-    """One JSON object of a file. A key that is absent, or null, is its default; without a default
-    it is required. `where` is what messages begin with. Methods raise CheckpointError.
+    """One JSON object of a file, whose keys are read by type.
+
+    A key that is absent, or null, has the default; without a default it is required. `where` is
+    what error messages begin with. The methods that read a key raise CheckpointError for another
+    type.
     """
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
@@ -83,34 +90,37 @@ class Keys:
         self._where = where
 
     def states(self, key: str) -> bool:
-        """Whether it is there and not null."""
+        """Returns whether the key is there and not null."""
         return self.raw.get(key) is not None
 
     def wrong(self, key: str, wanted: str) -> CheckpointError:
-        """What to raise where the key is not what is wanted."""
+        """Returns the error to raise where the key is not what is `wanted`."""
         found = f"got {shown(self.raw[key])}" if key in self.raw else "and is missing"
         return CheckpointError(f"{self._where}: {key} {wanted}, {found}")
 
     def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        """Returns a whole number from `least` to `most`."""
         value = self._value(key, default)
         if type(value) is not int or not least <= value <= most:
             raise self.wrong(key, f"must be a whole number from {least} to {most}")
         return value
 
     def number(self, key: str, default: float | None = None, *, least: float, most: float) -> float:
+        """Returns a number from `least` to `most`."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not least <= value <= most:  # NaN neither
             raise self.wrong(key, f"must be a number from {least:g} to {most:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
+        """Returns true or false."""
         value = self._value(key, default)
         if type(value) is not bool:
             raise self.wrong(key, "must be true or false")
         return value
 
     def word(self, key: str, default: str, known: Collection[str] = ()) -> str:
-        """One of `known`, where those are stated."""
+        """Returns a text: one of `known`, where those are given."""
         value = self._value(key, default)
         if type(value) is not str or (known and value not in known):
             wanted = f"is not supported ({', '.join(known)})" if known else "must be a text"
@@ -118,14 +128,14 @@ class Keys:
         return value
 
     def words(self, key: str) -> tuple[str, ...]:
-        """Of a list; none by default."""
+        """Returns a list of texts; an empty one by default."""
         value = self._value(key, [])
         if type(value) is not list or not all(type(each) is str for each in value):
             raise self.wrong(key, "must be a list of texts")
         return tuple(value)
 
     def ids(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Of a token id or a list of them."""
+        """Returns token ids, for a key that holds one or a list of them."""
         value = self._value(key, list(default))
         ids = value if type(value) is list else [value]
         if not all(type(each) is int and 0 <= each <= MOST for each in ids):
@@ -133,7 +143,7 @@ class Keys:
         return tuple(ids)
 
     def table(self, key: str) -> Keys:
-        """An object in this one; empty by default."""
+        """Returns an object in this one; an empty one by default."""
         value = self._value(key, {})
         if not isinstance(value, dict):
             raise self.wrong(key, "must be an object")

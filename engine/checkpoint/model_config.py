@@ -1,12 +1,14 @@
-"""The shape of a decoder-only model, read from a Hugging Face `config.json`. No torch in here.
+"""The shape of a decoder-only model, read from a Hugging Face `config.json`. No torch here.
 
-Supported are the families of `_FAMILIES`; their differences are a few booleans and defaults.
-Whatever a checkpoint asks for that the model does not have is refused by the name of its key,
-rather than served wrong; so is a key of the wrong type. What a file leaves out is what the family's
+The families of `_FAMILIES` are supported; they differ in a few booleans and defaults. Whatever a
+checkpoint asks for that the model does not have is refused by the name of its key, rather than
+served wrong, and so is a key of the wrong type. What a file leaves out is what the family's
 configuration class of transformers has by default, except for the five sizes of the weights, which
-are never guessed. Lengths are tokens. Sources: the configuration classes of transformers (4.x with
-`rope_theta` and `rope_scaling`, 5.x with `rope_parameters`; their defaults are the same); Llama
-3.1's scaling of rotary frequencies from meta-llama/llama-models, `models/llama3/model.py`.
+are never guessed. Lengths are in tokens.
+
+Sources: the configuration classes of transformers (4.x with `rope_theta` and `rope_scaling`, 5.x
+with `rope_parameters`; their defaults are the same), and for Llama 3.1's scaling of rotary
+frequencies meta-llama/llama-models, `models/llama3/model.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What an architecture fixes and its config.json does not say, or need not."""
+    """What an architecture fixes that its config.json does not state, or need not."""
 
     qkv_bias: bool = False  # biases on q, k and v whatever `attention_bias` says
     attention_bias: bool = False  # obeys the key `attention_bias`
@@ -67,7 +69,10 @@ _UNUSED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding. `scaling` is "default", "linear" or "llama3"."""
+    """The rotary position embedding. `scaling` is "default", "linear" or "llama3".
+
+    Raises CheckpointError for values that make no sense.
+    """
 
     theta: float = 10000.0
     scaling: str = "default"
@@ -96,7 +101,9 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Everything the model file needs to know. Raises CheckpointError where it makes no sense."""
+    """All that the model needs to know of its shape. Raises CheckpointError where it makes no
+    sense.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -158,7 +165,9 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
-        """Reads config.json, and generation_config.json where there is one."""
+        """Returns the shape that config.json states, and generation_config.json where there is
+        one.
+        """
         raw = read_json(folder / CONFIG)
         return cls.from_dict(raw, read_generation(folder))
 
@@ -166,7 +175,9 @@ class ModelConfig:
     def from_dict(
         cls, raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None
     ) -> ModelConfig:
-        """`raw` is config.json and `generation` generation_config.json, whose eos ids add up."""
+        """Returns the shape that config.json (`raw`) states; `generation` is
+        generation_config.json, whose end-of-sequence ids count, too.
+        """
         keys = Keys(raw, CONFIG)
         architecture, family = _family(keys)
         _refuse_what_we_lack(keys)
@@ -199,7 +210,7 @@ class ModelConfig:
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """generation_config.json; empty where there is none."""
+    """Returns what generation_config.json holds; nothing where there is none."""
     path = folder / GENERATION
     return read_json(path) if path.exists() else {}
 
@@ -231,7 +242,9 @@ def _refuse_what_we_lack(keys: Keys) -> None:
 
 
 def _method(quantization: Keys) -> str:
-    """As transformers finds it out, for a person."""
+    """Returns the name of the method by which weights are quantized, for an error message, as
+    transformers finds it out.
+    """
     if quantization.states("quant_method"):
         return shown(quantization.raw["quant_method"])
     if any(quantization.states(key) for key in ("load_in_4bit", "load_in_8bit")):
@@ -240,8 +253,8 @@ def _method(quantization: Keys) -> str:
 
 
 def _heads(keys: Keys, family: Family) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and the size of each. Null is not the family's default, but
-    what follows from the other sizes.
+    """Returns the numbers of query heads and of key-value heads, and the size of each. Null does
+    not mean the family's default, but what follows from the other sizes.
     """
     heads, hidden = keys.whole("num_attention_heads"), keys.whole("hidden_size")
     if heads > hidden:
@@ -256,7 +269,9 @@ def _heads(keys: Keys, family: Family) -> tuple[int, int, int]:
 
 
 def _window(keys: Keys, family: Family, num_layers: int) -> int | None:
-    """How far attention reaches in any layer, where it is limited."""
+    """Returns how many tokens attention reaches back in any layer; None where that is not
+    limited.
+    """
     kinds = keys.words("layer_types")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
@@ -280,7 +295,9 @@ def _window(keys: Keys, family: Family, num_layers: int) -> int | None:
 
 
 def _context_note(max_positions: int, window: int | None) -> str:
-    """Within one window, sliding and full attention are the same, so the context ends there."""
+    """Returns why the context is limited to a window. Within one window sliding and full attention
+    are the same, and so the context ends there.
+    """
     if window is None or window >= max_positions:
         return ""
     return (
@@ -290,8 +307,8 @@ def _context_note(max_positions: int, window: int | None) -> str:
 
 
 def _rope(keys: Keys, max_positions: int) -> RopeConfig:
-    """From `rope_scaling`, which transformers 5 prefers, too, or `rope_parameters`, with
-    `rope_theta` beside it.
+    """Returns the rotary embedding that `rope_scaling` states, which transformers 5 prefers, too,
+    or `rope_parameters`, with `rope_theta` beside it.
     """
     tables = {name: keys.table(name) for name in ("rope_scaling", "rope_parameters")}
     name = "rope_scaling" if tables["rope_scaling"].raw else "rope_parameters"
@@ -317,7 +334,9 @@ def _rope(keys: Keys, max_positions: int) -> RopeConfig:
 
 
 def _eos_ids(keys: Keys, generation: Keys, family: Family) -> tuple[int, ...]:
-    """What either file states; the family's where neither has a word to say."""
+    """Returns the end-of-sequence ids that either file states; the family's, where neither states
+    any.
+    """
     is_stated = any("eos_token_id" in each.raw for each in (keys, generation))
     ids = {*keys.ids("eos_token_id"), *generation.ids("eos_token_id")}
     return tuple(sorted(ids)) if is_stated else family.eos_ids

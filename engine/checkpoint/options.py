@@ -1,6 +1,6 @@
-"""How a model may be stored and run, by name: what flags offer and what the code here carries out.
+"""How a model may be stored and run, by name: what flags offer and what the engine carries out.
 
-No torch in here: the server reads it.
+No torch here, since the server reads it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ COMPILE = ("auto", "on", "off")
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What loading a model chose on this machine, mostly by measurement. Given to a later load they
-    are taken as they are: what is free or fast by then does not count.
+    """What loading a model chose on this machine, mostly by measurement.
+
+    A later load that is given them takes them as they are, whatever is free or fast by then.
     """
 
     device: str

@@ -1,9 +1,9 @@
 """Which tokens are special, by the files beside a tokenizer, read as transformers reads them.
 
 Names such as "bos_token" come from `tokenizer_config.json`; from `special_tokens_map.json`, which
-goes first where the former lists no added tokens; and from the defaults of the tokenizer's class,
-so far as the vocabulary has them. A name that is stated as null has no token, whatever the class.
-Source: `_from_pretrained` in transformers' `tokenization_utils_base.py`, 4.40 to 5.x.
+counts for more where the former lists no added tokens; and from the defaults of the tokenizer's
+class, as far as the vocabulary has those. A name that is stated as null has no token, whatever the
+class. Source: `_from_pretrained` in transformers' `tokenization_utils_base.py`, 4.40 to 5.x.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """What stands beside the vocabulary. `stated` maps names to tokens, None where null."""
+    """What the files beside the vocabulary say. `stated` maps names to tokens, or to None where
+    null is stated.
+    """
 
     tokenizer_class: str  # "" where nothing names it, never with "Fast"
     model_type: str
@@ -55,11 +57,13 @@ class TokenizerSettings:
 
     @property
     def is_llama(self) -> bool:
-        """Whether transformers reads a `tokenizer.model` by the rules of its LlamaTokenizer."""
+        """Returns whether transformers reads a `tokenizer.model` by the rules of its
+        LlamaTokenizer.
+        """
         return self.tokenizer_class == "LlamaTokenizer" and not self.model_type.startswith(_MISTRAL)
 
     def named(self, vocabulary: Container[str]) -> dict[str, AddedToken]:
-        """The special tokens that have a name."""
+        """Returns the special tokens that have a name, by name."""
         defaults = _DEFAULTS.get(self.tokenizer_class, {})
         known = {
             name: AddedToken(text, special=True)
@@ -70,7 +74,9 @@ class TokenizerSettings:
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """Raises CheckpointError for files that are no JSON or hold something else."""
+    """Returns the settings of a checkpoint folder. Raises CheckpointError for files that are no
+    JSON or hold something else.
+    """
     config, model = (_read(folder / name) for name in ("tokenizer_config.json", "config.json"))
     named_by_map = _read(folder / "special_tokens_map.json")
     model_type = str(model.get("model_type") or "")
@@ -100,7 +106,9 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def check_id(token_id: object, where: Path, content: str) -> int:
-    """Raises CheckpointError for what is no id of a vocabulary."""
+    """Returns the id, if it is one that a vocabulary can have. Raises CheckpointError if it is
+    not.
+    """
     if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_ID:
         raise CheckpointError(f"{where} has {shown(token_id)} for the id of {shown(content)}")
     return token_id
@@ -115,14 +123,14 @@ def _flag(config: Keys, key: str) -> bool | None:
 
 
 def _named(merged: Mapping[str, Any]) -> Iterator[tuple[str, AddedToken | None]]:
-    """Keys that end in "_token", models' own ("image_token") included."""
+    """Yields the tokens of keys that end in "_token", of a model's own ("image_token"), too."""
     for name, value in merged.items():
         if name.endswith("_token") and (value is None or isinstance(value, (str, Mapping))):
             yield name, None if value is None else _token(value, name)
 
 
 def _extra(merged: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Under its new name in transformers 5, or its old one."""
+    """Yields the special tokens without a name. Their key has another name since transformers 5."""
     for key in ("extra_special_tokens", "additional_special_tokens"):
         values = merged.get(key) or []
         if not isinstance(values, (list, Mapping)):
@@ -132,7 +140,9 @@ def _extra(merged: Mapping[str, Any]) -> Iterator[AddedToken]:
 
 
 def _token(value: object, key: str, special: bool = True) -> AddedToken:
-    """From a text, or an object with "content" and flags. What is `special` is not normalized."""
+    """Returns the token of a text, or of an object with "content" and flags. A token that is
+    `special` is not normalized.
+    """
     stated = value if isinstance(value, Mapping) else {"content": value}
     content = stated.get("content")
     if not isinstance(content, str):
@@ -143,12 +153,16 @@ def _token(value: object, key: str, special: bool = True) -> AddedToken:
 
 
 def _with_flags(token: AddedToken, added: Mapping[str, AddedToken]) -> AddedToken:
-    """Where the same text is listed as added, that says how it is matched."""
+    """Returns the token as a special one. If the same text is listed as an added token, that says
+    how it is matched.
+    """
     return replace(added.get(token.content, token), special=True)
 
 
 def _added(folder: Path, config: Mapping[str, Any], special: Container[str]) -> list[AddedToken]:
-    """`added_tokens_decoder`, and the older added_tokens.json, which has no flags."""
+    """Returns the added tokens, of `added_tokens_decoder` and of the older added_tokens.json, which
+    has no flags.
+    """
     path = folder / "tokenizer_config.json"
     listed = config.get("added_tokens_decoder") or {}
     if not isinstance(listed, Mapping):

@@ -1,10 +1,9 @@
-"""Between text and token ids: sentencepiece's `tokenizer.model`, or a `tokenizer.json`.
+"""Between text and token ids: a checkpoint's `tokenizer.model`, or its `tokenizer.json`.
 
-No torch in here: the front end runs it. Where both files are there, `tokenizer.json` is read, as by
-transformers; without its package, a `tokenizer.model` that is sentencepiece's.
-
-Special tokens written out in a text ("<|im_start|>") become their ids, as with Hugging Face's
-tokenizers; spelled back they are empty.
+Where both files are there, `tokenizer.json` is read, as transformers does; but without its package
+a `tokenizer.model` is, if it is sentencepiece's. Special tokens that are written out in a text
+("<|im_start|>") become their ids, as with Hugging Face's tokenizers; spelled back they are empty.
+No torch here, since the front end runs it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from engine.checkpoint.tokenizer_model import SentencePiece
 
 
 class _Backend(Protocol):
-    """One kind of tokenizer file."""
+    """The reader of one kind of tokenizer file."""
 
     spelling: Spelling
     named: Mapping[str, AddedToken]  # special tokens by name
@@ -32,11 +31,11 @@ class _Backend(Protocol):
     around: tuple[Sequence[int], Sequence[int]]  # what it puts before and after a prompt
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added to it."""
+        """Returns the ids of a text, with nothing added to it."""
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer: text to ids, ids to text, conversations to ids."""
+    """A checkpoint's tokenizer: it makes ids of text and of conversations, and text of ids."""
 
     def __init__(
         self,
@@ -53,7 +52,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """From a checkpoint folder. Raises CheckpointError when there is none that we can read."""
+        """Returns the tokenizer of a checkpoint folder. Raises CheckpointError where there is none
+        that can be read.
+        """
         folder = Path(folder)
         settings = read_settings(folder)
         backend = _open_backend(folder, settings)
@@ -63,21 +64,26 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Returns the number of ids."""
         return len(self.spelling)
 
     @property
     def has_chat_template(self) -> bool:
+        """Returns whether conversations can be encoded."""
         return self._chat is not None
 
     @property
     def unknown_names(self) -> list[str]:
-        """Special tokens that the chat template writes and nothing in the checkpoint names."""
+        """Returns the special tokens that the chat template writes and nothing in the checkpoint
+        names.
+        """
         return [] if self._chat is None else self._chat.unknown_names
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """Token ids; with `add_bos` between the tokens that the model wants around a prompt.
+        """Returns the ids of a text; with `add_bos` between those that the model wants around a
+        prompt.
 
-        Those are its beginning-of-sequence token and, of few models, others before or after it.
+        Those are its beginning-of-sequence token and, for few models, others before or after it.
         Raises ValueError for a text that a tokenizer.json has no tokens for.
         """
         ids = self._backend.encode(text)
@@ -92,10 +98,11 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         most_chars: int | None = None,
     ) -> list[int]:
-        """Token ids of a conversation as the checkpoint's template writes it, nothing added.
+        """Returns the ids of a conversation as the checkpoint's template writes it, with nothing
+        added.
 
-        Raises ValueError when there is no template, or it refuses the messages or writes more than
-        `most_chars`.
+        Raises ValueError where there is no template, or where it refuses the messages or writes
+        more than `most_chars`.
         """
         if self._chat is None:
             raise ValueError("the model has no chat template")
@@ -103,12 +110,12 @@ class Tokenizer:
         return self.encode(text, add_bos=False)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The whole text of some ids."""
+        """Returns the whole text of some ids."""
         detokenizer = self.detokenizer()
         return "".join([*map(detokenizer.feed, ids), detokenizer.finish()])
 
     def detokenizer(self, prompt: Iterable[int] = ()) -> Detokenizer:
-        """For the output that continues `prompt`."""
+        """Returns a detokenizer for the output that continues `prompt`."""
         return Detokenizer(self.spelling, prompt)
 
 
@@ -131,7 +138,9 @@ def _open_backend(folder: Path, settings: TokenizerSettings) -> _Backend:
 
 
 def _around(backend: _Backend, settings: TokenizerSettings) -> tuple[Sequence[int], Sequence[int]]:
-    """What goes before and after a prompt: as add_bos_token and add_eos_token say, if they do."""
+    """Returns what goes before and after a prompt: what add_bos_token and add_eos_token say, if
+    they are stated, else what the file has.
+    """
     before, after = map(list, backend.around)
     if settings.add_bos is not None and backend.bos_id is not None:
         others = [token_id for token_id in before if token_id != backend.bos_id]
@@ -145,7 +154,9 @@ def _around(backend: _Backend, settings: TokenizerSettings) -> tuple[Sequence[in
 def _chat_template(
     folder: Path, settings: TokenizerSettings, names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    """From chat_template.jinja, else tokenizer_config.json, where several may be named."""
+    """Returns the template of chat_template.jinja, else that of tokenizer_config.json, where
+    several may be named; None where there is none.
+    """
     path = folder / "chat_template.jinja"
     try:
         source = read_text(path) if path.is_file() else settings.chat_template

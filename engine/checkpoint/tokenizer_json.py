@@ -1,7 +1,7 @@
-"""`tokenizer.json`, read by the `tokenizers` package (extra `hf`).
+"""Reads `tokenizer.json` with the `tokenizers` package (extra `hf`).
 
-The file is followed as it is written, as by transformers 4 and by 5 but for the class
-LlamaTokenizer, which 5 builds anew from the vocabulary. Its `truncation`, `padding` and
+The file is followed as it is written, as by transformers 4, and by 5 except for the class
+LlamaTokenizer, which that builds anew from the vocabulary. The file's `truncation`, `padding` and
 `dropout` are for training and never apply to a prompt.
 """
 
@@ -24,7 +24,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class _Decoder:
-    """What tokenizer.json has its tokens spelled by: bytes in GPT-2's alphabet, or text."""
+    """How tokenizer.json has its tokens spelled: by bytes in GPT-2's alphabet, or as text."""
 
     byte_level: bool = False
     replaced: tuple[tuple[str, str], ...] = ()  # in every token, in this order
@@ -33,6 +33,7 @@ class _Decoder:
     strips_space: bool = False  # the text's first
 
     def spell(self, token: str) -> bytes:
+        """Returns the bytes that a token stands for."""
         if self.byte_level:
             return _spell_bytes(token)
         for old, new in self.replaced:
@@ -43,7 +44,9 @@ class _Decoder:
 
 
 class HuggingFace:
-    """Raises CheckpointError for a file that cannot be read, ImportError without `tokenizers`."""
+    """The tokenizer of a tokenizer.json. Raises CheckpointError for a file that cannot be read, and
+    ImportError without `tokenizers`.
+    """
 
     named: Mapping[str, AddedToken]
     around: tuple[Sequence[int], Sequence[int]]
@@ -73,6 +76,9 @@ class HuggingFace:
     def encode(self, text: str) -> list[int]:
         # Not `encode`, which also keeps where in the text each token stands: many times the memory,
         # with Python's lock held.
+        """Returns the ids of a text, with nothing added to it. Raises ValueError where it has
+        none.
+        """
         try:
             ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[
                 0
@@ -84,9 +90,10 @@ class HuggingFace:
         return ids
 
     def _add_tokens(self, settings: TokenizerSettings) -> None:
-        """What the files beside it say of a token goes before what tokenizer.json says.
+        """Adds the tokens that the files beside it list. What they say of a token counts for more
+        than what tokenizer.json says.
 
-        A token whose id the vocabulary would not give it is left out.
+        A token is left out if the vocabulary would not give it the id that is stated.
         """
         made = self._tokenizer
         size, listed = made.get_vocab_size(), []
@@ -109,7 +116,7 @@ class HuggingFace:
         return vocabulary.get(token.content) if token else None
 
     def _around(self, path: Path) -> tuple[list[int], list[int]]:
-        """What the file puts before and after a prompt."""
+        """Returns what the file puts before and after a prompt."""
         if not self._tokenizer.num_special_tokens_to_add(False):
             return [], []
         try:
@@ -150,8 +157,9 @@ def _read(path: Path) -> Any:
 
 
 def _is_the_library_s(error: BaseException) -> bool:
-    """It raises nothing more precise than Exception; and written in Rust, where it meets a mistake
-    of its own, what is no Exception, of a class that cannot be imported.
+    """Returns whether the library raised the error. It raises nothing more precise than Exception,
+    and, as it is written in Rust, for a mistake of its own what is no Exception, of a class that
+    cannot be imported.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -170,8 +178,11 @@ def _to_library(token: AddedToken) -> Any:
 
 
 def _read_decoder(raw: Keys) -> _Decoder:
-    """From tokenizer.json's `decoder`, which the library has read. Raises CheckpointError for what
-    is not followed here: tokens would be spelled otherwise than is meant.
+    """Returns how tokens are spelled by tokenizer.json's `decoder`, which the library has read
+    before.
+
+    Raises CheckpointError for what is not followed here, since tokens would be spelled otherwise
+    than is meant.
     """
     match raw.raw:
         case {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
@@ -191,7 +202,9 @@ def _refuse(raw: Keys, step: object) -> NoReturn:
 
 
 def _follow(decoder: _Decoder, step: object) -> _Decoder | None:
-    """With one step more, or None. Before "Fuse" they change every token, after it the text."""
+    """Returns the decoder with one step more; None where that is not followed here. Before "Fuse"
+    the steps change every token, after it the text.
+    """
     match step:
         case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
             strips = decoder.strips_space or start == 1
@@ -212,7 +225,9 @@ def _follow(decoder: _Decoder, step: object) -> _Decoder | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (openai/gpt-2, src/encoder.py), inverted."""
+    """Returns the byte of each printable character that GPT-2 has for a byte (openai/gpt-2,
+    src/encoder.py).
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}

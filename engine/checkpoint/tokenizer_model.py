@@ -1,10 +1,10 @@
-"""`tokenizer.model` (https://github.com/google/sentencepiece), with the tokens added beside it.
+"""Reads `tokenizer.model` (https://github.com/google/sentencepiece) and the tokens added beside it.
 
 Between added tokens sentencepiece encodes. Where the checkpoint names the class LlamaTokenizer,
 that class's rules hold, as in transformers 5: nothing is normalized, text that begins with a space
-gets none before it, and what follows an added token gets one only where `legacy` says so. For all
-others sentencepiece's own rules hold, and what follows an added token gets a space unless `legacy`
-is off.
+gets none before it, and what follows an added token gets one only where `legacy` says so. In all
+other cases sentencepiece's own rules hold, and what follows an added token gets a space unless
+`legacy` is off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _NO_RULES = b"\x12\x00\x20\x00"  # precompiled_charsmap: "", remove_extra_whites
 
 
 class SentencePiece:
-    """Raises CheckpointError for a file that is no sentencepiece model."""
+    """The tokenizer of a tokenizer.model. Raises CheckpointError for a file that is no
+    sentencepiece model.
+    """
 
     named: Mapping[str, AddedToken]
     around: tuple[Sequence[int], Sequence[int]]
@@ -74,7 +76,9 @@ class SentencePiece:
         return self._prefixed if is_first or self._prefixes_all else self._plain
 
     def _id_of(self, name: str, ids: dict[str, int], own_id: int) -> int | None:
-        """By its name; else the model's own, which is -1 where it has none."""
+        """Returns the id of a special token by its name; else that of the model's own, which
+        sentencepiece gives as -1 where there is none.
+        """
         token = self.named.get(name)
         token_id = ids.get(token.content, own_id) if token else -1
         return token_id if token_id >= 0 else None
@@ -82,7 +86,9 @@ class SentencePiece:
     def _tokens(
         self, pieces: dict[str, int], settings: TokenizerSettings
     ) -> dict[str, tuple[AddedToken, int]]:
-        """Added tokens by their text; what comes later says more."""
+        """Returns the added tokens by their text. Of several with one text, the later ones
+        count.
+        """
         tokens = {
             piece: (AddedToken(piece, special=True), token_id)
             for piece, token_id in pieces.items()
@@ -122,7 +128,9 @@ class SentencePiece:
         return piece.replace(SPACE, " ").encode()
 
     def _open(self, token_id: int, piece: bytes) -> bytes:
-        """Drops a piece's own space, but keeps a space spelled as a byte."""
+        """Returns the piece as the text's first, without the space that is its own, but with a
+        space that is spelled as a byte.
+        """
         if token_id < self._model.get_piece_size() and self._model.is_byte(token_id):
             return piece
         return piece.removeprefix(b" ")
@@ -148,7 +156,7 @@ def _pieces(model: sentencepiece.SentencePieceProcessor, path: Path) -> dict[str
 def _changed(
     model: sentencepiece.SentencePieceProcessor, fields: bytes
 ) -> sentencepiece.SentencePieceProcessor:
-    """The same model with other fields in its normalizer_spec (field 3 of the model)."""
+    """Returns the same model with other fields in its normalizer_spec (field 3 of the model)."""
     if not fields:
         return model
     proto = model.serialized_model_proto() + b"\x1a" + bytes([len(fields)]) + fields
@@ -158,7 +166,9 @@ def _changed(
 def _own_names(
     model: sentencepiece.SentencePieceProcessor, settings: TokenizerSettings
 ) -> Iterator[tuple[str, AddedToken]]:
-    """The model's own tokens, for names that nothing else gives or takes."""
+    """Yields the model's own tokens, with their names, where no file beside it states these
+    names.
+    """
     ids = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     for name, token_id in ids.items():
         if token_id >= 0 and name not in settings.stated:
