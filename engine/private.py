@@ -1,10 +1,10 @@
 """Folders and files that nobody else can have written to.
 
-What lies in a cache of compiled code is run by whoever reads it: pickles and machine code. So a
-folder of such belongs to this user, others may not write to it, and none of those above it is one
-where others could put another in its place; of a folder like /tmp, where each may remove only what
-is his own (sticky), nobody can. The superuser, and whoever owns the root folder where it is not the
-superuser (a container's), could anyway.
+Whoever reads a cache of compiled code runs what lies in it: pickles and machine code. So such a
+folder belongs to this user, others may not write to it, and no folder above it is one where others
+could put another in its place. In a folder like /tmp, where each user may remove only what is his
+own (sticky), nobody can. The superuser could do all that anyway, and so could the owner of the root
+folder where that is another (in a container).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _HELD = "-held"  # ends the name of a temporary folder that some process holds, 
 
 
 class NotPrivate(ValueError):
-    """Others may have written there: one line that says where and why."""
+    """Others may have written there. The message is one line that says where and why."""
 
 
 def default_folder() -> Path | None:
-    """Of what is kept between starts, by the XDG Base Directory Specification; None where this user
-    has no home.
+    """Returns the folder of what is kept between starts, by the XDG Base Directory Specification;
+    None where this user has no home.
     """
     stated = os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -43,8 +43,10 @@ def default_folder() -> Path | None:
 
 
 def private_folder(path: Path) -> Path:
-    """The folder itself, no link to it; made, with those above it, where it is missing. Raises
-    NotPrivate, or OSError where it cannot be made or written to.
+    """Returns the folder's own path, without links. The folder is made, with those above it, where
+    it is missing.
+
+    Raises NotPrivate, or OSError where it cannot be made or written to.
     """
     path = Path(os.path.abspath(path))
     make(path)
@@ -66,7 +68,9 @@ def private_folder(path: Path) -> Path:
 
 
 def make(path: Path) -> None:
-    """The folder, and those above it that are missing, for this user alone. Raises OSError."""
+    """Makes the folder, and those above it that are missing, for this user alone. Raises
+    OSError.
+    """
     for each in reversed((path, *path.parents)):
         if not each.is_dir():
             each.mkdir(ONLY_OURS, exist_ok=True)
@@ -74,8 +78,10 @@ def make(path: Path) -> None:
 
 @functools.cache
 def temporary_folder() -> Path:
-    """This process's own, under a name that nobody can foretell, removed at its end; that of one
-    that was killed, by the next process that makes one. Raises NotPrivate, or OSError.
+    """Returns a folder of this process's own, under a name that nobody can foretell. It is removed
+    when the process ends; if that was killed, by the next process that makes one.
+
+    Raises NotPrivate, or OSError.
     """
     _remove_left()
     folder = Path(tempfile.mkdtemp(prefix="niyama-"))
@@ -96,8 +102,8 @@ def _remove_left() -> None:
 
 
 def _hold(folder: Path) -> int | None:
-    """A descriptor that keeps the folder for this process until it ends, however it does. None
-    where another has it, or the file system knows no locks.
+    """Returns a descriptor that keeps the folder for this process until it ends, in whatever way.
+    None where another process has it, or where the file system knows no locks.
     """
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -112,8 +118,8 @@ def _hold(folder: Path) -> int | None:
 
 
 def read(path: Path) -> str:
-    """The text of a file that only we, or the superuser, can have written. Raises OSError, or
-    ValueError.
+    """Returns the text of a file that only we, or the superuser, can have written. Raises OSError,
+    or ValueError.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as file:
         found = os.fstat(file.fileno())
@@ -125,7 +131,9 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """In one piece, so that no reader sees half of it, readable by us alone. Raises OSError."""
+    """Writes the file in one piece, so that no reader sees half of it, and for us alone to read.
+    Raises OSError.
+    """
     make(path.parent)
     file = tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False)  # noqa: SIM115 - closed below
     try:
@@ -174,8 +182,8 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Then the mode's bits of the group are the most that anybody has whom the list names (acl(5)),
-    which may be other users.
+    """Returns whether the folder has an access control list. If it has, the mode's bits of the
+    group are the most that anybody in the list may do, and those may be other users (acl(5)).
     """
     try:
         return "system.posix_acl_access" in os.listxattr(path)
@@ -184,8 +192,8 @@ def _has_acl(path: Path) -> bool:
 
 
 def _is_own_group(gid: int) -> bool:
-    """The group that many systems make with a user, with nobody else in it: where they do, all that
-    the user makes may be written to by it.
+    """Returns whether this is the user's own group, with nobody else in it, which many systems make
+    with a user. There, all that the user makes may be written to by that group.
     """
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
