@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
-from loadgen import flags, interrupts
-from loadgen.flags import Arguments, ModeFlags
+from loadgen import interrupts
+from loadgen.arguments import Arguments, as_typed, parse, to_spec
+from loadgen.flags import ModeFlags
 from loadgen.opening import Opener
 from loadgen.reports import figures, progress, records, terminal
 from loadgen.reports.html import document
@@ -43,12 +44,12 @@ def main(argv: Sequence[str] | None = None, server: str = local_server.MODULE) -
     `server` is the module of the servers that a comparison starts.
     """
     have_streams()
-    arguments = flags.parse(argv)
+    arguments = parse(argv)
     write_any_character()
     asked = sys.argv[1:] if argv is None else argv
     try:
         with interrupts.handled(interrupts.interrupt):
-            spec = flags.to_spec(arguments)
+            spec = to_spec(arguments)
             opener = Opener(arguments, spec, server)
             status = _Command(arguments, spec, opener, terminal.console(), asked).run()
             sys.stdout.flush()
@@ -267,7 +268,7 @@ class _Reports:
             "rps": None if rate is None else str(rate),
             "duration": first.duration_s,
         }
-        return flags.as_typed(self.argv, self.arguments) | really
+        return as_typed(self.argv, self.arguments) | really
 
     def _asked(self) -> Asked:
         """What the head of the HTML report says: the command and the versions."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.deciding.policies import POLICIES
 from loadgen import simulation_flags
-from loadgen.flags import Arguments
+from loadgen.arguments import Arguments
 from loadgen.simulation_flags import SimulationFlags
 from loadgen.targets import live, local_server
 from loadgen.targets.live import LiveTarget

@@ -22,6 +22,7 @@ from loadgen import interrupts
 from loadgen.paper import experiments
 from loadgen.paper.experiments import GROUPS, Line, Scale, all_experiments
 from loadgen.paper.jobs import Answers, run_all
+from loadgen.paper.serving import ENVELOPE
 from loadgen.reports.terminal import console
 
 # Shorter than the deadlines of minutes: the backlog decides. For a look, not for quoting.
@@ -113,11 +114,12 @@ def _answer(flags: Flags) -> None:
     answers = Answers(None if flags.fresh else flags.results)
     answers.path = flags.results
     lines = [line for part in run_all(chosen, answers, flags.processes, say) for line in part]
+    late, left = ENVELOPE.max_misses * 100, ENVELOPE.max_growth * 100
     out = console()
     out.print(_table(lines))
     out.print(
-        f"runs of {scale.hours:g} h; a rate is served with at most 1 % late and 1 % of the work "
-        f"left behind; {monotonic() - start:.0f} s",
+        f"runs of {scale.hours:g} h; a rate is served with at most {late:g} % late and "
+        f"{left:g} % of the work left behind; {monotonic() - start:.0f} s",
         highlight=False,
     )
 

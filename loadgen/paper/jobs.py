@@ -124,7 +124,7 @@ def run_all(
     waiting: dict[int, Sequence[Job]] = {i: next(each) for i, each in enumerate(experiments)}
     results: dict[int, T] = {}
     running: dict[Future[Answered], Job] = {}
-    with _pool(processes) as pool:
+    with worker_pool(processes) as pool:
         while True:
             _advance(experiments, waiting, results, answers)
             asked = {job.key: job for jobs in waiting.values() for job in jobs}
@@ -142,9 +142,12 @@ def run_all(
 
 
 @contextlib.contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Opens a pool of processes while the block lasts. An end by a signal ends those that are at
-    work, which may take minutes; and they end with this process, however it does."""
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Makes worker processes that last as long as the block.
+
+    A signal that ends the block ends them, too, though their work may take minutes more; and they
+    end with this process, however it does.
+    """
     with ProcessPoolExecutor(processes, initializer=_follow_parent) as pool:
         try:
             yield pool

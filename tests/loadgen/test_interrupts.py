@@ -29,9 +29,9 @@ DEMO = "import sys; from loadgen.demo import main; sys.exit(main([], server=sys.
 POOL = """
 import sys, time
 from loadgen import interrupts
-from loadgen.paper.jobs import _pool
+from loadgen.paper.jobs import worker_pool
 try:
-    with interrupts.handled(interrupts.interrupt), _pool(2) as pool:
+    with interrupts.handled(interrupts.interrupt), worker_pool(2) as pool:
         futures = [pool.submit(time.sleep, 1000) for _ in range(2)]
         [future.result() for future in futures]
 except interrupts.Interrupted as interrupt:

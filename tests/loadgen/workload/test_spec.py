@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.values import Importance, Targets
-from loadgen import flags
+from loadgen.arguments import parse, to_spec
 from loadgen.workload.arrivals import Process, Rate, Shape
 from loadgen.workload.lengths import Fixed, FromTrace, Independent, Lognormal
 from loadgen.workload.mix import INTERACTIVE
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def built(*argv: str) -> Workload:
-    return build(flags.to_spec(flags.parse(argv)), INFO)
+    return build(to_spec(parse(argv)), INFO)
 
 
 def by_name(workload: Workload) -> dict[str, TierLoad]:

@@ -1,0 +1,175 @@
+"""The command line of the load generator, read and checked, and the workload that it asks for."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from client.terminal import printable
+from engine.flags import add_flags, flags_of, given, make
+from loadgen import simulation_flags
+from loadgen.flags import LoadFlags, ModeFlags, ReportFlags, RequestFlags, TargetFlags
+from loadgen.simulation_flags import SimulationFlags
+from loadgen.workload import toml_file
+from loadgen.workload.arrivals import Process
+from loadgen.workload.spec import Spec, TierSpec
+
+_EPILOG = """\
+rates       40; 2..5/15m (square wave); step:2..5/15m; ramp:2..5; sine:1..9/24h
+durations   500ms, 30 or 30s, 15m, 4h
+exit status 0; 1 the target was not reached or was lost; 2 bad arguments; 3 the gate is shut;
+            4 the run is invalid (only with a gate or a search); 130 interrupted,
+            143 by SIGTERM, 129 by SIGHUP
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The command line, a part for each group of `--help`."""
+
+    target: TargetFlags
+    simulation: SimulationFlags | None  # None: a server is asked
+    load: LoadFlags
+    requests: RequestFlags
+    mode: ModeFlags
+    report: ReportFlags
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong: its flags are too many to be listed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with status 2."""
+        self.exit(2, f"{self.prog}: {printable(message)} (--help lists the flags)\n")
+
+
+def _parser(is_typed: bool = True) -> _Parser:
+    parser = _Parser(
+        prog="niyama-loadgen",
+        description="Sends an open-loop load of several tiers and reports who was on time.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
+    )
+    for title, about, config in (
+        ("target", None, TargetFlags),
+        ("simulation", None, SimulationFlags),
+        ("load", None, LoadFlags),
+        ("requests", "LENGTH: 100 fixed, 80/200 lognormal by p50/p90", RequestFlags),
+        ("modes (one run where none is given)", None, ModeFlags),
+        ("measuring and reporting", None, ReportFlags),
+    ):
+        add_flags(parser.add_argument_group(title, about), config, is_typed=is_typed)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    """Reads the command line (None: the process's own). Exits with a line of what is wrong where
+    the arguments make no sense.
+    """
+    parser = _parser()
+    typed = parser.parse_args(argv)
+    simulation, mode = given(SimulationFlags, typed), make(ModeFlags, typed)
+    if simulation and "simulate" not in simulation:
+        parser.error(simulation_flags.misplaced(next(iter(simulation)), bool(mode.compare)))
+    if "policy" in simulation and mode.compare:
+        parser.error("argument --policy: not allowed with argument --compare, which names them")
+    arguments = Arguments(
+        make(TargetFlags, typed),
+        SimulationFlags(**simulation) if simulation else None,
+        make(LoadFlags, typed),
+        make(RequestFlags, typed),
+        mode,
+        make(ReportFlags, typed),
+    )
+    if problem := _contradiction(arguments):
+        parser.error(problem)
+    report = arguments.report
+    for name, path in (("json", report.json), ("html", report.html), ("csv", report.csv)):
+        if path is not None and not _can_be_written(path):
+            parser.error(f"argument --{name}: {path} cannot be written")
+    return arguments
+
+
+def _contradiction(arguments: Arguments) -> str:
+    """Says which flag another one forbids or leaves without an effect; nothing where none does."""
+    simulation, load, requests = arguments.simulation, arguments.load, arguments.requests
+    mode = arguments.mode
+    if mode.compare and mode.slo_gate is not None:
+        return "argument --compare: not allowed with argument --slo-gate"
+    if simulation and simulation.silo is not None and "silo" not in mode.compare:
+        return "argument --silo: only with silo in --compare"
+    if mode.server_flags and (simulation or not mode.compare):
+        return "argument --server-flags: only of servers that --compare starts"
+    lengths = (*requests.prompt_tokens, *requests.output_tokens)
+    if requests.trace is not None and not all(tier for tier, _ in lengths):
+        return "argument --trace: not allowed with lengths for all tiers, which its rows give"
+    if load.replay is not None and (load.arrivals, load.cv) != (None, None):
+        return "argument --replay: not allowed with --arrivals or --cv, its rows say when"
+    if load.cv is not None and load.arrivals not in (None, Process.GAMMA):
+        return "argument --cv: only of gamma arrivals"
+    return ""
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether a report can be written there, which is asked before the run, not after it."""
+    place = path if path.exists() else path.parent
+    return not path.is_dir() and os.access(place, os.W_OK)
+
+
+def as_typed(argv: Sequence[str] | None, arguments: Arguments) -> dict[str, object]:
+    """The flags by name that were given or have a default: plain values as they are (durations in
+    seconds), and the text that was typed for any other.
+    """
+    texts = vars(_parser(is_typed=False).parse_args(argv))
+    parts = [getattr(arguments, part.name) for part in fields(arguments)]
+    flags = {name: getattr(part, name) for part in parts if part for name in flags_of(type(part))}
+    return {
+        name: value if _is_plain(value) else texts[name]
+        for name, value in sorted(flags.items())
+        if value not in (None, ())
+    }
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON holds the value; it has no infinity."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int)
+
+
+def to_spec(arguments: Arguments) -> Spec:
+    """The workload that the flags ask for, over the workload file where one is given.
+
+    Raises ValueError (BadWorkloadFile) in one line, or OSError.
+    """
+    load, requests = arguments.load, arguments.requests
+    prompt, output = dict(requests.prompt_tokens), dict(requests.output_tokens)
+    everyone = TierSpec(
+        prompt=prompt.get(""),
+        output=output.get(""),
+        trace=requests.trace,
+        importance=requests.importance,
+        timeout_s=requests.timeout,
+        cancel_rate=requests.cancel_rate,
+        prefix=requests.shared_prefix,
+    )
+    named = [name for name in {**prompt, **output} if name]
+    spec = Spec(
+        rate=load.rps,
+        duration_s=load.duration,
+        seed=load.seed,
+        process=load.arrivals,
+        cv=load.cv,
+        replay=load.replay,
+        mix=load.mix,
+        tenants=requests.tenants,
+        applications=requests.applications,
+        everyone=everyone,
+        tiers={name: TierSpec(prompt=prompt.get(name), output=output.get(name)) for name in named},
+    )
+    return spec if load.workload is None else spec.over(toml_file.load(load.workload))
