@@ -1,15 +1,15 @@
-"""The model's matrices, stored the way the device reads them fastest.
+"""The model's matrices, stored the way their device reads them fastest.
 
-    plain   [in, out], x @ w: the meaning of the others, for every device and dtype
-    packed  oneDNN's blocked layout, for float32 on a CPU, and for bfloat16 where it has the
-            instructions (AVX-512, or avx_ne_convert)
-    int8    a byte per weight and a scale per output; on a CPU each row of x is rounded to 8 bits
-            too (7 where sums of more would overflow), with a scale of its own, so that no row
-            depends on who shares its batch
+    plain   [I, O], x @ w: the meaning of the others, for every device and dtype
+    packed  oneDNN's own blocked layout, on a CPU, for a dtype that it has one for (cpu.can_pack)
+    int8    a byte for each weight and a scale for each output; on a CPU each row of x is rounded to
+            8 bits too (to 7 where sums of more would overflow), with a scale of its own, so that
+            no row depends on who shares its batch
 
-Beside packed, a CPU may keep a copy for a row by itself, whose product is nothing but reading the
-matrix: plain, or in lanes, [O / 32, I, 32], which compiled code sums side by side. Which of the
-three streams nearest to the memory's bandwidth differs from CPU to CPU: see autotune.py.
+To multiply a matrix with a row by itself is nothing but to read it, so the layout that streams
+nearest to the memory's bandwidth is the fastest, and which that is differs from CPU to CPU
+(autotune.py). Beside the packed matrix a CPU may therefore keep a copy for such a row: plain, or in
+lanes, [O / 32, I, 32], of which compiled code sums 32 outputs side by side.
 
 Legend: T rows, I inputs, O outputs.
 """
@@ -33,15 +33,21 @@ _ops.define("int8_linear(Tensor x, int levels, Tensor weight, Tensor scale) -> T
 
 
 def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """Multiplies rows [T, I] with a packed matrix to [T, O]."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def _int8_linear(x: Tensor, levels: int, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x` is shifted to be unsigned, which oneDNN multiplies faster, by `levels` + 1."""
+    """Multiplies rounded rows [T, I] uint8 with a packed int8 matrix to [T, O] float32, in which
+    only the outputs' scales [O] are. Zero is `levels` + 1 in x: oneDNN multiplies unsigned numbers
+    faster than signed ones.
+    """
     zeros = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
         x, 1.0, levels + 1, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
+    return product
 
 
 _ops.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
@@ -57,9 +63,10 @@ _ops.impl(
 
 
 @functools.cache
-def _levels() -> int:
-    """Up to which number, on either side of 0, this CPU's int8 products stay exact. One without
-    VNNI adds pairs of them in 16 bits, which two of 8 bits each overflow.
+def exact_levels() -> int:
+    """Returns the largest number, on either side of 0, with which this CPU's int8 products are
+    exact, by trying: 127, or 63 on a CPU without VNNI, which adds pairs of products in 16 bits, and
+    two products of numbers of 8 bits overflow them.
     """
     size = 64
     x = torch.full((2, size), 255, dtype=torch.uint8)  # 127
@@ -70,13 +77,15 @@ def _levels() -> int:
 
 
 def in_lanes(x: Tensor, lanes: Tensor) -> Tensor:
-    """[1, I] and [O / LANES, I, LANES] to [1, O], O rounded up. For compiled code."""
+    """Multiplies a row [1, I] with a matrix in lanes [O / LANES, I, LANES] to [1, O], where O is
+    rounded up to whole lanes. This is for compiled code: by itself it is slow.
+    """
     return (lanes.float() * x.float().view(1, -1, 1)).sum(1).view(1, -1).to(x.dtype)
 
 
 class Linear(nn.Module):
-    """[T, I] to [T, O]. A checkpoint fills `weight` and `bias`; then `pack` or `quantize` may
-    store them otherwise, once, and leave `weight` empty.
+    """Multiplies rows [T, I] to [T, O]. A checkpoint fills `weight` and `bias`; then `pack` or
+    `quantize` may store the matrix otherwise, once, and leave `weight` empty.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -85,18 +94,19 @@ class Linear(nn.Module):
         self.outputs = weight.shape[1]
         self.weight = nn.Parameter(weight, False)
         self.bias = None if bias is None else nn.Parameter(bias, False)
-        # A copy for a row by itself in compiled code: plain, or lanes [O / LANES, I, LANES]
+        # The copy for a row by itself in compiled code: plain, or in lanes [O / LANES, I, LANES].
         self.row: Tensor | None = None
-        self.stored: Tensor | None = None  # packed, or int8 with
-        self.scale: Tensor | None = None  # float32 [O]
-        self.levels = 127  # of a row of x beside int8
-        # [B, B]: by which each B inputs are multiplied first. See rotation.py
+        self.stored: Tensor | None = None  # the matrix, packed or in int8
+        self.scale: Tensor | None = None  # of each output of a matrix in int8: [O] float32
+        self.levels = 127  # the largest number of a row that is rounded for int8
+        # By this [B, B] each run of B inputs is multiplied first, where there is one (rotation.py).
         self.mixing: Tensor | None = None
 
     @classmethod
     def empty(
         cls, inputs: int, outputs: int, bias: bool, dtype: torch.dtype, device: torch.device
     ) -> Linear:
+        """Makes one whose weights are yet to be filled."""
         weight = torch.empty(inputs, outputs, dtype=dtype, device=device)
         return cls(weight, weight.new_empty(outputs) if bias else None)
 
@@ -108,7 +118,8 @@ class Linear(nn.Module):
         if self.scale is None:
             if self.row is not None and x.shape[0] == 1 and torch.compiler.is_compiling():
                 return self._one_row(x, self.row)
-            return torch.ops.niyama.packed_linear(x, self.stored, self.bias, self.outputs)
+            packed: Tensor = torch.ops.niyama.packed_linear(x, self.stored, self.bias, self.outputs)
+            return packed
         out = self._int8(x, self.stored, self.scale)
         return out if self.bias is None else out + self.bias
 
@@ -117,16 +128,17 @@ class Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def _int8(self, x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
-        if x.device.type != "cpu":  # writes the matrix in x's dtype first: saves memory, not time
+        if x.device.type != "cpu":
+            # The matrix is written out in x's dtype first: int8 saves memory here, and no time.
             return (x @ stored.to(x.dtype)) * scale.to(x.dtype)
         largest = x.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / self.levels
         rounded = (x / largest).round_().add_(self.levels + 1).to(torch.uint8)
-        out = torch.ops.niyama.int8_linear(rounded, self.levels, stored, scale)
+        out: Tensor = torch.ops.niyama.int8_linear(rounded, self.levels, stored, scale)
         return (out * largest).to(x.dtype)
 
     def pack(self, row_layout: str = "packed") -> None:
-        """To oneDNN's layout, where it has one for the device and dtype; with a copy for a row by
-        itself in another of ROW_LAYOUTS.
+        """Stores the matrix in oneDNN's layout, where it has one for the device and dtype, and a
+        copy of it for a row by itself where `row_layout` (of ROW_LAYOUTS) is another one.
         """
         weight = self.weight.detach()
         if weight.device.type != "cpu" or not can_pack(weight.dtype):
@@ -141,8 +153,8 @@ class Linear(nn.Module):
         self._store(torch.ops.mkldnn._reorder_linear_weight(rows, PACKED_FOR_ROWS))
 
     def quantize(self) -> None:
-        """To int8, symmetrically, rounding to nearest, with one scale for each output. In float32
-        only a part of the matrix at a time.
+        """Stores the matrix in int8: symmetric, rounded to nearest, with one scale for each output.
+        Only a part of it at a time is in float32 for that.
         """
         rows, scales = [], []
         for part in self.weight.detach().t().split(_QUANTIZED_AT_ONCE):
@@ -151,7 +163,7 @@ class Linear(nn.Module):
             scales.append(scale)
         stored, self.scale = torch.cat(rows), torch.cat(scales).flatten()
         if stored.device.type == "cpu":
-            self.levels = _levels()
+            self.levels = exact_levels()
             self._store(torch.ops.onednn.qlinear_prepack(stored, None))
         else:
             self._store(stored.t().contiguous())

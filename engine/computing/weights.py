@@ -1,12 +1,12 @@
-"""Weights from a Hugging Face checkpoint folder, or at random for benchmarks.
+"""Reads a model's weights from a Hugging Face checkpoint folder, or draws them for benchmarks.
 
 A folder holds config.json and model.safetensors, or shards with model.safetensors.index.json
 (https://huggingface.co/docs/safetensors). Anything missing or misshapen is a CheckpointError of
 one line that names it, before memory is taken for any of it. Weights are converted to one dtype,
-with q, k, v in one matrix [in, out] and gate, up in another.
+and put side by side as the model has them: q, k, v in one matrix [in, out], gate and up in another.
 
-An index names files of its own folder. Where they lead is not looked at: a snapshot of the hub is a
-folder of links out of it.
+An index may name files of its own folder only. Where they lead is not looked at, because a snapshot
+of the hub is a folder of links out of it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class TensorFiles:
                 raise CheckpointError(f"{name} lacks tensor {shown(tensor)} of {INDEX} in {folder}")
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """That it is there, of this shape, and holds floats. Raises CheckpointError."""
+        """Raises CheckpointError where the tensor is missing, has another shape than this, or holds
+        no floats.
+        """
         if name not in self._file_of:
             raise CheckpointError(
                 f"checkpoint {self.folder} lacks tensor {name}{self._instead(name)}"
@@ -64,18 +66,19 @@ class TensorFiles:
             )
 
     def read(self, name: str) -> Tensor:
-        """One that was checked."""
-        return self._open[self._file_of[name]].get_tensor(name)
+        """Reads a tensor that was checked, in the dtype of its file."""
+        tensor: Tensor = self._open[self._file_of[name]].get_tensor(name)
+        return tensor
 
     def _instead(self, name: str) -> str:
-        """What a quantized checkpoint has in the place of a matrix."""
+        """Says what a quantized checkpoint has in the place of this matrix, or nothing."""
         stem = name.removesuffix(".weight")
         found = [f"{stem}.{kind}" for kind in _QUANTIZED if f"{stem}.{kind}" in self._file_of]
         return f"; it has {found[0]}: quantized weights are not supported" if found else ""
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
-    """Name of each tensor to the file that holds it."""
+    """Maps the name of each tensor to that of the file that holds it."""
     if (folder / INDEX).exists():
         weight_map = Keys(read_json(folder / INDEX), INDEX).table("weight_map").raw
         if not weight_map:
@@ -93,7 +96,7 @@ def _tensor_files(folder: Path) -> dict[str, str]:
 
 
 def _check_name(shard: object) -> None:
-    """That an index names a file of its own folder and of the only kind that is read."""
+    """Raises CheckpointError where an index names what is no safetensors file of its own folder."""
     if type(shard) is not str or not shard.isprintable() or not _SHARD.fullmatch(shard):
         raise CheckpointError(
             f"{INDEX}: weight_map must name .safetensors files of its folder, got {shown(shard)}"
@@ -110,7 +113,9 @@ def _open(path: Path) -> safe_open:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model's shape. Raises CheckpointError when the folder or its config.json is no good."""
+    """Reads the model's shape. Raises CheckpointError where the folder is none, or its config.json
+    is no good.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint folder {folder}")
     return ModelConfig.from_folder(folder)
@@ -119,12 +124,12 @@ def read_config(folder: Path) -> ModelConfig:
 def load_model(
     folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """The model of a checkpoint folder, its weights in `dtype` on `device`. Raises CheckpointError,
-    too where there is no memory for it.
+    """Loads the model of a checkpoint folder, with its weights in `dtype` on `device`. Raises
+    CheckpointError where it cannot be, be it that there is no memory for it.
     """
     config = read_config(folder)
     files = check_weights(folder, config)
-    _check_memory(config, dtype, torch.device(device))
+    check_memory(config, dtype, torch.device(device))
     try:
         model = Decoder(config, dtype, device)
     except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
@@ -141,15 +146,19 @@ def load_model(
 
 
 def check_weights(folder: Path, config: ModelConfig) -> TensorFiles:
-    """The files of a folder, with every tensor that the model needs. Raises CheckpointError."""
+    """Opens the files of a folder, which have every tensor that the model needs; otherwise raises
+    CheckpointError.
+    """
     files = TensorFiles(folder)
     for name, shape in _tensors(config):
         files.check(name, shape)
     return files
 
 
-def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """That the device has as much memory at all as the weights and the rotary table take."""
+def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises CheckpointError where all the memory of the device is less than the weights and the
+    rotary table take.
+    """
     if device.type == "cuda":
         most = torch.cuda.mem_get_info(device)[1]
     else:
@@ -163,13 +172,13 @@ def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device)
         )
 
 
-# What `_fill` puts side by side in one matrix.
+# The names of what `_fill` puts side by side in one matrix, in that order.
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all that a checkpoint of this shape holds."""
+    """Yields the names and shapes of all tensors that a checkpoint of such a model holds."""
     table = (config.vocab_size, config.hidden_size)
     yield "model.embed_tokens.weight", table
     if not config.tied_embeddings:
@@ -197,6 +206,8 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _fill(block: Block, files: TensorFiles, prefix: str) -> None:
+    """Copies into a layer the tensors whose names begin with `prefix`."""
+
     def linear(into: Linear, *parts: str) -> None:
         into.weight.copy_(torch.cat([files.read(f"{prefix}{n}.weight") for n in parts]).t())
         if into.bias is not None:
@@ -222,7 +233,7 @@ def random_model(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Decoder:
-    """A model of this shape with random weights (norms are 1), for benchmarks and tests."""
+    """Makes a model of this shape with random weights, for benchmarks and tests; norms are 1."""
     model = Decoder(config, dtype, device)
     generator = torch.Generator(torch.device(device)).manual_seed(seed)
     with torch.inference_mode():

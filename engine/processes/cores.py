@@ -1,7 +1,8 @@
 """How many CPU cores this process may use, by its affinity and by the quota that a container has.
 
 A quota is a control group's `cpu.max` (https://docs.kernel.org/admin-guide/cgroup-v2.html): "200000
-100000" is 200 ms of every 100 ms, two cores; "max" is no limit. Those of its ancestors hold too.
+100000" allows 200 ms of every 100 ms, which is two cores; "max" is no limit. The quotas of the
+groups around a process's own hold for it too.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def _quotas(cgroups: Path, own_cgroup: Path) -> list[float]:
 
 
 def _quota(file: Path) -> float | None:
+    """Reads a quota in cores; None where there is no limit."""
     try:
         most, period = file.read_text(encoding="utf-8").split()
         return None if most == "max" else int(most) / int(period)

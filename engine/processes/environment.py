@@ -1,11 +1,15 @@
-"""The environment that a process which computes on its CPU should be started with.
+"""The environment that a process is started with which computes on its CPU.
 
-Waiting OpenMP threads spin for a moment, as long as the pauses within an iteration, then sleep: to
-wake one takes as long as a small matrix, and one that spins for ever holds up whoever shares its
-core. glibc keeps freed memory instead of asking the system for each large block anew, which costs a
-page fault per 4 KiB of every activation, and asks for huge pages where the system grants them. It
-keeps many small blocks at hand and none in fast bins, which it empties at every large block: oneDNN
-allocates many small ones for each product. Other C libraries ignore these settings.
+It sets two libraries, which read it when the process begins:
+
+* GNU's OpenMP. A thread that waits for work first spins, as long as the pauses within an iteration
+  last, and sleeps after that. To wake one that sleeps takes as long as a small matrix; one that
+  spins for ever holds up whoever shares its core.
+* glibc. It keeps freed memory, where by default it would return each large block to the system and
+  ask for it anew, which costs a page fault for each 4 KiB of every activation; and it asks for huge
+  pages where the system grants them. It keeps many small blocks at hand (tcache) and none in fast
+  bins, which it empties at every large block: oneDNN allocates many small ones for each product.
+  Other C libraries ignore these settings.
 """
 
 from __future__ import annotations

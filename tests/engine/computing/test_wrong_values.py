@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint.json_file import MOST_BYTES, MOST_LINE, CheckpointError, read_json
 from engine.checkpoint.model_config import ModelConfig, read_generation
 from engine.computing.loading import load
-from engine.computing.weights import INDEX, SINGLE, _check_memory, check_weights, load_model
+from engine.computing.weights import INDEX, SINGLE, check_memory, check_weights, load_model
 from tests.engine.checkpoint.test_model_config import LLAMA, LLAMA3
 from tests.engine.computing.parts import Saved
 
@@ -230,7 +230,7 @@ def test_weights_beyond_the_memory_of_the_machine_are_refused() -> None:
     sizes = LLAMA | {"hidden_size": 2**20, "vocab_size": 2**20, "num_attention_heads": 2**10}
     huge = ModelConfig.from_dict(sizes | {"num_key_value_heads": 2**10})
     with pytest.raises(CheckpointError, match=r"no memory for \d+ parameters .* MiB of"):
-        _check_memory(huge, torch.bfloat16, torch.device("cpu"))
+        check_memory(huge, torch.bfloat16, torch.device("cpu"))
 
 
 OUTSIDE: list[Any] = [
