@@ -1,13 +1,33 @@
-"""Work waiting, in order of deadline: what lies ahead of an instant, and who would be late.
+"""Work that waits, in order of deadline: how much lies ahead of an instant, and who would be late.
 
-A treap (Seidel and Aragon, 1996) keyed by deadline. Each node also knows, of its subtree, the sum
-of work, the largest piece of work, and the lateness: the maximum over its entries k of
+Lateness. Say the entries are served one after the other in order of their deadlines, without a
+pause, from the instant `start` on. Then entry k ends at start + (work of all entries up to and
+including k). With
 
-    (work of the subtree's entries up to and including k) - due_k
+    lateness = max over all entries k of  (work up to and including k) - due_k
 
-so that, served in this order from `now` on without a pause, entry k ends at now + (work up to k),
-and all are on time exactly when now + lateness <= 0. Every operation is O(log n) expected.
-Work and instants in seconds.
+everybody is on time exactly when start + lateness <= 0, and -lateness is the latest start at which
+that is so. No other order does better: if any order has everybody on time, this one has (Jackson,
+1955).
+
+Sums over parts. Let A and B be two runs of entries, all of A before all of B. All that is asked of
+A and B together follows from what is known of each:
+
+    total(A + B)    = total(A) + total(B)                              sum of work
+    largest(A + B)  = max(largest(A), largest(B))                      most work of one entry
+    lateness(A + B) = max(lateness(A), total(A) + lateness(B))         since B begins after A
+
+So in a binary search tree in order of deadline, each node keeps these three for its subtree, from
+those of its children and its own entry (`pull`). An insertion or a removal changes the nodes on one
+path only, and so does a change of somebody's work. A question, too, walks down one path: where it
+turns right it has passed the whole left subtree, whose sums it takes without a look inside.
+
+Balance. The tree is a treap (Seidel and Aragon, 1996): each node has besides a random number, and
+no child has a larger one than its parent. That makes it the tree that inserting the entries in a
+random order would give, whatever order they come in: paths are O(log n) long on average. The
+numbers are a hash of the count of entries so far, so that runs repeat.
+
+Work and instants are in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +38,7 @@ from typing import Final
 
 from engine.deciding.sequence import Sequence
 
-NEVER: Final = -math.inf
+NEVER: Final = -math.inf  # the lateness of nobody
 
 
 class _Node:
@@ -43,12 +63,13 @@ class _Node:
         self.work = work
         self.left: _Node | None = None
         self.right: _Node | None = None
+        # Over the subtree: the sum of work, the most work of one entry, and the lateness.
         self.total = work
         self.top = work
         self.late = work - due
 
     def pull(self) -> None:
-        """Recompute the sums over the subtree from those of the children."""
+        """Computes the sums over the subtree anew, from those of the children."""
         left, right = self.left, self.right
         total = top = self.work
         if left is None:
@@ -70,7 +91,7 @@ class _Node:
 
 
 def _merge(a: _Node | None, b: _Node | None) -> _Node | None:
-    """All of a before all of b."""
+    """Returns one tree of two, all of whose first comes before all of the second."""
     if a is None or b is None:
         return a or b
     if a.heap > b.heap:
@@ -83,7 +104,7 @@ def _merge(a: _Node | None, b: _Node | None) -> _Node | None:
 
 
 def _split(node: _Node | None, due: float, number: int) -> tuple[_Node | None, _Node | None]:
-    """Those before (due, number), and the rest."""
+    """Returns two trees: of the nodes before (due, number), and of the rest."""
     if node is None:
         return None, None
     if (node.due, node.number) < (due, number):
@@ -98,7 +119,11 @@ def _split(node: _Node | None, due: float, number: int) -> tuple[_Node | None, _
 
 
 class Backlog:
-    """Entries: a sequence, the instant it is due, and the work left before that."""
+    """Entries, each a sequence with the instant at which it is due and the work that it has left.
+
+    Entries that are due at the same instant are in order of their adding. Everything costs O(log n)
+    on average, but iterating costs O(n), of which the first step takes O(log n).
+    """
 
     def __init__(self) -> None:
         self._root: _Node | None = None
@@ -112,7 +137,7 @@ class Backlog:
         return sequence in self._nodes
 
     def __iter__(self) -> Iterator[Sequence]:
-        """In order; the first costs O(log n)."""
+        """Yields the sequences in order of deadline."""
         path: list[_Node] = []
         node = self._root
         while path or node is not None:
@@ -124,6 +149,7 @@ class Backlog:
             node = node.right
 
     def add(self, sequence: Sequence, due: float, work: float) -> None:
+        """Adds an entry for a sequence that has none."""
         assert sequence not in self._nodes, "already in the backlog"
         self._num_added += 1
         node = self._nodes[sequence] = _Node(sequence, due, self._num_added, work)
@@ -131,6 +157,7 @@ class Backlog:
         self._root = _merge(_merge(before, node), after)
 
     def remove(self, sequence: Sequence) -> None:
+        """Removes the entry of the sequence; raises KeyError if it has none."""
         node = self._nodes.pop(sequence)
         path = self._path(node)
         assert path.pop() is node
@@ -146,13 +173,14 @@ class Backlog:
             parent.pull()
 
     def set_work(self, sequence: Sequence, work: float) -> None:
+        """Replaces the work that the sequence has left; raises KeyError if it has no entry."""
         node = self._nodes[sequence]
         node.work = work
         for parent in reversed(self._path(node)):
             parent.pull()
 
     def _path(self, node: _Node) -> list[_Node]:
-        """From the root to the node."""
+        """Returns the nodes from the root to this one, both included."""
         path = []
         at, key = self._root, (node.due, node.number)
         while at is not node:
@@ -163,20 +191,21 @@ class Backlog:
         return path
 
     def work(self, sequence: Sequence) -> float:
+        """Returns the work that the sequence has left; raises KeyError if it has no entry."""
         return self._nodes[sequence].work
 
     @property
     def total(self) -> float:
-        """All work."""
+        """The sum of all work."""
         return 0.0 if self._root is None else self._root.total
 
     @property
     def lateness(self) -> float:
-        """Minus the latest start at which everybody is on time; -inf when empty."""
+        """Minus the latest start at which everybody is on time; -inf if there is no entry."""
         return NEVER if self._root is None else self._root.late
 
     def work_until(self, due: float) -> float:
-        """Work of the entries due at or before that instant."""
+        """Returns the work of all entries that are due at or before that instant."""
         node, total = self._root, 0.0
         while node is not None:
             if node.due <= due:
@@ -187,7 +216,8 @@ class Backlog:
         return total
 
     def lateness_after(self, due: float) -> float:
-        """Lateness of the entries due after that instant, with all work before them counted."""
+        """Returns the lateness of the entries that are due after that instant. The work of those
+        before them is counted."""
         node, total, late = self._root, 0.0, NEVER
         while node is not None:
             through = total + (node.left.total if node.left else 0.0) + node.work
@@ -201,7 +231,7 @@ class Backlog:
         return late
 
     def lateness_before(self, due: float) -> float:
-        """Lateness of the entries due before that instant."""
+        """Returns the lateness of the entries that are due before that instant."""
         node, total, late = self._root, 0.0, NEVER
         while node is not None:
             if node.due < due:
@@ -215,7 +245,7 @@ class Backlog:
         return late
 
     def first_late(self, start: float) -> Sequence | None:
-        """The first entry, in order, that would end late if work began at `start`."""
+        """Returns the first entry, in order, that would end late if work began at `start`."""
         node, at = self._root, start
         if node is None or at + node.late <= 0:
             return None
@@ -231,9 +261,13 @@ class Backlog:
         return None  # only rounding could lead here
 
     def largest_until(self, due: float) -> Sequence | None:
-        """The entry with most work among those due at or before that instant."""
-        best: _Node | None = None  # a node, or the root of a subtree that lies wholly before due
-        subtree = False
+        """Returns the entry with most work among those due at or before that instant.
+
+        Going down, `best` is the best node on the path, or the root of the best subtree that lies
+        wholly before the instant; in the latter the entry is looked for at the end.
+        """
+        best: _Node | None = None
+        subtree = False  # whether best stands for its subtree
         node, top = self._root, NEVER
         while node is not None:
             if node.due <= due:
@@ -249,7 +283,7 @@ class Backlog:
         return None if best is None else best.sequence
 
     def check(self) -> None:
-        """Assert that the tree is a heap, in order, and that its sums are right."""
+        """Asserts that the tree is a heap, in order, and that its sums are right."""
 
         def walk(node: _Node | None) -> list[_Node]:
             if node is None:

@@ -1,9 +1,10 @@
-"""How long outputs are, per application: the guess that stands in for the unknown.
+"""How long the outputs of an application have been, as a guess of how long the next will be.
 
-Mean and deviation are exponentially weighted, so an application that changes is followed. Niyama
-(arXiv 2503.22562, section 3) plans with the mean plus two standard deviations. Here the plain mean
-loses fewest deadlines (`python -m tests.bench outputs`): a guess on the high side makes one request
-hurry, and every iteration with it, and so does the knowledge that it is long. Lengths in tokens.
+Mean and deviation are exponentially weighted, so that an application that changes is followed.
+Niyama (arXiv 2503.22562, section 3) plans with the mean plus two standard deviations. Here the
+plain mean loses the fewest deadlines (`python -m tests.bench outputs`): a guess on the high side
+makes one request hurry, and with it every iteration; knowing that it is long would do the same.
+Lengths are in tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections import OrderedDict
 
 
 class OutputLengths:
-    """Observed output lengths by application. Bounded: the least recently used is forgotten."""
+    """The output lengths of each application. When there are too many applications, the one that
+    has ended a request least recently is forgotten.
+
+    An estimate is the mean plus `deviations` standard deviations.
+    """
 
     WEIGHT = 0.05  # of the newest observation
     MIN_OBSERVED = 5  # before that max_tokens is the estimate
@@ -25,7 +30,7 @@ class OutputLengths:
         self._moments: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
     def observe(self, application: str, length: int) -> None:
-        """A request of that application ended by itself after `length` tokens."""
+        """Takes note that a request of the application ended by itself after `length` tokens."""
         count, mean, variance = self._moments.pop(application, (0, 0.0, 0.0))
         count += 1
         weight = max(self.WEIGHT, 1 / count)  # a plain average until the window is full
@@ -41,14 +46,16 @@ class OutputLengths:
             self._estimates.pop(forgotten, None)
 
     def estimate(self, application: str, max_tokens: int) -> int:
-        """The guess: mean plus deviations, at most max_tokens, at least 1."""
+        """Returns the guess of one request's length: at least 1 and at most `max_tokens`, which is
+        the guess itself while too few have been observed."""
         return min(max_tokens, self._estimates.get(application, max_tokens))
 
     def known(self, application: str) -> int | None:
-        """The estimate by itself; None before there is one."""
+        """Returns the estimate without a bound; None while too few have been observed."""
         return self._estimates.get(application)
 
     def mean(self, application: str, max_tokens: int) -> float:
-        """The expected length, at most max_tokens."""
+        """Returns the expected length. It is at most `max_tokens`, and exactly that while too few
+        have been observed."""
         count, mean, _ = self._moments.get(application, (0, 0.0, 0.0))
         return float(max_tokens) if count < self.MIN_OBSERVED else min(mean, float(max_tokens))

@@ -1,4 +1,4 @@
-"""How long an iteration takes, from counts alone; and the reverse: how much fits a time budget.
+"""How long an iteration takes, judged by counts alone, and the reverse: how much fits a budget.
 
 The cost of an iteration is linear in its `Work` (see plan.py) within each range of total tokens,
 as in the artifact of Niyama (arXiv 2503.22562), which fits two ranges split at 512 tokens:
@@ -6,11 +6,20 @@ as in the artifact of Niyama (arXiv 2503.22562), which fits two ranges split at 
     seconds = base + prefill * P + decode * D + decode_context * Cd
               + prefill_context * Cp + prefill_pairs * A + chunk * K
 
+where P is the number of prefill tokens, D that of decodes, Cd and Cp the positions that decodes and
+chunks read, A the pairs of a prefill token and a position that it attends to, and K the number of
+chunks.
+
 Two corrections are learnt from every iteration. A slow one for each range makes up for what the
 profile has wrong. A quick one for all of them follows the machine's present state (other processes,
 clock rates), in which neighbouring iterations are alike: it counts for the next iteration, not for
 what is planned seconds ahead. The distribution of actual / predicted is kept, whose quantile is the
-margin with which the scheduler plans. Seconds throughout.
+margin with which the scheduler plans. All durations are in seconds.
+
+What fits a budget. A chunk of n tokens from position s on adds n to P, s + n to Cp, 1 to K, and to
+A the pairs n s + n (n + 1) / 2. So within a range the cost is a parabola in n, a n^2 + b n + c. It
+does not fall, as a profile that has more tokens for less is refused. Its root gives the largest n
+at once; rounding may put it off by one or two, so it is checked and moved to where it is exact.
 """
 
 from __future__ import annotations
@@ -43,6 +52,7 @@ class Segment(NamedTuple):
     chunk: float = 0.0  # per chunk
 
     def seconds(self, work: Work) -> float:
+        """Returns what an iteration of this work costs."""
         _, base, prefill, decode, decode_context, prefill_context, prefill_pairs, chunk = self
         num_decodes, decode_positions, num_prefill, prefill_positions, pairs, num_chunks = work
         return (
@@ -61,7 +71,7 @@ _ONE_TOKEN = Work(num_prefill=1, prefill_context=1, prefill_pairs=1, num_chunks=
 
 
 def add_chunk(work: Work, start: int, length: int) -> Work:
-    """The work with one more prefill chunk of positions [start, start + length)."""
+    """Returns the work with one more prefill chunk, of positions [start, start + length)."""
     num_decodes, decode_context, num_prefill, prefill_context, pairs, num_chunks = work
     return Work(
         num_decodes,
@@ -75,7 +85,11 @@ def add_chunk(work: Work, start: int, length: int) -> Work:
 
 @dataclass(frozen=True, slots=True)
 class LatencyProfile:
-    """Coefficients of one model on one device: what calibration finds, and a simulator needs."""
+    """The coefficients of one model on one device: what calibration finds, and a simulator needs.
+
+    Raises ValueError for coefficients that are no cost of an iteration, or whose largest chunk
+    could not be found.
+    """
 
     name: str
     segments: tuple[Segment, ...]
@@ -95,23 +109,26 @@ class LatencyProfile:
             raise ValueError(f"max_chunk must be at least 1, got {self.max_chunk}")
 
     def seconds(self, work: Work) -> float:
-        """What an iteration is expected to take, before anything has been learnt."""
+        """Returns what an iteration is expected to take, before anything has been learnt."""
         return next(s for s in self.segments if work.num_tokens <= s.up_to).seconds(work)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: {"name": ..., "max_chunk": ..., "segments": [{"up_to": ..., "base": ...}]}."""
+        """Returns what stands in a profile's JSON file:
+        {"name": ..., "max_chunk": ..., "segments": [{"up_to": ..., "base": ..., ...}]}."""
         segments = [s._asdict() for s in self.segments]
         return {"name": self.name, "max_chunk": self.max_chunk, "segments": segments}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatencyProfile:
-        """Raises KeyError or TypeError or ValueError when it is not such a dict."""
+        """Returns the profile of such a dict. Raises KeyError, TypeError or ValueError if it is
+        none."""
         segments = tuple(_segment(**s) for s in data["segments"])
         return cls(str(data["name"]), segments, _whole(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
 
 
 def _takes_time(segment: Segment) -> bool:
-    """A segment beyond the first may have no cost for a lone decode: it is never asked for one."""
+    """Whether a decode or a prefill token costs time, and neither less than none. A segment beyond
+    the first may have no cost for a lone decode, as it is never asked for one."""
     costs = segment.seconds(_ONE_DECODE), segment.seconds(_ONE_TOKEN)
     return min(costs) >= 0 and max(costs) > 0
 
@@ -138,7 +155,8 @@ def _number(x: Any) -> float:
 def _published(
     up_to: int, base: float, t: float, p: float, d: float, cd: float, cp: float
 ) -> Segment:
-    """A row of the artifact, whose features are T = P + D (all tokens), P, D, Cd, Cp."""
+    """Returns the segment of a row in the artifact, where the features are T = P + D (all tokens),
+    P, D, Cd and Cp."""
     return Segment(up_to, base, t + p, t + d, cd, cp)
 
 
@@ -163,6 +181,7 @@ class LatencyErrors:
     error_p95: float
 
     def to_dict(self) -> dict[str, float]:
+        """Returns the fields by name."""
         return asdict(self)
 
 
@@ -177,7 +196,8 @@ class LatencyModel:
     def __init__(
         self, profile: LatencyProfile, learns: bool = True, learnt: Sequence[float] = ()
     ) -> None:
-        """Goes on with what another had `learnt` with the same profile."""
+        """Goes on with what another model has `learnt` with the same profile. Raises ValueError for
+        what was learnt with another one. Where it does not learn, it keeps the errors only."""
         if learnt and len(learnt) != len(profile.segments):
             raise ValueError(f"learnt must be one for each segment, got {len(learnt)}")
         self.profile = profile
@@ -197,11 +217,11 @@ class LatencyModel:
         return i
 
     def predict(self, work: Work) -> float:
-        """Seconds that the next iteration is expected to take."""
+        """Returns the seconds that the next iteration is expected to take."""
         return self._present * self.usual(work)
 
     def usual(self, work: Work) -> float:
-        """Seconds that such an iteration takes, in whatever state the machine usually is."""
+        """Returns the seconds that such an iteration takes in the machine's usual state."""
         i = self._index(work.num_decodes + work.num_prefill)
         return self._scales[i] * self._segments[i].seconds(work)
 
@@ -212,12 +232,14 @@ class LatencyModel:
 
     @property
     def margin(self) -> float:
-        """Factor on a prediction that covers most errors: a high quantile of actual / predicted."""
+        """Factor on a prediction that covers most errors: a high quantile of actual / predicted,
+        at least 1."""
         return self._margin
 
     def largest_chunk(self, work: Work, start: int, limit: int, budget_s: float) -> int:
-        """The largest n <= limit such that `work` and a chunk [start, start + n) is predicted,
-        margin included, to take at most budget_s; 0 if none does. Exact.
+        """Returns the largest n <= limit such that an iteration of `work` and a chunk of positions
+        [start, start + n) is predicted, margin included, to take at most `budget_s`; 0 if there is
+        none. It is exact.
         """
         tokens = work.num_decodes + work.num_prefill
         for i in range(len(self._segments) - 1, -1, -1):
@@ -230,7 +252,8 @@ class LatencyModel:
         return 0
 
     def _largest_in(self, i: int, work: Work, start: int, high: int, budget_s: float) -> int:
-        """Largest n <= high within segment i; its cost in n is a parabola that does not fall."""
+        """Returns the largest n <= high that costs at most `budget_s` by segment i, as the module
+        says."""
         segment, scale = self._segments[i], self._scales[i]
         fixed = scale * segment.seconds(add_chunk(work, start, 0))
         linear = segment.prefill + segment.prefill_context + segment.prefill_pairs * (start + 0.5)
@@ -249,13 +272,14 @@ class LatencyModel:
         return n
 
     def chunk_steps(self, work: Work, most: int) -> list[int]:
-        """Chunk sizes at which efficiency can jump: the first of each segment, and the largest."""
+        """Returns, of the chunk sizes up to `most` that may join the work, those at which the cost
+        per token can jump: the first of each segment, and `most`."""
         tokens = work.num_decodes + work.num_prefill
         steps = [bound + 1 - tokens for bound in self._bounds[:-1]]
         return [n for n in steps if 0 < n < most] + [most]
 
     def observe(self, work: Work, actual_s: float) -> None:
-        """Learn from an iteration that was predicted from `work` and took `actual_s`."""
+        """Learns from an iteration of that work, which took `actual_s`."""
         i = self._index(work.num_decodes + work.num_prefill)
         usual = self._scales[i] * self._segments[i].seconds(work)
         predicted = self._present * usual
@@ -275,7 +299,7 @@ class LatencyModel:
         return float(self._sorted[min(len(self._sorted) - 1, int(q * len(self._sorted)))])
 
     def errors(self) -> LatencyErrors | None:
-        """None before the first observation."""
+        """Returns the quantiles of the recent errors; None before the first observation."""
         if not self._sorted:
             return None
         distance = sorted(abs(r - 1) for r in self._sorted)
@@ -288,7 +312,8 @@ class LatencyModel:
         )
 
     def prefill_seconds(self, start: int, stop: int, chunk: int) -> float:
-        """Predicted time to prefill positions [start, stop) alone, in chunks of that size."""
+        """Returns the usual time in which positions [start, stop) are prefilled, with nobody else
+        there, in chunks of `chunk` tokens."""
         num_full, rest = divmod(stop - start, chunk)
         seconds = self.usual(add_chunk(Work(), stop - rest, rest)) if rest else 0.0
         if num_full:
@@ -301,14 +326,15 @@ class LatencyModel:
         return seconds
 
     def decode_seconds(self, context: int, num_tokens: int) -> float:
-        """Usual time that one more decode of that context adds to an iteration of `num_tokens`."""
+        """Returns the usual time that one more decode, which reads `context` positions, adds to an
+        iteration of `num_tokens`."""
         i = self._index(num_tokens)
         segment = self._segments[i]
         return max(0.0, self._scales[i] * (segment.decode + segment.decode_context * context))
 
     def saturating_chunk(self, share: float = 0.99, most: int = DEFAULT_MAX_CHUNK) -> int:
-        """The smallest chunk whose tokens per second reach `share` of the best among sizes up to
-        `most`: larger ones only delay everybody else.
+        """Returns the smallest chunk whose tokens per second reach `share` of the best among sizes
+        up to `most`. Larger ones only delay everybody else.
         """
         most = min(most, self.profile.max_chunk)
         rates = {n: n / self.usual(add_chunk(Work(), 0, n)) for n in _chunk_sizes(most)}
@@ -317,7 +343,7 @@ class LatencyModel:
 
 
 def _step(ratio: float) -> float:
-    """Bounded, so that one stall moves the model little."""
+    """Returns the ratio within bounds, so that one stall moves the model little."""
     return min(max(ratio, 0.5), 2.0)
 
 

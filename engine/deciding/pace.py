@@ -4,15 +4,15 @@ Two bounds for a stream with targets TTFT and TBT (instants are absolute, `due` 
 its next token):
 
   envelope  the iteration ends by `due`, and leaves a reserve of slack for errors of prediction;
-            a stream without that much slack is served a little faster than its pace, which builds
-            the reserve
+            a stream that has less slack than that is served a little faster than its pace, so that
+            its reserve fills
   gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
             first token left: accumulated slack must not turn into a visible stall
 
-and one for a stream that only has to be complete by a deadline: its share of the time left.
+and one for a stream that only has to be complete by a deadline (TTLT): the time that is left,
+divided by the tokens that are left.
 
-Whoever arrives during an iteration waits for its end, so no iteration takes longer than a share of
-the shortest TTFT that is being asked for.
+All durations are in seconds. What else bounds an iteration stands in chunking.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long
 
 @dataclass(frozen=True, slots=True)
 class PaceConfig:
-    """In units of a stream's TBT target, unless said otherwise."""
+    """How evenly tokens are to come. Values are in units of a stream's TBT target, unless they say
+    otherwise. Raises ValueError, naming the field, for one out of range."""
 
     max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
     reserve: float = 2.0  # slack that no iteration may spend
@@ -50,7 +51,10 @@ class PaceConfig:
 def interactive_budget(
     config: PaceConfig, tbt_s: float, due: float, last_token_at: float, now: float
 ) -> float:
-    """Seconds the iteration that gives a stream its next token may take."""
+    """Returns the seconds that the iteration that gives a stream its next token may take.
+
+    `due` is the deadline of that token; like `last_token_at` and `now` it is an instant in seconds.
+    """
     slack = due - now
     gap = last_token_at + config.max_gap * tbt_s - now
     if slack <= 0:
@@ -60,24 +64,25 @@ def interactive_budget(
 
 
 def deadline_budget(due: float, output_left: int, now: float) -> float:
-    """Seconds per iteration with which a stream has all its tokens by `due`."""
+    """Returns the seconds that an iteration may take for a stream to have all tokens by `due`."""
     return (due - now) / output_left
 
 
 class Budget(NamedTuple):
-    """How long the iteration may take, and the TBT target of the stream that says so."""
+    """How long the iteration may take."""
 
-    seconds: float
-    tbt_s: float | None
+    seconds: float  # inf where nobody says anything
+    tbt_s: float | None  # the TBT target of the stream that says so, if it has one
 
 
 def iteration_budget(
     config: PaceConfig, decodes: Iterable[tuple[Sequence, int]], floor_s: float, now: float
 ) -> Budget:
-    """The tightest bound over (stream, tokens it is expected to have left); inf without any.
+    """Returns the tightest bound over the streams that decode, each given with the number of tokens
+    that it is expected to have left.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
-    not relax by waiting binds nobody: prefills must not starve for what cannot be had.
+    not relax by waiting binds nobody, as prefills must not starve for what cannot be had.
     """
     budget = Budget(math.inf, None)
     max_gap, reserve = config.max_gap, config.reserve

@@ -1,9 +1,13 @@
 """The waiting requests whose deadlines are to be kept, and who gives way when not all can be.
 
-Served in order of deadline from now on, they are all on time or they are not (backlog.py). When
-they are not, Moore and Hodgson (1968) lose the fewest: at the first request that would be late,
-give up the one with the most work among those due no later. Here the choice is first narrowed to
-the lowest importance, then to shares that hold more than their part of the waiting work.
+Either all of them are on time when they are served in order of deadline, or no order has them all
+on time (backlog.py). In the latter case somebody must give way, and the rule of Moore and Hodgson
+(1968) loses the fewest: go through the requests in order of deadline, and at the first that would
+be late give up the one with the most work among those due no later, itself included. Giving up
+anybody who is due later would not save it, and whoever has the most work makes the most room.
+
+Here the choice among those due no later is first narrowed to the lowest importance, and then to
+shares (of tenants) that hold more than their part of the waiting work, if there are any.
 """
 
 from __future__ import annotations
@@ -20,7 +24,11 @@ OVER_SHARE = 1.5
 
 
 class Promises:
-    """A Backlog of everybody, and one for each importance and share."""
+    """The promised requests: a Backlog of all, and one for each importance and share.
+
+    Each is due at its sequence's `prefill_due_at`, which must not change while it is in here. Work
+    is in seconds.
+    """
 
     def __init__(self) -> None:
         self.all = Backlog()
@@ -37,16 +45,19 @@ class Promises:
         return iter(self.all)
 
     def add(self, sequence: Sequence, work_s: float) -> None:
+        """Adds a sequence that is not in here."""
         due, share = sequence.prefill_due_at, sequence.request.share
         self._shares[share.name] = share
         self.all.add(sequence, due, work_s)
         self._group(sequence).add(sequence, due, work_s)
 
     def set_work(self, sequence: Sequence, work_s: float) -> None:
+        """Replaces the work that a sequence has left."""
         self.all.set_work(sequence, work_s)
         self._group(sequence).set_work(sequence, work_s)
 
     def remove(self, sequence: Sequence) -> None:
+        """Removes a sequence, whatever becomes of it."""
         self.all.remove(sequence)
         group = self._group(sequence)
         group.remove(sequence)
@@ -75,9 +86,10 @@ class Promises:
         return max(own_s, others_s) <= 0
 
     def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
-        """With work beginning at `start`: who should give way, and for whom; None if all are on
-        time. The two may be the same. Who is less important than somebody else who waits gives way
-        already when that would happen with a start `margin_s` later.
+        """Returns who should give way with work beginning at `start`, and for whom: the first that
+        would be late, which may be the same. Returns None if all are on time. Whoever is less
+        important than somebody else who waits gives way earlier, when somebody would be late with
+        a start `margin_s` later.
         """
         present = sorted(importance for importance, group in self._groups.items() if group)
         return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
@@ -85,6 +97,7 @@ class Promises:
     def _victim(
         self, start: float, candidates: list[Importance]
     ) -> tuple[Sequence, Sequence] | None:
+        """Returns the same, for victims of these importances only, the lowest being first."""
         late = self.all.first_late(start) if candidates else None
         if late is None:
             return None
@@ -95,7 +108,8 @@ class Promises:
         return None
 
     def _largest(self, shares: dict[str, Backlog], due: float) -> Sequence | None:
-        """Most work among those due by then, of shares over their part if any has one."""
+        """Returns who has the most work among those due by then; where shares that are over their
+        part have anybody who is, among theirs."""
         weights = sum(self._shares[name].weight for name in shares)
         mean = sum(group.total for group in shares.values()) / weights if shares else 0.0
         best: tuple[bool, float] | None = None
@@ -108,3 +122,14 @@ class Promises:
                 if best is None or rank > best:
                     best, found = rank, sequence
         return found
+
+    def check(self) -> None:
+        """Asserts that the groups together hold what the whole holds, and that none is empty."""
+        groups = [group for shares in self._groups.values() for group in shares.values()]
+        assert all(groups), "an empty group stays behind"
+        assert {s for group in groups for s in group} == set(self.all)
+        assert sum(map(len, groups)) == len(self.all)
+        for group in groups:
+            assert all(group.work(s) == self.all.work(s) for s in group)
+            group.check()
+        self.all.check()

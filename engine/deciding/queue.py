@@ -1,4 +1,4 @@
-"""A queue of sequences whose priorities can change: smallest key first, ties by arrival."""
+"""A queue of sequences that can change places: the smallest key is first, ties go by arrival."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from sortedcontainers import SortedList
 
 from engine.deciding.sequence import Sequence
 
-Key = tuple[int, float]  # rank, then value: smaller is earlier
+Key = tuple[int, float]  # rank, then value; what they mean is the policy's to say
 
 
 class SequenceQueue:
-    """Every operation is O(log n); iterating from the front costs O(log n) a step."""
+    """The sequences that wait, in order of their keys.
+
+    Every operation costs O(log n), but `rekey_all`; iterating costs O(log n) a step.
+    """
 
     def __init__(self) -> None:
         self._sorted: SortedList[tuple[Key, int, Sequence]] = SortedList()
@@ -30,12 +33,12 @@ class SequenceQueue:
         return (entry[2] for entry in self._sorted)
 
     def of_rank(self, rank: int) -> Iterator[Sequence]:
-        """In order, those whose key has that rank."""
+        """Yields in order the sequences whose key has that rank."""
         low, high = ((rank, -math.inf),), ((rank + 1, -math.inf),)
         return (entry[2] for entry in self._sorted.irange(low, high))
 
     def add(self, sequence: Sequence, key: Key) -> None:
-        """Ties are broken by the order of adding, so that nothing is left to chance."""
+        """Adds a sequence behind those that have the same key."""
         assert sequence not in self._entries, "already queued"
         self._num_added += 1
         entry = (key, self._num_added, sequence)
@@ -43,10 +46,11 @@ class SequenceQueue:
         self._sorted.add(entry)
 
     def remove(self, sequence: Sequence) -> None:
+        """Removes a queued sequence; raises KeyError if it is not queued."""
         self._sorted.remove(self._entries.pop(sequence))
 
     def rekey(self, sequence: Sequence, key: Key) -> None:
-        """Give a queued sequence another key; its place among ties stays."""
+        """Gives a queued sequence another key. Among equal keys it keeps its age."""
         old = self._entries[sequence]
         if old[0] != key:
             self._sorted.remove(old)
@@ -54,11 +58,11 @@ class SequenceQueue:
             self._sorted.add(entry)
 
     def rekey_all(self, keys: dict[Sequence, Key]) -> None:
-        """New keys for everybody, in O(n log n)."""
+        """Gives new keys to those that have one in `keys`, all at once in O(n log n)."""
         self._entries = {s: (keys.get(s, old[0]), old[1], s) for s, old in self._entries.items()}
         self._sorted = SortedList(self._entries.values())
 
     def place(self, sequence: Sequence) -> tuple[Key, int]:
-        """What the order goes by: the key, then the order of adding."""
+        """Returns what the order goes by: the key, and then a number that counts arrivals."""
         key, number, _ = self._entries[sequence]
         return key, number
