@@ -3,11 +3,18 @@ chunk of n tokens takes n + 1 ms, and one of 64 saturates."""
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from engine.deciding.background import FairShares
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.deciding.background import Background, FairShares
 from engine.deciding.plan import Accepted
+from engine.deciding.policy import BEST_EFFORT, RELEGATED
+from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import Share
+from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import (
     Driver,
     deadline,
@@ -75,16 +82,6 @@ def test_a_best_effort_request_does_not_wait_for_itself() -> None:
     assert accepted.predicted_ttft_s == pytest.approx(0.011 + 0.0011 / 2)
 
 
-def test_shares_of_the_past_are_forgotten() -> None:
-    shares = FairShares()
-    for i in range(50):
-        sequence = make_sequence(f"r{i}")
-        shares.add(sequence, Share(f"tenant-{i}"), 1.0)
-        shares.serve(sequence)
-        shares.remove(sequence)
-    assert len(shares) == 0
-
-
 def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:
     """A tenth of the shortest TTFT bounds an iteration: of 10 us, that would be a token at a time
     where 64 fit, ten iterations for 640 tokens."""
@@ -93,3 +90,108 @@ def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() 
     driver.submit(make_request("long", prompt=640, output=1, targets=deadline(60.0)))
     driver.drain()
     assert driver.scheduler.totals.num_iterations <= 12
+
+
+# The account and the shares, without a policy or a scheduler
+
+
+def starts(shares: FairShares, *requests: tuple[str, Share, float]) -> list[float]:
+    """Where each (name, share, work) starts in virtual time, entered one after the other."""
+    return [shares.add(make_sequence(name), share, work_s) for name, share, work_s in requests]
+
+
+def test_start_times_by_hand() -> None:
+    """Requests of one share follow each other, at half the distance where the weight is two."""
+    one, two = Share("one"), Share("two", 2.0)
+    shares = FairShares()
+    assert starts(shares, ("a", one, 3.0), ("b", one, 1.0), ("c", one, 1.0)) == [0.0, 3.0, 4.0]
+    assert starts(shares, ("d", two, 3.0), ("e", two, 1.0), ("f", two, 1.0)) == [0.0, 1.5, 2.0]
+
+
+def test_an_idle_share_has_saved_nothing() -> None:
+    """While one is served up to 4.0 the other asks for nothing: it starts there, not at 0."""
+    one, idle = Share("one"), Share("idle")
+    shares = FairShares()
+    first, second = make_sequence("first"), make_sequence("second")
+    shares.add(first, one, 4.0)
+    shares.add(second, one, 4.0)
+    shares.serve(first)
+    shares.remove(first)
+    shares.serve(second)
+    assert starts(shares, ("late", idle, 1.0)) == [4.0]
+
+
+def test_shares_of_the_past_are_forgotten() -> None:
+    background = Background(0.02, 64)
+    for i in range(50):
+        sequence = make_sequence(f"r{i}", share=Share(f"tenant-{i}"))
+        background.add_best_effort(sequence, 1.0)
+        background.launched([(sequence, 64)])
+        background.remove(sequence)
+    assert len(background.fair_shares) == 0
+
+
+def test_the_background_earns_its_share_while_it_waits_and_pays_for_what_it_gets() -> None:
+    """An eighth of each of 64 tokens: after eight chunks of others it has earned its own."""
+    background = Background(0.125, 64)
+    mine, other = make_sequence("mine"), make_sequence("other")
+    background.launched([(other, 1000)])
+    assert not background.is_due, "nobody waited"
+    background.add_relegated(mine, 1.0)
+    for _ in range(7):
+        background.launched([(other, 64)])
+        assert not background.is_due
+    background.launched([(other, 64)])
+    assert background.is_due
+    background.launched([(mine, 1)])
+    assert not background.is_due
+
+
+OPERATION = st.tuples(st.integers(0, 7), st.integers(1, 9).map(float), st.booleans())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(OPERATION, max_size=40))
+def test_the_sum_of_work_is_that_of_all_who_wait_whatever_came_before(
+    operations: list[tuple[int, float, bool]],
+) -> None:
+    """Adds who is absent, to best effort or to the relegated; changes the work of who is present,
+    or removes them."""
+    background = Background(0.02, 64)
+    sequences = [make_sequence(f"r{i}", share=Share(f"share{i % 3}")) for i in range(8)]
+    works: dict[Sequence, float] = {}
+    stranger = make_sequence("stranger")
+    for number, work_s, is_relegated in operations:
+        sequence = sequences[number]
+        if sequence not in works:
+            add = background.add_relegated if is_relegated else background.add_best_effort
+            rank, _ = add(sequence, work_s)
+            assert rank == (RELEGATED if is_relegated else BEST_EFFORT)
+            works[sequence] = work_s
+        elif work_s < 5:
+            _, value = background.set_work(sequence, work_s)
+            assert value == -math.inf, "what has begun goes on"
+            works[sequence] = work_s
+        else:
+            background.remove(sequence)
+            del works[sequence]
+        assert background.others_s(stranger) == sum(works.values())
+        for each in sequences:
+            assert (each in background) == (each in works)
+            others = sum(work for s, work in works.items() if s is not each)
+            assert background.others_s(each) == others
+    for sequence in works:
+        background.remove(sequence)
+    assert len(background.fair_shares) == 0
+
+
+def test_of_best_effort_and_relegated_the_older_goes_first_and_what_has_begun_before_all() -> None:
+    background, queue = Background(0.02, 64), SequenceQueue()
+    calm, lost, newer = (make_sequence(n, at=at) for n, at in (("c", 2.0), ("l", 1.0), ("n", 3.0)))
+    queue.add(calm, background.add_best_effort(calm, 1.0))
+    queue.add(lost, background.add_relegated(lost, 1.0))
+    queue.add(newer, background.add_relegated(newer, 1.0))
+    assert list(background.order(queue)) == [lost, calm, newer]
+    newer.prefill(5, 3.0)
+    queue.rekey(newer, background.set_work(newer, 0.5))
+    assert list(background.order(queue)) == [newer, lost, calm]

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
-from engine.deciding.latency import LatencyModel
-from engine.deciding.request import key_of
-from tests.engine.deciding.parts import MILLI, decode, make_sequence
 
 
 def observed(*lengths: int, application: str = "chat") -> OutputLengths:
@@ -44,30 +40,3 @@ def test_applications_are_bounded_the_least_recent_goes() -> None:
         for _ in range(5):
             history.observe(name, 10)
     assert [history.estimate(n, 99) for n in "abc"] == [10, 99, 10]
-
-
-def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
-    """30 tokens in chunks of 20: two iterations of 1 ms, and 30 ms; 10 decodes of 0.1 ms each;
-    with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes."""
-    history = OutputLengths()
-    for _ in range(5):
-        history.observe(key_of("acme", "chat"), 10)
-    demand = Demand(LatencyModel(MILLI), history, chunk=20)
-    sequence = make_sequence(prompt=30, output=99, application="chat", tenant="acme")
-    assert demand.seconds(sequence) == pytest.approx(33e-3)
-    decode(sequence, 4)
-    sequence.preempt()
-    sequence.prefill(15, 0.0)
-    assert demand.seconds(sequence) == pytest.approx(20.6e-3)
-    decode(sequence, 46)  # longer than anybody expected: one more is always to come
-    assert demand.output_left(sequence) == 1
-
-
-def test_one_tenants_outputs_change_nothing_for_another() -> None:
-    """Ten tokens each of 0.1 ms are expected of acme's chat; of others' all that they may ask."""
-    history = OutputLengths()
-    for _ in range(5):
-        history.observe(key_of("acme", "chat"), 10)
-    demand = Demand(LatencyModel(MILLI), history, chunk=20)
-    other = make_sequence(prompt=30, output=99, application="chat", tenant="other")
-    assert demand.output_left(other) == 99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import pytest
@@ -213,7 +214,33 @@ def test_the_groups_hold_what_the_whole_holds(
             promises.set_work(waiting[number], work)
         else:
             promises.remove(waiting.pop(number))
-        groups = [g for tenants in promises._groups.values() for g in tenants.values()]
-        assert {s for g in groups for s in g} == set(promises) == set(waiting.values())
-        assert sum(g.total for g in groups) == promises.all.total
-        assert all(groups), "an empty group stays behind"
+        promises.check()
+        assert set(promises) == set(waiting.values())
+
+
+def test_the_load_is_the_work_over_the_slack() -> None:
+    """4 s of work by 10 s, and 7 s by 12: the second could begin a second later. At 0.5 s there is
+    half a second for 11 s of work."""
+    promises = Promises()
+    assert promises.load(0.0) == 0.0
+    add(promises, "a", 10, 4, NORMAL)
+    add(promises, "b", 12, 7, NORMAL)
+    assert promises.load(0.0) == 11.0
+    assert promises.load(0.5) == 22.0
+    assert promises.load(1.0) == math.inf
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(JOB, max_size=8), JOB)
+def test_there_is_time_for_one_more_if_all_that_are_due_no_earlier_are_on_time_with_it(
+    jobs: list[Job], one_more: Job
+) -> None:
+    promises = Promises()
+    for i, (due, work) in enumerate(jobs):
+        add(promises, f"r{i}", due, work, NORMAL)
+    due, work = one_more
+    at, is_late = 0, False
+    for each_due, each_work in sorted([*jobs, one_more]):
+        at += each_work
+        is_late |= each_due >= due and at > each_due
+    assert promises.has_time(due, work, 0.0) == (not is_late)

@@ -1,0 +1,163 @@
+"""Room for prefills, and who sits out, by hand: without a policy, a queue or a scheduler.
+
+MILLI: an iteration takes 1 ms, 1 ms more for each prefill token, and 0.1 ms for each decode; no
+chunk is larger than 64 tokens. PACE is the default: gaps up to two TBTs, and a reserve of two TBTs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.deciding.chunking import LIGHT, Chunking
+from engine.deciding.demand import Demand
+from engine.deciding.history import OutputLengths
+from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment, add_chunk
+from engine.deciding.pace import PaceConfig
+from engine.deciding.plan import Work
+from engine.deciding.request import Targets
+from engine.deciding.sequence import Sequence
+from tests.engine.deciding.parts import (
+    MILLI,
+    deadline,
+    decode,
+    interactive,
+    make_sequence,
+    make_stream,
+)
+
+PACE = PaceConfig()
+BUSY = 2 * LIGHT
+
+
+def make_chunking(
+    profile: LatencyProfile = MILLI, max_held_pages: int = 100, pace: PaceConfig = PACE
+) -> Chunking:
+    latency = LatencyModel(profile, learns=False)
+    demand = Demand(latency, OutputLengths(), profile.max_chunk)
+    return Chunking(pace, latency, demand, max_held_pages)
+
+
+def begun(
+    *decodes: Sequence,
+    load: float = BUSY,
+    response_s: float = math.inf,
+    profile: LatencyProfile = MILLI,
+    pace: PaceConfig = PACE,
+) -> tuple[Chunking, Work]:
+    """An iteration at 0 with these decodes, and its work."""
+    chunking = make_chunking(profile, pace=pace)
+    work = Work(len(decodes), sum(s.num_known for s in decodes))
+    chunking.begin(list(decodes), work, load, response_s, 0.0)
+    return chunking, work
+
+
+def test_with_nobody_to_protect_a_chunk_is_as_large_as_ever_and_no_larger_than_what_is_left() -> (
+    None
+):
+    chunking, work = begun()
+    assert chunking.room(work, 0, 1000) == 64
+    assert chunking.room(work, 100, 5) == 5
+    assert chunking.room(add_chunk(work, 0, 60), 0, 1000) == 4
+    assert chunking.room(add_chunk(work, 0, 64), 0, 1000) == 0
+
+
+def test_the_chunk_ends_where_the_slack_of_a_stream_does() -> None:
+    """1.1 ms for the decode; 10 ms of slack over the reserve of 2 * 6 ms leave 8 tokens, and a gap
+    of 2 * 6 ms leaves 10. Where more than one sequence shares the chunk, all of it counts."""
+    tight = make_stream(interactive(1.0, 0.006), due_at=0.022)
+    easy = make_stream(interactive(1.0, 0.006), due_at=0.9)
+    for stream, room in ((tight, 8), (easy, 10)):
+        chunking, work = begun(stream)
+        assert chunking.room(work, 0, 1000) == room
+        assert chunking.room(add_chunk(work, 0, 3), 0, 1000) == room - 3
+
+
+def test_while_the_queue_is_light_no_gap_is_longer_than_the_target() -> None:
+    """6 ms in which 1.1 ms go to the decode, instead of 12."""
+    stream = make_stream(interactive(1.0, 0.006), due_at=0.9)
+    chunking, work = begun(stream, load=LIGHT / 2)
+    assert chunking.room(work, 0, 1000) == 4
+
+
+def test_whoever_arrives_during_an_iteration_is_answered_in_time() -> None:
+    """20 ms, of which 19 are for tokens; but no less than twice what the decodes take, 2.2 ms, of
+    which 1 is left for a token."""
+    chunking, work = begun(response_s=0.02)
+    assert chunking.room(work, 0, 1000) == 19
+    patient = make_stream(deadline(99.0), due_at=99.0)
+    chunking, work = begun(patient, response_s=1e-6)
+    assert chunking.room(work, 0, 1000) == 1
+
+
+def test_an_iteration_computes_something_however_little_time_there_is() -> None:
+    chunking, work = begun(response_s=1e-6)
+    assert chunking.room(work, 0, 1000) == 1
+
+
+# 0.1 ms per token from 101 to 200 tokens. Fewer cost 0.2 each; for more there is another kernel,
+# which takes 15 ms to begin with.
+STEPS = LatencyProfile(
+    "steps",
+    (Segment(100, 1e-3, 2e-4), Segment(200, 1e-3, 1e-4), Segment(UNBOUNDED, 16e-3, 1e-4)),
+    max_chunk=300,
+)
+
+
+def test_a_clearly_cheaper_smaller_chunk_is_taken_and_the_slack_is_kept() -> None:
+    """A stream with a TBT of 20 ms lets an iteration take 40.05 ms: 240 tokens fit, and add 39 ms
+    to the decode's 1 ms, which are 6.2 tokens for each. The first 100 add 10 ms: 10 for each."""
+    stream = make_stream(interactive(1.0, 0.020025), due_at=0.9)
+    chunking, work = begun(stream, profile=STEPS)
+    assert chunking.room(work, 0, 1000) == 100
+
+
+def test_where_no_stream_limits_the_chunk_it_is_not_made_smaller() -> None:
+    """For whoever arrives an iteration may take 40.05 ms. A shorter one would save no slack."""
+    chunking, work = begun(response_s=0.04005, profile=STEPS)
+    assert chunking.room(work, 0, 1000) == 240
+
+
+# Holding: under MILLI twenty decodes take 3 ms.
+
+
+def running(tbt_s: float, dues: list[float]) -> list[Sequence]:
+    """An interactive stream, and others with 4 tokens left by these instants, on a page each."""
+    sequences = [make_stream(interactive(9.0, tbt_s), due_at=9.0)]
+    for i, due in enumerate(dues):
+        sequence = make_sequence(f"elastic{i}", output=5, targets=deadline(due))
+        decode(sequence, 1)
+        sequence.pages.append(i)
+        sequences.append(sequence)
+    return sequences
+
+
+def test_nobody_sits_out_while_the_decodes_are_fast_enough() -> None:
+    """Twenty decodes take 3 ms, of 2 * 1.6 ms that are allowed."""
+    assert make_chunking().hold(running(1.6e-3, [9.0] * 19), 0.0) == []
+
+
+def test_those_with_most_time_sit_out_and_no_more_than_needed() -> None:
+    """2.42 ms allow for the interactive stream and 13 others; of 19, the 6 that are due last."""
+    sequences = running(1.21e-3, [1.0 + i for i in range(19)])
+    held = make_chunking().hold(sequences, 0.0)
+    assert {s.due_at for s in held} == {19.0 - i for i in range(6)}
+
+
+def test_who_has_no_time_for_twice_the_iterations_never_sits_out() -> None:
+    """4 tokens in 20 ms are 5 ms for each, less than twice the 3 ms of an iteration."""
+    assert make_chunking().hold(running(1.21e-3, [0.020] * 19), 0.0) == []
+    assert len(make_chunking().hold(running(1.21e-3, [0.028] * 19), 0.0)) == 6
+
+
+def test_those_who_sit_out_keep_a_bounded_part_of_the_memory() -> None:
+    held = make_chunking(max_held_pages=4).hold(running(1.21e-3, [9.0] * 19), 0.0)
+    assert len(held) == 4
+
+
+@pytest.mark.parametrize("targets", [interactive(9.0, 1e-4), Targets()])
+def test_without_a_deadline_nobody_sits_out(targets: Targets) -> None:
+    sequences = [make_stream(targets, due_at=9.0) for _ in range(20)]
+    sequences.append(make_stream(interactive(9.0, 1e-4), due_at=9.0))
+    assert make_chunking().hold(sequences, 0.0) == []

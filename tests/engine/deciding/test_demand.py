@@ -1,0 +1,98 @@
+"""What requests need, and what the recent ones were like: by hand. MILLI: 1 ms an iteration, 1 ms a
+prefill token, 0.1 ms a decode."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.deciding.demand import REQUEST_WEIGHT, WINDOW, Demand, RecentRequests
+from engine.deciding.history import OutputLengths
+from engine.deciding.latency import LatencyModel
+from engine.deciding.request import key_of
+from tests.engine.deciding.parts import MILLI, deadline, decode, make_sequence
+
+
+def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
+    """30 tokens in chunks of 20: two iterations of 1 ms, and 30 ms; 10 decodes of 0.1 ms each;
+    with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes."""
+    history = OutputLengths()
+    for _ in range(5):
+        history.observe(key_of("acme", "chat"), 10)
+    demand = Demand(LatencyModel(MILLI), history, chunk=20)
+    sequence = make_sequence(prompt=30, output=99, application="chat", tenant="acme")
+    assert demand.seconds(sequence) == pytest.approx(33e-3)
+    decode(sequence, 4)
+    sequence.preempt()
+    sequence.prefill(15, 0.0)
+    assert demand.seconds(sequence) == pytest.approx(20.6e-3)
+    decode(sequence, 46)  # longer than anybody expected: one more is always to come
+    assert demand.output_left(sequence) == 1
+
+
+def test_one_tenants_outputs_change_nothing_for_another() -> None:
+    """Ten tokens each of 0.1 ms are expected of acme's chat; of others' all that they may ask."""
+    history = OutputLengths()
+    for _ in range(5):
+        history.observe(key_of("acme", "chat"), 10)
+    demand = Demand(LatencyModel(MILLI), history, chunk=20)
+    other = make_sequence(prompt=30, output=99, application="chat", tenant="other")
+    assert demand.output_left(other) == 99
+
+
+def test_decodes_after_the_deadline_are_no_work_before_it() -> None:
+    """An iteration is expected to take 1.1 ms: 20 of them fit into 22 ms, and add 2 ms."""
+    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    sequence = make_sequence(output=99, targets=deadline(0.022))
+    assert demand.decodes_until_due_s(sequence, 0.0) == pytest.approx(2e-3)
+    assert demand.decodes_until_due_s(sequence, 0.011) == pytest.approx(1e-3)
+    assert demand.decodes_until_due_s(sequence, 9.0) == pytest.approx(1e-4), "one is to come"
+
+
+def test_the_duration_of_an_iteration_is_followed() -> None:
+    """From 1.1 ms, the least that one takes: each iteration of 65 ms takes 5 % off the distance."""
+    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    sequence = make_sequence(output=10)
+    assert demand.decoding_s(sequence) == pytest.approx(10 * 1.1e-3)
+    for _ in range(100):
+        demand.note_iteration(0.065)
+    assert demand.iteration_s == pytest.approx(0.065 - (0.065 - 0.0011) * 0.95**100)
+    assert demand.decoding_s(sequence) == 10 * demand.iteration_s
+
+
+def test_what_is_costly_is_judged_by_the_recent_requests() -> None:
+    recent = RecentRequests()
+    assert recent.costliest_s == 0.0
+    for i in range(WINDOW // 10 - 1):
+        recent.note(float(i), None)
+    assert recent.costly_s(0.05) == math.inf, "too few to tell"
+    recent.note(99.0, None)
+    assert (recent.costliest_s, recent.costly_s(0.05)) == (99.0, 95.0)
+    for _ in range(2 * WINDOW):
+        recent.note(1.0, None)
+    assert (recent.costliest_s, recent.costly_s(0.05)) == (1.0, 1.0)
+    assert recent.num_noted == 2 * WINDOW + 100
+
+
+def test_a_relegation_is_remembered_for_45_requests() -> None:
+    recent = RecentRequests()
+    recent.note(1.0, None)
+    assert recent.is_calm
+    recent.note_relegation()
+    for _ in range(44):
+        recent.note(1.0, None)
+        assert not recent.is_calm
+    recent.note(1.0, None)
+    assert recent.is_calm
+
+
+def test_the_shortest_ttft_is_forgotten_slowly() -> None:
+    recent = RecentRequests()
+    assert recent.shortest_ttft_s == math.inf
+    recent.note(1.0, 0.5)
+    recent.note(1.0, 2.0)
+    assert recent.shortest_ttft_s == 0.5 * (1 + REQUEST_WEIGHT)
+    for _ in range(200):
+        recent.note(1.0, 2.0)
+    assert recent.shortest_ttft_s == 2.0
