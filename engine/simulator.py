@@ -1,7 +1,8 @@
 """Runs the real scheduler in virtual time: the executor is a cost function, the clock a number.
 
-Knows nothing of workloads or reports: it takes arrivals in order of time and yields what became of
-each. The decisions are those of the service, since the code is the same. Seconds throughout.
+It takes arrivals in order of time and yields what became of each; of workloads and reports it knows
+nothing. The decisions are those of the service, since the code is the same. All durations and
+instants are in seconds.
 
 A token has no text here: its id is the number of the iteration that made it, so that a sequence's
 output says when each of its tokens came (`Replica.ends`), and nothing is kept per token.
@@ -22,8 +23,8 @@ from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence
 
-Cost = Callable[[Work], float]
-Observer = Callable[["Replica", Plan], None]
+Cost = Callable[[Work], float]  # the seconds that an iteration really takes
+Observer = Callable[["Replica", Plan], None]  # is shown each plan before it is carried out
 
 _DRAIN_STEP_S = 60.0
 
@@ -66,9 +67,10 @@ class Replica:
     max_requests: float = math.inf  # waiting or running
     now: float = 0.0
     ends: array[float] = field(default_factory=lambda: array("d"))  # of every iteration
-    _arrivals: dict[str, Arrival] = field(default_factory=dict)  # in flight
-    _leaving: dict[str, int] = field(default_factory=dict)  # callers that hang up, after how many
-    _patience: list[tuple[float, str]] = field(default_factory=list)  # heap of timeouts
+    # Of the requests in flight, by their ids:
+    _arrivals: dict[str, Arrival] = field(default_factory=dict)
+    _leaving: dict[str, int] = field(default_factory=dict)  # tokens after which the caller hangs up
+    _timeouts: list[tuple[float, str]] = field(default_factory=list)  # heap of (instant, id)
     _relegated: set[str] = field(default_factory=set)
 
     @property
@@ -88,7 +90,7 @@ class Replica:
         if arrival.leaves_after is not None:
             self._leaving[id] = arrival.leaves_after
         if arrival.timeout_s is not None:
-            heapq.heappush(self._patience, (request.arrived_at + arrival.timeout_s, id))
+            heapq.heappush(self._timeouts, (request.arrived_at + arrival.timeout_s, id))
         return None
 
     def _refuse(self, request: Request, refusal: Refusal, error: str) -> Result:
@@ -96,10 +98,11 @@ class Replica:
         return Result(request, self.index, None, array("d"), at, refusal=refusal, error=error)
 
     def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Result]:
-        """Every iteration that starts before `instant`; the last may end after it."""
+        """Runs every iteration that starts before `instant`, of which the last may end after it;
+        yields what became of those that ended."""
         scheduler, cost, ends = self.scheduler, self.cost, self.ends
         while self.now < instant:
-            if self._patience and self._patience[0][0] <= self.now:
+            if self._timeouts and self._timeouts[0][0] <= self.now:
                 yield from self._time_out()
             plan = scheduler.plan(self.now)
             if plan is None:
@@ -125,7 +128,7 @@ class Replica:
             yield Result(arrival.request, self.index, None, token_at, relegated=relegated)
 
     def _ended(self, events: list[Event], sampling: list[Sequence]) -> Iterator[Result]:
-        """Those that an iteration finished; also notes whom it relegated."""
+        """Yields what became of those that an iteration finished; notes whom planning relegated."""
         for event in events:
             if type(event) is Finished:
                 output = next(s.output for s in sampling if s.id == event.request_id)
@@ -140,8 +143,8 @@ class Replica:
                 yield from self._cancel(sequence.id, FinishReason.CANCELLED)
 
     def _time_out(self) -> Iterator[Result]:
-        while self._patience and self._patience[0][0] <= self.now:
-            _, id = heapq.heappop(self._patience)
+        while self._timeouts and self._timeouts[0][0] <= self.now:
+            _, id = heapq.heappop(self._timeouts)
             if id in self._arrivals:
                 yield from self._cancel(id, FinishReason.TIMEOUT)
 
@@ -161,17 +164,18 @@ class Replica:
         return Result(request, self.index, finished, token_at, self.now, relegated)
 
     def _instants(self, output: list[int]) -> array[float]:
+        """Returns when each token of the output came."""
         if output and output[-1] - output[0] == len(output) - 1:  # a token in every iteration
             return self.ends[output[0] : output[-1] + 1]
         ends = self.ends
         return array("d", [ends[iteration] for iteration in output])
 
 
-Route = Callable[[list[Replica], Request], Replica]
+Route = Callable[[list[Replica], Request], Replica]  # which replica a request is sent to
 
 
 def round_robin() -> Route:
-    """Replicas in turn."""
+    """Returns a route that takes the replicas in turn."""
     turn = -1
 
     def route(replicas: list[Replica], request: Request) -> Replica:
@@ -183,7 +187,7 @@ def round_robin() -> Route:
 
 
 def least_loaded(replicas: list[Replica], request: Request) -> Replica:
-    """The replica with the fewest requests in flight, the first among equals."""
+    """Returns the replica with the fewest requests in flight, the first among equals."""
     return min(replicas, key=lambda r: (r.num_in_flight, r.index))
 
 

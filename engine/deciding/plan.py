@@ -1,8 +1,14 @@
-"""Values that pass between the scheduler and whoever executes its decisions.
+"""The values that pass between the scheduler and whoever executes its decisions.
 
-One iteration is `plan = scheduler.plan(now)`, `pending = executor.launch(plan)`,
-`events = scheduler.commit(plan, pending.tokens(), now)`. Looking ahead, `scheduler.advance(plan,
-started_at)` follows the launch, and the commit comes once the next has been planned and launched.
+One iteration after the other:                     With one iteration of look-ahead:
+
+    plan = scheduler.plan(now)                         plan = scheduler.plan(expected end of last)
+    pending = executor.launch(plan)                    pending = executor.launch(plan)
+    events = scheduler.commit(                         events = scheduler.commit(
+        plan, pending.tokens(), now)                       last_plan, last_pending.tokens(), now)
+                                                       scheduler.advance(plan, now)
+
+All durations and instants are in seconds, and all lengths in tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from typing import NamedTuple, Protocol
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason, Sequence
 
-# A token's id where none was picked: see Token.
+# The id of a `Token` where none was picked.
 NOT_FINITE = -1
 NOTHING_LEFT = -2
 
@@ -32,7 +38,7 @@ class Chunk(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What an iteration's cost depends on. All lengths in tokens."""
+    """The counts on which the cost of an iteration depends, and nothing else does (latency.py)."""
 
     num_decodes: int = 0  # sequences that decode, one token each
     decode_context: int = 0  # sum of the context lengths that those read, own token included
@@ -48,7 +54,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One iteration: every token to compute. Never empty.
+    """One iteration: every token that it computes, of which there is at least one.
 
     Each decode computes position `num_computed` of its sequence, whose page is granted.
     """
@@ -64,12 +70,16 @@ class Plan:
 
     @property
     def sampling(self) -> list[Sequence]:
-        """The sequences that get a token from this iteration, in the executor's order."""
+        """The sequences that get a token from this iteration, in the order of the executor's
+        answer."""
         return [*self.decodes, *(c.sequence for c in self.chunks if c.samples)]
 
 
 class Token(NamedTuple):
-    """A sampled token. `top` holds (token id, log probability), likeliest first, when asked for.
+    """What an executor gives for one sequence: its next token, or why there is none.
+
+    `logprob` and `top` are there when they were asked for; `top` holds pairs of token id and log
+    probability, the likeliest first.
 
     The id is NOT_FINITE where the largest logit is NaN or infinite (a broken checkpoint, or an
     overflow of its number format), and NOTHING_LEFT where min_tokens forbids every token that the
@@ -93,12 +103,12 @@ class Pending(Protocol):
     """An iteration that has been launched."""
 
     def tokens(self) -> list[Token]:
-        """Waits for them: one for each sequence of `plan.sampling`, in that order."""
+        """Waits for the tokens, and returns one for each sequence of `plan.sampling`, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An iteration that is over when it has been launched."""
+    """The result of an executor that computes while it launches: there is nothing to wait for."""
 
     result: list[Token]
 
@@ -114,8 +124,9 @@ class Executor(Protocol):
         """How often it has compiled something since it was made: none is expected in service."""
 
     def launch(self, plan: Plan) -> Pending:
-        """Reads the plan and its sequences before it returns, and never again. A decode whose
-        newest token is in flight continues with what the launch before this one gives."""
+        """Starts to compute the plan. It reads the plan and its sequences before it returns, and
+        never again. A decode whose newest token is in flight continues with the token that the
+        launch before this one gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +157,8 @@ class Relegated:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. None where there is no such instant or no such target."""
+    """When tokens came, in seconds, and which targets were met. None stands where there is no such
+    instant or no such target."""
 
     queue_s: float | None  # arrival to the first iteration that computed any of it
     ttft_s: float | None
@@ -160,7 +172,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last word about a request: exactly one for each that was submitted."""
+    """The request ended. There is exactly one such event for each that was submitted."""
 
     request_id: str
     reason: FinishReason

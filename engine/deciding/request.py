@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 
 class TargetKind(Enum):
+    """What a request asks for: a pace, an end, or nothing."""
+
     INTERACTIVE = "interactive"  # TTFT and TBT: token n is due at arrival + TTFT + (n - 1) * TBT
     DEADLINE = "deadline"  # TTLT: the last token is due at arrival + TTLT
     BEST_EFFORT = "best_effort"  # nothing is promised
 
 
 class Importance(IntEnum):
-    """Who is relegated first when not everybody can be on time: the lowest."""
+    """How much a request matters: when not everybody can be on time, the lowest gives way first."""
 
     LOW = 0
     NORMAL = 1
@@ -29,7 +31,7 @@ class Importance(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Latency targets, all in seconds: (ttft_s and tbt_s), or ttlt_s, or none.
+    """Latency targets of a request, in seconds: either ttft_s and tbt_s, or ttlt_s, or none.
 
     Raises ValueError, naming the field first, for any other combination or a value that is not
     finite and positive.
@@ -57,7 +59,7 @@ class Targets:
         return TargetKind.BEST_EFFORT if self.ttlt_s is None else TargetKind.DEADLINE
 
     def within(self, limit_s: float) -> Targets:
-        """These, none of them later than `limit_s` (positive, or inf) after the arrival."""
+        """Returns the same targets, but none of them longer than `limit_s` (positive, or inf)."""
         stated = (self.ttft_s, self.tbt_s, self.ttlt_s)
         if all(value is None or value <= limit_s for value in stated):
             return self
@@ -110,8 +112,8 @@ class Sampling:
 
 
 class Share(NamedTuple):
-    """Whose requests are served fairly beside others': those of a tenant that the operator has
-    named, or of everybody else together. `weight` is relative to other shares'.
+    """A part of the engine for which requests compete: each tenant that the operator has named has
+    a share, and everybody else together has one. `weight` is relative to the other shares'.
     """
 
     name: str = ""
@@ -122,25 +124,30 @@ EVERYBODY_ELSE = Share()
 
 
 def key_of(tenant: str, name: str, completion: int | None = None) -> str:
-    """What tells a request from all others: its name is its tenant's own, and completion 0 of `a`
-    is not what somebody calls `a/0`. Both are printable, so no separator occurs in them.
+    """Returns the id of a request, which tells it from all others.
+
+    A name is its tenant's own, so two tenants may use the same; and completion 0 of a request `a`
+    is not the request that somebody calls `a/0`. The separators in an id are not printable, and
+    therefore occur in no tenant and no name.
     """
     key = f"{tenant}\n{name}" if tenant else name
     return key if completion is None else f"{key}\t{completion}"
 
 
 def named_by(key: str) -> tuple[str, str]:
-    """The tenant of a key, and what people call the request: `NAME/INDEX` if one of several."""
+    """Returns the tenant and the name in an id. The name is what people read: `NAME/INDEX` for one
+    of several completions."""
     tenant, separator, name = key.partition("\n")
     return (tenant, name.replace("\t", "/")) if separator else ("", key.replace("\t", "/"))
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to be continued. `id` is unique among the requests in flight (`key_of`); what
-    people see of it is its `name`, beside its tenant.
+    """One prompt to be continued, and on what terms.
 
-    The deciding core looks at `len(prompt)` only, so a simulation passes a `range`.
+    `id` is unique among the requests in flight (see `key_of`). The deciding core looks at tokens of
+    the prompt only to share prefixes, so a simulation passes a `range`. Raises ValueError for an
+    empty prompt.
     """
 
     id: str
@@ -150,11 +157,11 @@ class Request:
     targets: Targets = BEST_EFFORT
     importance: Importance = Importance.NORMAL
     tier: str = ""  # name of the tier the targets came from, "" when they were explicit
-    application: str = ""  # whose output lengths are alike
-    tenant: str = ""  # who shares prefixes with whom, and whose the name is
+    application: str = ""  # requests of one application have outputs of similar lengths
+    tenant: str = ""  # prefixes are shared within a tenant, and the name is unique within it
     target_source: str = ""  # what stated the targets, for the record: "request", "tier", ...
-    share: Share = EVERYBODY_ELSE  # of the engine
-    attempt: int = 1  # 2: an engine was lost with it before anybody had seen anything of it
+    share: Share = EVERYBODY_ELSE
+    attempt: int = 1  # 2: the engine process that had it was lost before any of it was seen
 
     def __post_init__(self) -> None:
         if not len(self.prompt):
@@ -162,16 +169,17 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What its tenant calls it."""
+        """The name by which its tenant knows it."""
         return named_by(self.id)[1]
 
     @property
     def output_group(self) -> str:
-        """Whose output lengths are alike: nobody's change what is expected of another tenant."""
+        """The group of requests whose output lengths tell what to expect of this one. It is within
+        the tenant, so that nobody changes what is expected of another's requests."""
         return key_of(self.tenant, self.application or self.tier)
 
     def token_due_at(self, n: int) -> float:
-        """Deadline of token n (1 is the first); inf where the targets set none.
+        """Returns the deadline of token n (1 is the first); inf where the targets set none.
 
         Niyama (arXiv 2503.22562), section 3: D_n = t_arrival + TTFT + (n - 1) * TBT, and for a
         deadline request t_arrival + TTLT for the last token, whichever that is.

@@ -4,9 +4,10 @@
     pending = executor.launch(plan)
     events = scheduler.commit(plan, pending.tokens(), now)
 
-The scheduler owns every sequence and every page. What differs between policies (order of prefills,
-size of the chunk, who is relegated) is told in policy.py; everything else is here and shared. It
-never reads a clock: `now` is always the caller's, in seconds on the clock of `arrived_at`.
+The scheduler owns every sequence (sequence.py, roster.py) and every page (pages.py), and has each
+iteration put together by planner.py. What differs between policies (order of prefills, size of the
+chunk, who is relegated) is told in policy.py; everything else is shared. It never reads a clock:
+`now` is always the caller's, in seconds on the clock of `arrived_at`.
 
 Look-ahead: `advance(plan, started_at)` says that a plan has been launched, and the next may be made
 before this one is committed (else `commit` advances it). One at most is in flight. All that it
@@ -149,8 +150,8 @@ class Scheduler:
     # It is launched
 
     def advance(self, plan: Plan, started_at: float) -> None:
-        """The plan has been launched and begins at `started_at`, after what was launched before it:
-        all is known of it but its tokens. That other plan has been committed."""
+        """Takes note that the plan has been launched, and begins at `started_at`: all is known of
+        it but its tokens. What was launched before it has been committed."""
         assert self._in_flight is None, "one plan at most is in flight"
         self._in_flight, self._started_at = plan, started_at
         chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
@@ -180,8 +181,9 @@ class Scheduler:
     # Its tokens come
 
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
-        """The plan was carried out and gave `tokens`, in the order of `plan.sampling`. Those of
-        requests that have ended meanwhile are nobody's. Not advanced, it began when planned."""
+        """Takes note that the plan was carried out by `now`, and gave `tokens` in the order of
+        `plan.sampling`; returns what came of it. Tokens of requests that have ended meanwhile are
+        nobody's. A plan that was not advanced is, and began when it was planned."""
         if plan is self._in_flight:
             self._observe(plan, now - self._started_at)
         else:
@@ -288,6 +290,7 @@ class Scheduler:
         return self.record.find(request_id, tenant)
 
     def stats(self) -> SchedulerStats:
+        """Returns how full the scheduler is now, and what it has done until now."""
         return SchedulerStats(
             num_waiting=len(self.roster.waiting),
             num_running=len(self.roster.running),
