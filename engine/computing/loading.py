@@ -27,7 +27,7 @@ from engine.computing.runner import ModelExecutor
 from engine.computing.weights import check_weights, load_model, read_config
 from engine.deciding.pages import PAGE_SIZE
 
-FORMATS = {name: getattr(torch, name) for name in DTYPES}
+FORMATS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 DEFAULT_KV_BYTES = 256 << 20
 # Of a GPU's free memory, for weights and KV: the rest is for activations, the decode graphs and the
 # allocator's slack.
@@ -48,8 +48,8 @@ def load(
     threads: int | None = None,
     chosen: Choices | None = None,
 ) -> ModelExecutor:
-    """An executor for a checkpoint folder. Raises CheckpointError when it cannot be served, and
-    ValueError for an option that this machine cannot follow.
+    """Makes the executor of a checkpoint folder. Raises CheckpointError when it cannot be served,
+    and ValueError for an option that this machine cannot follow.
 
     KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
     of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
@@ -60,10 +60,7 @@ def load(
     if chosen is not None:
         dtype, num_pages, threads = chosen.dtype, chosen.num_pages, chosen.threads
         compile = compile if chosen.is_compiled else "off"
-    if place.type == "cuda" and place.index is not None:
-        torch.cuda.set_device(place)  # streams, events and graphs are of the current one
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _set_up(place, threads)
     is_compiled, note = prepare(compile, place, compile_cache)
     config = read_config(folder)
     check_weights(folder, config)  # before anything of the sizes that it states is measured
@@ -74,13 +71,11 @@ def load(
     row_layout = _row_layout(model, quantize, reads_in_place, chosen)
     store(model, quantize, row_layout)
     if num_pages is None:
-        if not kv_bytes and place.type == "cuda":
-            kv_bytes = kv_share(free, free_bytes(place))
-        num_pages = pages_in(kv_bytes or DEFAULT_KV_BYTES, config, page_size, torch_dtype)
-    kind = InPlaceKv if reads_in_place else GatheredKv
+        kv_bytes = kv_bytes or kv_share(free, free_bytes(place))
+        num_pages = pages_in(kv_bytes, config, page_size, torch_dtype)
     return ModelExecutor(
         model,
-        _allocated(kind, config, num_pages, page_size, torch_dtype, place),
+        _allocated(reads_in_place, config, num_pages, page_size, torch_dtype, place),
         is_compiled,
         or_eager=compile == "auto",
         slow_rows=_slow_rows(model, chosen),
@@ -89,8 +84,16 @@ def load(
     )
 
 
+def _set_up(device: torch.device, threads: int | None) -> None:
+    """Makes this device the process's current one, and this torch's number of threads."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, events and graphs are of the current one
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
-    """The dtype of this name. Raises CheckpointError for one that is not supported."""
+    """Returns the dtype of this name. Raises CheckpointError for one that is not supported."""
     if name == "auto":
         return fastest_dtype(config) if device == "cpu" else FORMATS[config.dtype]
     if name not in DTYPES:
@@ -101,8 +104,8 @@ def _dtype(name: str, config: ModelConfig, device: str) -> torch.dtype:
 def _row_layout(
     model: Decoder, quantize: str, decodes_compiled: bool, chosen: Choices | None
 ) -> str:
-    """The layout (linear.py) of the matrices that a row by itself is multiplied with. Another than
-    packed is a second copy, for compiled code alone, and for small models.
+    """Chooses the layout (linear.py) of the matrices that a row by itself is multiplied with.
+    Another than packed is a second copy, for compiled code alone, and for small models.
     """
     dtype = model.embedding.dtype
     is_small = model.config.num_parameters * dtype.itemsize <= MOST_COPIED_BYTES
@@ -112,7 +115,7 @@ def _row_layout(
 
 
 def _slow_rows(model: Decoder, chosen: Choices | None) -> range:
-    """The numbers of rows that are worth being padded to the first number beyond."""
+    """Returns the numbers of rows that are worth being padded to the first number beyond."""
     if chosen is not None:
         return range(*chosen.slow_rows)
     if uses_matrix_units(model.embedding.dtype, model.embedding.device):
@@ -138,7 +141,7 @@ def store(model: Decoder, quantize: str = "none", row_layout: str = "packed") ->
 
 
 def free_bytes(device: torch.device) -> int:
-    """The bytes of a GPU's memory that are free; 0 for another device."""
+    """Returns the bytes of a GPU's memory that are free; 0 for another device."""
     if device.type != "cuda":
         return 0
     torch.cuda.empty_cache()  # what storing the weights needed for a moment
@@ -146,23 +149,24 @@ def free_bytes(device: torch.device) -> int:
 
 
 def kv_share(before: int, after: int) -> int:
-    """The bytes for KV memory on a GPU, of those that were free before and after the weights, in
-    whatever format, were loaded.
+    """Returns the bytes for KV memory on a GPU, given those that were free before and after the
+    weights, in whatever format, were loaded; at least DEFAULT_KV_BYTES.
     """
     return max(after - int((1 - GPU_SHARE) * before), DEFAULT_KV_BYTES)
 
 
 def _allocated(
-    kind: type[InPlaceKv | GatheredKv],
+    reads_in_place: bool,
     config: ModelConfig,
     num_pages: int,
     page_size: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KvLayout:
-    """The KV memory. Raises CheckpointError where this machine has not enough for it."""
+    """Allocates the KV memory. Raises CheckpointError where this machine has not enough for it."""
+    layout = InPlaceKv if reads_in_place else GatheredKv
     try:
-        return kind(config, num_pages, page_size, dtype, device)
+        return layout(config, num_pages, page_size, dtype, device)
     except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
         raise CheckpointError(
             f"no memory for {num_pages} pages of {page_size} tokens of KV memory:"
