@@ -51,8 +51,12 @@ class FrontEnd:
         ledger: LedgerLink,
         configuration: Configuration,
         admin: Admin,
+        *,
+        shares_port: bool = False,
     ) -> None:
-        """Raises StartError for a model folder that is no good."""
+        """`shares_port` lets other front ends listen at the same one. Raises StartError for a model
+        folder that is no good.
+        """
         self._config = config
         self._engine = engine
         self._configuration = configuration
@@ -74,7 +78,7 @@ class FrontEnd:
         )
         self._health = Health(("", SERVICE), self._deliveries)
         try:
-            self._grpc = grpc.aio.server(options=_options(config))
+            self._grpc = grpc.aio.server(options=_options(config, shares_port))
         except ValueError as error:
             raise StartError(str(error)) from error
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
@@ -142,13 +146,13 @@ class FrontEnd:
         """Does nothing: this process is about to end, and nothing of the front end outlives it."""
 
 
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
+def _options(config: ServerConfig, shares_port: bool) -> list[tuple[str, int]]:
     """Returns gRPC's options. Raises ValueError where there are too few file descriptors."""
     return [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for
         # Only front ends of one server share a port: a second server on it should fail.
-        ("grpc.so_reuseport", int(config.frontends > 1)),
+        ("grpc.so_reuseport", int(shares_port)),
         # gRPC itself drops calls at random, without a word, when more than 1,000 have come at once
         # and were not looked at yet: who is served is for admission to say, which refuses a call
         # in less time than it takes to read it.

@@ -90,6 +90,7 @@ class Worker:
             self._ledger,
             configuration,
             Admin(start.admin),
+            shares_port=True,
         )
 
     async def serve(self) -> None:
