@@ -76,7 +76,7 @@ class Curves:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class BarSeries:
     """One bar of the same kind in each group; a value of None leaves the group without one."""
 
     name: str
@@ -91,7 +91,7 @@ class Bars:
     title: str
     y: Axis
     groups: Sequence[str]
-    series: Sequence[Series]
+    series: Sequence[BarSeries]
     note: str = ""
     is_wide: bool = False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from client.values import Targets
-from loadgen.reports.html.chart import Absent, Axis, Bars, Chart, Series, colour
+from loadgen.reports.html.chart import Absent, Axis, Bars, BarSeries, Chart, colour
 from loadgen.reports.html.curves import METRICS, TBT, TTFT, TTLT, Metric, Sample, distribution
 from loadgen.reports.html.runs import View, contender, tier_targets
 from loadgen.scoring.modes import Measurement
@@ -49,14 +49,14 @@ def _bars(view: View, title: str, groups: Sequence[str]) -> Bars:
     shown = [group or "(none)" for group in groups]
     if len(view.runs) > 1:
         series = [
-            Series(contender(run), [_attainment(scores, g) for g in groups], colour(i))
+            BarSeries(contender(run), [_attainment(scores, g) for g in groups], colour(i))
             for i, (run, scores) in enumerate(zip(view.runs, by_run, strict=True))
         ]
         return Bars(name, _ON_TIME, shown, series)
     (scores,) = by_run
     series = [
-        Series("on time", [_attainment(scores, g) for g in groups], "good"),
-        Series("on pace", [scores[g].pace_attainment for g in groups], "c5"),
+        BarSeries("on time", [_attainment(scores, g) for g in groups], "good"),
+        BarSeries("on pace", [scores[g].pace_attainment for g in groups], "c5"),
     ]
     return Bars(name, _ON_TIME, shown, series, _PACE_NOTE)
 
