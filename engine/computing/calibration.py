@@ -1,9 +1,16 @@
-"""Measures what iterations cost: real plans of many shapes, run by the real executor.
+"""Measures what iterations cost on this machine: real plans of many shapes, run by the executor.
 
-Runs before any sequence owns pages, and uses them as scratch. Every shape is measured again and
-again, whichever had least time so far first, until the time is used up: cheap ones often, costly
-ones seldom, and a busy moment of the machine falls on all alike. Of a shape's durations the lower
-quartile counts. Seconds; lengths in tokens.
+The scheduler predicts how long an iteration takes from counts alone (engine/deciding/latency.py).
+The coefficients of that are fitted to what is measured here before service begins, when no sequence
+owns pages yet and all of them are scratch. What is measured is chosen to tell the coefficients
+apart: few and many decodes, of short and of long contexts; prompts of many lengths, from their
+beginning and from further on; and both together. Some more shapes, drawn at random as service has
+them, are not fitted but held out: they tell how far the prediction is off.
+
+The machine may be busy for a moment, and the time is limited. So every shape is measured again and
+again, always the one that had least time so far, until the time is used up: cheap ones often and
+costly ones seldom, and a busy moment falls on all alike. Of the durations of a shape the lower
+quartile counts. Durations are seconds, lengths are tokens.
 """
 
 from __future__ import annotations
@@ -22,14 +29,16 @@ from engine.deciding.sequence import Sequence
 
 MAX_CHUNK = 2048
 MAX_REPEATS = 15
-LARGEST_SHARE = 0.2  # of the time, that one run of one shape may take
+LARGEST_SHARE = 0.2  # the share of the time that one run of one shape may take
 SMALL_TOKENS = 16  # iterations of at most so many tokens are measured at any price
-HELD_OUT = 12  # shapes that are measured to judge a profile, not to make it
-KEEP_FIRST = 0.01  # of the time: the first run of a costlier shape counts, warm or not
+HELD_OUT = 12  # shapes that judge a profile instead of making it
+# The first run of a shape allocates memory, and may compile. It counts only where it takes more
+# than this share of the time, which is then too short for another.
+KEEP_FIRST = 0.01
 
 
 class Computes(Protocol):
-    """An executor with its memory: what is measured."""
+    """What is measured: an executor with its memory."""
 
     @property
     def num_pages(self) -> int: ...
@@ -41,27 +50,31 @@ class Computes(Protocol):
 
 
 class Room(NamedTuple):
-    """What an iteration may ask for."""
+    """The most that an iteration may ask for."""
 
     context_len: int
     max_batch_size: int
-    num_positions: int  # that the memory holds
+    num_positions: int  # tokens that the memory holds
 
 
 class Shape(NamedTuple):
-    """An iteration: a context per decode, and (start, length) per chunk."""
+    """What an iteration computes: `decodes` has the context length of each decode, `chunks` the
+    (start, length) of each chunk of a prompt.
+    """
 
     decodes: tuple[int, ...] = ()
     chunks: tuple[tuple[int, int], ...] = ()
 
     @property
     def work(self) -> Work:
+        """The counts that the time of such an iteration is predicted from."""
         work = Work(len(self.decodes), sum(self.decodes))
         for start, length in self.chunks:
             work = add_chunk(work, start, length)
         return work
 
     def fits(self, room: Room, page_size: int) -> bool:
+        """Whether such an iteration is within the room, each sequence on pages of its own."""
         lengths = [*self.decodes, *(start + length for start, length in self.chunks)]
         positions = sum(-(-n // page_size) * page_size for n in lengths)
         return (
@@ -73,34 +86,39 @@ class Shape(NamedTuple):
 
 @dataclass(slots=True)
 class Measured:
-    """A shape, ready to run, and how long its runs took."""
+    """A shape with a plan that is ready to run, and how long its runs took so far."""
 
     shape: Shape
     plan: Plan
     seconds: list[float] = field(default_factory=list)
 
     def run(self, executor: Computes) -> None:
+        """Runs the plan once more, and notes how long it took."""
         started_at = time.perf_counter()
         executor.run(self.plan)
         self.seconds.append(time.perf_counter() - started_at)
 
     @property
     def sample(self) -> Sample:
+        """The work of the shape with the lower quartile of its durations."""
         return Sample(self.shape.work, sorted(self.seconds)[len(self.seconds) // 4])
 
 
 class Measurements(NamedTuple):
-    """`held_out` are for judging what is made of `samples`."""
+    """What calibration found."""
 
-    samples: list[Sample]
-    held_out: list[Sample]
-    max_chunk: int
+    samples: list[Sample]  # a profile is made of these
+    held_out: list[Sample]  # and judged by these
+    max_chunk: int  # the longest chunk among the samples, in tokens
 
 
 def measure(
     executor: Computes, context_len: int, max_batch_size: int, seconds: float
 ) -> Measurements:
-    """Takes about `seconds`, however slow the model; the largest shapes are left out first."""
+    """Measures iterations of up to `max_batch_size` sequences and contexts of up to `context_len`
+    tokens. It takes about `seconds`, however slow the model: where they do not suffice, the largest
+    shapes are left out.
+    """
     size = executor.page_size
     room = Room(context_len, max_batch_size, executor.num_pages * size)
     shapes = [s for s in _shapes(room) if s.fits(room, size)]
@@ -113,6 +131,7 @@ def measure(
 
 
 def _measure(executor: Computes, shapes: Iterable[Shape], seconds: float) -> list[Measured]:
+    """Measures these shapes, from small to large, as many as there is time for."""
     ends_at = time.perf_counter() + seconds
     ordered = sorted(shapes, key=lambda s: (s.work.num_tokens, s.work.prefill_pairs, s))
     measured: list[Measured] = []
@@ -121,7 +140,7 @@ def _measure(executor: Computes, shapes: Iterable[Shape], seconds: float) -> lis
             break
         measured.append(Measured(shape, make_plan(shape, executor.page_size)))
         measured[-1].run(executor)
-        if measured[-1].seconds[0] < KEEP_FIRST * seconds:  # it allocated, and may have compiled
+        if measured[-1].seconds[0] < KEEP_FIRST * seconds:
             measured[-1].seconds.clear()
             measured[-1].run(executor)
     while True:
@@ -133,8 +152,8 @@ def _measure(executor: Computes, shapes: Iterable[Shape], seconds: float) -> lis
 
 
 def _is_too_large(shape: Shape, smaller: Measured, seconds: float, ends_at: float) -> bool:
-    """Whether its first run would take too much of the time; the first shapes of all are run in any
-    case, so that there is something to fit.
+    """Whether the first run of a shape would take too much of the time, judged by that of a smaller
+    one. The smallest are run in any case, so that there is something to fit.
     """
     expected_s = smaller.seconds[-1] * shape.work.num_tokens / smaller.shape.work.num_tokens
     if shape.work.num_tokens <= SMALL_TOKENS:
@@ -142,11 +161,8 @@ def _is_too_large(shape: Shape, smaller: Measured, seconds: float, ends_at: floa
     return expected_s > LARGEST_SHARE * seconds or time.perf_counter() + expected_s > ends_at
 
 
-# Shapes
-
-
 def _powers(low: int, high: int, factor: int = 2) -> Iterator[int]:
-    """low, low * factor, ... and high."""
+    """Yields low, low * factor, low * factor ** 2 and so on, and last `high`."""
     while low < high:
         yield low
         low *= factor
@@ -154,6 +170,7 @@ def _powers(low: int, high: int, factor: int = 2) -> Iterator[int]:
 
 
 def _shapes(room: Room) -> Iterator[Shape]:
+    """Yields the shapes that a profile is fitted to, also such as do not fit into the room."""
     deep = room.context_len // 2
     for count in _powers(1, room.max_batch_size):
         for context in (16, 128, 512, deep):
@@ -178,7 +195,7 @@ def _shapes(room: Room) -> Iterator[Shape]:
 
 
 def _random_shapes(room: Room) -> Iterator[Shape]:
-    """Mixed iterations as service has them, the same on every machine."""
+    """Yields mixed iterations as service has them, the same ones on every machine."""
     rng = random.Random(20_24)
     for _ in range(4 * HELD_OUT):
         count = rng.randint(1, max(1, min(48, room.max_batch_size - 2)))
@@ -188,10 +205,13 @@ def _random_shapes(room: Room) -> Iterator[Shape]:
 
 
 def make_plan(shape: Shape, page_size: int) -> Plan:
-    """A real plan on pages of its own for each sequence, from page 0 on."""
+    """Makes a plan of this shape as the scheduler would, in which each sequence has pages of its
+    own, from page 0 on.
+    """
     next_page = 0
 
     def sequence(length: int, computed: int) -> Sequence:
+        """Makes one of `length` known tokens of which so many are computed."""
         nonlocal next_page
         number = -(-length // page_size)
         pages = list(range(next_page, next_page + number))
