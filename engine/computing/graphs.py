@@ -108,15 +108,16 @@ class DecodeGraphs:
         self._sizes: list[int] = []
         self._logits: Tensor | None = None  # [most sequences, V], of the newest replay
 
-    def capture(self, max_batch_size: int, context_len: int, gather_bytes: int) -> None:
-        """Captures all buckets of which a layer gathers at most so many bytes, the largest first:
-        the pool grows once.
+    def capture(self, max_batch_size: int, context_len: int, gather_bytes: int) -> list[Bucket]:
+        """Captures all buckets of which a layer gathers at most so many bytes, and returns them in
+        that order. The largest is the first, so that the pool grows once.
         """
         self._sizes = sizes_to(max_batch_size)
         buckets = self._buckets(context_len)
         for bucket in sorted(buckets, key=lambda b: (b.sequences * b.pages, b), reverse=True):
             if self._gathered(bucket) <= gather_bytes:
                 self._captured[bucket] = self._make(bucket)
+        return list(self._captured)
 
     def _gathered(self, bucket: Bucket) -> int:
         """Returns the bytes of keys and values that one layer gathers."""

@@ -26,7 +26,7 @@ from engine.computing.batch import Batch, BatchBuilder
 from engine.computing.compiled import CompiledStep
 from engine.computing.compiler import CompilationFailed, end_compilers
 from engine.computing.cpu import NO_ROWS
-from engine.computing.graphs import Capture, CudaCapture, DecodeGraphs, gather_limit
+from engine.computing.graphs import Bucket, Capture, CudaCapture, DecodeGraphs, gather_limit
 from engine.computing.model import Decoder
 from engine.computing.sampled import SampledTokens
 from engine.computing.sampler import Sampler
@@ -79,17 +79,17 @@ class ModelExecutor:
         context_len: int,
         capture: Capture | None = None,
         gather_bytes: int | None = None,
-    ) -> None:
+    ) -> list[Bucket]:
         """Has decode iterations of up to so many sequences run as graphs from now on, as long as a
         layer gathers at most so many bytes. `capture` and `gather_bytes` are by default how this
-        GPU captures, and what it has memory for.
+        GPU captures, and what it has memory for. Returns the shapes that were captured, in order.
         """
         if gather_bytes is None:
             gather_bytes = gather_limit(self.device)
         self._gather_bytes = gather_bytes
         self._graphs = DecodeGraphs(self.step, self.kv, capture or CudaCapture())
         with torch.inference_mode():
-            self._graphs.capture(max_batch_size, context_len, gather_bytes)
+            return self._graphs.capture(max_batch_size, context_len, gather_bytes)
 
     @property
     def is_compiled(self) -> bool:

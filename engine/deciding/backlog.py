@@ -282,6 +282,15 @@ class Backlog:
             best = best.left if best.left is not None and best.left.top == top else best.right
         return None if best is None else best.sequence
 
+    @property
+    def depth(self) -> int:
+        """How many entries the longest path through the tree has; chance keeps it O(log n)."""
+
+        def below(node: _Node | None) -> int:
+            return 0 if node is None else 1 + max(below(node.left), below(node.right))
+
+        return below(self._root)
+
     def check(self) -> None:
         """Asserts that the tree is a heap, in order, and that its sums are right."""
 

@@ -32,7 +32,7 @@ class Promises:
 
     def __init__(self) -> None:
         self.all = Backlog()
-        self._groups: dict[Importance, dict[str, Backlog]] = {}  # by the share's name
+        self.groups: dict[Importance, dict[str, Backlog]] = {}  # by the share's name
         self._shares: dict[str, Share] = {}  # by name, as the latest request has them
 
     def __len__(self) -> int:
@@ -62,10 +62,10 @@ class Promises:
         group = self._group(sequence)
         group.remove(sequence)
         if not group:
-            del self._groups[sequence.request.importance][sequence.request.share.name]
+            del self.groups[sequence.request.importance][sequence.request.share.name]
 
     def _group(self, sequence: Sequence) -> Backlog:
-        shares = self._groups.setdefault(sequence.request.importance, {})
+        shares = self.groups.setdefault(sequence.request.importance, {})
         name = sequence.request.share.name
         group = shares.get(name)
         if group is None:
@@ -91,7 +91,7 @@ class Promises:
         important than somebody else who waits gives way earlier, when somebody would be late with
         a start `margin_s` later.
         """
-        present = sorted(importance for importance, group in self._groups.items() if group)
+        present = sorted(importance for importance, group in self.groups.items() if group)
         return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
 
     def _victim(
@@ -102,7 +102,7 @@ class Promises:
         if late is None:
             return None
         for importance in candidates:
-            victim = self._largest(self._groups[importance], late.prefill_due_at)
+            victim = self._largest(self.groups[importance], late.prefill_due_at)
             if victim is not None:
                 return victim, late
         return None
@@ -125,7 +125,7 @@ class Promises:
 
     def check(self) -> None:
         """Asserts that the groups together hold what the whole holds, and that none is empty."""
-        groups = [group for shares in self._groups.values() for group in shares.values()]
+        groups = [group for shares in self.groups.values() for group in shares.values()]
         assert all(groups), "an empty group stays behind"
         assert {s for group in groups for s in group} == set(self.all)
         assert sum(map(len, groups)) == len(self.all)

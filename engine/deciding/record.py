@@ -62,6 +62,9 @@ class DecisionLog:
 
     # What is remembered
 
+    def __len__(self) -> int:
+        return len(self._timelines)
+
     def open(self, request: Request) -> None:
         """A request came in: its timeline begins, anew where the id has been used before."""
         if request.id in self._timelines:
@@ -77,6 +80,12 @@ class DecisionLog:
         request = self._timelines.pop(request_id).request
         _discard(self._by_share, request.share.name, request_id)
         _discard(self._by_name, request.name, request_id)
+
+    def check(self) -> None:
+        """Asserts that by share and by name every timeline is found, and nothing else."""
+        for found in (self._by_share, self._by_name):
+            assert all(found.values()), "nothing is remembered of a name, but the name"
+            assert sorted(i for ids in found.values() for i in ids) == sorted(self._timelines)
 
     def find(self, name: str, tenant: str | None = None) -> Timeline:
         """Returns the timeline of the request that its tenant calls `name`: `NAME/INDEX` for one of

@@ -155,9 +155,8 @@ def test_no_graph_gathers_more_than_it_may_and_the_largest_is_captured_first(fol
     plain, graphed = pair(folder, "cpu", 1)
     counting = Counting("cpu")
     per_page = 2 * 2 * 8 * 4  # bytes: keys and values, heads, their size, float32
-    graphed.capture_decodes(BATCH, CONTEXT, counting, 128 * per_page)
-    assert graphed._graphs is not None
-    sizes = [bucket.sequences * bucket.pages for bucket in graphed._graphs._captured]
+    buckets = graphed.capture_decodes(BATCH, CONTEXT, counting, 128 * per_page)
+    sizes = [bucket.sequences * bucket.pages for bucket in buckets]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 128
     compare(plain, graphed, batch([40] * 8, 1, random.Random(4)))  # 8 of 64 pages

@@ -158,7 +158,7 @@ def test_invented_tenants_have_one_share_together() -> None:
     victims = give_up(promises)
     assert victims
     assert set(victims) < set(invented)
-    assert len(promises._groups[NORMAL]) == 2
+    assert len(promises.groups[NORMAL]) == 2
 
 
 def test_a_share_s_part_goes_by_its_weight() -> None:

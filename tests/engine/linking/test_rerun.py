@@ -100,6 +100,12 @@ class Service:
         self._engine.close()
         await within(self.lost.wait())
 
+    async def close(self) -> None:
+        """Stops the front end, and ends the connection behind it."""
+        await within(self.front_end.stop())
+        if self._engine is not None:
+            self._engine.close()
+
     async def tell(self, message: Ready | Report) -> None:
         assert self._engine is not None
         await asyncio.get_running_loop().sock_sendall(self._engine, pack(message))
@@ -127,9 +133,7 @@ async def serving(rerun_s: float = WAIT_S) -> AsyncIterator[Service]:
     try:
         yield service
     finally:
-        await within(service.front_end.stop())
-        if service._engine is not None:
-            service._engine.close()
+        await service.close()
 
 
 async def items_of(stream: RequestStream) -> list[tuple[int, Any]]:
