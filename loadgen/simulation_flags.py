@@ -11,7 +11,7 @@ from typing import Annotated
 from client.values import Importance, Targets, Tier
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
-from engine.deciding.policies import POLICIES
+from engine.deciding.policies import ORDERS, POLICIES
 from engine.flags import Flag
 from loadgen.silos import SiloTarget, parse_silos
 from loadgen.targets import profiles
@@ -36,7 +36,9 @@ class SimulationFlags:
         Flag(f"{profiles.A100.name}, roofline:DEVICE:CONFIG.json, or FILE", metavar="PROFILE"),
     ]
     policy: Annotated[str, Flag("default %(default)s", POLICIES)] = _USUAL.policy
-    chunk_size: Annotated[int, Flag("of fcfs, edf, srpf (default %(default)s)")] = _USUAL.chunk_size
+    chunk_size: Annotated[int, Flag(f"of {', '.join(ORDERS)} (default %(default)s)")] = (
+        _USUAL.chunk_size
+    )
     replicas: Annotated[int, Flag("engines that share the requests (default %(default)s)")] = (
         _USUAL.replicas
     )

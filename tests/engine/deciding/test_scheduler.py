@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
-from engine.deciding.policies import POLICIES
+from engine.deciding.policies import ORDERS, POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence
 from tests.engine.deciding.memory import BAD, Memory
@@ -79,7 +79,10 @@ def test_random_schedules_keep_every_invariant(policy: str, ahead: float) -> Non
     assert sum(f.reason is FinishReason.CANCELLED for f in finished) > 100
     assert sum(f.reason is FinishReason.STOP for f in finished) > 50
     relegated = sum(s.relegations for run in runs for s in run.stories.values())
-    assert relegated > 100 if policy == "niyama" else relegated == 0
+    if policy in ORDERS:
+        assert relegated == 0
+    if policy == "niyama":
+        assert relegated > 100
 
 
 @pytest.mark.parametrize("ahead", [0.0, 0.8])
