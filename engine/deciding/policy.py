@@ -16,12 +16,19 @@ in one way for all policies. Where policies differ, it asks. There are three dec
 Besides, it answers one question, on which every forecast rests: how much work is served before a
 sequence (`ahead_s`).
 
-To write a policy: derive a class from Policy in a module of this folder, with at least the methods
-that are abstract below, and give it a name in policies.py, where MAKERS is the only list of
-policies. The flags of the server and of the load generator take the names from there, and the
-tests of the scheduler, of the simulator and of the model hold every policy in that list to what any
-policy owes. The smallest example is FixedChunk, also in policies.py; where only the order is new,
-it is a function from a sequence to a number, beside those that are in ORDERS already.
+To write a policy, two files are touched:
+
+* a new module of this folder, with a class derived from Policy that has at least the methods that
+  are abstract below. What is there may be used as it is: chunking.py for chunks that let no stream
+  come late, backlog.py for sums over the queue, background.py for fair shares;
+* policies.py, where MAKERS gives it a name. The `--policy` and `--compare` flags take their choices
+  from there, and the tests of the scheduler, of the simulator and of greedy output hold every
+  policy in it to what any policy owes.
+
+The smallest example is FixedChunk, in policies.py. Where only the order is new, the policy is no
+class but a function from a sequence to a number, beside those in ORDERS. What the policy promises
+beyond that wants a test of its own, and CHANGELOG.md a line. A setting for operators is a field of
+Resources that comes from SchedulerConfig and, as a flag, from engine/config.py.
 
 Like all of this folder, a policy reads no clock (`now` is an argument, in seconds) and draws no
 random number, so that a simulation and the service decide alike.
