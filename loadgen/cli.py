@@ -33,7 +33,7 @@ from loadgen.targets import local_server
 from loadgen.targets.target import End, Target, Unreachable, Watch
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
-from loadgen.workload.spec import DEFAULT_RATE, Spec, build
+from loadgen.workload.spec import Spec, build
 
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4
 
@@ -225,7 +225,7 @@ class _Reports:
             terminal.print_report(self.done[0].summary, self.out)
         elif not mode.find_capacity:
             title = "contender" if mode.compare else "rate"
-            terminal.print_runs(title, self.done, self.spec.seed or 0, self.out)
+            terminal.print_runs(title, self.done, self.spec.planned_seed, self.out)
 
     def _write(self) -> None:
         """Writes every file that was asked for, whether or not the others can be written.
@@ -262,9 +262,9 @@ class _Reports:
         are sent.
         """
         first = self.done[0]
-        rate = self.spec.rate or (None if self.spec.replay else DEFAULT_RATE)
+        rate = self.spec.planned_rate
         really = {
-            "seed": self.spec.seed or 0,
+            "seed": self.spec.planned_seed,
             "rps": None if rate is None else str(rate),
             "duration": first.duration_s,
         }
@@ -279,7 +279,7 @@ class _Reports:
         return Asked(
             self.arguments.mode.name,
             printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
-            self.spec.seed or 0,
+            self.spec.planned_seed,
             self.arguments.mode.max_misses,
             versions | {"Python": python_version()},
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

@@ -24,7 +24,7 @@ from loadgen.workload import mix
 from loadgen.workload.arrivals import Process, Rate, parse_rate
 from loadgen.workload.lengths import Distribution, Lognormal, parse_distribution
 from loadgen.workload.plan import SharedPrefix
-from loadgen.workload.spec import DEFAULT_DURATION_S, DEFAULT_RATE, by_importance
+from loadgen.workload.spec import DEFAULT_DURATION_S, DEFAULT_RATE, DEFAULT_SEED, by_importance
 from loadgen.workload.units import parse_duration, parse_shares
 
 _MEASURING, _SEARCH = Measuring(), Search(guess=1.0)  # the defaults
@@ -77,7 +77,8 @@ class LoadFlags:
         Flag(f"default {DEFAULT_DURATION_S:g}s, or the replayed trace", parse=parse_duration),
     ] = None
     seed: Annotated[
-        int | None, Flag("same seed, same instants, lengths and kinds of requests (default 0)")
+        int | None,
+        Flag(f"same seed, same instants, lengths and kinds of requests (default {DEFAULT_SEED})"),
     ] = None
     mix: Annotated[
         Shares | None,

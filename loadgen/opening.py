@@ -16,7 +16,7 @@ from loadgen.targets import live, local_server
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.simulated import SimulatedTarget
 from loadgen.targets.target import Target
-from loadgen.workload.spec import Spec
+from loadgen.workload.spec import DEFAULT_SEED, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Opener:
         setup = flags.setup(
             drain_s=math.inf if drain_s is None else drain_s,
             prefix_caching=any(tier.prefix for tier in (spec.everyone, *spec.tiers.values())),
-            seed=self.arguments.load.seed or 0,
+            seed=self.arguments.load.seed or DEFAULT_SEED,
             keeps_series=self.arguments.report.html is not None,
         )
         if contender is None:

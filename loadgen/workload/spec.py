@@ -19,6 +19,7 @@ from loadgen.workload.served import TargetInfo
 
 DEFAULT_RATE = Rate(10.0, 10.0)
 DEFAULT_DURATION_S = 30.0
+DEFAULT_SEED = 0
 
 S = TypeVar("S", "TierSpec", "Spec")
 
@@ -66,6 +67,16 @@ class Spec:
     everyone: TierSpec = field(default_factory=TierSpec)
     tiers: Mapping[str, TierSpec] = field(default_factory=dict)
 
+    @property
+    def planned_rate(self) -> Rate | None:
+        """The rate that is sent; None where it is that of the replayed trace."""
+        return self.rate or (None if self.replay else DEFAULT_RATE)
+
+    @property
+    def planned_seed(self) -> int:
+        """The seed of the first run; a search tries a rate again with the seeds that follow it."""
+        return DEFAULT_SEED if self.seed is None else self.seed
+
     def over(self, base: Spec) -> Spec:
         """Lays this spec over `base`, which holds where this one says nothing."""
         nothing = TierSpec()
@@ -104,7 +115,7 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
     mix = complete_mix(spec.mix or {}, list(known), asked)
     rows = traces.load(spec.replay) if spec.replay is not None else ()
     arrivals = Arrivals(
-        spec.rate or (None if rows else DEFAULT_RATE),
+        spec.planned_rate,
         spec.process or (Process.POISSON if spec.cv is None else Process.GAMMA),
         1.0 if spec.cv is None else spec.cv,
         rows,
@@ -114,7 +125,7 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
         arrivals,
         tuple(_load(known[name], share, specs[name]) for name, share in mix.items()),
         _duration_s(spec, arrivals),
-        spec.seed or 0,
+        spec.planned_seed,
         spec.tenants or {},
         spec.applications or {},
         target.context_length,

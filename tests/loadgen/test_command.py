@@ -316,6 +316,28 @@ def test_flags_that_make_no_sense_say_why(capsys: Capture, flags: list[str], mes
     assert error.count("\n") == 1
 
 
+def test_help_says_the_defaults(capsys: Capture) -> None:
+    """They stand with what they are for, not with the flags."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "connections (default 4)",
+        "longest wait for the last answers (default 60s; simulated: none)",
+        "of fcfs, edf, srpf (default 256)",
+        "requests/s (default 10)",
+        "default 30s, or the replayed trace",
+        "lengths and kinds of requests (default 0)",
+        "default 60/150 with a TTFT target, else 100/240",
+        "(default 0.99 of every tier)",
+        "share allowed (default 0.01)",
+        "relative (default 0.05)",
+        "runs per rate (default 3)",
+        "beyond which a run is invalid (default 50ms)",
+    ):
+        assert words in shown
+
+
 def unreachable() -> tuple[socket.socket, str]:
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
