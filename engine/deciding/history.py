@@ -23,7 +23,7 @@ class OutputLengths:
     WEIGHT = 0.05  # of the newest observation
     MIN_OBSERVED = 5  # before that max_tokens is the estimate
 
-    def __init__(self, deviations: float = 2.0, max_applications: int = 10_000) -> None:
+    def __init__(self, deviations: float, max_applications: int = 10_000) -> None:
         self._deviations = deviations
         self._max_applications = max_applications
         self._estimates: dict[str, int] = {}

@@ -52,7 +52,7 @@ class Timeline:
 class DecisionLog:
     """The timelines of the last requests, by id (`Request.id`)."""
 
-    def __init__(self, capacity: int = 10_000, sink: Callable[[Entry], None] | None = None) -> None:
+    def __init__(self, capacity: int, sink: Callable[[Entry], None] | None = None) -> None:
         self._capacity = capacity
         self._sink = sink
         self._is_off = capacity == 0 and sink is None

@@ -129,7 +129,7 @@ class EngineLink:
         on_ready: Callable[[Ready], None],
         on_lost: Callable[[], None],
         on_notice: Callable[[str], None],
-        rerun_s: float = 0.0,
+        rerun_s: float,
         on_failed: Callable[[Failed], None] = lambda failed: None,
     ) -> None:
         self._on_ready = on_ready

@@ -35,7 +35,7 @@ def make_chunking(
     profile: LatencyProfile = MILLI, max_held_pages: int = 100, pace: PaceConfig = PACE
 ) -> Chunking:
     latency = LatencyModel(profile, learns=False)
-    demand = Demand(latency, OutputLengths(), profile.max_chunk)
+    demand = Demand(latency, OutputLengths(2.0), profile.max_chunk)
     return Chunking(pace, latency, demand, max_held_pages)
 
 

@@ -17,7 +17,7 @@ from tests.engine.deciding.parts import MILLI, deadline, decode, make_sequence
 def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
     """30 tokens in chunks of 20: two iterations of 1 ms, and 30 ms; 10 decodes of 0.1 ms each;
     with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes."""
-    history = OutputLengths()
+    history = OutputLengths(2.0)
     for _ in range(5):
         history.observe(key_of("acme", "chat"), 10)
     demand = Demand(LatencyModel(MILLI), history, chunk=20)
@@ -33,7 +33,7 @@ def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
 
 def test_one_tenants_outputs_change_nothing_for_another() -> None:
     """Ten tokens each of 0.1 ms are expected of acme's chat; of others' all that they may ask."""
-    history = OutputLengths()
+    history = OutputLengths(2.0)
     for _ in range(5):
         history.observe(key_of("acme", "chat"), 10)
     demand = Demand(LatencyModel(MILLI), history, chunk=20)
@@ -43,7 +43,7 @@ def test_one_tenants_outputs_change_nothing_for_another() -> None:
 
 def test_decodes_after_the_deadline_are_no_work_before_it() -> None:
     """An iteration is expected to take 1.1 ms: 20 of them fit into 22 ms, and add 2 ms."""
-    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    demand = Demand(LatencyModel(MILLI), OutputLengths(2.0), chunk=20)
     sequence = make_sequence(output=99, targets=deadline(0.022))
     assert demand.decodes_until_due_s(sequence, 0.0) == pytest.approx(2e-3)
     assert demand.decodes_until_due_s(sequence, 0.011) == pytest.approx(1e-3)
@@ -52,7 +52,7 @@ def test_decodes_after_the_deadline_are_no_work_before_it() -> None:
 
 def test_the_duration_of_an_iteration_is_followed() -> None:
     """From 1.1 ms, the least that one takes: each iteration of 65 ms takes 5 % off the distance."""
-    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    demand = Demand(LatencyModel(MILLI), OutputLengths(2.0), chunk=20)
     sequence = make_sequence(output=10)
     assert demand.decoding_s(sequence) == pytest.approx(10 * 1.1e-3)
     for _ in range(100):

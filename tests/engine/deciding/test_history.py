@@ -8,7 +8,7 @@ from engine.deciding.history import OutputLengths
 
 
 def observed(*lengths: int, application: str = "chat") -> OutputLengths:
-    history = OutputLengths()
+    history = OutputLengths(2.0)
     for length in lengths:
         history.observe(application, length)
     return history
@@ -35,7 +35,7 @@ def test_an_application_that_changes_is_followed() -> None:
 
 
 def test_applications_are_bounded_the_least_recent_goes() -> None:
-    history = OutputLengths(max_applications=2)
+    history = OutputLengths(2.0, max_applications=2)
     for name in ("a", "b", "a", "c"):
         for _ in range(5):
             history.observe(name, 10)

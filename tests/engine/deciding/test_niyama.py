@@ -370,7 +370,7 @@ def test_a_chunk_waits_for_a_cheaper_one_only_where_one_will_fit(
         latency.observe(Work(1, 500), 10.8e-3)
     assert latency.margin == pytest.approx(1.08)
     config = NiyamaConfig(pace=PaceConfig(max_gap=100.0))
-    policy = Niyama(config, latency, Demand(latency, OutputLengths(), 2000), 256, 0)
+    policy = Niyama(config, latency, Demand(latency, OutputLengths(2.0), 2000), 256, 0)
     stream = make_stream(interactive(1.0, 0.05), due_at=0.11, prompt=498)
     waiting = make_sequence("waiting", prompt=2000, targets=deadline(due))
     policy.enter(waiting, 0.0)
