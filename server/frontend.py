@@ -26,7 +26,7 @@ from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
 from server.listening.health import Health
-from server.listening.standard import ShortQuestions
+from server.listening.standard import ShortMessages
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
 from server.service import InferenceService
@@ -82,7 +82,7 @@ class FrontEnd:
         except ValueError as error:
             raise StartError(str(error)) from error
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
-        standard: Any = ShortQuestions(self._grpc, self._uploads)
+        standard: Any = ShortMessages(self._grpc, self._uploads)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         # Not by its own function, which takes `standard` for a server with threads: each stream

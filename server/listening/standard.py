@@ -22,7 +22,7 @@ MOST_BYTES = 4096
 UNKNOWN = b"\x0a\x01?"
 
 
-class ShortQuestions:
+class ShortMessages:
     """A server as far as generated code registers services with it. The handlers that it passes on
     to the real server parse no long message.
     """
@@ -57,15 +57,15 @@ class _Short(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in it
             return None
         serialize = inner.response_serializer
         if inner.unary_unary:
-            answer = _Question(inner.unary_unary, inner.request_deserializer, self._uploads).once
+            answer = _Rpc(inner.unary_unary, inner.request_deserializer, self._uploads).once
             return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
         behavior = inner.unary_stream or inner.stream_stream
-        question = _Question(behavior, inner.request_deserializer, self._uploads)
-        stream: Any = question.once if inner.unary_stream else question.each
+        rpc = _Rpc(behavior, inner.request_deserializer, self._uploads)
+        stream: Any = rpc.once if inner.unary_stream else rpc.each
         return grpc.stream_stream_rpc_method_handler(stream, response_serializer=serialize)
 
 
-class _Question:
+class _Rpc:
     """One RPC of a standard service, which `behavior` answers."""
 
     def __init__(self, behavior: Any, deserialize: Any, uploads: Uploads) -> None:

@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
-from engine.deciding.plan import Plan, Token
+from engine.deciding.plan import Pending, Plan
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving.assemble import assemble
@@ -25,7 +25,9 @@ PROFILE = LatencyProfile("test", (Segment(UNBOUNDED, 1e-3),))
 
 
 class Unused:
-    def run(self, plan: Plan) -> list[Token]:
+    compilations = 0
+
+    def launch(self, plan: Plan) -> Pending:
         raise AssertionError
 
 
