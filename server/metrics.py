@@ -7,7 +7,7 @@ them up for one scrape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from engine.deciding.plan import Finished
 from engine.deciding.request import Importance, Share
-from engine.deciding.stats import EngineStats
+from engine.deciding.stats import EngineStats, SchedulerStats, Totals
 from engine.processes.standard_streams import DROPPED
 from server.admission.admission import Admission
 from server.admission.places import Entry
@@ -24,28 +24,32 @@ from server.errors import Refusal
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 
-_GAUGES = {
-    "num_waiting": ("waiting", "Sequences whose prefill is not complete"),
-    "num_running": ("running", "Sequences that decode"),
-    "num_relegated": ("relegated", "Waiting sequences that were relegated"),
-    "num_held": ("held", "Decoding sequences that sat the last iteration out"),
-    "pages_total": ("pages", "Pages of KV memory"),
-    "pages_free": ("pages_free", "Pages that are free or can be reclaimed"),
-    "pages_cached": ("pages_cached", "Pages that hold prefixes for requests to come"),
-    "alpha": ("alpha", "Weight of work against deadline in the order of prefills"),
-}
-_COUNTERS = {
-    "num_iterations": ("iterations", "Iterations computed"),
-    "num_submitted": ("submitted", "Sequences admitted"),
-    "num_finished": ("finished", "Sequences ended, for whatever reason"),
-    "num_failed": ("failed", "Sequences ended because the model's logits were not finite"),
-    "num_preemptions": ("preemptions", "Times that a sequence's pages were taken"),
-    "num_relegations": ("relegations", "Times that a sequence was relegated"),
-    "num_holds": ("holds", "Iterations that a decoding sequence sat out"),
-    "prefill_tokens": ("prefill_tokens", "Tokens prefilled"),
-    "decode_tokens": ("decode_tokens", "Tokens decoded"),
-    "cached_tokens": ("cached_tokens", "Prompt tokens found in the prefix cache"),
-}
+_GAUGES: tuple[tuple[str, str, Callable[[SchedulerStats], float]], ...] = (
+    ("waiting", "Sequences whose prefill is not complete", lambda s: s.num_waiting),
+    ("running", "Sequences that decode", lambda s: s.num_running),
+    ("relegated", "Waiting sequences that were relegated", lambda s: s.num_relegated),
+    ("held", "Decoding sequences that sat the last iteration out", lambda s: s.num_held),
+    ("pages", "Pages of KV memory", lambda s: s.pages_total),
+    ("pages_free", "Pages that are free or can be reclaimed", lambda s: s.pages_free),
+    ("pages_cached", "Pages that hold prefixes for requests to come", lambda s: s.pages_cached),
+    ("alpha", "Weight of work against deadline in the order of prefills", lambda s: s.alpha),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[Totals], float]], ...] = (
+    ("iterations", "Iterations computed", lambda s: s.num_iterations),
+    ("submitted", "Sequences admitted", lambda s: s.num_submitted),
+    ("finished", "Sequences ended, for whatever reason", lambda s: s.num_finished),
+    (
+        "failed",
+        "Sequences ended because the model's logits were not finite",
+        lambda s: s.num_failed,
+    ),
+    ("preemptions", "Times that a sequence's pages were taken", lambda s: s.num_preemptions),
+    ("relegations", "Times that a sequence was relegated", lambda s: s.num_relegations),
+    ("holds", "Iterations that a decoding sequence sat out", lambda s: s.num_holds),
+    ("prefill_tokens", "Tokens prefilled", lambda s: s.prefill_tokens),
+    ("decode_tokens", "Tokens decoded", lambda s: s.decode_tokens),
+    ("cached_tokens", "Prompt tokens found in the prefix cache", lambda s: s.cached_tokens),
+)
 _ERRORS = {
     "ratio_p50": ("ratio", "0.5"),
     "ratio_p95": ("ratio", "0.95"),
@@ -66,11 +70,10 @@ class ReportedMetrics(Collector):
         if stats is None:
             return
         scheduler = stats.scheduler
-        for field, (name, text) in _GAUGES.items():
-            yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, getattr(scheduler, field))
-        for field, (name, text) in _COUNTERS.items():
-            value = getattr(scheduler.totals, field)
-            yield CounterMetricFamily(f"niyama_scheduler_{name}", text, value)
+        for name, text, gauge in _GAUGES:
+            yield GaugeMetricFamily(f"niyama_scheduler_{name}", text, gauge(scheduler))
+        for name, text, counter in _COUNTERS:
+            yield CounterMetricFamily(f"niyama_scheduler_{name}", text, counter(scheduler.totals))
         yield CounterMetricFamily(
             "niyama_engine_compilations",
             "Times that torch.compile ran while serving: none is expected",
