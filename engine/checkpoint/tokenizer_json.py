@@ -74,19 +74,18 @@ class HuggingFace:
         self.eos_id = self._id_of("eos_token", vocabulary)
 
     def encode(self, text: str) -> list[int]:
-        # Not `encode`, which also keeps where in the text each token stands: many times the memory,
-        # with Python's lock held.
         """Returns the ids of a text, with nothing added to it. Raises ValueError where it has
         none.
         """
         try:
-            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[
-                0
-            ].ids
+            # Not `encode`, which also keeps where in the text each token stands: many times the
+            # memory, with Python's lock held.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except BaseException as error:
             if not _is_the_library_s(error):
                 raise
             raise ValueError(f"the tokenizer cannot encode the text: {error}") from error
+        ids: list[int] = encoding.ids
         return ids
 
     def _add_tokens(self, settings: TokenizerSettings) -> None:

@@ -31,7 +31,7 @@ CHARSXP = 9  # R's type number of one string
 
 
 def bible(program: str = "bible") -> list[str]:
-    """The Bible by chapters, as the package's program prints it, without verse numbers."""
+    """Returns the Bible by chapters, as the package's program prints it, without verse numbers."""
     done = subprocess.run(
         [program, "-f", "Gen1:1-Rev22:21"], check=True, capture_output=True, text=True
     )
@@ -42,7 +42,7 @@ def bible(program: str = "bible") -> list[str]:
 
 
 def r_strings(database: bytes) -> Iterator[list[str]]:
-    """The character vectors in an R lazy-load database of serialised version 3 objects."""
+    """Yields the character vectors of an R lazy-load database of serialised version 3 objects."""
     at = 0
     while at < len(database):
         inflate = zlib.decompressobj()
@@ -64,14 +64,14 @@ def r_strings(database: bytes) -> Iterator[list[str]]:
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Runs of non-blank lines, each joined to one line."""
+    """Yields the runs of non-blank lines, each joined to one line."""
     for blank, run in itertools.groupby(lines, key=lambda line: not line.strip()):
         if not blank:
             yield re.sub(r"\s+", " ", " ".join(run)).strip()
 
 
 def austen(root: Path) -> list[str]:
-    """The novels by chapters."""
+    """Returns the novels by chapters."""
     chapters: list[str] = []
     for novel in r_strings((root / AUSTEN).read_bytes()):
         chapter: list[str] = []
@@ -86,7 +86,7 @@ def austen(root: Path) -> list[str]:
 
 
 def grouped(entries: Iterable[str], size: int) -> list[str]:
-    """Short entries gathered into documents of about `size` characters."""
+    """Gathers short entries into documents of about `size` characters."""
     documents, held = [], ""
     for entry in entries:
         held += entry + "\n"
@@ -96,25 +96,25 @@ def grouped(entries: Iterable[str], size: int) -> list[str]:
     return [*documents, held.strip()] if held.strip() else documents
 
 
-def prose(text: str) -> bool:
-    """Whether a paragraph reads as prose: not a table, a drawing, an address or an index."""
+def is_prose(text: str) -> bool:
+    """Returns whether a paragraph reads as prose, unlike a table, an address or an index."""
     letters = sum(char.isalpha() or char in " ,.'" for char in text)
     return len(text) > 60 and letters > 0.9 * len(text) and text[-1] in '.!?")”:'
 
 
 def jargon(root: Path) -> list[str]:
-    """The Jargon File's prose; the braces that mark its links are dropped."""
+    """Returns the prose of the Jargon File, without the braces that mark its links."""
     text = gzip.decompress((root / JARGON).read_bytes()).decode("utf-8")
     text = re.sub(r"[{}]", "", text).translate(str.maketrans("‘’“”—", "''\"\"-"))
-    return grouped(filter(prose, paragraphs(text.splitlines())), 4000)
+    return grouped(filter(is_prose, paragraphs(text.splitlines())), 4000)
 
 
 def devil(root: Path) -> list[str]:
-    """The Devil's Dictionary without its notice, verses left out."""
+    """Returns the Devil's Dictionary without its notice and its verses."""
     text = gzip.decompress((root / DEVIL).read_bytes()).decode("ascii", "replace")
     text = re.sub(r"[{}_]", "", text[text.index("ABASEMENT, n.") :])
     plain = (line for line in text.splitlines() if not line.startswith("    "))
-    return grouped(filter(prose, paragraphs(plain)), 4000)
+    return grouped(filter(is_prose, paragraphs(plain)), 4000)
 
 
 def main(argv: list[str] | None = None) -> int:

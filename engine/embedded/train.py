@@ -47,13 +47,13 @@ class Split:
 
 
 def read_documents(paths: list[Path]) -> list[str]:
-    """The documents of the files; a form feed parts one from the next."""
+    """Returns the documents of the files, which form feeds part from each other."""
     text = (path.read_text(encoding="utf-8") for path in paths)
     return [part.strip() for whole in text for part in whole.split(BREAK) if part.strip()]
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> spm.SentencePieceProcessor:
-    """A BPE tokenizer with byte fallback that leaves text exactly as it is."""
+    """Trains a BPE tokenizer with byte fallback that leaves text exactly as it is."""
     model = io.BytesIO()  # a file's name would be kept in the model
     spm.SentencePieceTrainer.train(
         sentence_iterator=(line for text in documents for line in text.split("\n") if line),
@@ -107,7 +107,7 @@ def make_config(vocab_size: int) -> LlamaConfig:
 
 
 def batch(stream: Tensor, draw: random.Random) -> Tensor:
-    """Windows of one length at random places; each begins with BOS, as prompts do."""
+    """Draws windows of one length at random places; each begins with BOS, as prompts do."""
     length = draw.choices(list(LENGTHS), list(LENGTHS.values()))[0]
     count = max(1, TOKENS_PER_STEP // length)
     starts = [draw.randrange(len(stream) - length) for _ in range(count)]
@@ -126,7 +126,7 @@ def loss_of(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
 def validate(
     model: LlamaForCausalLM, stream: Tensor, length: int = 1024, limit: int = 256
 ) -> float:
-    """Mean cross-entropy in nats per token over held-out windows that do not overlap."""
+    """Returns the mean cross-entropy in nats per token over windows that do not overlap."""
     model.eval()
     windows = stream[: len(stream) // length * length].view(-1, length).clone()[:limit]
     windows[:, 0] = BOS
@@ -136,7 +136,7 @@ def validate(
 
 
 def optimizer_for(model: nn.Module, rate: float) -> torch.optim.AdamW:
-    """AdamW; norms' gains do not decay."""
+    """Returns AdamW for the model, in which the gains of norms do not decay."""
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
@@ -176,7 +176,7 @@ def save(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, out: Pa
 
 
 def rate_at(done: float, peak: float, warm: float = 0.03) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak."""
+    """Returns the rate: it grows linearly at first, then falls as a cosine to a twentieth."""
     if done < warm:
         return peak * (done + 1e-3) / (warm + 1e-3)
     return peak * (0.05 + 0.475 * (1 + math.cos(math.pi * (done - warm) / (1 - warm))))
