@@ -87,6 +87,15 @@ PROMPT_GROUP_COST = 8192
 PROMPT_GROUP_PAIRS = 1 << 19
 LONGEST_TOGETHER = 512  # tokens of a prompt; a longer one is computed by itself
 
+# Sampling: the likeliest token
+
+# The largest number of a row is found several numbers at a time, the place of it one by one. So the
+# largest of each block of a vocabulary is found first, and the place in one block only: 4 rows of
+# 49,152 took 0.036 ms so and 0.080 ms at once, 1 row 0.023 and 0.021 ms, on one core. It is done
+# from so many rows on.
+VOCABULARY_BLOCK = 256
+ROWS_WORTH_BLOCKS = 4
+
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN has a layout of its own for matrices of this dtype on this CPU. It has one for

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.computing.cpu import ROWS_WORTH_BLOCKS, VOCABULARY_BLOCK
 from engine.computing.sampled import Logprobs, SampledTokens
 from engine.computing.transfer import to_device
 from engine.deciding.request import Sampling
@@ -29,8 +30,6 @@ from engine.deciding.sequence import Sequence
 
 # Tokens of a row that are ranked at first; eight times more when they do not decide.
 LIKELIEST = 32
-BLOCK = 256  # of a vocabulary, of which the largest is found at once
-FEW = 4  # rows that are not worth it
 MIN_TEMPERATURE = 1e-6  # a lower one is as good, and float32 may not have it
 _RANGE = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 _MASK = (1 << 64) - 1
@@ -94,13 +93,13 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     A CPU finds the largest of a block several numbers at a time, but an index one by one: so the
     index is sought in one block only.
     """
-    width = logits.shape[1] // BLOCK * BLOCK
-    if logits.device.type != "cpu" or not width or len(logits) < FEW:
+    width = logits.shape[1] // VOCABULARY_BLOCK * VOCABULARY_BLOCK
+    if logits.device.type != "cpu" or not width or len(logits) < ROWS_WORTH_BLOCKS:
         return logits.max(1)
-    blocks = logits[:, :width].unflatten(1, (-1, BLOCK))
+    blocks = logits[:, :width].unflatten(1, (-1, VOCABULARY_BLOCK))
     values, block = blocks.amax(2).max(1)
     rows = torch.arange(len(logits))
-    ids = block * BLOCK + blocks[rows, block].max(1).indices
+    ids = block * VOCABULARY_BLOCK + blocks[rows, block].max(1).indices
     if width < logits.shape[1]:
         last = logits[:, width:].max(1)
         is_larger = ~(last.values <= values) & ~values.isnan()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.computing.cpu import VOCABULARY_BLOCK
 from engine.computing.sampler import (
-    BLOCK,
     LIKELIEST,
     Sampler,
     _floors,
@@ -110,7 +110,7 @@ def test_temperature_zero_is_the_likeliest_token_also_beside_random_rows() -> No
 
 @given(
     rows=st.integers(1, 6),
-    size=st.sampled_from([7, BLOCK, BLOCK + 1, 3 * BLOCK + 50]),
+    size=st.sampled_from([7, VOCABULARY_BLOCK, VOCABULARY_BLOCK + 1, 3 * VOCABULARY_BLOCK + 50]),
     seed=st.integers(0, 99),
     is_coarse=st.booleans(),
 )
