@@ -126,10 +126,13 @@ class Errand:
 class Lane:
     """One process that reads, and the jobs that wait for it."""
 
-    def __init__(self, name: str, start: Start) -> None:
+    def __init__(self, name: str, start: Start, patience_s: float | None = None) -> None:
+        """`patience_s` is how long a job may take by the clock; None: as the limit of CPU time has
+        it.
+        """
         self.name = name
         self._start = start
-        self._patience_s = max(PATIENCE * start.cpu_s, LEAST_PATIENCE_S)
+        self._patience_s = patience_s or max(PATIENCE * start.cpu_s, LEAST_PATIENCE_S)
         self._turns: Turns[Errand] = Turns()
         self._current: Errand | None = None
         self._news = asyncio.Event()  # something waits, or the process has ended

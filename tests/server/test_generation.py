@@ -37,18 +37,23 @@ def finished(reason: FinishReason = FinishReason.LENGTH, detail: str = "") -> Fi
 class Played:
     """A generation whose engine is played by the test."""
 
-    def __init__(self, n: int = 1, stop: tuple[str, ...] = (), **sampling: object) -> None:
+    def __init__(
+        self, n: int = 1, stop: tuple[str, ...] = (), is_renewed: bool = False, **sampling: object
+    ) -> None:
+        """With `is_renewed`, a completion that is begun again gets a text of its own."""
         self.tokenizer = Tokenizer.load(FOLDER)
         self.cancelled: list[tuple[str, FinishReason]] = []
         self.stream = RequestStream(
             [f"a/{i}" for i in range(n)], lambda *cancel: self.cancelled.append(cancel)
         )
         prompt = self.tokenizer.encode("The")
-        texts = [
-            Text(self.tokenizer.detokenizer(prompt), Sampling(**sampling), stop)  # type: ignore[arg-type]  # any field
-            for _ in range(n)
-        ]
-        self.generation = Generation(self.stream, len(prompt), texts)
+
+        def text_of(index: int) -> Text:
+            return Text(self.tokenizer.detokenizer(prompt), Sampling(**sampling), stop)  # type: ignore[arg-type]  # any field
+
+        texts = [text_of(index) for index in range(n)]
+        renew = text_of if is_renewed else None
+        self.generation = Generation(self.stream, len(prompt), texts, renew)
 
     def tokens_of(self, text: str) -> list[Token]:
         """`text` begins with a space, which sentencepiece puts there by itself."""
@@ -87,13 +92,11 @@ async def test_a_waiting_reader_gets_each_token_as_it_comes() -> None:
 
 async def test_a_completion_that_is_begun_again_begins_with_a_text_of_its_own() -> None:
     """Half a stop string of the first attempt must not meet the second half of the next."""
-    played = Played(n=2, stop=("cat sat",))
+    played = Played(n=2, stop=("cat sat",), is_renewed=True)
     tokens = played.tokens_of(" cat")
     played.put(ACCEPTED, *tokens)
     played.put(*tokens, index=1)
     await played.generation.next()
-    fresh = Played(stop=("cat sat",)).generation._texts
-    played.generation._renew = lambda index: fresh[index]
     played.put(Restarted(), ACCEPTED, *played.tokens_of(" sat on"), finished())
     outputs = await played.generation.next()
     assert outputs[0] == RestartedAt(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -39,9 +40,15 @@ ENDLESS = job(
 
 @pytest_asyncio.fixture
 async def lane(tmp_path: Path) -> AsyncIterator[Lane]:
-    """Of a model whose template may take for ever."""
+    """A lane of a model whose template may take for ever."""
+    async with running(tmp_path) as lane:
+        yield lane
+
+
+@contextlib.asynccontextmanager
+async def running(tmp_path: Path, patience_s: float | None = None) -> AsyncIterator[Lane]:
     model = make_checkpoint(tmp_path / "model", make_template())
-    lane = Lane("short", Start(model, 600.0, MEMORY_BYTES))
+    lane = Lane("short", Start(model, 600.0, MEMORY_BYTES), patience_s)
     lane.start()
     yield lane
     await within(lane.stop())
@@ -70,17 +77,17 @@ async def test_a_job_that_its_process_does_not_survive_twice_is_given_up(lane: L
     assert isinstance(await within(behind), Counted)
 
 
-async def test_a_process_that_hangs_is_ended(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
     """Without using its CPU, so that no limit of CPU time sees it. That is no fault of what it was
     given meanwhile, which the next one does.
     """
-    assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
-    pid = lane.pid
-    assert pid is not None
-    monkeypatch.setattr(lane, "_patience_s", 3.0)
-    os.kill(pid, signal.SIGSTOP)
-    assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
-    assert not psutil.pid_exists(pid)
+    async with running(tmp_path, patience_s=3.0) as lane:
+        assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
+        pid = lane.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        assert isinstance(await within(lane.do(A, job(TEXT))), Counted)
+        assert not psutil.pid_exists(pid)
 
 
 async def test_what_nobody_waits_for_is_not_done(lane: Lane) -> None:
