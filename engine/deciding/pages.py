@@ -50,12 +50,12 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Pages that can be granted: the free and the idle ones."""
+        """Returns how many pages can be granted: the free and the idle ones."""
         return len(self._free) + len(self._idle)
 
     @property
     def num_cached(self) -> int:
-        """Pages whose content the prefix index knows."""
+        """Returns how many pages have a content that the prefix index knows."""
         return len(self.index)
 
     def pages_for(self, num_positions: int) -> int:

@@ -70,8 +70,8 @@ class Plan:
 
     @property
     def sampling(self) -> list[Sequence]:
-        """The sequences that get a token from this iteration, in the order of the executor's
-        answer."""
+        """Returns the sequences that get a token from this iteration, in the order of the
+        executor's answer."""
         return [*self.decodes, *(c.sequence for c in self.chunks if c.samples)]
 
 

@@ -64,7 +64,7 @@ class Planner:
     # Decodes
 
     def _grant_decodes(self, now: float) -> list[Sequence]:
-        """The running sequences that decode now, each with a page for its next position."""
+        """Returns the running sequences that decode now, each with a page for its next position."""
         roster, page_size = self._roster, self._pages.page_size
         decodes = list(roster.running)
         held = self._policy.hold(decodes, now)
@@ -80,20 +80,21 @@ class Planner:
         return [s for s in roster.running if s not in roster.held]
 
     def _hold(self, held: list[Sequence], now: float) -> None:
+        """Lets these running sequences sit the iteration out, and no others."""
         before, self._roster.held = self._roster.held, set(held)
         self._totals.num_holds += len(held)
         self._record.held((s for s in held if s not in before), now)
 
     def _grant_page(self, sequence: Sequence, now: float) -> None:
-        """Preempts until there is one, or the sequence itself had to give way."""
+        """Preempts until there is a page, or the sequence itself had to give way."""
         running, pages = self._roster.running, self._pages
         while sequence in running and not pages.grow(sequence, sequence.num_known):
             self._preempt(self._victim(now), now)
 
     def _victim(self, now: float) -> Sequence:
-        """Whose pages are taken when a decode needs one: a partly prefilled sequence, the last in
-        order, if there is any; else the running one that has most slack for being computed again.
-        """
+        """Returns whose pages are taken when a decode needs one: a partly prefilled sequence, the
+        last in order, if there is any; else the running one that has most slack for being computed
+        again."""
         if self._roster.partial:
             return self._roster.last_partial()
 
@@ -115,8 +116,8 @@ class Planner:
     # Prefills
 
     def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
-        """Prefill chunks in the policy's order, as far as its budget, memory and batch reach, each
-        with pages for all of it; and the work of the iteration with them."""
+        """Returns prefill chunks in the policy's order, as far as its budget, memory and batch
+        reach, each with pages for all of it; and the work of the iteration with them."""
         room, partial = self._policy.room, self._roster.partial
         chunks: list[Chunk] = []
         for sequence in self._candidates(now):
@@ -136,8 +137,8 @@ class Planner:
         return chunks, work
 
     def _candidates(self, now: float) -> Iterator[Sequence]:
-        """The waiting in the policy's order, up to the first that cannot start; then what has
-        started of the others."""
+        """Yields the waiting in the policy's order, up to the first that cannot start, and then the
+        others that have started."""
         waiting, partial = self._roster.waiting, self._roster.partial
         seen: set[Sequence] = set()
         for sequence in self._policy.order(waiting, now):

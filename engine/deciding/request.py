@@ -169,13 +169,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The name by which its tenant knows it."""
+        """Returns the name by which its tenant knows it."""
         return named_by(self.id)[1]
 
     @property
     def output_group(self) -> str:
-        """The group of requests whose output lengths tell what to expect of this one. It is within
-        the tenant, so that nobody changes what is expected of another's requests."""
+        """Returns the group of requests whose output lengths tell what to expect of this one. It is
+        within the tenant, so that nobody changes what is expected of another's requests."""
         return key_of(self.tenant, self.application or self.tier)
 
     def token_due_at(self, n: int) -> float:

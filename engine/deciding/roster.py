@@ -31,7 +31,7 @@ class Roster:
 
     @property
     def num_started(self) -> int:
-        """Sequences that have a place in the batch: they hold pages and are not ending."""
+        """Returns how many have a place in the batch: they hold pages, and are not ending."""
         return len(self.running) + len(self.partial)
 
     def last_partial(self) -> Sequence:
@@ -98,7 +98,7 @@ class Roster:
         self.num_relegated -= sequence.relegated
 
     def check(self, in_flight: Plan | None) -> None:
-        """Assert what holds between any two calls of the scheduler, given the plan in flight."""
+        """Asserts what holds between any two calls of the scheduler, given the plan in flight."""
         sequences = list(self.sequences.values())
         waiting = {s for s in sequences if s.status is Status.WAITING}
         assert waiting == set(self.waiting), "queue and sequences disagree"

@@ -200,6 +200,7 @@ class Scheduler:
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
+        """Learns from the seconds that the plan took, and counts its tokens."""
         self.latency.observe(plan.work, duration)
         self.policy.demand.note_iteration(duration)
         self.totals.num_iterations += 1
@@ -237,6 +238,7 @@ class Scheduler:
         self.record.note(sequence.id, now, "restarted", f"{LOGITS}; now without shared pages")
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now: float, why: str = "") -> Event:
+        """The sequence ends, in whatever state it is; returns the last event of its request."""
         self.roster.leave(sequence)
         self.pages.release(sequence)
         self.pages.forget(sequence.id)
@@ -255,6 +257,9 @@ class Scheduler:
         return self.roster.sequences[request_id]
 
     def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
+        """Returns what is expected of a sequence. Iterations are expected to last as long as of
+        late, and as a decode of this one by itself at least; where the policy keeps the pace of
+        streams, not longer than its TBT, unless the decodes alone take that."""
         demand, ahead_s = self.policy.demand, self.policy.ahead_s(sequence, now)
         alone_s = self.latency.usual(Work(1, sequence.num_known))
         iteration_s = max(demand.iteration_s, alone_s)

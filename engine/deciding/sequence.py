@@ -43,6 +43,8 @@ from engine.deciding.request import Request
 
 
 class Status(Enum):
+    """The states of a sequence; the module says what they mean."""
+
     WAITING = "waiting"
     DECODING = "decoding"
     ENDING = "ending"
@@ -57,6 +59,8 @@ _UNTIL_FINISHED = (_WAITING, _DECODING, _ENDING)
 
 
 class FinishReason(Enum):
+    """Why a request ended."""
+
     STOP = "stop"  # a stop token, or (found by the front end) a stop string
     LENGTH = "length"  # max_tokens, or the context length
     CANCELLED = "cancelled"  # the caller left
@@ -114,7 +118,7 @@ class Sequence:
 
     @property
     def num_output(self) -> int:
-        """Tokens of the output, the one in flight among them."""
+        """Returns the number of output tokens, the one in flight among them."""
         return len(self.output) + self.num_in_flight
 
     @property
@@ -123,7 +127,7 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        """Known tokens without KV: 1 for a decode, more (or a whole prompt) while waiting."""
+        """Returns how many known tokens have no KV: 1 for a decode, more (or all) while waiting."""
         return self.prompt_len + len(self.output) + self.num_in_flight - self.num_computed
 
     def token_at(self, position: int) -> int:
@@ -132,7 +136,7 @@ class Sequence:
         return prompt[position] if position < n else self.output[position - n]
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of the positions [start, stop), none of them in flight."""
+        """Returns the token ids of positions [start, stop), none of them in flight."""
         prompt, n = self.request.prompt, len(self.request.prompt)
         if stop <= n:
             return list(prompt[start:stop])
@@ -241,6 +245,7 @@ class Sequence:
         return again
 
     def finish(self, reason: FinishReason, now: float) -> None:
+        """Its request has ended, for that reason."""
         if self.status not in _UNTIL_FINISHED or self.pages:
             raise self._illegal(f"finish ({reason.value})")
         self.status, self.finish_reason, self.finished_at = _FINISHED, reason, now
@@ -249,7 +254,7 @@ class Sequence:
         return IllegalMove(f"{self!r} cannot {move}")
 
     def check(self, page_size: int) -> None:
-        """Assert what holds of a sequence in flight between any two calls of the scheduler."""
+        """Asserts what holds of a sequence in flight between any two calls of the scheduler."""
         if self.status is _ENDING:
             assert self.num_in_flight == 1
             assert not self.pages

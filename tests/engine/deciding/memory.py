@@ -19,7 +19,7 @@ class Memory:
         self.num_spoiled = 0  # results
 
     def compute(self, plan: Plan) -> dict[Sequence, bool]:
-        """Of each member of the plan, whether it was spoiled."""
+        """Returns for each member of the plan whether it was spoiled."""
         for page in plan.cleared:
             self._spoiled.pop(page, None)
         decodes = [Chunk(s, s.num_computed, 1, True) for s in plan.decodes]

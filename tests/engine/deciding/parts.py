@@ -55,7 +55,7 @@ def make_request(
     sampling: Sampling | None = None,
     share: Share | None = None,
 ) -> Request:
-    """Of a tenant that the operator has named, where `share` says nothing else."""
+    """A request of a tenant that the operator has named, where `share` says nothing else."""
     return Request(
         name,
         range(prompt) if isinstance(prompt, int) else prompt,
@@ -114,7 +114,7 @@ TARGETS = [
 
 
 def work_of(plan: Plan) -> Work:
-    """The work of a plan, token by token from its definition in plan.py."""
+    """Returns the work of a plan, token by token from its definition in plan.py."""
     positions = [range(c.start, c.start + c.length) for c in plan.chunks]
     return Work(
         num_decodes=len(plan.decodes),
@@ -127,7 +127,7 @@ def work_of(plan: Plan) -> Work:
 
 
 def timings_of(request: Request, token_at: list[float], ended_at: float, done: bool) -> Timings:
-    """What `Finished` must say, from the instants of the tokens and the definitions alone."""
+    """Returns what `Finished` must say, from instants of tokens and the definitions alone."""
     targets, arrived = request.targets, request.arrived_at
     gaps = [b - a for a, b in pairwise(token_at)]
     last = (token_at[-1] if token_at else ended_at) - arrived
@@ -146,13 +146,13 @@ def timings_of(request: Request, token_at: list[float], ended_at: float, done: b
 
 
 def complete_len(sampling: Sampling) -> int:
-    """Tokens of a request that nobody cancels, where token n has id n."""
+    """Returns how many tokens a request has that nobody cancels, where token n has id n."""
     stops = (n for n in sampling.stop_token_ids if n >= sampling.min_tokens)
     return min([n + 1 for n in stops] + [sampling.max_tokens])
 
 
 def is_stopped(sampling: Sampling) -> bool:
-    """By a stop token, where token n has id n."""
+    """Returns whether a stop token ends the request, where token n has id n."""
     return complete_len(sampling) - 1 in sampling.stop_token_ids
 
 
@@ -242,7 +242,7 @@ class Driver:
         return [Token(NOT_FINITE if spoiled.get(s) else s.num_output) for s in plan.sampling]
 
     def _next_at(self, last: Launched | None) -> float:
-        """When what is planned now is expected to begin."""
+        """Returns when what is planned now is expected to begin."""
         if last is None:
             return self.now
         return max(self.now, last.started_at + last.plan.predicted_s)
@@ -253,12 +253,12 @@ class Driver:
         self.scheduler.check()
 
     def _holders(self) -> list[tuple[Sequence, Status, int]]:
-        """Who holds pages, whether it decodes, and how often it has been preempted."""
+        """Returns who holds pages, whether it decodes, and how often it has been preempted."""
         sequences = self.scheduler.roster.sequences.values()
         return [(s, s.status, s.num_preemptions) for s in sequences if s.pages]
 
     def _check_victims(self, before: list[tuple[Sequence, Status, int]]) -> None:
-        """No decode loses its pages while a partly prefilled sequence keeps its own."""
+        """Asserts that no decode lost its pages while a partly prefilled sequence kept its own."""
         evicted = [
             s.status
             for s, status, count in before
@@ -300,7 +300,7 @@ class Driver:
             assert plan.work.num_prefill <= room, "the token budget holds"
 
     def _check_writers(self, writes: list[tuple[Sequence, int, int]], size: int) -> None:
-        """A page that is written in this iteration is in nobody else's page table."""
+        """Asserts that a page that is written in this iteration is in nobody else's table."""
         sequences = self.scheduler.roster.sequences.values()
         for sequence, start, length in writes:
             written = set(sequence.pages[start // size : (start + length - 1) // size + 1])
@@ -343,7 +343,7 @@ class Driver:
             assert abs(actual.mean_tbt_s - expected.mean_tbt_s) < 1e-9
 
     def drain(self, most: int = 100_000) -> None:
-        """Until nothing is in flight; then everything must be free and accounted for."""
+        """Runs until nothing is in flight; then all must be free and accounted for."""
         while self.in_flight or self.in_flight_plan is not None:
             assert most > 0, "no progress"
             most -= 1
@@ -378,7 +378,7 @@ def make_scheduler(
 def make_replica(
     policy: str = "niyama", profile: LatencyProfile = A100_LLAMA3_8B, **changes: object
 ) -> Replica:
-    """One engine in virtual time whose iterations take exactly what is predicted."""
+    """Makes an engine in virtual time whose iterations take exactly what is predicted."""
     config = {"num_pages": 25_000, "context_len": 16_384, **changes}
     return Replica(0, make_scheduler(policy, profile=profile, **config), profile.seconds)  # type: ignore[arg-type] # any field
 
@@ -386,7 +386,7 @@ def make_replica(
 def serve(
     requests: Iterable[Request], replica: Replica, observe: Observer | None = None
 ) -> dict[str, Result]:
-    """What became of each request, by id. Requests are sorted by arrival; each ends."""
+    """Returns what became of each request, by id. They are sent as they arrive; each must end."""
     ordered = sorted(requests, key=lambda r: r.arrived_at)
     results = {o.request.id: o for o in simulate(map(Arrival, ordered), [replica], observe=observe)}
     assert len(results) == len(ordered)
@@ -395,7 +395,7 @@ def serve(
 
 
 def is_late(result: Result) -> bool:
-    """Any target missed, as `Finished` tells it."""
+    """Returns whether any target was missed, as `Finished` tells it."""
     assert result.finished is not None
     timings = result.finished.timings
     return False in (timings.ttft_met, timings.tbt_met, timings.ttlt_met)
@@ -407,7 +407,7 @@ def late_share(results: Iterable[Result]) -> float:
 
 
 def poisson(rate: float, duration_s: float, rng: random.Random) -> Iterator[float]:
-    """Instants of a Poisson process with `rate` per second."""
+    """Yields the instants of a Poisson process with `rate` per second."""
     at = rng.expovariate(rate)
     while at < duration_s:
         yield at
