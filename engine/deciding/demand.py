@@ -6,6 +6,7 @@ The unit in which deadlines are weighed is predicted seconds of engine time.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from sortedcontainers import SortedList
 
@@ -80,8 +81,8 @@ class RecentRequests:
         self.num_noted = 0
         self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
         self._relegated_share = 0.0  # weighted by recency
-        self._works_s: list[float] = []  # a ring of the last WINDOW
-        self._sorted: SortedList[float] = SortedList()  # the same
+        self._works_s: deque[float] = deque()  # of the last WINDOW, the oldest first
+        self._sorted: SortedList[float] = SortedList()  # the same, the smallest first
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
         """A request came with that much work, and with that TTFT target if it can be met."""
@@ -91,10 +92,8 @@ class RecentRequests:
         if ttft_s is not None:
             self.shortest_ttft_s = min(self.shortest_ttft_s, ttft_s)
         if len(self._works_s) == WINDOW:
-            self._sorted.remove(self._works_s[self.num_noted % WINDOW])
-            self._works_s[self.num_noted % WINDOW] = work_s
-        else:
-            self._works_s.append(work_s)
+            self._sorted.remove(self._works_s.popleft())
+        self._works_s.append(work_s)
         self._sorted.add(work_s)
 
     def note_relegation(self) -> None:

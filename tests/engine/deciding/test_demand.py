@@ -69,10 +69,16 @@ def test_what_is_costly_is_judged_by_the_recent_requests() -> None:
     assert recent.costly_s(0.05) == math.inf, "too few to tell"
     recent.note(99.0, None)
     assert (recent.costliest_s, recent.costly_s(0.05)) == (99.0, 95.0)
-    for _ in range(2 * WINDOW):
-        recent.note(1.0, None)
-    assert (recent.costliest_s, recent.costly_s(0.05)) == (1.0, 1.0)
-    assert recent.num_noted == 2 * WINDOW + 100
+    assert recent.num_noted == WINDOW // 10
+
+
+def test_the_oldest_is_forgotten_first() -> None:
+    recent = RecentRequests()
+    for i in range(WINDOW):
+        recent.note(float(WINDOW - i), None)
+    for i in range(1, WINDOW):
+        recent.note(0.0, None)
+        assert recent.costliest_s == WINDOW - i
 
 
 def test_a_relegation_is_remembered_for_45_requests() -> None:
