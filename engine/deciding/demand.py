@@ -68,6 +68,21 @@ class Demand:
         not biased."""
         return self.prefill_s(sequence) + self.decodes_s(sequence)
 
+    def prefill_due_at(self, sequence: Sequence, decodes_s: float, now: float) -> float:
+        """Returns the instant by which the work of a waiting sequence is to be done, of which
+        `decodes_s` is for its decodes.
+
+        Its decodes are work for those behind it, but its first token need not wait for them. So
+        the instant is later by them than the deadline of that token. With a TTLT it is earlier by
+        the time in which the expected output can follow, but at most by half of the time left, as
+        decodes that are in a hurry shorten iterations.
+        """
+        due_at = sequence.due_at + decodes_s
+        if sequence.request.targets.ttlt_s is None:
+            return due_at
+        left_s = max(0.0, sequence.due_at - now)
+        return due_at - min(self.decoding_s(sequence), left_s / 2)
+
     def decoding_s(self, sequence: Sequence) -> float:
         """Returns the time in which the output that is left can follow, a token an iteration."""
         return self.output_left(sequence) * self.iteration_s

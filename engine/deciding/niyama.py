@@ -107,7 +107,8 @@ class Niyama(Policy):
             return self._background.add_best_effort(sequence, work_s)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
-        sequence.prefill_by(self._prefill_due_at(sequence, now))
+        due_at = self.demand.prefill_due_at(sequence, self._decodes_s[sequence], now)
+        sequence.prefill_by(due_at)
         self._promises.add(sequence, work_s)
         ttft_s = sequence.request.targets.ttft_s
         is_lost = ttft_s is None or ttft_s <= self.demand.prefill_s(sequence)
@@ -117,17 +118,6 @@ class Niyama(Policy):
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""
         return self.demand.prefill_s(sequence) + self._decodes_s[sequence]
-
-    def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
-        """Returns the instant at which the work of the sequence is due. Its decodes are work for
-        those behind it, but it need not wait for them itself: so later by them than its first
-        token. For a TTLT, earlier by the time in which the expected output can follow; but at most
-        by half of the time left, as decodes that are in a hurry shorten iterations."""
-        due = sequence.due_at + self._decodes_s.get(sequence, 0.0)
-        if sequence.request.targets.ttlt_s is None:
-            return due
-        left_s = max(0.0, sequence.due_at - now)
-        return due - min(self.demand.decoding_s(sequence), left_s / 2)
 
     def _key(self, sequence: Sequence, work_s: float) -> Key:
         work_s += (1 - sequence.request.importance) * self._recent.costliest_s
@@ -302,4 +292,5 @@ class Niyama(Policy):
             return max(0.0, promised.work_until(sequence.prefill_due_at) - own_s)
         if sequence in self._background or sequence.due_at == math.inf:
             return promised.total + self._background.others_s(sequence)
-        return promised.work_until(self._prefill_due_at(sequence, now))  # only a question
+        # Else it is only a question.
+        return promised.work_until(self.demand.prefill_due_at(sequence, 0.0, now))

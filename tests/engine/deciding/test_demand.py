@@ -11,7 +11,7 @@ from engine.deciding.demand import REQUEST_WEIGHT, WINDOW, Demand, RecentRequest
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.request import key_of
-from tests.engine.deciding.parts import MILLI, deadline, decode, make_sequence
+from tests.engine.deciding.parts import MILLI, deadline, decode, interactive, make_sequence
 
 
 def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
@@ -59,6 +59,20 @@ def test_the_duration_of_an_iteration_is_followed() -> None:
         demand.note_iteration(0.065)
     assert demand.iteration_s == pytest.approx(0.065 - (0.065 - 0.0011) * 0.95**100)
     assert demand.decoding_s(sequence) == 10 * demand.iteration_s
+
+
+def test_when_a_prefill_is_due_by_hand() -> None:
+    """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
+    due 11 ms earlier, but with 6 ms left only 3 ms earlier. Where the first is wanted by then, it
+    is due by then. Work of 2 ms for decodes comes after that."""
+    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    batch = make_sequence(output=10, targets=deadline(0.1))
+    stream = make_sequence(output=10, targets=interactive(0.1, 0.01))
+    assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
+    assert demand.prefill_due_at(batch, 0.0, 0.094) == pytest.approx(0.097)
+    assert demand.prefill_due_at(batch, 0.002, 0.0) == pytest.approx(0.091)
+    assert demand.prefill_due_at(stream, 0.0, 0.0) == pytest.approx(0.1)
+    assert demand.prefill_due_at(stream, 0.002, 0.0) == pytest.approx(0.102)
 
 
 def test_what_is_costly_is_judged_by_the_recent_requests() -> None:
