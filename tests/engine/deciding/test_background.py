@@ -1,5 +1,5 @@
 """Best effort and the relegated: what the others leave over, and how it is shared. Under MILLI, a
-chunk of n tokens takes n + 1 ms, and one of 64 saturates."""
+chunk of n tokens takes n + 1 ms, and one of 64 saturates: an iteration has one prompt of CHUNK."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from engine.deciding.background import Background, FairShares
 from engine.deciding.plan import Accepted
 from engine.deciding.policy import BEST_EFFORT, RELEGATED
 from engine.deciding.queue import SequenceQueue
-from engine.deciding.request import Share
+from engine.deciding.request import EVERYBODY_ELSE, Share
 from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import (
     Driver,
     deadline,
-    interactive,
     make_request,
     make_scheduler,
     make_sequence,
 )
+
+CHUNK = 64
 
 
 def test_a_flood_of_best_effort_cannot_keep_a_relegated_request_from_its_end() -> None:
@@ -82,14 +83,52 @@ def test_a_best_effort_request_does_not_wait_for_itself() -> None:
     assert accepted.predicted_ttft_s == pytest.approx(0.011 + 0.0011 / 2)
 
 
-def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:
-    """A tenth of the shortest TTFT bounds an iteration: of 10 us, that would be a token at a time
-    where 64 fit, ten iterations for 640 tokens."""
-    driver = Driver(make_scheduler(prefix_caching=False))
-    driver.submit(make_request("lost", prompt=10, output=1, targets=interactive(1e-5, 1e-6)))
-    driver.submit(make_request("long", prompt=640, output=1, targets=deadline(60.0)))
+def test_best_effort_is_shared_fairly_among_tenants() -> None:
+    """Ten requests of one tenant wait; the one of another comes second, not eleventh."""
+    driver = Driver(make_scheduler())
+    for i in range(10):
+        driver.submit(make_request(f"many{i}", CHUNK, 1, tenant="many"))
+    driver.submit(make_request("one", CHUNK, 1, tenant="one"))
     driver.drain()
-    assert driver.scheduler.totals.num_iterations <= 12
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert order.index("one") <= 1
+
+
+def test_invented_tenants_take_turns_as_one() -> None:
+    """Sixty requests, each of another name, wait; a named tenant's comes second, not last."""
+    driver = Driver(make_scheduler())
+    for i in range(60):
+        request = make_request(f"i{i}", CHUNK, 1, tenant=f"invented-{i}", share=EVERYBODY_ELSE)
+        driver.submit(request)
+    for i in range(3):
+        driver.submit(make_request(f"named{i}", CHUNK, 1, tenant="acme"))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert max(order.index(f"named{i}") for i in range(3)) <= 6
+
+
+def test_a_share_of_twice_the_weight_has_two_turns_to_one() -> None:
+    driver = Driver(make_scheduler())
+    for i in range(12):
+        driver.submit(make_request(f"one{i}", CHUNK, 1, tenant="one"))
+        driver.submit(make_request(f"two{i}", CHUNK, 1, tenant="two", share=Share("two", 2.0)))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert sum(name.startswith("two") for name in order[:12]) == 8
+
+
+def test_a_changed_weight_gives_no_second_turn() -> None:
+    """Of as many turns each, though half of one tenant's requests came before the change."""
+    driver = Driver(make_scheduler())
+    for i in range(8):
+        driver.submit(make_request(f"before{i}", CHUNK, 1, tenant="changed"))
+    changed = Share("changed", 1.01)
+    for i in range(8):
+        driver.submit(make_request(f"after{i}", CHUNK, 1, tenant="changed", share=changed))
+        driver.submit(make_request(f"other{i}", CHUNK, 1, tenant="other"))
+    driver.drain()
+    order = sorted(driver.stories, key=lambda name: driver.stories[name].token_at[0])
+    assert sum(name.startswith("other") for name in order[:12]) == 6
 
 
 # The account and the shares, without a policy or a scheduler

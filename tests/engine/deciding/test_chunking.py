@@ -1,4 +1,4 @@
-"""Room for prefills, and who sits out, by hand: without a policy, a queue or a scheduler.
+"""Room for prefills, and who sits out, by hand and without a scheduler, but for the last test.
 
 MILLI: an iteration takes 1 ms, 1 ms more for each prefill token, and 0.1 ms for each decode; no
 chunk is larger than 64 tokens. PACE is the default: gaps up to two TBTs, and a reserve of two TBTs.
@@ -14,17 +14,24 @@ from engine.deciding.chunking import LIGHT, Chunking
 from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment, add_chunk
+from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
-from engine.deciding.plan import Work
+from engine.deciding.plan import Plan, Work
 from engine.deciding.request import Targets
 from engine.deciding.sequence import Sequence
+from engine.simulator import Replica
 from tests.engine.deciding.parts import (
     MILLI,
     deadline,
     decode,
     interactive,
+    is_late,
+    late_share,
+    make_replica,
+    make_request,
     make_sequence,
     make_stream,
+    serve,
 )
 
 PACE = PaceConfig()
@@ -161,3 +168,29 @@ def test_without_a_deadline_nobody_sits_out(targets: Targets) -> None:
     sequences = [make_stream(targets, due_at=9.0) for _ in range(20)]
     sequences.append(make_stream(interactive(9.0, 1e-4), due_at=9.0))
     assert make_chunking().hold(sequences, 0.0) == []
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_batch_decodes_sit_out_and_rejoin_in_time(share: float) -> None:
+    """Decodes of sixty long contexts take 36 ms, one stream wants a token each 33 ms. Those that
+    have 60 s for 600 tokens wait, within their share of the memory, and still end in time. Where
+    none may wait, the stream is late."""
+    num_pages = 11_000
+    config = NiyamaConfig(max_held_share=share)
+    replica = make_replica(num_pages=num_pages, niyama=config)
+    scheduler = replica.scheduler
+    batch = [make_request(f"b{i}", 2000, 600, 0.0, deadline(60.0)) for i in range(60)]
+    stream = make_request("stream", 500, 400, 15.0, interactive(0.5, 0.033))
+    most_held = 0
+
+    def observe(replica: Replica, plan: Plan) -> None:
+        nonlocal most_held
+        held = scheduler.roster.running.keys() - set(plan.decodes)
+        most_held = max(most_held, sum(len(s.pages) for s in held))
+        assert "stream" not in {s.id for s in held}
+
+    outcomes = serve([*batch, stream], replica, observe)
+    assert (most_held > 0) == (share > 0)
+    assert most_held <= share * num_pages
+    assert is_late(outcomes.pop("stream")) == (share == 0)
+    assert late_share(outcomes.values()) == 0
