@@ -65,7 +65,7 @@ def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
     due 11 ms earlier, but with 6 ms left only 3 ms earlier. Where the first is wanted by then, it
     is due by then. Work of 2 ms for decodes comes after that."""
-    demand = Demand(LatencyModel(MILLI), OutputLengths(), chunk=20)
+    demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
     stream = make_sequence(output=10, targets=interactive(0.1, 0.01))
     assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
