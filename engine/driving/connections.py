@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -93,6 +93,7 @@ class Connections:
         self._first = Connection(first, blocks=True)
         self._open = {first.fileno(): self._first}
         self._in_flight: dict[str, Connection] = {}  # by the request's id: whose it is
+        self._num_held: Counter[Connection] = Counter()  # of the requests in flight, if any
         self._ending: set[str] = set()  # of the requests in flight, those that were cancelled
         self._waiting: dict[str, Waiting] = {}
         self._questions: dict[int, tuple[Connection, int]] = {}  # our number: who asked under which
@@ -135,10 +136,14 @@ class Connections:
             return
         parts: defaultdict[Connection, Report] = defaultdict(Report)
         in_flight = self._in_flight
-        for event in report.news:
-            parts[in_flight[event.request_id]].news.append(event)
-        for sampled in report.sampled:
-            parts[in_flight[sampled[0]]].sampled.append(sampled)
+        if len(self._num_held) == 1:  # a front end that is alone, or the only one at work
+            (whose,) = self._num_held
+            parts[whose].news, parts[whose].sampled = report.news, report.sampled
+        else:
+            for event in report.news:
+                parts[in_flight[event.request_id]].news.append(event)
+            for sampled in report.sampled:
+                parts[in_flight[sampled[0]]].sampled.append(sampled)
         for finished in report.finished:
             parts[self._release(finished.request_id)].finished.append(finished)
         for reply in report.replies:
@@ -199,6 +204,7 @@ class Connections:
         request_id = command.request.id
         if request_id not in self._in_flight:
             self._in_flight[request_id] = connection
+            self._num_held[connection] += 1
             return command
         if request_id in self._waiting:
             self._refused.append((connection, request_id))
@@ -228,6 +234,9 @@ class Connections:
     def _release(self, request_id: str) -> Connection:
         """Returns whose request it was. Who has waited for the id is next."""
         connection = self._in_flight.pop(request_id)
+        self._num_held[connection] -= 1
+        if not self._num_held[connection]:
+            del self._num_held[connection]
         self._ending.discard(request_id)
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
