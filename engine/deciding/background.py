@@ -26,7 +26,7 @@ from engine.deciding.sequence import Sequence
 
 
 class FairShares:
-    """Start-time fair queueing (Goyal, Vin and Cheng, 1996): turns in proportion to weights.
+    """Gives turns in proportion to weights: start-time fair queueing (Goyal, Vin and Cheng, 1996).
 
     Time is virtual, in seconds of work per unit of weight. A request starts when the one before it
     of the same share finishes, or at the present virtual time if that is later, and finishes after
@@ -41,7 +41,7 @@ class FairShares:
         self._starts: dict[Sequence, float] = {}  # of those that wait
 
     def __len__(self) -> int:
-        """The number of shares that are remembered."""
+        """Returns the number of shares that are remembered."""
         return len(self._finish)
 
     def add(self, sequence: Sequence, share: Share, work_s: float) -> float:
@@ -52,11 +52,11 @@ class FairShares:
         return start
 
     def serve(self, sequence: Sequence) -> None:
-        """The request is being served, or part of it."""
+        """Takes note that the request, or part of it, is being served."""
         self._now = max(self._now, self._starts.get(sequence, 0.0))
 
     def remove(self, sequence: Sequence) -> None:
-        """The request waits no longer. When none does, nobody owes anybody a turn."""
+        """Forgets a request that waits no longer. When none does, nobody owes anybody a turn."""
         if self._starts.pop(sequence, None) is not None and not self._starts:
             self._finish.clear()
 
@@ -67,13 +67,12 @@ class _Entry(NamedTuple):
 
 
 class Background:
-    """The waiting requests of best effort and the relegated ones, with the work of each in seconds.
-
-    `share` is that of the prefill tokens, in [0, 1), and `chunk` the tokens that an iteration has
-    at most.
-    """
+    """Holds the waiting requests of best effort and the relegated ones, with the work of each in
+    seconds."""
 
     def __init__(self, share: float, chunk: int) -> None:
+        """The background earns `share` of a token, in [0, 1), for each prefill token of the others.
+        An iteration has at most `chunk` prefill tokens."""
         self._share = share
         self._chunk = chunk
         self._credit = 0.0  # prefill tokens that the background may take before the others
@@ -107,7 +106,7 @@ class Background:
         return (rank, -math.inf)
 
     def remove(self, sequence: Sequence) -> None:
-        """The request waits no longer, or not in the background."""
+        """Forgets a request that waits no longer, or no longer in the background."""
         self.fair_shares.remove(sequence)
         self._total_s = max(0.0, self._total_s - self._entries.pop(sequence).work_s)
 
@@ -141,5 +140,5 @@ class Background:
 
 
 def _age(sequence: Sequence) -> float:
-    """By age, after what has begun."""
+    """Returns the instant of arrival, but -inf for what has begun, which goes on before all."""
     return -math.inf if sequence.num_computed else sequence.request.arrived_at

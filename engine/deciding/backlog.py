@@ -119,7 +119,7 @@ def _split(node: _Node | None, due: float, number: int) -> tuple[_Node | None, _
 
 
 class Backlog:
-    """Entries, each a sequence with the instant at which it is due and the work that it has left.
+    """Holds entries: a sequence, the instant at which it is due, and the work that it has left.
 
     Entries that are due at the same instant are in order of their adding. Everything costs O(log n)
     on average, but iterating costs O(n), of which the first step takes O(log n).

@@ -50,7 +50,7 @@ LIGHT = 0.05  # load of the queue below which there is no hurry
 
 
 class Chunking:
-    """The room for prefills in one iteration at a time, `begin` being called for each."""
+    """Decides on the room for prefills in one iteration at a time; `begin` is called for each."""
 
     def __init__(
         self, pace: PaceConfig, latency: LatencyModel, demand: Demand, max_held_pages: int

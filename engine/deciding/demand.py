@@ -22,8 +22,8 @@ CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls belo
 
 
 class Demand:
-    """Predicted seconds of work, for prefills in chunks of `chunk` tokens (the size that a loaded
-    engine runs).
+    """Predicts the work of sequences in seconds, for prefills in chunks of `chunk` tokens (the size
+    that a loaded engine runs).
 
     A decode is charged what one more sequence adds to an iteration, as iterations run anyway.
     """
@@ -58,8 +58,8 @@ class Demand:
         return decodes * self._latency.decode_seconds(context, self.chunk)
 
     def decodes_until_due_s(self, sequence: Sequence, now: float) -> float:
-        """Returns the same for the decodes that fit before the deadline, an iteration each: no
-        others stand in anybody's way until then."""
+        """Returns the seconds that those decodes add to iterations that fit before the deadline, an
+        iteration each. No others stand in anybody's way until then."""
         most = max(0.0, sequence.due_at - now) / max(self.iteration_s, 1e-9)
         return self.decodes_s(sequence, most)
 
@@ -89,8 +89,8 @@ class Demand:
 
 
 class RecentRequests:
-    """Statistics of the recent requests with targets: how costly, how hurried, and how many of them
-    had to be relegated."""
+    """Knows of the recent requests with targets how costly and how hurried they were, and how many
+    of them had to be relegated."""
 
     def __init__(self) -> None:
         self.num_noted = 0
@@ -100,7 +100,8 @@ class RecentRequests:
         self._sorted: SortedList[float] = SortedList()  # the same, the smallest first
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
-        """A request came with that much work, and with that TTFT target if it can be met."""
+        """Takes note of a request with that much work, and with that TTFT target if it has one that
+        can be met."""
         self.num_noted += 1
         self._relegated_share *= 1 - REQUEST_WEIGHT
         self.shortest_ttft_s *= 1 + REQUEST_WEIGHT
@@ -112,7 +113,7 @@ class RecentRequests:
         self._sorted.add(work_s)
 
     def note_relegation(self) -> None:
-        """One of the requests was relegated."""
+        """Takes note that one of the requests was relegated."""
         self._relegated_share += REQUEST_WEIGHT
 
     @property
@@ -122,7 +123,7 @@ class RecentRequests:
 
     @property
     def costliest_s(self) -> float:
-        """Most work that one of them had, in seconds; 0 before the first."""
+        """The work in seconds of the costliest of them; 0 before the first."""
         return self._sorted[-1] if self._sorted else 0.0
 
     def costly_s(self, share: float) -> float:

@@ -14,8 +14,8 @@ from collections import OrderedDict
 
 
 class OutputLengths:
-    """The output lengths of each application. When there are too many applications, the one that
-    has ended a request least recently is forgotten.
+    """Knows the output lengths of each application. When there are too many applications, the one
+    that has ended a request least recently is forgotten.
 
     An estimate is the mean plus `deviations` standard deviations.
     """

@@ -64,7 +64,7 @@ class NiyamaConfig:
 
 
 class Niyama(Policy):
-    """The order of prefills and relegation; see the module for the rest.
+    """Decides on the order of prefills and on relegation; the module says where the rest stands.
 
     A waiting sequence is either promised to be on time (in `_promises`) or in the background.
     """
@@ -228,8 +228,8 @@ class Niyama(Policy):
     # The iteration
 
     def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
-        """Yields by key, except for whoever would be late for being overtaken (see the module); and
-        the background first when its share is due."""
+        """Yields in order of keys, but the background first when its share is due, and whoever
+        would be late for being overtaken before those who would overtake (see the module)."""
         taken: set[Sequence] = set()
         if self._background.is_due:
             first = next(self._background.order(waiting), None)
@@ -260,12 +260,12 @@ class Niyama(Policy):
 
     @property
     def _response_s(self) -> float:
-        """Longest iteration with which new arrivals can still be answered in time."""
+        """The longest iteration, in seconds, after which new arrivals can be answered in time."""
         return self.config.pace.response * self._recent.shortest_ttft_s
 
     @property
     def _lead_s(self) -> float:
-        """Time that passes before a decision can take effect: one large iteration."""
+        """The seconds that pass before a decision can take effect: one large iteration."""
         return min(self._step_s, self._response_s)
 
     def hold(self, running: list[Sequence], now: float) -> list[Sequence]:

@@ -56,18 +56,17 @@ class FixedChunk(Policy):
 
 
 def first_come(sequence: Sequence) -> float:
-    """The instant of arrival."""
+    """Returns the instant of arrival."""
     return sequence.request.arrived_at
 
 
 def earliest_deadline(sequence: Sequence) -> float:
-    """The deadline of the first token, or with a TTLT of the last; best effort has none and comes
-    last."""
+    """Returns the deadline of the first token, or with a TTLT of the last; inf for best effort."""
     return sequence.request.token_due_at(1)
 
 
 def shortest_remaining_prefill(sequence: Sequence) -> float:
-    """The prompt tokens that are left to compute."""
+    """Returns the number of known tokens that are left to compute."""
     return float(sequence.num_uncomputed)
 
 

@@ -24,7 +24,7 @@ OVER_SHARE = 1.5
 
 
 class Promises:
-    """The promised requests: a Backlog of all, and one for each importance and share.
+    """Holds the promised requests in a Backlog of all, and in one for each importance and share.
 
     Each is due at its sequence's `prefill_due_at`, which must not change while it is in here. Work
     is in seconds.
@@ -97,7 +97,7 @@ class Promises:
     def _victim(
         self, start: float, candidates: list[Importance]
     ) -> tuple[Sequence, Sequence] | None:
-        """Returns the same, for victims of these importances only, the lowest being first."""
+        """Returns what `victim` does, for victims of these importances only, the lowest first."""
         late = self.all.first_late(start) if candidates else None
         if late is None:
             return None

@@ -13,7 +13,7 @@ Key = tuple[int, float]  # rank, then value; what they mean is the policy's to s
 
 
 class SequenceQueue:
-    """The sequences that wait, in order of their keys.
+    """Holds the sequences that wait, in order of their keys.
 
     Every operation costs O(log n), but `rekey_all`; iterating costs O(log n) a step.
     """
