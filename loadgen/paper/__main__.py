@@ -20,7 +20,7 @@ from rich.table import Table
 from engine.flags import Flag, add_flags, make
 from loadgen import interrupts
 from loadgen.paper import experiments
-from loadgen.paper.experiments import GROUPS, Line, Scale, all_experiments
+from loadgen.paper.experiments import GROUPS, Finding, Scale, all_experiments
 from loadgen.paper.jobs import Answers, run_all
 from loadgen.paper.serving import ENVELOPE
 from loadgen.reports.terminal import console
@@ -63,7 +63,7 @@ class Flags:
     fresh: Annotated[bool, Flag("forget the answers of earlier runs")] = False
 
     def scale(self) -> Scale:
-        """How long the runs are; with `--hours` all lengths change by the same factor."""
+        """Says how long the runs are; `--hours` changes all lengths by the same factor."""
         scale = QUICK if self.quick else _SCALE
         if self.hours is not None:
             factor = self.hours / scale.hours
@@ -111,12 +111,11 @@ def _answer(flags: Flags) -> None:
         print(f"{monotonic() - start:6.0f} s | {text}", file=sys.stderr, flush=True)
 
     chosen = [experiment for group, experiment in all_experiments(scale) if group in flags.only]
-    answers = Answers(None if flags.fresh else flags.results)
-    answers.path = flags.results
-    lines = [line for part in run_all(chosen, answers, flags.processes, say) for line in part]
+    answers = Answers(flags.results, flags.fresh)
+    parts = run_all(chosen, answers, flags.processes, say)
     late, left = ENVELOPE.max_misses * 100, ENVELOPE.max_growth * 100
     out = console()
-    out.print(_table(lines))
+    out.print(_table([finding for part in parts for finding in part]))
     out.print(
         f"runs of {scale.hours:g} h; a rate is served with at most {late:g} % late and "
         f"{left:g} % of the work left behind; {monotonic() - start:.0f} s",
@@ -124,12 +123,12 @@ def _answer(flags: Flags) -> None:
     )
 
 
-def _table(lines: Sequence[Line]) -> Table:
+def _table(findings: Sequence[Finding]) -> Table:
     table = Table(show_lines=True)
     for heading in ("experiment", "papers", "ours", "best fixed chunk", "of bound", "remark"):
         table.add_column(heading, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
+    for finding in findings:
+        table.add_row(*finding)
     return table
 
 

@@ -1,7 +1,7 @@
 """Every experiment of the papers: what it asks, and the lines of the table that come of it.
 
 The figures of the papers are those of Niyama (arXiv 2503.22562) and QoServe (ASPLOS 2026), for
-Llama-3-8B on A100s. Beside each stands ours as the papers run it (baselines with chunk 256), then
+Llama-3-8B on A100s. Beside each stands ours as the papers run it (baselines with their chunk), then
 against every baseline with its best chunk, then our share of what the engine could do at most.
 """
 
@@ -11,21 +11,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from loadgen.paper import serving
 from loadgen.paper.contender import PROFILE, Contender
 from loadgen.paper.jobs import Experiment, Job
 from loadgen.paper.load import Load, compute_bound, source_of
 from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Lateness, ServedRate
 from loadgen.scoring.criterion import Criterion
-from loadgen.silos import BULK_CHUNK, PACED_CHUNK
+from loadgen.silos import default_chunk
 from loadgen.targets.profiles import PAPER_TIERS
 
-BASELINES = ("fcfs", "edf", "srpf")
 NIYAMA = Contender()
+FCFS, EDF, SRPF = BASELINES = (Contender("fcfs"), Contender("edf"), Contender("srpf"))
+# With the chunk that a search finds to be the best for nearly every load.
+TUNED_FCFS, TUNED_EDF = Contender("fcfs", 512), Contender("edf", 512)
 DYNAMIC = Contender(hybrid=False, relegation=False)
 RELEGATING = Contender(hybrid=False)
 
 
-class Line(NamedTuple):
+class Finding(NamedTuple):
     """A line of the table: what was asked, what the papers say and what ours came to."""
 
     experiment: str
@@ -75,39 +78,38 @@ VARIANTS = (
 )
 
 
-def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
+def cluster(scale: Scale, variant: Variant) -> Experiment[list[Finding]]:
     """Finds how many GPUs serve Azure-Code at 35 requests/s: shared, and in silos sized tier by
     tier."""
     load = scale.load(rate="35", hours=scale.cluster_hours, **variant.load)
-    niyama, fcfs = variant.of(NIYAMA), variant.of(Contender("fcfs"))
-    chunks = (PACED_CHUNK, BULK_CHUNK, BULK_CHUNK)
-    silos = [replace(fcfs, chunk=chunk) for chunk in chunks]
+    niyama, fcfs = variant.of(NIYAMA), variant.of(FCFS)
+    silos = [replace(fcfs, chunk=default_chunk(tier)) for tier in PAPER_TIERS]
     names = [tier.name for tier in PAPER_TIERS]
     shared, edf, *sizes = yield [
-        Job("replicas", load, niyama, variant.criterion),
-        Job("replicas", load, variant.of(Contender("edf", 512)), variant.criterion),
+        Job(serving.replicas, load, niyama, variant.criterion),
+        Job(serving.replicas, load, variant.of(TUNED_EDF), variant.criterion),
         *(
-            Job("replicas", load, silo, variant.criterion, tier)
+            Job(serving.replicas, load, silo, variant.criterion, tier)
             for silo, tier in zip(silos, names, strict=True)
         ),
     ]
     name = _named("GPUs, Azure-Code at 35/s", variant)
     paper = "silo 13 (7+3+3), Niyama 10: 1.30x; silo with 10: 60 % late, Niyama 0 %"
-    fixed = f"shared edf/512: {edf or _NONE}"
+    fixed = f"shared {TUNED_EDF.name}: {edf or _NONE}"
     if not (shared and all(sizes)):
         silo = "+".join(str(size or _NONE) for size in sizes)
-        return [Line(name, paper, f"silo {silo}, niyama {shared or _NONE}", fixed)]
+        return [Finding(name, paper, f"silo {silo}, niyama {shared or _NONE}", fixed)]
     fewer = _reduced(sizes, shared)
     answers = yield [
-        Job("lateness", load, replace(niyama, replicas=shared), variant.criterion),
+        Job(serving.lateness, load, replace(niyama, replicas=shared), variant.criterion),
         *(
-            Job("lateness", load, replace(silo, replicas=count), variant.criterion, tier)
+            Job(serving.lateness, load, replace(silo, replicas=count), variant.criterion, tier)
             for silo, tier, count in zip(silos, names, fewer, strict=True)
         ),
     ]
     ours, *theirs = [Lateness(*answer) for answer in answers]
     bound = 35 / compute_bound(PROFILE.latency, load) / shared
-    line = Line(
+    finding = Finding(
         name,
         paper,
         f"silo {sum(sizes)} ({'+'.join(map(str, sizes))}), niyama {shared}:"
@@ -117,7 +119,7 @@ def cluster(scale: Scale, variant: Variant) -> Experiment[list[Line]]:
         f"{bound:.0%}",
         "" if sum(sizes) / shared >= 1.3 or variant.name else _SILO_REMARK,
     )
-    return [line]
+    return [finding]
 
 
 _NONE = "no number"
@@ -137,27 +139,28 @@ def _all_late(parts: Sequence[Lateness]) -> float:
     return sum(p.late * p.num_requests for p in parts) / sum(p.num_requests for p in parts)
 
 
-def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Line]]:
+def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Finding]]:
     """Finds the requests/s of one replica with which at most 1 % are late."""
     load = scale.load(lengths, **variant.load)
     answers = yield [
-        Job("capacity", load, variant.of(NIYAMA), variant.criterion),
+        Job(serving.capacity, load, variant.of(NIYAMA), variant.criterion),
         *(
-            Job("best_chunk", load, variant.of(Contender(policy)), variant.criterion)
-            for policy in BASELINES
+            Job(serving.best_chunk, load, variant.of(baseline), variant.criterion)
+            for baseline in BASELINES
         ),
     ]
     ours = ServedRate(*answers[0])
-    small = {name: ServedRate(*pair[0]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
-    best = {name: ServedRate(*pair[1]) for name, pair in zip(BASELINES, answers[1:], strict=True)}
+    policies = [baseline.policy for baseline in BASELINES]
+    small = {name: ServedRate(*pair[0]) for name, pair in zip(policies, answers[1:], strict=True)}
+    best = {name: ServedRate(*pair[1]) for name, pair in zip(policies, answers[1:], strict=True)}
     at_that = replace(load, rate=repr(ours.rps or 1.0))
     work_done, most = yield [
-        Job("done", at_that, variant.of(NIYAMA), variant.criterion),
-        Job("ceiling", load, variant.of(NIYAMA), variant.criterion),
+        Job(serving.done, at_that, variant.of(NIYAMA), variant.criterion),
+        Job(serving.ceiling, load, variant.of(NIYAMA), variant.criterion),
     ]
     fcfs, edf = (_ratio(ours, small[name]) for name in ("fcfs", "edf"))
     remark = "" if (fcfs >= 1.5 and edf >= 1.2) or variant.name else _goodput_remark(best)
-    line = Line(
+    finding = Finding(
         _named(f"goodput, {lengths} ({source_of(lengths)})", variant),
         "1.5x to 2.4x FCFS, 1.2x to 1.4x EDF",
         f"{ours.rps:.2f}/s: " + _against(ours, small),
@@ -165,7 +168,7 @@ def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Lin
         f"{ours.share:.0%}; work done {work_done:.0%}, none late at most {most:.0%}",
         remark,
     )
-    return [line]
+    return [finding]
 
 
 def _goodput_remark(best: dict[str, ServedRate]) -> str:
@@ -183,70 +186,69 @@ def _against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
     )
 
 
-def overload(scale: Scale) -> Experiment[list[Line]]:
+def overload(scale: Scale) -> Experiment[list[Finding]]:
     """Finds the late share at several loads, and how far each contender stays without a late
     request."""
-    contenders = [NIYAMA, *(Contender(policy) for policy in BASELINES), Contender("edf", 512)]
+    contenders = [NIYAMA, *BASELINES, TUNED_EDF]
     load = scale.load()
-    none_late = yield [Job("capacity", load, c, NONE_LATE) for c in (NIYAMA, Contender("edf"))]
+    none_late = yield [Job(serving.capacity, load, c, NONE_LATE) for c in (NIYAMA, EDF)]
     niyama, edf = (ServedRate(*answer) for answer in none_late)
-    lines = [
-        Line(
+    findings = [
+        Finding(
             "most load without a late request",
             "1.30x EDF",
-            f"{niyama.rps:.2f}/s, {_ratio(niyama, edf):.2f}x edf/256",
+            f"{niyama.rps:.2f}/s, {_ratio(niyama, edf):.2f}x {EDF.name}",
             bound=f"{niyama.share:.0%}",
         )
     ]
     for rate in scale.overload_rates:
         at_rate = scale.load(rate=f"{rate:g}", hours=scale.overload_hours)
-        answers = yield [Job("lateness", at_rate, c) for c in contenders]
+        answers = yield [Job(serving.lateness, at_rate, c) for c in contenders]
         late = {c.name: Lateness(*a).late for c, a in zip(contenders, answers, strict=True)}
-        fixed = late.pop("edf/512")
+        fixed = f"{TUNED_EDF.name} {late.pop(TUNED_EDF.name):.1%}"
         ours = ", ".join(f"{name} {share:.1%}" for name, share in late.items())
         paper = "ten times fewer late than others" if rate == scale.overload_rates[-1] else ""
-        lines.append(Line(f"late at {rate:g}/s", paper, ours, f"edf/512 {fixed:.1%}"))
-    return lines
+        findings.append(Finding(f"late at {rate:g}/s", paper, ours, fixed))
+    return findings
 
 
-def ablation(scale: Scale) -> Experiment[list[Line]]:
+def ablation(scale: Scale) -> Experiment[list[Finding]]:
     """Adds the parts of the policy one after the other, and finds goodput and late share of
     each."""
     parts = {
-        "EDF, chunk 256": Contender("edf"),
+        f"EDF, chunk {EDF.chunk}": EDF,
         "+ dynamic chunks": DYNAMIC,
         "+ relegation": RELEGATING,
         "+ hybrid order": NIYAMA,
     }
     papers = (("2.75", "100 %"), ("3.3", "74 %"), ("3.6", "26 %"), ("3.65", "16 %"))
     load = scale.load()
-    lines = []
+    findings = []
     for (name, contender), (rps, late) in zip(parts.items(), papers, strict=True):
         found, share = yield [
-            Job("capacity", load, contender),
-            Job("lateness", scale.load(rate="6", hours=scale.overload_hours), contender),
+            Job(serving.capacity, load, contender),
+            Job(serving.lateness, scale.load(rate="6", hours=scale.overload_hours), contender),
         ]
         capacity, lateness = ServedRate(*found), Lateness(*share)
-        lines.append(
-            Line(
+        findings.append(
+            Finding(
                 f"ablation: {name}",
                 f"{rps}/s; at 6/s {late} late",
                 f"{capacity.rps:.2f}/s; at 6/s {lateness.late:.1%} late",
                 bound=f"{capacity.share:.0%}",
             )
         )
-    return lines
+    return findings
 
 
-def square_wave(scale: Scale) -> Experiment[list[Line]]:
+def square_wave(scale: Scale) -> Experiment[list[Finding]]:
     """Finds who is late where 2 and 5 requests/s alternate every 15 minutes, a fifth of them of low
     importance."""
     load = scale.load(rate="2..5/15m", hours=scale.wave_hours, low=0.2)
-    contenders = [NIYAMA, Contender("fcfs"), Contender("edf")]
-    fixed = [Contender("fcfs", 512), Contender("edf", 512)]
-    answers = yield [Job("lateness", load, each) for each in (*contenders, *fixed)]
+    contenders, fixed = (NIYAMA, FCFS, EDF), (TUNED_FCFS, TUNED_EDF)
+    answers = yield [Job(serving.lateness, load, each) for each in (*contenders, *fixed)]
     ours, fcfs, edf, *tuned = [Lateness(*answer) for answer in answers]
-    line = Line(
+    finding = Finding(
         "square wave 2 to 5/s, 20 % low importance",
         "FCFS 81.9 %, EDF 84.1 %, Niyama 8.64 % late, 0 % of the important;"
         " slowest relegated 3,900 s",
@@ -255,45 +257,44 @@ def square_wave(scale: Scale) -> Experiment[list[Line]]:
         f" slowest relegated {ours.slowest_relegated_s:,.0f} s",
         ", ".join(f"{c.name} {each.late:.1%}" for c, each in zip(fixed, tuned, strict=True)),
     )
-    return [line]
+    return [finding]
 
 
-def skewed_mixes(scale: Scale) -> Experiment[list[Line]]:
+def skewed_mixes(scale: Scale) -> Experiment[list[Finding]]:
     """Finds who is late at 4.5 requests/s where most are interactive, and where most are batch."""
-    lines = []
+    findings = []
     for shares, paper in (
         ((0.7, 0.15, 0.15), "EDF 98 %, Niyama 5 % late"),
         ((0.15, 0.15, 0.7), "EDF 82.8 %, Niyama 0.5 % late"),
     ):
         load = scale.load(rate="4.5", shares=shares, hours=scale.overload_hours)
-        contenders = (NIYAMA, Contender("edf"), Contender("edf", 512))
-        answers = yield [Job("lateness", load, each) for each in contenders]
+        answers = yield [Job(serving.lateness, load, c) for c in (NIYAMA, EDF, TUNED_EDF)]
         ours, edf, fixed = [Lateness(*answer) for answer in answers]
         offered = 4.5 / compute_bound(PROFILE.latency, load)
-        lines.append(
-            Line(
+        findings.append(
+            Finding(
                 "mix " + "/".join(f"{share:.0%}"[:-1] for share in shares) + " at 4.5/s",
                 paper,
                 f"edf {edf.late:.1%}, niyama {ours.late:.2%} late",
-                f"edf/512 {fixed.late:.1%}",
+                f"{TUNED_EDF.name} {fixed.late:.1%}",
                 remark=f"the load is {offered:.0%} of the compute bound",
             )
         )
-    return lines
+    return findings
 
 
-def long_prompts(scale: Scale) -> Experiment[list[Line]]:
+def long_prompts(scale: Scale) -> Experiment[list[Finding]]:
     """Tries dynamic chunks alone, on 10,000-token prompts in order of arrival, all interactive.
     Without slack (`max_gap` 1) the chunk adapts to the prefill alone."""
     load = scale.load("10k-prompts", shares=(1.0, 0.0, 0.0))
     adaptive = replace(DYNAMIC, max_gap=1.0)
     ours, theirs, fixed = yield [
-        Job("capacity", load, DYNAMIC),
-        Job("capacity", load, adaptive),
-        Job("best_chunk", load, Contender("fcfs")),
+        Job(serving.capacity, load, DYNAMIC),
+        Job(serving.capacity, load, adaptive),
+        Job(serving.best_chunk, load, FCFS),
     ]
     found, prefill_only, best = ServedRate(*ours), ServedRate(*theirs), ServedRate(*fixed[1])
-    line = Line(
+    finding = Finding(
         "dynamic chunks alone, 10k prompts",
         "0.32 against 0.26/s, 1.23x",
         f"{found.rps:.2f} against {prefill_only.rps:.2f}/s, {_ratio(found, prefill_only):.2f}x",
@@ -301,14 +302,14 @@ def long_prompts(scale: Scale) -> Experiment[list[Line]]:
         f"{found.share:.0%}",
         "outputs as in ShareGPT: the papers do not say",
     )
-    return [line]
+    return [finding]
 
 
 def _named(what: str, variant: Variant) -> str:
     return f"{what}; {variant.name}" if variant.name else what
 
 
-def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Line]]]]:
+def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Finding]]]]:
     """Yields every experiment with the name of the group that it belongs to."""
     yield "cluster", cluster(scale, AS_PUBLISHED)
     for lengths in scale.datasets:

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, TypeVar
 
 import loadgen
 from loadgen.paper import serving
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class Job(NamedTuple):
-    """A question about one load and one contender. `what` names the function of `serving` that
-    answers it."""
+    """A question about one load and one contender. `asks` is the function of `serving` that answers
+    it, which may take minutes; the answer is what JSON can hold."""
 
-    what: str
+    asks: Callable[Concatenate[Load, Contender, Criterion, ...], Any]
     load: Load
     contender: Contender = Contender()
     criterion: Criterion = serving.ENVELOPE
@@ -41,20 +41,19 @@ class Job(NamedTuple):
     @property
     def key(self) -> str:
         """Returns what tells this question from every other."""
-        return repr(tuple(self))
+        return repr((self.asks.__name__, *self[1:]))
 
     @property
     def title(self) -> str:
         """Says how the question is called where its answer is told."""
-        load = self.load
+        load, who = self.load, self.contender.name
         rate = f" at {load.rate}/s" if load.rate else ""
-        return f"{self.what} of {self.contender.name}, {load.lengths}{rate} {self.tier}".strip()
+        return f"{self.asks.__name__} of {who}, {load.lengths}{rate} {self.tier}".strip()
 
     def answer(self) -> Any:
-        """Answers the question, which may take minutes; the answer is what JSON can hold."""
-        function = getattr(serving, self.what)
-        given = (self.load, self.contender, self.criterion)
-        return function(*given, self.tier) if self.tier else function(*given)
+        """Answers the question."""
+        tier = (self.tier,) if self.tier else ()
+        return self.asks(self.load, self.contender, self.criterion, *tier)
 
 
 # What an experiment is: it asks jobs, is sent their answers, and may ask again.
@@ -75,17 +74,30 @@ def _timed(job: Job) -> Answered:
     return Answered(value, process_time() - start)
 
 
+# The decisions, the virtual time that they are made in, and what is sent, simulated and scored.
+_CODE = ("engine/deciding/*.py", "engine/simulator.py", "loadgen/**/*.py")
+
+
+def fingerprint(root: Path = Path(loadgen.__path__[0]).parent) -> str:
+    """Names the state of the code on which answers depend: other code asks everything anew."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _CODE for path in root.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass
 class Answers:
     """Answers by the key of their job, kept in a JSON file that belongs to one state of the code:
     what other code answered is asked anew."""
 
     path: Path | None
-    code: str = field(default_factory=lambda: fingerprint())
+    is_fresh: bool = False  # what the file holds is forgotten
+    code: str = field(default_factory=fingerprint)
     by_key: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.path is not None and self.path.is_file():
+        if self.path is not None and self.path.is_file() and not self.is_fresh:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             if document.get("code") == self.code:
                 self.by_key = document["answers"]
@@ -99,18 +111,6 @@ class Answers:
             partial = self.path.with_name(self.path.name + ".partial")
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
             os.replace(partial, self.path)  # an end in the midst leaves the one before
-
-
-# The decisions, the virtual time that they are made in, and what is sent, simulated and scored.
-_CODE = ("engine/deciding/*.py", "engine/simulator.py", "loadgen/**/*.py")
-
-
-def fingerprint(root: Path = Path(loadgen.__path__[0]).parent) -> str:
-    """Names the state of the code on which answers depend: other code asks everything anew."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in _CODE for path in root.glob(pattern)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def run_all(

@@ -26,7 +26,6 @@ from loadgen.workload.plan import plan
 
 _STEPS = 100  # rates tried per compute bound
 
-
 ENVELOPE = SIMULATED._replace(deviations=0.5)
 PACE = ENVELOPE._replace(pace=True)
 NONE_LATE = ENVELOPE._replace(max_misses=0.0)

@@ -146,7 +146,7 @@ def test_silos_are_reduced_by_taking_from_the_largest() -> None:
 def test_only_questions_without_an_answer_are_asked_again(tmp_path: Path) -> None:
     """As after an interruption; and other code asks everything anew."""
     path, said = tmp_path / "answers.json", list[str]()
-    job = Job("lateness", Load(hours=0.01, rate="2"), Contender("fcfs"))
+    job = Job(serving.lateness, Load(hours=0.01, rate="2"), Contender("fcfs"))
 
     def once() -> Experiment[float]:
         (answer,) = yield [job]
@@ -176,7 +176,7 @@ def test_answers_depend_on_the_code_that_decides_simulates_and_scores(
 
 
 def test_an_experiment_may_ask_again_after_an_answer() -> None:
-    jobs = [Job("lateness", Load(hours=0.01, rate=rate), Contender("fcfs")) for rate in "12"]
+    jobs = [Job(serving.lateness, Load(hours=0.01, rate=rate), Contender("fcfs")) for rate in "12"]
 
     def twice() -> Experiment[list[Any]]:
         answers: list[Any] = []
@@ -224,7 +224,7 @@ def test_every_experiment_comes_to_lines_of_the_table(monkeypatch: pytest.Monkey
         asked: Sequence[Job] = next(experiment)
         while True:
             try:
-                asked = experiment.send([answers[job.what] for job in asked])
+                asked = experiment.send([answers[job.asks.__name__] for job in asked])
             except StopIteration as end:
                 lines = end.value
                 break
