@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from client import address
-from client import arguments as values
+from client import address, arguments
 from client.client import DEFAULT_SERVER
 from client.values import Importance
 from engine.flags import Flag
@@ -242,7 +241,7 @@ def parse_contenders(text: str) -> list[str]:
         raise ValueError(f"{text!r} is not a list of different names")
     for contender in contenders:
         name, is_running, server = contender.partition("=")
-        values.text(name, "a contender's name")
+        arguments.text(name, "a contender's name")
         if is_running:
             address.check(server)
     return contenders

@@ -156,14 +156,14 @@ def is_served(
     return not falls_behind(ended, criterion)
 
 
-def falls_behind(records: Sequence[Record], criterion: Criterion = SIMULATED) -> bool:
+def falls_behind(ended: Sequence[Record], criterion: Criterion = SIMULATED) -> bool:
     """Says whether the backlog grows by too much between the first and the last arrival. Requests
     that all arrive at once leave nothing to measure, and no backlog."""
-    last_at = max((record.request.at for record in records), default=0.0)
+    last_at = max((record.request.at for record in ended), default=0.0)
     if not last_at:
         return False
     end_s = math.nextafter(last_at, math.inf)
-    growth, noise = backlog_growth(records, 0.0, end_s), backlog_noise(records, 0.0, end_s)
+    growth, noise = backlog_growth(ended, 0.0, end_s), backlog_noise(ended, 0.0, end_s)
     return criterion.grows(growth, noise)
 
 

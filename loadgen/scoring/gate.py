@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from loadgen.scoring.score import ALL
 from loadgen.scoring.summary import Summary
 from loadgen.targets.target import End
 from loadgen.workload.units import parse_shares
 
 EVERY_TIER = ""
-ALL = "all"
 
 
 def parse_gate(text: str) -> dict[str, float]:

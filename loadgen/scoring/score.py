@@ -34,6 +34,8 @@ from typing import NamedTuple
 from client.values import Targets
 from loadgen.targets.record import Outcome, Record
 
+ALL = "all"  # the group of all requests, whatever their tier
+
 
 class Percentiles(NamedTuple):
     """Three percentiles of a latency in seconds; None where there are no values."""
@@ -86,7 +88,7 @@ def is_on_pace(record: Record) -> bool:
     return is_on_time(record) and (tbt is None or max(record.gaps_s, default=0.0) <= tbt)
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """A record and what the definitions say of it, so that they are asked once."""
 
     record: Record
@@ -96,12 +98,12 @@ class Verdict(NamedTuple):
     num_gaps_within: int | None  # gaps not longer than the TBT target; None without one
 
 
-def judge(record: Record) -> Verdict:
+def judge(record: Record) -> Judgement:
     """Applies every definition to one record."""
     gaps, tbt = record.gaps_s, record.request.targets.tbt
     within = None if tbt is None else sum(gap <= tbt for gap in gaps)
     on_time = is_on_time(record)
-    return Verdict(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
+    return Judgement(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +147,15 @@ class Score:
         return self.num_on_pace / self.num_sent if self.num_sent else None
 
 
-def score(group: str, verdicts: Sequence[Verdict], measured_s: float) -> Score:
-    """Folds the verdicts on requests that all count (`counted`) into the figures of their group.
+def score(group: str, judgements: Sequence[Judgement], measured_s: float) -> Score:
+    """Folds the judgements on requests that all count (`counted`) into the figures of their group.
     They arrived within `measured_s` seconds."""
-    records = [each.record for each in verdicts]
+    records = [each.record for each in judgements]
     outcomes = [record.outcome for record in records]
-    on_time = [each.record for each in verdicts if each.on_time]
-    bound = [each for each in verdicts if each.num_gaps_within is not None]
+    on_time = [each.record for each in judgements if each.on_time]
+    bound = [each for each in judgements if each.num_gaps_within is not None]
     num_bound = sum(len(each.gaps_s) for each in bound)
-    gaps = sorted(chain.from_iterable(each.gaps_s for each in verdicts))
+    gaps = sorted(chain.from_iterable(each.gaps_s for each in judgements))
     return Score(
         group=group,
         num_sent=len(records),
@@ -164,7 +166,7 @@ def score(group: str, verdicts: Sequence[Verdict], measured_s: float) -> Score:
         num_unfinished=outcomes.count(Outcome.UNFINISHED),
         num_relegated=sum(record.relegated for record in records),
         num_on_time=len(on_time),
-        num_on_pace=sum(each.on_pace for each in verdicts),
+        num_on_pace=sum(each.on_pace for each in judgements),
         ttft=percentiles(value for record in records if (value := record.ttft_s) is not None),
         tbt=percentiles(gaps),
         ttlt=percentiles(value for record in records if (value := record.ttlt_s) is not None),
@@ -187,10 +189,12 @@ def counted(records: Iterable[Record], start_s: float, end_s: float) -> list[Rec
     ]
 
 
-def grouped(verdicts: Iterable[Verdict], key: Callable[[Record], str]) -> dict[str, list[Verdict]]:
-    """Splits verdicts by a property of their records, in order of its first appearance."""
-    groups: dict[str, list[Verdict]] = {}
-    for each in verdicts:
+def grouped(
+    judgements: Iterable[Judgement], key: Callable[[Record], str]
+) -> dict[str, list[Judgement]]:
+    """Splits judgements by a property of their records, in order of its first appearance."""
+    groups: dict[str, list[Judgement]] = {}
+    for each in judgements:
         groups.setdefault(key(each.record), []).append(each)
     return groups
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadgen.scoring.score import (
+    ALL,
     Score,
     backlog_growth,
     backlog_noise,
@@ -97,27 +98,27 @@ def summarise(
     """Folds a run of a load of those tiers, planned to last `duration_s`, into its figures. Those
     of a run that ended early are over the part until then."""
     window = _window(duration_s, run, measuring)
-    verdicts = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
+    judgements = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]
     lag = _lag(due)
     requested = len(due) / window.length_s
     last_sent_at = max((r.sent_at for r in due), default=0.0)
     achieved = len(due) / max(window.length_s, last_sent_at - window.start_s)
-    long_tokens = percentile(sorted(each.record.request.prompt_len for each in verdicts), 90) or 0
+    long_tokens = percentile(sorted(each.record.request.prompt_len for each in judgements), 90) or 0
 
     def split(key: Callable[[Record], str]) -> tuple[Score, ...]:
-        groups = grouped(verdicts, key)
+        groups = grouped(judgements, key)
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
 
     by_tenant = split(lambda r: r.request.tenant)
-    by_tier = grouped(verdicts, lambda r: r.request.tier)
+    by_tier = grouped(judgements, lambda r: r.request.tier)
     return Summary(
         target=target,
         window=window,
         requested_rps=requested,
         achieved_rps=achieved,
         lag=lag,
-        total=score("all", verdicts, window.length_s),
+        total=score(ALL, judgements, window.length_s),
         by_tier=tuple(score(tier, by_tier.get(tier, []), window.length_s) for tier in tiers),
         by_importance=split(lambda r: _importance(r, target)),
         by_tenant=by_tenant,

@@ -29,13 +29,19 @@ from loadgen import interrupts
 from loadgen.interrupts import Interrupted
 from loadgen.targets import priority
 from loadgen.targets.record import Outcome, Record
-from loadgen.targets.target import End, Progress, Run, Unreachable, Watch
+from loadgen.targets.target import (
+    WATCH_INTERVAL_S,
+    End,
+    Progress,
+    Run,
+    Unreachable,
+    Watch,
+)
 from loadgen.workload.plan import PlannedRequest, prompt_ids
 from loadgen.workload.served import TargetInfo
 
 CHANNELS, DRAIN_S = 4, 60.0  # the defaults
 _START_DELAY_S = 0.1  # from the first connection to instant 0
-_WATCH_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 2.0
 _PROBES, _PROBE_INTERVAL_S = 3, 0.5
 T = TypeVar("T")
@@ -328,16 +334,15 @@ class _Sender:
         """Tells how far the run is, again and again."""
         while True:
             self.watch(self._progress())
-            await asyncio.sleep(_WATCH_INTERVAL_S)
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     def _progress(self) -> Progress:
-        failed = (Outcome.REJECTED, Outcome.TIMED_OUT, Outcome.FAILED)
         return Progress(
             max(0.0, self.now()),
             len(self.records),
             self.num_in_flight,
             self.counts[Outcome.FINISHED],
-            sum(self.counts[outcome] for outcome in failed),
+            sum(count for outcome, count in self.counts.items() if outcome.is_incomplete),
         )
 
 

@@ -31,7 +31,7 @@ from loadgen import interrupts
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.series import SeriesRecorder
-from loadgen.targets.target import End, Progress, Run, Watch
+from loadgen.targets.target import WATCH_INTERVAL_S, End, Progress, Run, Watch
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
 
@@ -39,7 +39,6 @@ COARSE_PAGE_SIZE = 64  # where no prefix is shared: fewer pages, nearly the same
 _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 VOCABULARY_SIZE = 32_000
 LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
-_WATCH_INTERVAL_S = 0.25
 _WATCH_EVERY = 64  # records
 
 ROUTINGS: dict[str, Callable[[], Route]] = {
@@ -243,7 +242,7 @@ class _Recorder:
 
     def _show(self, now: float) -> None:
         wall = time.monotonic()
-        if wall >= self.watched_at + _WATCH_INTERVAL_S:
+        if wall >= self.watched_at + WATCH_INTERVAL_S:
             self.watched_at = wall
             self.watch(self._progress(now))
 

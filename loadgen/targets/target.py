@@ -27,10 +27,11 @@ class Progress(NamedTuple):
     num_sent: int
     num_in_flight: int
     num_finished: int
-    num_failed: int  # rejected, timed out or failed
+    num_failed: int  # whose outcome is incomplete
 
 
 Watch = Callable[[Progress], None]
+WATCH_INTERVAL_S = 0.25  # of real time, between two looks at how far a run is
 
 
 class End(Enum):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loadgen.reports.html.chart import colour
-from loadgen.reports.html.runs import contender, contenders, load_rps
-from loadgen.reports.html.tables import duration, share
+from loadgen.reports.html.runs import contender, contenders, has_loads, load_rps
+from loadgen.reports.html.text import duration, share
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
@@ -52,11 +52,6 @@ def _served(rates: Mapping[str, float], max_misses: float) -> str:
     who = f"{best} serves" if others else "Serves"
     rest = (f", {name} {rate:.3g}" if rate else f", {name} none" for name, rate in others)
     return f"{who} {rate:.3g} requests/s with {limit}" + "".join(rest)
-
-
-def has_loads(runs: Sequence[Measurement]) -> bool:
-    """Says whether the runs were at more than one load."""
-    return len({run.rate for run in runs}) > 1
 
 
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:

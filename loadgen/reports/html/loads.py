@@ -27,12 +27,11 @@ from loadgen.reports.html.curves import (
     latencies,
     unit_for,
 )
-from loadgen.reports.html.runs import contender, contenders, load_rps, tier_targets
+from loadgen.reports.html.runs import contender, contenders, has_loads, load_rps, tier_targets
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement
-from loadgen.scoring.score import Score
+from loadgen.scoring.score import ALL, Score
 
-ALL = "all"
 _LOAD = Axis("load (requests/s)")
 _LATE = Axis("late (% of requests)", is_share=True)
 
@@ -42,7 +41,7 @@ LoadScore = tuple[float, Score]
 def over_loads(runs: Sequence[Measurement], max_misses: float) -> list[Chart]:
     """Returns the charts over several loads; none where there is only one. `max_misses` is
     marked."""
-    if len({run.rate for run in runs}) < 2:
+    if not has_loads(runs):
         return []
     names, tiers = contenders(runs), tier_targets(runs)
     scores = {

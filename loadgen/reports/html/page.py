@@ -13,7 +13,7 @@ from loadgen.reports.html.headline import Tile, headline, tiles
 from loadgen.reports.html.loads import over_loads, ranking
 from loadgen.reports.html.runs import View, tier_targets, views
 from loadgen.reports.html.shares import attainment, distributions
-from loadgen.reports.html.tables import WrittenTable, duration, targets_text, written
+from loadgen.reports.html.text import WrittenTable, duration, targets_text, written
 from loadgen.reports.html.timeline import NOT_TOLD, over_time
 from loadgen.reports.tables import called, errors_table, runs_table, score_tables
 from loadgen.scoring.capacity import Capacity

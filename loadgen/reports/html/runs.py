@@ -40,6 +40,11 @@ def contenders(runs: Iterable[Measurement]) -> list[str]:
     return list(dict.fromkeys(contender(run) for run in runs))
 
 
+def has_loads(runs: Iterable[Measurement]) -> bool:
+    """Says whether the runs were at more than one load."""
+    return len({run.rate for run in runs}) > 1
+
+
 def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
     """Returns what each tier's requests were judged by, in the order of the mix; tiers that nothing
     was sent to are left out."""

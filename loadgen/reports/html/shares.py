@@ -10,7 +10,7 @@ from loadgen.reports.html.chart import Absent, Axis, Bars, BarSeries, Chart, col
 from loadgen.reports.html.curves import METRICS, TBT, TTFT, TTLT, Metric, Sample, distribution
 from loadgen.reports.html.runs import View, contender, tier_targets
 from loadgen.scoring.modes import Measurement
-from loadgen.scoring.score import Score, counted
+from loadgen.scoring.score import ALL, Score, counted
 from loadgen.scoring.summary import Summary
 from loadgen.targets.record import Record
 
@@ -33,7 +33,7 @@ def attainment(view: View) -> list[Chart]:
         )
         if len(scores) > 1
     ]
-    tiers = _bars(view, "tier", ["all", *_groups(first.by_tier)])
+    tiers = _bars(view, "tier", [ALL, *_groups(first.by_tier)])
     return [replace(tiers, is_wide=len(others) != 1), *others]
 
 

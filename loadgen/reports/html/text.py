@@ -1,5 +1,5 @@
-"""The tables of the page as text: shares in per cent, latencies in milliseconds or, where one
-column has those of seconds and of minutes, with their unit.
+"""Figures, targets and tables as the page writes them: shares in per cent, latencies in
+milliseconds or, where one column has those of seconds and of minutes, with their unit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _number(kind: Kind, figure: float) -> str:
         case Kind.SHARE:
             return share(figure)
         case Kind.GROWTH:
-            return f"{figure:+.1%}".replace("%", f"{_NO_BREAK}%")
+            return _unbroken(f"{figure:+.1%}")
         case Kind.LOAD:
             return f"{figure:.4g}"
         case Kind.RATE:
@@ -80,7 +80,11 @@ def _number(kind: Kind, figure: float) -> str:
 
 def share(value: float | None) -> str:
     """Writes a share between 0 and 1 in per cent, to one decimal."""
-    return DASH if value is None else f"{value:.1%}".replace("%", f"{_NO_BREAK}%")
+    return DASH if value is None else _unbroken(f"{value:.1%}")
+
+
+def _unbroken(percentage: str) -> str:
+    return percentage.replace("%", f"{_NO_BREAK}%")
 
 
 def milliseconds(seconds: float | None) -> str:
