@@ -292,7 +292,10 @@ def _from_finished(message: pb.Finished) -> values.Finished:
         reason=_FINISH_REASON.get(message.reason, values.FinishReason.STOP),
         matched_stop=message.matched_stop,
         usage=values.Usage(
-            usage.prompt_tokens, usage.cached_tokens, usage.output_tokens, usage.preemptions
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            preemptions=usage.preemptions,
         ),
         timings=values.Timings(
             queue=_seconds(timings, "queue"),

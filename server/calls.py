@@ -50,11 +50,10 @@ class Calls:
     def handler(
         self, service: ServiceDescriptor, answers: Mapping[str, Callable[[Call], Awaitable[Any]]]
     ) -> grpc.GenericRpcHandler[Any, Any]:
-        """Returns the handler of a service's RPCs, of which `answers` has one function for each
-        name.
+        """Returns the handler of a service's RPCs, which `answers` has the functions of, by name.
 
-        It returns the response, as a message or on the wire. For an RPC that streams it writes the
-        messages itself.
+        Each returns the response to its call, as a message or as the bytes of one. The function of an
+        RPC that streams writes the messages itself, and returns nothing.
         """
         rpcs = {}
         for method in service.methods:

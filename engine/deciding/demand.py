@@ -58,8 +58,8 @@ class Demand:
         return decodes * self._latency.decode_seconds(context, self.chunk)
 
     def decodes_until_due_s(self, sequence: Sequence, now: float) -> float:
-        """Returns the seconds that those decodes add to iterations that fit before the deadline, an
-        iteration each. No others stand in anybody's way until then."""
+        """Returns what `decodes_s` does, but for no more decodes than fit before the deadline, an
+        iteration each: later ones stand in nobody's way until then."""
         most = max(0.0, sequence.due_at - now) / max(self.iteration_s, 1e-9)
         return self.decodes_s(sequence, most)
 

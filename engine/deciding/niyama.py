@@ -111,8 +111,8 @@ class Niyama(Policy):
         sequence.prefill_by(due_at)
         self._promises.add(sequence, work_s)
         ttft_s = sequence.request.targets.ttft_s
-        is_lost = ttft_s is None or ttft_s <= self.demand.prefill_s(sequence)
-        self._recent.note(work_s, None if is_lost else ttft_s)
+        can_be_met = ttft_s is not None and ttft_s > self.demand.prefill_s(sequence)
+        self._recent.note(work_s, ttft_s if can_be_met else None)
         return self._key(sequence, work_s)
 
     def _work_left_s(self, sequence: Sequence) -> float:

@@ -4,6 +4,7 @@ import pytest
 
 from client import Importance, InvalidRequest
 from client.convert import to_estimate_request, to_stream_request
+from client.options import SamplingOptions
 from proto.niyama.v1 import inference_pb2 as pb
 
 
@@ -36,6 +37,19 @@ def test_sampling_arguments_arrive() -> None:
     assert (list(sampling.stop), list(sampling.stop_token_ids)) == (["\n"], [7])
     assert (sampling.seed, sampling.ignore_eos, sampling.n) == (2**64 - 1, True, 3)
     assert list(to_stream_request("hi", {"stop": ["a", "b"]}).sampling.stop) == ["a", "b"]
+
+
+def test_every_field_of_sampling_is_an_argument_and_arrives() -> None:
+    stated = {
+        **{"temperature": 0.5, "top_k": 7, "top_p": 0.75, "min_p": 0.25, "seed": 3, "n": 2},
+        **{"repetition_penalty": 1.5, "presence_penalty": 0.125, "frequency_penalty": 2.0},
+        **{"max_tokens": 9, "min_tokens": 4, "stop": ["a"], "stop_token_ids": [5]},
+        **{"ignore_eos": True, "logprobs": 6},
+    }
+    assert stated.keys() == {field.name for field in pb.Sampling.DESCRIPTOR.fields}
+    assert stated.keys() == SamplingOptions.__annotations__.keys()
+    sent = to_stream_request("hi", stated).sampling.ListFields()
+    assert {field.name: value for field, value in sent} == stated
 
 
 def test_explicit_targets_are_durations() -> None:

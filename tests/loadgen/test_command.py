@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from engine.deciding.policies import ORDERS
 from loadgen import demo
 from loadgen.cli import EXIT_INVALID, main
 from loadgen.reports.records import COLUMNS
@@ -324,7 +325,7 @@ def test_help_says_the_defaults(capsys: Capture) -> None:
     for words in (
         "connections (default 4)",
         "longest wait for the last answers (default 60s; simulated: none)",
-        "of fcfs, edf, srpf (default 256)",
+        f"of {', '.join(ORDERS)} (default 256)",
         "requests/s (default 10)",
         "default 30s, or the replayed trace",
         "lengths and kinds of requests (default 0)",

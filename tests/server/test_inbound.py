@@ -256,6 +256,45 @@ def test_completions_become_requests_with_seeds_in_a_row() -> None:
     assert [r.sampling.seed for r in requests] == [last, 0, 1]
 
 
+def test_every_field_of_sampling_reaches_the_engine() -> None:
+    stated = pb.Sampling(
+        temperature=0.5,
+        top_k=7,
+        top_p=0.75,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=0.125,
+        frequency_penalty=2.0,
+        seed=3,
+        max_tokens=9,
+        min_tokens=4,
+        stop=["a"],
+        stop_token_ids=[5],
+        ignore_eos=True,
+        logprobs=6,
+        n=2,
+    )
+    assert len(stated.ListFields()) == len(pb.Sampling.DESCRIPTOR.fields)
+    request = make_request(sampling=stated)
+    first, second = admitted(request)
+    assert first.sampling == Sampling(
+        temperature=0.5,
+        top_k=7,
+        top_p=0.75,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=0.125,
+        frequency_penalty=2.0,
+        seed=3,
+        max_tokens=9,
+        min_tokens=4,
+        stop_token_ids=frozenset({5}),
+        logprobs=6,
+    )
+    assert second.sampling == replace(first.sampling, seed=4)
+    assert read(request).stop == ("a",)
+
+
 def test_stop_tokens_are_the_request_s_and_the_model_s() -> None:
     sampling = pb.Sampling(stop_token_ids=[7])
     assert admitted(make_request(sampling=sampling))[0].sampling.stop_token_ids == {2, 7}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
-from engine.deciding.plan import Token
+from client import values
+from client.convert import from_stream_response
+from engine.deciding.plan import Finished, Timings, Token
+from engine.deciding.request import Targets
+from engine.deciding.sequence import FinishReason
 from proto.niyama.v1 import inference_pb2 as pb
-from server.convert.outbound import to_logprobs
+from server.convert.outbound import to_finished, to_logprobs
 
 
 def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
@@ -14,3 +18,28 @@ def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
     read = pb.TokenLogprobs.FromString(sent.SerializeToString())
     assert read.logprob == -0.5
     assert [(each.token_id, each.logprob) for each in read.top] == [(7, -0.5), (9, -math.inf)]
+
+
+def test_what_a_request_took_is_what_its_client_reads() -> None:
+    """Every field has a value of its own. A client is told the tokens that it was handed."""
+    event = Finished(
+        request_id="a",
+        reason=FinishReason.LENGTH,
+        prompt_tokens=11,
+        cached_tokens=5,
+        output_tokens=8,
+        targets=Targets(ttlt_s=9.0),
+        relegated=True,
+        num_preemptions=3,
+        timings=Timings(0.25, 0.5, 0.125, 0.75, 4.0, None, None, True),
+    )
+    sent = pb.GenerateStreamResponse(finished=to_finished(1, event, "", num_tokens=7))
+    read = from_stream_response(pb.GenerateStreamResponse.FromString(sent.SerializeToString()))
+    assert isinstance(read, values.Finished)
+    assert read.usage == values.Usage(
+        prompt_tokens=11, cached_tokens=5, output_tokens=7, preemptions=3
+    )
+    assert read.timings == values.Timings(
+        queue=0.25, ttft=0.5, mean_tbt=0.125, worst_tbt=0.75, ttlt=4.0
+    )
+    assert (read.reason, read.relegated, read.index) == (values.FinishReason.LENGTH, True, 1)

@@ -14,6 +14,7 @@ import pytest
 
 from client.values import Importance, Targets, Tier
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
+from engine.deciding.policies import POLICIES
 from loadgen.targets.profiles import A100, Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.simulated import Setup, SimulatedTarget
@@ -196,7 +197,7 @@ def test_the_same_seed_gives_the_same_tokens_at_the_same_instants() -> None:
     assert [instants(r) for r in first] != [instants(r) for r in other]
 
 
-@pytest.mark.parametrize("policy", ["niyama", "fcfs", "edf", "srpf"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_request_ends_once_under_every_policy(policy: str) -> None:
     tiers = tuple(
         replace(load, lengths=replace(load.lengths, prompt=Lognormal(1000, 4000)))
