@@ -52,8 +52,8 @@ class Calls:
     ) -> grpc.GenericRpcHandler[Any, Any]:
         """Returns the handler of a service's RPCs, which `answers` has the functions of, by name.
 
-        Each returns the response to its call, as a message or as the bytes of one. The function of an
-        RPC that streams writes the messages itself, and returns nothing.
+        Each returns the response to its call, as a message or as the bytes of one. The function of
+        an RPC that streams writes the messages itself, and returns nothing.
         """
         rpcs = {}
         for method in service.methods:

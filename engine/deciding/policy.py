@@ -28,9 +28,11 @@ To write a policy, two files are touched:
 The smallest example is FixedChunk, in policies.py. Where only the order is new, the policy is no
 class but a function from a sequence to a number, beside those in ORDERS. That number may depend on
 nothing that changes while the sequence waits, but for how much of it is computed: the queue keeps
-the one that it was given. An order by predicted work takes a Demand, so it is a maker in MAKERS. What the policy promises
-beyond that wants a test of its own, and CHANGELOG.md a line. A setting for operators is a field of
-Resources that comes from SchedulerConfig and, as a flag, from engine/config.py.
+the one that it was given. An order by predicted work takes a Demand, so it is a maker in MAKERS.
+
+What the policy promises beyond that wants a test of its own, and CHANGELOG.md a line. A setting for
+operators is a field of Resources that comes from SchedulerConfig and, as a flag, from
+engine/config.py.
 
 Like all of this folder, a policy reads no clock (`now` is an argument, in seconds) and draws no
 random number, so that a simulation and the service decide alike.
