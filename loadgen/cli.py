@@ -23,7 +23,7 @@ from loadgen.flags import ModeFlags
 from loadgen.opening import Opener
 from loadgen.reports import figures, progress, records, terminal
 from loadgen.reports.html import document
-from loadgen.reports.html.page import Asked, page
+from loadgen.reports.html.page import Asked, page, server_versions
 from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, NotMeasured
@@ -221,11 +221,8 @@ class _Reports:
     def _show(self) -> None:
         """Prints the report; that of a search was printed step by step."""
         mode = self.arguments.mode
-        if mode.name == "run":
-            terminal.print_report(self.done[0].summary, self.out)
-        elif not mode.find_capacity:
-            title = "contender" if mode.compare else "rate"
-            terminal.print_runs(title, self.done, self.spec.planned_seed, self.out)
+        if not mode.find_capacity:
+            terminal.print_mode(mode.name, self.done, self.spec.planned_seed, self.out)
 
     def _write(self) -> None:
         """Writes every file that was asked for, whether or not the others can be written.
@@ -271,17 +268,14 @@ class _Reports:
         return as_typed(self.argv, self.arguments) | really
 
     def _asked(self) -> Asked:
-        """What the head of the HTML report says: the command and the versions."""
+        """Returns the head of the HTML report."""
         versions = {name: version(name) for name in ("niyama", "grpcio")}
-        servers = dict.fromkeys(each.summary.target.version for each in self.done)
-        if any(servers):
-            versions["server"] = " and ".join(filter(None, servers))
         return Asked(
             self.arguments.mode.name,
             printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.planned_seed,
             self.arguments.mode.max_misses,
-            versions | {"Python": python_version()},
+            versions | server_versions(self.done) | {"Python": python_version()},
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )
 

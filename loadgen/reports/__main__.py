@@ -15,36 +15,63 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
+from engine.flags import Flag, add_flags, make
 from loadgen.reports import figures, records, terminal
 from loadgen.reports.html import document
-from loadgen.reports.html.page import Asked, page
+from loadgen.reports.html.page import Asked, page, server_versions
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
 
 EXIT_OUTPUT, EXIT_USAGE = 1, 2
 
 
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The command line: the file that is read, and what is made of it beside the tables."""
+
+    records: Path
+    json: Annotated[Path | None, Flag("write the figures", metavar="FILE")] = None
+    html: Annotated[Path | None, Flag("write a page of charts", metavar="FILE")] = None
+    max_misses: Annotated[
+        float, Flag("html: share of the requests that may be late (default %(default)s)")
+    ] = MEASURED.max_misses
+
+
+def parse(argv: Sequence[str] | None) -> Flags:
+    """Reads the command line (None: the process's own). Exits where it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadgen.reports",
+        description="Makes the report of runs again, from what --csv of python -m loadgen wrote.",
+    )
+    parser.add_argument("records", type=Path, metavar="RECORDS.csv")
+    add_flags(parser, Flags)
+    typed = parser.parse_args(argv)
+    return make(Flags, typed, records=typed.records)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the records, writes the reports that were asked for, and returns the exit status."""
     have_streams()
     asked = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(argv)
+    flags = parse(argv)
     write_any_character()
-    path: Path = arguments.records
     try:
-        runs = records.read(path)
+        runs = records.read(flags.records)
         mode = _mode(runs)
-        if arguments.json is not None:
-            figures.write(figures.to_json(mode, {"records": str(path)}, runs), arguments.json)
-        if arguments.html is not None:
-            head = _asked(asked, path, mode, runs, arguments.max_misses)
-            document.write(page(head, runs), arguments.html)
-        _show(path, mode, runs)
+        if flags.json is not None:
+            figures.write(figures.to_json(mode, {"records": str(flags.records)}, runs), flags.json)
+        if flags.html is not None:
+            document.write(page(_asked(asked, flags, mode, runs), runs), flags.html)
+        out = terminal.console()
+        terminal.print_mode(mode, runs, None, out)
+        out.print(f"made again from {flags.records}", markup=False, highlight=False)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
@@ -57,23 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USAGE)
     except records.BadRecords as error:
         return _fail(str(error), EXIT_USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m loadgen.reports",
-        description="Makes the report of runs again, from what --csv of python -m loadgen wrote.",
-    )
-    parser.add_argument("records", type=Path, metavar="RECORDS.csv")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of charts")
-    parser.add_argument(
-        "--max-misses",
-        type=float,
-        default=MEASURED.max_misses,
-        help="html: share of the requests that may be late (default %(default)s)",
-    )
-    return parser
 
 
 def _fail(message: str, status: int) -> int:
@@ -89,36 +99,16 @@ def _mode(runs: Sequence[Measurement]) -> str:
     return "compare" if len({run.contender for run in runs}) > 1 else "sweep"
 
 
-def _show(path: Path, mode: str, runs: Sequence[Measurement]) -> None:
-    out = terminal.console()
-    if mode == "run":
-        terminal.print_report(runs[0].summary, out)
-    else:
-        title = "contender" if mode == "compare" else "rate"
-        terminal.print_runs(title, runs, None, out)
-    out.print(f"made again from {path}", markup=False, highlight=False)
-
-
-def _asked(
-    argv: Sequence[str],
-    path: Path,
-    mode: str,
-    runs: Sequence[Measurement],
-    max_misses: float,
-) -> Asked:
+def _asked(argv: Sequence[str], flags: Flags, mode: str, runs: Sequence[Measurement]) -> Asked:
     """Returns the head of the page."""
-    versions = {"this page by niyama": version("niyama")}
-    servers = dict.fromkeys(run.summary.target.version for run in runs)
-    if any(servers):
-        versions["server"] = " and ".join(filter(None, servers))
     return Asked(
         mode,
         printable(shlex.join(["python", "-m", "loadgen.reports", *argv])),
         None,
-        max_misses,
-        versions,
+        flags.max_misses,
+        {"this page by niyama": version("niyama")} | server_versions(runs),
         datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        made_from=str(path),
+        made_from=str(flags.records),
     )
 
 

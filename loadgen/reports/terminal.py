@@ -34,6 +34,16 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=_WIDTH)
 
 
+def print_mode(
+    mode: str, measurements: Sequence[Measurement], seed: int | None, out: Console
+) -> None:
+    """Prints what was done in a mode: "run", "sweep" or "compare". `seed` is None if not known."""
+    if mode == "run":
+        print_report(measurements[0].summary, out)
+    else:
+        print_runs("contender" if mode == "compare" else "rate", measurements, seed, out)
+
+
 def print_report(summary: Summary, out: Console) -> None:
     """Prints one run: a table per kind of group, then the figures that are of the run as a
     whole."""

@@ -55,6 +55,13 @@ class Asked(NamedTuple):
     made_from: str = ""
 
 
+def server_versions(runs: Sequence[Measurement]) -> dict[str, str]:
+    """Returns which software served the runs, as `Asked.versions` has it; nothing where no target
+    said it."""
+    versions = dict.fromkeys(filter(None, (run.summary.target.version for run in runs)))
+    return {"server": " and ".join(versions)} if versions else {}
+
+
 class Notice(NamedTuple):
     """Something that the reader must know before the figures."""
 
