@@ -116,14 +116,14 @@ def _contradiction(arguments: Arguments) -> str:
 
 
 def _can_be_written(path: Path) -> bool:
-    """Whether a report can be written there, which is asked before the run, not after it."""
+    """Says whether a report can be written there, which is asked before the run, not after it."""
     place = path if path.exists() else path.parent
     return not path.is_dir() and os.access(place, os.W_OK)
 
 
 def as_typed(argv: Sequence[str] | None, arguments: Arguments) -> dict[str, object]:
-    """The flags by name that were given or have a default: plain values as they are (durations in
-    seconds), and the text that was typed for any other.
+    """Returns the flags by name that were given or have a default: plain values as they are
+    (durations in seconds), and the text that was typed for any other.
     """
     texts = vars(_parser(is_typed=False).parse_args(argv))
     parts = [getattr(arguments, part.name) for part in fields(arguments)]
@@ -136,14 +136,14 @@ def as_typed(argv: Sequence[str] | None, arguments: Arguments) -> dict[str, obje
 
 
 def _is_plain(value: object) -> bool:
-    """Whether JSON holds the value; it has no infinity."""
+    """Says whether JSON holds the value; it has no infinity."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, str | int)
 
 
 def to_spec(arguments: Arguments) -> Spec:
-    """The workload that the flags ask for, over the workload file where one is given.
+    """Returns the workload that the flags ask for, over the workload file where one is given.
 
     Raises ValueError (BadWorkloadFile) in one line, or OSError.
     """

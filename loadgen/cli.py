@@ -97,7 +97,7 @@ class _Command:
 
     @property
     def mode(self) -> ModeFlags:
-        """What is done with the load."""
+        """Returns the flags that say what is done with the load."""
         return self.arguments.mode
 
     def run(self) -> int:
@@ -255,8 +255,8 @@ class _Reports:
         document.write(page(self._asked(), self.done, self.capacities), path)
 
     def _really_asked(self) -> dict[str, object]:
-        """The flags by name, and what the first run really had of the three that say which requests
-        are sent.
+        """Returns the flags by name, but of the three that say which requests are sent what the
+        first run really had.
         """
         first = self.done[0]
         rate = self.spec.planned_rate
@@ -281,7 +281,7 @@ class _Reports:
 
 
 def _ended(done: Sequence[Measurement]) -> int:
-    """The exit status that the end of the last run asks for: 0 where it was complete."""
+    """Returns the exit status that the end of the last run asks for: 0 where it was complete."""
     end = done[-1].summary.end
     if end is End.TARGET_LOST:
         return EXIT_TARGET

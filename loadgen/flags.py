@@ -191,7 +191,7 @@ class ModeFlags:
 
     @property
     def name(self) -> str:
-        """The mode as the JSON report calls it."""
+        """Returns what the JSON report calls the mode."""
         if self.compare:
             return "compare"
         if self.sweep:

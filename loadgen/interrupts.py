@@ -22,12 +22,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def number_of(interrupt: KeyboardInterrupt) -> int:
-    """The number of the signal behind an interrupt; Python's own is a Ctrl-C."""
+    """Returns the number of the signal behind an interrupt; Python's own is a Ctrl-C."""
     return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
 
 
 def exit_status(number: int) -> int:
-    """The exit status of a command that a signal of that number ended, as shells have it."""
+    """Returns the exit status of a command that such a signal ended, as shells have it."""
     return 128 + number
 
 

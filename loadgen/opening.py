@@ -29,7 +29,7 @@ class Opener:
 
     @contextlib.contextmanager
     def opened(self, contender: str | None = None) -> Iterator[Target]:
-        """The target while the block lasts.
+        """Opens a target for as long as the block lasts.
 
         A contender of a comparison is NAME=HOST:PORT, a server that runs already, or the name of a
         policy, for which a server is started here, or simulated. Raises Unreachable, or ValueError.

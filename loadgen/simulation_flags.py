@@ -86,7 +86,7 @@ class SimulationFlags:
     def setup(
         self, *, drain_s: float, prefix_caching: bool, seed: int, keeps_series: bool
     ) -> Setup:
-        """The replicas that the flags ask for. Raises ValueError, naming the field, or OSError."""
+        """Returns the replicas asked for. Raises ValueError, naming the field, or OSError."""
         return Setup(
             self.profile(),
             policy=self.policy,
@@ -105,7 +105,7 @@ class SimulationFlags:
         )
 
     def profile(self) -> Profile:
-        """The profile with what flags say otherwise. Raises BadProfile, or OSError."""
+        """Returns the profile with what flags say otherwise. Raises BadProfile, or OSError."""
         profile = profiles.load(self.simulate).with_overhead(self.host_overhead)
         tiers = profiles.load_tiers(self.tiers) if self.tiers else profile.tiers
         named = {tier.name: tier for tier in (*tiers, *self.tier)}
@@ -148,8 +148,8 @@ def parse_tier(text: str) -> Tier:
 
 
 def contender(base: Setup, name: str, silos: str | None) -> SimulatedTarget | SiloTarget:
-    """The contender of a comparison by its name: POLICY, POLICY/CHUNK, or silo (with `silos` as
-    `--silo` has it, else the fewest that serve the load). Raises ValueError.
+    """Makes the contender of a comparison by its name: POLICY, POLICY/CHUNK, or silo (with `silos`
+    as `--silo` has it, else the fewest that serve the load). Raises ValueError.
     """
     if name == "silo":
         return SiloTarget(base, parse_silos(silos, base.profile.tiers) if silos else ())

@@ -32,9 +32,9 @@ NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 
 
 class ServedRate(NamedTuple):
-    """The largest rate that a contender serves, in requests/s; `share` is of the compute bound.
-    Chance has its say: in half an hour a few percent more or less work comes than the rate promises
-    (see `done`)."""
+    """The largest rate that a contender serves, in requests/s; `share` is of the compute bound. In
+    half an hour chance brings a few percent more or less work than the rate promises (see
+    `done`)."""
 
     rps: float
     share: float

@@ -50,7 +50,7 @@ class Window:
 
     @property
     def length_s(self) -> float:
-        """Says how long the measured part is."""
+        """Returns the seconds of the measured part."""
         return self.end_s - self.start_s
 
 

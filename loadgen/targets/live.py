@@ -69,7 +69,7 @@ class LiveTarget:
             raise ValueError(f"the drain time is not negative, got {self.drain_s:g}")
 
     def info(self) -> TargetInfo:
-        """What the server says of itself. Raises Unreachable, or Interrupted."""
+        """Returns what the server says of itself. Raises Unreachable, or Interrupted."""
         return _target_info(self.server, _run(_ask_info(self.server)))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
@@ -150,7 +150,7 @@ class _Sender:
     bug: BaseException | None = None
 
     def now(self) -> float:
-        """The seconds since instant 0 of the run."""
+        """Returns the seconds since instant 0 of the run."""
         return time.monotonic() - self.start
 
     async def run(self, requests: Iterator[PlannedRequest]) -> Run:
@@ -253,7 +253,7 @@ class _Sender:
             self.stopping.set()
 
     def _options(self, request: PlannedRequest) -> GenerateOptions:
-        """The options of the call that sends the request."""
+        """Returns the options of the call that sends the request."""
         options: GenerateOptions = {
             "max_tokens": request.output_len,
             "ignore_eos": True,

@@ -37,7 +37,7 @@ def _tier(tier: server_tiers.Tier) -> Tier:
     return Tier(tier.name, targets, Importance[tier.importance.name])
 
 
-# Those of a server that was told nothing.
+# The tiers of a server that was told nothing.
 SERVER_TIERS = tuple(map(_tier, server_tiers.BUILT_IN))
 HOST_OVERHEAD_S = 2e-3  # per iteration of a roofline: launching kernels, scheduling
 _MAX_BATCH_SIZE = 256
@@ -61,7 +61,7 @@ class Profile:
             raise BadProfile(f"kv_tokens must be at least 1, got {self.kv_tokens}")
 
     def with_overhead(self, seconds: float) -> Profile:
-        """The same profile with iterations that all take so many seconds longer."""
+        """Returns the same profile with iterations that all take so many seconds longer."""
         latency = self.latency
         slower = tuple(s._replace(base=s.base + seconds) for s in latency.segments)
         return replace(self, latency=replace(latency, segments=slower))

@@ -67,7 +67,7 @@ class Target(Protocol):
     """Whoever takes planned requests, in order of time, and gives back a record of each."""
 
     def info(self) -> TargetInfo:
-        """What the target says of itself. Raises Unreachable."""
+        """Returns what the target says of itself. Raises Unreachable."""
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         """Sends each request at its instant, without waiting for another, and returns when all have

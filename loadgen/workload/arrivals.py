@@ -31,11 +31,11 @@ class Segment(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """The number of arrivals that are expected in the segment."""
+        """Returns the number of arrivals that are expected in the segment."""
         return (self.first + self.last) / 2 * (self.end - self.start)
 
     def instant_of(self, count: float) -> float:
-        """The instant by which `count` arrivals are expected since the start of the segment.
+        """Returns the instant by which `count` arrivals are expected since the segment's start.
 
         It solves first * x + slope / 2 * x^2 = count in the form that also holds for slope 0.
         """
@@ -81,22 +81,22 @@ class Rate:
 
     @property
     def levels(self) -> str:
-        """The lowest and the highest rate as text, such as "2..5", or one where they are equal."""
+        """Writes the lowest and the highest rate, such as "2..5", or one where they are equal."""
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g}..{self.high:g}"
 
     def __str__(self) -> str:
-        """The text that `parse_rate` reads as this rate; periods are in seconds."""
+        """Writes the rate as `parse_rate` reads it; periods are in seconds."""
         if self.shape is Shape.CONSTANT:
             return f"{self.high:g}"
         period = "" if self.period_s is None else f"/{self.period_s:g}s"
         return f"{self.shape.value}:{self.low:g}..{self.high:g}{period}"
 
     def scaled(self, factor: float) -> Rate:
-        """The same course at levels that are `factor` times as high."""
+        """Returns the same course at levels that are `factor` times as high."""
         return Rate(self.low * factor, self.high * factor, self.shape, self.period_s)
 
     def mean(self, duration_s: float) -> float:
-        """The mean rate over a run of that many seconds."""
+        """Returns the mean rate over a run of that many seconds."""
         return sum(segment.expected for segment in self.segments(duration_s)) / duration_s
 
     def segments(self, duration_s: float) -> Iterator[Segment]:

@@ -39,7 +39,7 @@ class Fixed:
             raise ValueError(f"a length is at least 1 token, got {self.tokens}")
 
     def draw(self, rng: random.Random) -> int:
-        """The number of tokens, without a use of the generator."""
+        """Returns the number of tokens, without a use of the generator."""
         return self.tokens
 
 

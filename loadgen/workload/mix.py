@@ -44,7 +44,7 @@ def complete_mix(
 def default_lengths(
     tier: Tier, prompt: Distribution | None = None, output: Distribution | None = None
 ) -> Independent:
-    """The lengths of a tier's requests: those given, else what is usual for tiers of its kind (a
+    """Returns the lengths of a tier's requests: those given, else what is usual for its kind (a
     tier with a TTFT target is interactive, any other works in the background).
     """
     usual = BACKGROUND if tier.targets.ttft is None else INTERACTIVE

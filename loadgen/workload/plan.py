@@ -126,13 +126,13 @@ class Arrivals:
 
     @property
     def replay_s(self) -> float:
-        """How long a replay lasts in seconds: it ends a mean gap after its last row."""
+        """Returns how many seconds a replay lasts: it ends a mean gap after its last row."""
         rps = self._trace_rps if self.rate is None else self.rate.high
         return len(self.replay) / rps
 
     @property
     def _trace_rps(self) -> float:
-        """The trace's own mean rate; rows that all have one instant count as those of a second."""
+        """Returns the trace's own mean rate; rows of one instant count as those of a second."""
         span = self.replay[-1].at
         return (len(self.replay) - 1) / span if span else float(len(self.replay))
 
@@ -164,8 +164,8 @@ class Workload:
             arguments.text(application, "applications")
 
     def at_rate(self, rate: float) -> Workload:
-        """The same load at another mean rate, in requests per second, and as long; only a replay
-        ends with its trace, which at a larger rate is earlier.
+        """Returns the same load at another mean rate, in requests per second, and as long; only a
+        replay ends with its trace, which at a larger rate is earlier.
 
         Raises ValueError where no request arrives.
         """

@@ -69,12 +69,12 @@ class Spec:
 
     @property
     def planned_rate(self) -> Rate | None:
-        """The rate that is sent; None where it is that of the replayed trace."""
+        """Returns the rate that is sent; None where it is that of the replayed trace."""
         return self.rate or (None if self.replay else DEFAULT_RATE)
 
     @property
     def planned_seed(self) -> int:
-        """The seed of the first run; a search tries a rate again with the seeds that follow it."""
+        """Returns the seed of the first run; a search tries a rate again with those that follow."""
         return DEFAULT_SEED if self.seed is None else self.seed
 
     def over(self, base: Spec) -> Spec:
@@ -134,8 +134,8 @@ def build(spec: Spec, target: TargetInfo) -> Workload:
 
 
 def _duration_s(spec: Spec, arrivals: Arrivals) -> float:
-    """How long the run is in seconds. A replay lasts no longer than its trace: nothing would be
-    sent in the rest.
+    """Returns how many seconds the run is long. A replay lasts no longer than its trace: nothing
+    would be sent in the rest.
     """
     if not arrivals.replay:
         return DEFAULT_DURATION_S if spec.duration_s is None else spec.duration_s
@@ -143,7 +143,7 @@ def _duration_s(spec: Spec, arrivals: Arrivals) -> float:
 
 
 def _rows_say_lengths(spec: Spec, tiers: Mapping[str, TierSpec]) -> bool:
-    """Whether requests of a replay are as long as its rows say."""
+    """Says whether requests of a replay are as long as its rows say."""
     if spec.replay_lengths is not None:
         return spec.replay_lengths
     drawn = any(tier.prompt or tier.output or tier.trace for tier in tiers.values())

@@ -84,7 +84,7 @@ def _cells(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _instant(stamp: str) -> float:
-    """The seconds from the epoch to a time stamp. Raises ValueError.
+    """Returns the seconds from the epoch to a time stamp. Raises ValueError.
 
     The fraction is added by itself, since datetime keeps only six digits of it.
     """
