@@ -29,7 +29,7 @@ from engine.computing.cpu import (
     WORTH_PADDING,
     can_pack,
 )
-from engine.computing.linear import Linear, in_lanes
+from engine.computing.linear import Linear, in_strips
 from engine.computing.model import Block, Decoder
 
 ROWS = (1, 8, 256)  # a lone decode, a batch of them, a chunk of a prompt
@@ -66,8 +66,8 @@ def fastest_dtype(
 @torch.inference_mode()
 def seconds_by_layout(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
     """Measures one row that goes through matrices like the largest of a layer, as many as the model
-    has or as no cache keeps: the seconds by layout (linear.ROW_LAYOUTS). Lanes need a compiler that
-    works; without one they are left out.
+    has or as no cache keeps: the seconds by layout (linear.ROW_LAYOUTS). Strips need a compiler
+    that works; without one they are left out.
     """
     shape = (config.hidden_size, 2 * config.intermediate_size)
     most = BEYOND_CACHE_BYTES // (shape[0] * shape[1] * dtype.itemsize)
@@ -78,12 +78,12 @@ def seconds_by_layout(config: ModelConfig, dtype: torch.dtype) -> dict[str, floa
         "packed": partial(_pass_each, _packed(weights), x),
         "plain": partial(_pass_plain, _rows(weights, "plain"), x),
     }
-    compiled = torch.compile(_several_in_lanes, fullgraph=True, dynamic=False)
-    lanes = partial(_pass_lanes, compiled, _rows(weights, "lanes"), x)
+    compiled = torch.compile(_several_in_strips, fullgraph=True, dynamic=False)
+    strips = partial(_pass_strips, compiled, _rows(weights, "strips"), x)
     try:
         with compiling():
-            lanes()
-        passes["lanes"] = lanes
+            strips()
+        passes["strips"] = strips
     except CompilationFailed:
         pass  # no choice then
     return dict(zip(passes, _least_in_turn(passes.values()), strict=True))
@@ -153,13 +153,13 @@ def _pass_plain(rows: Sequence[Tensor], x: Tensor) -> None:
         x @ row
 
 
-def _pass_lanes(product: Callable[..., object], rows: Sequence[Tensor], x: Tensor) -> None:
+def _pass_strips(product: Callable[..., object], rows: Sequence[Tensor], x: Tensor) -> None:
     for start in range(0, len(rows), GROUP):
         product(x, rows[start : start + GROUP])
 
 
-def _several_in_lanes(x: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
-    return [in_lanes(x, row) for row in rows]
+def _several_in_strips(x: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    return [in_strips(x, row) for row in rows]
 
 
 def _least_in_turn(passes: Iterable[Callable[[], object]]) -> list[float]:

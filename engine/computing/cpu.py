@@ -37,8 +37,8 @@ WORTH_PADDING = 0.9
 
 # A second copy of the matrices, in a layout for one row, is kept only where a row through it takes
 # at most so much of the time of a row through the packed ones: a tie was decided by the moment. In
-# float32 a lone decode took 60 ms packed, 44 ms plain and 88 ms in lanes, on a core of a Xeon with
-# matrix units; on two cores of another CPU lanes read 34.8 GB/s where packed ones read 21.9.
+# float32 a lone decode took 60 ms packed, 44 ms plain and 88 ms in strips, on a core of a Xeon with
+# matrix units; on two cores of another CPU strips read 34.8 GB/s where packed ones read 21.9.
 WORTH_A_COPY = 0.85
 # Only a model of at most so many bytes is kept twice.
 MOST_COPIED_BYTES = 1 << 30

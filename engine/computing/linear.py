@@ -9,7 +9,7 @@
 To multiply a matrix with a row by itself is nothing but to read it, so the layout that streams
 nearest to the memory's bandwidth is the fastest, and which that is differs from CPU to CPU
 (autotune.py). Beside the packed matrix a CPU may therefore keep a copy for such a row: plain, or in
-lanes, [O / 32, I, 32], of which compiled code sums 32 outputs side by side.
+strips, [O / 32, I, 32], of which compiled code sums 32 outputs side by side.
 
 Legend: T rows, I inputs, O outputs.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, library, nn
 from engine.computing.cpu import PACKED_FOR_ROWS, can_pack
 
 _QUANTIZED_AT_ONCE = 4096  # outputs
-LANES = 32  # outputs that are summed side by side
-ROW_LAYOUTS = ("packed", "plain", "lanes")
+STRIP = 32  # outputs that are summed side by side
+ROW_LAYOUTS = ("packed", "plain", "strips")
 
 _ops = library.Library("niyama", "FRAGMENT")
 _ops.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int outputs) -> Tensor")
@@ -76,11 +76,11 @@ def exact_levels() -> int:
     return 127 if bool((found == size * 127 * 127).all()) else 63
 
 
-def in_lanes(x: Tensor, lanes: Tensor) -> Tensor:
-    """Multiplies a row [1, I] with a matrix in lanes [O / LANES, I, LANES] to [1, O], where O is
-    rounded up to whole lanes. This is for compiled code: by itself it is slow.
+def in_strips(x: Tensor, strips: Tensor) -> Tensor:
+    """Multiplies a row [1, I] with a matrix in strips [O / STRIP, I, STRIP] to [1, O], where O is
+    rounded up to whole strips. This is for compiled code: by itself it is slow.
     """
-    return (lanes.float() * x.float().view(1, -1, 1)).sum(1).view(1, -1).to(x.dtype)
+    return (strips.float() * x.float().view(1, -1, 1)).sum(1).view(1, -1).to(x.dtype)
 
 
 class Linear(nn.Module):
@@ -94,7 +94,7 @@ class Linear(nn.Module):
         self.outputs = weight.shape[1]
         self.weight = nn.Parameter(weight, False)
         self.bias = None if bias is None else nn.Parameter(bias, False)
-        # The copy for a row by itself in compiled code: plain, or in lanes [O / LANES, I, LANES].
+        # The copy for a row by itself in compiled code: plain, or in strips [O / STRIP, I, STRIP].
         self.row: Tensor | None = None
         self.stored: Tensor | None = None  # the matrix, packed or in int8
         self.scale: Tensor | None = None  # of each output of a matrix in int8: [O] float32
@@ -124,7 +124,7 @@ class Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def _one_row(self, x: Tensor, row: Tensor) -> Tensor:
-        out = x @ row if row.dim() == 2 else in_lanes(x, row)[:, : self.outputs]
+        out = x @ row if row.dim() == 2 else in_strips(x, row)[:, : self.outputs]
         return out if self.bias is None else out + self.bias
 
     def _int8(self, x: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
@@ -145,9 +145,9 @@ class Linear(nn.Module):
             return
         # In memory of its own: oneDNN keeps a tensor that already has its layout as it is.
         rows = weight.t().clone(memory_format=torch.contiguous_format)
-        if row_layout == "lanes":
-            padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % LANES))
-            self.row = padded.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
+        if row_layout == "strips":
+            padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % STRIP))
+            self.row = padded.view(-1, STRIP, rows.shape[1]).transpose(1, 2).contiguous()
         elif row_layout == "plain":
             self.row = weight.clone(memory_format=torch.contiguous_format)
         self._store(torch.ops.mkldnn._reorder_linear_weight(rows, PACKED_FOR_ROWS))

@@ -68,18 +68,18 @@ def test_what_is_measured_is_a_time_for_each_number_of_rows(config: ModelConfig)
 
 
 @pytest.mark.parametrize(
-    ("packed", "plain", "lanes", "chosen"),
+    ("packed", "plain", "strips", "chosen"),
     [
         (1.0, 2.0, 3.0, "packed"),
         (1.0, 0.8, 0.9, "plain"),
-        (1.0, 0.8, 0.5, "lanes"),
+        (1.0, 0.8, 0.5, "strips"),
         (1.0, 0.9, 0.9, "packed"),
     ],
 )
 def test_another_layout_is_worth_a_copy_only_where_it_is_clearly_faster(
-    config: ModelConfig, packed: float, plain: float, lanes: float, chosen: str
+    config: ModelConfig, packed: float, plain: float, strips: float, chosen: str
 ) -> None:
-    seconds = {"packed": packed, "plain": plain, "lanes": lanes}
+    seconds = {"packed": packed, "plain": plain, "strips": strips}
     assert autotune.fastest_row_layout(config, torch.float32, lambda *asked: seconds) == chosen
 
 

@@ -106,7 +106,7 @@ def test_what_warm_up_compiles_serves_every_shape_and_computes_the_same(
 ) -> None:
     """With a copy of the matrices for the lone decode: not every CPU would choose one."""
     skip_without_compiler()
-    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "lanes")
+    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "strips")
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
     assert (plain.compilations, fast.compilations) == (0, 0)
@@ -359,7 +359,7 @@ def test_a_region_is_called_through_torch_where_it_does_not_tell_what_it_fetches
     """And computes the same."""
     skip_without_compiler()
     told = shortcut.expressions
-    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "lanes")
+    monkeypatch.setattr(loading, "fastest_row_layout", lambda *asked: "strips")
     monkeypatch.setattr(shortcut, "expressions", lambda graph: [None] * len(told(graph)))
     plain = load(folder, dtype="float32", num_pages=64, page_size=4)
     fast = load(folder, dtype="float32", num_pages=64, page_size=4, compile="on")
