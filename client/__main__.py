@@ -12,8 +12,11 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from client.arguments import token as checked_token
 from client.client import DEFAULT_SERVER, Client
@@ -47,24 +50,33 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the command line asks for: whom to call, on whose behalf, and what to do there."""
+
+    server: str
+    tenant: str
+    token_file: str | None
+    command: Callable[[Client], None]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     had_output = have_streams()
-    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    asked = _parse(sys.argv[1:] if argv is None else argv)
     if not had_output:
         return _fail("standard output is closed", 1)
     write_any_character()
     try:
-        token = _read_token(arguments.token_file)
-        with Client(arguments.server, tenant=arguments.tenant or "", token=token) as client:
-            command: Callable[[Client, argparse.Namespace], None] = arguments.command
-            command(client, arguments)
+        token = _read_token(asked.token_file)
+        with Client(asked.server, tenant=asked.tenant, token=token) as client:
+            asked.command(client)
             sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
         return 1
     except NiyamaError as error:
-        line = _one_line(error, arguments.server)
+        line = _one_line(error, asked.server)
         return _fail(line, 2 if isinstance(error, InvalidRequest) else 1)
     except OSError as error:
         discard_output()
@@ -103,9 +115,11 @@ def _one_line(error: NiyamaError, server: str) -> str:
 # Arguments
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the parsed command line. A first word that names no command begins a prompt, and so
-    `generate` is put before it.
+def _parse(argv: Sequence[str]) -> _Asked:
+    """Reads the command line. A first word that names no command begins a prompt, and so `generate`
+    is put before it.
+
+    Each command's parser holds, as `bound`, a function that binds the command to its arguments.
     """
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
@@ -127,20 +141,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="continue a prompt, as it comes"))
     info = commands.add_parser("info", help="describe the model, the tiers and the limits")
-    info.set_defaults(command=_info)
+    info.set_defaults(bound=lambda typed: _info)
     _add_estimate(commands.add_parser("estimate", help="would a request sent now be on time?"))
     explain = commands.add_parser(
         "explain", help="tell the story of a request; of --tenant NAME's, or with a token anybody's"
     )
     explain.add_argument("request_id", metavar="ID", help="of several completions: ID/0, ID/1, ...")
-    explain.set_defaults(command=_explain)
+    explain.set_defaults(
+        bound=lambda typed: partial(_explain, request_id=typed.request_id, tenant=typed.tenant)
+    )
     count = commands.add_parser("count", help="count the tokens of a text")
     count.add_argument("prompt", help="- reads standard input")
-    count.set_defaults(command=_count)
+    count.set_defaults(bound=lambda typed: partial(_count, prompt=typed.prompt))
     names = set(commands.choices or ())
     if rest and rest[0] not in names | {"-h", "--help"}:
         rest = ["generate", *rest]
-    return parser.parse_args(rest, found)
+    typed = parser.parse_args(rest, found)
+    return _Asked(typed.server, typed.tenant or "", typed.token_file, typed.bound(typed))
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -153,14 +170,28 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ignore-eos", action="store_true", default=None)
     parser.add_argument("--request-id")
     parser.add_argument("--timeout", type=float, help="seconds after which the call is given up")
-    parser.set_defaults(command=_generate)
+    parser.set_defaults(
+        bound=lambda typed: partial(
+            _generate,
+            prompt=typed.prompt,
+            is_chat=typed.chat,
+            options=cast(GenerateOptions, _given(typed, GenerateOptions.__annotations__)),
+        )
+    )
 
 
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt_tokens", type=int, help="tokens in the prompt")
     parser.add_argument("output_tokens", type=int, nargs="?", default=0)
     _add_qos(parser)
-    parser.set_defaults(command=_estimate)
+    parser.set_defaults(
+        bound=lambda typed: partial(
+            _estimate,
+            prompt_tokens=typed.prompt_tokens,
+            output_tokens=typed.output_tokens,
+            qos=cast(QosOptions, _given(typed, QosOptions.__annotations__)),
+        )
+    )
 
 
 def _add_qos(parser: argparse.ArgumentParser) -> None:
@@ -174,17 +205,20 @@ def _add_qos(parser: argparse.ArgumentParser) -> None:
     qos.add_argument("--application", help="who asks: selects a preset")
 
 
-def _given(arguments: argparse.Namespace, names: set[str]) -> dict[str, object]:
+def _given(typed: argparse.Namespace, names: Container[str]) -> dict[str, object]:
+    """Returns those of the named arguments that were typed."""
     return {
-        name: value
-        for name, value in vars(arguments).items()
-        if name in names and value is not None
+        name: value for name, value in vars(typed).items() if name in names and value is not None
     }
 
 
-def _prompt(arguments: argparse.Namespace) -> str:
-    if arguments.prompt != "-":
-        return str(arguments.prompt)
+# Commands
+
+
+def _text(prompt: str) -> str:
+    """Returns a prompt as it was typed, or the standard input for "-". Raises InvalidRequest."""
+    if prompt != "-":
+        return prompt
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -194,14 +228,10 @@ def _prompt(arguments: argparse.Namespace) -> str:
     raise InvalidRequest(f"standard input: {reason}", "input")
 
 
-# Commands
-
-
-def _generate(client: Client, arguments: argparse.Namespace) -> None:
-    options: GenerateOptions = _given(arguments, set(GenerateOptions.__annotations__))  # type: ignore[assignment]  # names checked by the set
-    text = _prompt(arguments)
-    prompt = [{"role": "user", "content": text}] if arguments.chat else text
-    stream = client.generate(prompt, **options)
+def _generate(client: Client, prompt: str, is_chat: bool, options: GenerateOptions) -> None:
+    text = _text(prompt)
+    sent = [{"role": "user", "content": text}] if is_chat else text
+    stream = client.generate(sent, **options)
     at_line_start = True
     try:
         for event in stream.events():
@@ -242,7 +272,7 @@ def _summary(request_id: str, finished: Finished) -> str:
     return "\n".join(lines)
 
 
-def _info(client: Client, arguments: argparse.Namespace) -> None:
+def _info(client: Client) -> None:
     info = client.server_info()
     model, limits = info.model, info.limits
     print(f"server    {info.version}, policy {info.policy}")
@@ -260,9 +290,8 @@ def _info(client: Client, arguments: argparse.Namespace) -> None:
         print(f"tier      {tier.name}: {_targets(tier.targets)}, {importance}{default}")
 
 
-def _estimate(client: Client, arguments: argparse.Namespace) -> None:
-    qos: QosOptions = _given(arguments, set(QosOptions.__annotations__))  # type: ignore[assignment]  # names checked by the set
-    estimate = client.estimate(arguments.prompt_tokens, arguments.output_tokens, **qos)
+def _estimate(client: Client, prompt_tokens: int, output_tokens: int, qos: QosOptions) -> None:
+    estimate = client.estimate(prompt_tokens, output_tokens, **qos)
     forecast = estimate.forecast
     admission = estimate.admission
     if not admission.admitted:
@@ -272,8 +301,8 @@ def _estimate(client: Client, arguments: argparse.Namespace) -> None:
     print(f"targets   {_resolved(estimate.targets)}")
 
 
-def _explain(client: Client, arguments: argparse.Namespace) -> None:
-    story = client.explain(arguments.request_id, arguments.tenant)
+def _explain(client: Client, request_id: str, tenant: str | None) -> None:
+    story = client.explain(request_id, tenant)
     print(f"{story.request_id}: {_resolved(story.targets)}")
     for decision in story.decisions:
         predicted = (
@@ -283,8 +312,8 @@ def _explain(client: Client, arguments: argparse.Namespace) -> None:
     print(story.summary)
 
 
-def _count(client: Client, arguments: argparse.Namespace) -> None:
-    print(client.count_tokens(_prompt(arguments)).count)
+def _count(client: Client, prompt: str) -> None:
+    print(client.count_tokens(_text(prompt)).count)
 
 
 def _ms(seconds: float | None) -> str:
