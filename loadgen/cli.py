@@ -6,9 +6,9 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -30,7 +30,7 @@ from loadgen.scoring.modes import Measure, Measurement, NotMeasured
 from loadgen.scoring.summary import Measuring
 from loadgen.silos import SiloTarget
 from loadgen.targets import local_server
-from loadgen.targets.target import End, Target, Unreachable, Watch
+from loadgen.targets.target import End, Target, Unreachable
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
 from loadgen.workload.spec import Spec, build
@@ -146,10 +146,11 @@ class _Command:
             )
         report = self.arguments.report
         measuring = Measuring(report.warmup, report.cooldown, report.max_lag)
+        showing = partial(progress.showing, self.out)
 
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()
-            done = modes.measure(target, info, load, measuring, self._showing, full_name, contender)
+            done = modes.measure(target, info, load, measuring, showing, full_name, contender)
             self.done.append(done)
             return done
 
@@ -158,10 +159,6 @@ class _Command:
         if self.mode.find_capacity:
             return self._search(measure, workload, contender)
         return [measure(workload, "")]
-
-    def _showing(self, duration_s: float, name: str) -> AbstractContextManager[Watch]:
-        """Shows the progress bar of one run while the block lasts."""
-        return progress.showing(self.out, duration_s, name)
 
     def _search(self, measure: Measure, workload: Workload, contender: str) -> list[Measurement]:
         """Searches a contender's capacity and prints each step and the result."""
@@ -232,7 +229,7 @@ class _Reports:
         report, failed = self.arguments.report, []
         for path, write in (
             (report.json, self._write_json),
-            (report.csv, self._write_csv),
+            (report.csv, partial(records.write, self.done)),
             (report.html, self._write_html),
         ):
             try:
@@ -247,9 +244,6 @@ class _Reports:
         mode = self.arguments.mode.name
         document = figures.to_json(mode, self._really_asked(), self.done, self.capacities)
         figures.write(document, path)
-
-    def _write_csv(self, path: Path) -> None:
-        records.write(self.done, path)
 
     def _write_html(self, path: Path) -> None:
         document.write(page(self._asked(), self.done, self.capacities), path)

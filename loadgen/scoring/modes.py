@@ -69,17 +69,16 @@ def measure(
         tiers = [load.tier for load in workload.tiers]
         summary = summarise(tiers, workload.duration_s, info, run, measuring)
     rate = workload.arrivals.rate
-    mean = rate.mean(workload.duration_s) if rate else None
     return Measurement(
         name,
         summary,
         run.records,
-        contender,
-        mean,
-        run.series,
-        workload.duration_s,
-        run.interrupted_by,
-        measuring,
+        contender=contender,
+        rate=rate.mean(workload.duration_s) if rate else None,
+        series=run.series,
+        duration_s=workload.duration_s,
+        interrupted_by=run.interrupted_by,
+        measuring=measuring,
     )
 
 

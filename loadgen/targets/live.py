@@ -60,7 +60,6 @@ class LiveTarget:
     server: str
     channels: int = CHANNELS
     drain_s: float = DRAIN_S
-    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -257,7 +256,7 @@ class _Sender:
         options: GenerateOptions = {
             "max_tokens": request.output_len,
             "ignore_eos": True,
-            "temperature": self.target.temperature,
+            "temperature": 0.0,
             "seed": request.seed,
             "application": request.application,
             "tenant": request.tenant,

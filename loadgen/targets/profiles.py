@@ -119,14 +119,14 @@ class BadProfile(ValueError):
     """The profile cannot be used; the message is one line."""
 
 
-def load(text: str, efficiency: Efficiency = EFFICIENCY) -> Profile:
+def load(text: str) -> Profile:
     """Makes the profile that `--simulate` names. Raises BadProfile, or OSError."""
     if text == A100.name:
         return A100
     if text.startswith("roofline:"):
         device, _, path = text.removeprefix("roofline:").partition(":")
         shape = _model_shape(_read_json(Path(path)), path)
-        return roofline(text, _device(device), shape, efficiency)
+        return roofline(text, _device(device), shape)
     return _saved(Path(text))
 
 

@@ -22,8 +22,8 @@ class SeriesRecorder:
     """Watches every iteration of the simulator. When a run outgrows MOST_STEPS steps, neighbours
     are joined and a step becomes twice as long."""
 
-    def __init__(self, step_s: float = _FIRST_STEP_S) -> None:
-        self._step_s = step_s
+    def __init__(self) -> None:
+        self._step_s = _FIRST_STEP_S
         self._num_steps = 0
         self._chunks, self._prefill = _zeros(), _zeros()  # iterations that prefill, their tokens
         self._samples, self._waiting = _zeros(), _zeros()  # of the queue, once a step and replica

@@ -134,15 +134,15 @@ def _quantile_name(name: str, quantile: str, num_names: int) -> str:
     return quantile if num_names == 1 else f"{name} {quantile}"
 
 
-def ranking(capacities: Mapping[str, Capacity], title: str = "Capacity") -> Chart:
+def ranking(capacities: Mapping[str, Capacity]) -> Chart:
     """Returns a bar per contender for the largest rate that passed, and up to which rate it is
     uncertain."""
     found = {name: each for name, each in capacities.items() if each.passed > 0}
     if not found:
-        return Absent(title, "No rate was found that is served.")
+        return Absent("Capacity", "No rate was found that is served.")
     bars = [
         Bar(name, each.passed, colour(i), each.failed if each.is_bracketed else None)
         for i, (name, each) in enumerate(found.items())
     ]
     note = "The thin line ends at the smallest rate that failed."
-    return Ranking(title, Axis("capacity (requests/s)"), bars, note, is_wide=True)
+    return Ranking("Capacity", Axis("capacity (requests/s)"), bars, note, is_wide=True)
