@@ -51,11 +51,12 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-# The column "from" of the table above. Every token passes here: a tuple is searched by identity,
-# and a status has a name of its own, since looking up `Status.DECODING` is slow in Python 3.11.
+# The column "from" of the table above. Every token passes here, so the likeliest stands first: a
+# tuple compares by identity at first, and then slowly, by the methods of Enum. And a status has a
+# name of its own, since looking up `Status.DECODING` is slow in Python 3.11.
 _WAITING, _DECODING, _ENDING, _FINISHED = Status
-_UNTIL_ENDING = (_WAITING, _DECODING)
-_UNTIL_FINISHED = (_WAITING, _DECODING, _ENDING)
+_UNTIL_ENDING = (_DECODING, _WAITING)
+_UNTIL_FINISHED = (_DECODING, _ENDING, _WAITING)
 
 
 class FinishReason(Enum):
@@ -168,15 +169,18 @@ class Sequence:
             raise self._illegal("expect a token")
         if self.first_scheduled_at is None:
             self.first_scheduled_at = started_at
-        request, number = self.request, len(self.output) + 1
-        self.num_computed = self.prompt_len + number - 1
+        num_output = len(self.output)
+        self.num_computed = self.prompt_len + num_output
         self.num_in_flight = 1
         self.in_flight_due_at = self.due_at
+        request = self.request
         if request.targets.tbt_s is not None:
-            self.due_at = request.token_due_at(number + 1)
-        is_last = number >= request.sampling.max_tokens
-        self.status = _ENDING if is_last else _DECODING
-        return is_last
+            self.due_at = request.token_due_at(num_output + 2)
+        if num_output + 1 < request.sampling.max_tokens:
+            self.status = _DECODING
+            return False
+        self.status = _ENDING
+        return True
 
     def take_token(self, token_id: int, now: float) -> FinishReason | None:
         """The token in flight came out at `now`. Returns why it is the last, None if it is not."""
