@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
 from engine.linking.errors import DuplicateRequest
 from server.admission.admission import REMEMBERED_S, Admission, gave_place
-from server.admission.places import KEPT_PERCENT, Entry, State
+from server.admission.places import KEPT_PERCENT, Entry
 from server.errors import Refusal, Refused
 
 LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
@@ -310,6 +310,9 @@ class AnyLoad(RuleBasedStateMachine):
         self.admission = Admission(20, 200)
         self.alive: dict[tuple[str, str], Entry] = {}
         self.displaced: set[tuple[str, str]] = set()
+        self.started: set[tuple[str, str]] = set()
+        self.shares: dict[str, Share] = {}  # by name, as they last called
+        self.called_at: dict[str, float] = {}  # by the share's name
         self.count = 0
         self.now = 0.0
 
@@ -333,6 +336,7 @@ class AnyLoad(RuleBasedStateMachine):
         self.count += 1
         self.now += passes
         asks = entry(f"r{self.count}", importance, share, n, tokens, weight)
+        self.shares[share], self.called_at[share] = asks.share, self.now
         before = self.waiting()
         foretold = self.admission.refusal(asks, self.now)
         try:
@@ -368,32 +372,45 @@ class AnyLoad(RuleBasedStateMachine):
         lower = [each for each in before if each.importance < asks.importance]
         if reason is Refusal.SHARE_USED:
             lower = [each for each in lower if each.share.name == asks.share.name]
-            assert self.admission._beyond(asks.share, self.admission._active(asks.share), asks) != (
-                0,
-                0,
-            )
+            active = self.active_weight()
+            beyond = [
+                self.admission.requests.beyond(asks.share, active, asks.n),
+                self.admission.tokens.beyond(asks.share, active, asks.tokens),
+            ]
+            assert any(beyond)
             return
         requests, tokens = self.admission.requests, self.admission.tokens
         freed = sum(each.n for each in lower), sum(each.tokens for each in lower)
-        short = self.admission._missing(asks)
-        few = short.requests > freed[0] or short.tokens > freed[1]
+        few = (
+            requests.missing(asks.n, asks.importance) > freed[0]
+            or tokens.missing(asks.tokens, asks.importance) > freed[1]
+        )
         assert few or len(self.displaced) >= requests.limit - len(lower)
         assert requests.total + tokens.total > 0
 
     def waiting(self) -> set[Entry]:
-        places = self.admission._places.values()
-        return {place.entry for place in places if place.state is State.WAITING}
+        gone = self.started | self.displaced
+        return {each for key, each in self.alive.items() if key not in gone}
+
+    def active_weight(self) -> float:
+        """Returns the weight of the shares that hold something, or have called a moment ago."""
+        recent = [name for name, at in self.called_at.items() if self.now - at <= REMEMBERED_S]
+        return sum(self.shares[name].weight for name in {*recent, *self.admission.requests.held})
 
     @rule(which=st.integers(0, 99), tokens=st.integers(1, 90))
     def turn_out(self, which: int, tokens: int) -> None:
         if self.alive:
-            self.admission.resize(sorted(self.alive)[which % len(self.alive)], tokens)
+            key = sorted(self.alive)[which % len(self.alive)]
+            self.admission.resize(key, tokens)
+            self.alive[key] = self.alive[key]._replace(tokens=tokens)
 
     @rule(which=st.integers(0, 99))
     def start(self, which: int) -> None:
         keys = sorted(self.alive.keys() - self.displaced)
         if keys:
-            self.admission.start(keys[which % len(keys)])
+            key = keys[which % len(keys)]
+            self.admission.start(key)
+            self.started.add(key)
 
     @rule(which=st.integers(0, 99))
     def leave(self, which: int) -> None:
@@ -402,6 +419,7 @@ class AnyLoad(RuleBasedStateMachine):
             self.admission.leave(key)
             del self.alive[key]
             self.displaced.discard(key)
+            self.started.discard(key)
 
     @invariant()
     def holds(self) -> None:
