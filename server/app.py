@@ -95,16 +95,20 @@ class Server:
         await self.front_ends.drain()
 
     async def stop(self) -> None:
-        """Ends what still runs, and the engine."""
-        await self.front_ends.stop()
-        await self.engine.stop()
+        """Ends what still runs, and the engine, whatever goes wrong with the former."""
+        try:
+            await self.front_ends.stop()
+        finally:
+            await self.engine.stop()
 
     def kill(self) -> None:
         """Ends the engine and the front ends at once, whatever they do; this process is to follow.
         For any thread.
         """
-        self.front_ends.kill()
-        self.engine.keeper.kill()
+        try:
+            self.front_ends.kill()
+        finally:
+            self.engine.keeper.kill()
 
 
 def _front_ends(config: ServerConfig, engine: ServerEngine, ledger: Ledger) -> FrontEnds:

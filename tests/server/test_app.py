@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,7 @@ from server.ending import Ending
 from server.listening.addresses import host_port
 from server.listening.exposition import Exposition
 from server.metrics import Metrics
+from tests.engine.driving.engines import NULL
 from tests.server.conftest import Running, within
 
 PROPOSED = (Tier("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
@@ -85,6 +87,33 @@ async def test_a_slow_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     with structlog.testing.capture_logs() as lines, pytest.raises(StartError):
         await app.serve(ServerConfig(), Ending(0.0, lambda patience_s: None))
     assert [line["event"] for line in lines] == ["starting"]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_the_engine_ends_though_the_front_ends_end_with_an_error(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the folder of their metrics cannot be removed, since one still writes there."""
+
+    def kill() -> None:
+        raise OSError("the folder is not empty")
+
+    async def stop() -> None:
+        kill()
+
+    server = Server(ServerConfig(port=0, engine=EngineConfig(factory=NULL)))
+    await within(server.engine.start())
+    pid = server.engine.keeper.pid
+    assert pid is not None
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="not empty"):
+        patched.setattr(server.front_ends, "stop", stop)
+        patched.setattr(server.front_ends, "kill", kill)
+        if end == "stop":
+            await within(server.stop())
+        else:
+            await asyncio.to_thread(server.kill)
+    assert not psutil.pid_exists(pid)
+    await within(server.stop())
 
 
 @pytest.mark.asyncio(loop_scope="session")
