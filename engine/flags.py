@@ -36,7 +36,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
-    """The flags of a dataclass by field name, in the order of its fields."""
+    """Returns the flags of a dataclass by field name, in the order of its fields."""
     return {name: flag for name, _, flag in _marked(config)}
 
 
@@ -86,7 +86,9 @@ def make(config: type[T], arguments: argparse.Namespace, **others: object) -> T:
 
 
 def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of those flags of a dataclass that were given, in the order of its fields."""
+    """Returns the values of those flags of a dataclass that were given, in the order of its
+    fields.
+    """
     values: Mapping[str, Any] = vars(arguments)
     return {name: values[name] for name in flags_of(config) if values[name] is not None}
 
@@ -100,8 +102,8 @@ def _marked(config: type[Any]) -> Iterator[tuple[str, type[Any], Flag]]:
 
 
 def _value_type(field_type: Any, flag: Flag) -> type[Any]:
-    """The type of one value: that of an optional field is what it holds if anything, that of a
-    repeated one what its sequence holds.
+    """Returns the type of one value. That of an optional field is what it holds if anything, that
+    of a repeated one what its sequence holds.
     """
     inner = [each for each in get_args(field_type) if each is not NoneType]
     is_optional = NoneType in get_args(field_type)
@@ -110,7 +112,7 @@ def _value_type(field_type: Any, flag: Flag) -> type[Any]:
 
 
 def _converter(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """An argparse type that keeps the parser's own message of what is wrong."""
+    """Returns an argparse type that keeps the parser's own message of what is wrong."""
 
     def convert(text: str) -> object:
         try:

@@ -74,7 +74,9 @@ class Resolved:
 
 
 def _three_tiers(ttft_s: float, tbt_s: float, scale: float) -> tuple[Tier, ...]:
-    """Interactive with these targets; standard and batch with theirs times `scale`."""
+    """Returns interactive with these targets, and standard and batch with theirs times
+    `scale`.
+    """
     return (
         Tier("interactive", Targets(ttft_s=ttft_s, tbt_s=tbt_s)),
         Tier("standard", Targets(ttlt_s=round(STANDARD_TTLT_S * scale, 3))),

@@ -172,8 +172,10 @@ def _reassure() -> None:
 
 
 async def _reload_when_asked(server: Server, asked: asyncio.Event) -> None:
-    """A file that is no good leaves what was, and a terminal that closes ends no server: what does
-    not read a file ignores that signal, as under nohup.
+    """Reads the configuration file again whenever it is asked to, until it is cancelled.
+
+    A file that is no good changes nothing. A server without a file ignores the signal, as under
+    nohup, so that a terminal that closes does not end it.
     """
     path = server.config.config
     while True:
@@ -191,13 +193,13 @@ async def _reload_when_asked(server: Server, asked: asyncio.Event) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None:
-    """From the thread that waits for signals."""
+    """Sets the event. It is for the thread that waits for signals."""
     with contextlib.suppress(RuntimeError):  # the event loop has ended, and the process is about to
         loop.call_soon_threadsafe(asked_to_stop.set)
 
 
 def _announce(server: Server, info: EngineInfo) -> None:
-    """The ready line, for people and for scripts that wait for it."""
+    """Prints the ready line, for people and for scripts that wait for it."""
     print(
         f"niyama ready on {host_port(server.config.host, server.port)}: {info.model_name}"
         f" ({info.num_parameters / 1e6:.1f} M parameters, {info.dtype}, {info.device}),"

@@ -58,7 +58,9 @@ class ServerEngine:
 
     @property
     def link(self) -> EngineLink:
-        """The link of this process: of the only front end, or of who supervises several."""
+        """Returns this process's link, which the only front end serves through, or by which the
+        supervisor of several knows whether the engine serves.
+        """
         return self.keeper.link
 
     def listen(self) -> None:

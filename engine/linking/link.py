@@ -195,8 +195,8 @@ class EngineLink:
 
     @property
     def waits_since(self) -> float | None:
-        """When the engine was last heard of, or the moment from which that was due; None while
-        nothing is asked of it: an idle engine is silent, and may be.
+        """Returns when the engine was last heard of, or the moment from which that was due; None
+        while nothing is asked of it, since an idle engine may be silent.
         """
         return self._heard_at if self.info is not None and self._is_busy else None
 
@@ -204,7 +204,9 @@ class EngineLink:
 
     @property
     def in_flight(self) -> Set[str]:
-        """The ids of the requests that the engine has neither finished nor been told to end."""
+        """Returns the ids of the requests that the engine has neither finished nor been told to
+        end.
+        """
         return self._streams.in_flight
 
     def has(self, request_id: str) -> bool:

@@ -66,7 +66,7 @@ class RequestStream:
 
     @property
     def is_done(self) -> bool:
-        """Whether every request has finished, and its reader has been told."""
+        """Returns whether every request has finished, and the reader has been told."""
         return not self._open and not self._items and self._error is None
 
     async def next(self) -> list[tuple[int, Item]]:

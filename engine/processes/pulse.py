@@ -56,7 +56,7 @@ class Pulse:
 
     @property
     def turn(self) -> int:
-        """The turn that the child is at, counted from 1; NO_TURN while it waits."""
+        """Returns the turn that the child is at, counted from 1; NO_TURN while it waits."""
         return int(_COUNT.unpack_from(self._page, _TURN_AT)[0])
 
     def close(self) -> None:

@@ -277,7 +277,7 @@ class Offer:
         return self._is_beyond, self._first.entry.tokens, self._first.number
 
     def take(self) -> Place:
-        """Its next place, which is then no longer offered."""
+        """Returns its next place, which is then no longer offered."""
         place = self._first
         assert place is not None
         self._first = next(self._places, None)
@@ -286,8 +286,8 @@ class Offer:
 
 
 def _take(ranks: Iterable[list[Offer]], need: Use) -> list[Place] | None:
-    """Places that together free what is needed, those of the first rank first. None where all that
-    is offered is not enough.
+    """Returns places that together free what is needed, those of the first rank first. None where
+    all that is offered is not enough.
     """
     ranks = list(ranks)
     offered = [offer.left for rank in ranks for offer in rank]
