@@ -105,13 +105,12 @@ async def test_the_engine_ends_though_the_front_ends_end_with_an_error(
     await within(server.engine.start())
     pid = server.engine.keeper.pid
     assert pid is not None
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="not empty"):
+    ending = server.stop() if end == "stop" else asyncio.to_thread(server.kill)
+    with monkeypatch.context() as patched:
         patched.setattr(server.front_ends, "stop", stop)
         patched.setattr(server.front_ends, "kill", kill)
-        if end == "stop":
-            await within(server.stop())
-        else:
-            await asyncio.to_thread(server.kill)
+        with pytest.raises(OSError, match="not empty"):
+            await within(ending)
     assert not psutil.pid_exists(pid)
     await within(server.stop())
 
