@@ -242,13 +242,13 @@ class _Reports:
 
     def _write_json(self, path: Path) -> None:
         mode = self.arguments.mode.name
-        document = figures.to_json(mode, self._really_asked(), self.done, self.capacities)
+        document = figures.to_json(mode, self._flags_as_sent(), self.done, self.capacities)
         figures.write(document, path)
 
     def _write_html(self, path: Path) -> None:
-        document.write(page(self._asked(), self.done, self.capacities), path)
+        document.write(page(self._page_head(), self.done, self.capacities), path)
 
-    def _really_asked(self) -> dict[str, object]:
+    def _flags_as_sent(self) -> dict[str, object]:
         """Returns the flags by name, but of the three that say which requests are sent what the
         first run really had.
         """
@@ -261,7 +261,7 @@ class _Reports:
         }
         return as_typed(self.argv, self.arguments) | really
 
-    def _asked(self) -> Asked:
+    def _page_head(self) -> Asked:
         """Returns the head of the HTML report."""
         versions = {name: version(name) for name in ("niyama", "grpcio")}
         return Asked(

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came, of that number."""
+    """A signal of that number came."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

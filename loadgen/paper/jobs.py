@@ -64,7 +64,7 @@ class Answered(NamedTuple):
     """An answer, and the seconds of processor time that it took."""
 
     value: Any
-    seconds: float  # of processor time
+    seconds: float
 
 
 def _timed(job: Job) -> Answered:
@@ -110,7 +110,7 @@ class Answers:
             document = {"code": self.code, "answers": self.by_key}
             partial = self.path.with_name(self.path.name + ".partial")
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            os.replace(partial, self.path)  # an end in the midst leaves the one before
+            os.replace(partial, self.path)  # whoever interrupts this leaves the last whole file
 
 
 def run_all(

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.json is not None:
             figures.write(figures.to_json(mode, {"records": str(flags.records)}, runs), flags.json)
         if flags.html is not None:
-            document.write(page(_asked(asked, flags, mode, runs), runs), flags.html)
+            document.write(page(_page_head(asked, flags, mode, runs), runs), flags.html)
         out = terminal.console()
         terminal.print_mode(mode, runs, None, out)
         out.print(f"made again from {flags.records}", markup=False, highlight=False)
@@ -99,7 +99,7 @@ def _mode(runs: Sequence[Measurement]) -> str:
     return "compare" if len({run.contender for run in runs}) > 1 else "sweep"
 
 
-def _asked(argv: Sequence[str], flags: Flags, mode: str, runs: Sequence[Measurement]) -> Asked:
+def _page_head(argv: Sequence[str], flags: Flags, mode: str, runs: Sequence[Measurement]) -> Asked:
     """Returns the head of the page."""
     return Asked(
         mode,

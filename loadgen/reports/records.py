@@ -2,8 +2,8 @@
 make a report again without a run.
 
 Instants are seconds since the start of the run, durations seconds; a cell is empty where there is
-nothing to tell. Most columns are for people, with seconds rounded to microseconds. `read` takes
-what a figure depends on from the exact ones behind them, and ignores what follows from others
+nothing to tell. Most columns are for people and round seconds to microseconds; the last ones repeat
+the instants to the last digit. `read` takes those, and ignores columns that follow from others
 (latencies, whether a request was on time).
 
 What belongs to a run and to no request stands in `run_facts` of the run's first row, as JSON. It is
@@ -48,7 +48,7 @@ COLUMNS = (
     "received_tokens",
     "outcome",
     "ttft_s",
-    "server_ttft_s",  # as the server timed it; what ttft_s exceeds it by was spent on the way
+    "server_ttft_s",  # as the server timed it; the rest of ttft_s was spent on the way
     "mean_tbt_s",
     "worst_tbt_s",
     "ttlt_s",

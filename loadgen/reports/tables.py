@@ -33,7 +33,7 @@ class Kind(Enum):
     RATE = auto()  # requests per second, as they were measured
     DURATION = auto()  # seconds, from microseconds to minutes in one column
     LATENCY = auto()  # seconds, of an order that milliseconds suit
-    PERCENTILES = auto()  # three of those
+    PERCENTILES = auto()  # three latencies
 
 
 Figure = str | int | float | Percentiles | None

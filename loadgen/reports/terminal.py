@@ -55,7 +55,7 @@ def print_report(summary: Summary, out: Console) -> None:
     )
     narrow = out.width < _NARROW
     for table in tables.score_tables(summary):
-        out.print(score_table(table, narrow))
+        out.print(_score_table(table, narrow))
     for line in _lines(summary):
         out.print(line, highlight=False)
 
@@ -66,7 +66,7 @@ def _who(target: TargetInfo) -> str:
     return name if model in name else f"{name}: {model}"
 
 
-def score_table(table: tables.Table, narrow: bool = False) -> Table:
+def _score_table(table: tables.Table, narrow: bool) -> Table:
     """Shows a table of scores, a row per group; it fits 80 columns when narrow."""
     quantiles = "p50/p99" if narrow else "p50/p90/p99"
     name = table.columns[0].name

@@ -46,7 +46,7 @@ class Record:
     token_at: array[float] = field(default_factory=no_instants)
     ended_at: float | None = None
     relegated: bool = False
-    server_ttft_s: float | None = None  # as the server timed it: what it takes longer is the way
+    server_ttft_s: float | None = None  # as the server timed it; the rest is the way
     error: str = ""
 
     @property

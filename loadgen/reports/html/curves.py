@@ -107,8 +107,8 @@ def _line(metric: Metric, sample: Sample, values: Sequence[float], unit: Unit) -
 
 
 def target_marks(samples: Sequence[Sample], unit: Unit) -> list[Mark]:
-    """Returns a mark per target, in the colour of the line that has it; a common one in the colour
-    of nobody."""
+    """Returns a mark per target, in the colour of the line that has it, or in ink where several
+    have it."""
     owners: dict[float, list[str]] = {}
     for sample in samples:
         if sample.target_s is not None:

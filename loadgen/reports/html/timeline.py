@@ -86,7 +86,7 @@ def _fates(run: Measurement, clock: _Clock) -> Chart:
         for name, instants in fates.items()
         if instants
     ]
-    return clock.chart(title, "requests/s", lines, Draw.STACK, _limits(run, clock))
+    return clock.chart(title, "requests/s", lines, Draw.STACK, _window_marks(run, clock))
 
 
 def _fate(record: Record) -> str:
@@ -95,7 +95,7 @@ def _fate(record: Record) -> str:
     return "on time" if is_on_time(record) else "late"
 
 
-def _limits(run: Measurement, clock: _Clock) -> list[Mark]:
+def _window_marks(run: Measurement, clock: _Clock) -> list[Mark]:
     """Marks where the measured part begins, if not at once."""
     start_s = run.summary.window.start_s
     return [Mark("measured from here", x=start_s / clock.unit_s)] if start_s > 0 else []
