@@ -18,7 +18,16 @@ from engine.deciding.questions import Stats
 from engine.linking import keeper as keeping
 from engine.linking.errors import EngineLost, EngineStartError
 from engine.processes import watch
-from tests.engine.linking.test_keeper import WAIT_S, Watched, begun, make_request, read, running
+from tests.engine.driving import engines
+from tests.engine.linking.test_keeper import (
+    MANY,
+    WAIT_S,
+    Watched,
+    begun,
+    make_request,
+    read,
+    running,
+)
 from tests.engine.linking.test_keeper import within as within_time
 
 HEARTBEAT_S = 0.5
@@ -174,11 +183,11 @@ async def test_restarts_leave_neither_descriptors_nor_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keeping, "FIRST_DELAY_S", 0.0)
-    async with running() as keeper:
+    async with running(engines.SLOW) as keeper:
         before = len(os.listdir("/proc/self/fd"))
         others = children() - {pid_of(keeper)}
         for i in range(10):
-            stream = await begun(keeper, make_request(f"r{i}", max_tokens=4000))
+            stream = await begun(keeper, make_request(f"r{i}", max_tokens=MANY))
             os.kill(pid_of(keeper), signal.SIGKILL)
             with pytest.raises(EngineLost):
                 await read(stream)

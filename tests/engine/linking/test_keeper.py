@@ -31,6 +31,7 @@ from engine.messages import Failure
 from tests.engine.driving import engines
 
 WAIT_S = 60.0
+MANY = 4000  # tokens, which the slow engine takes a good half minute for
 T = TypeVar("T")
 
 
@@ -66,6 +67,15 @@ async def running(factory: str = engines.NULL, **options: object) -> AsyncIterat
 @pytest_asyncio.fixture
 async def keeper() -> AsyncIterator[Watched]:
     async with running() as keeper:
+        yield keeper
+
+
+@pytest_asyncio.fixture
+async def slow_keeper() -> AsyncIterator[Watched]:
+    """Of an engine that is at work on MANY tokens for as long as a test takes, however slow that
+    is.
+    """
+    async with running(engines.SLOW) as keeper:
         yield keeper
 
 
@@ -106,35 +116,35 @@ async def test_a_slow_reader_gets_everything_at_once(keeper: Watched) -> None:
     assert slow.is_done
 
 
-async def test_a_cancelled_request_finishes_with_the_reason(keeper: Watched) -> None:
-    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
+async def test_a_cancelled_request_finishes_with_the_reason(slow_keeper: Watched) -> None:
+    stream = slow_keeper.link.submit([make_request("a", max_tokens=MANY)])
     await within(stream.next())
     stream.cancel(0, FinishReason.STOP)
     last = (await read(stream))[-1][1]
     assert isinstance(last, Finished)
     assert last.reason is FinishReason.STOP
-    assert last.output_tokens < 4000
+    assert last.output_tokens < MANY
 
 
-async def test_closing_a_stream_frees_its_pages(keeper: Watched) -> None:
-    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
+async def test_closing_a_stream_frees_its_pages(slow_keeper: Watched) -> None:
+    stream = slow_keeper.link.submit([make_request("a", max_tokens=MANY)])
     await within(stream.next())
     stream.close(FinishReason.CANCELLED)
-    stats = (await within(keeper.link.ask(Stats()))).scheduler
+    stats = (await within(slow_keeper.link.ask(Stats()))).scheduler
     assert stats.pages_free == stats.pages_total
     assert stats.num_running == stats.num_waiting == 0
 
 
-async def test_an_id_is_taken_until_the_engine_has_finished_it(keeper: Watched) -> None:
-    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
+async def test_an_id_is_taken_until_the_engine_has_finished_it(slow_keeper: Watched) -> None:
+    stream = slow_keeper.link.submit([make_request("a", max_tokens=MANY)])
     with pytest.raises(DuplicateRequest, match="a"):
-        keeper.link.submit([make_request("b"), make_request("a")])
-    assert len(keeper.link.in_flight) == 1  # and "b" was not submitted
+        slow_keeper.link.submit([make_request("b"), make_request("a")])
+    assert len(slow_keeper.link.in_flight) == 1  # and "b" was not submitted
     stream.close(FinishReason.CANCELLED)
     with pytest.raises(DuplicateRequest):
-        keeper.link.submit([make_request("a")])
-    await within(keeper.link.ask(Stats()))
-    assert len(await read(keeper.link.submit([make_request("a")]))) == 7
+        slow_keeper.link.submit([make_request("a")])
+    await within(slow_keeper.link.ask(Stats()))
+    assert len(await read(slow_keeper.link.submit([make_request("a")]))) == 7
 
 
 async def test_a_question_without_an_answer_says_why(keeper: Watched) -> None:
@@ -151,22 +161,22 @@ async def begun(keeper: EngineKeeper, request: Request) -> RequestStream:
     return stream
 
 
-async def test_a_killed_engine_fails_its_streams_and_is_replaced(keeper: Watched) -> None:
-    stream = await begun(keeper, make_request("a", max_tokens=4000))
-    first = keeper.link.info
+async def test_a_killed_engine_fails_its_streams_and_is_replaced(slow_keeper: Watched) -> None:
+    stream = await begun(slow_keeper, make_request("a", max_tokens=MANY))
+    first = slow_keeper.link.info
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
     with pytest.raises(EngineLost):
         await read(stream)
     with pytest.raises(EngineLost):
-        keeper.link.submit([make_request("b")])
+        slow_keeper.link.submit([make_request("b")])
     with pytest.raises(EngineLost):
-        await within(keeper.link.ask(Stats()))
-    assert "-9" in await within(keeper.news.get())
-    assert await within(keeper.news.get()) == "ready"
-    assert keeper.link.info is not None
-    assert keeper.link.info.pid != first.pid
-    assert len(await read(keeper.link.submit([make_request("a")]))) == 7
+        await within(slow_keeper.link.ask(Stats()))
+    assert "-9" in await within(slow_keeper.news.get())
+    assert await within(slow_keeper.news.get()) == "ready"
+    assert slow_keeper.link.info is not None
+    assert slow_keeper.link.info.pid != first.pid
+    assert len(await read(slow_keeper.link.submit([make_request("a")]))) == 7
 
 
 async def test_what_nobody_has_seen_anything_of_is_run_again_by_the_next_engine() -> None:
@@ -203,7 +213,7 @@ async def test_what_the_first_engine_chose_and_learnt_holds_for_those_after_it()
 
 async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
     async with running("tests.engine.driving.engines:build_failing") as keeper:
-        good = await begun(keeper, make_request("good", max_tokens=4000))
+        good = await begun(keeper, make_request("good", max_tokens=MANY))
         bad = keeper.link.submit([make_request("bad", seed=engines.Failing.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
@@ -221,7 +231,7 @@ async def test_an_engine_that_breaks_tells_why_before_it_is_replaced() -> None:
 async def test_an_engine_that_hangs_at_work_is_replaced() -> None:
     factory = "tests.engine.driving.engines:build_hanging"
     async with running(factory, patience_s=0.5, heartbeat_s=0.5, rerun_s=0.0) as keeper:
-        good = await begun(keeper, make_request("good", max_tokens=4000))
+        good = await begun(keeper, make_request("good", max_tokens=MANY))
         keeper.link.submit([make_request("bad", seed=engines.Hanging.BREAKING_SEED)])
         with pytest.raises(EngineLost):
             await read(good)
@@ -289,11 +299,11 @@ async def test_a_folder_without_a_model_is_a_start_error(tmp_path: Path) -> None
     await within(keeper.stop())
 
 
-async def test_stopping_fails_open_streams_and_ends_the_process(keeper: Watched) -> None:
-    stream = keeper.link.submit([make_request("a", max_tokens=4000)])
-    assert keeper.link.info is not None
-    process = psutil.Process(keeper.link.info.pid)
-    await within(keeper.stop())
+async def test_stopping_fails_open_streams_and_ends_the_process(slow_keeper: Watched) -> None:
+    stream = slow_keeper.link.submit([make_request("a", max_tokens=MANY)])
+    assert slow_keeper.link.info is not None
+    process = psutil.Process(slow_keeper.link.info.pid)
+    await within(slow_keeper.stop())
     with pytest.raises(EngineLost):
         await read(stream)
     assert not process.is_running()
