@@ -63,8 +63,8 @@ def first_region(
     tokens: Tensor,
     positions: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Tokens and positions [T] to x [T, E], cosines and sines [T, 1, D], what the first attention
-    is given [T, H + 2 * KH, D], and what of it was computed already.
+    """Computes from tokens and positions [T]: x [T, E], cosines and sines [T, 1, D], what the first
+    attention is given [T, H + 2 * KH, D], and what `traced` has computed of that attention.
     """
     x, cos, sin = model.embed(tokens, positions)
     qkv = block.before(x, cos, sin)
@@ -82,8 +82,9 @@ def next_region(
     cos: Tensor,
     sin: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x [T, E] and what a layer's attention gave [T, H * D] to x, what the attention of the
-    following layer is given, and what of that was computed already. `memory` is that layer's.
+    """Computes from x [T, E] and what a layer's attention gave [T, H * D]: the next x, what the
+    attention of the following layer is given, and what `traced` has computed of that attention.
+    `memory` is the following layer's.
     """
     x = block.after(x, attended)
     qkv = following.before(x, cos, sin)
@@ -91,7 +92,9 @@ def next_region(
 
 
 def last_region(model: Decoder, block: Block, x: Tensor, attended: Tensor, rows: Tensor) -> Tensor:
-    """x [T, E] and what the last attention gave [T, H * D] to the logits [S, V] of `rows` [S]."""
+    """Computes the logits [S, V] of `rows` [S] from x [T, E] and what the last attention gave
+    [T, H * D].
+    """
     x, attended = x.index_select(0, rows), attended.index_select(0, rows)
     return model.logits(block.after(x, attended))
 
@@ -126,7 +129,7 @@ class CompiledStep:
         )
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The logits [S, V] of one iteration."""
+        """Computes the logits [S, V] of one iteration."""
         kind = self._kind(batch)
         if kind in self._regions:
             return self._run(batch, self._regions[kind])

@@ -136,9 +136,9 @@ def is_cpu_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def exact_rows(dtype: torch.dtype, device: torch.device) -> int:
-    """Up to how many rows a batch is not padded to a coarser number (COARSEST_ROWS). With matrix
-    units finer steps are no faster, and from 128 rows on numbers that are no multiples of 16 are
-    much slower: a layer took 3.67 ms with 136 rows and 2.64 ms with 144, on two cores
+    """Returns up to how many rows a batch is not padded to a coarser number (COARSEST_ROWS). With
+    matrix units finer steps are no faster, and from 128 rows on numbers that are no multiples of 16
+    are much slower: a layer took 3.67 ms with 136 rows and 2.64 ms with 144, on two cores
     (`python -m tests.bench products`).
     """
     return 16 if uses_matrix_units(dtype, device) else 32

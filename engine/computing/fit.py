@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
 
 def fit(name: str, samples: Sequence[Sample], max_chunk: int) -> LatencyProfile:
-    """The profile that explains the samples best. `max_chunk` is the largest chunk among them.
+    """Returns the profile that explains the samples best. `max_chunk` is their largest chunk.
 
     Raises ValueError with fewer than MIN_SAMPLES samples.
     """
@@ -60,7 +60,7 @@ def fit(name: str, samples: Sequence[Sample], max_chunk: int) -> LatencyProfile:
 
 
 def median_error(profile: LatencyProfile, samples: Sequence[Sample]) -> float:
-    """Median of |actual / predicted - 1|."""
+    """Returns the median of |actual / predicted - 1| over the samples."""
     errors = sorted(abs(s.seconds / profile.seconds(s.work) - 1) for s in samples)
     return errors[len(errors) // 2]
 
@@ -73,7 +73,7 @@ def _split(samples: Sequence[Sample], count: int) -> tuple[list[Segment], float]
     fits: dict[tuple[int, int], tuple[Segment, float] | None] = {}
 
     def fitted(i: int, j: int) -> tuple[Segment, float] | None:
-        """One segment for the samples in (bound i - 1, bound j - 1], and its summed error."""
+        """Fits one segment to the samples in (bound i - 1, bound j - 1], with its error."""
         if (i, j) not in fits:
             part = samples[starts[i] : starts[j]]
             fits[i, j] = _segment(bounds[j - 1], part) if len(part) >= MIN_SAMPLES else None
@@ -111,7 +111,7 @@ def _segment(up_to: int, samples: Sequence[Sample]) -> tuple[Segment, float]:
 
 
 def _features(work: Work) -> Row:
-    """The counts of `work` in the order of the coefficients of `Segment`."""
+    """Returns the counts of `work` in the order of the coefficients of `Segment`."""
     return (
         1.0,
         work.num_prefill,

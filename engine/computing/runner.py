@@ -124,7 +124,7 @@ class ModelExecutor:
         return self.kv.page_size
 
     def run(self, plan: Plan) -> list[Token]:
-        """Computes a plan and waits: one token for each sequence of `plan.sampling`, in order."""
+        """Computes a plan, waits, and returns a token for each of `plan.sampling`, in order."""
         return self.launch(plan).tokens()
 
     @torch.inference_mode()
@@ -185,9 +185,9 @@ class ModelExecutor:
 
 
 def warm_up_plans(num_pages: int, page_size: int, max_positions: int) -> Iterator[Plan]:
-    """One plan for each kind of iteration that compiled code has (compiled.py), of a size for which
-    it is worth compiling well: a prompt beside decodes, decodes, and a lone one. All use the pages
-    from 0 on.
+    """Yields a plan for each kind of iteration that compiled code has (compiled.py), of a size for
+    which it is worth compiling well: a prompt beside decodes, decodes, and a lone one. All use the
+    pages from 0 on.
     """
     room = min(num_pages * page_size, max_positions)
     length = max(1, min(WARM, room - 1))

@@ -76,7 +76,7 @@ class SampledTokens:
 
 
 def token_to_decode(sequence: Sequence) -> int:
-    """The token that a decode of this sequence computes; 0, for `fill_in` to write over, where it
-    is in flight.
+    """Returns the token that a decode of this sequence computes; 0, for `fill_in` to write over,
+    where it is in flight.
     """
     return 0 if sequence.num_in_flight else sequence.token_at(sequence.num_computed)

@@ -37,7 +37,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def splitmix64(x: int) -> int:
-    """A bijection of 64-bit integers that looks random."""
+    """Maps each 64-bit integer to another, one to one, in a way that looks random."""
     z = (x + _GOLDEN) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -45,12 +45,12 @@ def splitmix64(x: int) -> int:
 
 
 def uniform(seed: int, index: int) -> float:
-    """The random number in [0, 1) of output token `index`; a multiple of 2**-32."""
+    """Returns the random number in [0, 1) of output token `index`, a multiple of 2**-32."""
     return (splitmix64(splitmix64(seed & _MASK) ^ (index & _MASK)) >> 32) / 2**32
 
 
 def _seed(sequence: Sequence) -> int:
-    """The request's seed, or, if it has none, a number that its id fixes."""
+    """Returns the request's seed or, if it has none, a number that its id fixes."""
     seed = sequence.request.sampling.seed
     if seed is not None:
         return seed
@@ -140,7 +140,9 @@ class Sampler:
         return SampledTokens(ids, is_finite, sequences, logprobs, is_left)
 
     def _adjust(self, raw: Tensor, sequences: List[Sequence], params: list[Sampling]) -> Tensor:
-        """The logits after masked stop tokens and penalties; `raw` itself where there are none."""
+        """Returns the logits with stop tokens masked and penalties applied; `raw` itself where no
+        row asks for either.
+        """
         masked = [
             (row, token)
             for row, (s, p) in enumerate(zip(sequences, params, strict=True))
@@ -182,7 +184,7 @@ class Sampler:
         logits[index] = x.clamp_(*_RANGE).masked_fill_(has_none, -torch.inf)
 
     def _count(self, sequence: Sequence, logits: Tensor) -> _Seen:
-        """The counts of a sequence, with its newest token. If they are kept from the last
+        """Returns the counts of a sequence, with its newest token. If they are kept from the last
         iteration, that token was counted when it was sampled, which the host may not know of yet;
         if not, the host knows all of the output, and counts it from there.
         """
@@ -239,7 +241,7 @@ def _draw(
 
 
 def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
-    """The least probability [S, 1] that top_k, top_p and min_p leave in each row.
+    """Returns the least probability [S, 1] that top_k, top_p and min_p leave in each row.
 
     Ranks the few likeliest tokens, and more of them only for the rows where those do not decide.
     To know which rows those are the host has to wait for the device; on CUDA, where it must not,
@@ -257,8 +259,8 @@ def _floors(probs: Tensor, params: list[Sampling]) -> Tensor:
 
 
 def _floors_unseen(probs: Tensor, params: list[Sampling]) -> Tensor:
-    """The same as `_floors`, by ranking as many tokens as decide in any case; for top_p without
-    top_k those are all tokens.
+    """Returns what `_floors` does, by ranking as many tokens as decide in any case; for top_p
+    without top_k those are all tokens.
     """
     floors, vocab = probs.new_empty(len(params), 1), probs.shape[1]
     enough = [p.top_k or (vocab if p.top_p < 1 else 1) for p in params]
@@ -289,8 +291,8 @@ def _set_floors(
 
 
 def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """Floors [S, 1] from the likeliest probabilities [S, W] in order, and for which rows [S]
-    those were enough. Limits [S, 3, 1] are top_k (vocab: none), top_p and min_p.
+    """Returns the floors [S, 1] that follow from the likeliest probabilities [S, W] in order, and
+    for which rows [S] those were enough. Limits [S, 3, 1] are top_k (vocab: none), top_p and min_p.
     """
     top_k, top_p, min_p = limits.unbind(1)
     width = ranked.shape[1]
@@ -306,8 +308,8 @@ def _floors_of(ranked: Tensor, limits: Tensor, vocab: int) -> tuple[Tensor, Tens
 
 
 def _logprobs(raw: Tensor, ids: Tensor, params: list[Sampling], asked: list[int]) -> Logprobs:
-    """The log probabilities of the rows in `asked`, in the model's own distribution: that before
-    penalties, temperature and truncation.
+    """Returns the log probabilities of the rows in `asked`, in the model's own distribution: that
+    before penalties, temperature and truncation.
     """
     index = to_device(asked, raw.device)
     logprobs = torch.log_softmax(raw[index], 1)

@@ -19,7 +19,9 @@ NORMAL = 1.4826  # standard deviations of a normal distribution in a median abso
 
 
 class Note(NamedTuple):
-    """One iteration. Seconds; `run_s` of `actual_s` are the model's."""
+    """What was noted of one iteration. Durations are seconds; of `actual_s`, the executor took
+    `run_s`.
+    """
 
     planned_at: float
     predicted_s: float
@@ -43,27 +45,33 @@ class Note(NamedTuple):
 
 
 def read(path: Path) -> list[Note]:
-    """The file, up to the last iteration."""
+    """Returns the notes of a file, one for each iteration."""
     return [Note(*json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def gaps(notes: Sequence[Note]) -> Iterator[float]:
-    """From a commit to the next plan, where the engine did not rest: commit, messages, loop."""
+    """Yields the seconds from the end of an iteration to the next plan, which go to commit,
+    messages and loop. Where the engine rested in between, there is no such gap.
+    """
     for before, after in itertools.pairwise(notes):
         if not after.after_rest:
             yield after.planned_at - before.planned_at - before.actual_s
 
 
 class InService(NamedTuple):
-    """`error`: standard deviation of actual / expected duration, without the outliers."""
+    """A profile, and as `error` the standard deviation of actual over expected durations, without
+    the outliers.
+    """
 
     profile: LatencyProfile
     error: float
 
 
 def in_service(name: str, notes: Sequence[Note], max_chunk: int) -> InService:
-    """Fitted to what iterations took beside everything else that the machine does in service, from
-    plan to plan: what lies between a commit and the next plan counts as part of the iteration."""
+    """Fits a profile to what iterations took beside everything else that the machine does in
+    service. An iteration lasts from plan to plan here: what lies between a commit and the next plan
+    counts as part of it.
+    """
     between_s = statistics.fmean(gaps(notes))
     samples = [Sample(note.work, note.actual_s + between_s) for note in notes]
     profile = _adding_up(fit(name, samples, max_chunk), samples)
@@ -73,7 +81,9 @@ def in_service(name: str, notes: Sequence[Note], max_chunk: int) -> InService:
 
 
 def _adding_up(profile: LatencyProfile, samples: Sequence[Sample]) -> LatencyProfile:
-    """A fit goes through the middle; stalls count too where throughput is the question."""
+    """Scales the profile so that its sum over the samples is theirs: a fit goes through the middle,
+    but stalls count too where throughput is the question.
+    """
     scale = sum(s.seconds for s in samples) / sum(profile.seconds(s.work) for s in samples)
     segments = tuple(Segment(s.up_to, *(scale * x for x in s[1:])) for s in profile.segments)
     return replace(profile, segments=segments)

@@ -4,8 +4,7 @@
 
 Loads the model, prints a line of JSON about itself, then for each line of JSON on standard input, a
 list of [prompt, tokens to generate], serves all of these at once, greedily, and prints the instants
-(seconds from the start) and the ids of each one's tokens. _vllm.py and _transformers.py speak the
-same.
+(seconds from the start) and the ids of each one's tokens. _vllm.py speaks the same.
 """
 
 from __future__ import annotations

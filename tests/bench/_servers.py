@@ -56,7 +56,7 @@ class Paced:
 
 
 def build(config: EngineConfig) -> Engine:
-    """A factory for EngineConfig."""
+    """Builds the null engine at the pace that requests ask for: a factory for EngineConfig."""
     engine = null.build(config)
     assert isinstance(engine.executor, null.NullExecutor)
     return engine._replace(executor=Paced(engine.executor))

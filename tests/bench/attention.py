@@ -77,7 +77,7 @@ def measure(
     qkv = torch.randn(tokens, config.num_heads + 2 * config.num_kv_heads, config.head_dim).to(dtype)
 
     def arm(by_products: bool, pads_prompts: bool) -> tuple[Callable[[], object], list[int]]:
-        """It, and what it pads prompts to."""
+        """Returns a function that attends once, and the lengths that it pads prompts to."""
         kv = GatheredKv(config, pages, PAGE, dtype, device, by_products)
         kv.keys_and_values.normal_()
         attention = BatchBuilder(kv, pads_prompts=pads_prompts).build(plan).attention
@@ -98,7 +98,7 @@ def measure(
 def _in_place(
     config: ModelConfig, dtype: torch.dtype, lengths: list[tuple[int, int]], qkv: torch.Tensor
 ) -> Callable[[], object]:
-    """Compiled for this shape alone."""
+    """Returns a function that attends once by code that is compiled for this shape alone."""
     kv = InPlaceKv(config, sum(-(-sum(pair) // PAGE) for pair in lengths), PAGE, dtype)
     kv.keys.normal_()
     kv.values.normal_()

@@ -33,7 +33,7 @@ WARM_SHARE = 1 / 3  # of the run, in which memory may grow to its level
 
 
 def resident_mib(pid: int) -> float:
-    """Of a process and all that it started."""
+    """Returns the MiB of memory that a process has, and all that it started."""
     root = psutil.Process(pid)
     return sum(p.memory_info().rss for p in [root, *root.children(recursive=True)]) / 2**20
 

@@ -49,7 +49,9 @@ Asked = list[tuple[list[int], int]]
 
 
 def lengths() -> dict[str, list[tuple[int, int]]]:
-    """(prompt, output) tokens of every request. Without the trace, lognormal by its quantiles."""
+    """Returns for each workload the tokens (prompt, output) of every request. Those of W1 are the
+    trace's or, where that is missing, drawn from lognormal distributions with its quantiles.
+    """
     if TRACE.is_file():
         with TRACE.open(newline="") as file:
             rows = [row for row, _ in zip(csv.DictReader(file), range(64), strict=False)]
@@ -139,8 +141,8 @@ def ours(model: Path, dtype: str, options: argparse.Namespace) -> Worker:
 
 
 def vllm(model: Path, dtype: str, options: argparse.Namespace) -> Worker:
-    """With the settings that are fastest on few cores: threads bound, one process, the memory
-    allocator and OpenMP of its own documentation where they are installed.
+    """Starts vLLM with the settings that are fastest on few cores: threads bound, one process,
+    the memory allocator and OpenMP of its own documentation where they are installed.
     """
     home: Path = options.peer
     preload = [home / "lib" / "libiomp5.so"]
@@ -198,7 +200,9 @@ def _least_s(what: Callable[[], object], repeats: int = 5) -> float:
 
 
 def figure(workload: str, result: dict[str, Any], asked: Asked) -> float:
-    """W1: tokens per second; W2: mean milliseconds between tokens; W3: milliseconds."""
+    """Returns a workload's figure: of W1 tokens per second, of W2 the mean milliseconds between
+    tokens, of W3 the milliseconds to the first token.
+    """
     assert [len(ids) for ids in result["ids"]] == [length for _, length in asked]
     if workload == "W1":
         return sum(len(prompt) + length for prompt, length in asked) / result["seconds"]
@@ -211,14 +215,14 @@ def figure(workload: str, result: dict[str, Any], asked: Asked) -> float:
 def bounds(
     config: ModelConfig, dtype: str, limits: Limits, asked: dict[str, Asked]
 ) -> dict[str, float]:
-    """The figures of an engine that could not be beaten on this machine."""
+    """Returns the figures of an engine that could not be beaten on this machine."""
     size = 4 if dtype == "float32" else 2
     table = config.vocab_size * config.hidden_size
     matrices = config.num_parameters - table * (1 if config.tied_embeddings else 2)
     per_pair = 4 * config.num_layers * config.num_heads * config.head_dim
 
     def seconds(name: str) -> float:
-        """Of the arithmetic. The last output token is not computed with."""
+        """Returns what the arithmetic takes. The last output token is not computed with."""
         flops = 0.0
         for prompt, length in asked[name]:
             tokens = len(prompt) + length - 1
@@ -235,7 +239,9 @@ def bounds(
 def measure_all(
     workers: list[Worker], asked: dict[str, Asked], options: argparse.Namespace
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Any]], list[Limits]]:
-    """Figures and token ids by worker and workload, and the machine's limits, of every round."""
+    """Returns figures and token ids by worker and workload, and the machine's limits in every
+    round.
+    """
     found: dict[str, dict[str, list[float]]] = {w.name: {} for w in workers}
     outputs: dict[str, dict[str, Any]] = {w.name: {} for w in workers}
     limits = []
@@ -279,7 +285,7 @@ def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _same(outputs: dict[str, dict[str, Any]], a: str, b: str) -> dict[str, float] | None:
-    """Share of the requests of each workload with the very same tokens."""
+    """Returns the share of each workload's requests for which both gave the very same tokens."""
     if b not in outputs:
         return None
     pairs = {name: zip(ids, outputs[b][name], strict=True) for name, ids in outputs[a].items()}
@@ -287,7 +293,7 @@ def _same(outputs: dict[str, dict[str, Any]], a: str, b: str) -> dict[str, float
 
 
 def _ratios(medians: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Ours over vLLM's, the better dtype of each."""
+    """Returns our figures over vLLM's, each in its better dtype."""
 
     def best(engine: str, workload: str) -> float:
         values = [of[workload] for name, of in medians.items() if name.startswith(engine)]

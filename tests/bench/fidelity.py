@@ -136,7 +136,7 @@ class Fitting(NamedTuple):
     notes: Path
 
     def under(self, rate: float, seed: int) -> Delayed:
-        """The simulated machine as it is under that load."""
+        """Puts the server under that load, and returns the simulated machine as it then was."""
         began_at = time.monotonic()
         load = _workload(self.alone.profile.tiers, rate, FITTED_S, seed)
         measured = _measured(self.live, load)
@@ -146,7 +146,7 @@ class Fitting(NamedTuple):
 
 
 def on_the_way_s(records: Sequence[Record]) -> float:
-    """Median of what a first token took longer at the client than on the server."""
+    """Returns the median of what a first token took longer at the client than on the server."""
     timed = [(record.ttft_s, record.server_ttft_s) for record in records]
     return statistics.median(
         client - server for client, server in timed if client is not None and server is not None
@@ -154,7 +154,9 @@ def on_the_way_s(records: Sequence[Record]) -> float:
 
 
 def as_served(alone: Setup, notes: Sequence[Note]) -> Setup:
-    """With iterations as they were noted, instead of as the machine was measured alone."""
+    """Returns the set-up with iterations as they were noted in service, instead of as the machine
+    was measured alone.
+    """
     before = alone.profile.latency
     profile, error = in_service(f"{before.name}, in service", notes, before.max_chunk)
     return replace(
@@ -187,7 +189,7 @@ def _measured(target: Target, workload: Workload, watched: Showing = unwatched) 
 
 
 def _capacity(simulated: Delayed, seed: int) -> float:
-    """What the simulated machine sustains over five minutes."""
+    """Returns the requests per second that the simulated machine sustains over five minutes."""
     search = Search(GUESS_RPS, repeats=1)
     workload = _workload(simulated.info().tiers, GUESS_RPS, 300.0, seed)
     capacity, _ = search_capacity(lambda load, _: _measured(simulated, load), workload, search)

@@ -94,7 +94,7 @@ class Counter:
 
 @contextmanager
 def serving(name: str) -> Iterator[Arm]:
-    """One of `_servers`, ended with the block."""
+    """Runs a server of _servers.py until the end of the block."""
     command = [sys.executable, "-m", "tests.bench._servers", name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
@@ -164,7 +164,7 @@ def asked(text: str = "", period_s: float | None = None, length: int = LENGTH) -
 
 
 async def typical_message(port: int) -> pb.GenerateStreamResponse:
-    """One token's message as niyama sends it."""
+    """Returns a message with one token as niyama sends it, of the median size."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = inference_pb2_grpc.InferenceStub(channel)
         call = stub.GenerateStream(asked(period_s=0.01, length=20))
@@ -175,7 +175,7 @@ async def typical_message(port: int) -> pb.GenerateStreamResponse:
 async def compare(
     echo: Arm, niyama: Arm, num_streams: int, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """The medians of alternating runs."""
+    """Returns the medians of runs in turn: of the bare server, and of niyama at each offer."""
     message = await typical_message(niyama.port)
     # The message travels as text, each of its bytes a character.
     repeat = asked(text=message.SerializeToString().decode("latin-1"), length=1 << 30)
@@ -197,7 +197,7 @@ async def compare(
 
 
 def summary(runs: Sequence[Run], bare: Sequence[Run]) -> dict[str, float]:
-    """Medians; `ratio` is of each run to the bare server's beside it."""
+    """Returns medians; `ratio` is of each run's messages to those of the bare run beside it."""
 
     def median(values: Iterator[float]) -> float:
         return statistics.median(values)

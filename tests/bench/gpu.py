@@ -143,7 +143,7 @@ class Bench:
         return {"bandwidth": 2 * source.nbytes / copy_s, "matmul": 2 * size**3 / product_s}
 
     def bound_s(self, shape: Shape, limits: dict[str, float]) -> dict[str, float]:
-        """The parts of the roofline: bytes of decodes, arithmetic of prefill."""
+        """Returns the parts of the roofline: bytes of decodes, arithmetic of prefill."""
         config, work = self.config, shape.work
         table = config.vocab_size * config.hidden_size
         matrices = config.num_parameters - table * (1 if config.tied_embeddings else 2)
@@ -213,7 +213,7 @@ class Streams:
 
 
 def as_transformers(config: ModelConfig, device: torch.device) -> Any:
-    """The bench's model, weight for weight, in transformers."""
+    """Returns the bench's model, weight for weight, as one of transformers."""
     import transformers
 
     with torch.device(device):
@@ -336,7 +336,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def missed(result: dict[str, Any]) -> list[str]:
-    """The goals that were not reached."""
+    """Returns the names of the goals that were not reached."""
     names = [name for name, goal in GOALS.items() if result["cases"][name]["share"] < goal]
     if result["steady"]["ahead"]["idle_share"] >= IDLE_GOAL:
         names.append("idle share")

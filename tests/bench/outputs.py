@@ -62,7 +62,7 @@ def _load(rate: float, seconds: float, seed: int, oracle: bool) -> Iterable[tupl
 
 
 def _late_share(load: list[tuple[Request, int]], deviations: float) -> float:
-    """Of all requests, served by niyama in virtual time."""
+    """Returns the share of all requests that miss a target, served by niyama in virtual time."""
     config = SchedulerConfig(
         num_pages=6750,
         context_len=16384,

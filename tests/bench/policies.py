@@ -97,7 +97,7 @@ def _compare(
 
 
 def _figures(run: dict[str, Any]) -> dict[str, Any]:
-    """What one policy's run comes to."""
+    """Returns the figures that one policy's run comes to."""
     scores = {score["group"]: score for part in ("by_tier", "by_importance") for score in run[part]}
     long = next(score for score in run["by_prompt"] if score["group"] == "long")
     total = run["total"]

@@ -82,7 +82,7 @@ class Noting:
 
 
 def build_noting(config: EngineConfig) -> Engine:
-    """The factory that the engine process is told."""
+    """Builds an engine that notes its iterations: the factory that the engine process is told."""
     engine = build.build(replace(config, overlap="off"))
     assert isinstance(engine.scheduler, Scheduler)
     noting = Noting(engine.scheduler, engine.executor, os.environ[NOTES])

@@ -38,7 +38,9 @@ def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> Linear:
 
 
 def by_rows(shapes: Sequence[tuple[int, int]], copies: int, dtype: torch.dtype) -> Times:
-    """Of one product with a matrix of each of these shapes, of which there are so many copies."""
+    """Measures, for each number of ROWS, a product with a matrix of each of these shapes, of which
+    there are so many copies: the median and the least milliseconds.
+    """
     layers = [[_linear(*shape, dtype) for shape in shapes] for _ in range(copies)]
     xs = {rows: [torch.randn(rows, width).to(dtype) for width, _ in shapes] for rows in ROWS}
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}
@@ -53,7 +55,9 @@ def by_rows(shapes: Sequence[tuple[int, int]], copies: int, dtype: torch.dtype) 
 
 
 def first_time(hidden: int, dtype: torch.dtype) -> dict[str, float]:
-    """Of one product: with a number of rows that it never had, and again. Milliseconds, medians."""
+    """Measures one product with numbers of rows that it never had, and again with each: the median
+    milliseconds of both.
+    """
     linear = _linear(hidden, 4 * hidden, dtype)
     first, again = [], []
     for rows in range(40, 120, 3):

@@ -43,12 +43,14 @@ _TOKEN = Token(0)
 
 
 def feasible(queued: int) -> Sequence[Targets]:
-    """Several times what serving the queue takes (about 0.12 s for each request)."""
+    """Returns targets that leave several times what serving the queue takes (about 0.12 s for each
+    request).
+    """
     return (Targets(ttft_s=0.4 * queued, tbt_s=0.05), *[Targets(ttlt_s=0.4 * queued + 60)] * 2)
 
 
 def overloaded(queued: int) -> Sequence[Targets]:
-    """A third has a sixth of that time, a third half of it."""
+    """Returns targets of which a third leaves a sixth of that time, and a third half of it."""
     ttft_s, ttlt_s = 0.02 * queued, 0.06 * queued
     return (Targets(ttft_s=ttft_s, tbt_s=0.05), Targets(ttlt_s=ttlt_s), Targets(ttlt_s=4 * ttlt_s))
 
@@ -83,7 +85,7 @@ class Queue:
             self.submit_s.append(perf_counter() - started)
 
     def iterate(self) -> float:
-        """One iteration; returns the seconds that deciding it took."""
+        """Plays one iteration, and returns the seconds that deciding it took."""
         scheduler = self.scheduler
         started = perf_counter()
         plan = scheduler.plan(self.now)
@@ -117,7 +119,7 @@ def _request(number: int, at: float, rng: random.Random, targets: Sequence[Targe
 
 
 def measure(queued: int, policy: str, load: str, iterations: int) -> dict[str, Any]:
-    """One line of the table. Times in milliseconds."""
+    """Returns one line of the table, with times in milliseconds."""
     queue = Queue(queued, policy, LOADS[load](queued))
     for _ in range(WARM_UP):
         queue.iterate()
@@ -158,7 +160,9 @@ def _cpu() -> str:
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per policy and load: the median with the longest queue, and against the shortest."""
+    """Returns for each policy and load the median with the longest queue, and its ratio to the
+    median with the shortest.
+    """
     found = []
     for key in sorted({(r["policy"], r["load"]) for r in rows}):
         own = sorted((r for r in rows if (r["policy"], r["load"]) == key), key=_queued)

@@ -89,7 +89,7 @@ def message_for(prompt: list[int], length: int, request_id: str = "") -> pb.Gene
 
 @contextmanager
 def offline() -> Iterator[subprocess.Popen[str]]:
-    """The engine alone, ready."""
+    """Runs the engine alone until the end of the block, from when it is ready."""
     command = [sys.executable, "-m", "tests.bench._engines"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment(), **pipes) as child:  # type: ignore[call-overload]  # keywords in one
@@ -110,7 +110,7 @@ def run_offline(child: subprocess.Popen[str], asked: Asked) -> dict[str, float]:
 
 
 async def run_service(arm: Arm, asked: Asked) -> Served:
-    """All streams at once, until the last has ended."""
+    """Sends all requests at once, and measures until the last stream has ended."""
     children = arm.process.children()
     (engine,) = [child for child in children if "engine.driving" in child.cmdline()]
     own = psutil.Process()
@@ -133,7 +133,9 @@ async def run_service(arm: Arm, asked: Asked) -> Served:
 
 
 async def probe(arm: Arm, notes: Path, count: int) -> list[Addition]:
-    """One request after the other; then what the engine noted of them."""
+    """Sends one request after the other, and returns what the service added to each, by what the
+    engine noted of them.
+    """
     rng = random.Random(1)
     asked = [
         message_for(rng.choices(VOCABULARY, k=32), 2, f"probe-{number}") for number in range(count)
@@ -156,7 +158,7 @@ def _lines(path: Path) -> list[str]:
 
 
 async def bare(arm: Arm, count: int) -> list[float]:
-    """Seconds from the call to the first message of the echo."""
+    """Returns the seconds from a call to the first message of the echo, for `count` calls."""
     message = pb.GenerateStreamResponse(tokens=pb.Tokens(text=" once", token_ids=[1000]))
     text = message.SerializeToString().decode("latin-1")
     request = message_for([], 2)
@@ -167,7 +169,9 @@ async def bare(arm: Arm, count: int) -> list[float]:
 async def first_tokens(
     arm: Arm, asked: Sequence[pb.GenerateStreamRequest]
 ) -> list[tuple[float, float]]:
-    """One request after the other: when it was sent, and when its first tokens came."""
+    """Sends one request after the other; returns when each was sent, and when its first tokens
+    came.
+    """
     seen = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{arm.port}") as channel:
         await channel.channel_ready()
@@ -183,7 +187,9 @@ async def first_tokens(
 
 
 def compare(alone: subprocess.Popen[str], arm: Arm, streams: int, repeats: int) -> dict[str, Any]:
-    """Saturation. The first repeat warms both up."""
+    """Measures engine and service with as many streams as saturate them, in turn. The first repeat
+    warms both up.
+    """
     engine, service = [], []
     for repeat in range(repeats + 1):
         asked = requests(streams, seed=repeat)
@@ -213,7 +219,7 @@ def compare(alone: subprocess.Popen[str], arm: Arm, streams: int, repeats: int) 
 
 
 def idle(additions: Sequence[Addition]) -> dict[str, float]:
-    """Milliseconds."""
+    """Returns what an idle service adds to the first token, in milliseconds."""
     total = sorted(1e3 * sum(addition) for addition in additions)
     return {
         "requests": len(total),

@@ -20,9 +20,10 @@ BETWEEN_S = 0.001
 
 
 def noted(strays: float, stall_s: float = 0.0) -> list[Note]:
-    """5 ms, 0.1 ms per prefill token and 0.5 ms per decode, and 1 ms until the next; every other
-    iteration takes longer by that share, one in twenty by so much, and the engine rests for a
-    second after each tenth."""
+    """Returns notes of iterations that take 5 ms, 0.1 ms per prefill token and 0.5 ms per decode,
+    with 1 ms until the next. Every other one takes longer by the share `strays`, every twentieth by
+    `stall_s`, and after each tenth the engine rests for a second.
+    """
     notes, now = [], 0.0
     for i in range(400):
         work = Work(i % 7, 0, 16 * (i % 5), 0, 0, 0)
