@@ -148,7 +148,7 @@ class InferenceService:
     async def _estimate(self, call: Call) -> pb.EstimateResponse:
         self.calls.refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest)
-        limits = self._limits(self._engine.ready())
+        limits = self._limits(self._ready())
         question, quality = inbound.read_estimate(request, self.tiers, limits, call.tenant)
         refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
         return outbound.to_estimate(quality, await self._ask(call, question), refusal)
@@ -172,6 +172,14 @@ class InferenceService:
     def _caller(self, call: Call) -> Caller:
         """Returns whose turn and whose quota the call takes."""
         return Caller(call.share.name, call.tenant)
+
+    def _ready(self) -> EngineInfo:
+        """Returns what the engine that serves now says of itself. Raises EngineLost where none
+        does, and until the first is adopted, since calls are to have the tiers that it proposes.
+        """
+        if self.info is None:
+            raise EngineLost("the engine is starting")
+        return self._engine.ready()
 
     def _limits(self, info: EngineInfo) -> Limits:
         """Returns what the model allows that this engine serves."""
@@ -207,7 +215,7 @@ class InferenceService:
     async def _start(self, call: Call, kind: type[GenerateMessage]) -> None:
         """Has the engine begin with a call that generates. Raises one of `calls.FAILURES`."""
         self.calls.refuse_when_draining()
-        limits = self._limits(self._engine.ready())
+        limits = self._limits(self._ready())
         with self._prompts.hold(call.raw, self._caller(call)):
             asked, prompt = await self._admit(call, kind, limits)
             call.raw = b""

@@ -29,7 +29,7 @@ from server.listening.addresses import host_port
 from server.listening.exposition import Exposition
 from server.metrics import Metrics
 from tests.engine.driving.engines import NULL
-from tests.server.conftest import Running, within
+from tests.server.conftest import Running, Stubs, within
 
 PROPOSED = (Tier("swift", Targets(ttlt_s=1.0), Importance.HIGH),)
 
@@ -62,6 +62,25 @@ def test_metrics_are_served_until_they_are_stopped() -> None:
 )
 def test_an_address_is_told_as_clients_name_it(host: str, expected: str) -> None:
     assert host_port(host, 7) == expected
+
+
+async def test_no_call_is_served_before_the_tiers_that_an_engine_proposes() -> None:
+    """Its link serves a moment before the front end has been told of it."""
+    server = Server(ServerConfig(port=0, engine=EngineConfig(factory=NULL)))
+    request = pb.GenerateRequest(input=pb.Input(text="Once"))
+    try:
+        info = await within(server.engine.keeper.start())
+        port = await within(server.front_ends.start())
+        assert server.engine.link.serves
+        async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+            stub = Stubs(channel).inference
+            with pytest.raises(grpc.aio.AioRpcError, match="the engine is starting") as caught:
+                await within(stub.Generate(request))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            server.front_ends.engine_ready(info)
+            await within(stub.Generate(request))
+    finally:
+        await within(server.stop())
 
 
 class FailingSlowly:
