@@ -67,9 +67,9 @@ class Connection:
             raise EOFError from None
 
 
-class Waiting(NamedTuple):
-    """A front end has submitted an id that is about to be free, and waits. `commands` are all that
-    it has said of the id since.
+class Successor(NamedTuple):
+    """The front end that is to have an id next, which it has submitted and which is about to be
+    free. `commands` are all that it has said of the id since.
     """
 
     connection: Connection
@@ -95,7 +95,7 @@ class Connections:
         self._in_flight: dict[str, Connection] = {}  # by the request's id: whose it is
         self._num_held: Counter[Connection] = Counter()  # of the requests in flight, if any
         self._ending: set[str] = set()  # of the requests in flight, those that were cancelled
-        self._waiting: dict[str, Waiting] = {}
+        self._successors: dict[str, Successor] = {}
         self._questions: dict[int, tuple[Connection, int]] = {}  # our number: who asked under which
         self._num_questions = 0
         self._refused: list[tuple[Connection, str]] = []  # not yet told
@@ -206,27 +206,27 @@ class Connections:
             self._in_flight[request_id] = connection
             self._num_held[connection] += 1
             return command
-        if request_id in self._waiting:
+        if request_id in self._successors:
             self._refused.append((connection, request_id))
         else:
-            self._waiting[request_id] = Waiting(connection, [command])
+            self._successors[request_id] = Successor(connection, [command])
         return None
 
     def _route_cancel(self, connection: Connection, cancel: Cancel) -> Command | None:
         if self._in_flight.get(cancel.request_id) is connection:
             self._ending.add(cancel.request_id)
             return cancel
-        waiting = self._waiting.get(cancel.request_id)
-        if waiting is not None and waiting.connection is connection:
-            waiting.commands.append(cancel)
+        successor = self._successors.get(cancel.request_id)
+        if successor is not None and successor.connection is connection:
+            successor.commands.append(cancel)
         return None
 
     def _refuse(self) -> None:
         """Refuses whoever waits for an id that is not about to be free. Not before all that had
         come was read: the cancellation, or the end, of the request before may be in another socket.
         """
-        for request_id in self._waiting.keys() - self._ending:
-            self._refused.append((self._waiting.pop(request_id).connection, request_id))
+        for request_id in self._successors.keys() - self._ending:
+            self._refused.append((self._successors.pop(request_id).connection, request_id))
         refused, self._refused = self._refused, []
         for connection, request_id in refused:
             self._send(connection, Report(refused=[request_id]))
@@ -238,9 +238,9 @@ class Connections:
         if not self._num_held[connection]:
             del self._num_held[connection]
         self._ending.discard(request_id)
-        waiting = self._waiting.pop(request_id, None)
-        if waiting is not None:
-            self._due += self._routed(*waiting)
+        successor = self._successors.pop(request_id, None)
+        if successor is not None:
+            self._due += self._routed(*successor)
         return connection
 
     def _let_in(self) -> None:
@@ -264,9 +264,9 @@ class Connections:
         del self._open[connection.socket.fileno()]
         connection.is_open = False
         connection.socket.close()
-        for request_id, waiting in list(self._waiting.items()):
-            if waiting.connection is connection:
-                del self._waiting[request_id]
+        for request_id, successor in list(self._successors.items()):
+            if successor.connection is connection:
+                del self._successors[request_id]
         lost = [name for name, whose in self._in_flight.items() if whose is connection]
         self._ending.update(lost)
         self._due += [Cancel(request_id, FinishReason.CANCELLED) for request_id in lost]
