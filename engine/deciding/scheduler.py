@@ -210,7 +210,7 @@ class Scheduler:
     def _take(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         reason = sequence.take_token(token.id, now)
         if self.config.token_events:
-            events.append(Sampled(sequence.id, token))
+            events.append(Sampled(sequence.request.id, token))
         if len(sequence.output) == 1:
             self.record.note(sequence.id, now, "first_token")
         if reason is not None:

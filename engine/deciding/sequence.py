@@ -51,12 +51,10 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-# The column "from" of the table above. Every token passes here, so the likeliest stands first: a
-# tuple compares by identity at first, and then slowly, by the methods of Enum. And a status has a
-# name of its own, since looking up `Status.DECODING` is slow in Python 3.11.
+# Every token passes here. Looking up `Status.DECODING` is slow in Python 3.11, so each status has a
+# name of its own; and a tuple has the likeliest first, as Enum's comparison finds all others.
 _WAITING, _DECODING, _ENDING, _FINISHED = Status
 _UNTIL_ENDING = (_DECODING, _WAITING)
-_UNTIL_FINISHED = (_DECODING, _ENDING, _WAITING)
 
 
 class FinishReason(Enum):
@@ -184,7 +182,7 @@ class Sequence:
 
     def take_token(self, token_id: int, now: float) -> FinishReason | None:
         """The token in flight came out at `now`. Returns why it is the last, None if it is not."""
-        if not self.num_in_flight or self.status not in _UNTIL_FINISHED:
+        if not self.num_in_flight or self.status is _FINISHED:
             raise self._illegal("take a token")
         self.num_in_flight = 0
         self.output.append(token_id)
@@ -234,7 +232,7 @@ class Sequence:
     def restart(self) -> Sequence:
         """It is begun again: returns a copy with the same output, of which nothing is computed, and
         is finished itself, so that an iteration in flight that has it computes for nobody."""
-        if self.status not in _UNTIL_FINISHED or self.pages:
+        if self.status is _FINISHED or self.pages:
             raise self._illegal("be restarted")
         again = replace(
             self,
@@ -250,7 +248,7 @@ class Sequence:
 
     def finish(self, reason: FinishReason, now: float) -> None:
         """Its request has ended, for that reason."""
-        if self.status not in _UNTIL_FINISHED or self.pages:
+        if self.status is _FINISHED or self.pages:
             raise self._illegal(f"finish ({reason.value})")
         self.status, self.finish_reason, self.finished_at = _FINISHED, reason, now
 
