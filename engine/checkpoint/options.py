@@ -24,7 +24,7 @@ class Choices:
     is_compiled: bool
     compile_note: str  # why not as asked
     row_layout: str  # of the matrices that a row by itself is multiplied with
-    slow_rows: tuple[int, int]  # from, to: numbers of rows that are not computed, but some more
+    slow_rows: tuple[int, int]  # from, to: numbers of rows that are padded to the latter
     threads: int
     num_pages: int
     gather_bytes: int  # most that a layer gathers in a decode graph; 0 where there is none

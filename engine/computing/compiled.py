@@ -223,7 +223,7 @@ class _Region:
 
 
 def _no_guards(guards: list[Any]) -> list[bool]:
-    """Says which of its guards torch looks at before each call: none (see above)."""
+    """Says which of its guards torch looks at before each call: none, as the module explains."""
     return [False] * len(guards)
 
 

@@ -51,8 +51,9 @@ class ModelExecutor:
         compile_note: str = "",
     ) -> None:
         """With `or_eager` a model that cannot be compiled is run as it is. `slow_rows` are numbers
-        of rows that are not computed, but some more; `row_layout` is how the matrices are laid out
-        for a row by itself; `compile_note` says to the operator why it is not compiled as asked.
+        of rows that take longer than the first number beyond, to which they are padded;
+        `row_layout` is how the matrices are laid out for a row by itself; `compile_note` says to
+        the operator why it is not compiled as asked.
         """
         self.model = model
         self.config = model.config

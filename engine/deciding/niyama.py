@@ -8,9 +8,9 @@ the costliest recent request. While nobody had to be relegated lately, nobody is
 be late for it; and a prefill that has begun is never overtaken at the price of its target.
 
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
-who gives way: among equals not before it must be, the less important an iteration earlier. What
-was relegated waits in the background with best effort, and is taken back when there turns out to
-be time for it.
+who gives way. Nobody does before it must be, but for those less important than somebody else who
+waits: they do an iteration earlier. What was relegated waits in the background with best effort,
+and is taken back when there turns out to be time for it.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a

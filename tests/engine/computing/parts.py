@@ -34,6 +34,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 24,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 # Every family, with grouped-query, multi-head and multi-query attention, tied and untied.
 CHECKPOINTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("Llama", {}),

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 
 from engine.checkpoint.model_config import ModelConfig
 from engine.deciding.plan import Chunk
-from tests.engine.computing.parts import make_executor, make_plan, make_sequence
+from tests.engine.computing.parts import FAMILIES, make_executor, make_plan, make_sequence
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 # 32 heads, because that is how many key-value heads a Qwen has by default.
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

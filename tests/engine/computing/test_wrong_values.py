@@ -21,9 +21,8 @@ from engine.checkpoint.model_config import ModelConfig, read_generation
 from engine.computing.loading import load
 from engine.computing.weights import INDEX, SINGLE, check_memory, check_weights, load_model
 from tests.engine.checkpoint.test_model_config import LLAMA, LLAMA3
-from tests.engine.computing.parts import Saved
+from tests.engine.computing.parts import FAMILIES, Saved
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 BASE = LLAMA | {"num_hidden_layers": 2, "use_sliding_window": True, "layer_types": None}
 # Every key that is read, and what those of rope_scaling are called.
 KEYS = (
