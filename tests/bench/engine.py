@@ -76,8 +76,8 @@ def workloads(vocab_size: int) -> dict[str, Asked]:
 
 
 class Worker:
-    """A process with an engine in it. `about` is what it says of itself. Ends with the `with`
-    block, by an exception too: a stopped process outlives who stopped it.
+    """A process with an engine in it; `about` is what it says of itself. It ends with the `with`
+    block, also where that raises: a stopped process would outlive who stopped it.
     """
 
     def __init__(self, command: list[str], told: dict[str, Any], env: dict[str, str]) -> None:

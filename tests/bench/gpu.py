@@ -313,6 +313,8 @@ def main(argv: Sequence[str]) -> int:
         told = "" if idle is None else f", device idle {idle:.1%} (goal: under {IDLE_GOAL:.0%})"
         print(f"steady decode 64, {name:8} {steady[name]['ms']:9.2f} ms{told}")
     measured = measure(bench.executor, 2 * CONTEXT, 64, options.calibration_s)
+    if not measured.held_out:
+        raise SystemExit(f"--calibration-s {options.calibration_s:g} is too short to judge a fit")
     profile = fit(f"{options.shape} on {options.device}", measured.samples, measured.max_chunk)
     if options.save_profile is not None:
         profiles.save(profile, options.save_profile)
