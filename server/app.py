@@ -54,6 +54,11 @@ class FrontEnds(Protocol):
     async def stop(self) -> None:
         """Ends what still runs."""
 
+    def close(self) -> None:
+        """Frees what is kept until the engine has ended too, such as metrics that can be read until
+        then.
+        """
+
     def kill(self) -> None:
         """Ends their processes at once, from any thread."""
 
@@ -100,6 +105,7 @@ class Server:
             await self.front_ends.stop()
         finally:
             await self.engine.stop()
+            self.front_ends.close()
 
     def kill(self) -> None:
         """Ends the engine and the front ends at once, whatever they do; this process is to follow.

@@ -142,6 +142,9 @@ class FrontEnd:
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
         await self.service.stop()
 
+    def close(self) -> None:
+        """Does nothing: its metrics are kept in memory."""
+
     def kill(self) -> None:
         """Does nothing: this process is about to end, and nothing of the front end outlives it."""
 

@@ -244,6 +244,9 @@ class Supervisor:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+
+    def close(self) -> None:
+        """Gives up the port, and the metrics of the front ends that have ended."""
         if self._holder is not None:
             self._holder.close()
         self._counters.cleanup()

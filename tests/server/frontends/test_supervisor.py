@@ -100,6 +100,20 @@ async def test_calls_that_are_cancelled_at_any_moment_disturb_no_front_end() -> 
         assert workers() == before
 
 
+async def test_what_front_ends_have_counted_can_be_read_until_the_engine_has_ended() -> None:
+    """A scrape at the end, while an engine took its time, found that no call had ever been."""
+    async with supervised() as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub: Any = Stubs(channel).inference
+            await within(stub.Generate(pb.GenerateRequest(input=pb.Input(text="Once"))))
+        await within(server.drain())
+        await within(server.front_ends.stop())
+        counted = server.engine.registry.get_sample_value
+        assert counted("niyama_calls_total", {"outcome": "OK"}) == 1
+        await within(server.stop())
+        assert counted("niyama_calls_total", {"outcome": "OK"}) is None
+
+
 async def test_everything_is_killed_from_a_thread_though_no_event_loop_runs_there() -> None:
     """At a second signal the first front end alone was, and an engine that hung lived on."""
     async with supervised() as server:
