@@ -99,7 +99,7 @@ def cluster(scale: Scale, variant: Variant) -> Experiment[list[Finding]]:
     if not (shared and all(sizes)):
         silo = "+".join(str(size or _NONE) for size in sizes)
         return [Finding(name, paper, f"silo {silo}, niyama {shared or _NONE}", fixed)]
-    fewer = _reduced(sizes, shared)
+    fewer = reduced(sizes, shared)
     answers = yield [
         Job(serving.lateness, load, replace(niyama, replicas=shared), variant.criterion),
         *(
@@ -126,7 +126,7 @@ _NONE = "no number"
 _SILO_REMARK = "a silo of chunk 2,048 loses nothing here, one of 256 a third"
 
 
-def _reduced(sizes: Sequence[int], total: int) -> list[int]:
+def reduced(sizes: Sequence[int], total: int) -> list[int]:
     """Takes replicas from the largest silos until there are `total` in all; each keeps one."""
     left = list(sizes)
     while sum(left) > max(total, len(left)):
@@ -163,8 +163,8 @@ def goodput(scale: Scale, lengths: str, variant: Variant) -> Experiment[list[Fin
     finding = Finding(
         _named(f"goodput, {lengths} ({source_of(lengths)})", variant),
         "1.5x to 2.4x FCFS, 1.2x to 1.4x EDF",
-        f"{ours.rps:.2f}/s: " + _against(ours, small),
-        _against(ours, best),
+        f"{ours.rps:.2f}/s: " + against(ours, small),
+        against(ours, best),
         f"{ours.share:.0%}; work done {work_done:.0%}, none late at most {most:.0%}",
         remark,
     )
@@ -179,7 +179,7 @@ def _ratio(ours: ServedRate, theirs: ServedRate) -> float:
     return ours.rps / theirs.rps if theirs.rps else float("inf")
 
 
-def _against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
+def against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
     return ", ".join(
         f"{_ratio(ours, each):.2f}x {name}/{each.chunk}" if each.rps else f"{name} serves none"
         for name, each in theirs.items()

@@ -139,8 +139,8 @@ def test_where_there_is_no_trace_lengths_are_those_published(
 
 
 def test_silos_are_reduced_by_taking_from_the_largest() -> None:
-    assert experiments._reduced([7, 3, 3], 10) == [4, 3, 3]
-    assert experiments._reduced([2, 1, 1], 2) == [1, 1, 1], "each keeps one"
+    assert experiments.reduced([7, 3, 3], 10) == [4, 3, 3]
+    assert experiments.reduced([2, 1, 1], 2) == [1, 1, 1], "each keeps one"
 
 
 def test_only_questions_without_an_answer_are_asked_again(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_baseline_that_serves_no_rate_with_a_small_chunk_is_tried_with_larger_
     monkeypatch.setattr(serving, "is_served", served)
     first, best = serving.best_chunk(Load(hours=0.1), Contender("edf"), SIMULATED)
     assert (first.rps, best.chunk) == (0.0, 1024)
-    assert experiments._against(best, {"edf": first}) == "edf serves none"
+    assert experiments.against(best, {"edf": first}) == "edf serves none"
 
 
 def smallest_scale(**rest: Any) -> Scale:
