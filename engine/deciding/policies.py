@@ -10,18 +10,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from engine.deciding.backlog import Backlog
 from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
+from engine.deciding.in_order import InOrder
 from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import Niyama, NiyamaConfig
 from engine.deciding.plan import Work
-from engine.deciding.policy import KEPT, Policy
-from engine.deciding.queue import Key
+from engine.deciding.policy import Policy
 from engine.deciding.sequence import Sequence
 
 
-class FixedChunk(Policy):
+class FixedChunk(InOrder):
     """Sarathi-Serve (arXiv 2403.02310): an iteration has all decodes, and then prefills in order up
     to a fixed number of tokens in all. Nobody is relegated."""
 
@@ -30,29 +29,12 @@ class FixedChunk(Policy):
         the smallest is first."""
         super().__init__(demand)
         self._order = order
-        self._backlog = Backlog()
 
-    def enter(self, sequence: Sequence, now: float) -> Key:
-        return self._add(sequence)
-
-    def progress(self, sequence: Sequence) -> Key:
-        self._backlog.remove(sequence)
-        return self._add(sequence)
-
-    def _add(self, sequence: Sequence) -> Key:
-        place = self._order(sequence)
-        self._backlog.add(sequence, place, self.demand.seconds(sequence))
-        return (KEPT, place)
-
-    def leave(self, sequence: Sequence) -> None:
-        self._backlog.remove(sequence)
+    def place(self, sequence: Sequence) -> float:
+        return self._order(sequence)
 
     def room(self, work: Work, sequence: Sequence) -> int:
         return self.demand.chunk - work.num_tokens
-
-    def ahead_s(self, sequence: Sequence, now: float) -> float:
-        own_s = self._backlog.work(sequence) if sequence in self._backlog else 0.0
-        return max(0.0, self._backlog.work_until(self._order(sequence)) - own_s)
 
 
 def first_come(sequence: Sequence) -> float:
