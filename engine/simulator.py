@@ -42,6 +42,7 @@ class Refusal(Enum):
 
     QUEUE_FULL = "queue full"
     INVALID = "invalid"
+    REJECTED = "rejected"  # by the policy
 
 
 class Result(NamedTuple):
@@ -83,9 +84,13 @@ class Replica:
         if len(self._arrivals) >= self.max_requests:
             return self._refuse(request, Refusal.QUEUE_FULL, "the queue is full")
         try:
-            self.scheduler.submit(request, self.now)
+            events = self.scheduler.submit(request, self.now)
         except ValueError as error:
             return self._refuse(request, Refusal.INVALID, str(error))
+        for event in events:
+            if type(event) is Finished:
+                refused = self._refuse(request, Refusal.REJECTED, event.detail)
+                return refused._replace(ended_at=self.now)  # when the engine had looked at it
         self._arrivals[id] = arrival
         if arrival.leaves_after is not None:
             self._leaving[id] = arrival.leaves_after

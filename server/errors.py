@@ -47,6 +47,7 @@ class Refusal(Enum):
     SHARE_USED = "share_used"  # the tenant's
     TOO_MUCH = "too_much"  # is being read, of messages and prompts
     DISPLACED = "displaced"  # it had one, and gave it to more important work
+    REJECTED = "rejected"  # the policy could not have it on time
 
 
 class Refused(CallError):

@@ -157,7 +157,7 @@ def test_no_module_names_what_its_layer_must_not_know(folder: str) -> None:
 
 def test_the_deciding_core_computes_and_does_not_act() -> None:
     """No clock, no randomness, no environment, no threads, no files: time is an argument."""
-    for path in sorted((ROOT / "engine/deciding").glob("*.py")):
+    for path in sorted((ROOT / "engine/deciding").rglob("*.py")):
         found = {name for name in imports(path) if not within(name, PURE)}
         assert not found, f"{path.name} imports {found}"
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]

@@ -183,7 +183,7 @@ class Finished:
     relegated: bool  # at any time
     num_preemptions: int
     timings: Timings
-    detail: str = ""  # for ERROR: what happened
+    detail: str = ""  # for ERROR and REJECTED: what happened
 
 
 Event = Accepted | Sampled | Relegated | Finished

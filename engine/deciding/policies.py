@@ -17,6 +17,10 @@ from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import Niyama, NiyamaConfig
 from engine.deciding.plan import Work
 from engine.deciding.policy import Policy
+from engine.deciding.rivals.edf import DynamicEdf, RejectingEdf
+from engine.deciding.rivals.fairbatching import FairBatching
+from engine.deciding.rivals.qoserve import QoServe
+from engine.deciding.rivals.slidingserve import SlidingServe
 from engine.deciding.sequence import Sequence
 
 
@@ -73,13 +77,40 @@ def _fixed(order: Callable[[Sequence], float], given: Resources) -> Policy:
     return FixedChunk(Demand(given.latency, given.history, given.chunk_size), order)
 
 
+def _saturating(given: Resources) -> Demand:
+    """Returns the estimate of work in chunks of the size at which throughput saturates."""
+    return Demand(given.latency, given.history, given.latency.saturating_chunk())
+
+
+def _edf(kind: type[DynamicEdf], given: Resources) -> Policy:
+    held = int(given.niyama.max_held_share * given.num_pages)
+    return kind(given.niyama.pace, given.latency, _saturating(given), held)
+
+
+def _qoserve(given: Resources) -> Policy:
+    return QoServe(given.latency, _saturating(given))
+
+
+def _slidingserve(given: Resources) -> Policy:
+    return SlidingServe(given.latency, _saturating(given))
+
+
+def _fairbatching(given: Resources) -> Policy:
+    return FairBatching(given.latency, _saturating(given))
+
+
 def _niyama(given: Resources) -> Policy:
-    demand = Demand(given.latency, given.history, given.latency.saturating_chunk())
+    demand = _saturating(given)
     return Niyama(given.niyama, given.latency, demand, given.chunk_size, given.num_pages)
 
 
 MAKERS: Mapping[str, Callable[[Resources], Policy]] = {
     "niyama": _niyama,
     **{name: partial(_fixed, order) for name, order in ORDERS.items()},
+    "edf-dynamic": partial(_edf, DynamicEdf),
+    "edf-reject": partial(_edf, RejectingEdf),
+    "qoserve": _qoserve,
+    "slidingserve": _slidingserve,
+    "fairbatching": _fairbatching,
 }
 POLICIES = tuple(MAKERS)  # the names

@@ -6,7 +6,8 @@ in one way for all policies. Where policies differ, it asks. There are three dec
 1. Order of prefills: whose prompt is computed next. Each waiting sequence has a key; a smaller key
    goes first, and ties go by arrival. The policy gives the key when the sequence begins to wait
    (`enter`) and a new one whenever part of its prompt has been computed (`progress`). For a single
-   iteration it may deviate from the keys (`order`).
+   iteration it may deviate from the keys (`order`), and who has just come may be turned away
+   (`refusal`).
 2. Size of the chunk: how many prompt tokens join an iteration that has decodes already (`room`).
    A policy may let running sequences sit an iteration out to make room (`hold`), and may keep part
    of the memory and of the batch free for some requests (`share_to_start`).
@@ -20,15 +21,17 @@ To write a policy, two files are touched:
 
 * a new module of this folder, with a class derived from Policy that has at least the methods that
   are abstract below. What is there may be used as it is: chunking.py for chunks that let no stream
-  come late, backlog.py for sums over the queue, background.py for fair shares;
+  come late, in_order.py where the order is known beforehand, backlog.py for sums over the queue,
+  background.py for fair shares;
 * policies.py, where MAKERS gives it a name. The `--policy` and `--compare` flags take their choices
   from there, and the tests of the scheduler, of the simulator and of greedy output hold every
   policy in it to what any policy owes.
 
-The smallest example is FixedChunk, in policies.py. Where only the order is new, the policy is no
-class but a function from a sequence to a number, beside those in ORDERS. That number may depend on
-nothing that changes while the sequence waits, but for how much of it is computed: the queue keeps
-the one that it was given. An order by predicted work takes a Demand, so it is a maker in MAKERS.
+The smallest example is FixedChunk, in policies.py; rivals/ has a page for each of the schedulers
+that others have published. Where only the order is new, the policy is no class but a function from
+a sequence to a number, beside those in ORDERS. That number may depend on nothing that changes while
+the sequence waits, but for how much of it is computed: the queue keeps the one that it was given.
+An order by predicted work takes a Demand, so it is a maker in MAKERS.
 
 What the policy promises beyond that wants a test of its own, and CHANGELOG.md a line. A setting for
 operators is a field of Resources that comes from SchedulerConfig and, as a flag, from
@@ -98,6 +101,11 @@ class Policy(ABC):
     @abstractmethod
     def enter(self, sequence: Sequence, now: float) -> Key:
         """Returns the key of a sequence that begins to wait, or waits again."""
+
+    def refusal(self, sequence: Sequence, now: float) -> str:
+        """Returns why a request that has just come is not let in; "" where it is. Its caller is
+        told at once, and nothing else is asked about it."""
+        return ""
 
     @abstractmethod
     def progress(self, sequence: Sequence) -> Key:

@@ -159,6 +159,13 @@ class DecisionLog:
             predicted_ttlt_s=expected.ttlt_s,
         )
 
+    def rejected(self, request: Request, event: Finished, at: float) -> None:
+        """A request came, and was not let in."""
+        if self._is_off:
+            return
+        self.open(request)
+        self.close(event, at)
+
     def moved(
         self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
     ) -> None:
@@ -253,6 +260,8 @@ def summary(timeline: Timeline, event: Finished) -> str:
     if event.reason is FinishReason.DISPLACED:
         waited = _ms(timings.ttlt_s)
         return f"Refused after {waited} of waiting: it gave its place to more important work."
+    if event.reason is FinishReason.REJECTED:
+        return f"Refused on arrival: {event.detail}."
     if event.reason is FinishReason.ERROR:
         return f"Failed: {event.detail or 'its call ended with an error'}."
     if request.targets.kind is TargetKind.BEST_EFFORT:

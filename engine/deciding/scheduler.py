@@ -86,16 +86,27 @@ class Scheduler:
     # A request comes, and its caller may leave
 
     def submit(self, request: Request, now: float) -> list[Event]:
-        """Takes a request in. Raises ValueError, naming the field, if it could never be served."""
+        """Takes a request in, or ends it at once where the policy turns it away. Raises ValueError,
+        naming the field, if it could never be served."""
         if request.id in self.roster.sequences:
             raise ValueError(f"request_id {request.name!r} is in flight")
         self._check_fits(request)
         sequence = Sequence(request, admitted_at=now)
         self.totals.num_submitted += 1
+        if why := self.policy.refusal(sequence, now):
+            return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
         expected = self._forecast(sequence, now)
         self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
+
+    def _reject(self, sequence: Sequence, why: str, now: float) -> Event:
+        """The request ends before it began; returns its only event."""
+        sequence.finish(FinishReason.REJECTED, now)
+        self.totals.num_finished += 1
+        event = finished(sequence, now, why)
+        self.record.rejected(sequence.request, event, now)
+        return event
 
     def _check_fits(self, request: Request) -> None:
         longest = len(request.prompt) + request.sampling.max_tokens

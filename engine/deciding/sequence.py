@@ -65,6 +65,7 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"  # the caller left
     TIMEOUT = "timeout"  # the RPC's own deadline passed
     DISPLACED = "displaced"  # it waited, and gave its place to more important work
+    REJECTED = "rejected"  # never admitted: by its policy, it could not be served in time
     ERROR = "error"  # the engine could not go on with it; never silent
 
 

@@ -253,8 +253,8 @@ class _Recorder:
 
 def _outcome(result: Result) -> Outcome:
     if result.refusal is not None:
-        refused = result.refusal is Refusal.QUEUE_FULL
-        return Outcome.REJECTED if refused else Outcome.FAILED
+        invalid = result.refusal is Refusal.INVALID
+        return Outcome.FAILED if invalid else Outcome.REJECTED
     if result.finished is None:
         return Outcome.UNFINISHED
     return _OUTCOMES[result.finished.reason]

@@ -101,6 +101,7 @@ def _figures(run: dict[str, Any]) -> dict[str, Any]:
     scores = {score["group"]: score for part in ("by_tier", "by_importance") for score in run[part]}
     long = next(score for score in run["by_prompt"] if score["group"] == "long")
     total = run["total"]
+    rejected = total["num_rejected"] if run["name"] == "edf-reject" else 0  # others reject nobody
     return {
         "on_time": total["attainment"],
         "on_time_by": {name: score["attainment"] for name, score in scores.items()},
@@ -108,6 +109,7 @@ def _figures(run: dict[str, Any]) -> dict[str, Any]:
         "ttft_p99_ms_of_long_prompts": round(1e3 * (long["ttft_s"]["p99"] or 0)),
         "relegated": total["num_relegated"],
         "sent": total["num_sent"],
-        "lost": total["num_sent"] - total["num_finished"] - total["num_cancelled"],
+        "rejected": rejected,
+        "lost": total["num_sent"] - total["num_finished"] - total["num_cancelled"] - rejected,
         "invalid": run["invalid"],
     }

@@ -192,9 +192,13 @@ class Driver:
 
     def submit(self, request: Request) -> None:
         (event,) = self.scheduler.submit(request, self.now)
-        assert isinstance(event, Accepted)
         assert event.request_id == request.id
         self.stories[request.id] = Story(request)
+        if isinstance(event, Finished):
+            assert event.reason is FinishReason.REJECTED
+            self._take([event])
+        else:
+            assert isinstance(event, Accepted)
         self.scheduler.check()
 
     def cancel(self, name: str) -> None:
@@ -326,7 +330,7 @@ class Driver:
         assert (event.prompt_tokens, event.output_tokens) == (len(request.prompt), count)
         assert done == (count == complete_len(request.sampling))
         is_bad = self.memory is not None and BAD in request.prompt
-        if event.reason is not FinishReason.CANCELLED:
+        if event.reason not in (FinishReason.CANCELLED, FinishReason.REJECTED):
             assert (event.reason is FinishReason.ERROR) == is_bad, "who fails"
             assert ("not finite" in event.detail) == is_bad
         assert (event.reason is FinishReason.STOP) == (done and is_stopped(request.sampling))

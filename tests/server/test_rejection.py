@@ -1,0 +1,42 @@
+"""A request that its policy turns away, as a live server tells it."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+
+from engine.config import EngineConfig
+from proto.niyama.v1 import inference_pb2 as pb
+from server.config import ServerConfig
+from tests.server.conftest import running_with, within
+from tests.server.test_service import failure
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def asked(ttlt_s: float) -> pb.GenerateRequest:
+    ttlt = Duration()
+    ttlt.FromNanoseconds(int(1e9 * ttlt_s))
+    return pb.GenerateRequest(
+        input=pb.Input(text="Once"),
+        sampling=pb.Sampling(max_tokens=2, ignore_eos=True),
+        qos=pb.QualityOfService(deadline=pb.DeadlineTargets(ttlt=ttlt)),
+    )
+
+
+async def test_who_cannot_be_on_time_is_refused_and_told_when_to_try_again() -> None:
+    """A microsecond is too short, an hour is not. What was refused leaves nothing behind."""
+    engine = EngineConfig(factory="engine.driving.null:build", policy="edf-reject")
+    async with running_with(ServerConfig(port=0, engine=engine)) as running:
+        detail = error_details_pb2.RetryInfo()
+        error = await failure(running.stub.Generate(asked(1e-6)), detail)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details() == "rejected: it could not be on time"
+        assert detail.retry_delay.ToSeconds() == 1
+        await within(running.service.calls.idle.wait())
+        answer = await within(running.stub.Generate(asked(3600.0)))
+        assert answer.completions[0].finished.usage.output_tokens == 2
+        stats = await running.stats()
+        assert (stats.totals.num_submitted, stats.totals.num_finished) == (2, 2)
