@@ -27,6 +27,19 @@ or at the largest:
 The yields are compared rather than the tokens that fit now, as how much fits depends also on the
 margin for errors of prediction, and on how much slack the stream happens to have.
 
+Wishes. A stream that only has a deadline for its last token (TTLT) has all its tokens after
+
+    its tokens * t(0)  +  the prefill work that is done meanwhile
+
+and whoever waits for that work loses by waiting what the stream gains by putting it off. So to put
+it off saves no time in sum; and iterations that are hardly longer than t(0) compute so few prefill
+tokens that less may be served than arrives, whereupon every stream is a hurried one: a collapse.
+What does save time is to do the work where a token of it delays the streams least. So where such a
+stream would be late with a longer iteration (`wished_s`, its output being OUTPUT_RISK times as long
+as the guess), the iteration is the one with the best yield, the largest of those that are about as
+good. It takes LONGEST_WISH t(0) at most, by when three quarters of the time are for prefills, and
+LOST_GAP t(0) at least, and no stream makes it shorter, however little time it has left.
+
 Holding. Where the decodes alone take longer than an interactive stream allows, no chunk size helps.
 Then decodes that only have a deadline for their last token (TTLT) sit out, first those with the
 most time for each token that they have left. One that sits out has its turn later and keeps its
@@ -39,14 +52,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from engine.deciding.demand import Demand
+from engine.deciding.demand import OUTPUT_RISK, Demand
 from engine.deciding.latency import LatencyModel, add_chunk
-from engine.deciding.pace import LOST_GAP, Budget, PaceConfig, deadline_budget, iteration_budget
+from engine.deciding.pace import (
+    LOST_GAP,
+    Budget,
+    PaceConfig,
+    deadline_budget,
+    iteration_budget,
+    wished_s,
+)
 from engine.deciding.plan import Work
 from engine.deciding.sequence import Sequence
 
 THRIFT = 1.05  # another size of chunk must be at least this much more efficient
 LIGHT = 0.05  # load of the queue below which there is no hurry
+LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 
 
 class Chunking:
@@ -65,14 +86,14 @@ class Chunking:
         self._pace = pace
         self._response_s = math.inf
         self._budget = Budget(math.inf, None)
+        self._wished_s = math.inf
 
     def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
         """Returns the running sequences that sit this iteration out, as the module says."""
         elastic = [s for s in running if s.request.targets.ttlt_s is not None and s.due_at > now]
         if not elastic or len(elastic) == len(running):
             return []
-        strict = ((s, 1) for s in running if s.request.targets.tbt_s is not None)
-        budget_s = iteration_budget(self._usual_pace, strict, 0.0, now).seconds
+        budget_s = iteration_budget(self._usual_pace, running, 0.0, now).seconds
         work = Work(len(running), sum(s.num_known for s in running))
         expected_s = self._latency.predict(work)
         if expected_s * self._latency.margin <= budget_s:
@@ -103,26 +124,47 @@ class Chunking:
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
         floor_s = self._latency.predict(work)
-        left = self._demand.output_left
-        streams = ((s, 1 if s.request.targets.ttlt_s is None else left(s)) for s in decodes)
         self._pace = self._light_pace if load < LIGHT else self._usual_pace
         self._response_s = response_s
-        budget = iteration_budget(self._pace, streams, floor_s, now)
+        budget = iteration_budget(self._pace, decodes, floor_s, now)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
+        risky = ((s, OUTPUT_RISK * self._demand.output_left(s)) for s in decodes)
+        self._wished_s = wished_s(risky, now)
 
     def room(self, work: Work, start: int, num_left: int) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens
         left may join the iteration that has `work` so far."""
         limit = min(self._demand.chunk - work.num_prefill, num_left)
-        if limit <= 0 or self._budget.seconds == math.inf:
-            return max(0, limit)
+        if limit <= 0:
+            return 0
+        if self._wished_s < self._budget.seconds and not work.num_prefill:
+            seconds = max(self._wished_s, self._cheapest_s(work, start))
+            if seconds < self._budget.seconds:
+                self._budget = Budget(seconds, None)
+        if self._budget.seconds == math.inf:
+            return limit
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
         if length == 0 and not work.num_tokens:
             return 1  # an iteration computes something, however little time there is
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
+
+    def _cheapest_s(self, work: Work, start: int) -> float:
+        """Returns how long the iteration takes in which prefill tokens from position `start` on
+        delay the decodes least, margin included."""
+        predict, margin = self._latency.predict, self._latency.margin
+        idle_s = predict(work)
+        longest_s = margin * LONGEST_WISH * idle_s
+        most = self._latency.largest_chunk(work, start, self._demand.chunk, longest_s)
+        steps = [n for n in self._latency.chunk_steps(work, self._demand.chunk) if n <= most]
+        sizes = {most, *steps, *(n - 1 for n in steps)} - {0}
+        took_s = {n: predict(add_chunk(work, start, n)) for n in sizes}
+        rates = {n: n / max(s - idle_s, 1e-9) for n, s in took_s.items()}
+        best = max(rates.values(), default=0.0)
+        good = max((n for n, rate in rates.items() if THRIFT * rate >= best), default=0)
+        return margin * max(LOST_GAP * idle_s, took_s.get(good, 0.0))
 
     def _thrifty(self, work: Work, start: int, length: int, tbt_s: float) -> int:
         """Returns how many of the `length` tokens that fit to take, where a stream with that TBT is

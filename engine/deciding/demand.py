@@ -16,6 +16,7 @@ from engine.deciding.plan import Work
 from engine.deciding.sequence import Sequence
 
 ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expected of the next ones
+OUTPUT_RISK = 3.0  # an output may turn out this many times as long as the guess
 WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
 CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls below after 45 requests
@@ -82,6 +83,20 @@ class Demand:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
         return due_at - min(self.decoding_s(sequence), left_s / 2)
+
+    def served_by(self, sequence: Sequence) -> float:
+        """Returns the instant by which the prefill of a waiting sequence is best done, which says
+        its place in the order.
+
+        With a TTFT that is when it is due: being answered earlier is worth nothing. With a TTLT its
+        output may be longer than the guess, OUTPUT_RISK times at most, and each second for which it
+        waits is one that it may miss then: it goes earlier by that, but not before those that were
+        due when it arrived.
+        """
+        if sequence.request.targets.ttlt_s is None:
+            return sequence.prefill_due_at
+        risky = sequence.due_at - OUTPUT_RISK * self.decoding_s(sequence)
+        return min(sequence.prefill_due_at, max(sequence.request.arrived_at, risky))
 
     def decoding_s(self, sequence: Sequence) -> float:
         """Returns the time in which the output that is left can follow, a token an iteration."""

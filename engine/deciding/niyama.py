@@ -1,6 +1,7 @@
 """The Niyama policy (arXiv 2503.22562; QoServe, ASPLOS 2026), and where it goes beyond.
 
-Order: P = deadline + alpha * work left, in seconds of predicted engine time. alpha is read off the
+Order: P = deadline + alpha * work left, in seconds of predicted engine time. The deadline is that
+of the prefill, and with a TTLT earlier, as an output may be long (demand.py). alpha is read off the
 queue: the work that waits for a deadline, over the smallest slack that serving it in order of
 deadline would leave. An idle engine has alpha 0 (earliest deadline first); as the queue stops being
 feasible alpha grows without bound (shortest work first), and a step of importance weighs as much as
@@ -120,8 +121,12 @@ class Niyama(Policy):
         return self.demand.prefill_s(sequence) + self._decodes_s[sequence]
 
     def _key(self, sequence: Sequence, work_s: float) -> Key:
+        """Returns the place of a promised sequence. While the queue is feasible, that goes by when
+        its prefill is best done; else, as victims are chosen, by when it must be."""
         work_s += (1 - sequence.request.importance) * self._recent.costliest_s
-        return (KEPT, sequence.prefill_due_at + self.alpha * work_s)
+        feasible = self.alpha < 1
+        due = self.demand.served_by(sequence) if feasible else sequence.prefill_due_at
+        return (KEPT, due + self.alpha * work_s)
 
     def progress(self, sequence: Sequence) -> Key:
         work_s = self._work_left_s(sequence)

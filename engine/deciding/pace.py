@@ -1,4 +1,4 @@
-"""How long the next iteration may take, so that no running stream gets a token late.
+"""How long the next iteration may take for the sake of the streams that run.
 
 Two bounds for a stream with targets TTFT and TBT (instants are absolute, `due` is the deadline of
 its next token):
@@ -9,8 +9,9 @@ its next token):
   gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
             first token left: accumulated slack must not turn into a visible stall
 
-and one for a stream that only has to be complete by a deadline (TTLT): the time that is left,
-divided by the tokens that are left.
+A stream that only has to be complete by a deadline (TTLT) was promised no pace. It has a wish
+(`wished_s`): the time that is left, divided by the tokens that are left. A wish is granted as far
+as it costs the others nothing, see chunking.py.
 
 All durations are in seconds. What else bounds an iteration stands in chunking.py.
 """
@@ -63,7 +64,20 @@ def interactive_budget(
     return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
 
 
-def deadline_budget(due: float, output_left: int, now: float) -> float:
+def wished_s(decodes: Iterable[tuple[Sequence, float]], now: float) -> float:
+    """Returns the shortest iteration that a stream with a TTLT wishes for, each given with the
+    number of tokens that it may have left; inf if there is none. One that is late has no wish."""
+    return min(
+        (
+            deadline_budget(s.due_at, output_left, now)
+            for s, output_left in decodes
+            if s.request.targets.ttlt_s is not None and s.due_at > now
+        ),
+        default=math.inf,
+    )
+
+
+def deadline_budget(due: float, output_left: float, now: float) -> float:
     """Returns the seconds that an iteration may take for a stream to have all tokens by `due`."""
     return (due - now) / output_left
 
@@ -76,17 +90,16 @@ class Budget(NamedTuple):
 
 
 def iteration_budget(
-    config: PaceConfig, decodes: Iterable[tuple[Sequence, int]], floor_s: float, now: float
+    config: PaceConfig, decodes: Iterable[Sequence], floor_s: float, now: float
 ) -> Budget:
-    """Returns the tightest bound over the streams that decode, each given with the number of tokens
-    that it is expected to have left.
+    """Returns the tightest bound over the streams with a TBT that decode.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
     not relax by waiting binds nobody, as prefills must not starve for what cannot be had.
     """
     budget = Budget(math.inf, None)
     max_gap, reserve = config.max_gap, config.reserve
-    for sequence, output_left in decodes:
+    for sequence in decodes:
         request = sequence.request
         tbt_s = request.targets.tbt_s
         # A token in flight comes when the iteration before this one ends, which is `now`.
@@ -99,12 +112,6 @@ def iteration_budget(
                 if last + max_gap * tbt_s >= least <= sequence.due_at - reserve * tbt_s:
                     continue
                 bound = interactive_budget(config, tbt_s, sequence.due_at, last, now)
-        elif request.targets.ttlt_s is not None:
-            bound = deadline_budget(sequence.due_at, output_left, now)
-            if bound < floor_s:
-                continue  # lost, or so close that no chunk would save it
-        else:
-            continue
-        if bound < budget.seconds:
-            budget = Budget(bound, tbt_s)
+            if bound < budget.seconds:
+                budget = Budget(bound, tbt_s)
     return budget

@@ -9,13 +9,22 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.deciding.chunking import LIGHT, Chunking
-from engine.deciding.demand import Demand
+from engine.deciding.chunking import LIGHT, LONGEST_WISH, Chunking
+from engine.deciding.demand import OUTPUT_RISK, Demand
 from engine.deciding.history import OutputLengths
-from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment, add_chunk
+from engine.deciding.latency import (
+    A100_LLAMA3_8B,
+    UNBOUNDED,
+    LatencyModel,
+    LatencyProfile,
+    Segment,
+    add_chunk,
+)
 from engine.deciding.niyama import NiyamaConfig
-from engine.deciding.pace import PaceConfig
+from engine.deciding.pace import LOST_GAP, PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.request import Targets
 from engine.deciding.sequence import Sequence
@@ -124,6 +133,71 @@ def test_where_no_stream_limits_the_chunk_it_is_not_made_smaller() -> None:
     """For whoever arrives an iteration may take 40.05 ms. A shorter one would save no slack."""
     chunking, work = begun(response_s=0.04005, profile=STEPS)
     assert chunking.room(work, 0, 1000) == 240
+
+
+# Wishes, of streams that only have a deadline for their last token
+
+
+def wishing(seconds: float, name: str = "r") -> Sequence:
+    """A stream whose output, were it three times as long as the guess, had that long a token."""
+    due_at = seconds * OUTPUT_RISK * 4
+    stream = make_sequence(name, output=5, targets=deadline(due_at))
+    decode(stream, 1)
+    return stream
+
+
+def test_the_hastiest_wish_is_granted_down_to_a_share_for_prefills() -> None:
+    """The decodes take 1.2 ms, so 10 ms leave room for 8 tokens, and 3 are always left: as a token
+    costs the same in any chunk, an iteration is never wished below four times 1.2 ms."""
+    for wish_s, room in ((0.099, 64), (0.010, 8), (0.0045, 3), (1e-6, 3)):
+        chunking, work = begun(wishing(wish_s), wishing(0.5))
+        assert chunking.room(work, 0, 1000) == room
+
+
+def test_who_is_late_wishes_for_nothing() -> None:
+    late = make_stream(deadline(1.0), due_at=0.0)
+    chunking, work = begun(late)
+    assert chunking.room(work, 0, 1000) == 64
+
+
+def test_what_follows_the_first_chunk_keeps_the_same_iteration() -> None:
+    chunking, work = begun(wishing(1e-6))
+    room = chunking.room(work, 0, 1000)
+    assert chunking.room(add_chunk(work, 0, 1), 0, 1000) == room - 1
+
+
+def test_a_wish_is_granted_where_a_prefill_token_delays_the_decodes_least() -> None:
+    """A decode takes 10 ms. Up to 20 tokens cost 1 ms each, more of them 1.5 ms: 20 are taken, not
+    the 26 that fit in 40 ms."""
+    dearer = LatencyProfile(
+        "dearer",
+        (Segment(21, 10e-3, 1e-3), Segment(UNBOUNDED, 10e-3, 1.5e-3)),
+        max_chunk=64,
+    )
+    chunking, work = begun(wishing(1e-6), profile=dearer)
+    assert chunking.room(work, 0, 1000) == 20
+
+
+@given(
+    st.lists(st.floats(1e-7, 1.0), min_size=1, max_size=30),
+    st.integers(0, 2000),
+    st.sampled_from([MILLI, STEPS, A100_LLAMA3_8B]),
+)
+def test_no_wish_takes_more_than_its_share(
+    wishes_s: list[float], start: int, profile: LatencyProfile
+) -> None:
+    """However hurried the streams are, one token more would make the iteration longer than LOST_GAP
+    times the decodes, of which the rest is prefill; and it is longer than the hastiest wish only up
+    to LONGEST_WISH times the decodes."""
+    streams = [wishing(wish_s) for wish_s in wishes_s]
+    chunking, work = begun(*streams, profile=profile)
+    seconds = LatencyModel(profile, learns=False).predict
+    idle_s = seconds(work)
+    room = chunking.room(work, start, 10_000)
+    if room < profile.max_chunk:
+        assert seconds(add_chunk(work, start, room + 1)) > LOST_GAP * idle_s
+        longest_s = max(LONGEST_WISH * idle_s, min(wishes_s))
+        assert room == 0 or seconds(add_chunk(work, start, room)) <= longest_s + 1e-9
 
 
 # Holding: under MILLI twenty decodes take 3 ms.

@@ -11,6 +11,7 @@ from engine.deciding.pace import (
     deadline_budget,
     interactive_budget,
     iteration_budget,
+    wished_s,
 )
 from engine.deciding.request import BEST_EFFORT, Targets
 from tests.engine.deciding.parts import (
@@ -51,12 +52,12 @@ def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration(
     most 2 TBT counts from there, not from the token before it."""
     now = 7.0
     sequence = make_stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
-    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.04)
+    assert iteration_budget(CONFIG, [sequence], 0.0, now).seconds == pytest.approx(0.04)
     sequence.expect_token(now)
-    assert iteration_budget(CONFIG, [(sequence, 1)], 0.0, now).seconds == pytest.approx(0.1)
+    assert iteration_budget(CONFIG, [sequence], 0.0, now).seconds == pytest.approx(0.1)
     first = make_sequence(targets=interactive(10.0, TBT), at=now - 9.0)
     first.expect_token(now)  # its first token
-    assert iteration_budget(CONFIG, [(first, 1)], 0.0, now).seconds == pytest.approx(0.1)
+    assert iteration_budget(CONFIG, [first], 0.0, now).seconds == pytest.approx(0.1)
 
 
 def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
@@ -70,25 +71,35 @@ def test_a_deadline_is_shared_among_the_tokens_left() -> None:
 
 
 def test_the_tightest_stream_sets_the_budget() -> None:
-    """100 ms by the gap of one stream, 40 ms a token for 1 s and 25 tokens of the other."""
+    """100 ms by the gap of one stream, 60 ms by the slack of another; a TTLT promised no pace."""
     easy = make_stream(interactive(1.0, TBT), due_at=1.0)
+    tight = make_stream(interactive(1.0, TBT), due_at=0.16)
     batch = make_stream(deadline(1.0), due_at=1.0)
     free = make_stream(BEST_EFFORT, due_at=math.inf)
     assert iteration_budget(CONFIG, [], 0.0, 0.0).seconds == math.inf
-    assert iteration_budget(CONFIG, [(free, 1)], 0.01, 0.0).seconds == math.inf
-    assert iteration_budget(CONFIG, [(easy, 99), (free, 1)], 0.01, 0.0).seconds == 0.1
-    assert iteration_budget(CONFIG, [(easy, 99), (batch, 25)], 0.01, 0.0).seconds == 0.04
+    assert iteration_budget(CONFIG, [free, batch], 0.01, 0.0).seconds == math.inf
+    assert iteration_budget(CONFIG, [easy, free, batch], 0.01, 0.0).seconds == 0.1
+    assert iteration_budget(CONFIG, [easy, tight], 0.01, 0.0).seconds == pytest.approx(0.06)
+
+
+def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
+    """40 ms a token for 1 s and 25 tokens; whoever has a pace, no deadline or none left wishes for
+    nothing."""
+    batch = make_stream(deadline(1.0), due_at=1.0)
+    easy = make_stream(deadline(9.0), due_at=9.0)
+    late = make_stream(deadline(1.0), due_at=0.0)
+    others = [make_stream(t, due_at=1.0) for t in (interactive(1.0, TBT), BEST_EFFORT)]
+    assert wished_s([(s, 25) for s in (late, *others)], 0.0) == math.inf
+    assert wished_s([(s, 25) for s in (late, easy, batch, *others)], 0.0) == 0.04
 
 
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
-    """Decodes alone take 60 ms: a TBT of 50 ms is lost, and 20 ms a token for a deadline too; what
-    stays is that no gap exceeds twice the possible. At a TBT of 70 ms, 0.9 * 70 is possible."""
+    """Decodes alone take 60 ms: a TBT of 50 ms is lost; what stays is that no gap exceeds twice the
+    possible. At a TBT of 70 ms, 0.9 * 70 is possible."""
     lost = make_stream(interactive(1.0, TBT), due_at=0.02)
-    late = make_stream(deadline(1.0), due_at=0.5)
     possible = make_stream(interactive(1.0, 0.07), due_at=0.5)
-    assert iteration_budget(CONFIG, [(lost, 9)], 0.06, 0.0).seconds == pytest.approx(0.12)
-    assert iteration_budget(CONFIG, [(late, 25)], 0.06, 0.0).seconds == math.inf
-    assert iteration_budget(CONFIG, [(possible, 9)], 0.06, 0.0).seconds == pytest.approx(0.14)
+    assert iteration_budget(CONFIG, [lost], 0.06, 0.0).seconds == pytest.approx(0.12)
+    assert iteration_budget(CONFIG, [possible], 0.06, 0.0).seconds == pytest.approx(0.14)
 
 
 @pytest.mark.parametrize("targets", [interactive(9.0, 1.0), deadline(9.0), BEST_EFFORT])
