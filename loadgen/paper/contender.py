@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
+from engine.deciding.policies import ORDERS
 from loadgen.paper.load import CONTEXT_LEN
 from loadgen.targets.profiles import A100
 from loadgen.targets.simulated import Setup
@@ -50,4 +51,4 @@ class Contender:
     @property
     def name(self) -> str:
         """Returns what the tables call it: a policy, and its chunk where that is fixed."""
-        return self.policy if self.policy == "niyama" else f"{self.policy}/{self.chunk}"
+        return f"{self.policy}/{self.chunk}" if self.policy in ORDERS else self.policy

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from client.values import Importance, Targets
+from client.values import Importance
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from loadgen.targets.profiles import PAPER_TIERS
@@ -42,31 +42,31 @@ class Load:
     shares: tuple[float, float, float] = THIRDS  # of the tiers
     cv: float = 1.0  # coefficient of variation of the gaps; 1 is Poisson
     ttft_s: float = 6.0
+    ttlt_s: tuple[float, float] = (600.0, 1800.0)  # of the two tiers that have one
     low: float = 0.0  # share of low importance
     seed: int = 0
 
     def workload(self, rate: float | None = None) -> Workload:
         """Returns the workload at the load's own rate, or at another constant one (requests/s)."""
         importance = {Importance.LOW: self.low, Importance.NORMAL: 1 - self.low}
+        interactive, *others = (tier.targets for tier in PAPER_TIERS)
+        targets = [replace(interactive, ttft=self.ttft_s)]
+        targets += [replace(o, ttlt=s) for o, s in zip(others, self.ttlt_s, strict=True)]
         tiers = tuple(
             TierLoad(
                 tier.name,
                 share,
-                _targets(tier.targets, self.ttft_s),
+                each,
                 lengths_of(self.lengths),
                 importance=importance if self.low else {},
             )
-            for tier, share in zip(PAPER_TIERS, self.shares, strict=True)
+            for tier, each, share in zip(PAPER_TIERS, targets, self.shares, strict=True)
             if share
         )
         process = Process.POISSON if self.cv == 1 else Process.GAMMA
         shape = parse_rate(self.rate) if rate is None else Rate(rate, rate)
         arrivals = Arrivals(shape, process, self.cv)
         return Workload(arrivals, tiers, self.hours * 3600, self.seed, context_length=CONTEXT_LEN)
-
-
-def _targets(targets: Targets, ttft_s: float) -> Targets:
-    return targets if targets.ttft is None else replace(targets, ttft=ttft_s)
 
 
 @cache

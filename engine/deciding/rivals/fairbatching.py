@@ -14,12 +14,12 @@ out beforehand, and of the third group only those sit out for whom it leaves not
 memory that keeps prompts waiting, nobody sits out for them right after an iteration in which
 somebody did and none was computed; and somebody decodes always.
 
-Guessed, as the paper knows no TTLT: that such a stream's next token is due when the time that is
-left is shared out among all of its tokens, but MOST_PAUSE_S after its last one at the latest, as
-whoever sits out keeps its memory (0.1 s lost fewest of 0, 0.1, 0.2, 0.5, 2 s and none). Guessed as
-well: that a stream whose slack is shorter than what it takes by itself, and those with less slack
-do, limits nothing; and FLOOR, how many times that an iteration may take where all are such. Left
-out: the load that it reports to a router.
+Guessed, as the paper knows no TTLT: that such a stream's slack is the time that is left, shared out
+among all of its tokens, but that it sits out for MOST_PAUSE_S at most, as it keeps its memory (0.1
+s lost fewest of those tried, from nothing to no limit). Guessed as well: that a stream whose slack
+is shorter than what it takes by itself, with those that have less, limits nothing; and FLOOR, how
+many times that an iteration may take where all are such. Left out: the load that is reported to a
+router.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FairBatching(InOrder):
             return []
         slacks = sorted((self._slack_s(s, now), s.id, s) for s in running)
         self._budget_s = self._time_budget(slacks)
-        held = self._ahead(slacks)
+        held = self._ahead(sorted((_pause_s(s, x, now), s.id, s) for x, _, s in slacks))
         self._holds = bool(held)
         return held
 
@@ -99,13 +99,10 @@ class FairBatching(InOrder):
         """Returns the time that is left for the next token of a stream."""
         if decode.request.targets.ttlt_s is None:
             return decode.due_at - now
-        each_s = deadline_budget(decode.due_at, self.demand.output_left(decode), now)
-        if decode.num_in_flight or decode.last_token_at is None:
-            return min(each_s, MOST_PAUSE_S)
-        return min(each_s, decode.last_token_at + MOST_PAUSE_S - now)
+        return deadline_budget(decode.due_at, self.demand.output_left(decode), now)
 
     def _ahead(self, slacks: list[tuple[float, str, Sequence]]) -> list[Sequence]:
-        """Returns who sits out, of streams in order of their slack."""
+        """Returns who sits out, of streams in order of the time that they could."""
         paces = [s.request.targets.tbt_s or math.inf for _, _, s in slacks]
         pace_s = min(*paces, self._budget_s)
         budget_s = self._budget_s / self._latency.margin
@@ -128,6 +125,15 @@ class FairBatching(InOrder):
         if limit <= 0 or self._budget_s == math.inf:
             return limit
         return self._latency.largest_chunk(work, sequence.num_computed, limit, self._budget_s)
+
+
+def _pause_s(decode: Sequence, slack_s: float, now: float) -> float:
+    """Returns how long a stream with that slack could sit out."""
+    if decode.request.targets.ttlt_s is None:
+        return slack_s
+    last_at = decode.last_token_at
+    waited_s = 0.0 if decode.num_in_flight or last_at is None else now - last_at
+    return min(slack_s, MOST_PAUSE_S - waited_s)
 
 
 def _with(work: Work, decode: Sequence) -> Work:
