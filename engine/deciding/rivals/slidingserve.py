@@ -37,7 +37,7 @@ from engine.deciding.plan import Work
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.sequence import Sequence
 
-URGENCY_S = 10.0
+URGENCY_S = 30.0
 LOOK = 16  # waiting requests that the knapsack chooses among
 LEAST_CHUNK = 128  # tokens of an iteration where no size of chunk would save a stream
 STEP = 16  # tokens to which the ternary search goes
@@ -133,7 +133,7 @@ def knapsack(works: list[float], limit: float, units: int = 64) -> list[int]:
     rounded up to a multiple of limit / `units`. Of equal numbers, those with the least work."""
     if limit <= 0:
         return []
-    weights = [math.ceil(work / limit * units) for work in works]
+    weights = [math.ceil(work * units / limit) for work in works]
     # For each number of units that is filled: the most works that fill it, as indices.
     best: dict[int, tuple[int, ...]] = {0: ()}
     for index, weight in enumerate(weights):

@@ -158,7 +158,7 @@ def test_qoserve_counts_slack_from_a_late_first_token() -> None:
 def test_slidingserve_orders_by_urgency_in_steps_and_then_by_work() -> None:
     policy = SlidingServe(*parts())
     queue = SequenceQueue()
-    for name, prompt, ttlt_s in (("long", 500, 11.0), ("short", 10, 19.0), ("later", 1, 25.0)):
+    for name, prompt, ttlt_s in (("long", 500, 31.0), ("short", 10, 59.0), ("later", 1, 65.0)):
         sequence = waiting(name, prompt=prompt, targets=deadline(ttlt_s))
         queue.add(sequence, policy.enter(sequence, 0.0))
     queue.add(effort := waiting("effort"), policy.enter(effort, 0.0))
