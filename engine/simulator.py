@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from engine.deciding.plan import Event, Finished, Plan, Relegated, Token, Work
+from engine.deciding.plan import Accepted, Event, Finished, Plan, Relegated, Token, Work
 from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence
@@ -56,6 +56,7 @@ class Result(NamedTuple):
     relegated: bool = False  # at any time
     refusal: Refusal | None = None
     error: str = ""
+    promised: bool | None = None  # `on_time` of its Accepted; None: it was refused
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +74,7 @@ class Replica:
     _leaving: dict[str, int] = field(default_factory=dict)  # tokens after which the caller hangs up
     _timeouts: list[tuple[float, str]] = field(default_factory=list)  # heap of (instant, id)
     _relegated: set[str] = field(default_factory=set)
+    _promised: dict[str, bool] = field(default_factory=dict)  # `on_time` of their Accepted
 
     @property
     def num_in_flight(self) -> int:
@@ -91,6 +93,8 @@ class Replica:
             if type(event) is Finished:
                 refused = self._refuse(request, Refusal.REJECTED, event.detail)
                 return refused._replace(ended_at=self.now)  # when the engine had looked at it
+            if type(event) is Accepted:
+                self._promised[id] = event.on_time
         self._arrivals[id] = arrival
         if arrival.leaves_after is not None:
             self._leaving[id] = arrival.leaves_after
@@ -130,7 +134,14 @@ class Replica:
         for id, arrival in self._arrivals.items():
             token_at = self._instants(self.scheduler.sequence(id).output)
             relegated = id in self._relegated
-            yield Result(arrival.request, self.index, None, token_at, relegated=relegated)
+            yield Result(
+                arrival.request,
+                self.index,
+                None,
+                token_at,
+                relegated=relegated,
+                promised=self._promised.get(id),
+            )
 
     def _ended(self, events: list[Event], sampling: list[Sequence]) -> Iterator[Result]:
         """Yields what became of those that an iteration finished; notes whom planning relegated."""
@@ -166,7 +177,10 @@ class Replica:
         self._relegated.discard(id)
         request = self._arrivals.pop(id).request
         token_at = self._instants(output)
-        return Result(request, self.index, finished, token_at, self.now, relegated)
+        promised = self._promised.pop(id, None)
+        return Result(
+            request, self.index, finished, token_at, self.now, relegated, promised=promised
+        )
 
     def _instants(self, output: list[int]) -> array[float]:
         """Returns when each token of the output came."""

@@ -24,6 +24,7 @@ from server.errors import CallError, Refusal, Refused
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.listening.deliveries import DISPLACED_S, Delivery
 from server.metrics import Metrics
+from server.promises import is_overdue, result
 
 log = structlog.get_logger()
 
@@ -75,6 +76,7 @@ class Call:
         self._metrics = metrics
         self._ended: list[Ended] = []
         self._is_on_time = True  # every target of every completion that has ended
+        self._is_unread = False  # its client took nothing of what it was sent
 
     def timeout_s(self) -> float | None:
         """Returns the seconds from the call's arrival to its deadline; None where it has none.
@@ -168,11 +170,15 @@ class Call:
         """Returns the message for the end of one completion, which is counted."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
-        tier = self.asked.quality.tier or "explicit"
         is_on_time = all(target.met for target in finished.targets)
         self._is_on_time &= is_on_time
-        self._metrics.count(ended.finished, tier, is_on_time)
+        self._metrics.count(ended.finished, self._tier, is_on_time)
         return finished
+
+    @property
+    def _tier(self) -> str:
+        """Returns the call's tier as metrics name it."""
+        return self.asked.quality.tier or "explicit"
 
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
@@ -182,6 +188,7 @@ class Call:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
+            self._count_promise()
         if self.entry is not None and self.is_entered:
             self._ledger.leave(self.entry.key)
         if self.displaced is not None:  # though its client left, or did not read that it was
@@ -194,6 +201,19 @@ class Call:
             self._metrics.calls.labels(outcome).inc()
         log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
 
+    def _count_promise(self) -> None:
+        """Counts what came of what the caller was promised, if it was promised anything."""
+        promised = self.generation.promised
+        if promised is None:
+            return
+        lived_s = time.monotonic() - self.arrived_at
+        tokens = self.generation.num_tokens  # of all completions, which excuses a few of several
+        has_left = self.outcome == grpc.StatusCode.CANCELLED.name and self.displaced is None
+        was_overdue = is_overdue(self.asked.quality.targets, tokens, lived_s)
+        num_missing = self.asked.n - len(self._ended)
+        came = result(num_missing, self._is_on_time, has_left, was_overdue and not self._is_unread)
+        self._metrics.count_promise(self._tier, promised, came)
+
     def fail(self, error: CallError) -> None:
         """Notes the error that the call is about to end with."""
         self.refusal = error.reason if isinstance(error, Refused) else None
@@ -204,6 +224,7 @@ class Call:
         is sent.
         """
         self._metrics.unread.inc()
+        self._is_unread = True
         self.outcome = grpc.StatusCode.CANCELLED.name
         self.error = "the client did not read"
         if self.is_closed:

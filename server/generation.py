@@ -137,7 +137,7 @@ class Generation:
         self._texts = list(texts)
         self._renew = renew
         self.is_restarted = False
-        self._accepted = False
+        self.promised: bool | None = None  # `on_time` of the Accepted that was handed out
         self.prompt_len = prompt_len
 
     @property
@@ -197,8 +197,8 @@ class Generation:
                 outputs.append(RelegatedAt(index, item))
             elif isinstance(item, Restarted):
                 self._restart(index, outputs)
-            elif not self._accepted:
-                self._accepted = True
+            elif self.promised is None:
+                self.promised = item.on_time
                 outputs.append(item)
         for index, sampled in tokens.items():
             self._spell(index, sampled, outputs)

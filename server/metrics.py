@@ -20,6 +20,7 @@ from engine.processes.standard_streams import DROPPED
 from server.admission.admission import Admission
 from server.admission.places import Entry
 from server.errors import Refusal
+from server.promises import Result
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
@@ -153,6 +154,12 @@ class Metrics:
             "Completions finished, by tier and whether every target was met",
             *("tier", "on_time"),
         )
+        self.forecasts = self._counter(
+            "forecasts",
+            "Calls that were admitted and have ended, by tier, by what they were promised at "
+            "admission and by whether every target was met",
+            *("tier", "promised", "result"),
+        )
         self.refused = self._counter(
             "refused",
             "Calls that found no place in the queue or gave theirs away",
@@ -193,6 +200,12 @@ class Metrics:
         if entry is not None:
             tier, importance = entry.tier or "explicit", entry.importance.name.lower()
         self.refused.labels(tier, importance, reason.value, share.name or "other").inc()
+
+    def count_promise(self, tier: str, is_on_time: bool, result: Result) -> None:
+        """Counts a call that is over against what it was promised at its admission: to be on time,
+        or late.
+        """
+        self.forecasts.labels(tier, "on_time" if is_on_time else "late", result.value).inc()
 
     def count(self, finished: Finished, tier: str, on_time: bool) -> None:
         """Counts a completion that ended by itself, with its latencies."""

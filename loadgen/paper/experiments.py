@@ -29,8 +29,8 @@ RELEGATING = Contender(hybrid=False)
 # Everybody that is known, those with a fixed chunk with one or two that serve them well.
 RIVALS = (
     NIYAMA,
-    *(Contender(policy, 512) for policy in BASELINES),
-    Contender("edf", 256),
+    *(Contender(each.policy, 512) for each in BASELINES),
+    EDF,
     *(Contender(policy) for policy in ("edf-dynamic", "edf-reject")),
     *(Contender(policy) for policy in ("qoserve", "slidingserve", "fairbatching")),
 )
@@ -325,14 +325,14 @@ def long_prompts(scale: Scale) -> Experiment[list[Finding]]:
     return [finding]
 
 
-def rivals(name: str, load: Load) -> Experiment[list[Line]]:
+def rivals(name: str, load: Load) -> Experiment[list[Finding]]:
     """Finds who is late of everybody that is known, and where Niyama stands among them."""
-    answers = yield [Job("lateness", load, each) for each in RIVALS]
+    answers = yield [Job(serving.lateness, load, each) for each in RIVALS]
     late = {c.name: Lateness(*a).late for c, a in zip(RIVALS, answers, strict=True)}
     better = [c for c, share in late.items() if share < late[NIYAMA.name]]
     ours = ", ".join(f"{c} {late[c]:.1%}" for c in sorted(late, key=lambda c: late[c]))
     remark = f"niyama is number {len(better) + 1} of {len(late)}"
-    return [Line(f"late, every rival: {name}", "", ours, remark=remark)]
+    return [Finding(f"late, every rival: {name}", "", ours, remark=remark)]
 
 
 def _named(what: str, variant: Variant) -> str:

@@ -106,6 +106,13 @@ def _score(score: Score) -> Document:
     for name in ("ttft", "tbt", "ttlt"):
         document[f"{name}_s"] = getattr(score, name)._asdict()
         del document[name]
+    told = score.promises
+    document["promises"] = told._asdict() | {
+        "broken_share": told.broken_share,
+        "precision_on_time": told.precision_on_time,
+        "precision_late": told.precision_late,
+        "recall_late": told.recall_late,
+    }
     return document | {
         "attainment": score.attainment,
         "pace_attainment": score.pace_attainment,

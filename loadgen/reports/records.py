@@ -56,6 +56,7 @@ COLUMNS = (
     "on_pace",
     "relegated",
     "error",
+    "promised",  # at its admission: on_time or late; empty where nothing was
     "ttft_target_s",  # what the request was judged by
     "tbt_target_s",
     "ttlt_target_s",
@@ -69,6 +70,7 @@ COLUMNS = (
     "token_at",  # the instant of each token
     "run_facts",
 )
+_ON_TIME, _LATE = "on_time", "late"
 _LARGEST_CELL = 1 << 30  # characters: the instants of a long output are more than csv's 131,072
 
 
@@ -117,6 +119,7 @@ def _outline(record: Record) -> Iterator[object]:
 def _details(record: Record) -> Iterator[object]:
     """Yields the cells that only making a report again needs."""
     request = record.request
+    yield "" if record.promised is None else _ON_TIME if record.promised else _LATE
     yield from map(_cell, (request.targets.ttft, request.targets.tbt, request.targets.ttlt))
     yield int(request.explicit)
     yield _cell(request.prefix)
@@ -230,7 +233,14 @@ def _record(row: Mapping[str, str]) -> Record:
         row["relegated"] == "1",
         server_ttft_s,
         row["error"],
+        _if_any(_is_on_time, row["promised"]),
     )
+
+
+def _is_on_time(promised: str) -> bool:
+    if promised not in (_ON_TIME, _LATE):
+        raise ValueError(f"{promised!r} is no promise")
+    return promised == _ON_TIME
 
 
 def _if_any(parse: Callable[[str], T], text: str) -> T | None:

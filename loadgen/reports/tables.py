@@ -167,6 +167,44 @@ def _score_row(score: Score) -> list[Figure]:
     ]
 
 
+def promises_by_tier(summary: Summary) -> Table:
+    """Returns a table of what was promised at admission and what came of it, a row per tier."""
+    return _promises_table("tier", [(s.group, s) for s in (*summary.by_tier, summary.total)])
+
+
+def promises_by_run(title: str, runs: Sequence[Measurement]) -> Table:
+    """Returns a table of what was promised at admission and what came of it, a row per run."""
+    return _promises_table(title, [(called(run), run.summary.total) for run in runs])
+
+
+def _promises_table(title: str, scores: Sequence[tuple[str, Score]]) -> Table:
+    """Returns a row for each score, and none at all where nobody was told anything."""
+    columns = [
+        Column(title, Kind.TEXT),
+        Column("told on time", Kind.COUNT),
+        Column("promises broken", Kind.SHARE),
+        Column("told late", Kind.COUNT),
+        Column("were late", Kind.SHARE),
+        Column("late foretold", Kind.SHARE),
+        Column("told nothing", Kind.COUNT),
+    ]
+    rows = [_promises_row(name, score) for name, score in scores]
+    return Table("Promises", columns, rows if any(any(s.promises) for _, s in scores) else [])
+
+
+def _promises_row(name: str, score: Score) -> list[Figure]:
+    told = score.promises
+    return [
+        name,
+        told.num_told_on_time,
+        told.broken_share,
+        told.num_told_late,
+        told.precision_late,
+        told.recall_late,
+        score.num_sent - sum(told),
+    ]
+
+
 def errors_table(runs: Sequence[Measurement]) -> Table:
     """Returns a table of the errors of each run, most frequent first; it has no rows where nothing
     went wrong."""

@@ -23,6 +23,10 @@ _WIDTH = 118  # where the output is no terminal
 _NARROW = 100  # columns below which the tables leave something out
 
 ON_PACE = "on pace: on time, and no gap above TBT (`--max-gap 1` on the server aims at that)"
+_PROMISES = (
+    "promises broken: told at admission that they would be on time, and late; late foretold: late "
+    "and told so"
+)
 _BEHIND = "the backlog grew by more than chance explains: more was sent than is served"
 _TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --find-capacity"
 
@@ -56,8 +60,16 @@ def print_report(summary: Summary, out: Console) -> None:
     narrow = out.width < _NARROW
     for table in tables.score_tables(summary):
         out.print(_score_table(table, narrow))
+    _print_promises(tables.promises_by_tier(summary), out)
     for line in _lines(summary):
         out.print(line, highlight=False)
+
+
+def _print_promises(table: tables.Table, out: Console) -> None:
+    if table.rows:
+        out.print(f"[dim]{_PROMISES}[/]", highlight=False)
+        headings = {column.name: column.name.replace(" ", "\n", 1) for column in table.columns}
+        out.print(_shown(table, headings))
 
 
 def _who(target: TargetInfo) -> str:
@@ -78,7 +90,7 @@ def _score_table(table: tables.Table, narrow: bool) -> Table:
     return _shown(table, headings, narrow)
 
 
-def _shown(table: tables.Table, headings: Mapping[str, str], narrow: bool) -> Table:
+def _shown(table: tables.Table, headings: Mapping[str, str], narrow: bool = False) -> Table:
     """Shows the columns of a table that have a heading, in the order of the headings. Text, as the
     first column and a remark, stands on the left."""
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -126,6 +138,7 @@ def print_runs(
         highlight=False,
     )
     out.print(runs_table(title, measurements, out.width < _NARROW))
+    _print_promises(tables.promises_by_run(title, measurements), out)
     for line in (*caveats(measurements), f"[dim]{ON_PACE}[/]"):
         out.print(line, highlight=False)
 

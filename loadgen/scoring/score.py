@@ -13,6 +13,17 @@ All latencies run from the *scheduled* instant of a request, never from its send
 * A request whose own client left as planned is judged by what it received: on time when no token
   was late (interactive), or when its client left before the deadline.
 * Goodput: requests on time per second of the measured part.
+* Promise: what a request was told at its admission, that it would be on time or that it would be
+  late (`on_time` of the forecast in the stream's first event). It is scored against what came of
+  the request, by Attainment's own words: whoever expired, failed, lost its place to others or was
+  unfinished after "on time" had its promise broken, and relegation excuses nothing. Who was refused
+  at once was told nothing, and is in none of these counts.
+* Broken promises: of the requests that were told "on time", the share that were late.
+* Precision: of the requests that were told "late" ("on time"), the share that were. That of "on
+  time" is 1 minus the broken promises.
+* Recall of lateness: of the requests that were told something and were late, the share that had
+  been told so. Late requests that nobody foretold are the broken promises, counted from the other
+  end.
 * Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
   equal, 1/n when one has everything.
 * Backlog: prompt and output tokens of the requests that have arrived and not ended. Its growth is
@@ -26,6 +37,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -106,6 +118,57 @@ def judge(record: Record) -> Judgement:
     return Judgement(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
 
 
+class Promises(NamedTuple):
+    """How many requests were told which of two things at their admission, and which of the two came
+    true: the confusion matrix of the forecast."""
+
+    kept: int  # told "on time", and on time
+    broken: int  # told "on time", and late
+    needless: int  # told "late", and on time
+    foretold: int  # told "late", and late
+
+    @property
+    def num_told_on_time(self) -> int:
+        """Counts the requests that were told that they would be on time."""
+        return self.kept + self.broken
+
+    @property
+    def num_told_late(self) -> int:
+        """Counts the requests that were told that they would be late."""
+        return self.needless + self.foretold
+
+    @property
+    def broken_share(self) -> float | None:
+        """Returns the share of broken promises."""
+        return _share(self.broken, self.num_told_on_time)
+
+    @property
+    def precision_on_time(self) -> float | None:
+        """Returns the share of those told "on time" that were."""
+        return _share(self.kept, self.num_told_on_time)
+
+    @property
+    def precision_late(self) -> float | None:
+        """Returns the share of those told "late" that were."""
+        return _share(self.foretold, self.num_told_late)
+
+    @property
+    def recall_late(self) -> float | None:
+        """Returns the share of the late ones that were told so."""
+        return _share(self.foretold, self.foretold + self.broken)
+
+
+def promises(judgements: Iterable[Judgement]) -> Promises:
+    """Counts what was promised against what came of it."""
+    counts = Counter((each.record.promised, each.on_time) for each in judgements)
+    told = ((True, True), (True, False), (False, True), (False, False))
+    return Promises(*(counts[each] for each in told))
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """The figures of one group of requests. Counts are of requests; shares are None for an empty
@@ -121,6 +184,7 @@ class Score:
     num_relegated: int
     num_on_time: int
     num_on_pace: int
+    promises: Promises
     ttft: Percentiles
     tbt: Percentiles
     ttlt: Percentiles
@@ -139,12 +203,12 @@ class Score:
     @property
     def attainment(self) -> float | None:
         """Returns the share of the requests that were on time."""
-        return self.num_on_time / self.num_sent if self.num_sent else None
+        return _share(self.num_on_time, self.num_sent)
 
     @property
     def pace_attainment(self) -> float | None:
         """Returns the share of the requests that were on pace."""
-        return self.num_on_pace / self.num_sent if self.num_sent else None
+        return _share(self.num_on_pace, self.num_sent)
 
 
 def score(group: str, judgements: Sequence[Judgement], measured_s: float) -> Score:
@@ -167,6 +231,7 @@ def score(group: str, judgements: Sequence[Judgement], measured_s: float) -> Sco
         num_relegated=sum(record.relegated for record in records),
         num_on_time=len(on_time),
         num_on_pace=sum(each.on_pace for each in judgements),
+        promises=promises(judgements),
         ttft=percentiles(value for record in records if (value := record.ttft_s) is not None),
         tbt=percentiles(gaps),
         ttlt=percentiles(value for record in records if (value := record.ttlt_s) is not None),

@@ -294,6 +294,8 @@ class _Sender:
             record.relegated = bool(stream.relegations)
             if stream.timings is not None:
                 record.server_ttft_s = stream.timings.ttft
+            if stream.accepted is not None and stream.accepted.forecast is not None:
+                record.promised = stream.accepted.forecast.on_time
             self.num_in_flight -= 1
             self.counts[record.outcome] += 1
 

@@ -48,6 +48,7 @@ class Record:
     relegated: bool = False
     server_ttft_s: float | None = None  # as the server timed it; the rest is the way
     error: str = ""
+    promised: bool | None = None  # to be on time, or late, at its admission; None: nothing was told
 
     @property
     def lag_s(self) -> float:

@@ -232,7 +232,7 @@ class _Recorder:
         record.token_at = result.token_at
         record.server_ttft_s = record.ttft_s
         record.ended_at = result.ended_at
-        record.relegated = result.relegated
+        record.relegated, record.promised = result.relegated, result.promised
         record.outcome, record.error = _outcome(result), result.error
         if record.outcome is Outcome.FINISHED:
             self.num_finished += 1

@@ -37,6 +37,23 @@ def test_one_run_prints_the_report_of_a_live_one(
     assert "policy niyama" in printed
 
 
+def test_promises_are_counted_by_tier_and_in_all(tmp_path: Path) -> None:
+    """Of an overload, in which some are told the one and some the other."""
+    load = ("--rps", "20", "--tier", "standard=5s", "--policy", "fcfs", "--max-requests", "50")
+    _, document = report(tmp_path, *load)
+    (run,) = document["runs"]
+    counts = ("kept", "broken", "needless", "foretold")
+    total = run["total"]["promises"]
+    for name in counts:
+        assert total[name] == sum(tier["promises"][name] for tier in run["by_tier"])
+    assert total["kept"] + total["needless"] == run["total"]["num_on_time"]
+    assert sum(total[name] for name in counts) == (
+        run["total"]["num_sent"] - run["total"]["num_rejected"]
+    )
+    assert total["foretold"] > 0
+    assert total["recall_late"] == total["foretold"] / (total["foretold"] + total["broken"])
+
+
 def test_the_gate_shuts_on_an_overloaded_replica_and_opens_with_enough(tmp_path: Path) -> None:
     gate = ("--rps", "20", "--slo-gate", "0.9", "--tier", "standard=5s", "--tier", "batch=5s")
     assert report(tmp_path, *gate)[0] == EXIT_GATE

@@ -117,6 +117,10 @@ def _of_run(run: Measurement) -> Iterator[Tile]:
     summary, total = run.summary, run.summary.total
     yield Tile(share(total.attainment), "on time", f"{total.num_on_time:,} of {total.num_sent:,}")
     yield Tile(share(total.pace_attainment), "on pace", "no gap longer than its target")
+    told = total.promises
+    if any(told):
+        detail = f"of {told.num_told_on_time:,}; {share(told.recall_late)} of the late foretold"
+        yield Tile(share(told.broken_share), "promises broken", detail)
     yield Tile(
         f"{total.goodput_rps:.2f} /s",
         "goodput",

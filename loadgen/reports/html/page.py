@@ -15,7 +15,14 @@ from loadgen.reports.html.runs import View, tier_targets, views
 from loadgen.reports.html.shares import attainment, distributions
 from loadgen.reports.html.text import WrittenTable, duration, targets_text, written
 from loadgen.reports.html.timeline import NOT_TOLD, over_time
-from loadgen.reports.tables import called, errors_table, runs_table, score_tables
+from loadgen.reports.tables import (
+    called,
+    errors_table,
+    promises_by_run,
+    promises_by_tier,
+    runs_table,
+    score_tables,
+)
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
@@ -32,6 +39,10 @@ DEFINITIONS = {
     "goodput": "requests on time per second.",
     "backlog growth": "how many more tokens wait late in the run than early, as a share of those "
     "that arrived between; below 0 where fewer do.",
+    "promises broken": "of the requests that were told at admission that they would be on time, "
+    "the share that were late. Who was refused at once was told nothing.",
+    "late foretold": "recall: of the late requests that were told something, the share that were "
+    "told so. Were late: precision, the share of those that were told so.",
     "relegated": "moved behind the others because its deadline was lost or too dear; still served.",
 }
 TITLES = {
@@ -117,13 +128,13 @@ def page(
 
 
 def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
-    """Returns the figures: of one run by group of requests, of several a row per run; and what went
-    wrong in them, if anything did."""
+    """Returns the figures: of one run by group of requests, of several a row per run; what was
+    promised and came of it, if anything was; and what went wrong in them, if anything did."""
     tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
     yield from map(written, tables)
-    errors = errors_table(runs)
-    if errors.rows:
-        yield written(errors)
+    is_one = len(runs) == 1
+    promises = promises_by_tier(runs[0].summary) if is_one else promises_by_run("run", runs)
+    yield from (written(table) for table in (promises, errors_table(runs)) if table.rows)
 
 
 def _subtitle(runs: Sequence[Measurement]) -> str:

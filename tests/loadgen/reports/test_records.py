@@ -59,6 +59,7 @@ RECORDS = st.builds(
     st.booleans(),
     MAYBE_SECONDS,
     TEXTS,
+    st.none() | st.booleans(),
 )
 TARGET_INFOS = st.builds(
     TargetInfo,
@@ -162,9 +163,10 @@ def test_files_of_others_are_refused_in_one_line(tmp_path: Path, capsys: Capture
     path = tmp_path / "other.csv"
     for text, problem in (
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "no column run: not records"),
-        (",".join(records.COLUMNS[:22]) + "\n", "no column ttft_target_s"),
+        (",".join(records.COLUMNS[:22]) + "\n", "no column promised"),
         (header + "\n", "there is no run in it"),
         (changed("outcome", "lost"), "line 2: 'lost' is not a valid Outcome"),
+        (changed("promised", "soon"), "line 2: 'soon' is no promise"),
         (changed("token_at", "soon"), "line 2: could not convert string to float"),
         (changed("exact", "1.0"), "line 2: not enough values"),
         (changed("run_facts", ""), "the first row has no run_facts"),

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from loadgen.reports.terminal import caveats, print_report, print_runs, runs_table
 from loadgen.scoring.modes import Measurement
+from loadgen.scoring.score import Promises
 from loadgen.scoring.summary import Summary
 from loadgen.targets.target import End, Run
 from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, summarised, workload
@@ -61,6 +62,36 @@ def test_of_several_runs_the_most_frequent_error_of_each_is_told(summary: Summar
     served = replace(summary, end=End.COMPLETE)
     told = caveats([Measurement("10/s", failed, []), Measurement("5/s", served, [])])
     assert [Text.from_markup(line).plain for line in told] == ["7 x 10/s: [Errno 5] full"]
+
+
+@pytest.fixture
+def promised(summary: Summary) -> Summary:
+    """Eight told on time, of whom two were late; two told late, of whom one was."""
+    told = Promises(kept=6, broken=2, needless=1, foretold=1)
+    total = replace(summary.total, promises=told)
+    return replace(summary, total=total, by_tier=(replace(total, group="chat"),))
+
+
+@pytest.mark.parametrize("width", [80, 118])
+def test_it_says_which_promises_were_broken(promised: Summary, width: int) -> None:
+    text = printed(promised, width)
+    rows = [line.split() for line in text.splitlines() if line.startswith((" chat", " all"))]
+    figures = ["8", "25.0%", "2", "50.0%", "33.3%", "990"]
+    assert rows[-2:] == [["chat", *figures], ["all", *figures]]
+    assert "promises broken: told" in text
+
+
+def test_of_several_runs_each_has_its_promises(summary: Summary, promised: Summary) -> None:
+    out = io.StringIO()
+    runs = [Measurement("[a]", promised, []), Measurement("b", summary, [])]
+    print_runs("rate", runs, 7, Console(file=out, width=80))
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["[a]", "8", "25.0%", "2", "50.0%", "33.3%", "990"] in rows
+    assert ["b", "0", "-", "0", "-", "-", "1000"] in rows
+
+
+def test_where_nobody_was_told_anything_there_is_no_table_of_promises(summary: Summary) -> None:
+    assert "promises" not in printed(summary, 118)
 
 
 @pytest.mark.parametrize("width", [80, 118])

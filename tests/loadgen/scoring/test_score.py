@@ -3,9 +3,12 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.values import Targets
 from loadgen.scoring.score import (
+    Promises,
     backlog_growth,
     backlog_noise,
     counted,
@@ -15,6 +18,7 @@ from loadgen.scoring.score import (
     judge,
     percentile,
     percentiles,
+    promises,
     score,
 )
 from loadgen.targets.record import Outcome, Record
@@ -128,6 +132,72 @@ def test_an_empty_score_has_no_shares() -> None:
     assert result.attainment is None
     assert result.ttft == (None, None, None)
     assert result.goodput_rps == 0.0
+
+
+def told(promised: bool | None, late: bool, outcome: Outcome = Outcome.FINISHED) -> Record:
+    made = chat(12.0 if late else 10.5, outcome=outcome)
+    made.promised = promised
+    return made
+
+
+def test_promises_by_hand() -> None:
+    """Told "on time": three on time, and six late, of whom two were only slow, and one each
+    expired, failed, lost its place and was unfinished. Told "late": one on time, two late. A client
+    that left got its only token in time; two who were refused at once were told nothing."""
+    gone = (Outcome.TIMED_OUT, Outcome.FAILED, Outcome.REJECTED, Outcome.UNFINISHED)
+    records = [
+        *(told(True, late=False) for _ in range(2)),
+        told(True, late=False, outcome=Outcome.CANCELLED),
+        *(told(True, late=True) for _ in range(2)),
+        *(told(True, late=False, outcome=outcome) for outcome in gone),
+        told(False, late=False),
+        *(told(False, late=True) for _ in range(2)),
+        *(told(None, late=False, outcome=Outcome.REJECTED) for _ in range(2)),
+    ]
+    result = score("interactive", [judge(each) for each in records], 10.0)
+    assert result.promises == Promises(kept=3, broken=6, needless=1, foretold=2)
+    assert (result.promises.num_told_on_time, result.promises.num_told_late) == (9, 3)
+    assert result.promises.broken_share == 6 / 9
+    assert result.promises.precision_on_time == 3 / 9
+    assert result.promises.precision_late == 2 / 3
+    assert result.promises.recall_late == 2 / 8
+
+
+def test_relegation_excuses_no_broken_promise() -> None:
+    relegated = told(True, late=True)
+    relegated.relegated = True
+    assert promises([judge(relegated)]) == Promises(0, 1, 0, 0)
+
+
+def test_where_nobody_was_told_anything_there_is_no_share() -> None:
+    none = promises([judge(told(None, late=True))])
+    assert none == Promises(0, 0, 0, 0)
+    assert none.broken_share is None
+    assert none.precision_on_time is None
+    assert none.precision_late is None
+    assert none.recall_late is None
+
+
+@given(
+    st.lists(
+        st.builds(told, st.none() | st.booleans(), st.booleans(), st.sampled_from(Outcome)),
+        max_size=30,
+    )
+)
+def test_the_counts_of_promises_add_up(records: list[Record]) -> None:
+    """Everybody who was told something is counted once; on time and late are the score's own; and
+    groups add up to the whole."""
+    verdicts = [judge(each) for each in records]
+    heard = [each for each in verdicts if each.record.promised is not None]
+    found = promises(verdicts)
+    assert sum(found) == found.num_told_on_time + found.num_told_late == len(heard)
+    assert found.kept + found.needless == score("", heard, 1.0).num_on_time
+    assert found.num_told_on_time == sum(each.record.promised is True for each in heard)
+    if found.broken_share is not None and found.precision_on_time is not None:
+        assert found.broken_share + found.precision_on_time == pytest.approx(1.0)
+    half = len(verdicts) // 2
+    parts = zip(promises(verdicts[:half]), promises(verdicts[half:]), strict=True)
+    assert found == Promises(*map(sum, parts))
 
 
 def test_only_the_measured_part_counts_and_nothing_abandoned() -> None:

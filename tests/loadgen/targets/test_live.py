@@ -115,6 +115,15 @@ def test_refusals_and_failures_are_recorded_and_the_run_goes_on(
     assert [(record.outcome, record.error) for record in run.records] == [(outcome, error)] * 5
 
 
+def test_a_promise_is_noted_and_who_is_refused_was_told_nothing(little: LittleServer) -> None:
+    (kept,) = target(little).run(iter(every(0.0, 1)), unwatched).records
+    little.servicer.acts_as = "die 2"
+    (lost,) = target(little).run(iter(every(0.0, 1)), unwatched).records
+    little.servicer.acts_as = "full"
+    (refused,) = target(little).run(iter(every(0.0, 1)), unwatched).records
+    assert (kept.promised, lost.promised, refused.promised) == (True, True, None)
+
+
 def test_a_relegation_is_noted(little: LittleServer) -> None:
     little.servicer.acts_as = "relegate me"
     run = target(little).run(iter(every(0.0, 1)), unwatched)

@@ -172,6 +172,22 @@ def test_a_relegated_request_says_so() -> None:
     assert all(r.outcome is Outcome.FINISHED for r in records)
 
 
+def test_what_was_promised_is_recorded_however_the_request_ends() -> None:
+    """Told on time: who finishes, who expires, and who is unfinished. The second of two long ones
+    cannot have its token within 1 s, and is told so; who finds no place is told nothing."""
+    easy = planned(0, prompt_len=4, output_len=1, targets=REPORT)
+    (kept,) = run(FCFS, [easy])
+    (expired,) = run(FCFS, [replace(easy, output_len=8, targets=Targets(), timeout_s=2.0)])
+    (open_still,) = run(
+        replace(FCFS, drain_s=1.0), [replace(easy, targets=Targets(), output_len=9)]
+    )
+    assert [each.promised for each in (kept, expired, open_still)] == [True] * 3
+    assert (expired.outcome, open_still.outcome) == (Outcome.TIMED_OUT, Outcome.UNFINISHED)
+    requests = [planned(n, prompt_len=40, output_len=1) for n in range(3)]
+    told = [record.promised for record in run(replace(FCFS, max_requests=2), requests)]
+    assert told[1:] == [False, None]
+
+
 def test_the_importance_of_the_tier_counts_where_a_request_has_none() -> None:
     tiers = (Tier("free", TIGHT, Importance.LOW), Tier("paid", TIGHT, Importance.HIGH))
     requests = [

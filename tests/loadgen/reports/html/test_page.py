@@ -338,6 +338,29 @@ def test_a_backlog_that_grows_is_told_before_the_figures() -> None:
     assert [(row[0], row[-1]) for row in table.rows] == [("a", ""), ("b", "behind")]
 
 
+def test_the_page_tells_broken_promises_where_any_were_made() -> None:
+    """Of eight chats and a report all but two chats were on time; all nine were told so."""
+    found = measurement(2).records
+    for each in found:
+        each.promised = True
+    kept = Measurement("", summarised(workload(TIERS), INFO, Run(found, 10.0)), found)
+    made = page(ASKED, [kept])
+    (table,) = (table for table in made.tables if table.title == "Promises")
+    names = ["tier", "told on time", "promises broken", "told late", "were late", "late foretold"]
+    assert table.header == [*names, "told nothing"]
+    assert [row[:3] for row in table.rows] == [
+        ["interactive", "8", "25.0\N{NO-BREAK SPACE}%"],
+        ["standard", "1", "0.0\N{NO-BREAK SPACE}%"],
+        ["all", "9", "22.2\N{NO-BREAK SPACE}%"],
+    ]
+    assert [tile.what for tile in made.tiles].count("promises broken") == 1
+    several = page(ASKED._replace(mode="compare"), [kept, measurement(0, "b")])
+    assert [table.title for table in several.tables] == ["Runs", "Promises"]
+    silent = page(ASKED, [measurement(0)])
+    assert "Promises" not in [table.title for table in silent.tables]
+    assert "promises broken" not in [tile.what for tile in silent.tiles]
+
+
 def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:
     empty = Measurement("", summarised(workload(TIERS), INFO, Run()), [])
     made = page(ASKED, [empty])
