@@ -108,7 +108,8 @@ class Replica:
 
     def run_until(self, instant: float, observe: Observer | None = None) -> Iterator[Result]:
         """Runs every iteration that starts before `instant`, of which the last may end after it;
-        yields what became of those that ended."""
+        yields what became of those that ended.
+        """
         scheduler, cost, ends = self.scheduler, self.cost, self.ends
         while self.now < instant:
             if self._timeouts and self._timeouts[0][0] <= self.now:

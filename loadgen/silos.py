@@ -64,7 +64,8 @@ class SiloTarget:
 
     def sized(self, requests: Iterable[PlannedRequest]) -> SiloTarget:
         """Returns the same silos with the fewest replicas of each tier that serve these requests.
-        Raises ValueError for a tier that none serve."""
+        Raises ValueError for a tier that none serve.
+        """
         by_tier = _by_tier(requests)
         silos = []
         for tier in self.base.profile.tiers:
@@ -79,7 +80,8 @@ class SiloTarget:
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         """Runs one tier after the other, since they do not touch each other. Raises ValueError for
-        a tier without replicas."""
+        a tier without replicas.
+        """
         by_tier = _by_tier(requests)
         missing = by_tier.keys() - {silo.tier for silo in self.silos}
         if missing:
@@ -133,7 +135,8 @@ def _by_tier(requests: Iterable[PlannedRequest]) -> dict[str, list[PlannedReques
 
 def fewest_replicas(setup: Setup, requests: Sequence[PlannedRequest]) -> int:
     """Returns the smallest number of replicas that serve the requests. Raises ValueError where no
-    number does, because one request by itself would be late."""
+    number does, because one request by itself would be late.
+    """
 
     def serves(replicas: int) -> bool:
         return is_served(replace(setup, replicas=replicas), requests)
@@ -158,7 +161,8 @@ def is_served(
 
 def falls_behind(ended: Sequence[Record], criterion: Criterion = SIMULATED) -> bool:
     """Says whether the backlog grows by too much between the first and the last arrival. Requests
-    that all arrive at once leave nothing to measure, and no backlog."""
+    that all arrive at once leave nothing to measure, and no backlog.
+    """
     last_at = max((record.request.at for record in ended), default=0.0)
     if not last_at:
         return False
@@ -169,7 +173,8 @@ def falls_behind(ended: Sequence[Record], criterion: Criterion = SIMULATED) -> b
 
 def smallest(serves: Callable[[int], bool]) -> int:
     """Searches the smallest number that serves, assuming that what serves with some replicas does
-    with more. Raises ValueError where none up to MOST_REPLICAS does."""
+    with more. Raises ValueError where none up to MOST_REPLICAS does.
+    """
     high = 1
     while not serves(high):
         high *= 2

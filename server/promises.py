@@ -32,7 +32,8 @@ def result(num_missing: int, is_on_time: bool, has_left: bool, was_overdue: bool
 
 def is_overdue(targets: Targets, num_tokens: int, lived_s: float) -> bool:
     """Says whether the next token of a call was due, `lived_s` seconds after its arrival; of one
-    with a target for its last token, whether that was."""
+    with a target for its last token, whether that was.
+    """
     if targets.ttft_s is not None and targets.tbt_s is not None:
         return lived_s > targets.ttft_s + num_tokens * targets.tbt_s
     return targets.ttlt_s is not None and lived_s > targets.ttlt_s

@@ -67,7 +67,8 @@ def median_error(profile: LatencyProfile, samples: Sequence[Sample]) -> float:
 
 def _split(samples: Sequence[Sample], count: int) -> tuple[list[Segment], float]:
     """Finds the split into at most `count` segments with the least mean relative error; returns
-    both."""
+    both.
+    """
     bounds = [*BOUNDS, UNBOUNDED]
     starts = [sum(s.work.num_tokens <= b for s in samples) for b in (0, *bounds)]
     fits: dict[tuple[int, int], tuple[Segment, float] | None] = {}
@@ -151,7 +152,8 @@ def non_negative_least_squares(rows: Sequence[Row], values: Row) -> list[float]:
 
 def _step(gram: list[list[float]], target: Row, x: list[float], active: list[bool]) -> list[float]:
     """Moves x to the least-squares solution over the active columns. A column whose coefficient
-    would become negative leaves them on the way: it is 0 from then on."""
+    would become negative leaves them on the way: it is 0 from then on.
+    """
     while True:
         chosen = [i for i, is_active in enumerate(active) if is_active]
         solved = _solve([[gram[i][j] for j in chosen] for i in chosen], [target[i] for i in chosen])
@@ -170,7 +172,8 @@ def _step(gram: list[list[float]], target: Row, x: list[float], active: list[boo
 
 def _solve(matrix: list[list[float]], values: list[float]) -> list[float]:
     """Solves matrix . x = values by Gaussian elimination with pivoting. An unknown that the others
-    determine becomes 0."""
+    determine becomes 0.
+    """
     size = len(values)
     rows = [[*row, value] for row, value in zip(matrix, values, strict=True)]
     for k in range(size):

@@ -68,11 +68,13 @@ class _Entry(NamedTuple):
 
 class Background:
     """Holds the waiting requests of best effort and the relegated ones, with the work of each in
-    seconds."""
+    seconds.
+    """
 
     def __init__(self, share: float, chunk: int) -> None:
         """The background earns `share` of a token, in [0, 1), for each prefill token of the others.
-        An iteration has at most `chunk` prefill tokens."""
+        An iteration has at most `chunk` prefill tokens.
+        """
         self._share = share
         self._chunk = chunk
         self._credit = 0.0  # prefill tokens that the background may take before the others
@@ -99,7 +101,8 @@ class Background:
 
     def set_work(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the new key of a request of which part is computed. What has begun holds memory,
-        so it goes on before the others of its rank."""
+        so it goes on before the others of its rank.
+        """
         rank, before_s = self._entries[sequence]
         self._total_s += work_s - before_s
         self._entries[sequence] = _Entry(rank, work_s)

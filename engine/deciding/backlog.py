@@ -217,7 +217,8 @@ class Backlog:
 
     def lateness_after(self, due: float) -> float:
         """Returns the lateness of the entries that are due after that instant. The work of those
-        before them is counted."""
+        before them is counted.
+        """
         node, total, late = self._root, 0.0, NEVER
         while node is not None:
             through = total + (node.left.total if node.left else 0.0) + node.work

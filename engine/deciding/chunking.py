@@ -134,7 +134,8 @@ class Chunking:
 
     def room(self, work: Work, start: int, num_left: int) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens
-        left may join the iteration that has `work` so far."""
+        left may join the iteration that has `work` so far.
+        """
         limit = min(self._demand.chunk - work.num_prefill, num_left)
         if limit <= 0:
             return 0
@@ -153,7 +154,8 @@ class Chunking:
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on
-        delay the decodes least, margin included."""
+        delay the decodes least, margin included.
+        """
         predict, margin = self._latency.predict, self._latency.margin
         idle_s = predict(work)
         longest_s = margin * LONGEST_WISH * idle_s
@@ -168,7 +170,8 @@ class Chunking:
 
     def _thrifty(self, work: Work, start: int, length: int, tbt_s: float) -> int:
         """Returns how many of the `length` tokens that fit to take, where a stream with that TBT is
-        what limits."""
+        what limits.
+        """
         predict, margin = self._latency.predict, self._latency.margin
         idle_s = predict(work)
 

@@ -51,7 +51,8 @@ class Demand:
 
     def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:
         """Returns the seconds that the decodes after the prefill add to iterations, for as many as
-        there are on average, but `most` at most."""
+        there are on average, but `most` at most.
+        """
         request = sequence.request
         mean = self._history.mean(request.output_group, request.sampling.max_tokens)
         decodes = max(1.0, min(mean - sequence.num_output, most))
@@ -60,13 +61,15 @@ class Demand:
 
     def decodes_until_due_s(self, sequence: Sequence, now: float) -> float:
         """Returns what `decodes_s` does, but for no more decodes than fit before the deadline, an
-        iteration each: later ones stand in nobody's way until then."""
+        iteration each: later ones stand in nobody's way until then.
+        """
         most = max(0.0, sequence.due_at - now) / max(self.iteration_s, 1e-9)
         return self.decodes_s(sequence, most)
 
     def seconds(self, sequence: Sequence) -> float:
         """Returns all that is left on average, prefill and decodes, so that sums over a queue are
-        not biased."""
+        not biased.
+        """
         return self.prefill_s(sequence) + self.decodes_s(sequence)
 
     def prefill_due_at(self, sequence: Sequence, decodes_s: float, now: float) -> float:
@@ -105,7 +108,8 @@ class Demand:
 
 class RecentRequests:
     """Knows of the recent requests with targets how costly and how hurried they were, and how many
-    of them had to be relegated."""
+    of them had to be relegated.
+    """
 
     def __init__(self) -> None:
         self.num_noted = 0
@@ -116,7 +120,8 @@ class RecentRequests:
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
         """Takes note of a request with that much work, and with that TTFT target if it has one that
-        can be met."""
+        can be met.
+        """
         self.num_noted += 1
         self._relegated_share *= 1 - REQUEST_WEIGHT
         self.shortest_ttft_s *= 1 + REQUEST_WEIGHT
@@ -143,7 +148,8 @@ class RecentRequests:
 
     def costly_s(self, share: float) -> float:
         """Returns the work in seconds that the costliest `share` of them reach or exceed; inf while
-        too few are known to tell."""
+        too few are known to tell.
+        """
         if len(self._sorted) < WINDOW // 10:
             return math.inf
         return float(self._sorted[int((1 - share) * len(self._sorted))])

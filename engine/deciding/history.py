@@ -47,7 +47,8 @@ class OutputLengths:
 
     def estimate(self, application: str, max_tokens: int) -> int:
         """Returns the guess of one request's length: at least 1 and at most `max_tokens`, which is
-        the guess itself while too few have been observed."""
+        the guess itself while too few have been observed.
+        """
         return min(max_tokens, self._estimates.get(application, max_tokens))
 
     def known(self, application: str) -> int | None:
@@ -56,6 +57,7 @@ class OutputLengths:
 
     def mean(self, application: str, max_tokens: int) -> float:
         """Returns the expected length. It is at most `max_tokens`, and exactly that while too few
-        have been observed."""
+        have been observed.
+        """
         count, mean, _ = self._moments.get(application, (0, 0.0, 0.0))
         return float(max_tokens) if count < self.MIN_OBSERVED else min(mean, float(max_tokens))

@@ -67,7 +67,8 @@ class InOrder(Policy):
 
     def latest_start(self, sequence: Sequence) -> float:
         """Returns the last instant at which a sequence that is served alone from then on can be on
-        time; inf for best effort."""
+        time; inf for best effort.
+        """
         own_s = self.demand.prefill_s(sequence)
         if sequence.request.targets.ttlt_s is not None:
             own_s += (self.demand.output_left(sequence) - 1) * self.demand.iteration_s

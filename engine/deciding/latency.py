@@ -114,21 +114,24 @@ class LatencyProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what stands in a profile's JSON file:
-        {"name": ..., "max_chunk": ..., "segments": [{"up_to": ..., "base": ..., ...}]}."""
+        {"name": ..., "max_chunk": ..., "segments": [{"up_to": ..., "base": ..., ...}]}.
+        """
         segments = [s._asdict() for s in self.segments]
         return {"name": self.name, "max_chunk": self.max_chunk, "segments": segments}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LatencyProfile:
         """Returns the profile of such a dict. Raises KeyError, TypeError or ValueError if it is
-        none."""
+        none.
+        """
         segments = tuple(_segment(**s) for s in data["segments"])
         return cls(str(data["name"]), segments, _whole(data.get("max_chunk", DEFAULT_MAX_CHUNK)))
 
 
 def _takes_time(segment: Segment) -> bool:
     """Whether a decode or a prefill token costs time, and neither less than none. A segment beyond
-    the first may have no cost for a lone decode, as it is never asked for one."""
+    the first may have no cost for a lone decode, as it is never asked for one.
+    """
     costs = segment.seconds(_ONE_DECODE), segment.seconds(_ONE_TOKEN)
     return min(costs) >= 0 and max(costs) > 0
 
@@ -156,7 +159,8 @@ def _published(
     up_to: int, base: float, t: float, p: float, d: float, cd: float, cp: float
 ) -> Segment:
     """Returns the segment of a row in the artifact, where the features are T = P + D (all tokens),
-    P, D, Cd and Cp."""
+    P, D, Cd and Cp.
+    """
     return Segment(up_to, base, t + p, t + d, cd, cp)
 
 
@@ -197,7 +201,8 @@ class LatencyModel:
         self, profile: LatencyProfile, learns: bool = True, learnt: Sequence[float] = ()
     ) -> None:
         """Goes on with what another model has `learnt` with the same profile. Raises ValueError for
-        what was learnt with another one. Where it does not learn, it keeps the errors only."""
+        what was learnt with another one. Where it does not learn, it keeps the errors only.
+        """
         if learnt and len(learnt) != len(profile.segments):
             raise ValueError(f"learnt must be one for each segment, got {len(learnt)}")
         self.profile = profile
@@ -233,7 +238,8 @@ class LatencyModel:
     @property
     def margin(self) -> float:
         """Factor on a prediction that covers most errors: a high quantile of actual / predicted,
-        at least 1."""
+        at least 1.
+        """
         return self._margin
 
     def largest_chunk(self, work: Work, start: int, limit: int, budget_s: float) -> int:
@@ -253,7 +259,8 @@ class LatencyModel:
 
     def _largest_in(self, i: int, work: Work, start: int, high: int, budget_s: float) -> int:
         """Returns the largest n <= high that costs at most `budget_s` by segment i, as the module
-        says."""
+        says.
+        """
         segment, scale = self._segments[i], self._scales[i]
         fixed = scale * segment.seconds(add_chunk(work, start, 0))
         linear = segment.prefill + segment.prefill_context + segment.prefill_pairs * (start + 0.5)
@@ -273,7 +280,8 @@ class LatencyModel:
 
     def chunk_steps(self, work: Work, most: int) -> list[int]:
         """Returns, of the chunk sizes up to `most` that may join the work, those at which the cost
-        per token can jump: the first of each segment, and `most`."""
+        per token can jump: the first of each segment, and `most`.
+        """
         tokens = work.num_decodes + work.num_prefill
         steps = [bound + 1 - tokens for bound in self._bounds[:-1]]
         return [n for n in steps if 0 < n < most] + [most]
@@ -313,7 +321,8 @@ class LatencyModel:
 
     def prefill_seconds(self, start: int, stop: int, chunk: int) -> float:
         """Returns the usual time in which positions [start, stop) are prefilled, with nobody else
-        there, in chunks of `chunk` tokens."""
+        there, in chunks of `chunk` tokens.
+        """
         num_full, rest = divmod(stop - start, chunk)
         seconds = self.usual(add_chunk(Work(), stop - rest, rest)) if rest else 0.0
         if num_full:
@@ -327,7 +336,8 @@ class LatencyModel:
 
     def decode_seconds(self, context: int, num_tokens: int) -> float:
         """Returns the usual time that one more decode, which reads `context` positions, adds to an
-        iteration of `num_tokens`."""
+        iteration of `num_tokens`.
+        """
         i = self._index(num_tokens)
         segment = self._segments[i]
         return max(0.0, self._scales[i] * (segment.decode + segment.decode_context * context))

@@ -79,7 +79,8 @@ class Niyama(Policy):
         num_pages: int,
     ) -> None:
         """`fixed_chunk` is the number of tokens of an iteration where dynamic chunks are switched
-        off; `num_pages` is the size of the KV memory."""
+        off; `num_pages` is the size of the KV memory.
+        """
         super().__init__(demand)
         self.config = config
         self.alpha = 0.0  # seconds of deadline that one second of work weighs
@@ -122,7 +123,8 @@ class Niyama(Policy):
 
     def _key(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the place of a promised sequence. While the queue is feasible, that goes by when
-        its prefill is best done; else, as victims are chosen, by when it must be."""
+        its prefill is best done; else, as victims are chosen, by when it must be.
+        """
         work_s += (1 - sequence.request.importance) * self._recent.costliest_s
         feasible = self.alpha < 1
         due = self.demand.served_by(sequence) if feasible else sequence.prefill_due_at
@@ -187,7 +189,8 @@ class Niyama(Policy):
 
     def _spend_allowance(self) -> list[Move]:
         """Under load, gives up the costliest request before it costs others their deadline, as far
-        as the operator allows."""
+        as the operator allows.
+        """
         allowance = self.config.allowance
         if self.alpha < 1 or self._num_spent >= int(allowance * self._recent.num_noted):
             return []
@@ -218,7 +221,8 @@ class Niyama(Policy):
 
     def _reorder(self, now: float) -> list[Move]:
         """Follows the load with alpha, in powers of two. As everybody's key changes with it, that
-        is done once in as many iterations as make the cost of each small."""
+        is done once in as many iterations as make the cost of each small.
+        """
         self._plans_since_reorder += 1
         if 16 * self._plans_since_reorder <= len(self._promises):
             return []
@@ -234,7 +238,8 @@ class Niyama(Policy):
 
     def order(self, waiting: SequenceQueue, now: float) -> Iterator[Sequence]:
         """Yields in order of keys, but the background first when its share is due, and whoever
-        would be late for being overtaken before those who would overtake (see the module)."""
+        would be late for being overtaken before those who would overtake (see the module).
+        """
         taken: set[Sequence] = set()
         if self._background.is_due:
             first = next(self._background.order(waiting), None)
@@ -249,7 +254,8 @@ class Niyama(Policy):
 
     def _overtaken(self, sequence: Sequence, taken: set[Sequence], now: float) -> Sequence | None:
         """Returns who must go before the sequence, because a step of it would make them late, or
-        leave them less time than they need not to be relegated."""
+        leave them less time than they need not to be relegated.
+        """
         everybody = self._promises.all
         step_s = min(self._known_work_s(sequence), self._lead_s) + self._lead_s
         for begun in self._begun:

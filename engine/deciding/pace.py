@@ -31,7 +31,8 @@ LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long
 @dataclass(frozen=True, slots=True)
 class PaceConfig:
     """How evenly tokens are to come. Values are in units of a stream's TBT target, unless they say
-    otherwise. Raises ValueError, naming the field, for one out of range."""
+    otherwise. Raises ValueError, naming the field, for one out of range.
+    """
 
     max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
     reserve: float = 2.0  # slack that no iteration may spend
@@ -66,7 +67,8 @@ def interactive_budget(
 
 def wished_s(decodes: Iterable[tuple[Sequence, float]], now: float) -> float:
     """Returns the shortest iteration that a stream with a TTLT wishes for, each given with the
-    number of tokens that it may have left; inf if there is none. One that is late has no wish."""
+    number of tokens that it may have left; inf if there is none. One that is late has no wish.
+    """
     return min(
         (
             deadline_budget(s.due_at, output_left, now)

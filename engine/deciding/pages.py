@@ -64,7 +64,8 @@ class PagePool:
 
     def grow(self, sequence: Sequence, num_positions: int) -> bool:
         """Gives the sequence pages for that many positions in all. Returns False, and has done
-        nothing, where too few are available."""
+        nothing, where too few are available.
+        """
         missing = -(-num_positions // self.page_size) - len(sequence.pages)
         if missing <= 0:
             return True
@@ -83,7 +84,8 @@ class PagePool:
 
     def take_fresh(self) -> tuple[int, ...]:
         """Returns, of the pages granted since the last call, those that may stay partly unwritten
-        in the next iteration."""
+        in the next iteration.
+        """
         fresh = tuple(self._fresh)
         self._fresh.clear()
         return fresh
@@ -97,7 +99,8 @@ class PagePool:
 
     def release(self, sequence: Sequence) -> None:
         """Takes all pages of the sequence back. The later pages of a prefix become idle before the
-        earlier, to be evicted first: the beginning of a prompt is shared by most."""
+        earlier, to be evicted first: the beginning of a prompt is shared by most.
+        """
         for page in reversed(sequence.pages):
             self._readers[page] -= 1
             if self._readers[page] == 0:
@@ -111,13 +114,15 @@ class PagePool:
 
     def num_missing(self, request: Request, num_positions: int) -> int:
         """Returns how many of the available pages that many positions of a request would take that
-        has not begun: all of its pages but those that others are reading."""
+        has not begun: all of its pages but those that others are reading.
+        """
         shared = sum(self._readers[page] > 0 for page in self._cached(request))
         return self.pages_for(num_positions) - shared
 
     def attach(self, sequence: Sequence) -> int:
         """Shares the cached pages of its prompt with a sequence that has no pages. Returns how many
-        tokens they hold."""
+        tokens they hold.
+        """
         assert not sequence.pages, "only an empty sequence can take a cached prefix"
         for page in self._cached(sequence.request):
             if self._readers[page] == 0:
@@ -133,7 +138,8 @@ class PagePool:
 
     def withdraw(self, request: Request) -> None:
         """Lets nobody share from now on what was computed of this prompt, by whomever: it may be
-        spoiled. Until it is forgotten, the request neither takes shared pages nor publishes any."""
+        spoiled. Until it is forgotten, the request neither takes shared pages nor publishes any.
+        """
         if not self._prefix_caching:
             return
         for page in self.index.withdraw(request):

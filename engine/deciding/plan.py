@@ -71,7 +71,8 @@ class Plan:
     @property
     def sampling(self) -> list[Sequence]:
         """Returns the sequences that get a token from this iteration, in the order of the
-        executor's answer."""
+        executor's answer.
+        """
         return [*self.decodes, *(c.sequence for c in self.chunks if c.samples)]
 
 
@@ -126,7 +127,8 @@ class Executor(Protocol):
     def launch(self, plan: Plan) -> Pending:
         """Starts to compute the plan. It reads the plan and its sequences before it returns, and
         never again. A decode whose newest token is in flight continues with the token that the
-        launch before this one gives."""
+        launch before this one gives.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class Relegated:
 @dataclass(frozen=True, slots=True)
 class Timings:
     """When tokens came, in seconds, and which targets were met. None stands where there is no such
-    instant or no such target."""
+    instant or no such target.
+    """
 
     queue_s: float | None  # arrival to the first iteration that computed any of it
     ttft_s: float | None

@@ -27,7 +27,8 @@ from engine.deciding.stats import Totals
 
 class Planner:
     """Makes the plans of one scheduler, whose parts it is given. Nobody is told of preemptions and
-    holds but the record and the totals."""
+    holds but the record and the totals.
+    """
 
     def __init__(
         self,
@@ -95,7 +96,8 @@ class Planner:
     def _victim(self, now: float) -> Sequence:
         """Returns whose pages are taken when a decode needs one: a partly prefilled sequence, the
         last in order, if there is any; else the running one that has most slack for being computed
-        again."""
+        again.
+        """
         if self._roster.partial:
             return self._roster.last_partial()
 
@@ -118,7 +120,8 @@ class Planner:
 
     def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
         """Returns prefill chunks in the policy's order, as far as its budget, memory and batch
-        reach, each with pages for all of it; and the work of the iteration with them."""
+        reach, each with pages for all of it; and the work of the iteration with them.
+        """
         room, partial = self._policy.room, self._roster.partial
         chunks: list[Chunk] = []
         for sequence in self._candidates(now):
@@ -139,7 +142,8 @@ class Planner:
 
     def _candidates(self, now: float) -> Iterator[Sequence]:
         """Yields the waiting in the policy's order, up to the first that cannot start, and then the
-        others that have started."""
+        others that have started.
+        """
         waiting, partial = self._roster.waiting, self._roster.partial
         seen: set[Sequence] = set()
         for sequence in self._policy.order(waiting, now):
@@ -151,7 +155,8 @@ class Planner:
 
     def _can_start(self, sequence: Sequence) -> bool:
         """A sequence starts only when the batch has a place for it, and the memory holds its whole
-        prompt beside a page for every running sequence."""
+        prompt beside a page for every running sequence.
+        """
         num_started, num_running = self._roster.num_started, len(self._roster.running)
         if num_started == 0:
             return True

@@ -26,11 +26,13 @@ from engine.deciding.sequence import Sequence
 
 class FixedChunk(InOrder):
     """Sarathi-Serve (arXiv 2403.02310): an iteration has all decodes, and then prefills in order up
-    to a fixed number of tokens in all. Nobody is relegated."""
+    to a fixed number of tokens in all. Nobody is relegated.
+    """
 
     def __init__(self, demand: Demand, order: Callable[[Sequence], float]) -> None:
         """An iteration has at most `demand.chunk` tokens; `order` gives a sequence its place, and
-        the smallest is first."""
+        the smallest is first.
+        """
         super().__init__(demand)
         self._order = order
 

@@ -104,7 +104,8 @@ class Policy(ABC):
 
     def refusal(self, sequence: Sequence, now: float) -> str:
         """Returns why a request that has just come is not let in; "" where it is. Its caller is
-        told at once, and nothing else is asked about it."""
+        told at once, and nothing else is asked about it.
+        """
         return ""
 
     @abstractmethod
@@ -133,18 +134,21 @@ class Policy(ABC):
     @abstractmethod
     def room(self, work: Work, sequence: Sequence) -> int:
         """Returns the most tokens of the waiting sequence that may join an iteration that has
-        `work` so far. Anything below 1 says that the iteration is full."""
+        `work` so far. Anything below 1 says that the iteration is full.
+        """
 
     def share_to_start(self, sequence: Sequence) -> float:
         """Returns the share of the batch's places and of the memory, in (0, 1], up to which this
-        sequence may begin."""
+        sequence may begin.
+        """
         return 1.0
 
     def launched(  # noqa: B027 # most need to know nothing
         self, chunks: Iterable[tuple[Sequence, int]]
     ) -> None:
         """Takes note of the chunks (sequence, tokens) that are computed from now on. The sequences
-        still wait: `progress` or `leave` follows for each."""
+        still wait: `progress` or `leave` follows for each.
+        """
 
     # Relegation
 
@@ -157,4 +161,5 @@ class Policy(ABC):
     @abstractmethod
     def ahead_s(self, sequence: Sequence, now: float) -> float:
         """Returns the predicted seconds of waiting work that is served before the sequence. It may
-        be a sequence that does not wait, made up for a question."""
+        be a sequence that does not wait, made up for a question.
+        """

@@ -49,7 +49,8 @@ class PrefixIndex:
 
     def find(self, request: Request) -> list[int]:
         """Returns the pages of the longest known beginning of the prompt, in order. They never hold
-        the whole prompt: its last token is left to be computed, as the first output follows it."""
+        the whole prompt: its last token is left to be computed, as the first output follows it.
+        """
         pages = []
         num_usable = (len(request.prompt) - 1) // self._page_size
         for hash_ in self._hashes(request)[:num_usable]:
@@ -61,7 +62,8 @@ class PrefixIndex:
 
     def add(self, request: Request, pages: list[int], start: int, stop: int) -> None:
         """Makes known the pages that became full when positions [start, stop) of the request were
-        computed, as far as its prompt fills them. `pages` is its page table."""
+        computed, as far as its prompt fills them. `pages` is its page table.
+        """
         hashes = self._hashes(request)
         for i in range(start // self._page_size, min(stop // self._page_size, len(hashes))):
             if hashes[i] not in self._page_of and pages[i] not in self._hash_of:
@@ -74,7 +76,8 @@ class PrefixIndex:
 
     def withdraw(self, request: Request) -> list[int]:
         """Makes all pages of a prompt unknown and returns them. Until it is forgotten, the request
-        finds no pages and adds none."""
+        finds no pages and adds none.
+        """
         known = [self._page_of[hash_] for hash_ in self._hashes(request) if hash_ in self._page_of]
         for page in known:
             self.remove(page)

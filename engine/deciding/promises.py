@@ -74,13 +74,15 @@ class Promises:
 
     def load(self, now: float) -> float:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
-        from `now` on leaves; 0 if nobody waits, inf if not all can be on time."""
+        from `now` on leaves; 0 if nobody waits, inf if not all can be on time.
+        """
         slack_s = -(now + self.all.lateness)
         return self.all.total / slack_s if slack_s > 0 else math.inf
 
     def has_time(self, due: float, work_s: float, start: float) -> bool:
         """Whether one more request with that deadline and work would be on time, and all that are
-        due later too, with work beginning at `start`."""
+        due later too, with work beginning at `start`.
+        """
         own_s = start + self.all.work_until(due) + work_s - due
         others_s = start + self.all.lateness_after(due) + work_s
         return max(own_s, others_s) <= 0
@@ -109,7 +111,8 @@ class Promises:
 
     def _largest(self, shares: dict[str, Backlog], due: float) -> Sequence | None:
         """Returns who has the most work among those due by then; where shares that are over their
-        part have anybody who is, among theirs."""
+        part have anybody who is, among theirs.
+        """
         weights = sum(self._shares[name].weight for name in shares)
         mean = sum(group.total for group in shares.values()) / weights if shares else 0.0
         best: tuple[bool, float] | None = None

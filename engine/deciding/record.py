@@ -188,7 +188,8 @@ class DecisionLog:
 
     def computed(self, plan: Plan, at: float) -> None:
         """A plan was carried out. Its chunks are noted, except those of requests that have ended;
-        its tokens are not in the outputs yet."""
+        its tokens are not in the outputs yet.
+        """
         if self._is_off:
             return
         for sequence, start, length, _ in plan.chunks:
@@ -221,7 +222,8 @@ class DecisionLog:
 
 def _possible_ids(name: str, tenant: str) -> Iterator[str]:
     """Ids that a name may stand for, the likeliest first. A request that is called `a/1` comes
-    before completion 1 of `a`."""
+    before completion 1 of `a`.
+    """
     yield key_of(tenant, name)
     whole, _, index = name.rpartition("/")
     if index.isdecimal():

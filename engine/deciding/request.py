@@ -136,7 +136,8 @@ def key_of(tenant: str, name: str, completion: int | None = None) -> str:
 
 def named_by(key: str) -> tuple[str, str]:
     """Returns the tenant and the name in an id. The name is what people read: `NAME/INDEX` for one
-    of several completions."""
+    of several completions.
+    """
     tenant, separator, name = key.partition("\n")
     return (tenant, name.replace("\t", "/")) if separator else ("", key.replace("\t", "/"))
 
@@ -175,7 +176,8 @@ class Request:
     @property
     def output_group(self) -> str:
         """Returns the group of requests whose output lengths tell what to expect of this one. It is
-        within the tenant, so that nobody changes what is expected of another's requests."""
+        within the tenant, so that nobody changes what is expected of another's requests.
+        """
         return key_of(self.tenant, self.application or self.tier)
 
     def token_due_at(self, n: int) -> float:

@@ -36,7 +36,8 @@ class Roster:
 
     def last_partial(self) -> Sequence:
         """Returns the last in order of the partial ones, of which there must be some. Their number,
-        not the queue's, is what this costs."""
+        not the queue's, is what this costs.
+        """
         return max(self.partial, key=self.waiting.place)
 
     def wait(self, sequence: Sequence, now: float) -> None:
@@ -73,7 +74,8 @@ class Roster:
 
     def preempt(self, sequence: Sequence, now: float) -> int:
         """The pages of a running or partial sequence were taken: it waits for others. Returns how
-        many computed tokens were lost."""
+        many computed tokens were lost.
+        """
         num_lost = sequence.preempt()
         if sequence in self.running:
             self.stop(sequence)

@@ -87,7 +87,8 @@ class Scheduler:
 
     def submit(self, request: Request, now: float) -> list[Event]:
         """Takes a request in, or ends it at once where the policy turns it away. Raises ValueError,
-        naming the field, if it could never be served."""
+        naming the field, if it could never be served.
+        """
         if request.id in self.roster.sequences:
             raise ValueError(f"request_id {request.name!r} is in flight")
         self._check_fits(request)
@@ -119,7 +120,8 @@ class Scheduler:
 
     def cancel(self, request_id: str, reason: FinishReason, now: float) -> list[Event]:
         """Ends a request early; its pages are free at once. Without such a request there is no
-        event."""
+        event.
+        """
         sequence = self.roster.sequences.get(request_id)
         if sequence is None:
             return []
@@ -130,7 +132,8 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan | None:
         """Returns the next iteration, to begin at `now`; None when there is nothing to compute.
-        With one in flight, `now` is the instant at which that is expected to end."""
+        With one in flight, `now` is the instant at which that is expected to end.
+        """
         if not self.roster.waiting and not self.roster.running:
             return None
         self._apply(self.policy.review(now), now)
@@ -162,7 +165,8 @@ class Scheduler:
 
     def advance(self, plan: Plan, started_at: float) -> None:
         """Takes note that the plan has been launched, and begins at `started_at`: all is known of
-        it but its tokens. What was launched before it has been committed."""
+        it but its tokens. What was launched before it has been committed.
+        """
         assert self._in_flight is None, "one plan at most is in flight"
         self._in_flight, self._started_at = plan, started_at
         chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
@@ -194,7 +198,8 @@ class Scheduler:
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
         """Takes note that the plan was carried out by `now`, and gave `tokens` in the order of
         `plan.sampling`; returns what came of it. Tokens of requests that have ended meanwhile are
-        nobody's. A plan that was not advanced is, and began when it was planned."""
+        nobody's. A plan that was not advanced is, and began when it was planned.
+        """
         if plan is self._in_flight:
             self._observe(plan, now - self._started_at)
         else:
@@ -230,7 +235,8 @@ class Scheduler:
     def _refuse(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         """No token was picked. Where the logits are not finite and the sequence had taken pages
         from the prefix index, those may be why, and it is computed once more, all by itself. Else
-        it ends."""
+        it ends.
+        """
         if token.is_finite:
             events.append(self._finish(sequence, FinishReason.ERROR, now, CHOICE))
             return
@@ -270,7 +276,8 @@ class Scheduler:
     def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
         """Returns what is expected of a sequence. Iterations are expected to last as long as of
         late, and as a decode of this one by itself at least; where the policy keeps the pace of
-        streams, not longer than its TBT, unless the decodes alone take that."""
+        streams, not longer than its TBT, unless the decodes alone take that.
+        """
         demand, ahead_s = self.policy.demand, self.policy.ahead_s(sequence, now)
         alone_s = self.latency.usual(Work(1, sequence.num_known))
         iteration_s = max(demand.iteration_s, alone_s)
@@ -302,7 +309,8 @@ class Scheduler:
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
         """Returns the story of the request that a tenant (None: any) calls so. Raises LookupError
-        when none is remembered, ValueError when several tenants' are."""
+        when none is remembered, ValueError when several tenants' are.
+        """
         return self.record.find(request_id, tenant)
 
     def stats(self) -> SchedulerStats:

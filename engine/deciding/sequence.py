@@ -153,7 +153,8 @@ class Sequence:
 
     def prefill(self, length: int, started_at: float) -> None:
         """An iteration that began at `started_at` computes the next `length` tokens, which leaves
-        at least one known token for a later one."""
+        at least one known token for a later one.
+        """
         if self.status is not _WAITING or not 0 < length < self.num_uncomputed:
             raise self._illegal(f"prefill {length} tokens")
         if self.first_scheduled_at is None:
@@ -163,7 +164,8 @@ class Sequence:
     def expect_token(self, started_at: float) -> bool:
         """An iteration that began at `started_at` computes all that is uncomputed and samples the
         next token, so that what is due next is the token after it. Returns whether there can be
-        none after it, as then nothing is left to compute."""
+        none after it, as then nothing is left to compute.
+        """
         if self.num_in_flight or self.status not in _UNTIL_ENDING:
             raise self._illegal("expect a token")
         if self.first_scheduled_at is None:
@@ -232,7 +234,8 @@ class Sequence:
 
     def restart(self) -> Sequence:
         """It is begun again: returns a copy with the same output, of which nothing is computed, and
-        is finished itself, so that an iteration in flight that has it computes for nobody."""
+        is finished itself, so that an iteration in flight that has it computes for nobody.
+        """
         if self.status is _FINISHED or self.pages:
             raise self._illegal("be restarted")
         again = replace(

@@ -41,7 +41,8 @@ def least_iterations(requests: Sequence[PlannedRequest]) -> int:
 def least_seconds(profile: LatencyProfile, requests: Sequence[PlannedRequest]) -> float:
     """Returns the least seconds of engine time for the requests: those of the work alone, and those
     of the iterations beyond what its prefills need. Raises ValueError for a profile for which that
-    is no limit (see above)."""
+    is no limit (see above).
+    """
     *segments, last = profile.segments
     if last.prefill_pairs or any(each.base < last.base for each in segments):
         raise ValueError(f"profile {profile.name}: chunks may cost less than is reckoned here")

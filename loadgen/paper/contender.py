@@ -20,7 +20,8 @@ CHUNKS = (256, 512, 1024, 2048)  # of the fixed-chunk policies; the first is the
 @dataclass(frozen=True, slots=True)
 class Contender:
     """Who serves in an experiment. `max_gap` is in TBT targets: without a bound the deadline
-    envelope alone counts, as in the papers; 1 keeps the raw token pace."""
+    envelope alone counts, as in the papers; 1 keeps the raw token pace.
+    """
 
     policy: str = "niyama"
     chunk: int = CHUNKS[0]

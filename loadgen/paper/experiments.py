@@ -66,7 +66,8 @@ class Scale:
 
 def rival_loads(scale: Scale) -> Iterator[tuple[str, Load]]:
     """Yields loads with their names: three of about 1.2 times what one replica serves with 1 %
-    late, and two below that, of bursts and of close deadlines."""
+    late, and two below that, of bursts and of close deadlines.
+    """
     overload, short = scale.overload_hours, scale.hours
     yield "Azure-Code at 4.8/s", scale.load(rate="4.8", hours=overload)
     yield "bursts (CV 4) at 4/s", scale.load(rate="4", cv=4.0, hours=short)
@@ -100,7 +101,8 @@ VARIANTS = (
 
 def cluster(scale: Scale, variant: Variant) -> Experiment[list[Finding]]:
     """Finds how many GPUs serve Azure-Code at 35 requests/s: shared, and in silos sized tier by
-    tier."""
+    tier.
+    """
     load = scale.load(rate="35", hours=scale.cluster_hours, **variant.load)
     niyama, fcfs = variant.of(NIYAMA), variant.of(FCFS)
     silos = [replace(fcfs, chunk=default_chunk(tier)) for tier in PAPER_TIERS]
@@ -208,7 +210,8 @@ def against(ours: ServedRate, theirs: dict[str, ServedRate]) -> str:
 
 def overload(scale: Scale) -> Experiment[list[Finding]]:
     """Finds the late share at several loads, and how far each contender stays without a late
-    request."""
+    request.
+    """
     contenders = [NIYAMA, *BASELINES, TUNED_EDF]
     load = scale.load()
     none_late = yield [Job(serving.capacity, load, c, NONE_LATE) for c in (NIYAMA, EDF)]
@@ -234,7 +237,8 @@ def overload(scale: Scale) -> Experiment[list[Finding]]:
 
 def ablation(scale: Scale) -> Experiment[list[Finding]]:
     """Adds the parts of the policy one after the other, and finds goodput and late share of
-    each."""
+    each.
+    """
     parts = {
         f"EDF, chunk {EDF.chunk}": EDF,
         "+ dynamic chunks": DYNAMIC,
@@ -263,7 +267,8 @@ def ablation(scale: Scale) -> Experiment[list[Finding]]:
 
 def square_wave(scale: Scale) -> Experiment[list[Finding]]:
     """Finds who is late where 2 and 5 requests/s alternate every 15 minutes, a fifth of them of low
-    importance."""
+    importance.
+    """
     load = scale.load(rate="2..5/15m", hours=scale.wave_hours, low=0.2)
     contenders, fixed = (NIYAMA, FCFS, EDF), (TUNED_FCFS, TUNED_EDF)
     answers = yield [Job(serving.lateness, load, each) for each in (*contenders, *fixed)]
@@ -305,7 +310,8 @@ def skewed_mixes(scale: Scale) -> Experiment[list[Finding]]:
 
 def long_prompts(scale: Scale) -> Experiment[list[Finding]]:
     """Tries dynamic chunks alone, on 10,000-token prompts in order of arrival, all interactive.
-    Without slack (`max_gap` 1) the chunk adapts to the prefill alone."""
+    Without slack (`max_gap` 1) the chunk adapts to the prefill alone.
+    """
     load = scale.load("10k-prompts", shares=(1.0, 0.0, 0.0))
     adaptive = replace(DYNAMIC, max_gap=1.0)
     ours, theirs, fixed = yield [

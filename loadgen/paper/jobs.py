@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 class Job(NamedTuple):
     """A question about one load and one contender. `asks` is the function of `serving` that answers
-    it, which may take minutes; the answer is what JSON can hold."""
+    it, which may take minutes; the answer is what JSON can hold.
+    """
 
     asks: Callable[Concatenate[Load, Contender, Criterion, ...], Any]
     load: Load
@@ -89,7 +90,8 @@ def fingerprint(root: Path = Path(loadgen.__path__[0]).parent) -> str:
 @dataclass
 class Answers:
     """Answers by the key of their job, kept in a JSON file that belongs to one state of the code:
-    what other code answered is asked anew."""
+    what other code answered is asked anew.
+    """
 
     path: Path | None
     is_fresh: bool = False  # what the file holds is forgotten
@@ -120,7 +122,8 @@ def run_all(
     say: Callable[[str], None],
 ) -> list[T]:
     """Runs experiments side by side and returns what each comes to, in their order. `say` gets a
-    line for every job that ends."""
+    line for every job that ends.
+    """
     waiting: dict[int, Sequence[Job]] = {i: next(each) for i, each in enumerate(experiments)}
     results: dict[int, T] = {}
     running: dict[Future[Answered], Job] = {}

@@ -72,7 +72,8 @@ class Load:
 @cache
 def lengths_of(name: str) -> Lengths:
     """Returns the lengths of a named dataset: from its trace where that is present, else
-    lognormal."""
+    lognormal.
+    """
     file = TRACES / TRACE_FILES.get(name, "")
     return FromTrace(traces.load(file)) if file.is_file() else PUBLISHED[name]
 
@@ -84,7 +85,8 @@ def source_of(name: str) -> str:
 
 def compute_bound(profile: LatencyProfile, load: Load) -> float:
     """Returns the requests/s that no policy can exceed: every prefill in chunks of the most
-    efficient size, every decode beside one, and no iteration for a decode's sake."""
+    efficient size, every decode beside one, and no iteration for a decode's sake.
+    """
     requests = list(plan(replace(load, hours=1.0).workload(_BOUND_REQUESTS / 3600)))
     seconds = sum(pure_seconds(profile, r.prompt_len, r.output_len) for r in requests)
     return len(requests) / seconds
@@ -92,7 +94,8 @@ def compute_bound(profile: LatencyProfile, load: Load) -> float:
 
 def pure_seconds(profile: LatencyProfile, prompt_len: int, output_len: int) -> float:
     """Returns the seconds that one request's work takes at least. Its first token comes with the
-    prefill; the k-th further one reads prompt + k positions."""
+    prefill; the k-th further one reads prompt + k positions.
+    """
     segment = profile.segments[-1]
     decodes = output_len - 1
     positions = decodes * prompt_len + decodes * (decodes + 1) // 2
@@ -107,7 +110,8 @@ def _token_s(profile: LatencyProfile, chunk: int) -> float:
 @cache
 def most_efficient_chunk(profile: LatencyProfile) -> int:
     """Returns the chunk size with which prompts that are computed alone take the least time per
-    token."""
+    token.
+    """
     return min(range(64, profile.max_chunk + 1, 64), key=lambda n: _token_s(profile, n))
 
 

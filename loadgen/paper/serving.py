@@ -34,7 +34,8 @@ NONE_LATE = ENVELOPE._replace(max_misses=0.0)
 class ServedRate(NamedTuple):
     """The largest rate that a contender serves, in requests/s; `share` is of the compute bound. In
     half an hour chance brings a few percent more or less work than the rate promises (see
-    `done`)."""
+    `done`).
+    """
 
     rps: float
     share: float
@@ -43,7 +44,8 @@ class ServedRate(NamedTuple):
 
 def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int = 85) -> ServedRate:
     """Searches the largest rate that is served, on the grid of rates; `guess` is the step to begin
-    with."""
+    with.
+    """
     bound = compute_bound(contender.setup().profile.latency, load)
 
     def serves(step: int) -> bool:
@@ -57,7 +59,8 @@ def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int 
 def done(load: Load, contender: Contender, criterion: Criterion) -> float:
     """Returns the share of a run's time that went into requests that ended on time within it, at
     the load's own rate, by the pure seconds of the bound. It is low where requests take minutes,
-    since some are in flight at its end."""
+    since some are in flight at its end.
+    """
     ended = list(records(contender.setup(), plan(load.workload())))
     return share_done(contender.setup().profile.latency, ended, load.hours * 3600, criterion)
 
@@ -66,7 +69,8 @@ def share_done(
     profile: LatencyProfile, ended: Sequence[Record], duration_s: float, criterion: Criterion
 ) -> float:
     """Returns the pure seconds of those requests among the ended that were on time within the run,
-    over its duration."""
+    over its duration.
+    """
     in_time = (
         r.request
         for r in ended
@@ -77,7 +81,8 @@ def share_done(
 
 def ceiling(load: Load, contender: Contender, criterion: Criterion) -> float:
     """Returns the largest share of the compute bound, on the grid, at which a policy could be late
-    with nobody (ceiling.py). The contender's profile and nothing else of it counts."""
+    with nobody (ceiling.py). The contender's profile and nothing else of it counts.
+    """
     profile = contender.setup().profile.latency
     bound = compute_bound(profile, load)
 
@@ -90,7 +95,8 @@ def ceiling(load: Load, contender: Contender, criterion: Criterion) -> float:
 
 def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:
     """Returns the largest step up to `most` that serves, 0 where none does; the search starts at a
-    guess and widens from there."""
+    guess and widens from there.
+    """
     low, high, stride = 0, most + 1, 4
     step = guess
     while high - low > 1:
@@ -108,7 +114,8 @@ def best_chunk(
     load: Load, contender: Contender, criterion: Criterion
 ) -> tuple[ServedRate, ServedRate]:
     """Searches the rate served with the smallest chunk, as the papers run it, and with the best of
-    CHUNKS. A larger chunk is searched only where it serves more than the best so far."""
+    CHUNKS. A larger chunk is searched only where it serves more than the best so far.
+    """
     first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), criterion, guess=60)
     for chunk in CHUNKS[1:]:
         wider = replace(contender, chunk=chunk)
@@ -124,7 +131,8 @@ def best_chunk(
 
 class Lateness(NamedTuple):
     """Who was late: shares of the requests, and latencies in seconds (TTFT of the interactive, TTLT
-    of the others)."""
+    of the others).
+    """
 
     num_requests: int
     late: float
@@ -136,7 +144,8 @@ class Lateness(NamedTuple):
 
 def lateness(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> Lateness:
     """Measures who is late at the load's own rate, over all its requests (or one tier's), waited
-    for to the end."""
+    for to the end.
+    """
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     ended = list(records(contender.setup(), requests))
     important = [r for r in ended if r.request.importance is not Importance.LOW]
@@ -159,7 +168,8 @@ def _is_paced(record: Record) -> bool:
 def replicas(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> int:
     """Returns the fewest replicas that serve the load together; or, of one tier, in a silo of its
     own. 0 says that not even four times as many do as the work alone needs, as where a prompt by
-    itself takes too long."""
+    itself takes too long.
+    """
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     bound = compute_bound(contender.setup().profile.latency, load)
     least = max(1, math.ceil(len(requests) / (load.hours * 3600) / bound))

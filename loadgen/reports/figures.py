@@ -30,7 +30,8 @@ def to_json(
 ) -> Document:
     """Returns the figures of runs as a document that JSON can hold. `arguments` is what was asked
     for, so that it can be asked for again; `capacities` what was found, by contender ("" where
-    nothing was compared)."""
+    nothing was compared).
+    """
     document: Document = {"schema": SCHEMA, "mode": mode, "arguments": dict(arguments)}
     for contender, capacity in (capacities or {}).items():
         if contender:

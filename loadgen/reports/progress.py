@@ -15,7 +15,8 @@ from loadgen.targets import target
 def showing(out: Console, duration_s: float, title: str) -> Iterator[target.Watch]:
     """Shows a bar on `out` while the block lasts, of a run that takes `duration_s` seconds. It is
     drawn only when the run reports (a refreshing thread would compete with the sender for the
-    interpreter), and not at all where nobody watches."""
+    interpreter), and not at all where nobody watches.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

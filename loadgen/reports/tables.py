@@ -63,7 +63,8 @@ def called(run: Measurement) -> str:
 
 def remark(summary: Summary) -> str:
     """Returns what must be known of a run before its figures are read, in one word; "" where
-    nothing."""
+    nothing.
+    """
     if summary.end is not End.COMPLETE:
         return "partial"
     if summary.invalid:
@@ -73,7 +74,8 @@ def remark(summary: Summary) -> str:
 
 def runs_table(title: str, runs: Sequence[Measurement]) -> Table:
     """Returns a table with a row per run, and among its columns one for the attainment of each
-    tier."""
+    tier.
+    """
     tiers = list(dict.fromkeys(score.group for run in runs for score in run.summary.by_tier))
     columns = [
         Column("run", Kind.TEXT),
@@ -121,7 +123,8 @@ def _run_row(run: Measurement, tiers: Sequence[str]) -> list[Figure]:
 
 def score_tables(summary: Summary) -> Iterator[Table]:
     """Yields tables with a row per group of requests: by tier, and by importance, tenant and prompt
-    length where there are several of them."""
+    length where there are several of them.
+    """
     yield _score_table("Tiers", "tier", [*summary.by_tier, summary.total])
     for title, name, scores in (
         ("Importance", "importance", summary.by_importance),
@@ -207,7 +210,8 @@ def _promises_row(name: str, score: Score) -> list[Figure]:
 
 def errors_table(runs: Sequence[Measurement]) -> Table:
     """Returns a table of the errors of each run, most frequent first; it has no rows where nothing
-    went wrong."""
+    went wrong.
+    """
     columns = [
         Column("error", Kind.TEXT),
         Column("run", Kind.TEXT),

@@ -33,7 +33,8 @@ _TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --fin
 
 def console() -> Console:
     """Returns a console on standard output, wide enough for the tables where that is a file or a
-    pipe."""
+    pipe.
+    """
     plain = Console()
     return plain if plain.is_terminal else Console(width=_WIDTH)
 
@@ -50,7 +51,8 @@ def print_mode(
 
 def print_report(summary: Summary, out: Console) -> None:
     """Prints one run: a table per kind of group, then the figures that are of the run as a
-    whole."""
+    whole.
+    """
     target, window = summary.target, summary.window
     out.print(
         f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
@@ -92,7 +94,8 @@ def _score_table(table: tables.Table, narrow: bool) -> Table:
 
 def _shown(table: tables.Table, headings: Mapping[str, str], narrow: bool = False) -> Table:
     """Shows the columns of a table that have a heading, in the order of the headings. Text, as the
-    first column and a remark, stands on the left."""
+    first column and a remark, stands on the left.
+    """
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     index = {column.name: i for i, column in enumerate(table.columns)}
     chosen = [index[name] for name in headings]
@@ -127,7 +130,8 @@ def print_runs(
     title: str, measurements: Sequence[Measurement], seed: int | None, out: Console
 ) -> None:
     """Prints several runs: what they have in common (their seed where it is known), a table, and
-    what must be known of some."""
+    what must be known of some.
+    """
     first = measurements[0]
     targets = dict.fromkeys(_who(each.summary.target) for each in measurements)
     rates = dict.fromkeys(f"{each.summary.requested_rps:.4g}" for each in measurements)
@@ -159,7 +163,8 @@ def runs_table(title: str, measurements: Sequence[Measurement], narrow: bool = F
 
 def caveats(measurements: Sequence[Measurement]) -> Iterable[str]:
     """Yields why some of several runs are partial or invalid, and the most frequent error of
-    each."""
+    each.
+    """
     for each in measurements:
         name, summary = escape(called(each)), each.summary
         for error, count in summary.errors[:1]:

@@ -16,7 +16,8 @@ _MOST_DOUBLINGS = 12
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What a search found: `passed` is the largest rate that passed (0: none did), `failed` the
-    smallest that failed (inf: none did). Requests per second."""
+    smallest that failed (inf: none did). Requests per second.
+    """
 
     passed: float
     failed: float
@@ -29,7 +30,8 @@ class Capacity:
 
 def find_capacity(passes: Callable[[float], bool], guess: float, precision: float) -> Capacity:
     """Searches until the two rates are within `precision` (relative) of each other, beginning at
-    `guess`. It assumes that what fails at one rate fails at every larger one."""
+    `guess`. It assumes that what fails at one rate fails at every larger one.
+    """
     passed, failed = _bracket(passes, guess)
     if not (passed and failed < math.inf):
         return Capacity(passed, failed)
@@ -60,7 +62,8 @@ def _bracket(passes: Callable[[float], bool], guess: float) -> tuple[float, floa
 
 def majority(passes_with_seed: Callable[[int], bool], repeats: int) -> bool:
     """Says whether more than half of the repeats pass, each with a seed of its own; it stops as
-    soon as that is settled."""
+    soon as that is settled.
+    """
     needed, passed = repeats // 2 + 1, 0
     for seed in range(repeats):
         passed += passes_with_seed(seed)

@@ -45,7 +45,8 @@ class Criterion(NamedTuple):
 
     def grows(self, growth: float, noise: float) -> bool:
         """Says whether a backlog grows by more than is allowed, and by more than chance explains;
-        both are shares of the arriving tokens, as `score` defines them."""
+        both are shares of the arriving tokens, as `score` defines them.
+        """
         return growth > max(self.max_growth, self.deviations * noise)
 
     def falls_behind(self, summary: Summary) -> bool:

@@ -33,7 +33,8 @@ def check(gate: Mapping[str, float], tiers: Sequence[str]) -> None:
 
 def shut(gate: Mapping[str, float], summary: Summary) -> list[str]:
     """Returns one line per reason to stop, none where the gate is open. The gate has passed
-    `check`."""
+    `check`.
+    """
     reasons = []
     if summary.end is not End.COMPLETE:
         reasons.append(f"the run did not complete: {summary.problem}")

@@ -37,7 +37,8 @@ class NotMeasured(Exception):
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One run of a mode, and its name among the others. `summary` has the figures of `records` as
-    `measuring` says."""
+    `measuring` says.
+    """
 
     name: str
     summary: Summary
@@ -60,7 +61,8 @@ def measure(
     contender: str = "",
 ) -> Measurement:
     """Sends the workload once and folds what came of it. Raises ValueError where warm-up and
-    cool-down leave nothing of the run, and what `Target.run` raises."""
+    cool-down leave nothing of the run, and what `Target.run` raises.
+    """
     if measuring.warmup_s + measuring.cooldown_s >= workload.duration_s:
         raise ValueError("warm-up and cool-down leave nothing of the run to measure")
     with showing(workload.duration_s, name) as watch:
@@ -143,7 +145,8 @@ def compare(
 ) -> list[Measurement]:
     """Sends the same requests to each contender, one after the other: one run, a sweep or a search,
     as `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
-    are judged by the same."""
+    are judged by the same.
+    """
     done: list[Measurement] = []
     workload: Workload | None = None
     for contender in contenders:

@@ -72,7 +72,8 @@ def percentiles(values: Iterable[float]) -> Percentiles:
 
 def token_due_s(targets: Targets, n: int) -> float:
     """Returns the seconds from the scheduled instant within which token n (1 is the first) must
-    come; inf where the targets set none."""
+    come; inf where the targets set none.
+    """
     if targets.ttft is not None and targets.tbt is not None:
         return targets.ttft + (n - 1) * targets.tbt
     return math.inf
@@ -95,7 +96,8 @@ def is_on_time(record: Record) -> bool:
 
 def is_on_pace(record: Record) -> bool:
     """Says whether a request was on time and had no gap between tokens longer than its TBT
-    target."""
+    target.
+    """
     tbt = record.request.targets.tbt
     return is_on_time(record) and (tbt is None or max(record.gaps_s, default=0.0) <= tbt)
 
@@ -120,7 +122,8 @@ def judge(record: Record) -> Judgement:
 
 class Promises(NamedTuple):
     """How many requests were told which of two things at their admission, and which of the two came
-    true: the confusion matrix of the forecast."""
+    true: the confusion matrix of the forecast.
+    """
 
     kept: int  # told "on time", and on time
     broken: int  # told "on time", and late
@@ -172,7 +175,8 @@ def _share(part: int, whole: int) -> float | None:
 @dataclass(frozen=True, slots=True)
 class Score:
     """The figures of one group of requests. Counts are of requests; shares are None for an empty
-    group."""
+    group.
+    """
 
     group: str
     num_sent: int
@@ -197,7 +201,8 @@ class Score:
     @property
     def num_incomplete(self) -> int:
         """Counts the requests that the server owed an answer and that did not get all of it
-        (rejected, failed, timed out or unfinished); reports call them failed."""
+        (rejected, failed, timed out or unfinished); reports call them failed.
+        """
         return self.num_rejected + self.num_failed + self.num_unfinished
 
     @property
@@ -213,7 +218,8 @@ class Score:
 
 def score(group: str, judgements: Sequence[Judgement], measured_s: float) -> Score:
     """Folds the judgements on requests that all count (`counted`) into the figures of their group.
-    They arrived within `measured_s` seconds."""
+    They arrived within `measured_s` seconds.
+    """
     records = [each.record for each in judgements]
     outcomes = [record.outcome for record in records]
     on_time = [each.record for each in judgements if each.on_time]
@@ -266,7 +272,8 @@ def grouped(
 
 def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> float:
     """Returns the growth that chance alone brings to a sustained load (one standard deviation): how
-    far the tokens of half the measured part stray from their mean, for Poisson arrivals."""
+    far the tokens of half the measured part stray from their mean, for Poisson arrivals.
+    """
     sizes = [_tokens(record) for record in records if start_s <= record.request.at < end_s]
     if not sizes:
         return 0.0
@@ -275,7 +282,8 @@ def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> fl
 
 def backlog_growth(records: Sequence[Record], start_s: float, end_s: float) -> float:
     """Returns the share of the arriving tokens that are left behind in [start_s, end_s), as defined
-    above; at most 0 where the load is sustained."""
+    above; at most 0 where the load is sustained.
+    """
     quarter = (end_s - start_s) / 4
     early = _mean_backlog(records, start_s + quarter, start_s + 2 * quarter)
     late = _mean_backlog(records, start_s + 3 * quarter, end_s)
@@ -303,7 +311,8 @@ def _tokens(record: Record) -> int:
 
 def jain_index(values: Sequence[float]) -> float | None:
     """Returns the fairness of values, as defined above. It is None without values, and 1 where all
-    are 0, since nobody has more than another."""
+    are 0, since nobody has more than another.
+    """
     if not values:
         return None
     squares = sum(value * value for value in values)

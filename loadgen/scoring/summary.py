@@ -96,7 +96,8 @@ def summarise(
     measuring: Measuring = WHOLE,
 ) -> Summary:
     """Folds a run of a load of those tiers, planned to last `duration_s`, into its figures. Those
-    of a run that ended early are over the part until then."""
+    of a run that ended early are over the part until then.
+    """
     window = _window(duration_s, run, measuring)
     judgements = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
     due = [r for r in run.records if window.start_s <= r.request.at < window.end_s]

@@ -70,5 +70,6 @@ class Record:
     @property
     def gaps_s(self) -> array[float]:
         """Returns the seconds between each token and the next, in order; made anew at every
-        access."""
+        access.
+        """
         return array("d", map(operator.sub, self.token_at[1:], self.token_at))

@@ -20,7 +20,8 @@ def _zeros() -> array[float]:
 
 class SeriesRecorder:
     """Watches every iteration of the simulator. When a run outgrows MOST_STEPS steps, neighbours
-    are joined and a step becomes twice as long."""
+    are joined and a step becomes twice as long.
+    """
 
     def __init__(self) -> None:
         self._step_s = _FIRST_STEP_S
@@ -43,7 +44,8 @@ class SeriesRecorder:
 
     def series(self) -> Series:
         """Returns what was noted. Steps without an iteration hold 0: nothing was computed, nobody
-        waited."""
+        waited.
+        """
         num = self._num_steps
         return Series(
             self._step_s,

@@ -102,7 +102,8 @@ class Setup:
 
     def _cost(self, index: int) -> Cost:
         """Makes the function that says what an iteration really takes. The scheduler sees only
-        that, and learns from it."""
+        that, and learns from it.
+        """
         predict = LatencyModel(self.profile.latency, learns=False).predict
         if not self.predictor_error:
             return predict
@@ -116,7 +117,8 @@ class Setup:
 
 class _Exact(LatencyModel):
     """A model that never learns: where every iteration takes what is predicted there is nothing to
-    learn, and time to save."""
+    learn, and time to save.
+    """
 
     def observe(self, work: Work, actual_s: float) -> None:
         """Learns nothing."""
@@ -139,7 +141,8 @@ class SimulatedTarget:
         series: SeriesRecorder | None = None,
     ) -> Run:
         """Runs the requests in virtual time. A recorder that has watched other replicas may be
-        handed on in `series`, and goes on with these."""
+        handed on in `series`, and goes on with these.
+        """
         if self.setup.keeps_series and series is None:
             series = SeriesRecorder()
         with uncollected():
@@ -149,7 +152,8 @@ class SimulatedTarget:
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Turns the search for cyclic garbage off while the block lasts: none is made here, and looking
-    for it takes 15 % of a simulation's time."""
+    for it takes 15 % of a simulation's time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -188,7 +192,8 @@ class _Recorder:
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
         """Runs to the end. A signal ends the run instead of the program, so that there is a
-        report."""
+        report.
+        """
         run = Run(self.records)
         try:
             for number, record in enumerate(self.ended(requests)):
@@ -271,7 +276,8 @@ _OUTCOMES = {
 
 def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
     """Makes the request that the server would make of what the live generator sends; only the
-    tenant, which a live server reads off the caller's credentials, is taken from the plan."""
+    tenant, which a live server reads off the caller's credentials, is taken from the plan.
+    """
     return Request(
         id=str(planned.index),
         prompt=_prompt(planned),
@@ -287,7 +293,8 @@ def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
 
 def _prompt(planned: PlannedRequest) -> Sequence[int]:
     """Returns token ids that only a prompt with the same shared prefix has in common with this
-    one."""
+    one.
+    """
     own = range(planned.index << 32, (planned.index << 32) + planned.prompt_len)
     if planned.prefix is None:
         return own
@@ -301,7 +308,8 @@ _IMPORTANCE = {each: Importance[each.name] for each in values.Importance}
 @cache
 def _sampling(output_len: int) -> Sampling:
     """Makes the sampling of an output of that length, which no stop token shortens; it is checked
-    once per length, not once per request."""
+    once per length, not once per request.
+    """
     return Sampling(max_tokens=output_len)
 
 

@@ -158,7 +158,8 @@ class Bench:
 
     def steady(self, looks_ahead: bool, repeats: int) -> dict[str, float | None]:
         """Milliseconds of an iteration in steady decode at batch 64, and the share of them in which
-        the device is idle; None without a device of its own."""
+        the device is idle; None without a device of its own.
+        """
         config = SchedulerConfig(
             num_pages=self.executor.num_pages,
             context_len=2 * CONTEXT,

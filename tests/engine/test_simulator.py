@@ -56,7 +56,8 @@ def test_a_run_repeats_exactly_from_its_seed(policy: str) -> None:
 def test_littles_law_holds_exactly_for_a_run_that_starts_and_ends_empty(policy: str) -> None:
     """The integral of how many are in the system equals the sum of how long each was there. The
     first is taken from the scheduler, iteration by iteration; before its admission (at the end of
-    the iteration it arrived in) a call waits outside, as does one that is then turned away."""
+    the iteration it arrived in) a call waits outside, as does one that is then turned away.
+    """
     replica = make_replica(policy=policy)
     inside = 0.0
 
@@ -146,7 +147,8 @@ def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
 
 def test_one_request_by_hand() -> None:
     """Prompt 10 and 3 tokens on an idle engine that jumps to its arrival at 5 s: 11 ticks for the
-    prefill, then twice 2 ticks."""
+    prefill, then twice 2 ticks.
+    """
     (result,) = simulate([Arrival(make_request("r", 10, 3, at=5.0))], [make_replica()])
     assert result.token_at == array("d", [5.0 + TICK * n for n in (11, 13, 15)])
     assert result.ended_at == result.token_at[-1]
@@ -156,7 +158,8 @@ def test_one_request_by_hand() -> None:
 
 def test_what_goes_on_after_the_drain_is_told_as_it_is_then() -> None:
     """11 ticks for the first token, 2 for each further, whose iterations start at 11, 13, ... 99:
-    45 within 100 ticks of the arrival."""
+    45 within 100 ticks of the arrival.
+    """
     arrivals = [Arrival(make_request("short", 10, 3)), Arrival(make_request("long", 10, 500))]
     ends = {o.request.id: o for o in simulate(arrivals[1:], [make_replica()], drain_s=100 * TICK)}
     going_on = ends["long"]
@@ -175,7 +178,8 @@ def test_replicas_are_taken_in_turn() -> None:
 
 def test_the_least_loaded_replica_is_the_one_with_fewest_in_flight() -> None:
     """At 0: the first, the second, and (equals again) the first. At 1 s the second has finished
-    its short one while the first still decodes the long one and has finished the third."""
+    its short one while the first still decodes the long one and has finished the third.
+    """
     lengths = [(0.0, 600), (0.0, 2), (0.0, 2), (1 / 16, 2), (1.0, 2)]
     arrivals = [Arrival(make_request(f"r{i}", 10, n, at)) for i, (at, n) in enumerate(lengths)]
     replicas = [make_replica(i) for i in range(2)]

@@ -275,7 +275,8 @@ def test_a_quick_machine_gets_the_usual_tiers() -> None:
 
 def test_a_slow_machine_gets_tiers_that_it_can_keep() -> None:
     """32 decodes of 5 ms and 64 tokens of 1 ms: 224 ms, so 300. Four prompts of 1,024 tokens: some
-    4.1 s, so 5. Everything else follows the slower of both, TBT: sixfold."""
+    4.1 s, so 5. Everything else follows the slower of both, TBT: sixfold.
+    """
     segment = Segment(UNBOUNDED, 0.0, prefill=1e-3, decode=5e-3)
     proposed = propose(LatencyProfile("slow", (segment,)), 64, 4096)
     assert proposed[0].targets == Targets(ttft_s=5.0, tbt_s=0.3)

@@ -1,5 +1,6 @@
 """`python -m loadgen` as typed: reports, files, exit statuses. The real server where the figures
-matter, a little one where a failure must happen on cue."""
+matter, a little one where a failure must happen on cue.
+"""
 
 from __future__ import annotations
 

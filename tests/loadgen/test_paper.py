@@ -1,5 +1,6 @@
 """The evaluation of the papers: its arithmetic on numbers worked out by hand, its bookkeeping, and
-all of it once at a tiny scale."""
+all of it once at a tiny scale.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ COSTS = LatencyProfile(
 
 def test_the_least_time_of_a_request_is_its_share_of_full_chunks_and_its_decodes() -> None:
     """A chunk of 64 takes 64 + 16 s, 1.25 s a token. 8 tokens: 10 s. Two decodes after the first
-    token, which read 8 + 1 and 8 + 2 positions: 2 * 0.5 + 19 * 0.125."""
+    token, which read 8 + 1 and 8 + 2 positions: 2 * 0.5 + 19 * 0.125.
+    """
     assert pure_seconds(COSTS, 8, 3) == 10.0 + 1.0 + 2.375
 
 
@@ -54,7 +56,8 @@ def stream(at: float, output_len: int) -> PlannedRequest:
 def test_streams_share_the_iterations_that_their_deadlines_let_them_share() -> None:
     """Tokens of the first are due at 1, 1.125 and 1.25 s, so three iterations run until then. Who
     arrives at 0.5 s with two tokens, due at 1.5 and 1.625, takes part in those; who arrives at
-    1.1 s in the last two of them, and wants one more. Who has only to be complete wants none."""
+    1.1 s in the last two of them, and wants one more. Who has only to be complete wants none.
+    """
     assert least_iterations([stream(0.0, 3)]) == 3
     assert least_iterations([stream(0.0, 3), stream(0.5, 2)]) == 3
     assert least_iterations([stream(0.0, 3), stream(0.5, 2), stream(1.1, 3)]) == 4
@@ -63,7 +66,8 @@ def test_streams_share_the_iterations_that_their_deadlines_let_them_share() -> N
 
 def test_the_ceiling_counts_the_iterations_that_the_prefills_do_not_need() -> None:
     """Two iterations of 64 s, of which the 64 tokens of the prompt pay one. A chunk of 64 takes
-    64 + 16 s; the one decode 0.5 s and 65 positions at 0.125 s."""
+    64 + 16 s; the one decode 0.5 s and 65 positions at 0.125 s.
+    """
     assert least_seconds(COSTS, [stream(0.0, 2)]) == 80.0 + 0.5 + 65 * 0.125 + 64.0
 
 
@@ -79,7 +83,8 @@ def test_no_ceiling_is_worked_out_for_a_profile_for_which_it_would_be_none() -> 
 
 def test_work_is_done_when_its_request_ended_on_time_within_the_run() -> None:
     """A prompt of 64 tokens takes 80 s, the decode of a second token 0.5 s and 65 positions at
-    0.125 s. Of the other three one is late, one ends after the run and one never."""
+    0.125 s. Of the other three one is late, one ends after the run and one never.
+    """
     request = stream(0.0, 2)
     ended = [
         record(request, [0.5, 0.6]),

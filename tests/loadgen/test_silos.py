@@ -1,5 +1,6 @@
 """Silos: who goes where, how many replicas a tier needs, and what is said of bad sizes. The costs
-are those of test_simulated.py: a prompt of 4 tokens and one token of output take 1.5 s."""
+are those of test_simulated.py: a prompt of 4 tokens and one token of output take 1.5 s.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def test_each_silo_has_its_own_chunk() -> None:
 
 def test_the_series_of_silos_holds_the_chunks_and_queues_of_all() -> None:
     """In the first step a chunk of 2 and one of 4 tokens, with nobody left waiting behind either
-    but the one that prefills; at 1.0 s the other 2."""
+    but the one that prefills; at 1.0 s the other 2.
+    """
     both = [*requests(TIERS[0], [0.0]), *requests(TIERS[1], [0.0], index=1)]
     silos = (Silo("interactive", 1, 2), Silo("standard", 1, 8))
     watched = SiloTarget(replace(BASE, keeps_series=True), silos)

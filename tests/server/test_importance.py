@@ -115,7 +115,8 @@ async def test_important_calls_are_all_served_whatever_came_before_them(
     frontends: int, flood: int
 ) -> None:
     """1,500 calls with an hour's time, of low or normal importance, over many connections; then
-    forty chats of high importance. All forty were refused."""
+    forty chats of high importance. All forty were refused.
+    """
     async with served(frontends) as server, stubs(server, 6) as found:
         floods = [
             asyncio.ensure_future(outcome_of(found[i % 5].Generate(patient(flood))))
@@ -298,7 +299,8 @@ async def test_a_completion_and_a_call_of_its_name_are_two() -> None:
 
 async def test_invented_tenants_leave_a_named_one_its_part(tmp_path: Path) -> None:
     """Sixty names fill the queue; the one that the operator knows comes late and is served. Neither
-    the metric nor the queue's books grow with the names."""
+    the metric nor the queue's books grow with the names.
+    """
     path = tmp_path / "tiers.toml"
     path.write_text("[tenants.acme]\n")
     async with served(config=path) as server, stubs(server, 2) as (many, one):

@@ -113,7 +113,8 @@ async def in_company(
     broken: Broken, prompt: Sequence[int], request_id: str
 ) -> tuple[grpc.aio.AioRpcError, list[int]]:
     """Sends a prompt that cannot be completed between two others, while a third is under way.
-    Returns how it ended, and its tokens before; the others must not have noticed."""
+    Returns how it ended, and its tokens before; the others must not have noticed.
+    """
     third = Stream(broken, NEIGHBOURS[2])
     await within(third.begin())
     first = Stream(broken, NEIGHBOURS[0])

@@ -89,7 +89,8 @@ class Remaining:
 
 def test_a_deadline_caps_targets_from_the_arrival_whatever_reading_took() -> None:
     """Ten seconds of waiting to be read and five that are left are fifteen from the arrival; of
-    five, the target of an hour had passed before the engine knew of it."""
+    five, the target of an hour had passed before the engine knew of it.
+    """
     metrics = Metrics(CollectorRegistry())
 
     def timeout_s(remaining: float | None) -> float | None:

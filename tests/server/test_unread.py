@@ -98,7 +98,8 @@ async def test_what_nobody_reads_takes_its_place_in_the_queue_until_it_is_ended(
 
 async def test_calls_that_gave_their_place_and_do_not_read_keep_out_nobody_for_long() -> None:
     """There may be as many of them as the queue has places; then the important were refused, until
-    the write timeout had passed."""
+    the write timeout had passed.
+    """
     low = asked(3000)
     low.qos.importance = pb.IMPORTANCE_LOW
     high = asked(1)

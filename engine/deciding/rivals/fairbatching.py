@@ -86,7 +86,8 @@ class FairBatching(InOrder):
 
     def _time_budget(self, slacks: list[tuple[float, str, Sequence]]) -> float:
         """Returns the smallest slack of a stream that can be kept, as one can that has at least
-        the time that it and those with less slack take by themselves."""
+        the time that it and those with less slack take by themselves.
+        """
         work, alone_s = Work(), 0.0
         for slack_s, _, decode in slacks:
             work = _with(work, decode)

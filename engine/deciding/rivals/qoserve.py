@@ -102,7 +102,8 @@ class QoServe(InOrder):
 
 def _due_at(decode: Sequence, now: float) -> float:
     """Returns when the next token of a stream is due, or with a TTLT the last; inf where that has
-    passed."""
+    passed.
+    """
     due_at, targets = decode.due_at, decode.request.targets
     if targets.ttft_s is None:
         return due_at if due_at > now else math.inf

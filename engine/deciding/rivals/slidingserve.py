@@ -130,7 +130,8 @@ class SlidingServe(InOrder):
 
 def knapsack(works: list[float], limit: float, units: int = 64) -> list[int]:
     """Returns the indices, in order, of the most works whose sum is at most `limit`, each work
-    rounded up to a multiple of limit / `units`. Of equal numbers, those with the least work."""
+    rounded up to a multiple of limit / `units`. Of equal numbers, those with the least work.
+    """
     if limit <= 0:
         return []
     weights = [math.ceil(work * units / limit) for work in works]

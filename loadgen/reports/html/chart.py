@@ -53,7 +53,8 @@ class Mark:
 
 class Draw(StrEnum):
     """How the points of a line are joined. In a `STACK` each line is the height of an area that
-    stands on the one before; a `STEP` holds a value until the next point."""
+    stands on the one before; a `STEP` holds a value until the next point.
+    """
 
     LINE = "line"
     STEP = "step"
@@ -130,5 +131,6 @@ Chart = Curves | Bars | Ranking | Absent
 
 def to_json(chart: Chart) -> dict[str, Any]:
     """Returns a chart as the page's script reads it, with the `kind` that it tells charts apart
-    by."""
+    by.
+    """
     return {"kind": type(chart).__name__.lower()} | asdict(chart)

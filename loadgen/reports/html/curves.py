@@ -61,7 +61,8 @@ def values_of(metric: Metric, records: Sequence[Record]) -> array[float]:
 
 def cumulative(ordered: Sequence[float], out_of: int, most: int = MOST_POINTS) -> list[Point]:
     """Returns points (value, share of `out_of` at or below it) for at most `most` of the ascending
-    values, the first and the last among them. The line begins at share 0."""
+    values, the first and the last among them. The line begins at share 0.
+    """
     if not ordered:
         return []
     last, num = len(ordered) - 1, min(most, len(ordered))
@@ -71,7 +72,8 @@ def cumulative(ordered: Sequence[float], out_of: int, most: int = MOST_POINTS) -
 
 class Sample(NamedTuple):
     """One line of a distribution: its name, its records and the target that they have, in
-    seconds."""
+    seconds.
+    """
 
     name: str
     colour: str
@@ -100,7 +102,8 @@ def distribution(title: str, metric: Metric, samples: Sequence[Sample]) -> Curve
 
 def _line(metric: Metric, sample: Sample, values: Sequence[float], unit: Unit) -> Line:
     """Returns the line of one sample. A request that never had the latency stays in the
-    denominator, so that its line ends below 100 %."""
+    denominator, so that its line ends below 100 %.
+    """
     out_of = len(sample.records) if metric.is_per_request else len(values)
     points = [(x * unit.per_second, y) for x, y in cumulative(values, out_of)]
     return Line(sample.name, points, sample.colour)
@@ -108,7 +111,8 @@ def _line(metric: Metric, sample: Sample, values: Sequence[float], unit: Unit) -
 
 def target_marks(samples: Sequence[Sample], unit: Unit) -> list[Mark]:
     """Returns a mark per target, in the colour of the line that has it, or in ink where several
-    have it."""
+    have it.
+    """
     owners: dict[float, list[str]] = {}
     for sample in samples:
         if sample.target_s is not None:
@@ -130,7 +134,8 @@ def in_unit(seconds: float, unit: Unit) -> str:
 
 def late_shares(scores: Iterable[tuple[float, Score]]) -> list[Point]:
     """Returns points (load, share that was not on time) in order of load. Loads at which nothing
-    was sent are left out."""
+    was sent are left out.
+    """
     return sorted(
         (load, 1 - score.attainment) for load, score in scores if score.attainment is not None
     )

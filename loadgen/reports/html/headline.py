@@ -44,7 +44,8 @@ def headline(
 
 def _served(rates: Mapping[str, float], max_misses: float) -> str:
     """Returns the sentence on the largest loads served, the largest first; a single one goes
-    without its name."""
+    without its name.
+    """
     limit = f"at most {max_misses * 100:g} % late and no growing backlog"
     (best, rate), *others = sorted(rates.items(), key=lambda item: -item[1])
     if not rate:
@@ -57,7 +58,8 @@ def _served(rates: Mapping[str, float], max_misses: float) -> str:
 def sustained(runs: Sequence[Measurement], name: str, max_misses: float) -> float:
     """Returns the largest load up to which all were served (`scoring.criterion`), in requests per
     second; 0 where none was. Of a load that was tried several times, most runs served it. Runs that
-    say nothing of the server are left out."""
+    say nothing of the server are left out.
+    """
     criterion = MEASURED._replace(max_misses=max_misses)
     tries: dict[float, list[bool]] = {}
     for run in runs:
@@ -101,7 +103,8 @@ def tiles(
 
 def _detail(run: Measurement, runs: Sequence[Measurement]) -> str:
     """Returns what stands below a contender's figure; with its target where targets differ, since
-    one may have more machines than another."""
+    one may have more machines than another.
+    """
     names = {each.summary.target.name for each in runs}
     where = f", {run.summary.target.name}" if len(names) > 1 else ""
     return f"on time; goodput {run.summary.total.goodput_rps:.2f} /s{where}"

@@ -40,7 +40,8 @@ LoadScore = tuple[float, Score]
 
 def over_loads(runs: Sequence[Measurement], max_misses: float) -> list[Chart]:
     """Returns the charts over several loads; none where there is only one. `max_misses` is
-    marked."""
+    marked.
+    """
     if not has_loads(runs):
         return []
     names, tiers = contenders(runs), tier_targets(runs)
@@ -89,7 +90,8 @@ def _latencies(
     tiers: Mapping[str, Targets], scores: Mapping[str, Mapping[str, Sequence[LoadScore]]]
 ) -> list[Chart]:
     """Draws TTFT and TTLT of each tier, whether it has a target or not, since one tier waits for
-    the other."""
+    the other.
+    """
     return [
         _latency(metric, tier, metric.target(targets), scores[tier])
         for tier, targets in tiers.items()
@@ -136,7 +138,8 @@ def _quantile_name(name: str, quantile: str, num_names: int) -> str:
 
 def ranking(capacities: Mapping[str, Capacity]) -> Chart:
     """Returns a bar per contender for the largest rate that passed, and up to which rate it is
-    uncertain."""
+    uncertain.
+    """
     found = {name: each for name, each in capacities.items() if each.passed > 0}
     if not found:
         return Absent("Capacity", "No rate was found that is served.")

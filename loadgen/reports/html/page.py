@@ -55,7 +55,8 @@ TITLES = {
 
 class Asked(NamedTuple):
     """What was asked for, and by what. `max_misses` is the late share that is marked. `made_from`
-    names the file of records that a report was made from again, "" where the runs made it."""
+    names the file of records that a report was made from again, "" where the runs made it.
+    """
 
     mode: str
     command: str
@@ -68,7 +69,8 @@ class Asked(NamedTuple):
 
 def server_versions(runs: Sequence[Measurement]) -> dict[str, str]:
     """Returns which software served the runs, as `Asked.versions` has it; nothing where no target
-    said it."""
+    said it.
+    """
     versions = dict.fromkeys(filter(None, (run.summary.target.version for run in runs)))
     return {"server": " and ".join(versions)} if versions else {}
 
@@ -110,7 +112,8 @@ def page(
     asked: Asked, runs: Sequence[Measurement], capacities: Mapping[str, Capacity] | None = None
 ) -> Page:
     """Makes the page of at least one run. `capacities` is what searches found, by contender ("" for
-    the only one)."""
+    the only one).
+    """
     found = capacities or {}
     shown = views(runs, found.values())
     return Page(
@@ -129,7 +132,8 @@ def page(
 
 def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
     """Returns the figures: of one run by group of requests, of several a row per run; what was
-    promised and came of it, if anything was; and what went wrong in them, if anything did."""
+    promised and came of it, if anything was; and what went wrong in them, if anything did.
+    """
     tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
     yield from map(written, tables)
     is_one = len(runs) == 1

@@ -47,7 +47,8 @@ def has_loads(runs: Iterable[Measurement]) -> bool:
 
 def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
     """Returns what each tier's requests were judged by, in the order of the mix; tiers that nothing
-    was sent to are left out."""
+    was sent to are left out.
+    """
     found: dict[str, Targets] = {}
     order: dict[str, None] = {}
     for run in runs:
@@ -59,7 +60,8 @@ def tier_targets(runs: Iterable[Measurement]) -> dict[str, Targets]:
 
 def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> list[View]:
     """Returns the runs by load, ascending. Of a search only the rates remain between which a
-    capacity lies, and of repeats only the first."""
+    capacity lies, and of repeats only the first.
+    """
     wanted = [rate for each in capacities for rate in (each.passed, each.failed)]
     runs = list(runs)
     by_load: dict[str, dict[str, Measurement]] = {}
@@ -77,7 +79,8 @@ def views(runs: Iterable[Measurement], capacities: Iterable[Capacity] = ()) -> l
 
 def evenly(num: int, most: int) -> list[int]:
     """Returns at most `most` of the indices below `num`, evenly spread, the first and last among
-    them."""
+    them.
+    """
     if num <= most:
         return list(range(num))
     return [i * (num - 1) // (most - 1) for i in range(most)]

@@ -20,7 +20,8 @@ _PACE_NOTE = "On pace: on time, and no gap between two tokens longer than the TB
 
 def attainment(view: View) -> list[Chart]:
     """Returns charts of who was on time by tier; by importance, tenant and prompt length where
-    there are several."""
+    there are several.
+    """
     first = view.runs[0].summary
     if not first.total.num_sent:
         return [Absent("On time", "Nothing was sent.")]
@@ -43,7 +44,8 @@ def _groups(scores: Sequence[Score]) -> list[str]:
 
 def _bars(view: View, title: str, groups: Sequence[str]) -> Bars:
     """Returns a chart of one contender's on time beside its on pace, or of several contenders' on
-    time."""
+    time.
+    """
     by_run = [_scores(run.summary, title) for run in view.runs]
     name = f"On time by {title}"
     shown = [group or "(none)" for group in groups]
@@ -84,7 +86,8 @@ def measured(run: Measurement) -> list[Record]:
 def distributions(view: View) -> list[Chart]:
     """Returns charts of how latencies are distributed: with one contender a chart per latency and a
     line per tier, with several a chart per tier and latency it has a target for, and a line per
-    contender."""
+    contender.
+    """
     tiers = tier_targets(view.runs)
     records = {contender(run): _by_tier(measured(run), tiers) for run in view.runs}
     if len(view.runs) == 1:

@@ -27,12 +27,14 @@ class Steps(NamedTuple):
 
     def at(self, instant: float) -> int:
         """Returns the index of the step that an instant falls into; the last step holds all that is
-        later."""
+        later.
+        """
         return max(0, min(int(instant / self.length_s), self.num - 1))
 
     def points(self, values: Sequence[float]) -> list[Point]:
         """Returns a point for each value at the start of its step, and for the last once more at
-        its end."""
+        its end.
+        """
         starts = ((i * self.length_s, value) for i, value in enumerate(values))
         return [*starts, (self.end_s, values[-1])]
 
@@ -53,7 +55,8 @@ def per_second(instants: Iterable[float], steps: Steps) -> list[float]:
 
 def mean_present(intervals: Iterable[tuple[float, float]], steps: Steps) -> list[float]:
     """Returns the mean number of intervals that cover each step. It is exact: an interval that
-    covers a part of a step counts as that part."""
+    covers a part of a step counts as that part.
+    """
     covered = [0.0] * steps.num  # partly: seconds
     change = [0] * (steps.num + 1)  # wholly: how many more than in the step before
     for start, end in intervals:
@@ -71,14 +74,16 @@ def mean_present(intervals: Iterable[tuple[float, float]], steps: Steps) -> list
 
 def in_flight(records: Iterable[Record], end_s: float) -> Iterable[tuple[float, float]]:
     """Yields for each request the interval from its scheduled instant to its end, or to `end_s`
-    where it never came."""
+    where it never came.
+    """
     for record in records:
         yield record.request.at, end_s if record.ended_at is None else record.ended_at
 
 
 def waiting(records: Iterable[Record], end_s: float) -> Iterable[tuple[float, float]]:
     """Yields for each request the interval from its scheduled instant to its first token, or to its
-    end without one."""
+    end without one.
+    """
     for record in records:
         ended_at = end_s if record.ended_at is None else record.ended_at
         yield record.request.at, record.token_at[0] if record.token_at else ended_at

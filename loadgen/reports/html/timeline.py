@@ -53,7 +53,8 @@ class _Clock(NamedTuple):
 
 def over_time(view: View, why_no_series: str = NOT_TOLD) -> Iterator[Chart]:
     """Yields charts of arrivals and what became of them, of requests in flight and relegations; and
-    of what the target says of itself, or `why_no_series` where nothing is known of that."""
+    of what the target says of itself, or `why_no_series` where nothing is known of that.
+    """
     clock = _clock(view)
     if len(view.runs) == 1:
         yield _fates(view.runs[0], clock)
@@ -103,7 +104,8 @@ def _window_marks(run: Measurement, clock: _Clock) -> list[Mark]:
 
 def _late(view: View, clock: _Clock) -> Curves:
     """Draws late requests per second of arrival; the arrivals themselves, the same for all, for
-    comparison."""
+    comparison.
+    """
     arrivals = [record.request.at for record in view.runs[0].records]
     lines = [clock.line("arrivals", per_second(arrivals, clock.steps), "muted")]
     for i, run in enumerate(view.runs):

@@ -302,7 +302,8 @@ def test_a_file_at_which_the_library_panics_is_refused(
     tmp_path: Path, wrong: dict[str, dict[str, Any]], message: str
 ) -> None:
     """Merges shorter than the prefix that they are said to have; a template that names a token
-    that it does not list."""
+    that it does not list.
+    """
     made = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, []))
     made.post_processor = processors.TemplateProcessing("$A b", None, [("b", 1)])
     made.decoder = decoders.ByteLevel()

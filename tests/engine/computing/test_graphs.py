@@ -218,7 +218,8 @@ def test_all_graphs_are_captured_from_one_pool_on_one_stream_after_warming_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a pool each they needed the sum of their memory, with a stream each to warm up on the
-    sum of that of the streams."""
+    sum of that of the streams.
+    """
     cuda = FakeCuda()
     monkeypatch.setattr(graphs.torch, "cuda", cuda)
     capture = CudaCapture()

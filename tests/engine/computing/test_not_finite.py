@@ -47,7 +47,8 @@ def others() -> list[Sequence]:
 
 def run(executor: ModelExecutor, token: int, *, clear: bool = True) -> tuple[list[int], list[int]]:
     """What the one sequence with that token samples, and what all the others do: the one that has
-    its pages afterwards too, in the last of them a single token."""
+    its pages afterwards too, in the last of them a single token.
+    """
     executor.kv.keys_and_values.zero_()
     company = others()
     one = make_sequence([*range(20, 30), token, *range(40, 45)], PAGES)

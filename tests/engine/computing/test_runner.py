@@ -121,7 +121,8 @@ def test_a_decode_continues_with_a_token_that_is_still_in_flight(
 ) -> None:
     """Two iterations are launched before the first one's tokens are asked for; of the streams some
     sit the second out, one is new, and they stand in another order. By hand: each iteration is
-    launched when the tokens before it are known."""
+    launched when the tokens before it are known.
+    """
     sampling = {"frequency_penalty": 0.7, "repetition_penalty": 1.3, "logprobs": 2}
     expected, looked_ahead = numbered(6, **sampling), numbered(6, **sampling)
     again = make_executor(saved("qwen2").folder)

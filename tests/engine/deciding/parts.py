@@ -212,7 +212,8 @@ class Driver:
 
     def step(self, slowdown: float = 1.0, ahead: bool = False) -> Plan | None:
         """Plans an iteration that takes `slowdown` times what is predicted, then commits the one in
-        flight; the new one stays in flight if `ahead`, and is else committed too."""
+        flight; the new one stays in flight if `ahead`, and is else committed too.
+        """
         before = self._holders()
         last, self.in_flight_plan = self.in_flight_plan, None
         plan = self.scheduler.plan(self._next_at(last))

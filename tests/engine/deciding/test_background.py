@@ -1,5 +1,6 @@
 """Best effort and the relegated: what the others leave over, and how it is shared. Under MILLI, a
-chunk of n tokens takes n + 1 ms, and one of 64 saturates: an iteration has one prompt of CHUNK."""
+chunk of n tokens takes n + 1 ms, and one of 64 saturates: an iteration has one prompt of CHUNK.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +196,8 @@ def test_the_sum_of_work_is_that_of_all_who_wait_whatever_came_before(
     operations: list[tuple[int, float, bool]],
 ) -> None:
     """Adds who is absent, to best effort or to the relegated; changes the work of who is present,
-    or removes them."""
+    or removes them.
+    """
     background = Background(0.02, 64)
     sequences = [make_sequence(f"r{i}", share=Share(f"share{i % 3}")) for i in range(8)]
     works: dict[Sequence, float] = {}

@@ -96,7 +96,8 @@ def test_every_answer_equals_that_of_a_sorted_list(
 
 def test_lateness_by_hand() -> None:
     """Due 10 with 4 s and due 12 with 7 s: 4 - 10 = -6 and 4 + 7 - 12 = -1. So the start may be
-    put off by 1 s, and at 2 s the second entry is the first to be late."""
+    put off by 1 s, and at 2 s the second entry is the first to be late.
+    """
     backlog = Backlog()
     first, second = SEQUENCES[:2]
     backlog.add(second, 12.0, 7.0)
@@ -109,7 +110,8 @@ def test_lateness_by_hand() -> None:
 
 def test_the_tree_stays_shallow_when_entries_come_in_order_of_deadline() -> None:
     """O(log n) needs balance also for the commonest order of arrival. A random tree of 4,096
-    is about 2.99 log2 n = 36 deep at most on average; a list would be 4,096 deep."""
+    is about 2.99 log2 n = 36 deep at most on average; a list would be 4,096 deep.
+    """
     backlog = Backlog()
     for i in range(4096):
         backlog.add(make_sequence(f"s{i}"), float(i), 1.0)

@@ -81,7 +81,8 @@ def test_with_nobody_to_protect_a_chunk_is_as_large_as_ever_and_no_larger_than_w
 
 def test_the_chunk_ends_where_the_slack_of_a_stream_does() -> None:
     """1.1 ms for the decode; 10 ms of slack over the reserve of 2 * 6 ms leave 8 tokens, and a gap
-    of 2 * 6 ms leaves 10. Where more than one sequence shares the chunk, all of it counts."""
+    of 2 * 6 ms leaves 10. Where more than one sequence shares the chunk, all of it counts.
+    """
     tight = make_stream(interactive(1.0, 0.006), due_at=0.022)
     easy = make_stream(interactive(1.0, 0.006), due_at=0.9)
     for stream, room in ((tight, 8), (easy, 10)):
@@ -99,7 +100,8 @@ def test_while_the_queue_is_light_no_gap_is_longer_than_the_target() -> None:
 
 def test_whoever_arrives_during_an_iteration_is_answered_in_time() -> None:
     """20 ms, of which 19 are for tokens; but no less than twice what the decodes take, 2.2 ms, of
-    which 1 is left for a token."""
+    which 1 is left for a token.
+    """
     chunking, work = begun(response_s=0.02)
     assert chunking.room(work, 0, 1000) == 19
     patient = make_stream(deadline(99.0), due_at=99.0)
@@ -123,7 +125,8 @@ STEPS = LatencyProfile(
 
 def test_a_clearly_cheaper_smaller_chunk_is_taken_and_the_slack_is_kept() -> None:
     """A stream with a TBT of 20 ms lets an iteration take 40.05 ms: 240 tokens fit, and add 39 ms
-    to the decode's 1 ms, which are 6.2 tokens for each. The first 100 add 10 ms: 10 for each."""
+    to the decode's 1 ms, which are 6.2 tokens for each. The first 100 add 10 ms: 10 for each.
+    """
     stream = make_stream(interactive(1.0, 0.020025), due_at=0.9)
     chunking, work = begun(stream, profile=STEPS)
     assert chunking.room(work, 0, 1000) == 100
@@ -148,7 +151,8 @@ def wishing(seconds: float, name: str = "r") -> Sequence:
 
 def test_the_hastiest_wish_is_granted_down_to_a_share_for_prefills() -> None:
     """The decodes take 1.2 ms, so 10 ms leave room for 8 tokens, and 3 are always left: as a token
-    costs the same in any chunk, an iteration is never wished below four times 1.2 ms."""
+    costs the same in any chunk, an iteration is never wished below four times 1.2 ms.
+    """
     for wish_s, room in ((0.099, 64), (0.010, 8), (0.0045, 3), (1e-6, 3)):
         chunking, work = begun(wishing(wish_s), wishing(0.5))
         assert chunking.room(work, 0, 1000) == room
@@ -168,7 +172,8 @@ def test_what_follows_the_first_chunk_keeps_the_same_iteration() -> None:
 
 def test_a_wish_is_granted_where_a_prefill_token_delays_the_decodes_least() -> None:
     """A decode takes 10 ms. Up to 20 tokens cost 1 ms each, more of them 1.5 ms: 20 are taken, not
-    the 26 that fit in 40 ms."""
+    the 26 that fit in 40 ms.
+    """
     dearer = LatencyProfile(
         "dearer",
         (Segment(21, 10e-3, 1e-3), Segment(UNBOUNDED, 10e-3, 1.5e-3)),
@@ -188,7 +193,8 @@ def test_no_wish_takes_more_than_its_share(
 ) -> None:
     """However hurried the streams are, one token more would make the iteration longer than LOST_GAP
     times the decodes, of which the rest is prefill; and it is longer than the hastiest wish only up
-    to LONGEST_WISH times the decodes."""
+    to LONGEST_WISH times the decodes.
+    """
     streams = [wishing(wish_s) for wish_s in wishes_s]
     chunking, work = begun(*streams, profile=profile)
     seconds = LatencyModel(profile, learns=False).predict
@@ -248,7 +254,8 @@ def test_without_a_deadline_nobody_sits_out(targets: Targets) -> None:
 def test_batch_decodes_sit_out_and_rejoin_in_time(share: float) -> None:
     """Decodes of sixty long contexts take 36 ms, one stream wants a token each 33 ms. Those that
     have 60 s for 600 tokens wait, within their share of the memory, and still end in time. Where
-    none may wait, the stream is late."""
+    none may wait, the stream is late.
+    """
     num_pages = 11_000
     config = NiyamaConfig(max_held_share=share)
     replica = make_replica(num_pages=num_pages, niyama=config)

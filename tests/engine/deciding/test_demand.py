@@ -1,5 +1,6 @@
 """What requests need, and what the recent ones were like: by hand. MILLI: 1 ms an iteration, 1 ms a
-prefill token, 0.1 ms a decode."""
+prefill token, 0.1 ms a decode.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from tests.engine.deciding.parts import MILLI, deadline, decode, interactive, ma
 
 def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
     """30 tokens in chunks of 20: two iterations of 1 ms, and 30 ms; 10 decodes of 0.1 ms each;
-    with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes."""
+    with 15 computed and 4 tokens out, one iteration with 19 tokens, and 6 decodes.
+    """
     history = OutputLengths(2.0)
     for _ in range(5):
         history.observe(key_of("acme", "chat"), 10)
@@ -64,7 +66,8 @@ def test_the_duration_of_an_iteration_is_followed() -> None:
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
     due 11 ms earlier, but with 6 ms left only 3 ms earlier. Where the first is wanted by then, it
-    is due by then. Work of 2 ms for decodes comes after that."""
+    is due by then. Work of 2 ms for decodes comes after that.
+    """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
     stream = make_sequence(output=10, targets=interactive(0.1, 0.01))

@@ -75,7 +75,8 @@ def test_the_largest_chunk_is_exact(
 
 def test_the_largest_chunk_looks_beyond_the_step_where_the_published_cost_falls() -> None:
     """512 tokens alone: 0.014936 + 8.2056e-5 * 512 = 0.0569 s; 513: 0.005004 + 9.8547e-5 * 513 =
-    0.0556 s. A budget of 0.0556 s takes 513, though 512 (and even 500) would not fit."""
+    0.0556 s. A budget of 0.0556 s takes 513, though 512 (and even 500) would not fit.
+    """
     model = LatencyModel(A100_LLAMA3_8B)
     assert model.predict(add_chunk(Work(), 0, 512)) == pytest.approx(0.0569, abs=5e-5)
     assert model.predict(add_chunk(Work(), 0, 513)) == pytest.approx(0.05556, abs=5e-6)
@@ -85,7 +86,8 @@ def test_the_largest_chunk_looks_beyond_the_step_where_the_published_cost_falls(
 
 def test_the_margin_is_a_high_quantile_of_actual_over_predicted() -> None:
     """Ratios 1.000, 1.001, ..., 1.099: the 91st of 100, in order, is 1.090. A budget of 10.9 ms
-    then counts as 10 ms: 9 tokens beside the base of 1 ms."""
+    then counts as 10 ms: 9 tokens beside the base of 1 ms.
+    """
     model = LatencyModel(linear(1e-3, 1e-3), learns=False)
     for i in range(100):
         model.observe(Work(), 1e-3 * (1 + i / 1000))
@@ -121,7 +123,8 @@ def test_old_errors_are_forgotten() -> None:
 
 def test_learning_approaches_a_slower_machine() -> None:
     """Each iteration takes 3 % off the distance in the logarithm: after n, 1.3 ** (1 - 0.97 ** n).
-    Only the range that was observed learns."""
+    Only the range that was observed learns.
+    """
     model = LatencyModel(A100_LLAMA3_8B)
     small, large = add_chunk(Work(), 0, 100), add_chunk(Work(), 0, 1000)
     before, untouched = model.usual(small), model.usual(large)
@@ -137,7 +140,8 @@ def test_learning_approaches_a_slower_machine() -> None:
 
 def test_the_state_of_the_machine_is_followed_quickly_in_every_range() -> None:
     """Half as slow again, then as usual: the next iteration is expected so within a few others,
-    while plans for later hardly move."""
+    while plans for later hardly move.
+    """
     model = LatencyModel(A100_LLAMA3_8B)
     small, large = add_chunk(Work(), 0, 100), add_chunk(Work(), 0, 1000)
     usual_small, usual_large = model.usual(small), model.usual(large)
@@ -154,7 +158,8 @@ def test_the_state_of_the_machine_is_followed_quickly_in_every_range() -> None:
 
 def test_one_stall_moves_the_model_little() -> None:
     """However long, it counts as twice the prediction: 2 ** 0.25 for the next iteration, 2 ** 0.03
-    for later ones."""
+    for later ones.
+    """
     model = LatencyModel(linear(1e-3, 1e-3))
     model.observe(Work(), 1000.0)
     assert model.usual(Work()) == pytest.approx(1e-3 * 2**0.03)
@@ -168,13 +173,15 @@ def test_no_errors_before_the_first_iteration() -> None:
 
 def test_the_saturating_chunk_by_hand() -> None:
     """10 ms and 0.1 ms per token: 8,192 tokens come at 8192 / 829.2 = 9.879 per ms, 99 % of which
-    is 9.7806; 4,416 reach 9.7786, and 4,480 reach 9.7817."""
+    is 9.7806; 4,416 reach 9.7786, and 4,480 reach 9.7817.
+    """
     assert LatencyModel(linear(10e-3, 0.1e-3)).saturating_chunk() == 4480
 
 
 def test_a_prefill_is_predicted_chunk_by_chunk() -> None:
     """25 more tokens in chunks of 10: three iterations of 1 ms, and 25 ms; and the last 5 attend
-    to 20 + 5 earlier tokens each, with 0.1 ms per position read by a chunk: 10 + 20 + 25."""
+    to 20 + 5 earlier tokens each, with 0.1 ms per position read by a chunk: 10 + 20 + 25.
+    """
     plain = LatencyModel(linear(1e-3, 1e-3))
     assert plain.prefill_seconds(0, 25, 10) == pytest.approx(28e-3)
     reading = LatencyProfile("", (Segment(UNBOUNDED, 1e-3, 1e-3, prefill_context=1e-4),))

@@ -27,7 +27,8 @@ def test_streams_that_sat_out_rejoin_when_the_one_they_waited_for_loses_its_page
 
 def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> None:
     """Of 16 places, deadline requests take 14 (7/8), whatever their number; an interactive request
-    that comes then starts at once, and so does a second."""
+    that comes then starts at once, and so does a second.
+    """
     driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
     for i in range(30):
         driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))

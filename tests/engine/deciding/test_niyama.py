@@ -42,7 +42,8 @@ CHUNK = 64  # the largest of MILLI: it takes 65 ms
 def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
     """65 ms each, all due in 1 s: load is the work over the slack that is left, 0.26 / 0.74 = 0.35
     for four, 0.52 / 0.48 = 1.1 for eight, 0.78 / 0.22 = 3.5 for twelve, 0.91 / 0.09 = 10 for
-    fourteen. Alpha is the nearest power of two, and 0 below a load of 0.5."""
+    fourteen. Alpha is the nearest power of two, and 0 below a load of 0.5.
+    """
     scheduler = make_scheduler()
     for i in range(waiting):
         scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1.0)), 0.0)
@@ -68,7 +69,8 @@ def test_a_queue_that_earliest_deadline_first_would_serve_in_time_is_served_in_t
     prompts: list[int], spread: float
 ) -> None:
     """However alpha orders it: short requests overtake only where nobody is late for it. Ten
-    iterations (0.65 s) are added to every deadline, as decisions take effect after one."""
+    iterations (0.65 s) are added to every deadline, as decisions take effect after one.
+    """
     works = [1e-3 * (n + -(-n // CHUNK)) for n in prompts]
     driver = Driver(make_scheduler(num_pages=3000))
     for i, end in enumerate(finish_by_deadline(works)):
@@ -94,7 +96,8 @@ def test_an_idle_engine_serves_in_order_of_deadline() -> None:
 def test_a_begun_prefill_is_not_overtaken_at_the_price_of_its_target() -> None:
     """Three lost requests put the queue under pressure, in which the short may overtake the long;
     the long one, begun, has 0.14 s more than its 0.66 s of work: time for no more than one step
-    of 65 ms beside the margin."""
+    of 65 ms beside the margin.
+    """
     driver = Driver(make_scheduler())
     for i in range(3):
         driver.submit(make_request(f"lost{i}", 500, 1, targets=deadline(1e-3)))
@@ -113,7 +116,8 @@ def test_a_begun_prefill_is_not_overtaken_at_the_price_of_its_target() -> None:
 
 def test_a_ttlt_leaves_time_for_the_output() -> None:
     """100 tokens at 65 ms each, beside prefills, take 6.5 s of the 10 s: it goes before 5 s of
-    prefills that are due at 9 s, though its own deadline is after theirs."""
+    prefills that are due at 9 s, though its own deadline is after theirs.
+    """
     driver = Driver(make_scheduler(num_pages=3000))
     for i in range(100):
         driver.submit(make_request(f"warm{i}", CHUNK, 1, targets=interactive(99.0, 9.0)))
@@ -178,7 +182,8 @@ def overload(replica: Replica, low: float = 0.3) -> dict[str, Request]:
 
 def test_relegation_comes_before_the_deadline_and_takes_the_unimportant() -> None:
     """Nobody who could be saved waits in vain behind somebody who cannot, and who is relegated for
-    the more important is told while there is time to do something about it."""
+    the more important is told while there is time to do something about it.
+    """
     replica = make_replica()
     requests = overload(replica)
     outcomes = serve(requests.values(), replica)
@@ -235,7 +240,8 @@ def test_the_allowance_relegates_at_most_its_share() -> None:
 @pytest.mark.parametrize("policy", ["niyama", "edf"])
 def test_a_flood_of_one_tenant_does_not_delay_another(policy: str) -> None:
     """Two requests a second of one tenant, alone all in time; from 5 s on another sends 400 at
-    once, with the same targets. The baseline shows that the flood is one."""
+    once, with the same targets. The baseline shows that the flood is one.
+    """
 
     def modest() -> list[Request]:
         rng = random.Random(2)
@@ -283,7 +289,8 @@ def feasible_streams(rng: random.Random, count: int) -> list[Request]:
 @pytest.mark.parametrize("seed", range(4))
 def test_no_stream_sees_a_gap_beyond_its_bound(seed: int) -> None:
     """With exact predictions and memory for all: at most twice its TBT target, or where decodes
-    alone take longer than that, what they take. From light load to overload."""
+    alone take longer than that, what they take. From light load to overload.
+    """
     rng = random.Random(seed)
     floors: dict[str, float] = {}
     replica = make_replica()
@@ -315,7 +322,8 @@ def test_a_chunk_waits_for_a_cheaper_one_only_where_one_will_fit(
     with the margin of 8 % that the errors of earlier iterations ask for. They cost 0.1 ms each
     beside the decode, at every size: taken now. Without the 10 ms, 500 tokens add 40 ms: 0.08 ms
     each, so the stream decodes alone until it has the slack for them; but not while the queue is
-    light (0.2 s of work, due in 99 s), as then no gap may be longer than the TBT of 50 ms."""
+    light (0.2 s of work, due in 99 s), as then no gap may be longer than the TBT of 50 ms.
+    """
     segments = (Segment(500, 10e-3, 1e-4), Segment(UNBOUNDED, base, 1e-4))
     latency = LatencyModel(LatencyProfile("steps", segments, max_chunk=2000), learns=False)
     for _ in range(10):
@@ -357,7 +365,8 @@ def test_a_share_outside_its_range_is_refused_by_name(field: str, value: float) 
 
 def test_nobody_is_relegated_for_output_that_comes_after_the_deadlines() -> None:
     """3,000 decodes of 0.1 ms each are 0.3 s of work under MILLI, more than the TTFT of 0.1 s; four
-    such requests have their first tokens by then all the same."""
+    such requests have their first tokens by then all the same.
+    """
     replica = make_replica()
     requests = [make_request(f"r{i}", 2, 3000, 0.0, interactive(0.1, 0.05)) for i in range(4)]
     outcomes = serve(requests, replica)
@@ -366,7 +375,8 @@ def test_nobody_is_relegated_for_output_that_comes_after_the_deadlines() -> None
 
 def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() -> None:
     """A tenth of the shortest TTFT bounds an iteration: of 10 us, that would be a token at a time
-    where 64 fit, ten iterations for 640 tokens."""
+    where 64 fit, ten iterations for 640 tokens.
+    """
     driver = Driver(make_scheduler(prefix_caching=False))
     driver.submit(make_request("lost", prompt=10, output=1, targets=interactive(1e-5, 1e-6)))
     driver.submit(make_request("long", prompt=640, output=1, targets=deadline(60.0)))

@@ -67,7 +67,8 @@ def overloaded(policy: str, times: float, duration_s: float, seed: int) -> list[
 def test_the_important_are_in_time_while_the_unimportant_work_exceeds_the_overload() -> None:
     """Two minutes, four times the longest deadline, at 1.07 to 1.12 times the capacity, of which
     a fifth is of low importance: less than 1 % of the important are late, and of the others
-    nobody more than needed. First come and earliest deadline lose most of all."""
+    nobody more than needed. First come and earliest deadline lose most of all.
+    """
     duration_s, seeds = 120.0, range(3)
     results = []
     for seed in seeds:
@@ -85,7 +86,8 @@ def test_the_important_are_in_time_while_the_unimportant_work_exceeds_the_overlo
 @pytest.mark.parametrize("policy", ["fcfs", "edf", "srpf"])
 def test_twice_the_capacity_is_no_collapse(policy: str) -> None:
     """Half of the work cannot be done. Who is late is chosen: far fewer than with a baseline, and
-    fewer of the important."""
+    fewer of the important.
+    """
     results = overloaded("niyama", 2.0, 60.0, 0)
     baseline = overloaded(policy, 2.0, 60.0, 0)
     assert late_share(results) < (0.75 if policy == "srpf" else 0.4) * late_share(baseline)
@@ -110,7 +112,8 @@ def test_deadlines_that_hurry_streams_are_no_collapse_below_the_capacity(seed: i
     """Prefills take little more than half of the time, outputs 2 to 20 s, and a third is wanted
     within 5 s. Once each such stream cut the iterations to its need: between one and two times what
     the decodes take, no room was left for prefills, every stream was hurried in turn, and late were
-    10 to 18 of 100 more than with the best fixed chunk, those with a TTFT of 6 s among them."""
+    10 to 18 of 100 more than with the best fixed chunk, those with a TTFT of 6 s among them.
+    """
     rng = random.Random(seed)
     requests = [
         make_request(

@@ -49,7 +49,8 @@ def test_interactive_budget_by_hand(slack: float, since_last: float, expected: f
 
 def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration() -> None:
     """Planned ahead, `now` is when the iteration before ends and that token comes: the gap of at
-    most 2 TBT counts from there, not from the token before it."""
+    most 2 TBT counts from there, not from the token before it.
+    """
     now = 7.0
     sequence = make_stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
     assert iteration_budget(CONFIG, [sequence], 0.0, now).seconds == pytest.approx(0.04)
@@ -84,7 +85,8 @@ def test_the_tightest_stream_sets_the_budget() -> None:
 
 def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
     """40 ms a token for 1 s and 25 tokens; whoever has a pace, no deadline or none left wishes for
-    nothing."""
+    nothing.
+    """
     batch = make_stream(deadline(1.0), due_at=1.0)
     easy = make_stream(deadline(9.0), due_at=9.0)
     late = make_stream(deadline(1.0), due_at=0.0)
@@ -95,7 +97,8 @@ def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
 
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
     """Decodes alone take 60 ms: a TBT of 50 ms is lost; what stays is that no gap exceeds twice the
-    possible. At a TBT of 70 ms, 0.9 * 70 is possible."""
+    possible. At a TBT of 70 ms, 0.9 * 70 is possible.
+    """
     lost = make_stream(interactive(1.0, TBT), due_at=0.02)
     possible = make_stream(interactive(1.0, 0.07), due_at=0.5)
     assert iteration_budget(CONFIG, [lost], 0.06, 0.0).seconds == pytest.approx(0.12)
@@ -106,7 +109,8 @@ def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
 @pytest.mark.parametrize("impossible", [interactive(0.1, 1e-3), interactive(1e-3, 1.0)])
 def test_an_impossible_target_starves_no_prefill(targets: Targets, impossible: Targets) -> None:
     """A decode alone takes 1.1 ms, the stream wants a token each 1 ms, or its first within that:
-    whoever waits, waits only for a share of the engine, not for the end of the stream."""
+    whoever waits, waits only for a share of the engine, not for the end of the stream.
+    """
     driver = Driver(make_scheduler())
     driver.submit(make_request("greedy", prompt=5, output=5000, targets=impossible))
     driver.step()

@@ -172,7 +172,8 @@ def test_a_tenant_never_sees_what_another_has_computed() -> None:
 
 def test_a_cached_page_that_nobody_reads_is_still_taken_from_what_is_available() -> None:
     """A prompt of 13 needs 4 pages of 4. While its first 3 are read, 1 is missing; once they are
-    idle they count among the available, and all 4 are."""
+    idle they count among the available, and all 4 are.
+    """
     pool = PagePool(8, 4, prefix_caching=True)
     first, same = make_sequence("first", prompt=13), make_sequence("same", prompt=13)
     assert pool.num_missing(same.request, 13) == 4

@@ -94,7 +94,8 @@ def test_nobody_gives_way_while_a_less_important_request_could(
 
 def test_moore_and_hodgson_by_hand() -> None:
     """Due 4, 5 and 6 with 3, 1 and 3 s: the third would end at 7. Giving up either 3 s saves it;
-    the second, which ends at 1 + 3 = 4 then, stays."""
+    the second, which ends at 1 + 3 = 4 then, stays.
+    """
     promises = Promises()
     add(promises, "a", 4, 3, NORMAL)
     b = add(promises, "b", 5, 1, NORMAL)
@@ -139,7 +140,8 @@ def test_low_importance_goes_first_even_when_more_of_it_must_go() -> None:
 
 def test_a_tenant_over_its_share_gives_way_first() -> None:
     """The flood's pieces are small (1 s), the other tenant's are large (2 s), so that size alone
-    would take the latter: 8 s of 10 are the flood's, the mean is 5, and 8 > 1.5 * 5."""
+    would take the latter: 8 s of 10 are the flood's, the mean is 5, and 8 > 1.5 * 5.
+    """
     promises = Promises()
     flood = [add(promises, f"flood{i}", 9, 1, NORMAL, "flood") for i in range(8)]
     add(promises, "other", 9, 2, NORMAL, "other")
@@ -149,7 +151,8 @@ def test_a_tenant_over_its_share_gives_way_first() -> None:
 
 def test_invented_tenants_have_one_share_together() -> None:
     """Sixty names of 1 s each and one that the operator knows with 2 s: none of the sixty is over a
-    sixty-first of the work, all together they are over half of it."""
+    sixty-first of the work, all together they are over half of it.
+    """
     promises = Promises()
     invented = [
         add(promises, f"i{i}", 60, 1, NORMAL, f"invented-{i}", EVERYBODY_ELSE) for i in range(60)
@@ -163,7 +166,8 @@ def test_invented_tenants_have_one_share_together() -> None:
 
 def test_a_share_s_part_goes_by_its_weight() -> None:
     """6 s and 4 s: of equal weights nobody is over 1.5 times the mean of 5 s. Of weight 1 beside 3
-    the first is, with 6 s over 1.5 times its part of 2.5 s."""
+    the first is, with 6 s over 1.5 times its part of 2.5 s.
+    """
     for weight, loser in ((1.0, "b"), (3.0, "a")):
         promises = Promises()
         for i in range(6):
@@ -176,7 +180,8 @@ def test_a_share_s_part_goes_by_its_weight() -> None:
 
 def test_a_changed_weight_makes_no_second_share() -> None:
     """5 s of one tenant before the change and 5 s after it, beside 3 s of another's: 10 s are over
-    1.5 times a half of 13 s, and each 5 s for themselves would not be over a third."""
+    1.5 times a half of 13 s, and each 5 s for themselves would not be over a third.
+    """
     promises = Promises()
     for i in range(5):
         add(promises, f"before{i}", 12, 1, NORMAL, "a")
@@ -220,7 +225,8 @@ def test_the_groups_hold_what_the_whole_holds(
 
 def test_the_load_is_the_work_over_the_slack() -> None:
     """4 s of work by 10 s, and 7 s by 12: the second could begin a second later. At 0.5 s there is
-    half a second for 11 s of work."""
+    half a second for 11 s of work.
+    """
     promises = Promises()
     assert promises.load(0.0) == 0.0
     add(promises, "a", 10, 4, NORMAL)

@@ -199,7 +199,8 @@ def test_the_sink_gets_every_entry_whatever_is_remembered(capacity: int) -> None
 
 def told_and_come(rate: float) -> list[tuple[Decision, Result]]:
     """A minute of requests of 20 tokens, as the history soon knows: what was said at admission,
-    and what became of each."""
+    and what became of each.
+    """
     rng = random.Random(3)
     replica = make_replica()
     targets = (interactive(2.0, 0.1), deadline(20.0))
@@ -213,7 +214,8 @@ def told_and_come(rate: float) -> list[tuple[Decision, Result]]:
 
 def test_instants_said_at_admission_come_true_under_light_load() -> None:
     """At two a second, of a capacity of about nine, nine in ten have their first token within
-    50 ms of what was said, and their last within a factor of two."""
+    50 ms of what was said, and their last within a factor of two.
+    """
     ttft_errors, ttlt_ratios = [], []
     for admitted, result in told_and_come(2.0):
         assert result.finished is not None
@@ -230,7 +232,8 @@ def test_instants_said_at_admission_come_true_under_light_load() -> None:
 @pytest.mark.parametrize("rate", [2.0, 5.0, 8.0])
 def test_whether_in_time_is_told_rightly_at_admission(rate: float) -> None:
     """Also near capacity, where iterations are longer than a TBT while there is slack to spend:
-    a third was once told that they would be late, and none was."""
+    a third was once told that they would be late, and none was.
+    """
     told = told_and_come(rate)
     wrong = [a for a, result in told if bool(a.values["on_time"]) == is_late(result)]
     assert len(wrong) <= 0.01 * len(told)

@@ -59,7 +59,8 @@ def test_deadlines_of_tokens_by_hand() -> None:
 
 def test_a_token_at_its_deadline_is_in_time_and_slack_carries_over() -> None:
     """Due at 2, 2.5, 3 and 3.5. The second comes 1.5 s after the first and just in time, the third
-    0.001 s late, the fourth at its deadline: the worst gap is 1.5 s, mean 0.833."""
+    0.001 s late, the fourth at its deadline: the worst gap is 1.5 s, mean 0.833.
+    """
     sequence = make_sequence(targets=interactive(2.0, 0.5))
     met = []
     for now in (1.0, 2.5, 3.001, 3.5):

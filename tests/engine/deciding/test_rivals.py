@@ -1,5 +1,6 @@
 """The deciding rule of each rival, by hand: 1 ms for an iteration, 1 ms more for each prompt token,
-0.1 ms for each decode."""
+0.1 ms for each decode.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +138,8 @@ def test_qoserve_relegates_low_importance_under_high_load_only() -> None:
 
 def test_qoserve_fills_the_tightest_slack_with_a_fifth_to_spare() -> None:
     """(1.1 ms + n) * 1.2 <= 360 ms: n is 298. A TTLT that is near limits too, one that has passed
-    does not. Less than 128 tokens are never in an iteration with a chunk."""
+    does not. Less than 128 tokens are never in an iteration with a chunk.
+    """
     policy = QoServe(*parts())
     assert room(policy, [], 900) == 900
     assert room(policy, [make_stream(CHAT, due_at=0.36)], 900) == 298
@@ -167,7 +169,8 @@ def test_slidingserve_orders_by_urgency_in_steps_and_then_by_work() -> None:
 
 def test_slidingserve_picks_the_most_that_can_be_on_time() -> None:
     """Of 101.5, 51.5 and 51.5 ms of work (a decode's 0.5 ms included) the first two do not fit into
-    the 120 ms to the second's deadline; the two shorter do."""
+    the 120 ms to the second's deadline; the two shorter do.
+    """
     policy = SlidingServe(*parts())
     queue = SequenceQueue()
     for name, prompt in (("long", 100), ("b", 50), ("c", 50)):
@@ -201,7 +204,8 @@ def test_slidingserve_fills_the_slack_where_tokens_cost_the_same_everywhere() ->
 
 def test_slidingserve_keeps_slack_for_a_larger_chunk_that_costs_less() -> None:
     """Beyond 100 tokens each costs half. With 80 ms to the next token and 180 to the one after it,
-    78 tokens now leave 180 - 79.1 = 100.9 ms for 99 more; none now leave 178.9 for 255."""
+    78 tokens now leave 180 - 79.1 = 100.9 ms for 99 more; none now leave 178.9 for 255.
+    """
     halves = LatencyProfile(
         "halves",
         (Segment(100, 1e-3, 1e-3, 1e-4), Segment(UNBOUNDED, 51e-3, 0.5e-3, 0.0)),
@@ -229,7 +233,8 @@ def fair(prompt: int) -> FairBatching:
 
 def test_fairbatching_lets_streams_that_are_ahead_sit_out_for_prompts() -> None:
     """The tightest slack is 10 ms: urgent is who has less than 20. A prompt of 8 leaves 0.9 ms of
-    it, and one of 7 enough for another decode."""
+    it, and one of 7 enough for another decode.
+    """
     tight, ahead = make_stream(CHAT, due_at=0.01), make_stream(CHAT, due_at=0.5)
     policy = fair(200)
     assert policy.hold([tight, ahead], 0.0) == [ahead]
@@ -284,7 +289,8 @@ def test_edf_dynamic_orders_by_deadline_alone_and_relegates_nobody() -> None:
 
 def test_edf_dynamic_lets_no_stream_come_late() -> None:
     """The next token is due in 120 ms, of which two TBTs stay in reserve: 1.1 ms + n <= 45 ms, as
-    the reserve of 100 ms is not full beside it."""
+    the reserve of 100 ms is not full beside it.
+    """
     policy = edf(DynamicEdf)
     policy.enter(waiting("new", prompt=900, targets=CHAT), 0.0)
     assert room(policy, [make_stream(CHAT, due_at=0.12)], 900) == 43
@@ -296,7 +302,8 @@ def refusal(policy: DynamicEdf, targets: Targets) -> str:
 
 def test_edf_reject_lets_in_who_fits_before_its_deadline() -> None:
     """A request is 11.5 ms of work, taken as 14.375. With a TTLT of 50 ms the prefill is due at
-    50 + 0.5 - 5 * 1.1 = 45 ms: three fit, not a fourth, unless it is due later."""
+    50 + 0.5 - 5 * 1.1 = 45 ms: three fit, not a fourth, unless it is due later.
+    """
     policy = edf(RejectingEdf)
     for name in "abc":
         assert refusal(policy, deadline(0.05)) == ""

@@ -44,7 +44,8 @@ def random_run(
     """Arrivals at any time, also long before they are taken in; slow and quick iterations;
     cancellations of anybody at any moment; memory that seldom suffices. `ahead`: the share of
     iterations that are still in flight when the next is planned. `bad_tokens`: some of the prompts
-    have one that no number comes of."""
+    have one that no number comes of.
+    """
     rng = random.Random(seed)
     scheduler = make_scheduler(
         policy,
@@ -91,7 +92,8 @@ def test_random_schedules_keep_every_invariant(policy: str, ahead: float) -> Non
 @pytest.mark.parametrize("policy", POLICIES)
 def test_logits_that_are_not_finite_end_their_own_requests_alone(policy: str, ahead: float) -> None:
     """Among shared prefixes, preemptions, and cancellations before anybody knew; the Driver asserts
-    who fails. Some that took pages of others are computed again."""
+    who fails. Some that took pages of others are computed again.
+    """
     runs = [random_run(policy, seed, ahead=ahead, bad_tokens=True) for seed in range(150)]
     finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
     assert sum(f.reason is FinishReason.ERROR for f in finished) > 60
@@ -106,7 +108,8 @@ def test_logits_that_are_not_finite_end_their_own_requests_alone(policy: str, ah
 @pytest.mark.parametrize("ahead", [False, True])
 def test_who_had_taken_spoiled_pages_is_computed_again_by_itself(ahead: bool) -> None:
     """Of a prompt in chunks of 16 the first chunk spoils the pages that another has already taken
-    when its last, in the same iteration, is sampled. The third comes when nothing is left of it."""
+    when its last, in the same iteration, is sampled. The third comes when nothing is left of it.
+    """
     memory = Memory(PAGE_SIZE)
     scheduler = make_scheduler(
         "fcfs", page_size=PAGE_SIZE, context_len=CONTEXT, chunk_size=16, prefix_caching=True
@@ -285,7 +288,8 @@ def test_the_context_length_ends_a_sequence() -> None:
 
 def test_a_decode_that_must_lose_its_pages_is_the_one_with_most_slack_for_it() -> None:
     """Two pages of 4 each and a fifth is needed: b, due at 2 s, has 1 s more slack than a, whose
-    7 known tokens take no longer to compute again."""
+    7 known tokens take no longer to compute again.
+    """
     scheduler = make_scheduler("fcfs", num_pages=4, page_size=4, context_len=16)
     driver = Driver(scheduler)
     for name, due in (("a", 1.0), ("b", 2.0)):

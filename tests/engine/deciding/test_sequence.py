@@ -31,7 +31,8 @@ def state(sequence: Sequence) -> dict[str, object]:
 
 class Moves(RuleBasedStateMachine):
     """Any move is tried at any time. What is legal is told from the machine's own account: which
-    positions have their keys and values, which tokens came, and whether one is on its way."""
+    positions have their keys and values, which tokens came, and whether one is on its way.
+    """
 
     @initialize(prompt=st.integers(1, 6), output=st.integers(1, 4), min_tokens=st.integers(0, 1))
     def start(self, prompt: int, output: int, min_tokens: int) -> None:

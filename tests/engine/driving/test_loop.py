@@ -322,7 +322,8 @@ def test_an_executor_that_breaks_in_flight_ends_the_loop() -> None:
 
 def test_an_iteration_in_flight_lasts_from_the_end_of_the_last_one() -> None:
     """A plan is made for the instant at which the one in flight is expected to end, and what the
-    latency model learns is one iteration, not two."""
+    latency model learns is one iteration, not two.
+    """
     told: list[tuple[float, float]] = []
 
     class Telling(Scheduler):

@@ -133,7 +133,8 @@ def test_every_client_gets_the_same_tokens_as_without_look_ahead(
     executor: ModelExecutor, policy: str
 ) -> None:
     """Greedy and seeded, with stop tokens, penalties and log probabilities, shared prefixes, and
-    memory taken from streams whose token is in flight."""
+    memory taken from streams whose token is in flight.
+    """
     plain, _ = serve(executor, False, policy)
     ahead, scheduler = serve(executor, True, policy)
     stats = scheduler.stats()

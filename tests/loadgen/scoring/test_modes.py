@@ -1,5 +1,6 @@
 """Sweeps, the search for capacity and comparisons, on a target whose behaviour is known: one server
-that takes the same time for every request, first come first served, in virtual time."""
+that takes the same time for every request, first come first served, in virtual time.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def test_a_sweep_stops_where_the_target_is_lost() -> None:
 
 def test_the_search_finds_a_known_capacity() -> None:
     """Utilisation must stay below 1; at 10 s of patience it may come close to it. In 200 s chance
-    brings up to 3 % fewer arrivals than planned."""
+    brings up to 3 % fewer arrivals than planned.
+    """
     capacity, done = search_capacity(
         measuring(FifoTarget()), LONG, Search(guess=3.0, precision=0.02)
     )
@@ -96,7 +98,8 @@ def test_a_long_deadline_does_not_pass_for_capacity() -> None:
 
 def test_a_replay_is_measured_while_its_trace_lasts() -> None:
     """1,000 rows, one a second: at 25/s they last 40 s, and a server of 20/s is left behind. A
-    window as long as the trace was would be empty for the most part, and no backlog seen in it."""
+    window as long as the trace was would be empty for the most part, and no backlog seen in it.
+    """
     rows = tuple(Row(float(n), 10, 3) for n in range(1000))
     patient = workload((("batch", 1.0, replace(REPORT, ttlt=3600.0)),), duration_s=1000.0)
     replayed = replace(patient, arrivals=Arrivals(None, replay=rows))

@@ -143,7 +143,8 @@ def told(promised: bool | None, late: bool, outcome: Outcome = Outcome.FINISHED)
 def test_promises_by_hand() -> None:
     """Told "on time": three on time, and six late, of whom two were only slow, and one each
     expired, failed, lost its place and was unfinished. Told "late": one on time, two late. A client
-    that left got its only token in time; two who were refused at once were told nothing."""
+    that left got its only token in time; two who were refused at once were told nothing.
+    """
     gone = (Outcome.TIMED_OUT, Outcome.FAILED, Outcome.REJECTED, Outcome.UNFINISHED)
     records = [
         *(told(True, late=False) for _ in range(2)),
@@ -186,7 +187,8 @@ def test_where_nobody_was_told_anything_there_is_no_share() -> None:
 )
 def test_the_counts_of_promises_add_up(records: list[Record]) -> None:
     """Everybody who was told something is counted once; on time and late are the score's own; and
-    groups add up to the whole."""
+    groups add up to the whole.
+    """
     verdicts = [judge(each) for each in records]
     heard = [each for each in verdicts if each.record.promised is not None]
     found = promises(verdicts)
@@ -227,7 +229,8 @@ def test_a_sustained_load_leaves_no_backlog() -> None:
 
 def test_a_load_that_is_never_served_is_left_behind_whole() -> None:
     """Over [10, 20) the mean number in the system is 15.5, over [30, 40) 35.5: 20 more requests,
-    which is all that arrived from 15 to 35."""
+    which is all that arrived from 15 to 35.
+    """
     assert backlog_growth(steady(1000.0), 0.0, 40.0) == pytest.approx(1.0)
 
 
@@ -239,7 +242,8 @@ def test_a_server_at_half_the_load_leaves_half_behind() -> None:
 
 def test_what_chance_does_to_the_backlog() -> None:
     """Of n equal requests, half arrive in half the time, give or take sqrt(n / 2): 40 requests make
-    that sqrt(20) of 20, more where their sizes vary."""
+    that sqrt(20) of 20, more where their sizes vary.
+    """
     assert backlog_noise(steady(2.0), 0.0, 40.0) == pytest.approx(1 / math.sqrt(20))
     sizes = [record(planned(n, at=float(n), prompt_len=7 + 10 * (n % 2))) for n in range(40)]
     assert backlog_noise(sizes, 0.0, 40.0) == pytest.approx(

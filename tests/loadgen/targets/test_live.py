@@ -146,7 +146,8 @@ def test_clients_that_leave_do_so_after_their_tokens(little: LittleServer) -> No
 
 def test_a_slow_server_does_not_slow_the_sending(little: LittleServer) -> None:
     """Open loop: no request ever ends, and yet every one is sent at its instant; then they are
-    unfinished."""
+    unfinished.
+    """
     little.servicer.acts_as = "stay"
     requests = every(0.005, 50)
     run = target(little, drain_s=0.1).run(iter(requests), unwatched)

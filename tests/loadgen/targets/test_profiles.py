@@ -1,5 +1,6 @@
 """Profiles: a roofline against figures worked out by hand and against a published measurement;
-saved calibrations; tiers; and what is said of bad ones."""
+saved calibrations; tiers; and what is said of bad ones.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """What a simulated target says of itself over time. An iteration takes 1/2 s, and 1/4 s for each
-prefill token: prompts of 8, one chunk each, take 2.5 s."""
+prefill token: prompts of 8, one chunk each, take 2.5 s.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def filled(values: Sequence[float]) -> dict[int, float]:
 
 def test_a_step_holds_the_chunks_and_the_queue_of_its_iterations() -> None:
     """Of three at once, one prefills and the others wait; then one; then nobody. Chunks begin at
-    1, 3.5 and 6 s."""
+    1, 3.5 and 6 s.
+    """
     series = series_of([1.0, 1.0, 1.0])
     assert series.step_s == 0.1
     assert filled(series.chunk_len) == {10: 8.0, 35: 8.0, 60: 8.0}
@@ -48,7 +50,8 @@ def test_the_last_chunk_of_a_prompt_is_what_is_left() -> None:
 
 def test_a_long_run_has_longer_steps_and_the_same_means() -> None:
     """Up to 400 s in 512 steps: 0.8 s each. Chunks of 8 and 4 that fell into steps of their own
-    are one step of 6."""
+    are one step of 6.
+    """
     series = series_of([0.0, 400.0], prompt_len=20)
     assert series.step_s == 0.8
     assert len(series.chunk_len) <= MOST_STEPS

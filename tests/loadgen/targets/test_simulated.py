@@ -55,7 +55,8 @@ def test_a_prompt_longer_than_the_chunk_takes_several_iterations() -> None:
 
 def test_who_arrives_during_an_iteration_joins_the_next() -> None:
     """The second waits for the prefill of the first (until 1.5), then shares its decode:
-    0.5 + 0.125 + 2 * 0.25 = 1.125."""
+    0.5 + 0.125 + 2 * 0.25 = 1.125.
+    """
     first = planned(0, prompt_len=4, output_len=2)
     second = planned(1, at=0.25, prompt_len=2, output_len=1)
     assert [instants(r) for r in run(FCFS, [first, second])] == [[1.5, 2.625], [2.625]]
@@ -68,7 +69,8 @@ def test_an_idle_engine_waits_for_the_next_arrival() -> None:
 
 def test_preempted_tokens_keep_the_instants_at_which_they_came() -> None:
     """Two pages of 64 positions for two sequences that outgrow one page each: one of them is
-    computed again, and has a gap of more than one iteration."""
+    computed again, and has a gap of more than one iteration.
+    """
     profile = replace(PROFILE, kv_tokens=128)
     requests = [planned(i, prompt_len=60, output_len=10) for i in range(2)]
     records = run(replace(FCFS, profile=profile, chunk_size=200), requests)
@@ -103,7 +105,8 @@ def test_a_deadline_of_the_call_ends_it_between_two_iterations() -> None:
 
 def test_no_target_is_later_than_the_call_s_own_deadline() -> None:
     """As a server has it: who is given up after 4 s comes before who has 10 s, though its target
-    was a minute; and it is judged by that target."""
+    was a minute; and it is judged by that target.
+    """
     patient = planned(0, targets=Targets(ttlt=10.0), prompt_len=4, output_len=1)
     hurried = planned(1, targets=Targets(ttlt=60.0), prompt_len=4, output_len=1, timeout_s=4.0)
     setup = replace(FCFS, policy="edf", chunk_size=4)
@@ -174,7 +177,8 @@ def test_a_relegated_request_says_so() -> None:
 
 def test_what_was_promised_is_recorded_however_the_request_ends() -> None:
     """Told on time: who finishes, who expires, and who is unfinished. The second of two long ones
-    cannot have its token within 1 s, and is told so; who finds no place is told nothing."""
+    cannot have its token within 1 s, and is told so; who finds no place is told nothing.
+    """
     easy = planned(0, prompt_len=4, output_len=1, targets=REPORT)
     (kept,) = run(FCFS, [easy])
     (expired,) = run(FCFS, [replace(easy, output_len=8, targets=Targets(), timeout_s=2.0)])

@@ -279,7 +279,8 @@ def test_who_found_the_queue_full_has_a_share_at_the_next_try() -> None:
 
 def test_who_is_served_in_no_time_has_a_share_at_the_next_call() -> None:
     """One call after the other, each over at once, beside a flood that is more important and tries
-    again at once: between two calls the flood took every place, and five of sixty were served."""
+    again at once: between two calls the flood took every place, and five of sixty were served.
+    """
     admission = Admission(100, PLENTY)
     flood = [entry(f"f{i}", HIGH, "flood") for i in range(1000)]
     in_hand = [each for each in flood if refused(admission, each) is None]

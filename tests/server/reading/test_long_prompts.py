@@ -71,7 +71,8 @@ async def test_every_form_of_a_long_prompt_is_served_with_all_that_was_asked_bes
 
 async def test_a_message_is_not_kept_once_it_has_been_read() -> None:
     """Each stream held all of its own, up to the most bytes of a message, until it had ended: four
-    gigabytes for a thousand of them. Here what is beside the text is nothing that we know."""
+    gigabytes for a thousand of them. Here what is beside the text is nothing that we know.
+    """
     size = 1 << 20
     prompt = pb.Input(text="Once")
     prompt.MergeFromString(b"\xfa\x7f\x80\x80\x40" + bytes(size))

@@ -1,5 +1,6 @@
 """What the charts show, worked out by hand: distributions, load curves, steps of time, the sentence
-at the top. Eighths and quarters are exact in binary."""
+at the top. Eighths and quarters are exact in binary.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +139,8 @@ def test_a_rate_is_a_count_per_second_and_what_is_too_late_belongs_to_the_last_s
 
 def test_the_mean_number_present_counts_parts_of_steps() -> None:
     """[1, 5) covers half of the first step, all of the second, half of the third; [6, 7) half of
-    the last; what outlasts the steps is cut off."""
+    the last; what outlasts the steps is cut off.
+    """
     assert mean_present([(1.0, 5.0), (6.0, 7.0)], STEPS) == [0.5, 1.0, 0.5, 0.5]
     assert mean_present([(0.0, 99.0), (7.5, 99.0)], STEPS) == [1.0, 1.0, 1.0, 1.25]
 
