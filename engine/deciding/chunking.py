@@ -129,8 +129,11 @@ class Chunking:
         budget = iteration_budget(self._pace, decodes, floor_s, now)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
-        risky = ((s, OUTPUT_RISK * self._demand.output_left(s)) for s in decodes)
-        self._wished_s = wished_s(risky, now)
+        self._wished_s = wished_s(decodes, self._risky_left, now)
+
+    def _risky_left(self, sequence: Sequence) -> float:
+        """Returns how many tokens a stream has left if its output is as long as it may well be."""
+        return OUTPUT_RISK * self._demand.output_left(sequence)
 
     def room(self, work: Work, start: int, num_left: int) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens

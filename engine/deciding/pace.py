@@ -19,7 +19,7 @@ All durations are in seconds. What else bounds an iteration stands in chunking.p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,18 +65,18 @@ def interactive_budget(
     return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
 
 
-def wished_s(decodes: Iterable[tuple[Sequence, float]], now: float) -> float:
-    """Returns the shortest iteration that a stream with a TTLT wishes for, each given with the
-    number of tokens that it may have left; inf if there is none. One that is late has no wish.
+def wished_s(
+    decodes: Iterable[Sequence], output_left: Callable[[Sequence], float], now: float
+) -> float:
+    """Returns the shortest iteration that a stream with a TTLT wishes for, inf if there is none.
+
+    `output_left` says how many tokens a stream may have left. One that is late has no wish.
     """
-    return min(
-        (
-            deadline_budget(s.due_at, output_left, now)
-            for s, output_left in decodes
-            if s.request.targets.ttlt_s is not None and s.due_at > now
-        ),
-        default=math.inf,
-    )
+    shortest_s = math.inf
+    for sequence in decodes:
+        if sequence.request.targets.ttlt_s is not None and (due := sequence.due_at) > now:
+            shortest_s = min(shortest_s, deadline_budget(due, output_left(sequence), now))
+    return shortest_s
 
 
 def deadline_budget(due: float, output_left: float, now: float) -> float:

@@ -91,8 +91,8 @@ def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
     easy = make_stream(deadline(9.0), due_at=9.0)
     late = make_stream(deadline(1.0), due_at=0.0)
     others = [make_stream(t, due_at=1.0) for t in (interactive(1.0, TBT), BEST_EFFORT)]
-    assert wished_s([(s, 25) for s in (late, *others)], 0.0) == math.inf
-    assert wished_s([(s, 25) for s in (late, easy, batch, *others)], 0.0) == 0.04
+    assert wished_s([late, *others], lambda s: 25, 0.0) == math.inf
+    assert wished_s([late, easy, batch, *others], lambda s: 25, 0.0) == 0.04
 
 
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
