@@ -101,7 +101,8 @@ def test_no_call_is_lost_whatever_becomes_of_it(policy: str) -> None:
     reasons = (FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.TIMEOUT)
     assert all(ends[end] > 5 for end in reasons)
     refusal = Refusal.REJECTED if policy == "edf-reject" else Refusal.QUEUE_FULL
-    assert ends[refusal] > 3
+    # Of these arrivals fewer find the queue full under qoserve: four.
+    assert ends[refusal] > (3 if policy == "qoserve" else 5)
     assert replica.scheduler.stats().pages_free == 40
     for result in results:
         check_end(next(c for c in arrivals if c.request is result.request), result)

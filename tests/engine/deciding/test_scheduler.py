@@ -77,7 +77,9 @@ def test_random_schedules_keep_every_invariant(policy: str, ahead: float) -> Non
     finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
     assert sum(f.num_preemptions for f in finished) > 15
     assert sum(f.cached_tokens for f in finished) > 100
-    assert sum(f.reason is FinishReason.CANCELLED for f in finished) > 80
+    assert sum(f.reason is FinishReason.CANCELLED for f in finished) > (
+        80 if policy == "edf-reject" else 100  # who is turned away cannot leave
+    )
     assert sum(f.reason is FinishReason.STOP for f in finished) > 50
     relegated = sum(s.relegations for run in runs for s in run.stories.values())
     if policy in ORDERS or policy in ("edf-dynamic", "fairbatching"):
@@ -97,7 +99,7 @@ def test_logits_that_are_not_finite_end_their_own_requests_alone(policy: str, ah
     runs = [random_run(policy, seed, ahead=ahead, bad_tokens=True) for seed in range(150)]
     finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
     assert sum(f.reason is FinishReason.ERROR for f in finished) > 60
-    assert sum(f.cached_tokens for f in finished) > 400
+    assert sum(f.cached_tokens for f in finished) > (400 if policy == "edf-reject" else 500)
     assert sum(f.num_preemptions for f in finished) > 5
     kinds = [
         d.kind for run in runs for r in run.stories for d in run.scheduler.explain(r).decisions
