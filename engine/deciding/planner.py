@@ -52,9 +52,12 @@ class Planner:
         """Returns the iteration that begins at `now`. Somebody must wait or run."""
         while True:
             decodes = self._grant_decodes(now)
-            work = Work(len(decodes), sum(s.num_known for s in decodes))
-            self._policy.begin(decodes, work, now)
-            chunks, work = self._grant_chunks(work, now)
+            sitting_out = sum(s.num_known for s in self._roster.held)
+            work = Work(len(decodes), self._roster.context - sitting_out)
+            chunks: list[Chunk] = []
+            if self._roster.waiting:
+                self._policy.begin(decodes, work, now)
+                chunks, work = self._grant_chunks(work, now)
             if decodes or chunks:
                 cost_s, cleared = self._latency.predict(work), self._pages.take_fresh()
                 return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared)
@@ -74,9 +77,8 @@ class Planner:
             self._hold(held, now)
             decodes = [s for s in decodes if s not in roster.held]
         num_preemptions = self._totals.num_preemptions
-        for sequence in decodes:
-            if sequence.num_known > len(sequence.pages) * page_size:
-                self._grant_page(sequence, now)
+        for sequence in [s for s in decodes if s.num_computed >= len(s.pages) * page_size]:
+            self._grant_page(sequence, now)
         if self._totals.num_preemptions == num_preemptions:
             return decodes
         return [s for s in roster.running if s not in roster.held]
@@ -125,13 +127,14 @@ class Planner:
         room, partial = self._policy.room, self._roster.partial
         chunks: list[Chunk] = []
         for sequence in self._candidates(now):
-            if sequence not in partial:
-                if room(work, sequence) <= 0:
-                    break  # what it could share may be more by then
-                self._start(sequence)
+            fits = room(work, sequence)
+            if fits <= 0:
+                break  # what it could share may be more by then
+            if sequence not in partial and self._start(sequence):
+                fits = room(work, sequence)
             # A token in flight can be decoded, but not put into a chunk.
             known = sequence.num_uncomputed - sequence.num_in_flight
-            length = min(room(work, sequence), known)
+            length = min(fits, known)
             start = sequence.num_computed
             if length <= 0 or not self._pages.grow(sequence, start + length):
                 break
@@ -167,10 +170,13 @@ class Planner:
         kept_open = int((1 - share) * self._pages.num_pages)
         return needed + num_running <= self._pages.num_available - kept_open
 
-    def _start(self, sequence: Sequence) -> None:
-        """Takes from the prefix index what it has of the prompt."""
+    def _start(self, sequence: Sequence) -> int:
+        """Takes from the prefix index what it has of the prompt, and returns how many tokens that
+        is.
+        """
         cached = self._pages.attach(sequence)
         if cached:
             sequence.take_prefix(cached)
             self._totals.cached_tokens += cached
             self._roster.partial[sequence] = None
+        return cached

@@ -85,8 +85,9 @@ class Move(NamedTuple):
 class Policy(ABC):
     """The decisions of one policy, as the module describes them.
 
-    The scheduler calls `review`, `hold`, `begin`, `order` and `room` in this sequence for each
-    iteration that it plans, and `launched` once the iteration is on its way.
+    The scheduler calls `review` and `hold` in this sequence for each iteration that it plans, and
+    then, where somebody waits, `begin`, `order` and `room`; `launched` once the iteration is on its
+    way.
     """
 
     alpha: float = 0.0  # weight of work against deadline in the order of prefills

@@ -11,6 +11,8 @@ everybody who begins to wait, moves on, or waits no longer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as ListOf
+
 from engine.deciding.plan import Plan
 from engine.deciding.policy import Policy
 from engine.deciding.queue import Key, SequenceQueue
@@ -26,6 +28,7 @@ class Roster:
         self.partial: dict[Sequence, None] = {}
         self.running: dict[Sequence, None] = {}
         self.held: set[Sequence] = set()
+        self.context = 0  # sum of `num_known` over the running
         self.num_relegated = 0  # of the waiting
         self._policy = policy
 
@@ -66,11 +69,20 @@ class Roster:
         """The prefill of the waiting sequence is over: it decodes from now on."""
         self._leave_queue(sequence)
         self.running[sequence] = None
+        self.context += sequence.num_known
+
+    def expect_tokens(self, sequences: ListOf[Sequence], started_at: float) -> list[Sequence]:
+        """The iteration that began at `started_at` samples a token of each of these, which run.
+        Returns those whose last that is.
+        """
+        self.context += len(sequences)
+        return [s for s in sequences if s.expect_token(started_at)]
 
     def stop(self, sequence: Sequence) -> None:
         """The running sequence decodes no more."""
         del self.running[sequence]
         self.held.discard(sequence)
+        self.context -= sequence.num_known
 
     def preempt(self, sequence: Sequence, now: float) -> int:
         """The pages of a running or partial sequence were taken: it waits for others. Returns how
@@ -107,6 +119,8 @@ class Roster:
         assert set(self.partial) == {s for s in waiting if s.pages}
         assert self.num_relegated == sum(s.relegated for s in waiting)
         assert {s for s in sequences if s.status is Status.DECODING} == set(self.running)
+        assert self.held <= set(self.running)
+        assert self.context == sum(s.num_known for s in self.running)
         sampling = [] if in_flight is None else in_flight.sampling
         sampled = {s for s in sampling if s.status is not Status.FINISHED}
         assert all(s.num_in_flight == (s in sampled) for s in sequences)

@@ -171,11 +171,17 @@ class Scheduler:
         self._in_flight, self._started_at = plan, started_at
         chunks = [c for c in plan.chunks if c.sequence.finish_reason is None]
         self.policy.launched([(c.sequence, c.length) for c in chunks])
-        for sequence in plan.decodes:
-            if sequence.finish_reason is None and sequence.expect_token(started_at):
-                self._stop(sequence)
+        self._expect([s for s in plan.decodes if s.finish_reason is None], started_at)
         for chunk in chunks:
             self._advance_chunk(chunk, started_at)
+
+    def _expect(self, sequences: list[Sequence], started_at: float) -> None:
+        """A token of each of these is in flight. Where it is the last there is nothing left to
+        compute, and no use for memory.
+        """
+        for sequence in self.roster.expect_tokens(sequences, started_at):
+            self.roster.stop(sequence)
+            self.pages.release(sequence)
 
     def _advance_chunk(self, chunk: Chunk, started_at: float) -> None:
         sequence, start, length, samples = chunk
@@ -185,13 +191,7 @@ class Scheduler:
             self.roster.progress(sequence)
             return
         self.roster.run(sequence)
-        if sequence.expect_token(started_at):
-            self._stop(sequence)
-
-    def _stop(self, sequence: Sequence) -> None:
-        """Its last token is in flight: there is nothing left to compute, and no use for memory."""
-        self.roster.stop(sequence)
-        self.pages.release(sequence)
+        self._expect([sequence], started_at)
 
     # Its tokens come
 
@@ -208,11 +208,20 @@ class Scheduler:
         self._in_flight = None
         events, self._events = self._events, []
         self.record.computed(plan, now)
+        tells = self.config.token_events
         for sequence, token in zip(plan.sampling, tokens, strict=True):
-            if sequence.finish_reason is None and token.is_sampled:
-                self._take(sequence, token, now, events)
-            elif sequence.finish_reason is None:
+            if sequence.finish_reason is not None:
+                continue
+            if token.id < 0:  # `is_sampled`, without a call for every token
                 self._refuse(sequence, token, now, events)
+                continue
+            reason = sequence.take_token(token.id, now)
+            if tells:
+                events.append(Sampled(sequence.id, token))
+            if len(sequence.output) == 1:
+                self.record.note(sequence.id, now, "first_token")
+            if reason is not None:
+                events.append(self._finish(sequence, reason, now))
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
@@ -222,15 +231,6 @@ class Scheduler:
         self.totals.num_iterations += 1
         self.totals.decode_tokens += plan.work.num_decodes
         self.totals.prefill_tokens += plan.work.num_prefill
-
-    def _take(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
-        reason = sequence.take_token(token.id, now)
-        if self.config.token_events:
-            events.append(Sampled(sequence.request.id, token))
-        if len(sequence.output) == 1:
-            self.record.note(sequence.id, now, "first_token")
-        if reason is not None:
-            events.append(self._finish(sequence, reason, now))
 
     def _refuse(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         """No token was picked. Where the logits are not finite and the sequence had taken pages
@@ -283,7 +283,7 @@ class Scheduler:
         iteration_s = max(demand.iteration_s, alone_s)
         tbt_s = sequence.request.targets.tbt_s
         if tbt_s is not None and self.policy.keeps_pace:
-            context = sequence.num_known + sum(s.num_known for s in self.roster.running)
+            context = sequence.num_known + self.roster.context
             decodes_s = self.latency.usual(Work(1 + len(self.roster.running), context))
             iteration_s = min(iteration_s, max(tbt_s, decodes_s))
         return forecast(sequence, ahead_s, demand, iteration_s, now, output_len)

@@ -69,6 +69,9 @@ class FinishReason(Enum):
     ERROR = "error"  # the engine could not go on with it; never silent
 
 
+_STOP, _LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
+
 class IllegalMove(Exception):
     """A sequence was asked for a move that its state does not allow: a fault of the caller."""
 
@@ -91,7 +94,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     relegated: bool = False  # now; a request may be taken back
     num_relegations: int = 0
+    # Of the request, which is asked for every token:
     prompt_len: int = field(init=False)
+    max_tokens: int = field(init=False)
+    tbt_s: float | None = field(init=False)
+    first_due_at: float = field(init=False)  # deadline of the first token
     # Deadline of the next token that is not in flight; for a TTLT target, of the last.
     due_at: float = field(init=False)
     in_flight_due_at: float = field(init=False)  # deadline of the token in flight
@@ -106,8 +113,10 @@ class Sequence:
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.prompt_len = len(self.request.prompt)
-        due_at = self.request.token_due_at(len(self.output) + 1)
+        request = self.request
+        self.prompt_len, self.max_tokens = len(request.prompt), request.sampling.max_tokens
+        self.tbt_s, self.first_due_at = request.targets.tbt_s, request.token_due_at(1)
+        due_at = request.token_due_at(len(self.output) + 1)
         self.due_at = self.in_flight_due_at = self.prefill_due_at = due_at
 
     # What is known and what is computed
@@ -174,10 +183,9 @@ class Sequence:
         self.num_computed = self.prompt_len + num_output
         self.num_in_flight = 1
         self.in_flight_due_at = self.due_at
-        request = self.request
-        if request.targets.tbt_s is not None:
-            self.due_at = request.token_due_at(num_output + 2)
-        if num_output + 1 < request.sampling.max_tokens:
+        if self.tbt_s is not None:  # Request.token_due_at, without the way there
+            self.due_at = self.first_due_at + (num_output + 1) * self.tbt_s
+        if num_output + 1 < self.max_tokens:
             self.status = _DECODING
             return False
         self.status = _ENDING
@@ -198,11 +206,11 @@ class Sequence:
             if now > self.in_flight_due_at:
                 self.num_late_tokens += 1
         self.last_token_at = now
-        sampling, count = self.request.sampling, len(self.output)
+        count, sampling = len(self.output), self.request.sampling
         stops = sampling.stop_token_ids
         if stops and token_id in stops and count > sampling.min_tokens:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if count >= sampling.max_tokens else None
+            return _STOP
+        return None if count < self.max_tokens else _LENGTH
 
     def preempt(self) -> int:
         """Its pages were taken: all is to be computed again. Returns how many tokens were lost."""
