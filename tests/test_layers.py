@@ -40,6 +40,7 @@ LAYERS = (
     ("loadgen.silos",),
     ("loadgen.paper",),
     ("loadgen",),
+    ("loadgen.adversary",),
 )
 # What no module of a folder names in any import statement, at any depth, though it be lower.
 FORBIDDEN = {
