@@ -6,6 +6,9 @@ instants are in seconds.
 
 A token has no text here: its id is the number of the iteration that made it, so that a sequence's
 output says when each of its tokens came (`Replica.ends`), and nothing is kept per token.
+
+How long an output is, the scheduler learns as an engine does: by a stop token (STOP) when it is
+over. What it is told beforehand is `max_tokens`, which callers state with much to spare.
 """
 
 from __future__ import annotations
@@ -21,20 +24,24 @@ from typing import NamedTuple
 from engine.deciding.plan import Accepted, Event, Finished, Plan, Relegated, Token, Work
 from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
-from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.sequence import FinishReason, Sequence, Status
 
 Cost = Callable[[Work], float]  # the seconds that an iteration really takes
 Observer = Callable[["Replica", Plan], None]  # is shown each plan before it is carried out
 
+STOP = 1 << 62  # the token that ends an output: the number of no iteration
+_STOP_TOKEN = Token(STOP)
 _DRAIN_STEP_S = 60.0
 
 
 class Arrival(NamedTuple):
-    """A request as it arrives, and how long its caller waits for it."""
+    """A request as it arrives, how long its caller waits for it, and how long its output is."""
 
     request: Request
     leaves_after: int | None = None  # tokens after which the caller hangs up
     timeout_s: float | None = None  # from its arrival
+    # The tokens after which its output is over, if STOP is a stop token of it; None: `max_tokens`.
+    output_len: int | None = None
 
 
 class Refusal(Enum):
@@ -75,6 +82,9 @@ class Replica:
     _timeouts: list[tuple[float, str]] = field(default_factory=list)  # heap of (instant, id)
     _relegated: set[str] = field(default_factory=set)
     _promised: dict[str, bool] = field(default_factory=dict)  # `on_time` of their Accepted
+    _output_len: dict[str, int] = field(default_factory=dict)  # of those that end by STOP
+    # Who may get its last token in which iteration, and in none before it.
+    _ending: dict[int, set[Sequence]] = field(default_factory=dict)
 
     @property
     def num_in_flight(self) -> int:
@@ -98,6 +108,8 @@ class Replica:
         self._arrivals[id] = arrival
         if arrival.leaves_after is not None:
             self._leaving[id] = arrival.leaves_after
+        if arrival.output_len is not None:
+            self._output_len[id] = arrival.output_len
         if arrival.timeout_s is not None:
             heapq.heappush(self._timeouts, (request.arrived_at + arrival.timeout_s, id))
         return None
@@ -121,14 +133,46 @@ class Replica:
             if observe is not None:
                 observe(self, plan)
             self.now += cost(plan.work)
-            token = Token(len(ends))
-            ends.append(self.now)
             sampling = plan.sampling
-            events = scheduler.commit(plan, [token] * len(sampling), self.now)
+            tokens = self._tokens(plan, sampling)
+            ends.append(self.now)
+            events = scheduler.commit(plan, tokens, self.now)
             if events:
                 yield from self._ended(events, sampling)
             if self._leaving:
                 yield from self._hang_up(sampling)
+
+    def _tokens(self, plan: Plan, sampling: list[Sequence]) -> list[Token]:
+        """Returns the tokens that the next iteration gives.
+
+        Nobody's tokens are counted one by one: who begins to decode in this iteration with n tokens
+        to come gets the last of them n - 1 iterations later at the earliest. It is looked at then,
+        and again after as many iterations as it has been left out of since.
+        """
+        iteration = len(self.ends)
+        tokens = [Token(iteration)] * len(sampling)
+        for chunk in plan.chunks:
+            if chunk.samples and chunk.sequence.id in self._output_len:
+                self._may_end(chunk.sequence, iteration)
+        ending = self._ending.pop(iteration, None)
+        if ending is None:
+            return tokens
+        for i, sequence in enumerate(sampling):
+            if sequence in ending:
+                ending.discard(sequence)
+                if len(sequence.output) + 1 == self._output_len[sequence.id]:
+                    tokens[i] = _STOP_TOKEN
+                else:
+                    self._may_end(sequence, iteration)
+        for sequence in ending:  # left out of this one; who waits again is seen when it goes on
+            if sequence.status is Status.DECODING:
+                self._may_end(sequence, iteration + 1)
+        return tokens
+
+    def _may_end(self, sequence: Sequence, iteration: int) -> None:
+        """Notes when the output is over, if each iteration from that one on adds a token to it."""
+        left = self._output_len[sequence.id] - len(sequence.output)
+        self._ending.setdefault(iteration + left - 1, set()).add(sequence)
 
     def in_flight(self) -> Iterator[Result]:
         """Yields the requests that have not ended, with the tokens that they have so far."""
@@ -149,6 +193,8 @@ class Replica:
         for event in events:
             if type(event) is Finished:
                 output = next(s.output for s in sampling if s.id == event.request_id)
+                if output[-1] == STOP:
+                    output[-1] = len(self.ends) - 1
                 yield self._result(event, output)
             elif type(event) is Relegated:
                 self._relegated.add(event.request_id)
@@ -174,6 +220,7 @@ class Replica:
     def _result(self, finished: Finished, output: list[int]) -> Result:
         id = finished.request_id
         self._leaving.pop(id, None)
+        self._output_len.pop(id, None)
         relegated = id in self._relegated
         self._relegated.discard(id)
         request = self._arrivals.pop(id).request

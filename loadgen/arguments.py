@@ -147,7 +147,7 @@ def to_spec(arguments: Arguments) -> Spec:
 
     Raises ValueError (BadWorkloadFile) in one line, or OSError.
     """
-    load, requests = arguments.load, arguments.requests
+    load, requests, simulation = arguments.load, arguments.requests, arguments.simulation
     prompt, output = dict(requests.prompt_tokens), dict(requests.output_tokens)
     everyone = TierSpec(
         prompt=prompt.get(""),
@@ -169,6 +169,7 @@ def to_spec(arguments: Arguments) -> Spec:
         mix=load.mix,
         tenants=requests.tenants,
         applications=requests.applications,
+        stated_output=None if simulation is None else simulation.stated_output,
         everyone=everyone,
         tiers={name: TierSpec(prompt=prompt.get(name), output=output.get(name)) for name in named},
     )

@@ -249,7 +249,7 @@ class _Reports:
         document.write(page(self._page_head(), self.done, self.capacities), path)
 
     def _flags_as_sent(self) -> dict[str, object]:
-        """Returns the flags by name, but of the three that say which requests are sent what the
+        """Returns the flags by name, but of those that say which requests are sent what the
         first run really had.
         """
         first = self.done[0]
@@ -259,6 +259,8 @@ class _Reports:
             "rps": None if rate is None else str(rate),
             "duration": first.duration_s,
         }
+        if self.arguments.simulation is not None:
+            really["stated_output"] = str(self.spec.planned_stated)
         return as_typed(self.argv, self.arguments) | really
 
     def _page_head(self) -> Asked:

@@ -21,7 +21,7 @@ from loadgen.scoring.summary import Measuring
 from loadgen.targets import live
 from loadgen.workload import mix
 from loadgen.workload.arrivals import Process, Rate, parse_rate
-from loadgen.workload.lengths import Distribution, Lognormal, parse_distribution
+from loadgen.workload.lengths import Distribution, parse_distribution
 from loadgen.workload.plan import SharedPrefix
 from loadgen.workload.spec import DEFAULT_DURATION_S, DEFAULT_RATE, DEFAULT_SEED, by_importance
 from loadgen.workload.units import parse_duration, parse_shares
@@ -36,10 +36,7 @@ TierLength = tuple[str, Distribution]  # the tier's name is empty where all of t
 def _usual_lengths(interactive: Distribution, others: Distribution) -> str:
     """Tells the default lengths, each as it is typed."""
 
-    def typed(length: Distribution) -> str:
-        return f"{length.p50:g}/{length.p90:g}" if isinstance(length, Lognormal) else str(length)
-
-    return f"default {typed(interactive)} with a TTFT target, else {typed(others)}"
+    return f"default {interactive} with a TTFT target, else {others}"
 
 
 @dataclass(frozen=True, slots=True)

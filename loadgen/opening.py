@@ -67,6 +67,7 @@ class Opener:
         setup = flags.setup(
             drain_s=math.inf if drain_s is None else drain_s,
             prefix_caching=any(tier.prefix for tier in (spec.everyone, *spec.tiers.values())),
+            stated_output=spec.planned_stated,
             seed=self.arguments.load.seed or DEFAULT_SEED,
             keeps_series=self.arguments.report.html is not None,
         )

@@ -17,6 +17,7 @@ from loadgen.silos import SiloTarget, parse_silos
 from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
+from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
 from loadgen.workload.units import parse_duration
 
 _USUAL = Setup(profiles.A100)  # the defaults
@@ -79,12 +80,26 @@ class SimulationFlags:
     max_gap: Annotated[float, Flag("niyama: in TBTs; inf: envelope (default %(default)s)")] = (
         _USUAL.niyama.pace.max_gap
     )
+    stated_output: Annotated[
+        Stated | None,
+        Flag(
+            f"max_tokens of requests; exact: their true length (default {USUALLY_STATED})",
+            metavar="LENGTH|exact",
+            parse=parse_stated,
+        ),
+    ] = None
     relegation_allowance: Annotated[
         float, Flag("niyama: share given up early (default %(default)s)")
     ] = _USUAL.niyama.allowance
 
     def setup(
-        self, *, drain_s: float, prefix_caching: bool, seed: int, keeps_series: bool
+        self,
+        *,
+        drain_s: float,
+        prefix_caching: bool,
+        stated_output: Stated,
+        seed: int,
+        keeps_series: bool,
     ) -> Setup:
         """Returns the replicas asked for. Raises ValueError, naming the field, or OSError."""
         return Setup(
@@ -97,6 +112,7 @@ class SimulationFlags:
             max_requests=math.inf if self.max_requests is None else self.max_requests,
             drain_s=drain_s,
             prefix_caching=prefix_caching,
+            stated_output=stated_output,
             niyama=NiyamaConfig(
                 pace=PaceConfig(max_gap=self.max_gap), allowance=self.relegation_allowance
             ),

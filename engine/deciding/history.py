@@ -4,60 +4,103 @@ Mean and deviation are exponentially weighted, so that an application that chang
 Niyama (arXiv 2503.22562, section 3) plans with the mean plus two standard deviations. Here the
 plain mean loses the fewest deadlines (`python -m tests.bench outputs`): a guess on the high side
 makes one request hurry, and with it every iteration; knowing that it is long would do the same.
-Lengths are in tokens.
+
+What a request states as `max_tokens` bounds a guess and is none: callers state a round number far
+above what they get. Who has no history is expected to be like everybody, and while nobody has any,
+like PRIOR (docs/decisions/expected-outputs.md). Lengths are in tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import NamedTuple
+
+from engine.deciding.request import named_by
+
+WEIGHT = 0.05  # of the newest observation
+MIN_OBSERVED = 5  # before that a mean says nothing
+PRIOR = 128  # the guess while nothing at all has been observed
+
+
+class _Moments(NamedTuple):
+    """Of the lengths that were observed; mean and variance are weighted by recency."""
+
+    num: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def with_one(self, length: int) -> _Moments:
+        """Returns the moments with one more length."""
+        num = self.num + 1
+        weight = max(WEIGHT, 1 / num)  # a plain average until the window is full
+        delta = length - self.mean
+        variance = (1 - weight) * (self.variance + weight * delta * delta)
+        return _Moments(num, self.mean + weight * delta, variance)
+
+
+class _Guess(NamedTuple):
+    """What is expected of the next output: on average, and to plan with."""
+
+    mean: float
+    high: int  # the mean and so many deviations
+
+
+_PRIOR_GUESS = _Guess(float(PRIOR), PRIOR)
+
+
+class _Table:
+    """The moments and guesses of many groups. When there are too many, the one that has ended a
+    request least recently is forgotten.
+    """
+
+    def __init__(self, deviations: float, most: int) -> None:
+        self.guesses: dict[str, _Guess] = {}
+        self._deviations, self._most = deviations, most
+        self._moments: OrderedDict[str, _Moments] = OrderedDict()
+
+    def observe(self, group: str, length: int) -> None:
+        moments = self._moments.pop(group, _Moments()).with_one(length)
+        self._moments[group] = moments
+        if moments.num >= MIN_OBSERVED:
+            high = moments.mean + self._deviations * math.sqrt(moments.variance)
+            self.guesses[group] = _Guess(moments.mean, max(1, math.ceil(high)))
+        if len(self._moments) > self._most:
+            forgotten, _ = self._moments.popitem(last=False)
+            self.guesses.pop(forgotten, None)
 
 
 class OutputLengths:
-    """Knows the output lengths of each application. When there are too many applications, the one
-    that has ended a request least recently is forgotten.
+    """Knows the output lengths of each application (`Request.output_group`), and of each tenant.
+    When there are too many, those that have ended a request least recently are forgotten.
 
     An estimate is the mean plus `deviations` standard deviations.
     """
 
-    WEIGHT = 0.05  # of the newest observation
-    MIN_OBSERVED = 5  # before that max_tokens is the estimate
-
     def __init__(self, deviations: float, max_applications: int = 10_000) -> None:
-        self._deviations = deviations
-        self._max_applications = max_applications
-        self._estimates: dict[str, int] = {}
-        self._moments: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
+        self._applications = _Table(deviations, max_applications)
+        self._tenants = _Table(deviations, max_applications)
 
     def observe(self, application: str, length: int) -> None:
         """Takes note that a request of the application ended by itself after `length` tokens."""
-        count, mean, variance = self._moments.pop(application, (0, 0.0, 0.0))
-        count += 1
-        weight = max(self.WEIGHT, 1 / count)  # a plain average until the window is full
-        delta = length - mean
-        mean += weight * delta
-        variance = (1 - weight) * (variance + weight * delta * delta)
-        self._moments[application] = (count, mean, variance)
-        if count >= self.MIN_OBSERVED:
-            high = mean + self._deviations * math.sqrt(variance)
-            self._estimates[application] = max(1, math.ceil(high))
-        if len(self._moments) > self._max_applications:
-            forgotten, _ = self._moments.popitem(last=False)
-            self._estimates.pop(forgotten, None)
+        self._applications.observe(application, length)
+        self._tenants.observe(named_by(application)[0], length)
 
     def estimate(self, application: str, max_tokens: int) -> int:
-        """Returns the guess of one request's length: at least 1 and at most `max_tokens`, which is
-        the guess itself while too few have been observed.
-        """
-        return min(max_tokens, self._estimates.get(application, max_tokens))
+        """Returns the guess of one request's length: at least 1 and at most `max_tokens`."""
+        return min(max_tokens, self._guess(application).high)
 
     def known(self, application: str) -> int | None:
         """Returns the estimate without a bound; None while too few have been observed."""
-        return self._estimates.get(application)
+        guess = self._applications.guesses.get(application)
+        return None if guess is None else guess.high
 
     def mean(self, application: str, max_tokens: int) -> float:
-        """Returns the expected length. It is at most `max_tokens`, and exactly that while too few
-        have been observed.
-        """
-        count, mean, _ = self._moments.get(application, (0, 0.0, 0.0))
-        return float(max_tokens) if count < self.MIN_OBSERVED else min(mean, float(max_tokens))
+        """Returns the expected length, at most `max_tokens`."""
+        return min(float(max_tokens), self._guess(application).mean)
+
+    def _guess(self, application: str) -> _Guess:
+        own = self._applications.guesses.get(application)
+        if own is not None:
+            return own
+        return self._tenants.guesses.get(named_by(application)[0], _PRIOR_GUESS)

@@ -47,8 +47,8 @@ class Explain(Question[Timeline]):
 class Estimate(Question[Forecast]):
     """What would become of a request that was sent now. Lengths are in tokens.
 
-    With `output_len` None, the length is guessed from the history of such requests, and is
-    `default_output_len` where there is none yet.
+    With `output_len` None, the length is guessed from the history of such requests; where there is
+    none yet it is what is usual, and at most `default_output_len`.
     """
 
     prompt_len: int

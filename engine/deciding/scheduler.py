@@ -303,8 +303,10 @@ class Scheduler:
             tenant=asked.tenant,
         )
         if output_len is None:
-            known = self.history.known(request.output_group)
-            output_len = asked.default_output_len if known is None else known
+            output_len = self.history.known(request.output_group)
+        if output_len is None:
+            most = asked.default_output_len
+            output_len = self.history.estimate(request.output_group, most)
         return self._forecast(Sequence(request, admitted_at=now), now, output_len)
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:

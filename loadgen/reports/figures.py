@@ -89,6 +89,7 @@ def _target(summary: Summary) -> Document:
         "name": target.name,
         "model": target.model,
         "policy": target.policy,
+        "stated_output": target.stated_output or None,
         "tiers": [
             {
                 "name": tier.name,

@@ -56,7 +56,7 @@ def print_report(summary: Summary, out: Console) -> None:
     target, window = summary.target, summary.window
     out.print(
         f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
-        f"measured {window.start_s:g} to {window.end_s:.4g} s",
+        f"measured {window.start_s:g} to {window.end_s:.4g} s{_stated(target)}",
         highlight=False,
     )
     narrow = out.width < _NARROW
@@ -78,6 +78,11 @@ def _who(target: TargetInfo) -> str:
     """Says how a target is named; a simulated one is called by its model."""
     name, model = escape(target.name), escape(target.model)
     return name if model in name else f"{name}: {model}"
+
+
+def _stated(target: TargetInfo) -> str:
+    """Says what a simulated target was told of the lengths of outputs; of any other, nothing."""
+    return f"; max_tokens stated: {target.stated_output}" if target.stated_output else ""
 
 
 def _score_table(table: tables.Table, narrow: bool) -> Table:
@@ -138,7 +143,8 @@ def print_runs(
     out.print(
         f"[bold]{', '.join(targets)}[/]; "
         f"{', '.join(rates)} requests/s for {first.duration_s:.4g} s"
-        + ("" if seed is None else f", seed {seed}"),
+        + ("" if seed is None else f", seed {seed}")
+        + _stated(first.summary.target),
         highlight=False,
     )
     out.print(runs_table(title, measurements, out.width < _NARROW))

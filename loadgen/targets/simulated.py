@@ -32,6 +32,7 @@ from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.series import SeriesRecorder
 from loadgen.targets.target import WATCH_INTERVAL_S, End, Progress, Run, Watch
+from loadgen.workload.lengths import USUALLY_STATED, Stated, state
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
 
@@ -40,6 +41,7 @@ _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 VOCABULARY_SIZE = 32_000
 LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
 _WATCH_EVERY = 64  # records
+_STOPS = frozenset([simulator.STOP])
 
 ROUTINGS: dict[str, Callable[[], Route]] = {
     "round-robin": simulator.round_robin,
@@ -60,6 +62,7 @@ class Setup:
     max_requests: float = math.inf  # waiting or running, per replica
     drain_s: float = math.inf  # longest wait for the last answers
     prefix_caching: bool = False
+    stated_output: Stated = USUALLY_STATED  # what callers state as `max_tokens`
     niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
     seed: int = 0  # of the noise
     keeps_series: bool = False  # chunk size and queue length over time
@@ -173,7 +176,13 @@ def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
     profile = setup.profile
     name = f"simulated {profile.name}" + (f" x {replicas}" if replicas > 1 else "")
     return TargetInfo(
-        name, policy, profile.name, profile.tiers, VOCABULARY_SIZE, profile.context_len
+        name,
+        policy,
+        profile.name,
+        profile.tiers,
+        VOCABULARY_SIZE,
+        profile.context_len,
+        stated_output=str(setup.stated_output),
     )
 
 
@@ -221,13 +230,19 @@ class _Recorder:
 
     def _arrivals(self, requests: Iterable[PlannedRequest]) -> Iterator[Arrival]:
         importance = {tier.name: tier.importance for tier in self.setup.profile.tiers}
+        config, rng = self.setup.scheduler_config(), random.Random(f"{self.setup.seed}/stated")
+        longest = min(config.context_len, config.num_pages * config.page_size)
         for planned in requests:
             record = Record(planned, sent_at=planned.at)
             self.records.append(record)
+            usual = importance.get(planned.tier, values.Importance.NORMAL)
+            room = longest - planned.prompt_len
+            stated = state(self.setup.stated_output, planned.output_len, room, rng)
             arrival = Arrival(
-                _request(planned, importance.get(planned.tier, values.Importance.NORMAL)),
+                _request(planned, usual, stated),
                 planned.cancel_after,
                 planned.timeout_s,
+                planned.output_len if planned.output_len < stated else None,
             )
             self.by_id[arrival.request.id] = record
             yield arrival
@@ -274,14 +289,15 @@ _OUTCOMES = {
 }
 
 
-def _request(planned: PlannedRequest, importance: values.Importance) -> Request:
-    """Makes the request that the server would make of what the live generator sends; only the
-    tenant, which a live server reads off the caller's credentials, is taken from the plan.
+def _request(planned: PlannedRequest, importance: values.Importance, stated: int) -> Request:
+    """Makes the request that the server would make of what the live generator sends, but with the
+    `max_tokens` that callers state who do not know how long the output will be. The tenant, which
+    a live server reads off the caller's credentials, is taken from the plan.
     """
     return Request(
         id=str(planned.index),
         prompt=_prompt(planned),
-        sampling=_sampling(planned.output_len),
+        sampling=_sampling(stated),
         arrived_at=planned.at,
         targets=_targets(planned.targets, planned.timeout_s),
         importance=_IMPORTANCE[planned.importance or importance],
@@ -306,11 +322,11 @@ _IMPORTANCE = {each: Importance[each.name] for each in values.Importance}
 
 
 @cache
-def _sampling(output_len: int) -> Sampling:
-    """Makes the sampling of an output of that length, which no stop token shortens; it is checked
-    once per length, not once per request.
+def _sampling(max_tokens: int) -> Sampling:
+    """Makes the sampling of an output that a stop token may end. It is checked once per length, not
+    once per request.
     """
-    return Sampling(max_tokens=output_len)
+    return Sampling(max_tokens=max_tokens, stop_token_ids=_STOPS)
 
 
 @cache

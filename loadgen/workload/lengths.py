@@ -42,6 +42,9 @@ class Fixed:
         """Returns the number of tokens, without a use of the generator."""
         return self.tokens
 
+    def __str__(self) -> str:
+        return str(self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
@@ -63,8 +66,36 @@ class Lognormal:
         sigma = math.log(self.p90 / self.p50) / _Z90
         return max(1, round(rng.lognormvariate(math.log(self.p50), sigma)))
 
+    def __str__(self) -> str:
+        return f"{self.p50:g}/{self.p90:g}"
+
 
 Distribution = Fixed | Lognormal
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What is stated of a length is the length itself, which no caller knows beforehand."""
+
+    def __str__(self) -> str:
+        return "exact"
+
+
+Stated = Fixed | Lognormal | Exact
+# What callers state as `max_tokens`: a round number far above what they expect.
+USUALLY_STATED = Fixed(2048)
+
+
+def state(stated: Stated, output_len: int, room: int, rng: random.Random) -> int:
+    """Returns the `max_tokens` that a caller states whose output will have that length: what is
+    drawn, doubled until it is enough, but not more than `room`, which the prompt leaves.
+    """
+    if isinstance(stated, Exact):
+        return output_len
+    most = stated.draw(rng)
+    while most < output_len:
+        most *= 2
+    return max(output_len, min(most, room))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +135,8 @@ def parse_distribution(text: str) -> Distribution:
         raise ValueError(
             f"{text!r} is not a length such as 100, or P50/P90 such as 80/200"
         ) from None
+
+
+def parse_stated(text: str) -> Stated:
+    """Reads what `parse_distribution` reads, or exact. Raises ValueError."""
+    return Exact() if text == "exact" else parse_distribution(text)

@@ -18,3 +18,4 @@ class TargetInfo:
     vocabulary_size: int
     context_length: int  # most tokens of prompt and output together
     version: str = ""  # of its software, where it is known
+    stated_output: str = ""  # what its callers state as `max_tokens`, where that is simulated

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from client.values import Importance, Targets, Tier
 from loadgen.workload import traces
 from loadgen.workload.arrivals import Process, Rate
-from loadgen.workload.lengths import Distribution, FromTrace, Lengths
+from loadgen.workload.lengths import USUALLY_STATED, Distribution, FromTrace, Lengths, Stated
 from loadgen.workload.mix import complete_mix, default_lengths
 from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
@@ -64,6 +64,7 @@ class Spec:
     mix: Mapping[str, float] | None = None
     tenants: Mapping[str, float] | None = None
     applications: Mapping[str, float] | None = None
+    stated_output: Stated | None = None  # the `max_tokens` of simulated requests
     everyone: TierSpec = field(default_factory=TierSpec)
     tiers: Mapping[str, TierSpec] = field(default_factory=dict)
 
@@ -76,6 +77,11 @@ class Spec:
     def planned_seed(self) -> int:
         """Returns the seed of the first run; a search tries a rate again with those that follow."""
         return DEFAULT_SEED if self.seed is None else self.seed
+
+    @property
+    def planned_stated(self) -> Stated:
+        """Returns what simulated callers state as `max_tokens`."""
+        return USUALLY_STATED if self.stated_output is None else self.stated_output
 
     def over(self, base: Spec) -> Spec:
         """Lays this spec over `base`, which holds where this one says nothing."""

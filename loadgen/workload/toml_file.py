@@ -9,6 +9,7 @@ cv = 3
 replay = "trace.csv"         # arrival times (and lengths, unless others are given); relative
                              # paths start from the file's folder
 replay_lengths = true        # its lengths, even where others are given
+stated_output = 2048         # what simulated requests state as max_tokens; "exact": their length
 
 [tenants]                    # shares that add up to 1
 acme = 0.7
@@ -43,7 +44,7 @@ from typing import Any, TypeVar
 
 from client.values import Importance, Targets
 from loadgen.workload.arrivals import Process, Rate, parse_rate
-from loadgen.workload.lengths import Distribution, parse_distribution
+from loadgen.workload.lengths import Distribution, Stated, parse_distribution, parse_stated
 from loadgen.workload.plan import SharedPrefix
 from loadgen.workload.spec import Spec, TierSpec, by_importance
 from loadgen.workload.units import parse_duration
@@ -81,6 +82,7 @@ def _to_spec(table: Table, folder: Path) -> Spec:
         mix=mix or None,
         tenants=root.take("tenants", _shares),
         applications=root.take("applications", _shares),
+        stated_output=root.take("stated_output", _stated),
         everyone=_tier_spec(_Reader(root.take("all", _table) or {}, "all."), folder),
         tiers={name: _tier_spec(reader, folder) for name, reader in readers.items()},
     )
@@ -166,6 +168,10 @@ def _duration(value: Any) -> float:
 
 def _length(value: Any) -> Distribution:
     return parse_distribution(str(value))
+
+
+def _stated(value: Any) -> Stated:
+    return parse_stated(str(value))
 
 
 def _shares(value: Any) -> dict[str, float]:

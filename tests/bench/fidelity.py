@@ -55,6 +55,7 @@ from loadgen.targets.record import Record
 from loadgen.targets.simulated import Setup, SimulatedTarget
 from loadgen.targets.target import Run, Target, Watch
 from loadgen.workload.arrivals import Rate
+from loadgen.workload.lengths import Exact
 from loadgen.workload.mix import default_lengths
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
@@ -173,7 +174,13 @@ def _simulated(saved: Path, info: ServerInfo, policy: str) -> SimulatedTarget:
         tiers=info.tiers,
     )
     return SimulatedTarget(
-        Setup(profile, policy, drain_s=DRAIN_S, max_requests=info.limits.max_requests)
+        Setup(
+            profile,
+            policy,
+            drain_s=DRAIN_S,
+            max_requests=info.limits.max_requests,
+            stated_output=Exact(),  # as what is sent to the server
+        )
     )
 
 

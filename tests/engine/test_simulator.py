@@ -6,13 +6,24 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policies import POLICIES
+from engine.deciding.request import Sampling
 from engine.deciding.sequence import FinishReason
-from engine.simulator import Arrival, Refusal, Replica, Result, least_loaded, round_robin, simulate
+from engine.simulator import (
+    STOP,
+    Arrival,
+    Refusal,
+    Replica,
+    Result,
+    least_loaded,
+    round_robin,
+    simulate,
+)
 from tests.engine.deciding.parts import TARGETS, make_request, make_scheduler
 
 TICK = 1 / 1024  # sums of these are exact in floating point
@@ -144,6 +155,40 @@ def test_token_instants_are_the_ends_of_the_iterations_that_made_them() -> None:
         timings, arrived = result.finished.timings, result.request.arrived_at
         assert timings.ttft_s == result.token_at[0] - arrived
         assert timings.ttlt_s == result.token_at[-1] - arrived
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", [4, 5])
+def test_an_output_that_ends_by_itself_has_its_length(policy: str, seed: int) -> None:
+    """Whatever interrupts it: here sequences are preempted, some hang up, some time out. Nothing is
+    kept of whoever has ended.
+    """
+    replica = make_replica(policy=policy, num_pages=56, page_size=4, context_len=224)
+    rng, arrivals = random.Random(seed), []
+    for arrival in make_arrivals(seed, 80):
+        request, length = arrival.request, arrival.request.sampling.max_tokens
+        sampling = Sampling(max_tokens=length + 3, stop_token_ids=frozenset([STOP]))
+        arrivals.append(
+            Arrival(
+                replace(request, sampling=sampling),
+                rng.choice((None, None, 3)),
+                rng.choice((None, None, 1.0)),
+                length,
+            )
+        )
+    reasons = Counter()
+    for result in simulate(arrivals, [replica]):
+        arrival = next(each for each in arrivals if each.request is result.request)
+        if result.finished is not None:
+            reasons[result.finished.reason] += 1
+            if result.finished.reason is FinishReason.STOP:
+                assert len(result.token_at) == arrival.output_len
+                assert result.token_at[-1] == result.ended_at
+        assert list(result.token_at) == sorted(set(result.token_at))
+    assert reasons[FinishReason.STOP] > 20
+    assert FinishReason.LENGTH not in reasons
+    assert replica.num_in_flight == 0
+    assert not replica._output_len
 
 
 def test_one_request_by_hand() -> None:

@@ -37,6 +37,29 @@ def test_one_run_prints_the_report_of_a_live_one(
     assert "policy niyama" in printed
 
 
+def test_what_requests_state_as_max_tokens_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flag goes over the file, and the file over the default."""
+    load = tmp_path / "load.toml"
+    load.write_text('stated_output = "300/900"\n')
+    page, few = tmp_path / "page.html", ("--rps", "1", "--output-tokens", "20")
+    asked = {"2048": (), "300/900": ("--workload", str(load))}
+    asked["exact"] = (*asked["300/900"], "--stated-output", "exact")
+    for stated, flags in asked.items():
+        status, document = report(tmp_path, *few, *flags, "--html", str(page))
+        assert (status, document["arguments"]["stated_output"]) == (0, stated)
+        assert document["runs"][0]["target"]["stated_output"] == stated
+        assert f"max_tokens stated: {stated}" in " ".join(capsys.readouterr().out.split())
+        assert "max_tokens stated" in page.read_text()
+
+
+def test_what_is_stated_is_for_simulations(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=str(EXIT_USAGE)):
+        main(["--stated-output", "2048"])
+    assert "--stated-output is for --simulate" in capsys.readouterr().err
+
+
 def test_promises_are_counted_by_tier_and_in_all(tmp_path: Path) -> None:
     """Of an overload, in which some are told the one and some the other."""
     load = ("--rps", "20", "--tier", "standard=5s", "--policy", "fcfs", "--max-requests", "50")

@@ -213,10 +213,12 @@ def _facts(asked: Asked, runs: Sequence[Measurement]) -> dict[str, str]:
     windows = dict.fromkeys(
         f"{run.summary.window.start_s:g} to {run.summary.window.end_s:.4g} s" for run in runs
     )
+    stated = dict.fromkeys(filter(None, (run.summary.target.stated_output for run in runs)))
     return {
         "command": asked.command,
         "seed": "not in the records" if asked.seed is None else str(asked.seed),
         "target": ", ".join(targets),
+        **({"max_tokens stated": ", ".join(stated)} if stated else {}),
         "measured": ", ".join(windows),
         "versions": ", ".join(f"{name} {version}" for name, version in asked.versions.items()),
         "written": asked.written_at,

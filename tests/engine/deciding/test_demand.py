@@ -34,7 +34,7 @@ def test_demand_is_prefill_in_chunks_and_the_expected_decodes() -> None:
 
 
 def test_one_tenants_outputs_change_nothing_for_another() -> None:
-    """Ten tokens each of 0.1 ms are expected of acme's chat; of others' all that they may ask."""
+    """Ten tokens each of 0.1 ms are expected of acme's chat; of others', the prior or less."""
     history = OutputLengths(2.0)
     for _ in range(5):
         history.observe(key_of("acme", "chat"), 10)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.deciding.history import OutputLengths
+from engine.deciding.history import PRIOR, OutputLengths
+from engine.deciding.request import key_of
 
 
 def observed(*lengths: int, application: str = "chat") -> OutputLengths:
@@ -14,9 +15,23 @@ def observed(*lengths: int, application: str = "chat") -> OutputLengths:
     return history
 
 
-def test_max_tokens_stands_in_until_five_have_been_seen() -> None:
-    assert observed(10, 10, 10, 10).estimate("chat", 128) == 128
-    assert observed(10, 10, 10, 10, 10).estimate("chat", 128) == 10
+def test_the_prior_stands_in_until_five_have_been_seen() -> None:
+    assert observed(10, 10, 10, 10).estimate("chat", 100_000) == PRIOR
+    assert observed(10, 10, 10, 10).mean("chat", 100_000) == PRIOR
+    assert observed(10, 10, 10, 10).estimate("chat", 7) == 7
+    assert observed(10, 10, 10, 10, 10).estimate("chat", 100_000) == 10
+
+
+def test_an_application_without_history_is_expected_to_be_like_its_tenants_others() -> None:
+    """Two of one and three of another are five: mean 34; neither has five of its own. To another
+    tenant they say nothing.
+    """
+    history = observed(10, 10)
+    for _ in range(3):
+        history.observe("code", 50)
+    assert {history.mean(name, 100_000) for name in ("chat", "code", "new")} == {34.0}
+    assert history.known("chat") is None
+    assert history.mean(key_of("zen", "chat"), 100_000) == PRIOR
 
 
 def test_mean_plus_two_deviations_by_hand() -> None:
@@ -25,7 +40,6 @@ def test_mean_plus_two_deviations_by_hand() -> None:
     assert history.mean("chat", 128) == pytest.approx(10.0)
     assert history.estimate("chat", 128) == 14
     assert history.estimate("chat", 11) == 11
-    assert history.estimate("code", 128) == 128
 
 
 def test_an_application_that_changes_is_followed() -> None:
@@ -39,4 +53,4 @@ def test_applications_are_bounded_the_least_recent_goes() -> None:
     for name in ("a", "b", "a", "c"):
         for _ in range(5):
             history.observe(name, 10)
-    assert [history.estimate(n, 99) for n in "abc"] == [10, 99, 10]
+    assert [history.known(n) for n in "abc"] == [10, None, 10]

@@ -19,13 +19,14 @@ from loadgen.targets.profiles import A100, Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.simulated import Setup, SimulatedTarget
 from loadgen.targets.target import End, Progress
-from loadgen.workload.lengths import Lognormal
+from loadgen.workload.lengths import Exact, Fixed, Lognormal, Stated
 from loadgen.workload.plan import PlannedRequest, plan
 from tests.loadgen.examples import CHAT, REPORT, planned, workload
 
 COSTS = LatencyProfile("eighths", (Segment(UNBOUNDED, 0.5, prefill=0.25, decode=0.125),))
 PROFILE = Profile("eighths", COSTS, kv_tokens=1 << 14, context_len=512)
 FCFS = Setup(PROFILE, policy="fcfs", chunk_size=8)
+INFORMED = replace(FCFS, stated_output=Exact())  # its scheduler is told the lengths of outputs
 
 
 def ignore(progress: Progress) -> None:
@@ -170,7 +171,7 @@ def test_a_relegated_request_says_so() -> None:
     requests = [
         planned(i, targets=TIGHT, tier="standard", prompt_len=4000, output_len=1) for i in range(2)
     ]
-    records = run(Setup(profile), requests)
+    records = run(Setup(profile, stated_output=Exact()), requests)
     assert sorted(r.relegated for r in records) == [False, True]
     assert all(r.outcome is Outcome.FINISHED for r in records)
 
@@ -180,15 +181,15 @@ def test_what_was_promised_is_recorded_however_the_request_ends() -> None:
     cannot have its token within 1 s, and is told so; who finds no place is told nothing.
     """
     easy = planned(0, prompt_len=4, output_len=1, targets=REPORT)
-    (kept,) = run(FCFS, [easy])
-    (expired,) = run(FCFS, [replace(easy, output_len=8, targets=Targets(), timeout_s=2.0)])
+    (kept,) = run(INFORMED, [easy])
+    (expired,) = run(INFORMED, [replace(easy, output_len=8, targets=Targets(), timeout_s=2.0)])
     (open_still,) = run(
-        replace(FCFS, drain_s=1.0), [replace(easy, targets=Targets(), output_len=9)]
+        replace(INFORMED, drain_s=1.0), [replace(easy, targets=Targets(), output_len=9)]
     )
     assert [each.promised for each in (kept, expired, open_still)] == [True] * 3
     assert (expired.outcome, open_still.outcome) == (Outcome.TIMED_OUT, Outcome.UNFINISHED)
     requests = [planned(n, prompt_len=40, output_len=1) for n in range(3)]
-    told = [record.promised for record in run(replace(FCFS, max_requests=2), requests)]
+    told = [record.promised for record in run(replace(INFORMED, max_requests=2), requests)]
     assert told[1:] == [False, None]
 
 
@@ -199,8 +200,42 @@ def test_the_importance_of_the_tier_counts_where_a_request_has_none() -> None:
         for i, tier in enumerate(tiers)
     ]
     for order in (requests, [replace(requests[1], index=0), replace(requests[0], index=1)]):
-        records = run(Setup(replace(A100, tiers=tiers)), order)
+        records = run(Setup(replace(A100, tiers=tiers), stated_output=Exact()), order)
         assert {r.request.tier: r.relegated for r in records} == {"free": True, "paid": False}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nobody_can_tell_a_long_output_from_a_short_one_before_it_ends(policy: str) -> None:
+    """Of two runs that differ in the last request's output alone, 3 or 60 tokens, every token is
+    the same until the short one ends.
+    """
+    setup = replace(FCFS, policy=policy)
+    others = [planned(i, at=i, prompt_len=20, output_len=10 + i) for i in range(8)]
+    last = planned(8, at=8.0, prompt_len=20, output_len=3)
+    short, long = (run(setup, [*others, replace(last, output_len=length)]) for length in (3, 60))
+    end = short[-1].ended_at
+    assert end is not None
+    for one, other in zip(short, long, strict=True):
+        before = [at for at in one.token_at if at <= end]
+        assert before == [at for at in other.token_at if at <= end]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_who_does_not_guess_decides_the_same_whatever_is_stated(policy: str) -> None:
+    """Through preemptions too, in memory for few."""
+    setup = Setup(replace(A100, kv_tokens=8192), policy=policy)
+    requests = list(islice(plan(MIXED), 100))
+
+    def records_with(stated: Stated) -> list[list[float]]:
+        return [instants(r) for r in run(replace(setup, stated_output=stated), requests)]
+
+    assert records_with(Fixed(2048)) == records_with(Lognormal(300, 900)) == records_with(Exact())
+
+
+def test_whoever_fits_states_no_more_than_fits() -> None:
+    """Prompt 500 and 12 tokens are the context of 512, though 2,048 would be stated."""
+    (record,) = run(FCFS, [planned(prompt_len=500, output_len=12)])
+    assert (record.outcome, len(record.token_at)) == (Outcome.FINISHED, 12)
 
 
 MIXED = replace(

@@ -1,14 +1,20 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadgen.workload.lengths import (
+    Exact,
     Fixed,
     FromTrace,
     Independent,
     Length,
     Lognormal,
+    Stated,
     parse_distribution,
+    parse_stated,
+    state,
 )
 from loadgen.workload.traces import Row
 
@@ -47,3 +53,26 @@ def test_lengths_as_people_type_them() -> None:
 def test_what_is_no_length_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="length"):
         parse_distribution(text)
+
+
+@pytest.mark.parametrize("stated", [Fixed(2048), Fixed(1), Lognormal(300, 900), Exact()])
+@given(output=st.integers(1, 10_000), spare=st.integers(0, 10_000), seed=st.integers(0, 9))
+def test_what_is_stated_is_enough_and_fits(
+    stated: Stated, output: int, spare: int, seed: int
+) -> None:
+    most = state(stated, output, output + spare, random.Random(seed))
+    assert output <= most <= output + spare
+
+
+def test_a_cap_that_is_too_small_is_doubled_and_says_no_length() -> None:
+    rng = random.Random(0)
+    caps = [state(Fixed(2048), output, 100_000, rng) for output in (1, 2048, 2049, 5000)]
+    assert caps == [2048, 2048, 4096, 8192]
+    assert state(Exact(), 17, 100_000, rng) == 17
+
+
+def test_what_is_stated_as_people_type_it() -> None:
+    for text in ("exact", "2048", "300/900"):
+        assert str(parse_stated(text)) == text
+    with pytest.raises(ValueError, match="length"):
+        parse_stated("true")
