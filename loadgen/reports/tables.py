@@ -172,18 +172,34 @@ def _score_row(score: Score) -> list[Figure]:
 
 def promises_by_tier(summary: Summary) -> Table:
     """Returns a table of what was promised at admission and what came of it, a row per tier."""
-    return _promises_table("tier", [(s.group, s) for s in (*summary.by_tier, summary.total)])
+    return _promises_table(
+        "Promises", "tier", [(s.group, s) for s in (*summary.by_tier, summary.total)]
+    )
 
 
 def promises_by_run(title: str, runs: Sequence[Measurement]) -> Table:
     """Returns a table of what was promised at admission and what came of it, a row per run."""
-    return _promises_table(title, [(called(run), run.summary.total) for run in runs])
+    return _promises_table("Promises", title, [(called(run), run.summary.total) for run in runs])
 
 
-def _promises_table(title: str, scores: Sequence[tuple[str, Score]]) -> Table:
+def cold_start(summary: Summary) -> Table:
+    """Returns a table of those who came without history beside those who came later; it has no rows
+    where there are not both.
+    """
+    scores = [(f"{s.group} history", s) for s in reversed(summary.by_history)]
+    table = _promises_table("Cold start", "request", scores)
+    columns = [*table.columns[:1], Column("sent", Kind.COUNT), Column("late", Kind.SHARE)]
+    rows = [
+        [row[0], s.num_sent, None if s.attainment is None else 1 - s.attainment, *row[1:]]
+        for row, (_, s) in zip(table.rows, scores, strict=False)
+    ]
+    return Table(table.title, [*columns, *table.columns[1:]], rows if len(rows) > 1 else [])
+
+
+def _promises_table(title: str, name: str, scores: Sequence[tuple[str, Score]]) -> Table:
     """Returns a row for each score, and none at all where nobody was told anything."""
     columns = [
-        Column(title, Kind.TEXT),
+        Column(name, Kind.TEXT),
         Column("told on time", Kind.COUNT),
         Column("promises broken", Kind.SHARE),
         Column("told late", Kind.COUNT),
@@ -192,7 +208,7 @@ def _promises_table(title: str, scores: Sequence[tuple[str, Score]]) -> Table:
         Column("told nothing", Kind.COUNT),
     ]
     rows = [_promises_row(name, score) for name, score in scores]
-    return Table("Promises", columns, rows if any(any(s.promises) for _, s in scores) else [])
+    return Table(title, columns, rows if any(any(s.promises) for _, s in scores) else [])
 
 
 def _promises_row(name: str, score: Score) -> list[Figure]:

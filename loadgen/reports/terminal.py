@@ -63,6 +63,7 @@ def print_report(summary: Summary, out: Console) -> None:
     for table in tables.score_tables(summary):
         out.print(_score_table(table, narrow))
     _print_promises(tables.promises_by_tier(summary), out)
+    _print_table(tables.cold_start(summary), out)
     for line in _lines(summary):
         out.print(line, highlight=False)
 
@@ -70,6 +71,12 @@ def print_report(summary: Summary, out: Console) -> None:
 def _print_promises(table: tables.Table, out: Console) -> None:
     if table.rows:
         out.print(f"[dim]{_PROMISES}[/]", highlight=False)
+    _print_table(table, out)
+
+
+def _print_table(table: tables.Table, out: Console) -> None:
+    """Prints a table with all of its columns, if it has a row."""
+    if table.rows:
         headings = {column.name: column.name.replace(" ", "\n", 1) for column in table.columns}
         out.print(_shown(table, headings))
 

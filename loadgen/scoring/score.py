@@ -24,6 +24,9 @@ All latencies run from the *scheduled* instant of a request, never from its send
 * Recall of lateness: of the requests that were told something and were late, the share that had
   been told so. Late requests that nobody foretold are the broken promises, counted from the other
   end.
+* Cold start: whoever arrives before HISTORY outputs of its application (of its tier, where it names
+  neither) have ended in this run comes without history: the server guesses how long its output will
+  be from what others do. A server that has run before may know better.
 * Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
   equal, 1/n when one has everything.
 * Backlog: prompt and output tokens of the requests that have arrived and not ended. Its growth is
@@ -35,6 +38,7 @@ All latencies run from the *scheduled* instant of a request, never from its send
 
 from __future__ import annotations
 
+import heapq
 import math
 from array import array
 from collections import Counter
@@ -47,6 +51,7 @@ from client.values import Targets
 from loadgen.targets.record import Outcome, Record
 
 ALL = "all"  # the group of all requests, whatever their tier
+HISTORY = 5  # outputs, from which the scheduler guesses the next (`engine.deciding.history`)
 
 
 class Percentiles(NamedTuple):
@@ -268,6 +273,26 @@ def grouped(
     for each in judgements:
         groups.setdefault(key(each.record), []).append(each)
     return groups
+
+
+def without_history(records: Iterable[Record]) -> Callable[[Record], bool]:
+    """Makes a function that says whether one of the records comes without history."""
+    ends: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if record.outcome is Outcome.FINISHED and record.ended_at is not None:
+            ends.setdefault(_application(record), []).append(record.ended_at)
+    known_from = {
+        application: heapq.nsmallest(HISTORY, ended)[-1]
+        for application, ended in ends.items()
+        if len(ended) >= HISTORY
+    }
+    return lambda record: record.request.at < known_from.get(_application(record), math.inf)
+
+
+def _application(record: Record) -> tuple[str, str]:
+    """Names those whose outputs tell how long this one will be."""
+    request = record.request
+    return request.tenant, request.application or ("" if request.explicit else request.tier)
 
 
 def backlog_noise(records: Sequence[Record], start_s: float, end_s: float) -> float:

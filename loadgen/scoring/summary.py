@@ -17,6 +17,7 @@ from loadgen.scoring.score import (
     judge,
     percentile,
     score,
+    without_history,
 )
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
@@ -76,6 +77,7 @@ class Summary:
     by_tier: tuple[Score, ...]
     by_importance: tuple[Score, ...]
     by_tenant: tuple[Score, ...]
+    by_history: tuple[Score, ...]  # those of the cold start, and those that came later
     by_prompt: tuple[Score, ...]  # short and long: above the 90th percentile of prompt lengths
     long_prompt_tokens: int  # that percentile
     backlog_growth: float  # share of the arriving tokens that are left behind
@@ -107,6 +109,8 @@ def summarise(
     achieved = len(due) / max(window.length_s, last_sent_at - window.start_s)
     long_tokens = percentile(sorted(each.record.request.prompt_len for each in judgements), 90) or 0
 
+    is_new = without_history(run.records)
+
     def split(key: Callable[[Record], str]) -> tuple[Score, ...]:
         groups = grouped(judgements, key)
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
@@ -123,6 +127,7 @@ def summarise(
         by_tier=tuple(score(tier, by_tier.get(tier, []), window.length_s) for tier in tiers),
         by_importance=split(lambda r: _importance(r, target)),
         by_tenant=by_tenant,
+        by_history=split(lambda r: "without" if is_new(r) else "with"),
         by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
         long_prompt_tokens=int(long_tokens),
         backlog_growth=backlog_growth(run.records, window.start_s, window.end_s),

@@ -17,6 +17,7 @@ from loadgen.reports.html.text import WrittenTable, duration, targets_text, writ
 from loadgen.reports.html.timeline import NOT_TOLD, over_time
 from loadgen.reports.tables import (
     called,
+    cold_start,
     errors_table,
     promises_by_run,
     promises_by_tier,
@@ -43,6 +44,8 @@ DEFINITIONS = {
     "the share that were late. Who was refused at once was told nothing.",
     "late foretold": "recall: of the late requests that were told something, the share that were "
     "told so. Were late: precision, the share of those that were told so.",
+    "without history": "of the cold start: arrived before five outputs of its application (or "
+    "tier) had ended in this run, so that the length of its own was guessed from others.",
     "relegated": "moved behind the others because its deadline was lost or too dear; still served.",
 }
 TITLES = {
@@ -136,9 +139,11 @@ def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
     """
     tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
     yield from map(written, tables)
-    is_one = len(runs) == 1
-    promises = promises_by_tier(runs[0].summary) if is_one else promises_by_run("run", runs)
-    yield from (written(table) for table in (promises, errors_table(runs)) if table.rows)
+    first, is_one = runs[0].summary, len(runs) == 1
+    promises = (
+        [promises_by_tier(first), cold_start(first)] if is_one else [promises_by_run("run", runs)]
+    )
+    yield from (written(table) for table in (*promises, errors_table(runs)) if table.rows)
 
 
 def _subtitle(runs: Sequence[Measurement]) -> str:

@@ -3,7 +3,9 @@
 import pytest
 
 from client.values import Importance
+from engine.deciding.history import MIN_OBSERVED
 from loadgen.scoring import gate
+from loadgen.scoring.score import HISTORY, without_history
 from loadgen.scoring.summary import Measuring, Summary
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
@@ -47,6 +49,36 @@ def test_scores_are_split_by_tier_importance_tenant_and_prompt() -> None:
     assert summary.fairness == 0.5
     assert summary.long_prompt_tokens == 100
     assert [each.group for each in summary.by_prompt] == ["short"]  # none is over the p90
+
+
+def test_who_comes_before_five_outputs_of_its_application_comes_without_history() -> None:
+    """Of `a` the fifth output ends at 0.9, of `b` at 5.5, and of `c` never. A tier stands for the
+    application where none is named; who states targets itself has neither.
+    """
+    ended = [record(planned(n, 0.1, application="a"), [0.5 + n / 10]) for n in range(5)]
+    ended += [record(planned(n, 0.1, application="b"), [5.1 + n / 10]) for n in range(5)]
+    for _ in range(4):
+        ended.append(record(planned(0, 0.1, application="c"), [0.5]))
+    ended.append(record(planned(0, 0.1, application="c"), [0.5], Outcome.TIMED_OUT))
+    ended += [record(planned(0, 0.1, tenant="t"), [0.5]) for _ in range(5)]
+    is_new = without_history(ended)
+
+    def comes_new(at: float, **who: object) -> bool:
+        return is_new(record(planned(0, at, **who)))
+
+    assert [comes_new(at, application="a") for at in (0.8, 0.9, 1.0)] == [True, False, False]
+    assert [comes_new(at, application="b") for at in (5.4, 5.5)] == [True, False]
+    assert comes_new(9.0, application="c")
+    assert [comes_new(9.0, tenant="t", explicit=e) for e in (False, True)] == [False, True]
+    assert comes_new(9.0), "of another tenant's outputs nothing follows"
+    late = record(planned(0, 8.0, application="a"), [9.9])
+    summary = fold([*ended, late])
+    counts = {score.group: (score.num_sent, score.num_on_time) for score in summary.by_history}
+    assert counts == {"with": (1, 0), "without": (20, 14)}
+
+
+def test_history_is_what_the_scheduler_calls_so() -> None:
+    assert HISTORY == MIN_OBSERVED
 
 
 def test_a_requests_own_importance_goes_before_its_tiers() -> None:
