@@ -1,9 +1,9 @@
 """Clusters of silos, simulated: replicas of their own for every tier, as is common practice.
 
-A silo serves in order of arrival with a chunk of its own: small where tokens have a pace to keep,
-large elsewhere (256 and 2,048 tokens, as the silos that Niyama, arXiv 2503.22562, compares with).
-How many replicas a tier needs is given, or found: the fewest that serve its requests, as
-`loadgen.scoring.criterion` says.
+A silo serves in order of arrival with a chunk of its own. How many replicas a tier needs and with
+which chunk is given, or found: the fewest that serve its requests, as `loadgen.scoring.criterion`
+says. The silos that Niyama (arXiv 2503.22562) compares with have 256 tokens where a pace is to be
+kept and 2,048 elsewhere; these are taken where no other chunk needs fewer.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
 
 PACED_CHUNK, BULK_CHUNK = 256, 2048
+CHUNKS = (256, 512, 1024, 2048)  # those that are tried
 MOST_REPLICAS = 1024
 
 
@@ -41,7 +42,7 @@ class Silo(NamedTuple):
     chunk_size: int
 
     def __str__(self) -> str:
-        return f"{self.tier} {self.replicas}"
+        return f"{self.tier} {self.replicas}/{self.chunk_size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +64,40 @@ class SiloTarget:
         return replace(info, name=f"{info.name} ({sizes})" if sizes else info.name)
 
     def sized(self, requests: Iterable[PlannedRequest]) -> SiloTarget:
-        """Returns the same silos with the fewest replicas of each tier that serve these requests.
-        Raises ValueError for a tier that none serve.
+        """Returns the same silos with the fewest replicas of each tier that serve these requests,
+        whatever their chunk. Raises ValueError for a tier that none serve.
         """
         by_tier = _by_tier(requests)
-        silos = []
-        for tier in self.base.profile.tiers:
-            if tier.name in by_tier:
-                silo = Silo(tier.name, 1, default_chunk(tier))
+        silos = tuple(
+            self._fewest(tier, by_tier[tier.name])
+            for tier in self.base.profile.tiers
+            if tier.name in by_tier
+        )
+        return replace(self, silos=silos)
+
+    def _fewest(self, tier: Tier, requests: Sequence[PlannedRequest]) -> Silo:
+        """Returns the silo of a tier with the fewest replicas. A chunk is tried with fewer than the
+        best so far, and taken only where those are enough.
+        """
+        usual = default_chunk(tier)
+        best, problem = None, ""
+        for chunk in (usual, *(other for other in CHUNKS if other != usual)):
+            silo = Silo(tier.name, 1, chunk)
+            if best is None:
                 try:
-                    count = fewest_replicas(self._setup(silo), by_tier[tier.name])
+                    count = fewest_replicas(self._setup(silo), requests)
                 except ValueError as error:
-                    raise ValueError(f"silo of {tier.name}: {error}") from error
-                silos.append(silo._replace(replicas=count))
-        return replace(self, silos=tuple(silos))
+                    problem = problem or f"silo of {tier.name}: {error}"
+                    continue
+                best = silo._replace(replicas=count)
+            while best.replicas > 1:
+                fewer = silo._replace(replicas=best.replicas - 1)
+                if not is_served(self._setup(fewer), requests):
+                    break
+                best = fewer
+        if best is None:
+            raise ValueError(problem)
+        return best
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         """Runs one tier after the other, since they do not touch each other. Raises ValueError for

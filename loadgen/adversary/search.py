@@ -16,7 +16,7 @@ from loadgen.adversary.condition import Condition, draw
 from loadgen.adversary.shrink import shrink
 from loadgen.adversary.trial import Figures, Trial
 from loadgen.adversary.verdict import SHARES, Measure, better, is_perfect
-from loadgen.paper.contender import CHUNKS
+from loadgen.silos import CHUNKS
 
 RIVALS = tuple(policy for policy in POLICIES if policy not in ORDERS)
 SEEDS = 3  # other requests, on which what was found must show again

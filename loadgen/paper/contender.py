@@ -9,12 +9,12 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import ORDERS
 from loadgen.paper.load import CONTEXT_LEN
+from loadgen.silos import CHUNKS
 from loadgen.targets.profiles import A100
 from loadgen.targets.simulated import Setup
 
 # As published; only long requests are not cut.
 PROFILE = replace(A100, context_len=CONTEXT_LEN)
-CHUNKS = (256, 512, 1024, 2048)  # of the fixed-chunk policies; the first is the papers'
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Contender:
     """
 
     policy: str = "niyama"
-    chunk: int = CHUNKS[0]
+    chunk: int = CHUNKS[0]  # of the fixed-chunk policies; the papers'
     replicas: int = 1
     dynamic_chunks: bool = True
     relegation: bool = True

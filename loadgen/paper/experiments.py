@@ -7,6 +7,7 @@ against every baseline with its best chunk, then our share of what the engine co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from loadgen.paper import serving
 from loadgen.paper.contender import PROFILE, Contender
 from loadgen.paper.jobs import Experiment, Job
 from loadgen.paper.load import Load, compute_bound, source_of
-from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Lateness, ServedRate
+from loadgen.paper.serving import ENVELOPE, NONE_LATE, PACE, Lateness, ServedRate, Size
 from loadgen.scoring.criterion import Criterion
 from loadgen.silos import default_chunk
 from loadgen.targets.profiles import PAPER_TIERS
@@ -100,48 +101,134 @@ VARIANTS = (
 
 
 def cluster(scale: Scale, variant: Variant) -> Experiment[list[Finding]]:
-    """Finds how many GPUs serve Azure-Code at 35 requests/s: shared, and in silos sized tier by
-    tier.
+    """Finds how many GPUs serve Azure-Code at 35 requests/s: shared, in silos sized tier by tier as
+    published, and in silos whose chunks are tuned, too.
     """
     load = scale.load(rate="35", hours=scale.cluster_hours, **variant.load)
     niyama, fcfs = variant.of(NIYAMA), variant.of(FCFS)
-    silos = [replace(fcfs, chunk=default_chunk(tier)) for tier in PAPER_TIERS]
-    names = [tier.name for tier in PAPER_TIERS]
     shared, edf, *sizes = yield [
         Job(serving.replicas, load, niyama, variant.criterion),
         Job(serving.replicas, load, variant.of(TUNED_EDF), variant.criterion),
-        *(
-            Job(serving.replicas, load, silo, variant.criterion, tier)
-            for silo, tier in zip(silos, names, strict=True)
-        ),
+        *_silo_jobs(load, fcfs, variant.criterion),
     ]
+    published, tuned = _published_and_tuned(sizes)
     name = _named("GPUs, Azure-Code at 35/s", variant)
     paper = "silo 13 (7+3+3), Niyama 10: 1.30x; silo with 10: 60 % late, Niyama 0 %"
     fixed = f"shared {TUNED_EDF.name}: {edf or _NONE}"
-    if not (shared and all(sizes)):
-        silo = "+".join(str(size or _NONE) for size in sizes)
-        return [Finding(name, paper, f"silo {silo}, niyama {shared or _NONE}", fixed)]
-    fewer = reduced(sizes, shared)
+    ours = f"silo {_sizes(published)}, tuned {_sizes(tuned)}, niyama {shared or _NONE}"
+    if not (shared and all(size.replicas for size in tuned)):
+        return [Finding(name, paper, ours, fixed)]
+    fewer = reduced([size.replicas for size in tuned], shared)
     answers = yield [
         Job(serving.lateness, load, replace(niyama, replicas=shared), variant.criterion),
         *(
-            Job(serving.lateness, load, replace(silo, replicas=count), variant.criterion, tier)
-            for silo, tier, count in zip(silos, names, fewer, strict=True)
+            Job(
+                serving.lateness,
+                load,
+                replace(fcfs, chunk=size.chunk, replicas=count),
+                variant.criterion,
+                tier.name,
+            )
+            for tier, size, count in zip(PAPER_TIERS, tuned, fewer, strict=True)
         ),
     ]
-    ours, *theirs = [Lateness(*answer) for answer in answers]
+    late, *theirs = [Lateness(*answer) for answer in answers]
     bound = 35 / compute_bound(PROFILE.latency, load) / shared
+    ratio = _times(published, shared)
     finding = Finding(
         name,
         paper,
-        f"silo {sum(sizes)} ({'+'.join(map(str, sizes))}), niyama {shared}:"
-        f" {sum(sizes) / shared:.2f}x; silo with {sum(fewer)}: {_all_late(theirs):.1%} late,"
-        f" niyama {ours.late:.2%} (p99 TTFT {ours.ttft_p99_s:.1f} s, TTLT {ours.ttlt_p99_s:.0f} s)",
+        f"{ours}: {ratio}, tuned {_times(tuned, shared)}; tuned silo with {sum(fewer)}:"
+        f" {_all_late(theirs):.1%} late, niyama {late.late:.2%}"
+        f" (p99 TTFT {late.ttft_p99_s:.1f} s, TTLT {late.ttlt_p99_s:.0f} s)",
         fixed,
         f"{bound:.0%}",
-        "" if sum(sizes) / shared >= 1.3 or variant.name else _SILO_REMARK,
+        "" if variant.name else _SILO_REMARK,
     )
     return [finding]
+
+
+def silo_loads(scale: Scale) -> Iterator[tuple[str, Load]]:
+    """Yields the loads on which sharing is compared with tuned silos, with their names. The rates
+    want about ten GPUs.
+    """
+    hours = scale.cluster_hours
+    yield "Azure-Code at 35/s", scale.load(rate="35", hours=hours)
+    yield "Azure-Conv at 45/s", scale.load("azure-conv", rate="45", hours=hours)
+    yield "ShareGPT lengths at 15/s", scale.load("sharegpt", rate="15", hours=hours)
+    yield "bursts (CV 4), Azure-Code at 35/s", scale.load(rate="35", cv=4.0, hours=hours)
+    yield "TTFT 1 s, Azure-Code at 25/s", scale.load(rate="25", ttft_s=1.0, hours=hours)
+
+
+FLEET = 4  # replicas of each silo, and of the shared engine, whose capacities are compared
+
+
+def shared_or_silos(name: str, load: Load) -> Experiment[list[Finding]]:
+    """Finds how many GPUs a load takes shared and in silos, in whole ones and as parts of a fleet:
+    there each tier takes its rate over what one GPU of its silo serves.
+    """
+    niyama, fcfs = replace(NIYAMA, replicas=FLEET), replace(FCFS, replicas=FLEET)
+    shared, fleet, *answers = yield [
+        Job(serving.replicas, load, NIYAMA),
+        Job(serving.capacity, load, niyama),
+        *_silo_jobs(load, FCFS, ENVELOPE),
+        *(
+            Job(serving.best_chunk, replace(load, shares=alone), each)
+            for each, alone in zip(_silos(fcfs), _ALONE, strict=True)
+        ),
+    ]
+    published, tuned = _published_and_tuned(answers[:3])
+    rate, most = float(load.rate), ServedRate(*fleet).rps / FLEET
+    taken = [
+        [rate * share * FLEET / (ServedRate(*found).rps or math.nan) for found in pair]
+        for pair, share in zip(answers[3:], load.shares, strict=True)
+    ]
+    as_published, best = (sum(each) for each in zip(*taken, strict=True))
+    ours = rate / (most or math.nan)
+    finding = Finding(
+        f"GPUs, shared or in silos: {name}",
+        "",
+        f"silo {_sizes(published)}, tuned {_sizes(tuned)}, niyama {shared or _NONE}:"
+        f" {_times(published, shared)}, tuned {_times(tuned, shared)}",
+        remark=f"parts of a fleet: silo {as_published:.2f}, tuned {best:.2f}, niyama {ours:.2f}:"
+        f" {as_published / ours:.2f}x, tuned {best / ours:.2f}x",
+    )
+    return [finding]
+
+
+_ALONE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def _silos(fcfs: Contender) -> list[Contender]:
+    """Returns who serves in the silo of each tier, with the chunk that is published."""
+    return [replace(fcfs, chunk=default_chunk(tier)) for tier in PAPER_TIERS]
+
+
+def _silo_jobs(load: Load, fcfs: Contender, criterion: Criterion) -> list[Job]:
+    return [
+        Job(serving.silo, load, each, criterion, tier.name)
+        for each, tier in zip(_silos(fcfs), PAPER_TIERS, strict=True)
+    ]
+
+
+def _published_and_tuned(answers: Sequence[Any]) -> tuple[list[Size], list[Size]]:
+    published, tuned = zip(*answers, strict=True)
+    return [Size(*each) for each in published], [Size(*each) for each in tuned]
+
+
+def _sizes(silos: Sequence[Size]) -> str:
+    """Writes how many replicas there are in all, in each silo, and with which chunk."""
+    parts = "+".join(str(size.replicas or _NONE) for size in silos)
+    chunks = "/".join(str(size.chunk) for size in silos)
+    total = f"{sum(size.replicas for size in silos)} " if all(s.replicas for s in silos) else ""
+    return f"{total}({parts}; chunks {chunks})"
+
+
+def _times(silos: Sequence[Size], shared: int) -> str:
+    """Writes how many times as many GPUs as shared ones the silos take."""
+    if not (shared and all(size.replicas for size in silos)):
+        return "none"
+    return f"{sum(size.replicas for size in silos) / shared:.2f}x"
 
 
 _NONE = "no number"
@@ -355,6 +442,8 @@ def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Finding
     yield "wave", square_wave(scale)
     yield "mixes", skewed_mixes(scale)
     yield "long-prompts", long_prompts(scale)
+    for name, load in silo_loads(scale):
+        yield "silos", shared_or_silos(name, load)
     for name, load in rival_loads(scale):
         yield "rivals", rivals(name, load)
     for variant in VARIANTS:
@@ -364,6 +453,6 @@ def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Finding
 
 
 GROUPS = (
-    *("cluster", "goodput", "overload", "ablation", "wave", "mixes", "long-prompts", "rivals"),
-    "variants",
+    *("cluster", "goodput", "overload", "ablation", "wave", "mixes", "long-prompts", "silos"),
+    *("rivals", "variants"),
 )

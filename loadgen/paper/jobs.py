@@ -37,7 +37,7 @@ class Job(NamedTuple):
     load: Load
     contender: Contender = Contender()
     criterion: Criterion = serving.ENVELOPE
-    tier: str = ""  # of `replicas` and `lateness`: this one alone
+    tier: str = ""  # of `replicas`, `silo` and `lateness`: this one alone
 
     @property
     def key(self) -> str:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from client.values import Importance
 from engine.deciding.latency import LatencyProfile
 from loadgen.paper.ceiling import least_seconds
-from loadgen.paper.contender import CHUNKS, Contender
+from loadgen.paper.contender import Contender
 from loadgen.paper.load import Load, compute_bound, pure_seconds
 from loadgen.scoring.criterion import SIMULATED, Criterion
 from loadgen.scoring.score import percentiles
-from loadgen.silos import is_served
+from loadgen.silos import CHUNKS, is_served
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import records
 from loadgen.workload.plan import plan
@@ -43,10 +43,10 @@ class ServedRate(NamedTuple):
 
 
 def capacity(load: Load, contender: Contender, criterion: Criterion, guess: int = 85) -> ServedRate:
-    """Searches the largest rate that is served, on the grid of rates; `guess` is the step to begin
-    with.
+    """Searches the largest rate that all replicas of a contender serve together, on the grid of
+    rates; `guess` is the step to begin with.
     """
-    bound = compute_bound(contender.setup().profile.latency, load)
+    bound = compute_bound(contender.setup().profile.latency, load) * contender.replicas
 
     def serves(step: int) -> bool:
         requests = list(plan(load.workload(bound * step / _STEPS)))
@@ -113,19 +113,21 @@ def largest(serves: Callable[[int], bool], guess: int, most: int) -> int:
 def best_chunk(
     load: Load, contender: Contender, criterion: Criterion
 ) -> tuple[ServedRate, ServedRate]:
-    """Searches the rate served with the smallest chunk, as the papers run it, and with the best of
-    CHUNKS. A larger chunk is searched only where it serves more than the best so far.
+    """Searches the rate served with the contender's own chunk, as the papers run it, and with the
+    best of CHUNKS. Another chunk is searched only where it serves more than the best so far.
     """
-    first = best = capacity(load, replace(contender, chunk=CHUNKS[0]), criterion, guess=60)
-    for chunk in CHUNKS[1:]:
-        wider = replace(contender, chunk=chunk)
+    first = best = capacity(load, contender, criterion, guess=60)
+    for chunk in CHUNKS:
+        if chunk == contender.chunk:
+            continue
+        other = replace(contender, chunk=chunk)
         if not best.rps:
-            best = capacity(load, wider, criterion, guess=30)
+            best = capacity(load, other, criterion, guess=30)
             continue
         step = round(best.share * _STEPS) + 1
         requests = list(plan(load.workload(best.rps / (step - 1) * step)))
-        if is_served(wider.setup(), requests, criterion):
-            best = capacity(load, wider, criterion, guess=step + 2)
+        if is_served(other.setup(), requests, criterion):
+            best = capacity(load, other, criterion, guess=step + 2)
     return first, best
 
 
@@ -177,3 +179,30 @@ def replicas(load: Load, contender: Contender, criterion: Criterion, tier: str =
         if is_served(replace(contender, replicas=count).setup(), requests, criterion):
             return count
     return 0
+
+
+class Size(NamedTuple):
+    """How many replicas a silo needs, and the chunk that they have; 0: no number is enough."""
+
+    replicas: int
+    chunk: int
+
+
+def silo(load: Load, contender: Contender, criterion: Criterion, tier: str) -> tuple[Size, Size]:
+    """Returns the fewest replicas of a tier's silo, with the contender's own chunk, as published,
+    and with the best of CHUNKS; where another needs as many, it is the published one.
+    """
+    first = best = Size(replicas(load, contender, criterion, tier), contender.chunk)
+    requests = [r for r in plan(load.workload()) if r.tier == tier]
+    for chunk in CHUNKS:
+        if chunk == contender.chunk:
+            continue
+        other = replace(contender, chunk=chunk)
+        if not best.replicas:
+            best = Size(replicas(load, other, criterion, tier), chunk)
+        while best.replicas > 1:
+            fewer = replace(other, replicas=best.replicas - 1)
+            if not is_served(fewer.setup(), requests, criterion):
+                break
+            best = Size(fewer.replicas, chunk)
+    return first, best

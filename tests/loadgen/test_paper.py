@@ -220,6 +220,7 @@ def test_every_experiment_comes_to_lines_of_the_table(monkeypatch: pytest.Monkey
         "best_chunk": [[2.0, 0.5, 256], [2.5, 0.6, 512]],
         "lateness": [100, 0.5, 0.25, 1.0, 2.0, 3.0],
         "replicas": 5,
+        "silo": [[5, 256], [4, 512]],
         "done": 0.8,
         "ceiling": 0.9,
     }

@@ -74,7 +74,21 @@ def test_the_fewest_replicas_that_serve_a_tier_are_found() -> None:
         [*requests(TIERS[0], [0.0, 0.0, 0.0]), *requests(TIERS[1], [0.0], index=3)]
     )
     assert target.silos == (Silo("interactive", 3, 256), Silo("standard", 1, 2048))
-    assert target.info().name == "simulated eighths x 4 (interactive 3 + standard 1)"
+    assert target.info().name == "simulated eighths x 4 (interactive 3/256 + standard 1/2048)"
+
+
+@pytest.mark.parametrize(
+    ("ttft", "published"),
+    [(201.5, "2 replicas"), (201.0, "2 replicas"), (100.75, "none serves")],
+)
+def test_a_silo_has_the_chunk_with_which_it_needs_fewest(ttft: float, published: str) -> None:
+    """A prompt of 400 tokens takes 0.5 + 64 + 0.5 + 36 s in chunks of 256, at once half a second
+    less.
+    """
+    long = Tier("interactive", Targets(ttft=ttft, tbt=1.0), Importance.NORMAL)
+    two = [replace(r, prompt_len=400) for r in requests(long, [0.0, 0.0 if ttft > 200 else 101.0])]
+    target = SiloTarget(replace(BASE, profile=replace(PROFILE, tiers=(long,))))
+    assert target.sized(two).silos == (Silo("interactive", 1, 512),), published
 
 
 def test_a_tier_without_requests_needs_no_replicas() -> None:

@@ -136,7 +136,8 @@ def test_silos_are_sized_or_given(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "the fewest silos that serve this load" in capsys.readouterr().out
     assert document["runs"][1]["total"]["attainment"] >= 0.99
     _, given = report(tmp_path, *compare, "--silo", "interactive:3,standard:1,batch:2/1024")
-    name = "simulated a100-llama3-8b x 6 (interactive 3 + standard 1 + batch 2)"
+    sizes = "interactive 3/256 + standard 1/2048 + batch 2/1024"
+    name = f"simulated a100-llama3-8b x 6 ({sizes})"
     assert given["runs"][1]["target"]["name"] == name
 
 
