@@ -3,6 +3,8 @@
 python -m loadgen.paper                  everything, about half an hour on two idle cores
 python -m loadgen.paper --quick          the same table from short runs, in a few minutes
 python -m loadgen.paper --only wave,mixes
+python -m loadgen.paper --only rivals --seeds 3 --hours 0.25 --overload-hours 1
+                                         the tables of rivals in Markdown
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from engine.flags import Flag, add_flags, make
 from loadgen import interrupts
 from loadgen.paper import experiments
 from loadgen.paper.experiments import GROUPS, Finding, Scale, all_experiments
-from loadgen.paper.jobs import Answers, run_all
+from loadgen.paper.jobs import Answers, Experiment, run_all
+from loadgen.paper.rivals import Standing, markdown, rival_loads, rivals
 from loadgen.paper.serving import ENVELOPE
 from loadgen.reports.terminal import console
+from loadgen.workload.lengths import USUALLY_STATED
 
 # Shorter than the deadlines of minutes: the backlog decides. For a look, not for quoting.
 QUICK = Scale(
@@ -47,6 +51,13 @@ def parse_groups(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_count(text: str) -> int:
+    """Reads a whole number above 0. Raises ValueError."""
+    if not (text.isdecimal() and int(text)):
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Flags:
     """The flags of the command."""
@@ -57,6 +68,9 @@ class Flags:
         float | None,
         Flag(f"where the question is who is late (default {_SCALE.overload_hours:g})"),
     ] = None
+    seeds: Annotated[
+        int, Flag("of the rivals: runs of each load (default %(default)s)", parse=parse_count)
+    ] = 1
     only: Annotated[tuple[str, ...], Flag(", ".join(GROUPS), parse=parse_groups)] = GROUPS
     processes: Annotated[int, Flag()] = 2
     results: Annotated[Path, Flag("default %(default)s")] = Path("artifacts/paper.json")
@@ -110,15 +124,23 @@ def _answer(flags: Flags) -> None:
     def say(text: str) -> None:
         print(f"{monotonic() - start:6.0f} s | {text}", file=sys.stderr, flush=True)
 
+    chosen: list[Experiment[list[Finding] | Standing]]
     chosen = [experiment for group, experiment in all_experiments(scale) if group in flags.only]
+    if "rivals" in flags.only:
+        chosen += [rivals(name, load, flags.seeds) for name, load in rival_loads(scale)]
     answers = Answers(flags.results, flags.fresh)
     parts = run_all(chosen, answers, flags.processes, say)
     late, left = ENVELOPE.max_misses * 100, ENVELOPE.max_growth * 100
     out = console()
-    out.print(_table([finding for part in parts for finding in part]))
+    findings = [finding for part in parts if not isinstance(part, Standing) for finding in part]
+    if findings:
+        out.print(_table(findings))
+    if standings := [part for part in parts if isinstance(part, Standing)]:
+        print(markdown(standings))
     out.print(
-        f"runs of {scale.hours:g} h; a rate is served with at most {late:g} % late and "
-        f"{left:g} % of the work left behind; {monotonic() - start:.0f} s",
+        f"runs of {scale.hours:g} h, of overload {scale.overload_hours:g} h; max_tokens stated:"
+        f" {USUALLY_STATED}; a rate is served with at most {late:g} % late and {left:g} % of the"
+        f" work left behind; {monotonic() - start:.0f} s",
         highlight=False,
     )
 

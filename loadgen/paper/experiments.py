@@ -27,14 +27,6 @@ FCFS, EDF, SRPF = BASELINES = (Contender("fcfs"), Contender("edf"), Contender("s
 TUNED_FCFS, TUNED_EDF = Contender("fcfs", 512), Contender("edf", 512)
 DYNAMIC = Contender(hybrid=False, relegation=False)
 RELEGATING = Contender(hybrid=False)
-# Everybody that is known, those with a fixed chunk with one or two that serve them well.
-RIVALS = (
-    NIYAMA,
-    *(Contender(each.policy, 512) for each in BASELINES),
-    EDF,
-    *(Contender(policy) for policy in ("edf-dynamic", "edf-reject")),
-    *(Contender(policy) for policy in ("qoserve", "slidingserve", "fairbatching")),
-)
 
 
 class Finding(NamedTuple):
@@ -63,19 +55,6 @@ class Scale:
     def load(self, lengths: str = "azure-code", **rest: Any) -> Load:
         """Returns a load as long as the scale says; `rest` are other fields of Load."""
         return Load(lengths, **({"hours": self.hours} | rest))
-
-
-def rival_loads(scale: Scale) -> Iterator[tuple[str, Load]]:
-    """Yields loads with their names: three of about 1.2 times what one replica serves with 1 %
-    late, and two below that, of bursts and of close deadlines.
-    """
-    overload, short = scale.overload_hours, scale.hours
-    yield "Azure-Code at 4.8/s", scale.load(rate="4.8", hours=overload)
-    yield "bursts (CV 4) at 4/s", scale.load(rate="4", cv=4.0, hours=short)
-    yield "TTFT 1 s at 2.3/s", scale.load(rate="2.3", ttft_s=1.0, hours=short)
-    yield "ShareGPT lengths at 2/s", scale.load("sharegpt", rate="2", hours=short)
-    close = scale.load("azure-conv", rate="4.2", ttlt_s=(5.0, 20.0), hours=short)
-    yield "TTLT 5 and 20 s, Azure-Conv at 4.2/s", close
 
 
 class Variant(NamedTuple):
@@ -418,16 +397,6 @@ def long_prompts(scale: Scale) -> Experiment[list[Finding]]:
     return [finding]
 
 
-def rivals(name: str, load: Load) -> Experiment[list[Finding]]:
-    """Finds who is late of everybody that is known, and where Niyama stands among them."""
-    answers = yield [Job(serving.lateness, load, each) for each in RIVALS]
-    late = {c.name: Lateness(*a).late for c, a in zip(RIVALS, answers, strict=True)}
-    better = [c for c, share in late.items() if share < late[NIYAMA.name]]
-    ours = ", ".join(f"{c} {late[c]:.1%}" for c in sorted(late, key=lambda c: late[c]))
-    remark = f"niyama is number {len(better) + 1} of {len(late)}"
-    return [Finding(f"late, every rival: {name}", "", ours, remark=remark)]
-
-
 def _named(what: str, variant: Variant) -> str:
     return f"{what}; {variant.name}" if variant.name else what
 
@@ -444,8 +413,6 @@ def all_experiments(scale: Scale) -> Iterator[tuple[str, Experiment[list[Finding
     yield "long-prompts", long_prompts(scale)
     for name, load in silo_loads(scale):
         yield "silos", shared_or_silos(name, load)
-    for name, load in rival_loads(scale):
-        yield "rivals", rivals(name, load)
     for variant in VARIANTS:
         shorter = replace(scale, hours=scale.variant_hours)
         yield "variants", cluster(shorter, variant)

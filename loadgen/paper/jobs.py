@@ -49,6 +49,7 @@ class Job(NamedTuple):
         """Says how the question is called where its answer is told."""
         load, who = self.load, self.contender.name
         rate = f" at {load.rate}/s" if load.rate else ""
+        rate += f" (seed {load.seed})" if load.seed else ""
         return f"{self.asks.__name__} of {who}, {load.lengths}{rate} {self.tier}".strip()
 
     def answer(self) -> Any:

@@ -142,6 +142,7 @@ class Lateness(NamedTuple):
     ttft_p99_s: float
     ttlt_p99_s: float
     slowest_relegated_s: float
+    goodput_tokens_per_s: float  # prompt and output tokens of requests on time, while they arrive
 
 
 def lateness(load: Load, contender: Contender, criterion: Criterion, tier: str = "") -> Lateness:
@@ -150,16 +151,18 @@ def lateness(load: Load, contender: Contender, criterion: Criterion, tier: str =
     """
     requests = [r for r in plan(load.workload()) if not tier or r.tier == tier]
     ended = list(records(contender.setup(), requests))
+    on_time = [r.request for r in ended if not criterion.is_late(r)]
     important = [r for r in ended if r.request.importance is not Importance.LOW]
     ttft = [value for r in ended if (value := r.ttft_s) is not None and _is_paced(r)]
     ttlt = [value for r in ended if (value := r.ttlt_s) is not None and not _is_paced(r)]
     return Lateness(
         len(ended),
-        sum(map(criterion.is_late, ended)) / len(ended),
+        (len(ended) - len(on_time)) / len(ended),
         sum(map(criterion.is_late, important)) / max(1, len(important)),
         percentiles(ttft).p99 or 0.0,
         percentiles(ttlt).p99 or 0.0,
         max((r.ttlt_s or 0.0 for r in ended if r.relegated), default=0.0),
+        sum(r.prompt_len + r.output_len for r in on_time) / (load.hours * 3600),
     )
 
 
