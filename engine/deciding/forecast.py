@@ -1,11 +1,14 @@
-"""What is to be expected of a request, judged by the load at one moment."""
+"""What is to be expected of a request: its instants, judged by the load at one moment, and whether
+it will be on time, judged by how requests like it have fared lately (experience.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from engine.deciding.demand import Demand
-from engine.deciding.request import TargetKind
+from engine.deciding.experience import MOST_RISK, Experience, Likeness
+from engine.deciding.request import TargetKind, Targets
 from engine.deciding.sequence import Sequence
 
 
@@ -17,12 +20,15 @@ class Forecast:
     ttft_s: float
     ttlt_s: float
     ahead_s: float  # work that is served before it, in seconds of the engine's time
+    late_chance: float = 0.0  # in [0, 1]
+    like: Likeness | None = None  # what it was compared by; None where it has no target
 
 
 def forecast(
     sequence: Sequence,
     ahead_s: float,
     demand: Demand,
+    experience: Experience,
     iteration_s: float,
     now: float,
     output_len: int | None = None,
@@ -34,15 +40,26 @@ def forecast(
     after what has passed, the work ahead, the sequence's own prefill, and on average half of the
     iteration in progress. Each further token comes after one more iteration.
     """
-    targets = sequence.request.targets
-    waited_s = now - sequence.request.arrived_at
+    request = sequence.request
+    waited_s = now - request.arrived_at
     ttft_s = waited_s + ahead_s + demand.prefill_s(sequence) + iteration_s / 2
     output_left = demand.output_left(sequence) if output_len is None else output_len
     ttlt_s = ttft_s + (output_left - 1) * iteration_s
-    if targets.kind is TargetKind.INTERACTIVE:
-        assert targets.ttft_s is not None
-        assert targets.tbt_s is not None
-        on_time = ttft_s <= targets.ttft_s and iteration_s <= targets.tbt_s
-    else:
-        on_time = targets.ttlt_s is None or ttlt_s <= targets.ttlt_s
-    return Forecast(on_time, ttft_s, ttlt_s, ahead_s)
+    if request.targets.kind is TargetKind.BEST_EFFORT:
+        return Forecast(True, ttft_s, ttlt_s, ahead_s)
+    ratio = _time_ratio(request.targets, ttft_s, ttlt_s, iteration_s)
+    like = Likeness.of(request.importance, ratio, demand.seconds(sequence))
+    chance = experience.late_chance(like)
+    return Forecast(chance < MOST_RISK, ttft_s, ttlt_s, ahead_s, chance, like)
+
+
+def _time_ratio(targets: Targets, ttft_s: float, ttlt_s: float, iteration_s: float) -> float:
+    """Returns the time that a request has over the time that it is forecast to take. A pace that
+    can be had makes no difference, however easily.
+    """
+    if targets.ttlt_s is not None:
+        return targets.ttlt_s / ttlt_s
+    assert targets.ttft_s is not None
+    assert targets.tbt_s is not None
+    ratio = targets.ttft_s / ttft_s
+    return ratio if iteration_s <= targets.tbt_s else min(ratio, targets.tbt_s / iteration_s)

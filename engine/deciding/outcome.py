@@ -54,3 +54,10 @@ def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
         timings=timings(sequence, now),
         detail=detail,
     )
+
+
+def is_on_time(event: Finished) -> bool:
+    """Says whether the request ended by itself and met all of its targets."""
+    met = event.timings
+    complete = event.reason in (FinishReason.STOP, FinishReason.LENGTH)
+    return complete and False not in (met.ttft_met, met.tbt_met, met.ttlt_met)

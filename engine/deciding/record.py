@@ -156,6 +156,7 @@ class DecisionLog:
             predicted_at=request.arrived_at + expected.ttft_s,
             on_time=float(expected.on_time),
             ahead_s=expected.ahead_s,
+            late_chance=expected.late_chance,
             predicted_ttlt_s=expected.ttlt_s,
         )
 
@@ -302,7 +303,8 @@ def _causes(timeline: Timeline, event: Finished) -> str:
             causes.append(f"It was begun again: {decision.detail}.")
         elif decision.kind == "admitted" and not decision.values.get("on_time", 1.0):
             causes.append(
-                f"Already at admission {_ms(decision.values.get('ahead_s'))} of work was ahead."
+                f"Already at admission {_ms(decision.values.get('ahead_s'))} of work was ahead, and"
+                f" its chance of being late {decision.values.get('late_chance', 1.0):.0%}."
             )
     if event.num_preemptions:
         causes.append(f"Its memory was taken {event.num_preemptions} time(s) and computed again.")

@@ -28,10 +28,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListOf
 from dataclasses import replace
 
+from engine.deciding.experience import Experience
 from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
-from engine.deciding.outcome import CHOICE, LOGITS, finished
+from engine.deciding.outcome import CHOICE, LOGITS, finished, is_on_time
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
 from engine.deciding.planner import Planner
@@ -61,6 +62,7 @@ class Scheduler:
     ) -> None:
         self.config = config
         self.latency = latency
+        self.experience = Experience()
         self.history = OutputLengths(config.output_deviations)
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
         self.record = DecisionLog(config.record_capacity, decision_sink)
@@ -98,6 +100,8 @@ class Scheduler:
             return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
         expected = self._forecast(sequence, now)
+        if expected.like is not None:
+            self.experience.told(sequence, expected.like)
         self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
@@ -153,6 +157,7 @@ class Scheduler:
     def _relegate(self, move: Move, now: float) -> None:
         self.roster.relegate(move.sequence, move.key)
         self.totals.num_relegations += 1
+        self.experience.learn(move.sequence.id, is_late=True)
         expected = self._note(move, now)
         self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
 
@@ -222,6 +227,7 @@ class Scheduler:
                 self.record.note(sequence.id, now, "first_token")
             if reason is not None:
                 events.append(self._finish(sequence, reason, now))
+        self.experience.pass_time(self.roster.sequences, now)
         return events
 
     def _observe(self, plan: Plan, duration: float) -> None:
@@ -264,6 +270,10 @@ class Scheduler:
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.history.observe(sequence.request.output_group, len(sequence.output))
         event = finished(sequence, now, why)
+        if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
+            self.experience.forget(sequence.id)
+        else:
+            self.experience.learn(sequence.id, is_late=not is_on_time(event))
         self.record.close(event, now)
         return event
 
@@ -286,7 +296,7 @@ class Scheduler:
             context = sequence.num_known + self.roster.context
             decodes_s = self.latency.usual(Work(1 + len(self.roster.running), context))
             iteration_s = min(iteration_s, max(tbt_s, decodes_s))
-        return forecast(sequence, ahead_s, demand, iteration_s, now, output_len)
+        return forecast(sequence, ahead_s, demand, self.experience, iteration_s, now, output_len)
 
     def estimate(self, asked: Estimate, now: float) -> Forecast:
         """Returns what would become of such a request if it was sent now."""

@@ -61,7 +61,7 @@ def test_the_summary_of_a_late_request_names_the_cause() -> None:
     driver.submit(make_request("first", 1000, 1))
     driver.submit(make_request("second", 100, 1, targets=deadline(0.5)))
     driver.drain()
-    assert "Already at admission 1004 ms of work was ahead." in summary(driver, "second")
+    assert "Already at admission 1004 ms of work was ahead, and" in summary(driver, "second")
     assert "before the engine began with it" in summary(driver, "second")
 
     scheduler = make_scheduler("fcfs", num_pages=8, page_size=4, context_len=32)

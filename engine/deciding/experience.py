@@ -1,0 +1,142 @@
+"""How requests like this one have fared lately: the chance that a request will be late.
+
+Why not computed. The queue says what lies ahead of a request now (forecast.py). What becomes of the
+request depends on those who come after it: some will overtake it, and when not everybody can be on
+time some policies give it up for others. Under a sustained overload the requests with the most work
+go, and how much is too much is the load's to say. None of that is in the queue yet. But a load goes
+on for longer than a request, and so those who have just been through it tell.
+
+What they tell. A request is described by what decides its fate, in any policy:
+
+    margin      log(the time that it has / the time that the plain forecast says it takes), which is
+                positive where it would be on time if nobody came after it
+    work        log(the seconds that the engine needs for it)
+    importance
+
+The chance is the share of the late among recent requests nearby in margin and work, of the same
+importance. Nearby is said by tiles (CMAC: Albus, 1975): TILINGS grids of square cells lie over the
+plane, each shifted against the others, and two points are the nearer the more cells they have in
+common. A cell knows how many it has seen, and the share of the late among the last MEMORY or so:
+
+    chance = sum over the cells of a point (number * share)  +  TILINGS * (1 if margin < 0 else 0)
+             -------------------------------------------------------------------------------------
+                          sum over the cells of a point (number)  +  TILINGS
+
+so without experience the plain forecast speaks, and it has the weight of one request ever after.
+An answer and an outcome cost TILINGS cells each. Their number is bounded, as both values are.
+
+An outcome counts as soon as it is as good as certain: when a request is relegated, when its
+deadline passes, or when it ends. Waiting for the end alone would learn from those who are on time
+at once, and from the late ones late. Whose caller leaves with nothing overdue teaches nothing.
+
+A request's caller is told "on time" where the chance of lateness is below MOST_RISK.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from sortedcontainers import SortedList
+
+from engine.deciding.request import Importance, TargetKind
+from engine.deciding.sequence import Sequence
+
+MOST_RISK: Final = 0.1  # chance of lateness from which on a request is not called on time
+TILINGS: Final = 4
+MEMORY: Final = 64  # outcomes in a cell after which the oldest begin to fade
+MOST_MARGIN: Final = 3.0  # 20 times the time that it takes: more makes no difference
+MOST_WORK: Final = 9.0  # log of seconds; and its least, negated
+
+_Cell = tuple[int, int, int, int]  # importance, tiling, and its place in the two directions
+
+
+class Likeness(NamedTuple):
+    """What a request is compared by, as the module says."""
+
+    importance: Importance
+    margin: float  # log of a ratio of durations
+    work: float  # log of seconds
+
+    @classmethod
+    def of(cls, importance: Importance, ratio: float, work_s: float) -> Likeness:
+        """Returns that of a request which has `ratio` times the time that it is forecast to take,
+        and which keeps the engine busy for `work_s` seconds.
+        """
+        margin = math.log(max(ratio, 1e-9))
+        work = math.log(max(work_s, 1e-9))
+        return cls(
+            importance,
+            max(-MOST_MARGIN, min(MOST_MARGIN, margin)),
+            max(-MOST_WORK, min(MOST_WORK, work)),
+        )
+
+    def cells(self) -> Iterator[_Cell]:
+        """Yields the cell of each tiling in which it lies. Cells are 1 wide: a factor of e. The
+        tilings are shifted by odd multiples of 1 / TILINGS, so that no direction is favoured.
+        """
+        importance = int(self.importance)
+        margin, work = math.floor(TILINGS * self.margin), math.floor(TILINGS * self.work)
+        for tiling in range(TILINGS):
+            across, along = (margin + tiling) // TILINGS, (work + 3 * tiling) // TILINGS
+            yield (importance, tiling, across, along)
+
+
+class Experience:
+    """What became of the requests that were told what to expect. Instants are in seconds."""
+
+    def __init__(self) -> None:
+        self._cells: dict[_Cell, tuple[int, float]] = {}  # outcomes (MEMORY at most), late share
+        # Of those whose outcome is open:
+        self._told: dict[str, tuple[float, Likeness]] = {}  # deadline, and what it is like; by id
+        self._due: SortedList[tuple[float, str]] = SortedList()  # deadlines that have not passed
+
+    def __len__(self) -> int:
+        """Returns of how many requests the outcome is open."""
+        return len(self._told)
+
+    def late_chance(self, like: Likeness) -> float:
+        """Returns the chance, in [0, 1], that a request like that will be late."""
+        total, late = float(TILINGS), float(TILINGS) if like.margin < 0 else 0.0
+        for cell in like.cells():
+            number, share = self._cells.get(cell, (0, 0.0))
+            total += number
+            late += number * share
+        return late / total
+
+    def told(self, sequence: Sequence, like: Likeness) -> None:
+        """The caller of a request, which is like that, has been told what to expect."""
+        self._told[sequence.id] = (sequence.due_at, like)
+        self._due.add((sequence.due_at, sequence.id))
+
+    def learn(self, request_id: str, is_late: bool) -> None:
+        """The request is late, or on time, for good; what is learnt of it later counts no more."""
+        like = self.forget(request_id)
+        if like is None:
+            return
+        for cell in like.cells():
+            number, share = self._cells.get(cell, (0, 0.0))
+            number = min(number + 1, MEMORY)
+            self._cells[cell] = (number, share + (is_late - share) / number)
+
+    def forget(self, request_id: str) -> Likeness | None:
+        """Nobody will know whether the request would have been late. Returns what it was like, if
+        that was still open.
+        """
+        if request_id not in self._told:
+            return None
+        due_at, like = self._told.pop(request_id)
+        self._due.discard((due_at, request_id))
+        return like
+
+    def pass_time(self, sequences: Mapping[str, Sequence], now: float) -> None:
+        """Learns of those whose deadline has passed: that of the first token, or with a TTLT that
+        of the last. `sequences` are those in flight, by id.
+        """
+        while self._due and self._due[0][0] < now:
+            _, request_id = self._due.pop(0)
+            sequence = sequences[request_id]
+            interactive = sequence.request.targets.kind is TargetKind.INTERACTIVE
+            if not interactive or not sequence.output:
+                self.learn(request_id, is_late=True)
