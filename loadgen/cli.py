@@ -147,10 +147,14 @@ class _Command:
         report = self.arguments.report
         measuring = Measuring(report.warmup, report.cooldown, report.max_lag)
         showing = partial(progress.showing, self.out)
+        simulation = self.arguments.simulation
+        fair_share = simulation is not None and simulation.fair_share
 
         def measure(load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()
-            done = modes.measure(target, info, load, measuring, showing, full_name, contender)
+            done = modes.measure(
+                target, info, load, measuring, showing, full_name, contender, fair_share
+            )
             self.done.append(done)
             return done
 

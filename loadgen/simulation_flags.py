@@ -80,6 +80,9 @@ class SimulationFlags:
     max_gap: Annotated[float, Flag("niyama: in TBTs; inf: envelope (default %(default)s)")] = (
         _USUAL.niyama.pace.max_gap
     )
+    fair_share: Annotated[
+        bool, Flag("each tenant's requests alone, too: what its fair share is worth")
+    ] = False
     stated_output: Annotated[
         Stated | None,
         Flag(

@@ -73,6 +73,7 @@ def _summary(summary: Summary) -> Document:
         "backlog_noise": summary.backlog_noise,
         "num_abandoned": summary.num_abandoned,
         "fairness": summary.fairness,
+        "portions": [each._asdict() | {"worse_by": each.worse_by} for each in summary.portions],
         "long_prompt_tokens": summary.long_prompt_tokens,
         "errors": [{"error": error, "count": count} for error, count in summary.errors],
         "total": _score(summary.total),
@@ -89,6 +90,7 @@ def _target(summary: Summary) -> Document:
         "name": target.name,
         "model": target.model,
         "policy": target.policy,
+        "weights": dict(target.weights),
         "stated_output": target.stated_output or None,
         "tiers": [
             {

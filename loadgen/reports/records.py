@@ -148,6 +148,7 @@ def _facts(run: Measurement) -> dict[str, Any]:
         "rate": run.rate,
         "duration_s": run.duration_s,
         "measuring": asdict(run.measuring),
+        "alone": {each.tenant: each.alone for each in summary.portions if each.alone is not None},
         "interrupted_by": run.interrupted_by,
         "end": summary.end.value,
         "problem": summary.problem,
@@ -253,9 +254,10 @@ def _measurement(name: str, text: str, records: list[Record]) -> Measurement:
         facts = json.loads(text)
         measuring, duration_s = Measuring(**facts["measuring"]), float(facts["duration_s"])
         run = Run(records, end=End(facts["end"]), problem=facts["problem"])
+        target, alone = _target(facts["target"]), facts.get("alone")
         return Measurement(
             name,
-            summarise(facts["tiers"], duration_s, _target(facts["target"]), run, measuring),
+            summarise(facts["tiers"], duration_s, target, run, measuring, alone),
             records,
             contender=facts["contender"],
             rate=facts["rate"],

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from loadgen.scoring.criterion import MEASURED
+from loadgen.scoring.fairness import Portion
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import Percentiles, Score
 from loadgen.scoring.summary import Summary
@@ -180,6 +181,48 @@ def promises_by_tier(summary: Summary) -> Table:
 def promises_by_run(title: str, runs: Sequence[Measurement]) -> Table:
     """Returns a table of what was promised at admission and what came of it, a row per run."""
     return _promises_table("Promises", title, [(called(run), run.summary.total) for run in runs])
+
+
+def portions(summary: Summary) -> Table:
+    """Returns a table of what each tenant got of what is its own; it has no rows where there is
+    only one.
+    """
+    return _portions_table([((each.tenant or "(none)",), each) for each in summary.portions], ())
+
+
+def worst_off(title: str, runs: Sequence[Measurement]) -> Table:
+    """Returns a table with a row per run: the tenant that would gain most by having its fair share
+    alone. It has no rows where that was not measured.
+    """
+    rows = []
+    for run in runs:
+        measured = [each for each in run.summary.portions if each.worse_by is not None]
+        if measured:
+            worst = max(measured, key=lambda each: (each.worse_by or 0.0, -each.attainment))
+            rows.append(((called(run), worst.tenant or "(none)"), worst))
+    return _portions_table(rows, (title,))
+
+
+def _portions_table(rows: Sequence[tuple[Sequence[str], Portion]], of: Sequence[str]) -> Table:
+    """Returns a row for each portion, which begins with the names that stand before it."""
+    is_measured = any(each.alone is not None for _, each in rows)
+    columns = [
+        *(Column(name, Kind.TEXT) for name in (*of, "tenant")),
+        Column("fair share", Kind.SHARE),
+        Column("offered", Kind.SHARE),
+        Column("received", Kind.SHARE),
+        Column("on time", Kind.SHARE),
+        *(Column(name, Kind.SHARE) for name in ("on time alone", "worse by") if is_measured),
+    ]
+    cells: list[list[Figure]] = [
+        [
+            *names,
+            *(each.fair_share, each.offered, each.received, each.attainment),
+            *((each.alone, each.worse_by) if is_measured else ()),
+        ]
+        for names, each in rows
+    ]
+    return Table("Fair shares", columns, cells)
 
 
 def cold_start(summary: Summary) -> Table:

@@ -27,6 +27,10 @@ _PROMISES = (
     "promises broken: told at admission that they would be on time, and late; late foretold: late "
     "and told so"
 )
+_PORTIONS = (
+    "fair share: of the engine, by weight; offered, received: parts of all tokens; alone: with its "
+    "fair share\nof the engine alone, which a simulation measures with --fair-share"
+)
 _BEHIND = "the backlog grew by more than chance explains: more was sent than is served"
 _TOO_MUCH = "more was sent than this target can serve: lower --rps, or try --find-capacity"
 
@@ -64,6 +68,7 @@ def print_report(summary: Summary, out: Console) -> None:
         out.print(_score_table(table, narrow))
     _print_promises(tables.promises_by_tier(summary), out)
     _print_table(tables.cold_start(summary), out)
+    _print_portions(tables.portions(summary), out)
     for line in _lines(summary):
         out.print(line, highlight=False)
 
@@ -71,6 +76,12 @@ def print_report(summary: Summary, out: Console) -> None:
 def _print_promises(table: tables.Table, out: Console) -> None:
     if table.rows:
         out.print(f"[dim]{_PROMISES}[/]", highlight=False)
+    _print_table(table, out)
+
+
+def _print_portions(table: tables.Table, out: Console) -> None:
+    if table.rows:
+        out.print(f"[dim]{_PORTIONS}[/]", highlight=False)
     _print_table(table, out)
 
 
@@ -156,6 +167,7 @@ def print_runs(
     )
     out.print(runs_table(title, measurements, out.width < _NARROW))
     _print_promises(tables.promises_by_run(title, measurements), out)
+    _print_portions(tables.worst_off(title, measurements), out)
     for line in (*caveats(measurements), f"[dim]{ON_PACE}[/]"):
         out.print(line, highlight=False)
 
@@ -234,8 +246,6 @@ def _lines(summary: Summary) -> Iterable[str]:
         yield f"[red]{_TOO_MUCH}[/]"
     if len(summary.by_prompt) > 1:
         yield f"long prompts are those over {summary.long_prompt_tokens} tokens (p90)"
-    if len(summary.by_tenant) > 1 and summary.fairness is not None:
-        yield f"fairness among tenants {summary.fairness:.4f} (Jain's index of their attainment)"
     if total.num_rejected or total.num_unfinished:
         yield f"{total.num_rejected} rejected, {total.num_unfinished} unfinished at the end"
     if summary.num_abandoned:

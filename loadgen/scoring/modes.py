@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from client.values import Importance
 from loadgen import interrupts
+from loadgen.scoring import fairness
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.summary import WHOLE, Measuring, Summary, summarise
 from loadgen.targets.record import Record
-from loadgen.targets.target import End, Series, Target, Watch
+from loadgen.targets.target import End, Run, Series, Target, Watch
 from loadgen.workload.plan import TierLoad, Workload, plan
 from loadgen.workload.served import TargetInfo
 
@@ -59,17 +60,20 @@ def measure(
     showing: Showing = unwatched,
     name: str = "",
     contender: str = "",
+    fair_share: bool = False,
 ) -> Measurement:
-    """Sends the workload once and folds what came of it. Raises ValueError where warm-up and
-    cool-down leave nothing of the run, and what `Target.run` raises.
+    """Sends the workload once and folds what came of it; with `fair_share` then each of several
+    tenants' alone (fairness.py). Raises ValueError where warm-up and cool-down leave nothing of the
+    run, and what `Target.run` raises.
     """
     if measuring.warmup_s + measuring.cooldown_s >= workload.duration_s:
         raise ValueError("warm-up and cool-down leave nothing of the run to measure")
     with showing(workload.duration_s, name) as watch:
         run = target.run(plan(workload), watch)
+    alone = _alone(target, info, workload, run, measuring, showing) if fair_share else {}
     with interrupts.unheard() if run.interrupted_by else contextlib.nullcontext():
         tiers = [load.tier for load in workload.tiers]
-        summary = summarise(tiers, workload.duration_s, info, run, measuring)
+        summary = summarise(tiers, workload.duration_s, info, run, measuring, alone)
     rate = workload.arrivals.rate
     return Measurement(
         name,
@@ -82,6 +86,35 @@ def measure(
         interrupted_by=run.interrupted_by,
         measuring=measuring,
     )
+
+
+def _alone(
+    target: Target,
+    info: TargetInfo,
+    workload: Workload,
+    run: Run,
+    measuring: Measuring,
+    showing: Showing,
+) -> dict[str, float]:
+    """Returns the attainment of each of several tenants with its fair share alone. An interruption
+    meanwhile is one of the run.
+    """
+    found: dict[str, float] = {}
+    if len(workload.tenants) < 2:
+        return found
+    tiers = [load.tier for load in workload.tiers]
+    for tenants, load in fairness.alone(workload, info.weights):
+        if run.end is not End.COMPLETE:
+            break
+        with showing(load.duration_s, f"{tenants[0]} alone") as watch:
+            own = target.run(plan(load), watch)
+        run.end, run.problem, run.interrupted_by = own.end, own.problem, own.interrupted_by
+        leaves_some = measuring.warmup_s + measuring.cooldown_s < load.duration_s
+        part = measuring if leaves_some else WHOLE  # a replay is shorter at a larger rate
+        share = summarise(tiers, load.duration_s, info, own, part).total.attainment
+        if own.end is End.COMPLETE and share is not None:
+            found |= dict.fromkeys(tenants, share)
+    return found
 
 
 Measure = Callable[[Workload, str], Measurement]

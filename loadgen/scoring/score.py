@@ -28,7 +28,8 @@ All latencies run from the *scheduled* instant of a request, never from its send
   neither) have ended in this run comes without history: the server guesses how long its output will
   be from what others do. A server that has run before may know better.
 * Fairness: Jain's index (sum x)^2 / (n * sum x^2) over the tenants' attainments: 1 when all are
-  equal, 1/n when one has everything.
+  equal, 1/n when one has everything. It says nothing of whose load made them late: fairness.py
+  tells what each tenant got of what is its own.
 * Backlog: prompt and output tokens of the requests that have arrived and not ended. Its growth is
   the mean over the last quarter of the measured part minus the mean over the second quarter, as a
   share of the tokens that arrived between the middles of those quarters: the part of the load that

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from loadgen.scoring.fairness import Portion, portions
 from loadgen.scoring.score import (
     ALL,
     Score,
@@ -83,6 +84,7 @@ class Summary:
     backlog_growth: float  # share of the arriving tokens that are left behind
     backlog_noise: float  # standard deviation of that by chance
     fairness: float | None  # Jain's index of the tenants' attainments
+    portions: tuple[Portion, ...]  # of the tenants, where there are several
     num_abandoned: int
     end: End
     problem: str
@@ -96,9 +98,11 @@ def summarise(
     target: TargetInfo,
     run: Run,
     measuring: Measuring = WHOLE,
+    alone: Mapping[str, float] | None = None,
 ) -> Summary:
     """Folds a run of a load of those tiers, planned to last `duration_s`, into its figures. Those
-    of a run that ended early are over the part until then.
+    of a run that ended early are over the part until then. `alone` has the attainment of tenants
+    with their fair share alone, where that was measured.
     """
     window = _window(duration_s, run, measuring)
     judgements = [judge(r) for r in counted(run.records, window.start_s, window.end_s)]
@@ -116,6 +120,7 @@ def summarise(
         return tuple(score(name, groups[name], window.length_s) for name in sorted(groups))
 
     by_tenant = split(lambda r: r.request.tenant)
+    tenants = grouped(judgements, lambda r: r.request.tenant)
     by_tier = grouped(judgements, lambda r: r.request.tier)
     return Summary(
         target=target,
@@ -133,6 +138,9 @@ def summarise(
         backlog_growth=backlog_growth(run.records, window.start_s, window.end_s),
         backlog_noise=backlog_noise(run.records, window.start_s, window.end_s),
         fairness=jain_index([each.attainment or 0.0 for each in by_tenant]),
+        portions=(
+            portions(tenants, target.weights, window.end_s, alone or {}) if len(tenants) > 1 else ()
+        ),
         num_abandoned=sum(r.outcome is Outcome.ABANDONED for r in run.records),
         end=run.end,
         problem=run.problem,

@@ -120,18 +120,18 @@ class Arrivals:
         if not self.replay:
             assert self.rate is not None
             return arrival_times(self.rate, unit_gaps(self.process, self.cv, rng), duration_s)
-        scale = 1.0 if self.rate is None else self._trace_rps / self.rate.high
+        scale = 1.0 if self.rate is None else self.trace_rps / self.rate.high
         scaled = (row.at * scale for row in self.replay)
         return itertools.takewhile(lambda at: at < duration_s, scaled)
 
     @property
     def replay_s(self) -> float:
         """Returns how many seconds a replay lasts: it ends a mean gap after its last row."""
-        rps = self._trace_rps if self.rate is None else self.rate.high
+        rps = self.trace_rps if self.rate is None else self.rate.high
         return len(self.replay) / rps
 
     @property
-    def _trace_rps(self) -> float:
+    def trace_rps(self) -> float:
         """Returns the trace's own mean rate; rows of one instant count as those of a second."""
         span = self.replay[-1].at
         return (len(self.replay) - 1) / span if span else float(len(self.replay))
@@ -162,6 +162,12 @@ class Workload:
             arguments.tenant(tenant, "tenants")
         for application in self.applications:
             arguments.text(application, "applications")
+
+    def scaled(self, factor: float) -> Workload:
+        """Returns the same load at so many times its mean rate, as `at_rate` does."""
+        rate = self.arrivals.rate
+        now = self.arrivals.trace_rps if rate is None else rate.mean(self.duration_s)
+        return self.at_rate(now * factor)
 
     def at_rate(self, rate: float) -> Workload:
         """Returns the same load at another mean rate, in requests per second, and as long; only a

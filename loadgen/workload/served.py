@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from client.values import Tier
 
@@ -18,4 +19,5 @@ class TargetInfo:
     vocabulary_size: int
     context_length: int  # most tokens of prompt and output together
     version: str = ""  # of its software, where it is known
+    weights: Mapping[str, float] = field(default_factory=dict)  # of tenants' shares, where known
     stated_output: str = ""  # what its callers state as `max_tokens`, where that is simulated

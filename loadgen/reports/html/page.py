@@ -19,10 +19,12 @@ from loadgen.reports.tables import (
     called,
     cold_start,
     errors_table,
+    portions,
     promises_by_run,
     promises_by_tier,
     runs_table,
     score_tables,
+    worst_off,
 )
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.criterion import MEASURED
@@ -44,6 +46,11 @@ DEFINITIONS = {
     "the share that were late. Who was refused at once was told nothing.",
     "late foretold": "recall: of the late requests that were told something, the share that were "
     "told so. Were late: precision, the share of those that were told so.",
+    "fair share": "of the engine: a tenant's weight over those of all tenants that sent something. "
+    "Offered and received are parts of all prompt and output tokens, received within the measured "
+    "part.",
+    "on time alone": "what a tenant's requests have with its fair share of the engine alone: as if "
+    "all tenants were like it. Worse by: how much less it had in this run.",
     "without history": "of the cold start: arrived before five outputs of its application (or "
     "tier) had ended in this run, so that the length of its own was guessed from others.",
     "relegated": "moved behind the others because its deadline was lost or too dear; still served.",
@@ -139,11 +146,12 @@ def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
     """
     tables = score_tables(runs[0].summary) if len(runs) == 1 else [runs_table("Runs", runs)]
     yield from map(written, tables)
-    first, is_one = runs[0].summary, len(runs) == 1
-    promises = (
-        [promises_by_tier(first), cold_start(first)] if is_one else [promises_by_run("run", runs)]
-    )
-    yield from (written(table) for table in (*promises, errors_table(runs)) if table.rows)
+    first = runs[0].summary
+    if len(runs) == 1:
+        others = [promises_by_tier(first), cold_start(first), portions(first)]
+    else:
+        others = [promises_by_run("run", runs), worst_off("run", runs)]
+    yield from (written(table) for table in (*others, errors_table(runs)) if table.rows)
 
 
 def _subtitle(runs: Sequence[Measurement]) -> str:
