@@ -40,6 +40,9 @@ class Flags:
     minutes: Annotated[float, Flag("of real time at most (default: no limit)")] = math.inf
     steps: Annotated[int, Flag("to shrink a find, at most (default %(default)s)")] = 40
     policy: Annotated[str, Flag("who must not lose (default %(default)s)", POLICIES)] = "niyama"
+    outright: Annotated[
+        bool, Flag("leave out in what a baseline is better at the price of something else")
+    ] = False
     processes: Annotated[int, Flag("default %(default)s")] = 2
 
 
@@ -57,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{monotonic() - start:6.0f} s | {text}", file=sys.stderr, flush=True)
 
     end, status = "complete", 0
-    search = Search(_run_here, say, flags.policy, most_steps=flags.steps)
+    search = Search(
+        _run_here, say, flags.policy, most_steps=flags.steps, is_outright=flags.outright
+    )
     try:
         with interrupts.handled(interrupts.interrupt), worker_pool(flags.processes) as pool:
 

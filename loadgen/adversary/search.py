@@ -15,7 +15,7 @@ from engine.deciding.policies import ORDERS, POLICIES
 from loadgen.adversary.condition import Condition, draw
 from loadgen.adversary.shrink import shrink
 from loadgen.adversary.trial import Figures, Trial
-from loadgen.adversary.verdict import SHARES, Measure, better, is_perfect
+from loadgen.adversary.verdict import Measure, better, excuses, is_perfect
 from loadgen.silos import CHUNKS
 
 RIVALS = tuple(policy for policy in POLICIES if policy not in ORDERS)
@@ -41,11 +41,8 @@ class Find:
 
     @property
     def price(self) -> frozenset[Measure]:
-        """Returns in what the baseline is worse that excuses ours; nothing for an outright loss.
-        Who is late counts first: no tail and no throughput excuses it.
-        """
-        worse = better(self.ours, self.theirs)
-        return worse & SHARES if self.measure in SHARES else worse
+        """Returns in what the baseline is worse that excuses ours; nothing for an outright loss."""
+        return excuses(self.measure, better(self.ours, self.theirs))
 
     @property
     def seeds(self) -> range:
@@ -67,6 +64,7 @@ class Search:
     rivals: tuple[str, ...] = RIVALS
     orders: tuple[str, ...] = tuple(ORDERS)  # of the baselines with a fixed chunk
     most_steps: int = 40  # trials of simpler conditions, per find
+    is_outright: bool = False  # finds with a price are left out
     finds: list[Find] = field(default_factory=list)  # so far
     num_conditions: int = 0
     virtual_s: float = 0.0  # arrivals of the conditions drawn
@@ -93,7 +91,9 @@ class Search:
             name = _candidate(measure, ours, theirs)
             if name is None or measure in seen:
                 continue
-            find = self.confirm(measure, name, condition)
+            if self.is_outright and excuses(measure, better([ours], [theirs[name]])):
+                continue
+            find = self.confirm(measure, name, condition, self.is_outright)
             if find is not None:
                 seen |= find.gains
                 self._keep(find)

@@ -66,6 +66,13 @@ def _is_better(measure: Measure, theirs: Sequence[Figures], ours: Sequence[Figur
     return all(b > _TAIL * max(a, least) for a, b in pairs)
 
 
+def excuses(measure: Measure, worse: frozenset[Measure]) -> frozenset[Measure]:
+    """Returns what makes a gain in the measure a trade, of what a contender is worse in. Who is
+    late counts first: no tail and no throughput excuses more late requests.
+    """
+    return worse & SHARES if measure in SHARES else worse
+
+
 def is_perfect(ours: Figures) -> bool:
     """Says whether nobody can be better than this by more than noise."""
     is_late = max(ours.late, ours.late_important) >= _LATE

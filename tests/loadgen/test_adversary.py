@@ -218,6 +218,9 @@ def test_finds_that_cost_the_rival_are_told_with_their_price_and_not_shrunk() ->
     (find,) = search.finds
     assert find.condition == LOAD
     assert find.price == {Measure.LATE, Measure.LATE_IMPORTANT}
+    outright = Search(run_all, silent, is_outright=True)
+    outright.try_one(LOAD)
+    assert outright.finds == []
 
 
 def test_the_command_ends_in_time_with_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
