@@ -45,9 +45,12 @@ class Demand:
         expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
         return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
-    def prefill_s(self, sequence: Sequence) -> float:
-        """Returns the seconds that prefilling what is uncomputed takes."""
-        return self._latency.prefill_seconds(sequence.num_computed, sequence.num_known, self.chunk)
+    def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
+        """Returns the seconds that prefilling takes from position `start` on; None: of what is
+        uncomputed.
+        """
+        start = sequence.num_computed if start is None else start
+        return self._latency.prefill_seconds(start, sequence.num_known, self.chunk)
 
     def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:
         """Returns the seconds that the decodes after the prefill add to iterations, for as many as

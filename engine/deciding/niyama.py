@@ -39,6 +39,7 @@ from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
 
 MAX_ALPHA = 1024.0
+MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests
 
@@ -292,6 +293,22 @@ class Niyama(Policy):
 
     def share_to_start(self, sequence: Sequence) -> float:
         return 1.0 if sequence.request.targets.tbt_s is not None else PATIENT_SHARE
+
+    def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:
+        """A promised sequence is given memory by what has only begun, if it would be late by
+        waiting for the giver's end: by the background, and by a promised one that has time to wait
+        for the end of the other and to be computed again.
+        """
+        if sequence not in self._promises or giver.num_preemptions >= MAX_GIVEN:
+            return False
+        decoding_s, own_s = self.demand.decoding_s, self._work_left_s(sequence)
+        ends_s = self._work_left_s(giver) + decoding_s(giver)
+        if now + ends_s + own_s <= sequence.prefill_due_at:
+            return False
+        if giver in self._background:
+            return True
+        again_s = self.demand.prefill_s(giver, 0) + self._decodes_s[giver]
+        return now + own_s + decoding_s(sequence) + again_s <= giver.prefill_due_at
 
     def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
         self._background.launched(chunks)

@@ -112,6 +112,10 @@ class PagePool:
 
     # Sharing
 
+    def num_own(self, sequence: Sequence) -> int:
+        """Returns how many pages of the sequence nobody else reads."""
+        return sum(self._readers[page] == 1 for page in sequence.pages)
+
     def num_missing(self, request: Request, num_positions: int) -> int:
         """Returns how many of the available pages that many positions of a request would take that
         has not begun: all of its pages but those that others are reading.

@@ -6,9 +6,14 @@ has only begun its prefill, the last in order, and if there is none, a running o
 
 Prefills fill what the policy leaves of the iteration, in its order. A sequence starts only when the
 batch has a place for it and the memory holds its whole prompt, beside a page for everybody who
-runs; those behind it wait too, so that it is not overtaken for its size, but what has started goes
-on. It may happen that all memory is held by such and none of it can go on: then the last in order
-gives up its pages, and planning begins anew.
+runs. Where it cannot, those that have only begun, the last in order first, give their pages for it
+if the policy says so (`Policy.gives_way`) and that is enough. Else nobody starts whose key is behind
+its own, so that it is not overtaken for its size, but what has started goes on: so the memory is
+there once those that run now have ended. Whose key is before its own does not wait for it: the
+background cannot keep others out by being given a turn that it has no memory for.
+
+It may happen that all memory is held by those that have begun and none of them can go on: then the
+last in order gives up its pages, and planning begins anew.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from collections.abc import Iterator
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Chunk, Plan, Work
-from engine.deciding.policy import Policy
+from engine.deciding.policy import Policy, saves
+from engine.deciding.queue import Key
 from engine.deciding.record import DecisionLog
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
@@ -57,7 +63,10 @@ class Planner:
             chunks: list[Chunk] = []
             if self._roster.waiting:
                 self._policy.begin(decodes, work, now)
-                chunks, work = self._grant_chunks(work, now)
+                granted = self._grant_chunks(work, now)
+                if granted is None:
+                    continue  # others gave way: there is more to grant
+                chunks, work = granted
             if decodes or chunks:
                 cost_s, cleared = self._latency.predict(work), self._pages.take_fresh()
                 return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared)
@@ -111,18 +120,19 @@ class Planner:
 
         return max(self._roster.running, key=slack_after)
 
-    def _preempt(self, sequence: Sequence, now: float) -> None:
+    def _preempt(self, sequence: Sequence, now: float, why: str = "memory ran out") -> None:
         """Takes all pages; what was computed is computed again later."""
         self._pages.release(sequence)
         num_lost = self._roster.preempt(sequence, now)
         self._totals.num_preemptions += 1
-        self._record.note(sequence.id, now, "preempted", "memory ran out", tokens_lost=num_lost)
+        self._record.note(sequence.id, now, "preempted", why, tokens_lost=num_lost)
 
     # Prefills
 
-    def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work]:
+    def _grant_chunks(self, work: Work, now: float) -> tuple[list[Chunk], Work] | None:
         """Returns prefill chunks in the policy's order, as far as its budget, memory and batch
-        reach, each with pages for all of it; and the work of the iteration with them.
+        reach, each with pages for all of it; and the work of the iteration with them. Returns None
+        where others gave way, so that there is more to grant.
         """
         room, partial = self._policy.room, self._roster.partial
         chunks: list[Chunk] = []
@@ -130,13 +140,22 @@ class Planner:
             fits = room(work, sequence)
             if fits <= 0:
                 break  # what it could share may be more by then
-            if sequence not in partial and self._start(sequence):
-                fits = room(work, sequence)
+            if sequence not in partial:
+                if not self._fits(sequence):
+                    if self._make_way(sequence, chunks, now):
+                        return None
+                    continue
+                if self._start(sequence):
+                    fits = room(work, sequence)
             # A token in flight can be decoded, but not put into a chunk.
             known = sequence.num_uncomputed - sequence.num_in_flight
             length = min(fits, known)
             start = sequence.num_computed
-            if length <= 0 or not self._pages.grow(sequence, start + length):
+            if length <= 0:
+                break
+            if not self._pages.grow(sequence, start + length):
+                if self._make_way(sequence, chunks, now):
+                    return None
                 break
             partial[sequence] = None
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
@@ -144,31 +163,64 @@ class Planner:
         return chunks, work
 
     def _candidates(self, now: float) -> Iterator[Sequence]:
-        """Yields the waiting in the policy's order, up to the first that cannot start, and then the
-        others that have started.
+        """Yields the waiting in the policy's order. One that has not started when the next is asked
+        for could not: from then on nobody is yielded whose key is behind its own, but those that
+        have started.
         """
         waiting, partial = self._roster.waiting, self._roster.partial
         seen: set[Sequence] = set()
+        blocked: tuple[Key, int] | None = None
         for sequence in self._policy.order(waiting, now):
-            if sequence not in partial and not self._can_start(sequence):
-                yield from sorted((s for s in partial if s not in seen), key=waiting.place)
-                return
+            if blocked and sequence not in partial and waiting.place(sequence) > blocked:
+                break
             seen.add(sequence)
             yield sequence
+            if sequence not in partial:
+                blocked = waiting.place(sequence)
+        yield from sorted((s for s in partial if s not in seen), key=waiting.place)
 
-    def _can_start(self, sequence: Sequence) -> bool:
-        """A sequence starts only when the batch has a place for it, and the memory holds its whole
-        prompt beside a page for every running sequence.
+    def _fits(self, sequence: Sequence, places_given: int = 0, pages_given: int = 0) -> bool:
+        """Whether the batch has a place for a waiting sequence, unless it has one, and the memory
+        holds its whole prompt, beside a page for every running sequence where it has not started.
+        Places and pages that others would give count too. Of the share that the policy keeps open,
+        it takes what it could never start without.
         """
-        num_started, num_running = self._roster.num_started, len(self._roster.running)
+        roster, pages = self._roster, self._pages
+        available = pages.num_available + pages_given
+        num_positions = sequence.num_known + 1
+        if sequence in roster.partial:
+            return pages.pages_for(num_positions) - len(sequence.pages) <= available
+        num_started, num_running = roster.num_started - places_given, len(roster.running)
         if num_started == 0:
             return True
         share = self._policy.share_to_start(sequence)
         if num_started >= share * self._max_batch_size:
             return False
-        needed = self._pages.num_missing(sequence.request, sequence.num_known + 1)
-        kept_open = int((1 - share) * self._pages.num_pages)
-        return needed + num_running <= self._pages.num_available - kept_open
+        needed = pages.num_missing(sequence.request, num_positions) + num_running
+        most = int(share * pages.num_pages)
+        kept_open = pages.num_pages - most if needed <= most else 0
+        return needed <= available - kept_open
+
+    def _make_way(self, sequence: Sequence, chunks: list[Chunk], now: float) -> bool:
+        """Has others give way for a sequence that memory or batch keep from going on: of those that
+        have begun, and have none of these chunks, the last in order first. Returns whether they
+        did; nobody does where all of them together are not enough.
+        """
+        roster, gives_way = self._roster, self._policy.gives_way
+        kept = {sequence, *(chunk.sequence for chunk in chunks)}
+        givers: list[Sequence] = []
+        num_pages = 0
+        for giver in sorted(roster.partial, key=roster.waiting.place, reverse=True):
+            if giver in kept or not gives_way(giver, sequence, now):
+                continue
+            givers.append(giver)
+            num_pages += self._pages.num_own(giver)
+            if self._fits(sequence, len(givers), num_pages):
+                for each in givers:
+                    whom = saves(each.request, sequence.request)
+                    self._preempt(each, now, f"another needed its memory ({whom})")
+                return True
+        return False
 
     def _start(self, sequence: Sequence) -> int:
         """Takes from the prefix index what it has of the prompt, and returns how many tokens that

@@ -12,7 +12,8 @@ in one way for all policies. Where policies differ, it asks. There are three dec
    A policy may let running sequences sit an iteration out to make room (`hold`), and may keep part
    of the memory and of the batch free for some requests (`share_to_start`).
 3. Relegation: who gives way when not everybody can be on time. Before each iteration the policy
-   says who is moved to another place in the queue, and why (`review`).
+   says who is moved to another place in the queue, and why (`review`). And where memory keeps
+   somebody from starting, who of those that have only begun gives it up (`gives_way`).
 
 Besides, it answers one question, on which every forecast rests: how much work is served before a
 sequence (`ahead_s`).
@@ -51,6 +52,7 @@ from typing import NamedTuple
 from engine.deciding.demand import Demand
 from engine.deciding.plan import Work
 from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 
 # Ranks of keys. Everybody of one rank goes before everybody of the next, unless `order` says else.
@@ -77,9 +79,12 @@ class Move(NamedTuple):
         """The reason, and who is saved; the requests of another tenant are not named."""
         if self.for_whom is None:
             return self.reason
-        own, saved = self.sequence.request, self.for_whom.request
-        whom = saved.name if saved.tenant == own.tenant else "another tenant's"
-        return f"{self.reason} (saves {whom})"
+        return f"{self.reason} ({saves(self.sequence.request, self.for_whom.request)})"
+
+
+def saves(own: Request, saved: Request) -> str:
+    """Says whom it saves that a request gives way, as its caller may know it."""
+    return "saves " + (saved.name if saved.tenant == own.tenant else "another tenant's")
 
 
 class Policy(ABC):
@@ -143,6 +148,13 @@ class Policy(ABC):
         sequence may begin.
         """
         return 1.0
+
+    def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:
+        """Returns whether `giver`, whose prefill has begun, gives up its pages and its place in the
+        batch for `sequence`, which waits for such. What it had computed is computed again, so this
+        must not go to and fro: of each giver it may be true only so many times.
+        """
+        return False
 
     def launched(  # noqa: B027 # most need to know nothing
         self, chunks: Iterable[tuple[Sequence, int]]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.deciding.niyama import MAX_GIVEN
+from engine.deciding.request import BEST_EFFORT, Targets
 from engine.deciding.sequence import Status
 from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
 
@@ -42,3 +47,136 @@ def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> Non
     assert driver.scheduler.sequence("chat0").status is Status.DECODING
     assert driver.scheduler.sequence("chat1").status is Status.DECODING
     driver.drain()
+
+
+# Who gives memory for whom. MILLI: a prompt of n tokens takes a little more than n ms.
+
+
+def small(max_batch_size: int = 64) -> Driver:
+    """A memory of 1,600 positions, of which deadline requests and best effort take 1,400."""
+    return Driver(
+        make_scheduler(
+            num_pages=400,
+            page_size=4,
+            context_len=1600,
+            max_batch_size=max_batch_size,
+            prefix_caching=False,
+        )
+    )
+
+
+def gifts(driver: Driver, name: str) -> list[str]:
+    """How often a request gave its memory, and for whom."""
+    decisions = driver.scheduler.explain(name).decisions
+    return [d.detail for d in decisions if d.kind == "preempted" and "another" in d.detail]
+
+
+def is_met(driver: Driver, name: str) -> bool:
+    finished = driver.stories[name].finished
+    assert finished is not None
+    return finished.timings.ttft_met is not False and finished.timings.ttlt_met is not False
+
+
+def test_best_effort_that_has_begun_gives_its_memory_for_who_would_be_late() -> None:
+    """It holds 640 positions, and has 0.6 s of prefill and 0.5 s of decodes before it frees them;
+    the other needs 1,000, takes 1.0 s, and is due in 1.3 s.
+    """
+    driver = small()
+    driver.submit(make_request("patient", prompt=1200, output=400))
+    while driver.scheduler.sequence("patient").num_computed < 640:
+        driver.step()
+    driver.submit(make_request("chat", 1000, 5, at=driver.now, targets=interactive(1.3, 0.5)))
+    driver.drain()
+    assert is_met(driver, "chat")
+    assert gifts(driver, "patient") == ["another needed its memory (saves chat)"]
+
+
+def test_so_does_a_place_in_a_small_batch() -> None:
+    driver = small(max_batch_size=1)
+    driver.submit(make_request("patient", prompt=1000, output=50))
+    driver.step()
+    driver.submit(make_request("chat", 100, 5, at=driver.now, targets=interactive(0.5, 0.5)))
+    driver.drain()
+    assert is_met(driver, "chat")
+
+
+def test_who_can_wait_for_the_end_of_another_takes_no_memory() -> None:
+    driver = small()
+    driver.submit(make_request("patient", prompt=1200, output=50))
+    driver.step()
+    driver.submit(make_request("chat", 600, 5, at=driver.now, targets=interactive(60.0, 0.5)))
+    driver.drain()
+    assert is_met(driver, "chat")
+    assert not gifts(driver, "patient")
+
+
+def test_a_promised_prefill_gives_its_memory_while_it_has_time_to_be_computed_again() -> None:
+    """As above; but where it would then be late itself, the other is."""
+    for ttlt_s, gives in ((20.0, True), (2.5, False)):
+        driver = small()
+        driver.submit(make_request("batch", 1200, 400, targets=deadline(ttlt_s)))
+        while driver.scheduler.sequence("batch").num_computed < 640:
+            driver.step()
+        driver.submit(make_request("chat", 1000, 5, at=driver.now, targets=interactive(1.3, 0.5)))
+        driver.drain()
+        assert bool(gifts(driver, "batch")) == gives
+        assert is_met(driver, "batch")
+        assert is_met(driver, "chat") == gives
+
+
+def test_the_turn_of_a_prompt_without_memory_keeps_nobody_out() -> None:
+    """A large best-effort prompt has earned its turn after 50 of the others or so, of whom always one
+    runs, so that there is no memory for it.
+    """
+    driver = small()
+    names = [f"chat{i}" for i in range(120)]
+    for name in names:
+        driver.submit(make_request(name, 100, 150, at=driver.now, targets=interactive(0.5, 0.5)))
+        if name == "chat0":
+            driver.step()
+            driver.submit(make_request("patient", 1500, 5, at=driver.now))
+        until = driver.now + 0.15
+        while driver.now < until:
+            assert driver.step() is not None
+    assert not driver.scheduler.sequence("patient").pages
+    driver.drain()
+    assert all(is_met(driver, name) for name in names)
+
+
+def test_a_prompt_beyond_the_patient_share_starts_beside_others() -> None:
+    """It needs 1,500 of 1,600 positions, 100 more than patient work may take, and the stream holds
+    50: it need not wait for the stream's end.
+    """
+    for targets in (deadline(30.0), BEST_EFFORT):
+        driver = small()
+        driver.submit(make_request("stream", 10, 40, targets=interactive(1.0, 0.5)))
+        driver.step()
+        driver.submit(make_request("large", 1500, 2, at=driver.now, targets=targets))
+        driver.step()
+        assert driver.scheduler.sequence("large").pages
+        driver.drain()
+
+
+WANTED = st.sampled_from((BEST_EFFORT, interactive(0.3, 0.05), deadline(1.0), deadline(30.0)))
+ASKED = st.tuples(st.integers(1, 1500), st.integers(1, 60), WANTED, st.integers(0, 400))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(ASKED, min_size=2, max_size=12), st.sampled_from((1, 2, 64)))
+def test_memory_is_not_given_to_and_fro(
+    asked: list[tuple[int, int, Targets, int]], max_batch_size: int
+) -> None:
+    """Whoever comes and whatever they need: everybody ends, and nobody gives more than MAX_GIVEN
+    times, so that at most as many times all prompts together are computed again for others.
+    """
+    driver = small(max_batch_size)
+    for i, (prompt, output, targets, gap_ms) in enumerate(asked):
+        driver.submit(make_request(f"r{i}", prompt, output, at=driver.now, targets=targets))
+        until = driver.now + 1e-3 * gap_ms
+        while driver.now < until and driver.in_flight:
+            driver.step()
+    driver.drain()
+    for name, story in driver.stories.items():
+        assert story.finished is not None
+        assert len(story.token_at) == story.request.sampling.max_tokens
+        assert len(gifts(driver, name)) <= MAX_GIVEN
