@@ -7,10 +7,10 @@ has only begun its prefill, the last in order, and if there is none, a running o
 Prefills fill what the policy leaves of the iteration, in its order. A sequence starts only when the
 batch has a place for it and the memory holds its whole prompt, beside a page for everybody who
 runs. Where it cannot, those that have only begun, the last in order first, give their pages for it
-if the policy says so (`Policy.gives_way`) and that is enough. Else nobody starts whose key is behind
-its own, so that it is not overtaken for its size, but what has started goes on: so the memory is
-there once those that run now have ended. Whose key is before its own does not wait for it: the
-background cannot keep others out by being given a turn that it has no memory for.
+if the policy says so (`Policy.gives_way`) and that is enough. Else nobody starts whose key is
+behind its own, so that it is not overtaken for its size, but what has started goes on: so the
+memory is there once those that run now have ended. Whose key is before its own does not wait for
+it: nobody keeps the others out by being given a turn that there is no memory for.
 
 It may happen that all memory is held by those that have begun and none of them can go on: then the
 last in order gives up its pages, and planning begins anew.

@@ -125,8 +125,8 @@ def test_a_promised_prefill_gives_its_memory_while_it_has_time_to_be_computed_ag
 
 
 def test_the_turn_of_a_prompt_without_memory_keeps_nobody_out() -> None:
-    """A large best-effort prompt has earned its turn after 50 of the others or so, of whom always one
-    runs, so that there is no memory for it.
+    """A large best-effort prompt has earned its turn after 50 of the others or so, of whom one
+    always runs, so that there is no memory for it.
     """
     driver = small()
     names = [f"chat{i}" for i in range(120)]
