@@ -64,6 +64,7 @@ from engine.deciding.pace import (
 )
 from engine.deciding.plan import Work
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 THRIFT = 1.05  # another size of chunk must be at least this much more efficient
 LIGHT = 0.05  # load of the queue below which there is no hurry
@@ -88,17 +89,18 @@ class Chunking:
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
 
-    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
-        """Returns the running sequences that sit this iteration out, as the module says."""
-        elastic = [s for s in running if s.request.targets.ttlt_s is not None and s.due_at > now]
-        if not elastic or len(elastic) == len(running):
+    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
+        """Returns the running sequences that sit this iteration out, as the module says; `work` is
+        that of all of them.
+        """
+        if not running.by_tbt or not running.elastic:
             return []
         budget_s = iteration_budget(self._usual_pace, running, 0.0, now).seconds
-        work = Work(len(running), sum(s.num_known for s in running))
         expected_s = self._latency.predict(work)
         if expected_s * self._latency.margin <= budget_s:
             return []
         left = self._demand.output_left
+        elastic = [s for s in running.elastic if s.due_at > now]
         spare = [(deadline_budget(s.due_at, left(s), now), s.id, s) for s in elastic]
         held: list[Sequence] = []
         pages = 0
@@ -116,7 +118,7 @@ class Chunking:
         return held
 
     def begin(
-        self, decodes: list[Sequence], work: Work, load: float, response_s: float, now: float
+        self, decodes: Streams, work: Work, load: float, response_s: float, now: float
     ) -> None:
         """An iteration with these decodes, and so with that work, is planned for the instant `now`.
 
@@ -154,6 +156,11 @@ class Chunking:
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
+
+    def is_full(self, work: Work) -> bool:
+        """Whether the iteration that has `work` so far has no room for anybody."""
+        limit = self._demand.chunk - work.num_prefill
+        return limit <= 0 or not self._latency.largest_chunk(work, 0, limit, self._budget.seconds)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on

@@ -41,8 +41,7 @@ class Demand:
 
     def output_left(self, sequence: Sequence) -> int:
         """Returns the tokens that are guessed to be sampled yet, at least 1."""
-        request = sequence.request
-        expected = self._history.estimate(request.output_group, request.sampling.max_tokens)
+        expected = self._history.estimate(sequence.output_group, sequence.max_tokens)
         return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
     def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
@@ -56,8 +55,7 @@ class Demand:
         """Returns the seconds that the decodes after the prefill add to iterations, for as many as
         there are on average, but `most` at most.
         """
-        request = sequence.request
-        mean = self._history.mean(request.output_group, request.sampling.max_tokens)
+        mean = self._history.mean(sequence.output_group, sequence.max_tokens)
         decodes = max(1.0, min(mean - sequence.num_output, most))
         context = sequence.num_known + int(decodes / 2)
         return decodes * self._latency.decode_seconds(context, self.chunk)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -70,16 +70,23 @@ _ONE_DECODE = Work(num_decodes=1, decode_context=1)
 _ONE_TOKEN = Work(num_prefill=1, prefill_context=1, prefill_pairs=1, num_chunks=1)
 
 
+# Called several times for each iteration: `Work(...)` takes twice as long.
+_make_work: Callable[[type[Work], tuple[int, ...]], Work] = tuple.__new__
+
+
 def add_chunk(work: Work, start: int, length: int) -> Work:
     """Returns the work with one more prefill chunk, of positions [start, start + length)."""
     num_decodes, decode_context, num_prefill, prefill_context, pairs, num_chunks = work
-    return Work(
-        num_decodes,
-        decode_context,
-        num_prefill + length,
-        prefill_context + start + length,
-        pairs + length * start + length * (length + 1) // 2,
-        num_chunks + 1,
+    return _make_work(
+        Work,
+        (
+            num_decodes,
+            decode_context,
+            num_prefill + length,
+            prefill_context + start + length,
+            pairs + length * start + length * (length + 1) // 2,
+            num_chunks + 1,
+        ),
     )
 
 
@@ -227,7 +234,9 @@ class LatencyModel:
 
     def usual(self, work: Work) -> float:
         """Returns the seconds that such an iteration takes in the machine's usual state."""
-        i = self._index(work.num_decodes + work.num_prefill)
+        num_tokens, bounds, i = work.num_decodes + work.num_prefill, self._bounds, 0
+        while num_tokens > bounds[i]:
+            i += 1
         return self._scales[i] * self._segments[i].seconds(work)
 
     @property
@@ -248,30 +257,35 @@ class LatencyModel:
         none. It is exact.
         """
         tokens = work.num_decodes + work.num_prefill
+        within_s = budget_s / self._margin / self._present
         for i in range(len(self._segments) - 1, -1, -1):
             low = 1 if i == 0 else max(1, self._bounds[i - 1] + 1 - tokens)
             high = min(limit, self._bounds[i] - tokens)
             if low <= high:
-                n = self._largest_in(i, work, start, high, budget_s / self._margin / self._present)
+                n = self._largest_in(i, work, start, low, high, within_s)
                 if n >= low:
                     return n
         return 0
 
-    def _largest_in(self, i: int, work: Work, start: int, high: int, budget_s: float) -> int:
-        """Returns the largest n <= high that costs at most `budget_s` by segment i, as the module
-        says.
+    def _largest_in(
+        self, i: int, work: Work, start: int, low: int, high: int, budget_s: float
+    ) -> int:
+        """Returns the largest n in [low, high] that costs at most `budget_s` by segment i, as the
+        module says; any number below `low` if there is none.
         """
         segment, scale = self._segments[i], self._scales[i]
-        fixed = scale * segment.seconds(add_chunk(work, start, 0))
-        linear = segment.prefill + segment.prefill_context + segment.prefill_pairs * (start + 0.5)
-        b, a = scale * linear, scale * segment.prefill_pairs / 2
-        left = budget_s - fixed
-        if left < 0:
-            return 0
-        if a * high * high + b * high <= left:
+        _, _, prefill, _, _, prefill_context, prefill_pairs, chunk = segment
+        fixed = scale * (segment.seconds(work) + prefill_context * start + chunk)
+        b, a = prefill + prefill_context + prefill_pairs * (start + 0.5), prefill_pairs / 2
+        b, a, left = scale * b, scale * a, budget_s - fixed
+        if (a * high + b) * high <= left:
             n = high
+        elif left <= 0:
+            n = 0
         else:  # stable form of the root of a n^2 + b n = left
             n = int(2 * left / (b + math.sqrt(b * b + 4 * a * left)))
+        if n < low - 2:
+            return 0
         while n < high and scale * segment.seconds(add_chunk(work, start, n + 1)) <= budget_s:
             n += 1
         while n > 0 and scale * segment.seconds(add_chunk(work, start, n)) > budget_s:

@@ -37,6 +37,7 @@ from engine.deciding.policy import KEPT, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 MAX_ALPHA = 1024.0
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
@@ -280,16 +281,21 @@ class Niyama(Policy):
         """The seconds that pass before a decision can take effect: one large iteration."""
         return min(self._step_s, self._response_s)
 
-    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
-        return self._chunking.hold(running, now)
+    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
+        return self._chunking.hold(running, work, now)
 
-    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+    def begin(self, decodes: Streams, work: Work, now: float) -> None:
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:
         if not self.config.dynamic_chunks:
             return self._fixed_chunk - work.num_tokens
         return self._chunking.room(work, sequence.num_computed, sequence.num_uncomputed)
+
+    def is_full(self, work: Work) -> bool:
+        if not self.config.dynamic_chunks:
+            return work.num_tokens >= self._fixed_chunk
+        return self._chunking.is_full(work)
 
     def share_to_start(self, sequence: Sequence) -> float:
         return 1.0 if sequence.request.targets.tbt_s is not None else PATIENT_SHARE

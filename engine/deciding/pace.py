@@ -19,11 +19,12 @@ All durations are in seconds. What else bounds an iteration stands in chunking.p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long as decodes alone
 
@@ -65,18 +66,15 @@ def interactive_budget(
     return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
 
 
-def wished_s(
-    decodes: Iterable[Sequence], output_left: Callable[[Sequence], float], now: float
-) -> float:
+def wished_s(decodes: Streams, output_left: Callable[[Sequence], float], now: float) -> float:
     """Returns the shortest iteration that a stream with a TTLT wishes for, inf if there is none.
 
     `output_left` says how many tokens a stream may have left. One that is late has no wish.
     """
-    shortest_s = math.inf
-    for sequence in decodes:
-        if sequence.request.targets.ttlt_s is not None and (due := sequence.due_at) > now:
-            shortest_s = min(shortest_s, deadline_budget(due, output_left(sequence), now))
-    return shortest_s
+    wishes = [
+        deadline_budget(s.due_at, output_left(s), now) for s in decodes.elastic if s.due_at > now
+    ]
+    return min(wishes, default=math.inf)
 
 
 def deadline_budget(due: float, output_left: float, now: float) -> float:
@@ -91,29 +89,32 @@ class Budget(NamedTuple):
     tbt_s: float | None  # the TBT target of the stream that says so, if it has one
 
 
-def iteration_budget(
-    config: PaceConfig, decodes: Iterable[Sequence], floor_s: float, now: float
-) -> Budget:
-    """Returns the tightest bound over the streams with a TBT that decode.
+def iteration_budget(config: PaceConfig, decodes: Streams, floor_s: float, now: float) -> Budget:
+    """Returns the tightest bound over the streams that decode with a TBT, each of which has some.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
     not relax by waiting binds nobody, as prefills must not starve for what cannot be had.
+
+    Both bounds of a stream grow with the instants from which they run. So of streams with one TBT
+    that which has waited longest for a token has the tightest gap, and that whose next is due first
+    the tightest envelope; with a token that is late already a stream has none.
     """
     budget = Budget(math.inf, None)
-    max_gap, reserve = config.max_gap, config.reserve
-    for sequence in decodes:
-        request = sequence.request
-        tbt_s = request.targets.tbt_s
-        # A token in flight comes when the iteration before this one ends, which is `now`.
-        last = now if sequence.num_in_flight else sequence.last_token_at
-        if tbt_s is not None and last is not None:
-            if config.catch_up * tbt_s < floor_s:
-                bound = max(max_gap, LOST_GAP) * floor_s
-            else:
-                least = now + budget.seconds  # bounds are at least min(gap, spare): see above
-                if last + max_gap * tbt_s >= least <= sequence.due_at - reserve * tbt_s:
-                    continue
-                bound = interactive_budget(config, tbt_s, sequence.due_at, last, now)
-            if bound < budget.seconds:
-                budget = Budget(bound, tbt_s)
+    for tbt_s, streams in decodes.by_tbt.items():
+        if config.catch_up * tbt_s < floor_s:
+            bound = max(config.max_gap, LOST_GAP) * floor_s
+        else:
+            due = min([s.due_at for s in streams])
+            if due <= now:
+                due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
+            bound = interactive_budget(config, tbt_s, due, _longest_waiting(streams, now), now)
+        if bound < budget.seconds:
+            budget = Budget(bound, tbt_s)
     return budget
+
+
+def _longest_waiting(streams: list[Sequence], now: float) -> float:
+    """Returns when the stream that has waited longest for a token got its last. A token in flight
+    comes when the iteration before this one ends, which is `now`.
+    """
+    return min([now if s.num_in_flight or (at := s.last_token_at) is None else at for s in streams])

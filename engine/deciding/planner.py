@@ -29,6 +29,7 @@ from engine.deciding.record import DecisionLog
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
 from engine.deciding.stats import Totals
+from engine.deciding.streams import Streams
 
 
 class Planner:
@@ -77,20 +78,20 @@ class Planner:
 
     # Decodes
 
-    def _grant_decodes(self, now: float) -> list[Sequence]:
+    def _grant_decodes(self, now: float) -> Streams:
         """Returns the running sequences that decode now, each with a page for its next position."""
         roster, page_size = self._roster, self._pages.page_size
-        decodes = list(roster.running)
-        held = self._policy.hold(decodes, now)
+        decodes = roster.streams
+        held = self._policy.hold(decodes, Work(len(decodes), roster.context), now)
         if held or roster.held:
             self._hold(held, now)
-            decodes = [s for s in decodes if s not in roster.held]
+            decodes = decodes.without(roster.held)
         num_preemptions = self._totals.num_preemptions
         for sequence in [s for s in decodes if s.num_computed >= len(s.pages) * page_size]:
             self._grant_page(sequence, now)
         if self._totals.num_preemptions == num_preemptions:
             return decodes
-        return [s for s in roster.running if s not in roster.held]
+        return roster.streams.without(roster.held)
 
     def _hold(self, held: list[Sequence], now: float) -> None:
         """Lets these running sequences sit the iteration out, and no others."""
@@ -160,6 +161,8 @@ class Planner:
             partial[sequence] = None
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
             work = add_chunk(work, start, length)
+            if self._policy.is_full(work):
+                break
         return chunks, work
 
     def _candidates(self, now: float) -> Iterator[Sequence]:

@@ -54,6 +54,7 @@ from engine.deciding.plan import Work
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 # Ranks of keys. Everybody of one rank goes before everybody of the next, unless `order` says else.
 KEPT, BEST_EFFORT, RELEGATED = 0, 1, 2
@@ -128,12 +129,14 @@ class Policy(ABC):
 
     # Size of the chunk
 
-    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
-        """Returns the running sequences that sit this iteration out."""
+    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
+        """Returns the running sequences that sit this iteration out; `work` is that of all of
+        them.
+        """
         return []
 
     def begin(  # noqa: B027 # most need to know nothing
-        self, decodes: list[Sequence], work: Work, now: float
+        self, decodes: Streams, work: Work, now: float
     ) -> None:
         """Takes note of the decodes, and of their work, that the iteration has before any chunk."""
 
@@ -142,6 +145,12 @@ class Policy(ABC):
         """Returns the most tokens of the waiting sequence that may join an iteration that has
         `work` so far. Anything below 1 says that the iteration is full.
         """
+
+    def is_full(self, work: Work) -> bool:
+        """Whether it is sure that `room` has nothing for anybody who waits, once the iteration has
+        `work`. It spares asking for them one by one.
+        """
+        return False
 
     def share_to_start(self, sequence: Sequence) -> float:
         """Returns the share of the batch's places and of the memory, in (0, 1], up to which this

@@ -93,6 +93,8 @@ class Promises:
         important than somebody else who waits gives way earlier, when somebody would be late with
         a start `margin_s` later.
         """
+        if start + margin_s + self.all.lateness <= 0:
+            return None  # as nearly always: nobody would be late
         present = sorted(importance for importance, group in self.groups.items() if group)
         return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
 

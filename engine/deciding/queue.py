@@ -35,7 +35,8 @@ class SequenceQueue:
     def of_rank(self, rank: int) -> Iterator[Sequence]:
         """Yields in order the sequences whose key has that rank."""
         low, high = ((rank, -math.inf),), ((rank + 1, -math.inf),)
-        return (entry[2] for entry in self._sorted.irange(low, high))
+        for _, _, sequence in self._sorted.irange(low, high):
+            yield sequence
 
     def add(self, sequence: Sequence, key: Key) -> None:
         """Adds a sequence behind those that have the same key."""

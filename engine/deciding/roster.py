@@ -17,6 +17,7 @@ from engine.deciding.plan import Plan
 from engine.deciding.policy import Policy
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence, Status
+from engine.deciding.streams import Streams
 
 
 class Roster:
@@ -29,6 +30,7 @@ class Roster:
         self.running: dict[Sequence, None] = {}
         self.held: set[Sequence] = set()
         self.context = 0  # sum of `num_known` over the running
+        self._streams: Streams | None = None  # the running; None: others than were listed
         self.num_relegated = 0  # of the waiting
         self._policy = policy
 
@@ -36,6 +38,13 @@ class Roster:
     def num_started(self) -> int:
         """Returns how many have a place in the batch: they hold pages, and are not ending."""
         return len(self.running) + len(self.partial)
+
+    @property
+    def streams(self) -> Streams:
+        """The running sequences: one list for as long as they are the same."""
+        if self._streams is None:
+            self._streams = Streams(self.running)
+        return self._streams
 
     def last_partial(self) -> Sequence:
         """Returns the last in order of the partial ones, of which there must be some. Their number,
@@ -69,6 +78,7 @@ class Roster:
         """The prefill of the waiting sequence is over: it decodes from now on."""
         self._leave_queue(sequence)
         self.running[sequence] = None
+        self._streams = None
         self.context += sequence.num_known
 
     def expect_tokens(self, sequences: ListOf[Sequence], started_at: float) -> list[Sequence]:
@@ -81,6 +91,7 @@ class Roster:
     def stop(self, sequence: Sequence) -> None:
         """The running sequence decodes no more."""
         del self.running[sequence]
+        self._streams = None
         self.held.discard(sequence)
         self.context -= sequence.num_known
 
@@ -119,6 +130,7 @@ class Roster:
         assert set(self.partial) == {s for s in waiting if s.pages}
         assert self.num_relegated == sum(s.relegated for s in waiting)
         assert {s for s in sequences if s.status is Status.DECODING} == set(self.running)
+        assert self.streams == list(self.running)
         assert self.held <= set(self.running)
         assert self.context == sum(s.num_known for s in self.running)
         sampling = [] if in_flight is None else in_flight.sampling

@@ -268,7 +268,7 @@ class Scheduler:
         sequence.finish(reason, now)
         self.totals.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self.history.observe(sequence.request.output_group, len(sequence.output))
+            self.history.observe(sequence.output_group, len(sequence.output))
         event = finished(sequence, now, why)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             self.experience.forget(sequence.id)

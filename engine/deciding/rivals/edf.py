@@ -25,6 +25,7 @@ from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
 from engine.deciding.queue import Key
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 # Waiting work takes this many times as long as in chunks that nobody's pace makes small.
 SLOWDOWN = 1.25
@@ -44,15 +45,18 @@ class DynamicEdf(InOrder):
     def place(self, sequence: Sequence) -> float:
         return sequence.due_at
 
-    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
-        return self._chunking.hold(running, now)
+    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
+        return self._chunking.hold(running, work, now)
 
-    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+    def begin(self, decodes: Streams, work: Work, now: float) -> None:
         load = 1.0 if len(self._waiting) else 0.0
         self._chunking.begin(decodes, work, load, math.inf, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:
         return self._chunking.room(work, sequence.num_computed, sequence.num_uncomputed)
+
+    def is_full(self, work: Work) -> bool:
+        return self._chunking.is_full(work)
 
 
 class RejectingEdf(DynamicEdf):

@@ -34,6 +34,7 @@ from engine.deciding.pace import deadline_budget
 from engine.deciding.plan import Work
 from engine.deciding.queue import Key
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 FLOOR = 2.0
 MOST_PAUSE_S = 0.1
@@ -74,7 +75,7 @@ class FairBatching(InOrder):
         if num_tokens:
             self._tokens[sequence] = num_tokens
 
-    def hold(self, running: list[Sequence], now: float) -> list[Sequence]:
+    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
         self._budget_s, self._holds = math.inf, False
         if not running:
             return []

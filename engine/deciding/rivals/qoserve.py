@@ -29,6 +29,7 @@ from engine.deciding.policy import Move, MoveKind
 from engine.deciding.queue import Key
 from engine.deciding.request import Importance
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 LOW_LOAD_ALPHA, HIGH_LOAD_ALPHA = 1e-3, 8e-3  # seconds for a token
 HIGH_LOAD_S = 3.0
@@ -87,7 +88,7 @@ class QoServe(InOrder):
         self.alpha = HIGH_LOAD_ALPHA if is_high else LOW_LOAD_ALPHA
         return [Move(s, self.progress(s), MoveKind.REORDER) for s in list(self._waiting)]
 
-    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+    def begin(self, decodes: Streams, work: Work, now: float) -> None:
         self._budget_s = min((_due_at(s, now) - now for s in decodes), default=math.inf)
 
     def room(self, work: Work, sequence: Sequence) -> int:

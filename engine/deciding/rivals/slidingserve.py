@@ -36,6 +36,7 @@ from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 
 URGENCY_S = 30.0
 LOOK = 16  # waiting requests that the knapsack chooses among
@@ -86,7 +87,7 @@ class SlidingServe(InOrder):
 
     # Chunk
 
-    def begin(self, decodes: list[Sequence], work: Work, now: float) -> None:
+    def begin(self, decodes: Streams, work: Work, now: float) -> None:
         alone_s = self._latency.predict(work)
         self._slack_s = self._next_slack_s = math.inf
         for decode in decodes:

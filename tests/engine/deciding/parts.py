@@ -92,6 +92,12 @@ def make_stream(
     return sequence
 
 
+def decodes_only(decodes: Iterable[Sequence]) -> Work:
+    """The work of an iteration that has these decodes and nothing else."""
+    decodes = list(decodes)
+    return Work(len(decodes), sum(s.num_known for s in decodes))
+
+
 def interactive(ttft_s: float, tbt_s: float) -> Targets:
     return Targets(ttft_s=ttft_s, tbt_s=tbt_s)
 

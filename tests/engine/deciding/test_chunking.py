@@ -28,11 +28,13 @@ from engine.deciding.pace import LOST_GAP, PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.request import Targets
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 from engine.simulator import Replica
 from tests.engine.deciding.parts import (
     MILLI,
     deadline,
     decode,
+    decodes_only,
     interactive,
     is_late,
     late_share,
@@ -55,6 +57,13 @@ def make_chunking(
     return Chunking(pace, latency, demand, max_held_pages)
 
 
+def held(sequences: list[Sequence], max_held_pages: int = 100) -> list[Sequence]:
+    """Who sits an iteration at 0 out."""
+    return make_chunking(max_held_pages=max_held_pages).hold(
+        Streams(sequences), decodes_only(sequences), 0.0
+    )
+
+
 def begun(
     *decodes: Sequence,
     load: float = BUSY,
@@ -64,8 +73,8 @@ def begun(
 ) -> tuple[Chunking, Work]:
     """An iteration at 0 with these decodes, and its work."""
     chunking = make_chunking(profile, pace=pace)
-    work = Work(len(decodes), sum(s.num_known for s in decodes))
-    chunking.begin(list(decodes), work, load, response_s, 0.0)
+    work = decodes_only(decodes)
+    chunking.begin(Streams(decodes), work, load, response_s, 0.0)
     return chunking, work
 
 
@@ -220,34 +229,52 @@ def running(tbt_s: float, dues: list[float]) -> list[Sequence]:
     return sequences
 
 
+@given(
+    st.floats(0.001, 0.2),
+    st.integers(0, 40),
+    st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 600)), min_size=1, max_size=3),
+    st.integers(0, 3000),
+    st.booleans(),
+)
+def test_a_full_iteration_has_room_for_nobody(
+    slack_s: float, others: int, chunks: list[tuple[int, int]], start: int, is_published: bool
+) -> None:
+    paced = make_stream(interactive(1.0, 0.05), due_at=slack_s)
+    decodes = [paced, *[make_stream(deadline(9.0), due_at=9.0)] * others]
+    chunking, work = begun(*decodes, profile=A100_LLAMA3_8B if is_published else MILLI)
+    chunking.room(work, *chunks[0])
+    for first, length in chunks:
+        work = add_chunk(work, first, length)
+        if chunking.is_full(work):
+            assert chunking.room(work, start, 1000) == 0
+
+
 def test_nobody_sits_out_while_the_decodes_are_fast_enough() -> None:
     """Twenty decodes take 3 ms, of 2 * 1.6 ms that are allowed."""
-    assert make_chunking().hold(running(1.6e-3, [9.0] * 19), 0.0) == []
+    assert held(running(1.6e-3, [9.0] * 19)) == []
 
 
 def test_those_with_most_time_sit_out_and_no_more_than_needed() -> None:
     """2.42 ms allow for the interactive stream and 13 others; of 19, the 6 that are due last."""
     sequences = running(1.21e-3, [1.0 + i for i in range(19)])
-    held = make_chunking().hold(sequences, 0.0)
-    assert {s.due_at for s in held} == {19.0 - i for i in range(6)}
+    assert {s.due_at for s in held(sequences)} == {19.0 - i for i in range(6)}
 
 
 def test_who_has_no_time_for_twice_the_iterations_never_sits_out() -> None:
     """4 tokens in 20 ms are 5 ms for each, less than twice the 3 ms of an iteration."""
-    assert make_chunking().hold(running(1.21e-3, [0.020] * 19), 0.0) == []
-    assert len(make_chunking().hold(running(1.21e-3, [0.028] * 19), 0.0)) == 6
+    assert held(running(1.21e-3, [0.020] * 19)) == []
+    assert len(held(running(1.21e-3, [0.028] * 19))) == 6
 
 
 def test_those_who_sit_out_keep_a_bounded_part_of_the_memory() -> None:
-    held = make_chunking(max_held_pages=4).hold(running(1.21e-3, [9.0] * 19), 0.0)
-    assert len(held) == 4
+    assert len(held(running(1.21e-3, [9.0] * 19), max_held_pages=4)) == 4
 
 
 @pytest.mark.parametrize("targets", [interactive(9.0, 1e-4), Targets()])
 def test_without_a_deadline_nobody_sits_out(targets: Targets) -> None:
     sequences = [make_stream(targets, due_at=9.0) for _ in range(20)]
     sequences.append(make_stream(interactive(9.0, 1e-4), due_at=9.0))
-    assert make_chunking().hold(sequences, 0.0) == []
+    assert held(sequences) == []
 
 
 @pytest.mark.parametrize("share", [0.25, 0.0])

@@ -17,6 +17,7 @@ from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.request import Importance, Request
+from engine.deciding.streams import Streams
 from engine.simulator import Replica
 from tests.engine.deciding.parts import (
     Driver,
@@ -335,7 +336,7 @@ def test_a_chunk_waits_for_a_cheaper_one_only_where_one_will_fit(
     waiting = make_sequence("waiting", prompt=2000, targets=deadline(due))
     policy.enter(waiting, 0.0)
     work = Work(1, 500)
-    policy.begin([stream], work, 0.0)
+    policy.begin(Streams([stream]), work, 0.0)
     assert policy.room(work, waiting) == length
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.deciding.pace import (
+    Budget,
     PaceConfig,
     deadline_budget,
     interactive_budget,
@@ -14,6 +17,8 @@ from engine.deciding.pace import (
     wished_s,
 )
 from engine.deciding.request import BEST_EFFORT, Targets
+from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 from tests.engine.deciding.parts import (
     Driver,
     deadline,
@@ -26,6 +31,12 @@ from tests.engine.deciding.parts import (
 
 TBT = 0.05
 CONFIG = PaceConfig(max_gap=2.0, reserve=2.0, catch_up=0.9)
+
+
+def budget(
+    decodes: list[Sequence], floor_s: float, now: float, config: PaceConfig = CONFIG
+) -> Budget:
+    return iteration_budget(config, Streams(decodes), floor_s, now)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +64,12 @@ def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration(
     """
     now = 7.0
     sequence = make_stream(interactive(10.0, TBT), now + 1.0, now - 0.06)
-    assert iteration_budget(CONFIG, [sequence], 0.0, now).seconds == pytest.approx(0.04)
+    assert budget([sequence], 0.0, now).seconds == pytest.approx(0.04)
     sequence.expect_token(now)
-    assert iteration_budget(CONFIG, [sequence], 0.0, now).seconds == pytest.approx(0.1)
+    assert budget([sequence], 0.0, now).seconds == pytest.approx(0.1)
     first = make_sequence(targets=interactive(10.0, TBT), at=now - 9.0)
     first.expect_token(now)  # its first token
-    assert iteration_budget(CONFIG, [first], 0.0, now).seconds == pytest.approx(0.1)
+    assert budget([first], 0.0, now).seconds == pytest.approx(0.1)
 
 
 def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
@@ -77,10 +88,38 @@ def test_the_tightest_stream_sets_the_budget() -> None:
     tight = make_stream(interactive(1.0, TBT), due_at=0.16)
     batch = make_stream(deadline(1.0), due_at=1.0)
     free = make_stream(BEST_EFFORT, due_at=math.inf)
-    assert iteration_budget(CONFIG, [], 0.0, 0.0).seconds == math.inf
-    assert iteration_budget(CONFIG, [free, batch], 0.01, 0.0).seconds == math.inf
-    assert iteration_budget(CONFIG, [easy, free, batch], 0.01, 0.0).seconds == 0.1
-    assert iteration_budget(CONFIG, [easy, tight], 0.01, 0.0).seconds == pytest.approx(0.06)
+    assert budget([], 0.0, 0.0).seconds == math.inf
+    assert budget([free, batch], 0.01, 0.0).seconds == math.inf
+    assert budget([easy, free, batch], 0.01, 0.0).seconds == 0.1
+    assert budget([easy, tight], 0.01, 0.0).seconds == pytest.approx(0.06)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((0.02, 0.05, 0.2)),  # TBT
+            st.floats(-0.1, 1.0),  # when the next token is due
+            st.floats(-0.1, 0.0),  # when the last one came
+            st.booleans(),  # whether the next one is in flight
+        ),
+        max_size=8,
+    ),
+    st.sampled_from((0.0, 0.03)),
+    st.sampled_from((1.0, 2.0, math.inf)),
+)
+def test_streams_together_are_bound_as_the_tightest_of_them_is_alone(
+    streams: list[tuple[float, float, float, bool]], floor_s: float, max_gap: float
+) -> None:
+    config = PaceConfig(max_gap=max_gap)
+    decodes = []
+    for tbt_s, due_at, last_at, in_flight in streams:
+        decodes.append(make_stream(interactive(1.0, tbt_s), due_at, last_at))
+        if in_flight:
+            decodes[-1].expect_token(0.0)
+    alone = [budget([decode], floor_s, 0.0, config) for decode in decodes]
+    together = budget(decodes, floor_s, 0.0, config)
+    assert together in (alone or [Budget(math.inf, None)])
+    assert together.seconds == min((b.seconds for b in alone), default=math.inf)
 
 
 def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
@@ -91,8 +130,9 @@ def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
     easy = make_stream(deadline(9.0), due_at=9.0)
     late = make_stream(deadline(1.0), due_at=0.0)
     others = [make_stream(t, due_at=1.0) for t in (interactive(1.0, TBT), BEST_EFFORT)]
-    assert wished_s([late, *others], lambda s: 25, 0.0) == math.inf
-    assert wished_s([late, easy, batch, *others], lambda s: 25, 0.0) == 0.04
+    assert wished_s(Streams([late, *others]), lambda s: 25, 0.0) == math.inf
+    everybody = Streams([late, easy, batch, *others])
+    assert wished_s(everybody, lambda s: 25, 0.0) == 0.04
 
 
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
@@ -101,8 +141,8 @@ def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
     """
     lost = make_stream(interactive(1.0, TBT), due_at=0.02)
     possible = make_stream(interactive(1.0, 0.07), due_at=0.5)
-    assert iteration_budget(CONFIG, [lost], 0.06, 0.0).seconds == pytest.approx(0.12)
-    assert iteration_budget(CONFIG, [possible], 0.06, 0.0).seconds == pytest.approx(0.14)
+    assert budget([lost], 0.06, 0.0).seconds == pytest.approx(0.12)
+    assert budget([possible], 0.06, 0.0).seconds == pytest.approx(0.14)
 
 
 @pytest.mark.parametrize("targets", [interactive(9.0, 1.0), deadline(9.0), BEST_EFFORT])

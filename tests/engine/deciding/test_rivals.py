@@ -15,7 +15,7 @@ from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.pace import PaceConfig
-from engine.deciding.plan import Accepted, Finished, Work
+from engine.deciding.plan import Accepted, Finished
 from engine.deciding.policy import KEPT, RELEGATED, MoveKind, Policy
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import Importance, Targets
@@ -24,10 +24,12 @@ from engine.deciding.rivals.fairbatching import MOST_PAUSE_S, FairBatching
 from engine.deciding.rivals.qoserve import HIGH_LOAD_ALPHA, LOW_LOAD_ALPHA, QoServe
 from engine.deciding.rivals.slidingserve import SlidingServe, knapsack
 from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.streams import Streams
 from engine.simulator import Arrival, Refusal, simulate
 from tests.engine.deciding.parts import (
     Driver,
     deadline,
+    decodes_only,
     interactive,
     make_replica,
     make_request,
@@ -53,15 +55,16 @@ def edf(kind: type[DynamicEdf]) -> DynamicEdf:
     return kind(PaceConfig(), latency, demand, max_held_pages=100)
 
 
-def work_of(decodes: list[Sequence]) -> Work:
-    return Work(len(decodes), sum(s.num_known for s in decodes))
-
-
 def room(policy: Policy, decodes: list[Sequence], prompt: int, now: float = 0.0) -> int:
     """How much of a prompt joins these decodes, once those that sit out do."""
-    work = work_of(decodes)
-    policy.begin(decodes, work, now)
+    work = decodes_only(decodes)
+    policy.begin(Streams(decodes), work, now)
     return policy.room(work, make_sequence("new", prompt=prompt))
+
+
+def held(policy: Policy, running: list[Sequence]) -> list[Sequence]:
+    """Who sits an iteration at 0 out."""
+    return policy.hold(Streams(running), decodes_only(running), 0.0)
 
 
 def waiting(name: str = "r", **of_request: object) -> Sequence:
@@ -237,42 +240,42 @@ def test_fairbatching_lets_streams_that_are_ahead_sit_out_for_prompts() -> None:
     """
     tight, ahead = make_stream(CHAT, due_at=0.01), make_stream(CHAT, due_at=0.5)
     policy = fair(200)
-    assert policy.hold([tight, ahead], 0.0) == [ahead]
+    assert held(policy, [tight, ahead]) == [ahead]
     assert room(policy, [tight], 200) == 8
-    assert fair(9).hold([tight, ahead], 0.0) == [ahead]
-    assert fair(8).hold([tight, ahead], 0.0) == []
-    assert fair(0).hold([tight, ahead], 0.0) == []
+    assert held(fair(9), [tight, ahead]) == [ahead]
+    assert held(fair(8), [tight, ahead]) == []
+    assert held(fair(0), [tight, ahead]) == []
 
 
 def test_fairbatching_keeps_urgent_streams_whatever_waits() -> None:
     tight, near = make_stream(CHAT, due_at=0.01), make_stream(CHAT, due_at=0.019)
-    assert fair(900).hold([tight, near], 0.0) == []
+    assert held(fair(900), [tight, near]) == []
 
 
 def test_fairbatching_holds_nobody_right_after_a_hold_that_brought_no_prompt() -> None:
     """Memory may be what keeps the prompt waiting."""
     tight, ahead = make_stream(CHAT, due_at=0.01), make_stream(CHAT, due_at=0.5)
     policy = fair(200)
-    assert policy.hold([tight, ahead], 0.0) == [ahead]
+    assert held(policy, [tight, ahead]) == [ahead]
     policy.launched([])
-    assert policy.hold([tight, ahead], 0.0) == []
+    assert held(policy, [tight, ahead]) == []
     policy.launched([])
-    assert policy.hold([tight, ahead], 0.0) == [ahead]
+    assert held(policy, [tight, ahead]) == [ahead]
 
 
 def test_fairbatching_pauses_a_stream_with_a_ttlt_only_so_long() -> None:
     """For 1 s before its deadline it would have the time, but its last token came long ago."""
     tight = make_stream(CHAT, due_at=0.01)
     fresh, old = (make_stream(deadline(9.0), 9.0, at) for at in (0.0, -MOST_PAUSE_S))
-    assert fair(200).hold([tight, fresh], 0.0) == [fresh]
-    assert fair(200).hold([tight, old], 0.0) == []
+    assert held(fair(200), [tight, fresh]) == [fresh]
+    assert held(fair(200), [tight, old]) == []
 
 
 def test_fairbatching_takes_twice_what_decodes_need_where_all_streams_are_lost() -> None:
     """1.1 ms alone, so 2.2 ms: one token of a prompt."""
     lost = make_stream(CHAT, due_at=-1.0)
     policy = fair(200)
-    assert policy.hold([lost], 0.0) == []
+    assert held(policy, [lost]) == []
     assert room(policy, [lost], 200) == 1
 
 

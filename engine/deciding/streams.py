@@ -1,0 +1,33 @@
+"""The sequences that decode together, by what they were promised."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from functools import cached_property
+
+from engine.deciding.sequence import Sequence
+
+
+class Streams(list[Sequence]):
+    """Sequences that decode, in the order in which they began to; nobody changes the list.
+
+    Who belongs to which part stays true whatever tokens come, so it is worked out at most once.
+    """
+
+    @cached_property
+    def by_tbt(self) -> dict[float, list[Sequence]]:
+        """Those with a TBT target, by it."""
+        found: dict[float, list[Sequence]] = {}
+        for sequence in self:
+            if sequence.tbt_s is not None:
+                found.setdefault(sequence.tbt_s, []).append(sequence)
+        return found
+
+    @cached_property
+    def elastic(self) -> list[Sequence]:
+        """Those that have a deadline for their last token only (TTLT)."""
+        return [s for s in self if s.request.targets.ttlt_s is not None]
+
+    def without(self, held: Set[Sequence]) -> Streams:
+        """Returns all but these."""
+        return Streams(s for s in self if s not in held)
