@@ -3,7 +3,7 @@
 python -m loadgen.paper                  everything, about half an hour on two idle cores
 python -m loadgen.paper --quick          the same table from short runs, in a few minutes
 python -m loadgen.paper --only wave,mixes
-python -m loadgen.paper --only rivals --seeds 3 --hours 0.25 --overload-hours 1
+python -m loadgen.paper --only rivals --seeds 3 --hours 0.25 --overload-hours 2
                                          the tables of rivals in Markdown
 """
 

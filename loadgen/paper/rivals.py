@@ -48,7 +48,7 @@ def rival_loads(scale: Scale) -> Iterator[tuple[str, Load]]:
     yield "Azure-Code at 4/s", scale.load(rate="4", hours=short)
     yield "Azure-Code at 5/s", scale.load(rate="5", hours=overload)
     yield "Azure-Code at 6/s", scale.load(rate="6", hours=overload)
-    wave = scale.load(rate="2..5/15m", low=0.2, hours=scale.wave_hours)
+    wave = scale.load(rate="2..5/15m", low=0.2, hours=overload)
     yield "square wave 2 to 5/s, a fifth of low importance", wave
     for shares in ((0.7, 0.15, 0.15), (0.15, 0.15, 0.7)):
         named = "/".join(f"{share:.0%}"[:-1] for share in shares)
