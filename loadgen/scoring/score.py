@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,10 +94,10 @@ def is_on_time(record: Record) -> bool:
         ended_at = math.inf if record.ended_at is None else record.ended_at
         end = record.token_at[-1] if record.token_at else ended_at
         return end - request.at <= request.targets.ttlt
-    return all(
-        at - request.at <= token_due_s(request.targets, n)
-        for n, at in enumerate(record.token_at, start=1)
-    )
+    ttft, tbt, arrived = request.targets.ttft, request.targets.tbt, request.at
+    if ttft is None or tbt is None:
+        return True
+    return all(at - arrived <= ttft + n * tbt for n, at in enumerate(record.token_at))
 
 
 def is_on_pace(record: Record) -> bool:
@@ -114,14 +114,14 @@ class Judgement(NamedTuple):
     record: Record
     on_time: bool
     on_pace: bool
-    gaps_s: array[float]
+    gaps_s: list[float]  # in ascending order: lists that are sorted already are quickly merged
     num_gaps_within: int | None  # gaps not longer than the TBT target; None without one
 
 
 def judge(record: Record) -> Judgement:
     """Applies every definition to one record."""
-    gaps, tbt = record.gaps_s, record.request.targets.tbt
-    within = None if tbt is None else sum(gap <= tbt for gap in gaps)
+    gaps, tbt = sorted(record.gaps_s), record.request.targets.tbt
+    within = None if tbt is None else bisect_right(gaps, tbt)
     on_time = is_on_time(record)
     return Judgement(record, on_time, on_time and within in (None, len(gaps)), gaps, within)
 
