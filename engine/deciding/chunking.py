@@ -131,11 +131,15 @@ class Chunking:
         budget = iteration_budget(self._pace, decodes, floor_s, now)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
-        self._wished_s = wished_s(decodes, self._risky_left, now)
+        limit_s = self._budget.seconds
+        self._wished_s = wished_s(decodes, self._risky_left, self._most_left, limit_s, now)
 
     def _risky_left(self, sequence: Sequence) -> float:
         """Returns how many tokens a stream has left if its output is as long as it may well be."""
         return OUTPUT_RISK * self._demand.output_left(sequence)
+
+    def _most_left(self, output_group: str) -> float:
+        return OUTPUT_RISK * self._demand.most_left(output_group)
 
     def room(self, work: Work, start: int, num_left: int) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens

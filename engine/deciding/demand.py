@@ -19,6 +19,7 @@ ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expec
 OUTPUT_RISK = 3.0  # an output may turn out this many times as long as the guess
 WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
+_UNBOUNDED = 1 << 60
 CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls below after 45 requests
 
 
@@ -43,6 +44,10 @@ class Demand:
         """Returns the tokens that are guessed to be sampled yet, at least 1."""
         expected = self._history.estimate(sequence.output_group, sequence.max_tokens)
         return max(1, expected - len(sequence.output) - sequence.num_in_flight)
+
+    def most_left(self, output_group: str) -> int:
+        """Returns the most that `output_left` says of a sequence of that group."""
+        return self._history.estimate(output_group, _UNBOUNDED)
 
     def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
         """Returns the seconds that prefilling takes from position `start` on; None: of what is

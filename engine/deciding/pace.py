@@ -66,15 +66,25 @@ def interactive_budget(
     return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
 
 
-def wished_s(decodes: Streams, output_left: Callable[[Sequence], float], now: float) -> float:
-    """Returns the shortest iteration that a stream with a TTLT wishes for, inf if there is none.
+def wished_s(
+    decodes: Streams,
+    output_left: Callable[[Sequence], float],
+    most_left: Callable[[str], float],
+    limit_s: float,
+    now: float,
+) -> float:
+    """Returns the shortest iteration that a stream with a TTLT wishes for; `limit_s` where none
+    wishes for a shorter one.
 
-    `output_left` says how many tokens a stream may have left. One that is late has no wish.
+    `output_left` says how many tokens a stream may have left, and `most_left` how many one of an
+    output group has at most: mostly nobody of a group needs a look. One that is late has no wish.
     """
-    wishes = [
-        deadline_budget(s.due_at, output_left(s), now) for s in decodes.elastic if s.due_at > now
-    ]
-    return min(wishes, default=math.inf)
+    for group, (first_due, streams) in decodes.elastic_by_group.items():
+        if first_due <= now or deadline_budget(first_due, most_left(group), now) < limit_s:
+            due = [s for s in streams if s.due_at > now]
+            wishes = (deadline_budget(s.due_at, output_left(s), now) for s in due)
+            limit_s = min([limit_s, *wishes])
+    return limit_s
 
 
 def deadline_budget(due: float, output_left: float, now: float) -> float:

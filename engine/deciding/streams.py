@@ -28,6 +28,14 @@ class Streams(list[Sequence]):
         """Those that have a deadline for their last token only (TTLT)."""
         return [s for s in self if s.request.targets.ttlt_s is not None]
 
+    @cached_property
+    def elastic_by_group(self) -> dict[str, tuple[float, list[Sequence]]]:
+        """The same by their `output_group`, with the first deadline of each; these do not move."""
+        found: dict[str, list[Sequence]] = {}
+        for sequence in self.elastic:
+            found.setdefault(sequence.output_group, []).append(sequence)
+        return {group: (min(s.due_at for s in own), own) for group, own in found.items()}
+
     def without(self, held: Set[Sequence]) -> Streams:
         """Returns all but these."""
         return Streams(s for s in self if s not in held)

@@ -122,6 +122,10 @@ def test_streams_together_are_bound_as_the_tightest_of_them_is_alone(
     assert together.seconds == min((b.seconds for b in alone), default=math.inf)
 
 
+def wish(decodes: list[Sequence], limit_s: float = math.inf) -> float:
+    return wished_s(Streams(decodes), lambda stream: 25, lambda group: 25, limit_s, 0.0)
+
+
 def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
     """40 ms a token for 1 s and 25 tokens; whoever has a pace, no deadline or none left wishes for
     nothing.
@@ -130,9 +134,9 @@ def test_the_shortest_wish_is_of_a_stream_that_is_not_late() -> None:
     easy = make_stream(deadline(9.0), due_at=9.0)
     late = make_stream(deadline(1.0), due_at=0.0)
     others = [make_stream(t, due_at=1.0) for t in (interactive(1.0, TBT), BEST_EFFORT)]
-    assert wished_s(Streams([late, *others]), lambda s: 25, 0.0) == math.inf
-    everybody = Streams([late, easy, batch, *others])
-    assert wished_s(everybody, lambda s: 25, 0.0) == 0.04
+    assert wish([late, *others]) == math.inf
+    assert wish([late, easy, batch, *others]) == wish([easy, batch]) == 0.04
+    assert wish([easy, batch], limit_s=0.03) == 0.03
 
 
 def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
