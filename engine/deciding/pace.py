@@ -38,7 +38,7 @@ class PaceConfig:
     max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
     reserve: float = 2.0  # slack that no iteration may spend
     catch_up: float = 0.9  # longest iteration while the reserve is not full
-    response: float = 0.1  # longest iteration, in units of the shortest TTFT asked for lately
+    response: float = 0.5  # longest iteration, in units of the shortest TTFT asked for lately
 
     def __post_init__(self) -> None:
         if not self.max_gap >= 1:

@@ -1,0 +1,27 @@
+"""Loads on which a baseline once beat Niyama by more than noise, found by `python -m
+loadgen.adversary`, shrunk, understood and mended: it must not again.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from loadgen.adversary.condition import Condition, Part
+from loadgen.adversary.search import Search
+from loadgen.adversary.trial import run
+from loadgen.adversary.verdict import Measure
+
+# A prompt of 4,000 tokens takes 0.42 s at once, and far longer in chunks for a tenth of the TTFT.
+HASTY = Condition(
+    "a100-llama3-8b",
+    (Part("chat", "0.35s/140ms", 100, "4000/7000", "300"),),
+    rps=0.83,
+    duration_s=120.0,
+    seed=106,
+)
+
+
+@pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
+def test_a_ttft_shorter_than_the_prompts_does_not_make_chunks_tiny(measure: Measure) -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(measure, "fairbatching", HASTY) is None
