@@ -29,6 +29,11 @@ An outcome counts as soon as it is as good as certain: when a request is relegat
 deadline passes, or when it ends. Waiting for the end alone would learn from those who are on time
 at once, and from the late ones late. Whose caller leaves with nothing overdue teaches nothing.
 
+How slow. Work ahead is counted as if the engine did nothing else, in its largest chunks. What the
+streams and their pace take of its time is the load's to say, too: work takes `slowdown` times as
+long, such that half of the first tokens come earlier than told, half later. That is followed in
+factors of STEP: up with each that is later, down with each that is earlier.
+
 A request's caller is told "on time" where the chance of lateness is below MOST_RISK.
 """
 
@@ -43,9 +48,10 @@ from sortedcontainers import SortedList
 from engine.deciding.request import Importance, TargetKind
 from engine.deciding.sequence import Sequence
 
-MOST_RISK: Final = 0.1  # chance of lateness from which on a request is not called on time
+MOST_RISK: Final = 1 / 12  # chance of lateness from which on a request is not called on time
 TILINGS: Final = 4
 MEMORY: Final = 64  # outcomes in a cell after which the oldest begin to fade
+STEP: Final = 1.01  # the slowdown follows in steps of this factor
 MOST_MARGIN: Final = 3.0  # 20 times the time that it takes: more makes no difference
 MOST_WORK: Final = 9.0  # log of seconds; and its least, negated
 
@@ -83,13 +89,22 @@ class Likeness(NamedTuple):
             yield (importance, tiling, across, along)
 
 
+class _Told(NamedTuple):
+    """What was told of a request. Instants are in seconds."""
+
+    like: Likeness
+    due_at: float  # the first token, or with a TTLT the last
+    first_at: float  # when the first token was expected
+
+
 class Experience:
     """What became of the requests that were told what to expect. Instants are in seconds."""
 
     def __init__(self) -> None:
+        self.slowdown = 1.0  # time that passes for each second of work ahead
         self._cells: dict[_Cell, tuple[int, float]] = {}  # outcomes (MEMORY at most), late share
         # Of those whose outcome is open:
-        self._told: dict[str, tuple[float, Likeness]] = {}  # deadline, and what it is like; by id
+        self._told: dict[str, _Told] = {}  # by id
         self._due: SortedList[tuple[float, str]] = SortedList()  # deadlines that have not passed
 
     def __len__(self) -> int:
@@ -105,30 +120,42 @@ class Experience:
             late += number * share
         return late / total
 
-    def told(self, sequence: Sequence, like: Likeness) -> None:
-        """The caller of a request, which is like that, has been told what to expect."""
-        self._told[sequence.id] = (sequence.due_at, like)
+    def told(self, sequence: Sequence, like: Likeness, first_at: float) -> None:
+        """The caller of a request, which is like that, has been told what to expect, the first
+        token at `first_at`.
+        """
+        self._told[sequence.id] = _Told(like, sequence.due_at, first_at)
         self._due.add((sequence.due_at, sequence.id))
+
+    def began(self, request_id: str, now: float) -> None:
+        """The first token of a request has come. That of one which was given up says nothing of
+        how slow the others are served.
+        """
+        told = self._told.get(request_id)
+        if told is not None:
+            self._follow(told, now)
+
+    def _follow(self, told: _Told, now: float) -> None:
+        self.slowdown *= STEP if now > told.first_at else 1 / STEP
 
     def learn(self, request_id: str, is_late: bool) -> None:
         """The request is late, or on time, for good; what is learnt of it later counts no more."""
-        like = self.forget(request_id)
-        if like is None:
+        told = self.forget(request_id)
+        if told is None:
             return
-        for cell in like.cells():
+        for cell in told.like.cells():
             number, share = self._cells.get(cell, (0, 0.0))
             number = min(number + 1, MEMORY)
             self._cells[cell] = (number, share + (is_late - share) / number)
 
-    def forget(self, request_id: str) -> Likeness | None:
-        """Nobody will know whether the request would have been late. Returns what it was like, if
-        that was still open.
+    def forget(self, request_id: str) -> _Told | None:
+        """Nobody will know whether the request would have been late. Returns what was told of it,
+        if that was still open.
         """
-        if request_id not in self._told:
-            return None
-        due_at, like = self._told.pop(request_id)
-        self._due.discard((due_at, request_id))
-        return like
+        told = self._told.pop(request_id, None)
+        if told is not None:
+            self._due.discard((told.due_at, request_id))
+        return told
 
     def pass_time(self, sequences: Mapping[str, Sequence], now: float) -> None:
         """Learns of those whose deadline has passed: that of the first token, or with a TTLT that
@@ -137,6 +164,8 @@ class Experience:
         while self._due and self._due[0][0] < now:
             _, request_id = self._due.pop(0)
             sequence = sequences[request_id]
+            if not sequence.output:
+                self._follow(self._told[request_id], now)
             interactive = sequence.request.targets.kind is TargetKind.INTERACTIVE
             if not interactive or not sequence.output:
                 self.learn(request_id, is_late=True)

@@ -42,7 +42,8 @@ def forecast(
     """
     request = sequence.request
     waited_s = now - request.arrived_at
-    ttft_s = waited_s + ahead_s + demand.prefill_s(sequence) + iteration_s / 2
+    work_s = ahead_s + demand.prefill_s(sequence) + iteration_s / 2
+    ttft_s = waited_s + experience.slowdown * work_s
     output_left = demand.output_left(sequence) if output_len is None else output_len
     ttlt_s = ttft_s + (output_left - 1) * iteration_s
     if request.targets.kind is TargetKind.BEST_EFFORT:

@@ -18,7 +18,7 @@ from abc import abstractmethod
 from engine.deciding.backlog import Backlog
 from engine.deciding.demand import Demand
 from engine.deciding.policy import KEPT, RELEGATED, Move, MoveKind, Policy
-from engine.deciding.queue import Key
+from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
 
 
@@ -86,7 +86,7 @@ class InOrder(Policy):
         self._waiting.add(sequence, math.inf, work_s)
         return Move(sequence, (RELEGATED, self.place(sequence)), MoveKind.RELEGATE, why)
 
-    def ahead_s(self, sequence: Sequence, now: float) -> float:
+    def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         own_s = self._waiting.work(sequence) if sequence in self._waiting else 0.0
         place = math.inf if sequence.relegated else self.place(sequence)
         return max(0.0, self._waiting.work_until(place) - own_s)

@@ -319,12 +319,13 @@ class Niyama(Policy):
     def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
         self._background.launched(chunks)
 
-    def ahead_s(self, sequence: Sequence, now: float) -> float:
-        promised = self._promises.all
-        if sequence in promised:
-            own_s = promised.work(sequence)
-            return max(0.0, promised.work_until(sequence.prefill_due_at) - own_s)
+    def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         if sequence in self._background or sequence.due_at == math.inf:
-            return promised.total + self._background.others_s(sequence)
+            return self._promises.all.total + self._background.others_s(sequence)
+        if sequence in self._promises:
+            return waiting.sum_before(waiting.place(sequence), self._promises.all.work)
         # Else it is only a question.
-        return promised.work_until(self.demand.prefill_due_at(sequence, 0.0, now))
+        decodes_s = self.demand.decodes_until_due_s(sequence, now)
+        sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now))
+        key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)
+        return waiting.sum_before((key, math.inf), self._promises.all.work)

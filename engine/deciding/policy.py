@@ -181,7 +181,7 @@ class Policy(ABC):
     # Forecasts
 
     @abstractmethod
-    def ahead_s(self, sequence: Sequence, now: float) -> float:
+    def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         """Returns the predicted seconds of waiting work that is served before the sequence. It may
         be a sequence that does not wait, made up for a question.
         """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sortedcontainers import SortedList
 
 from engine.deciding.sequence import Sequence
+
+SAMPLE = 32  # sequences from which a sum over more of them is told
 
 Key = tuple[int, float]  # rank, then value; what they mean is the policy's to say
 
@@ -62,6 +64,19 @@ class SequenceQueue:
         """Gives new keys to those that have one in `keys`, all at once in O(n log n)."""
         self._entries = {s: (keys.get(s, old[0]), old[1], s) for s, old in self._entries.items()}
         self._sorted = SortedList(self._entries.values())
+
+    def sum_before(self, place: tuple[Key, float], value: Callable[[Sequence], float]) -> float:
+        """Returns the sum of a value over the sequences before a place: exactly, if they are SAMPLE
+        at most, and else as many times as there are the mean over SAMPLE of them, evenly spaced.
+        """
+        number: int = self._sorted.bisect_left(place)
+        if number <= SAMPLE:
+            first = self._sorted.islice(0, number)
+            return math.fsum(value(sequence) for _, _, sequence in first)
+        total = 0.0
+        for i in range(SAMPLE):
+            total += value(self._sorted[(2 * i + 1) * number // (2 * SAMPLE)][2])
+        return total * number / SAMPLE
 
     def place(self, sequence: Sequence) -> tuple[Key, int]:
         """Returns what the order goes by: the key, and then a number that counts arrivals."""

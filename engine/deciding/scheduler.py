@@ -101,7 +101,8 @@ class Scheduler:
         self.roster.wait(sequence, now)
         expected = self._forecast(sequence, now)
         if expected.like is not None:
-            self.experience.told(sequence, expected.like)
+            first_at = request.arrived_at + expected.ttft_s
+            self.experience.told(sequence, expected.like, first_at)
         self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
@@ -224,6 +225,7 @@ class Scheduler:
             if tells:
                 events.append(Sampled(sequence.id, token))
             if len(sequence.output) == 1:
+                self.experience.began(sequence.id, now)
                 self.record.note(sequence.id, now, "first_token")
             if reason is not None:
                 events.append(self._finish(sequence, reason, now))
@@ -288,7 +290,8 @@ class Scheduler:
         late, and as a decode of this one by itself at least; where the policy keeps the pace of
         streams, not longer than its TBT, unless the decodes alone take that.
         """
-        demand, ahead_s = self.policy.demand, self.policy.ahead_s(sequence, now)
+        demand = self.policy.demand
+        ahead_s = self.policy.ahead_s(sequence, self.roster.waiting, now)
         alone_s = self.latency.usual(Work(1, sequence.num_known))
         iteration_s = max(demand.iteration_s, alone_s)
         tbt_s = sequence.request.targets.tbt_s

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.deciding.experience import MEMORY, MOST_RISK, TILINGS, Experience, Likeness
+from engine.deciding.experience import (
+    MEMORY,
+    MOST_RISK,
+    STEP,
+    TILINGS,
+    Experience,
+    Likeness,
+)
 from engine.deciding.plan import Accepted
 from engine.deciding.request import BEST_EFFORT, Importance, Sampling
 from engine.deciding.sequence import FinishReason
@@ -40,7 +47,7 @@ outcomes = st.lists(st.tuples(likes, st.booleans()), max_size=60)
 def experienced(seen: Iterable[tuple[Likeness, bool]]) -> Experience:
     experience = Experience()
     for index, (like, late) in enumerate(seen):
-        experience.told(make_sequence(f"r{index}"), like)
+        experience.told(make_sequence(f"r{index}"), like, 1.0)
         experience.learn(f"r{index}", late)
     return experience
 
@@ -126,7 +133,7 @@ def test_what_is_remembered_is_bounded(seen: list[tuple[Likeness, bool]]) -> Non
 def test_an_outcome_counts_once_and_the_first_does() -> None:
     """As for one that was relegated, and whose deadline passes after that, before it ends."""
     experience = Experience()
-    experience.told(make_sequence("r"), LIKE)
+    experience.told(make_sequence("r"), LIKE, 1.0)
     experience.learn("r", is_late=True)
     once = experience.late_chance(LIKE)
     experience.learn("r", is_late=False)
@@ -143,7 +150,7 @@ def test_a_deadline_that_passes_counts_at_once_unless_the_first_token_is_there()
         "c": make_sequence("c", targets=interactive(1.0, 0.5)),
     }
     for sequence in sequences.values():
-        experience.told(sequence, LIKE)
+        experience.told(sequence, LIKE, 2.0)
     for came in ("a", "b"):
         sequences[came].expect_token(0.5)
         sequences[came].take_token(0, 0.9)
@@ -180,6 +187,38 @@ def test_who_gave_its_place_to_others_counts_as_late() -> None:
         assert isinstance(said, Accepted)
         assert said.on_time == on_time
         scheduler.cancel("r", FinishReason.DISPLACED, at + 0.5)
+
+
+# How slow
+
+
+@given(st.floats(0.2, 20.0), st.lists(st.floats(0.1, 10.0), min_size=400, max_size=400))
+def test_half_come_earlier_than_told_and_half_later(pace: float, works: list[float]) -> None:
+    """Where every second of work takes `pace` seconds, what is told comes to say so."""
+    experience = Experience()
+    for index, work_s in enumerate(works):
+        request_id = f"r{index}"
+        experience.told(make_sequence(request_id), LIKE, experience.slowdown * work_s)
+        experience.began(request_id, pace * work_s)
+        experience.learn(request_id, is_late=False)
+    assert pace / STEP**2 <= experience.slowdown <= pace * STEP**2
+
+
+def test_who_was_given_up_does_not_say_how_slow_the_others_are() -> None:
+    experience = Experience()
+    experience.told(make_sequence("r"), LIKE, 1.0)
+    experience.learn("r", is_late=True)
+    experience.began("r", 100.0)
+    assert experience.slowdown == 1.0
+
+
+def test_a_first_token_that_is_overdue_is_later_than_told() -> None:
+    experience, sequence = Experience(), make_sequence("r", targets=interactive(2.0, 1.0))
+    experience.told(sequence, LIKE, 1.0)
+    experience.pass_time({"r": sequence}, 3.0)
+    assert experience.slowdown == STEP
+    experience.began("r", 4.0)
+    assert experience.slowdown == STEP, "once"
 
 
 # Promises under load
