@@ -8,6 +8,11 @@ feasible alpha grows without bound (shortest work first), and a step of importan
 the costliest recent request. While nobody had to be relegated lately, nobody is overtaken who would
 be late for it; and a prefill that has begun is never overtaken at the price of its target.
 
+Tenants: a request that comes while its tenant's share has asked for more than its part (fluid.py)
+counts as less important than all that are within theirs, whatever importance it states. So while
+the queue is feasible that costs it nothing, and else the order and the choice of who gives way both
+turn on whoever asks for too much.
+
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
 who gives way. Nobody does before it must be, but for those less important than somebody else who
 waits: they do an iteration earlier. What was relegated waits in the background with best effort,
@@ -30,16 +35,19 @@ from sortedcontainers import SortedKeyList
 from engine.deciding.background import Background
 from engine.deciding.chunking import Chunking
 from engine.deciding.demand import Demand, RecentRequests
+from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
 from engine.deciding.policy import KEPT, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.request import BEYOND
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
 MAX_ALPHA = 1024.0
+BURST = 4  # requests as costly as any of late that a share may ask for at once
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests
@@ -92,6 +100,7 @@ class Niyama(Policy):
         self._chunking = Chunking(config.pace, latency, demand, held)
         self._background = Background(config.background_share, demand.chunk)
         self._promises = Promises()
+        self._shares = FluidShares()
         self._recent = RecentRequests()
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
         self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
@@ -109,6 +118,9 @@ class Niyama(Policy):
         work_s = self._work_left_s(sequence)
         if sequence.due_at == math.inf:
             return self._background.add_best_effort(sequence, work_s)
+        burst_s = BURST * self._recent.costliest_s
+        if not self._shares.ask(sequence.request.share, work_s, burst_s):
+            sequence.count_as(BEYOND)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
         due_at = self.demand.prefill_due_at(sequence, self._decodes_s[sequence], now)
@@ -127,13 +139,15 @@ class Niyama(Policy):
         """Returns the place of a promised sequence. While the queue is feasible, that goes by when
         its prefill is best done; else, as victims are chosen, by when it must be.
         """
-        work_s += (1 - sequence.request.importance) * self._recent.costliest_s
+        work_s += (1 - sequence.importance) * self._recent.costliest_s
         feasible = self.alpha < 1
         due = self.demand.served_by(sequence) if feasible else sequence.prefill_due_at
         return (KEPT, due + self.alpha * work_s)
 
     def progress(self, sequence: Sequence) -> Key:
         work_s = self._work_left_s(sequence)
+        if sequence.due_at < math.inf:
+            self._shares.change(sequence.request.share, self._known_work_s(sequence), work_s)
         if sequence in self._background:
             return self._background.set_work(sequence, work_s)
         self._promises.set_work(sequence, work_s)
@@ -145,6 +159,8 @@ class Niyama(Policy):
 
     def leave(self, sequence: Sequence) -> None:
         del self._decodes_s[sequence]
+        if sequence.due_at < math.inf:
+            self._shares.change(sequence.request.share, self._known_work_s(sequence), 0.0)
         if sequence in self._promises:
             self._break_promise(sequence)
         else:
@@ -187,7 +203,10 @@ class Niyama(Policy):
         key = self._background.add_relegated(victim, work_s)
         if victim is late:
             return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
-        return Move(victim, key, MoveKind.RELEGATE, "others could not be on time", late)
+        why = "others could not be on time"
+        if victim.importance == BEYOND:
+            why += ", and its tenant has asked for more than its part"
+        return Move(victim, key, MoveKind.RELEGATE, why, late)
 
     def _spend_allowance(self) -> list[Move]:
         """Under load, gives up the costliest request before it costs others their deadline, as far

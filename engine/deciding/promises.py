@@ -6,8 +6,9 @@ on time (backlog.py). In the latter case somebody must give way, and the rule of
 be late give up the one with the most work among those due no later, itself included. Giving up
 anybody who is due later would not save it, and whoever has the most work makes the most room.
 
-Here the choice among those due no later is first narrowed to the lowest importance, and then to
-shares (of tenants) that hold more than their part of the waiting work, if there are any.
+Here the choice among those due no later is first narrowed to the lowest importance: the one that
+counts (`Sequence.importance`), which is below all others where a tenant has asked for more than its
+part.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ import math
 from collections.abc import Iterator
 
 from engine.deciding.backlog import Backlog
-from engine.deciding.request import Importance, Share
 from engine.deciding.sequence import Sequence
-
-# A share is over its part with more than this many times the mean waiting work for its weight.
-OVER_SHARE = 1.5
 
 
 class Promises:
-    """Holds the promised requests in a Backlog of all, and in one for each importance and share.
+    """Holds the promised requests in a Backlog of all, and in one for each importance.
 
     Each is due at its sequence's `prefill_due_at`, which must not change while it is in here. Work
     is in seconds.
@@ -32,8 +29,7 @@ class Promises:
 
     def __init__(self) -> None:
         self.all = Backlog()
-        self.groups: dict[Importance, dict[str, Backlog]] = {}  # by the share's name
-        self._shares: dict[str, Share] = {}  # by name, as the latest request has them
+        self.groups: dict[int, Backlog] = {}
 
     def __len__(self) -> int:
         return len(self.all)
@@ -46,10 +42,8 @@ class Promises:
 
     def add(self, sequence: Sequence, work_s: float) -> None:
         """Adds a sequence that is not in here."""
-        due, share = sequence.prefill_due_at, sequence.request.share
-        self._shares[share.name] = share
-        self.all.add(sequence, due, work_s)
-        self._group(sequence).add(sequence, due, work_s)
+        for backlog in (self.all, self._group(sequence)):
+            backlog.add(sequence, sequence.prefill_due_at, work_s)
 
     def set_work(self, sequence: Sequence, work_s: float) -> None:
         """Replaces the work that a sequence has left."""
@@ -62,15 +56,10 @@ class Promises:
         group = self._group(sequence)
         group.remove(sequence)
         if not group:
-            del self.groups[sequence.request.importance][sequence.request.share.name]
+            del self.groups[sequence.importance]
 
     def _group(self, sequence: Sequence) -> Backlog:
-        shares = self.groups.setdefault(sequence.request.importance, {})
-        name = sequence.request.share.name
-        group = shares.get(name)
-        if group is None:
-            group = shares[name] = Backlog()
-        return group
+        return self.groups.setdefault(sequence.importance, Backlog())
 
     def load(self, now: float) -> float:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
@@ -98,39 +87,20 @@ class Promises:
         present = sorted(importance for importance, group in self.groups.items() if group)
         return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
 
-    def _victim(
-        self, start: float, candidates: list[Importance]
-    ) -> tuple[Sequence, Sequence] | None:
+    def _victim(self, start: float, candidates: list[int]) -> tuple[Sequence, Sequence] | None:
         """Returns what `victim` does, for victims of these importances only, the lowest first."""
         late = self.all.first_late(start) if candidates else None
         if late is None:
             return None
         for importance in candidates:
-            victim = self._largest(self.groups[importance], late.prefill_due_at)
+            victim = self.groups[importance].largest_until(late.prefill_due_at)
             if victim is not None:
                 return victim, late
         return None
 
-    def _largest(self, shares: dict[str, Backlog], due: float) -> Sequence | None:
-        """Returns who has the most work among those due by then; where shares that are over their
-        part have anybody who is, among theirs.
-        """
-        weights = sum(self._shares[name].weight for name in shares)
-        mean = sum(group.total for group in shares.values()) / weights if shares else 0.0
-        best: tuple[bool, float] | None = None
-        found = None
-        for name, group in shares.items():
-            sequence = group.largest_until(due)
-            if sequence is not None:
-                is_over = group.total > OVER_SHARE * self._shares[name].weight * mean
-                rank = (is_over, group.work(sequence))
-                if best is None or rank > best:
-                    best, found = rank, sequence
-        return found
-
     def check(self) -> None:
         """Asserts that the groups together hold what the whole holds, and that none is empty."""
-        groups = [group for shares in self.groups.values() for group in shares.values()]
+        groups = list(self.groups.values())
         assert all(groups), "an empty group stays behind"
         assert {s for group in groups for s in group} == set(self.all)
         assert sum(map(len, groups)) == len(self.all)

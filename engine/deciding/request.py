@@ -29,6 +29,9 @@ class Importance(IntEnum):
     HIGH = 2
 
 
+BEYOND = Importance.LOW - 1  # what a request counts as whose share has asked for more than its part
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
     """Latency targets of a request, in seconds: either ttft_s and tbt_s, or ttlt_s, or none.

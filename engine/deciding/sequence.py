@@ -22,14 +22,16 @@ last token is in flight, as then nothing is left to compute. The moves and what 
     take_token    waiting, decoding, ending   as it was                 a token is in flight
     preempt       waiting, decoding           waiting                   it holds no pages any more
     prefill_by    waiting                     waiting
+    count_as      waiting                     waiting
     relegate      waiting                     waiting                   it is not relegated
     restore       waiting                     waiting                   it is relegated
     restart       waiting, decoding, ending   finished; a copy waits    it holds no pages any more
     finish        waiting, decoding, ending   finished                  it holds no pages any more
 
 A move that is not in the table raises IllegalMove and changes nothing. The scheduler makes the
-moves, but for `prefill_by`, by which the policy says when the prefill is due. Only `pages` is not
-changed by moves: the page pool adds to that list and empties it. Everybody else only reads.
+moves, but for `prefill_by` and `count_as`, by which the policy says when the prefill is due and how
+much the request matters. Only `pages` is not changed by moves: the page pool adds to that list and
+empties it. Everybody else only reads.
 
 Instants and durations are in seconds, on the clock of `Request.arrived_at`.
 """
@@ -104,6 +106,7 @@ class Sequence:
     due_at: float = field(init=False)
     in_flight_due_at: float = field(init=False)  # deadline of the token in flight
     prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
+    importance: int = field(init=False)  # what it counts as: the request's, or less
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
     first_scheduled_at: float | None = None  # start of the first iteration that computed any of it
@@ -120,6 +123,7 @@ class Sequence:
         self.output_group = request.output_group
         due_at = request.token_due_at(len(self.output) + 1)
         self.due_at = self.in_flight_due_at = self.prefill_due_at = due_at
+        self.importance = request.importance
 
     # What is known and what is computed
 
@@ -228,6 +232,12 @@ class Sequence:
         if self.status is not _WAITING:
             raise self._illegal("be given a deadline for its prefill")
         self.prefill_due_at = due_at
+
+    def count_as(self, importance: int) -> None:
+        """Its policy has found out how much it matters: as its request says, or less."""
+        if self.status is not _WAITING or importance > self.request.importance:
+            raise self._illegal(f"count as {importance}")
+        self.importance = importance
 
     def relegate(self) -> None:
         """It is moved behind those that are not relegated."""

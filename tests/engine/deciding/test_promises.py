@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.promises import Promises
-from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
+from engine.deciding.request import BEYOND, Importance
 from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import deadline, make_sequence
 
@@ -25,13 +25,10 @@ def add(
     due: float,
     work: float,
     importance: Importance,
-    tenant: str = "",
-    share: Share | None = None,
+    counts_as: int | None = None,
 ) -> Sequence:
-    targets = deadline(due)
-    sequence = make_sequence(
-        name, targets=targets, importance=importance, tenant=tenant, share=share
-    )
+    sequence = make_sequence(name, targets=deadline(due), importance=importance)
+    sequence.count_as(importance if counts_as is None else counts_as)
     promises.add(sequence, work)
     return sequence
 
@@ -138,83 +135,28 @@ def test_low_importance_goes_first_even_when_more_of_it_must_go() -> None:
     assert set(victims) < set(low)
 
 
-def test_a_tenant_over_its_share_gives_way_first() -> None:
-    """The flood's pieces are small (1 s), the other tenant's are large (2 s), so that size alone
-    would take the latter: 8 s of 10 are the flood's, the mean is 5, and 8 > 1.5 * 5.
-    """
+def test_whoever_asked_for_more_than_its_part_gives_way_before_low_importance() -> None:
+    """Either saves the other; the larger one, and the one that states low importance, stay."""
     promises = Promises()
-    flood = [add(promises, f"flood{i}", 9, 1, NORMAL, "flood") for i in range(8)]
-    add(promises, "other", 9, 2, NORMAL, "other")
-    (victim,) = give_up(promises)
-    assert victim in flood
-
-
-def test_invented_tenants_have_one_share_together() -> None:
-    """Sixty names of 1 s each and one that the operator knows with 2 s: none of the sixty is over a
-    sixty-first of the work, all together they are over half of it.
-    """
-    promises = Promises()
-    invented = [
-        add(promises, f"i{i}", 60, 1, NORMAL, f"invented-{i}", EVERYBODY_ELSE) for i in range(60)
-    ]
-    add(promises, "named", 60, 2, NORMAL, "acme")
-    victims = give_up(promises)
-    assert victims
-    assert set(victims) < set(invented)
-    assert len(promises.groups[NORMAL]) == 2
-
-
-def test_a_share_s_part_goes_by_its_weight() -> None:
-    """6 s and 4 s: of equal weights nobody is over 1.5 times the mean of 5 s. Of weight 1 beside 3
-    the first is, with 6 s over 1.5 times its part of 2.5 s.
-    """
-    for weight, loser in ((1.0, "b"), (3.0, "a")):
-        promises = Promises()
-        for i in range(6):
-            add(promises, f"a{i}", 9, 1, NORMAL, "a")
-        for i in range(2):
-            add(promises, f"b{i}", 9, 2, NORMAL, "b", Share("b", weight))
-        (victim,) = give_up(promises)
-        assert victim.request.tenant == loser
-
-
-def test_a_changed_weight_makes_no_second_share() -> None:
-    """5 s of one tenant before the change and 5 s after it, beside 3 s of another's: 10 s are over
-    1.5 times a half of 13 s, and each 5 s for themselves would not be over a third.
-    """
-    promises = Promises()
-    for i in range(5):
-        add(promises, f"before{i}", 12, 1, NORMAL, "a")
-        add(promises, f"after{i}", 12, 1, NORMAL, "a", Share("a", 1.01))
-    add(promises, "b", 12, 3, NORMAL, "b")
-    (victim,) = give_up(promises)
-    assert victim.request.tenant == "a"
-
-
-def test_tenants_within_their_share_are_equals() -> None:
-    """5 s and 6 s of 11: nobody is over 1.5 times the mean, so the largest piece goes."""
-    promises = Promises()
-    for i in range(5):
-        add(promises, f"small{i}", 9, 1, NORMAL, "small")
-    large = [add(promises, f"large{i}", 9, 3, NORMAL, "large") for i in range(2)]
-    (victim,) = give_up(promises)
-    assert victim in large
+    add(promises, "low", 9, 6, LOW)
+    beyond = add(promises, "beyond", 9, 4, HIGH, counts_as=BEYOND)
+    assert give_up(promises) == [beyond]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 7), JOB, st.sampled_from(Importance), st.sampled_from("ab")),
+        st.tuples(st.integers(0, 7), JOB, st.sampled_from([BEYOND, *Importance])),
         max_size=25,
     )
 )
 def test_the_groups_hold_what_the_whole_holds(
-    operations: list[tuple[int, Job, Importance, str]],
+    operations: list[tuple[int, Job, int]],
 ) -> None:
     promises, waiting = Promises(), dict[int, Sequence]()
-    for number, (due, work), importance, tenant in operations:
+    for number, (due, work), counts_as in operations:
         if number not in waiting:
-            waiting[number] = add(promises, f"r{number}", due, work, importance, tenant)
+            waiting[number] = add(promises, f"r{number}", due, work, HIGH, counts_as)
         elif work < 4:
             promises.set_work(waiting[number], work)
         else:

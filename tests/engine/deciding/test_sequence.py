@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import engine
-from engine.deciding.request import Sampling
+from engine.deciding.request import BEYOND, Importance, Sampling
 from engine.deciding.sequence import FinishReason, IllegalMove, Sequence, Status
 from tests.engine.deciding.parts import decode, interactive, make_request, make_sequence
 
@@ -137,6 +137,12 @@ class Moves(RuleBasedStateMachine):
     def prefill_by(self) -> None:
         if self.move(self.status is WAITING, lambda: self.sequence.prefill_by(self.now)):
             assert self.sequence.prefill_due_at == self.now
+
+    @rule(importance=st.integers(BEYOND, Importance.HIGH))
+    def count_as(self, importance: int) -> None:
+        legal = self.status is WAITING and importance <= Importance.NORMAL
+        if self.move(legal, lambda: self.sequence.count_as(importance)):
+            assert self.sequence.importance == importance
 
     @rule()
     def restart(self) -> None:

@@ -1,0 +1,148 @@
+"""One tenant of ten sends most of an overload: what the other nine notice of it, on a simulated
+A100 with the requests of test_overload. Each has a share of weight 1; the nine together offer well
+under the capacity.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from engine.deciding.niyama import Niyama
+from engine.deciding.request import BEYOND, EVERYBODY_ELSE, Importance, Request, Share, Targets
+from engine.simulator import Result
+from tests.engine.deciding.parts import (
+    deadline,
+    interactive,
+    late_share,
+    make_replica,
+    make_sequence,
+    serve,
+)
+from tests.engine.deciding.test_overload import CAPACITY, make_requests
+
+DURATION_S = 60.0
+LATE = 0.01  # of the nine
+
+
+def by_tenant(times: float, seed: int, num_others: int = 9, share: float = 0.55) -> list[Request]:
+    """An overload of so many times the capacity, of which `flood` sends that share."""
+    rng = random.Random(seed)
+    requests = []
+    for request in make_requests(times * CAPACITY, DURATION_S, seed):
+        name = "flood" if rng.random() < share else f"t{rng.randrange(num_others)}"
+        requests.append(
+            replace(request, tenant=name, share=Share(name), importance=Importance.NORMAL)
+        )
+    return requests
+
+
+def flooding(requests: list[Request], change: Callable[[Request], Request]) -> list[Request]:
+    """The same load, but the flood sends its requests otherwise."""
+    changed = [change(r) if r.tenant == "flood" else r for r in requests]
+    return sorted(changed, key=lambda r: r.arrived_at)
+
+
+def late_of(results: dict[str, Result], is_flood: bool) -> float:
+    return late_share(r for r in results.values() if (r.request.tenant == "flood") == is_flood)
+
+
+def hurried(targets: Targets, importance: Importance) -> Callable[[Request], Request]:
+    return lambda r: replace(r, targets=targets, importance=importance)
+
+
+def in_bursts(request: Request) -> Request:
+    """All of 20 s come within 2 s."""
+    period, at = divmod(request.arrived_at, 20.0)
+    return replace(request, arrived_at=20.0 * period + at / 10)
+
+
+WAYS: dict[str, Callable[[Request], Request]] = {
+    "plainly": lambda r: r,
+    "as important": lambda r: replace(r, importance=Importance.HIGH),
+    "in no time": hurried(interactive(0.001, 0.05), Importance.NORMAL),
+    "within a second": hurried(deadline(1.0), Importance.HIGH),
+    "within three seconds": hurried(deadline(3.0), Importance.HIGH),
+    "at a fast pace": hurried(interactive(2.0, 0.02), Importance.NORMAL),
+    "in bursts": in_bursts,
+    "with long prompts": lambda r: replace(
+        r, prompt=range(2 * len(r.prompt)), sampling=replace(r.sampling, max_tokens=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_others_are_on_time_however_the_flood_is_sent(way: str) -> None:
+    results = serve(flooding(by_tenant(1.4, 0), WAYS[way]), make_replica("niyama"))
+    assert late_of(results, is_flood=False) <= LATE
+    assert late_of(results, is_flood=True) > 10 * LATE
+
+
+def test_the_flood_has_what_the_others_leave() -> None:
+    """At 1.2 times the capacity nobody needs to lose more than a third of it."""
+    results = serve(by_tenant(1.2, 1), make_replica("niyama"))
+    assert late_of(results, is_flood=False) <= LATE
+    assert late_of(results, is_flood=True) < 0.4
+
+
+def test_many_names_that_nobody_knows_are_one_share() -> None:
+    """The flood invents a name for each request."""
+    requests = flooding(
+        by_tenant(1.4, 0), lambda r: replace(r, tenant=f"flood-{r.id}", share=EVERYBODY_ELSE)
+    )
+    results = serve(requests, make_replica("niyama"))
+    named = (r for r in results.values() if r.request.share is not EVERYBODY_ELSE)
+    assert late_share(named) <= LATE
+
+
+def test_two_tenants_and_a_weight() -> None:
+    """Of two, one sends four fifths; with four times the weight that is its part, and both lose."""
+    requests = by_tenant(1.3, 0, num_others=1, share=0.8)
+    results = serve(requests, make_replica("niyama"))
+    assert late_of(results, is_flood=False) <= LATE
+    heavy = flooding(requests, lambda r: replace(r, share=Share("flood", 4.0)))
+    weighted = serve(heavy, make_replica("niyama"))
+    assert late_of(weighted, is_flood=False) > 3 * LATE
+    assert late_of(weighted, is_flood=True) < late_of(results, is_flood=True)
+
+
+def test_nobody_is_hurt_by_asking_for_more_while_there_is_time_for_all() -> None:
+    results = serve(by_tenant(0.7, 0), make_replica("niyama"))
+    assert late_share(results.values()) == 0
+
+
+def test_with_one_share_importance_is_what_the_request_says() -> None:
+    replica = make_replica("niyama")
+    policy = replica.scheduler.policy
+    assert isinstance(policy, Niyama)
+    for importance in 10 * [*Importance]:
+        one = make_sequence(targets=deadline(9.0), importance=importance, prompt=5000)
+        policy.enter(one, 0.0)
+        assert one.importance is importance
+    other = make_sequence(targets=deadline(9.0), tenant="other")
+    policy.enter(other, 0.0)
+    assert other.importance is Importance.NORMAL
+    again = make_sequence(targets=deadline(9.0), importance=Importance.HIGH)
+    policy.enter(again, 0.0)
+    assert again.importance == BEYOND
+
+
+def test_who_gives_way_for_its_tenant_s_sake_is_told_so() -> None:
+    replica = make_replica("niyama")
+    policy = replica.scheduler.policy
+    assert isinstance(policy, Niyama)
+    flood = [
+        make_sequence(f"f{i}", targets=deadline(2.5), tenant="flood", prompt=5000)
+        for i in range(10)
+    ]
+    other = make_sequence("o", targets=deadline(2.6), tenant="other", prompt=5000)
+    for sequence in (other, *flood):
+        policy.enter(sequence, 0.0)
+    moves = [m for m in policy.review(0.0) if m.sequence.importance == BEYOND]
+    assert moves
+    assert all(m.sequence is not other for m in policy.review(0.0))
+    assert any("its tenant has asked for more than its part" in m.told for m in moves)
+    assert not any("other" in m.told.replace("others", "").replace("another", "") for m in moves)
