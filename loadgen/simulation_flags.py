@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
-from loadgen.workload.units import parse_duration
+from loadgen.workload.units import parse_duration, parse_shares
 
 _USUAL = Setup(profiles.A100)  # the defaults
 # Flags of the server by the same name.
@@ -80,6 +80,14 @@ class SimulationFlags:
     max_gap: Annotated[float, Flag("niyama: in TBTs; inf: envelope (default %(default)s)")] = (
         _USUAL.niyama.pace.max_gap
     )
+    weights: Annotated[
+        Mapping[str, float] | None,
+        Flag(
+            "of tenants with a share of their own (default: all have one together)",
+            metavar="NAME:WEIGHT,...",
+            parse=parse_shares,
+        ),
+    ] = None
     fair_share: Annotated[
         bool, Flag("each tenant's requests alone, too: what its fair share is worth")
     ] = False
@@ -119,6 +127,7 @@ class SimulationFlags:
             niyama=NiyamaConfig(
                 pace=PaceConfig(max_gap=self.max_gap), allowance=self.relegation_allowance
             ),
+            weights=self.weights or {},
             seed=seed,
             keeps_series=keeps_series,
         )

@@ -12,8 +12,8 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from client import values
@@ -22,7 +22,7 @@ from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
-from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.request import Importance, Request, Sampling, Share, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
@@ -64,6 +64,8 @@ class Setup:
     prefix_caching: bool = False
     stated_output: Stated = USUALLY_STATED  # what callers state as `max_tokens`
     niyama: NiyamaConfig = field(default_factory=NiyamaConfig)
+    # Of tenants that have a share of their own; all others have one together.
+    weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0  # of the noise
     keeps_series: bool = False  # chunk size and queue length over time
 
@@ -182,6 +184,7 @@ def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
         profile.tiers,
         VOCABULARY_SIZE,
         profile.context_len,
+        weights=setup.weights,
         stated_output=str(setup.stated_output),
     )
 
@@ -239,13 +242,21 @@ class _Recorder:
             room = longest - planned.prompt_len
             stated = state(self.setup.stated_output, planned.output_len, room, rng)
             arrival = Arrival(
-                _request(planned, usual, stated),
+                self._request(planned, usual, stated),
                 planned.cancel_after,
                 planned.timeout_s,
                 planned.output_len if planned.output_len < stated else None,
             )
             self.by_id[arrival.request.id] = record
             yield arrival
+
+    def _request(
+        self, planned: PlannedRequest, importance: values.Importance, stated: int
+    ) -> Request:
+        """Makes the request, with the share of its tenant."""
+        request = _request(planned, importance, stated)
+        weight = self.setup.weights.get(planned.tenant)
+        return request if weight is None else replace(request, share=Share(planned.tenant, weight))
 
     def _note(self, result: Result) -> Record:
         record = self.by_id.pop(result.request.id)

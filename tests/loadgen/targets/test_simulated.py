@@ -278,3 +278,16 @@ def test_every_request_ends_once_under_every_policy(policy: str) -> None:
 def test_a_setup_out_of_range_names_the_field(change: dict[str, object], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         replace(FCFS, **change)  # type: ignore[arg-type]  # any field
+
+
+def test_tenants_with_a_weight_have_a_share_each() -> None:
+    """Twenty of best effort of one tenant wait, and one of another: by turns of their shares that
+    is not the last of them.
+    """
+    many = [planned(i, prompt_len=200, targets=Targets(), tenant="a") for i in range(20)]
+    one = planned(20, prompt_len=200, targets=Targets(), tenant="b")
+    setup = Setup(PROFILE, weights={"a": 1.0, "b": 1.0})
+    assert SimulatedTarget(setup).info().weights == setup.weights
+    for each, is_last in ((setup, False), (replace(setup, weights={}), True)):
+        firsts = {r.request.index: r.token_at[0] for r in run(each, [*many, one])}
+        assert (firsts[20] == max(firsts.values())) == is_last
