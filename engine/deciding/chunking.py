@@ -40,11 +40,23 @@ as the guess), the iteration is the one with the best yield, the largest of thos
 good. It takes LONGEST_WISH t(0) at most, by when three quarters of the time are for prefills, and
 LOST_GAP t(0) at least, and no stream makes it shorter, however little time it has left.
 
-Holding. Where the decodes alone take longer than an interactive stream allows, no chunk size helps.
-Then decodes that only have a deadline for their last token (TTLT) sit out, first those with the
-most time for each token that they have left. One that sits out has its turn later and keeps its
-pages meanwhile. So it sits out only while it has time for twice as many iterations as it needs, and
-those that sit out may have only so many pages together.
+Holding. Decodes that only have a deadline for their last token (TTLT) sit out, those with the most
+time for each token that they have left first,
+
+    where the decodes alone take longer than an interactive stream allows, as no chunk size helps
+    then: as many as it takes, of those with time for twice as many iterations as they need
+    where prefills are in danger, the waiting work being a good part of the slack that it has: all
+    that have time for twice as many iterations, as long as iterations are of late, even if their
+    output is OUTPUT_RISK times as long as the guess
+
+One that sits out has its turn later: that saves no work, but puts off what has time for the sake of
+what has none. Streams with a TBT always decode; what slack they have is spent on longer iterations.
+
+Who waits for a prefill today runs tomorrow, and those that sat out run with it. The decodes of all
+must not come to take longer than the pace that some of them were promised: so nobody sits out for
+prefills where they take more than AMPLE of it, and then it is the decodes that slow the prefills.
+Nor does anybody unless the last iteration had prefills, as it may be memory that they wait for; for
+the same reason those that sit out, which keep their pages, may have only so many together.
 """
 
 from __future__ import annotations
@@ -68,6 +80,9 @@ from engine.deciding.streams import Streams
 
 THRIFT = 1.05  # another size of chunk must be at least this much more efficient
 LIGHT = 0.05  # load of the queue below which there is no hurry
+ENDANGERED = 0.5  # load of the queue from which decodes that have time sit out for it
+PATIENCE = 2.0  # who sits out has time for this many times the iterations that it needs
+AMPLE = 0.75  # of a pace: as long as all decodes take no more, some may sit out for prefills
 LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 
 
@@ -89,32 +104,44 @@ class Chunking:
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
 
-    def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
-        """Returns the running sequences that sit this iteration out, as the module says; `work` is
-        that of all of them.
+    def hold(
+        self, running: Streams, work: Work, now: float, load: float, prefills_go: bool
+    ) -> list[Sequence]:
+        """Returns the running sequences that sit this iteration out, as the module says.
+
+        `work` is that of all of them, and `load` what it is in `begin`; `prefills_go` says whether
+        the last iteration had any.
         """
         if not running.by_tbt or not running.elastic:
             return []
+        predict, margin = self._latency.predict, self._latency.margin
         budget_s = iteration_budget(self._usual_pace, running, 0.0, now).seconds
-        expected_s = self._latency.predict(work)
-        if expected_s * self._latency.margin <= budget_s:
+        expected_s = predict(work)
+        is_ample = expected_s * margin <= AMPLE * min(running.by_tbt)
+        endangered = load >= ENDANGERED and prefills_go and is_ample
+        if not endangered and expected_s * margin <= budget_s:
             return []
-        left = self._demand.output_left
+        iteration_s = max(expected_s, self._demand.iteration_s)
+        left, risky_left = self._demand.output_left, self._demand.risky_output_left
         elastic = [s for s in running.elastic if s.due_at > now]
-        spare = [(deadline_budget(s.due_at, left(s), now), s.id, s) for s in elastic]
+        spare = [(deadline_budget(s.due_at, risky_left(s), now), s.id, s) for s in elastic]
         held: list[Sequence] = []
         pages = 0
         for per_token_s, _, sequence in sorted(spare, reverse=True):
             pages += len(sequence.pages)
-            if per_token_s < 2 * expected_s or pages > self._max_held_pages:
+            if predict(work) * margin > budget_s:
+                has_time = (
+                    deadline_budget(sequence.due_at, left(sequence), now) >= PATIENCE * expected_s
+                )
+            else:
+                has_time = endangered and per_token_s >= PATIENCE * iteration_s
+            if not has_time or pages > self._max_held_pages:
                 break
             held.append(sequence)
             work = work._replace(
                 num_decodes=work.num_decodes - 1,
                 decode_context=work.decode_context - sequence.num_known,
             )
-            if self._latency.predict(work) * self._latency.margin <= budget_s:
-                break
         return held
 
     def begin(

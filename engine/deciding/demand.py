@@ -49,6 +49,13 @@ class Demand:
         """Returns the most that `output_left` says of a sequence of that group."""
         return self._history.estimate(output_group, _UNBOUNDED)
 
+    def risky_output_left(self, sequence: Sequence) -> float:
+        """Returns the tokens that are to be sampled yet if the output becomes OUTPUT_RISK times as
+        long as the guess, or as what there is of it: also who is past the guess may go on for long.
+        """
+        num_output = sequence.num_output
+        return OUTPUT_RISK * (num_output + self.output_left(sequence)) - num_output
+
     def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
         """Returns the seconds that prefilling takes from position `start` on; None: of what is
         uncomputed.

@@ -109,6 +109,7 @@ class Niyama(Policy):
             key=lambda s: s.prefill_due_at
         )  # relegated, and taken back should there be time before their deadline
         self._plans_since_reorder = 0
+        self._prefills_go = False  # in the last iteration
         self._num_spent = 0  # relegations charged to the allowance
 
     # Places in the queue
@@ -301,7 +302,8 @@ class Niyama(Policy):
         return min(self._step_s, self._response_s)
 
     def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
-        return self._chunking.hold(running, work, now)
+        load = self._promises.load(now)
+        return self._chunking.hold(running, work, now, load, self._prefills_go)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
@@ -336,6 +338,8 @@ class Niyama(Policy):
         return now + own_s + decoding_s(sequence) + again_s <= giver.prefill_due_at
 
     def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        chunks = list(chunks)
+        self._prefills_go = bool(chunks)
         self._background.launched(chunks)
 
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:

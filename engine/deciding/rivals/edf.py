@@ -16,6 +16,7 @@ Guessed: that rejecting happens on arrival alone, and SLOWDOWN. Left out: Scorpi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from engine.deciding.chunking import Chunking
 from engine.deciding.demand import Demand
@@ -29,6 +30,7 @@ from engine.deciding.streams import Streams
 
 # Waiting work takes this many times as long as in chunks that nobody's pace makes small.
 SLOWDOWN = 1.25
+_LAST = math.nextafter(math.inf, 0.0)  # no deadline is later
 
 
 class DynamicEdf(InOrder):
@@ -41,12 +43,21 @@ class DynamicEdf(InOrder):
     ) -> None:
         super().__init__(demand)
         self._chunking = Chunking(pace, latency, demand, max_held_pages)
+        self._prefills_go = False  # in the last iteration
 
     def place(self, sequence: Sequence) -> float:
         return sequence.due_at
 
     def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
-        return self._chunking.hold(running, work, now)
+        return self._chunking.hold(running, work, now, self._load(now), self._prefills_go)
+
+    def _load(self, now: float) -> float:
+        """Returns the waiting work that has a deadline, over the smallest slack that it has."""
+        slack_s = -(now + self._waiting.lateness)
+        return self._waiting.work_until(_LAST) / slack_s if slack_s > 0 else math.inf
+
+    def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
+        self._prefills_go = any(True for _ in chunks)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
         load = 1.0 if len(self._waiting) else 0.0

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.deciding.chunking import LIGHT, LONGEST_WISH, Chunking
+from engine.deciding.chunking import (
+    AMPLE,
+    ENDANGERED,
+    LIGHT,
+    LONGEST_WISH,
+    PATIENCE,
+    Chunking,
+)
 from engine.deciding.demand import OUTPUT_RISK, Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import (
@@ -57,11 +64,16 @@ def make_chunking(
     return Chunking(pace, latency, demand, max_held_pages)
 
 
-def held(sequences: list[Sequence], max_held_pages: int = 100) -> list[Sequence]:
+def held(
+    sequences: list[Sequence],
+    max_held_pages: int = 100,
+    load: float = 0.0,
+    prefills_go: bool = True,
+) -> list[Sequence]:
     """Who sits an iteration at 0 out."""
-    return make_chunking(max_held_pages=max_held_pages).hold(
-        Streams(sequences), decodes_only(sequences), 0.0
-    )
+    chunking = make_chunking(max_held_pages=max_held_pages)
+    work = decodes_only(sequences)
+    return chunking.hold(Streams(sequences), work, 0.0, load, prefills_go)
 
 
 def begun(
@@ -275,6 +287,78 @@ def test_without_a_deadline_nobody_sits_out(targets: Targets) -> None:
     sequences = [make_stream(targets, due_at=9.0) for _ in range(20)]
     sequences.append(make_stream(interactive(9.0, 1e-4), due_at=9.0))
     assert held(sequences) == []
+
+
+def test_while_prefills_are_in_danger_all_that_have_ample_time_sit_out() -> None:
+    """An iteration takes 3 ms, and of 5 tokens one is there: 84 ms are time for twice the
+    iterations, were there 15. It is only for prefills that go on, and for a loaded queue.
+    """
+    sequences = running(0.01, [0.083] * 9 + [0.085] * 10)
+    assert set(held(sequences, load=ENDANGERED)) == set(sequences[10:])
+    assert held(sequences, load=ENDANGERED, prefills_go=False) == []
+    assert held(sequences, load=0.9 * ENDANGERED) == []
+
+
+def test_nobody_sits_out_for_prefills_where_all_decodes_fill_most_of_the_pace() -> None:
+    """Of 4 ms AMPLE are 3 ms, which twenty decodes take. One more, and they must not become more
+    yet: it is the decodes that slow the prefills then.
+    """
+    assert AMPLE == 0.75
+    assert len(held(running(4.01e-3, [9.0] * 19), load=math.inf)) == 19
+    assert held(running(4.01e-3, [9.0] * 20), load=math.inf) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["pace", "deadline", "free"]), st.floats(1e-3, 10.0)),
+        min_size=1,
+        max_size=30,
+    ),
+    st.floats(1e-3, 0.1),
+    st.sampled_from([0.0, ENDANGERED, math.inf]),
+    st.booleans(),
+    st.integers(0, 40),
+)
+def test_whoever_sits_out_was_promised_no_pace_has_time_and_leaves_somebody_to_go_on(
+    streams: list[tuple[str, float]], tbt_s: float, load: float, goes: bool, most_pages: int
+) -> None:
+    """So no gap that a stream was promised is ever made by sitting out, whoever sits out is in time
+    with half of the iterations that are left, and an iteration computes something.
+    """
+    sequences = []
+    for i, (kind, due) in enumerate(streams):
+        if kind == "deadline":
+            sequence = make_sequence(f"d{i}", output=5, targets=deadline(due))
+            decode(sequence, 1)
+        else:
+            targets = interactive(9.0, tbt_s) if kind == "pace" else Targets()
+            sequence = make_stream(targets, due_at=due)
+        sequence.pages += [i, 100 + i]
+        sequences.append(sequence)
+    waits = held(sequences, most_pages, load, goes)
+    expected_s = LatencyModel(MILLI, learns=False).predict(decodes_only(sequences))
+    assert len(set(waits)) == len(waits) < len(sequences)
+    assert set(waits) <= set(sequences)
+    for sequence in waits:
+        assert sequence.request.targets.ttlt_s is not None
+        assert sequence.due_at >= PATIENCE * 4 * expected_s
+    assert sum(len(s.pages) for s in waits) <= most_pages
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_prompts_in_a_hurry_are_answered_in_time_as_decodes_sit_out(share: float) -> None:
+    """A stream allows 50 ms, of which forty batch decodes take 27: a prompt of 4,000 tokens is late
+    by a tenth of a second, and is not while those of a quarter of the memory sit out. Batch, which
+    has a minute for half a minute of work, is in time either way.
+    """
+    config = NiyamaConfig(max_held_share=share)
+    replica = make_replica(num_pages=11_000, niyama=config)
+    batch = [make_request(f"b{i}", 1500, 400, 0.0, deadline(60.0)) for i in range(40)]
+    stream = make_request("stream", 500, 300, 9.0, interactive(0.5, 0.05))
+    hasty = [make_request(f"h{i}", 4000, 2, 12.0 + 2 * i, interactive(0.7, 0.05)) for i in range(3)]
+    outcomes = serve([*batch, stream, *hasty], replica)
+    late = {name for name, outcome in outcomes.items() if is_late(outcome)}
+    assert late == (set() if share else {r.id for r in hasty})
 
 
 @pytest.mark.parametrize("share", [0.25, 0.0])
