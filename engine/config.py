@@ -88,6 +88,13 @@ class EngineConfig:
     background_share: Annotated[
         float, Flag("share of prefill tokens for best effort and relegated requests")
     ] = _NIYAMA.background_share
+    longest_wait_s: Annotated[
+        float,
+        Flag(
+            "seconds that best effort, and relegated requests after their deadline, wait to be"
+            " begun before they end RESOURCE_EXHAUSTED (inf: they wait for ever)"
+        ),
+    ] = _NIYAMA.longest_wait_s
     decision_log: Annotated[
         Path | None, Flag("JSONL file that gets every decision (default: none)")
     ] = None
@@ -175,4 +182,5 @@ class EngineConfig:
             pace=PaceConfig(max_gap=self.max_gap, reserve=self.reserve),
             allowance=self.relegation_allowance,
             background_share=self.background_share,
+            longest_wait_s=self.longest_wait_s,
         )

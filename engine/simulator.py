@@ -192,8 +192,9 @@ class Replica:
         """Yields what became of those that an iteration finished; notes whom planning relegated."""
         for event in events:
             if type(event) is Finished:
-                output = next(s.output for s in sampling if s.id == event.request_id)
-                if output[-1] == STOP:
+                outputs = (s.output for s in sampling if s.id == event.request_id)
+                output = next(outputs, [])  # who has waited too long has none
+                if output and output[-1] == STOP:
                     output[-1] = len(self.ends) - 1
                 yield self._result(event, output)
             elif type(event) is Relegated:

@@ -24,7 +24,7 @@ _USUAL = Setup(profiles.A100)  # the defaults
 # Flags of the server by the same name.
 _OF_THE_SERVER = (
     *("policy", "chunk_size", "context_len", "max_batch_size"),
-    *("max_requests", "max_gap", "relegation_allowance"),
+    *("max_requests", "max_gap", "relegation_allowance", "longest_wait_s"),
 )
 
 
@@ -102,6 +102,9 @@ class SimulationFlags:
     relegation_allowance: Annotated[
         float, Flag("niyama: share given up early (default %(default)s)")
     ] = _USUAL.niyama.allowance
+    longest_wait_s: Annotated[
+        float, Flag("niyama: best effort, and relegated when late (default %(default)s)")
+    ] = _USUAL.niyama.longest_wait_s
 
     def setup(
         self,
@@ -125,7 +128,9 @@ class SimulationFlags:
             prefix_caching=prefix_caching,
             stated_output=stated_output,
             niyama=NiyamaConfig(
-                pace=PaceConfig(max_gap=self.max_gap), allowance=self.relegation_allowance
+                pace=PaceConfig(max_gap=self.max_gap),
+                allowance=self.relegation_allowance,
+                longest_wait_s=self.longest_wait_s,
             ),
             weights=self.weights or {},
             seed=seed,

@@ -145,6 +145,8 @@ def _translate(error: Exception) -> CallError:
     if isinstance(error, GenerationFailed):
         if error.reason is FinishReason.REJECTED:
             return errors.Refused(errors.Refusal.REJECTED, f"rejected: {error}")
+        if error.reason is FinishReason.DISPLACED:
+            return errors.Refused(errors.Refusal.DISPLACED, f"waited too long: {error}")
         is_error = error.reason is FinishReason.ERROR
         return (errors.engine_error if is_error else errors.cancelled)(str(error))
     return errors.engine_lost(str(error))

@@ -8,8 +8,15 @@ deadline was given up. Two rules keep them moving, and neither can be outrun by 
   for each of theirs, and pays its own tokens from that. Once the credit is worth a whole chunk, it
   goes first.
 * Of the best effort request and the relegated one that are first in their order, the one that
-  arrived earlier goes first. Relegated requests go by arrival. Best effort requests go by
+  arrived earlier goes first. Relegated requests go by arrival, but each second of work counts as
+  WORK_AGE seconds of having come later, so that more of them are served. Best effort requests go by
   start-time fair queueing, see FairShares.
+
+Nobody can be kept moving where more arrives than can be served: at a times the capacity the work
+that waits grows by a - 1 seconds a second, whatever the order, and somebody's wait with it. So
+there is a longest wait. It begins when a request was due, with best effort when it arrived, and
+whoever has not been begun by its end is `overdue`. Before a best-effort request comes in, `wait_s`
+says how long it would wait at the rate at which the background is being served.
 """
 
 from __future__ import annotations
@@ -19,10 +26,16 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from sortedcontainers import SortedKeyList
+
 from engine.deciding.policy import BEST_EFFORT, RELEGATED
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
+
+WORK_AGE = 100.0
+COUNTED_ON = 0.8  # of the rate at which the background was served lately
+RATE_WINDOW = 100  # chunks over which it is measured how fast the background is served
 
 
 class FairShares:
@@ -71,12 +84,15 @@ class Background:
     seconds.
     """
 
-    def __init__(self, share: float, chunk: int) -> None:
+    def __init__(self, share: float, chunk: int, longest_wait_s: float = math.inf) -> None:
         """The background earns `share` of a token, in [0, 1), for each prefill token of the others.
         An iteration has at most `chunk` prefill tokens.
         """
         self._share = share
         self._chunk = chunk
+        self._longest_wait_s = longest_wait_s
+        self._rate = 1.0  # seconds of its work that are done in a second, lately
+        self._unbegun: SortedKeyList[Sequence, float] = SortedKeyList(key=_waits_from)
         self._credit = 0.0  # prefill tokens that the background may take before the others
         self._entries: dict[Sequence, _Entry] = {}
         self._total_s = 0.0
@@ -92,11 +108,14 @@ class Background:
 
     def add_relegated(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the key with which the request waits."""
-        return self._add(sequence, RELEGATED, sequence.request.arrived_at, work_s)
+        value = sequence.request.arrived_at + WORK_AGE * work_s
+        return self._add(sequence, RELEGATED, value, work_s)
 
     def _add(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._entries[sequence] = _Entry(rank, work_s)
         self._total_s += work_s
+        if not sequence.num_computed and not sequence.output:
+            self._unbegun.add(sequence)
         return (rank, value)
 
     def set_work(self, sequence: Sequence, work_s: float) -> Key:
@@ -111,6 +130,7 @@ class Background:
     def remove(self, sequence: Sequence) -> None:
         """Forgets a request that waits no longer, or no longer in the background."""
         self.fair_shares.remove(sequence)
+        self._unbegun.discard(sequence)
         self._total_s = max(0.0, self._total_s - self._entries.pop(sequence).work_s)
 
     def work_s(self, sequence: Sequence) -> float:
@@ -122,24 +142,55 @@ class Background:
         entry = self._entries.get(sequence)
         return max(0.0, self._total_s - (entry.work_s if entry else 0.0))
 
+    def wait_s(self) -> float:
+        """Returns the seconds after which a request that came now would be begun."""
+        rate = max(COUNTED_ON * self._rate, self._share)
+        return self._total_s / rate if rate > 0 else (math.inf if self._total_s else 0.0)
+
+    def overdue(self, now: float) -> list[Sequence]:
+        """Returns who has waited for the longest wait, and has not been begun; each is to be
+        removed.
+        """
+        since = now - self._longest_wait_s
+        return list(self._unbegun.irange_key(None, since)) if self._unbegun else []
+
     @property
     def is_due(self) -> bool:
         """Whether the share that the background has earned is worth a chunk."""
         return self._credit >= self._chunk
 
     def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
-        """Keeps the account of the share: these chunks (sequence, tokens) are being computed."""
+        """Keeps the account of the share, and of how fast the background is served: these chunks
+        (sequence, tokens) are being computed.
+        """
+        if not self._entries:
+            return
+        own = others = 0
         for sequence, length in chunks:
             if sequence in self._entries:
+                own += length
                 self._credit = max(0.0, self._credit - length)
                 self.fair_shares.serve(sequence)
-            elif self._entries:
+                self._unbegun.discard(sequence)
+            else:
+                others += length
                 self._credit += self._share * length
+        if own or others:
+            weight = min(1.0, (own + others) / (RATE_WINDOW * self._chunk))
+            self._rate += weight * (own / (own + others) - self._rate)
 
     def order(self, waiting: SequenceQueue) -> Iterator[Sequence]:
         """Yields the background of the queue, first to last."""
         ranks = waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED)
         return heapq.merge(*ranks, key=_age)
+
+
+def _waits_from(sequence: Sequence) -> float:
+    """Returns the instant at which its longest wait begins: when its first token was due, or with a
+    TTLT all of them, or when it arrived.
+    """
+    request = sequence.request
+    return request.arrived_at if sequence.due_at == math.inf else request.token_due_at(1)
 
 
 def _age(sequence: Sequence) -> float:

@@ -16,7 +16,9 @@ turn on whoever asks for too much.
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
 who gives way. Nobody does before it must be, but for those less important than somebody else who
 waits: they do an iteration earlier. What was relegated waits in the background with best effort,
-and is taken back when there turns out to be time for it.
+and is taken back when there turns out to be time for it. Nobody waits there for longer than a
+stated time: best effort that would is turned away when it comes, and who has not begun by then
+ends.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -57,12 +59,14 @@ PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactiv
 class NiyamaConfig:
     """What an operator may set. The switches exist to measure what each part is worth.
 
-    Raises ValueError, naming the field, for a share that is not in [0, 1).
+    Raises ValueError, naming the field, for a share that is not in [0, 1) and a wait that is not
+    positive.
     """
 
     pace: PaceConfig = field(default_factory=PaceConfig)
     allowance: float = 0.0  # share of requests that may be relegated early, costliest first
     background_share: float = 0.02  # of prefill tokens, for best effort and relegated requests
+    longest_wait_s: float = 600.0  # in the background, see background.py; inf: without end
     max_held_share: float = 0.25  # of the memory, for decodes that sit out
     dynamic_chunks: bool = True
     hybrid: bool = True
@@ -72,6 +76,8 @@ class NiyamaConfig:
         for name in ("allowance", "background_share", "max_held_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.longest_wait_s > 0:
+            raise ValueError(f"longest_wait_s must be positive, got {self.longest_wait_s}")
 
 
 class Niyama(Policy):
@@ -98,7 +104,7 @@ class Niyama(Policy):
         self._fixed_chunk = fixed_chunk
         held = int(config.max_held_share * num_pages)
         self._chunking = Chunking(config.pace, latency, demand, held)
-        self._background = Background(config.background_share, demand.chunk)
+        self._background = Background(config.background_share, demand.chunk, config.longest_wait_s)
         self._promises = Promises()
         self._shares = FluidShares()
         self._recent = RecentRequests()
@@ -131,6 +137,23 @@ class Niyama(Policy):
         can_be_met = ttft_s is not None and ttft_s > self.demand.prefill_s(sequence)
         self._recent.note(work_s, ttft_s if can_be_met else None)
         return self._key(sequence, work_s)
+
+    def refusal(self, sequence: Sequence, now: float) -> str:
+        if sequence.due_at < math.inf:
+            return ""
+        wait_s, longest_s = self._background.wait_s(), self.config.longest_wait_s
+        if wait_s <= longest_s:
+            return ""
+        return f"best effort would wait {wait_s:.0f} s, and may wait {longest_s:g} s"
+
+    def overdue(self, now: float) -> list[tuple[Sequence, str]]:
+        longest = f"{self.config.longest_wait_s:g} s"
+        relegated = f"there was no time for it until {longest} after its deadline"
+        patient = f"there was no time for it within {longest}"
+        return [
+            (s, patient if s.due_at == math.inf else relegated)
+            for s in self._background.overdue(now)
+        ]
 
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""

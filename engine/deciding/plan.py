@@ -186,7 +186,7 @@ class Finished:
     relegated: bool  # at any time
     num_preemptions: int
     timings: Timings
-    detail: str = ""  # for ERROR and REJECTED: what happened
+    detail: str = ""  # for ERROR, REJECTED and DISPLACED: what happened
 
 
 Event = Accepted | Sampled | Relegated | Finished

@@ -13,7 +13,8 @@ in one way for all policies. Where policies differ, it asks. There are three dec
    of the memory and of the batch free for some requests (`share_to_start`).
 3. Relegation: who gives way when not everybody can be on time. Before each iteration the policy
    says who is moved to another place in the queue, and why (`review`). And where memory keeps
-   somebody from starting, who of those that have only begun gives it up (`gives_way`).
+   somebody from starting, who of those that have only begun gives it up (`gives_way`). Who has
+   waited in vain for too long may be ended (`overdue`).
 
 Besides, it answers one question, on which every forecast rests: how much work is served before a
 sequence (`ahead_s`).
@@ -176,6 +177,12 @@ class Policy(ABC):
 
     def review(self, now: float) -> list[Move]:
         """Returns who is moved before the next iteration is planned."""
+        return []
+
+    def overdue(self, now: float) -> list[tuple[Sequence, str]]:
+        """Returns the waiting sequences that end now, for having waited too long before they were
+        begun, and what their callers are told. It is asked after each iteration; `leave` follows.
+        """
         return []
 
     # Forecasts

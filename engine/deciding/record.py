@@ -24,6 +24,7 @@ from engine.deciding.sequence import FinishReason, Sequence
 
 MAX_DECISIONS = 200
 MAX_TENANTS_TOLD = 5
+GAVE_PLACE = "it gave its place to more important work"
 
 Entry = dict[str, str | float]  # what a sink gets
 Ids = OrderedDict[str, None]  # of requests, the oldest first
@@ -262,7 +263,7 @@ def summary(timeline: Timeline, event: Finished) -> str:
         return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
     if event.reason is FinishReason.DISPLACED:
         waited = _ms(timings.ttlt_s)
-        return f"Refused after {waited} of waiting: it gave its place to more important work."
+        return f"Refused after {waited} of waiting: {event.detail or GAVE_PLACE}."
     if event.reason is FinishReason.REJECTED:
         return f"Refused on arrival: {event.detail}."
     if event.reason is FinishReason.ERROR:

@@ -203,8 +203,9 @@ class Scheduler:
 
     def commit(self, plan: Plan, tokens: ListOf[Token], now: float) -> list[Event]:
         """Takes note that the plan was carried out by `now`, and gave `tokens` in the order of
-        `plan.sampling`; returns what came of it. Tokens of requests that have ended meanwhile are
-        nobody's. A plan that was not advanced is, and began when it was planned.
+        `plan.sampling`; returns what came of it, and of those who have waited too long. Tokens of
+        requests that have ended meanwhile are nobody's. A plan that was not advanced is, and began
+        when it was planned.
         """
         if plan is self._in_flight:
             self._observe(plan, now - self._started_at)
@@ -229,6 +230,8 @@ class Scheduler:
                 self.record.note(sequence.id, now, "first_token")
             if reason is not None:
                 events.append(self._finish(sequence, reason, now))
+        for sequence, why in self.policy.overdue(now):
+            events.append(self._finish(sequence, FinishReason.DISPLACED, now, why))
         self.experience.pass_time(self.roster.sequences, now)
         return events
 

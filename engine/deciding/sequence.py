@@ -66,7 +66,7 @@ class FinishReason(Enum):
     LENGTH = "length"  # max_tokens, or the context length
     CANCELLED = "cancelled"  # the caller left
     TIMEOUT = "timeout"  # the RPC's own deadline passed
-    DISPLACED = "displaced"  # it waited, and gave its place to more important work
+    DISPLACED = "displaced"  # it waited, and others had its place: in the queue, or for too long
     REJECTED = "rejected"  # never admitted: by its policy, it could not be served in time
     ERROR = "error"  # the engine could not go on with it; never silent
 

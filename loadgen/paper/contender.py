@@ -39,6 +39,7 @@ class Contender:
             dynamic_chunks=self.dynamic_chunks,
             relegation=self.relegation,
             hybrid=self.hybrid,
+            longest_wait_s=math.inf,  # as in the papers nobody is turned away
         )
         return Setup(
             PROFILE,

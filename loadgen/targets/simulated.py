@@ -296,6 +296,7 @@ _OUTCOMES = {
     FinishReason.LENGTH: Outcome.FINISHED,
     FinishReason.CANCELLED: Outcome.CANCELLED,
     FinishReason.TIMEOUT: Outcome.TIMED_OUT,
+    FinishReason.DISPLACED: Outcome.REJECTED,
     FinishReason.ERROR: Outcome.FAILED,
 }
 

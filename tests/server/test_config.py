@@ -47,14 +47,17 @@ def test_every_flag_reaches_its_field() -> None:
 def test_the_scheduler_s_flags_reach_it() -> None:
     flags = (
         "--policy srpf --chunk-size 64 --max-gap 3 --reserve 1 --relegation-allowance 0.1"
-        " --background-share 0.05 --record-capacity 7 --max-batch-size 5"
+        " --background-share 0.05 --longest-wait-s 60 --record-capacity 7 --max-batch-size 5"
     )
     config = parse(flags.split()).engine
     model = ModelConfig.from_folder(FOLDER)
     engine = assemble(config, model, Unused(), PROFILE, 10, dtype="none", device="none")
     assert isinstance(engine.scheduler, Scheduler)
     niyama = NiyamaConfig(
-        pace=PaceConfig(max_gap=3, reserve=1), allowance=0.1, background_share=0.05
+        pace=PaceConfig(max_gap=3, reserve=1),
+        allowance=0.1,
+        background_share=0.05,
+        longest_wait_s=60,
     )
     assert engine.scheduler.config == SchedulerConfig(
         num_pages=10,
@@ -151,6 +154,7 @@ def test_what_flags_offer_is_what_the_engine_carries_out() -> None:
         "--reserve -1",
         "--relegation-allowance 1",
         "--background-share 1.5",
+        "--longest-wait-s 0",
         "--record-capacity -1",
         "--calibration-s -1",
         "--calibration-s nan",

@@ -1,4 +1,4 @@
-"""A request that its policy turns away, as a live server tells it."""
+"""A request that its policy turns away, or ends, as a live server tells it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,35 @@ async def test_who_cannot_be_on_time_is_refused_and_told_when_to_try_again() -> 
         assert answer.completions[0].finished.usage.output_tokens == 2
         stats = await running.stats()
         assert (stats.totals.num_submitted, stats.totals.num_finished) == (2, 2)
+
+
+async def test_who_has_waited_too_long_is_told_so_and_when_to_try_again() -> None:
+    """Both completions are too late when they come, and one has a place in the batch: the other
+    waits for longer than the longest wait, which is over at once.
+    """
+    engine = EngineConfig(
+        factory="engine.driving.null:build", max_batch_size=1, longest_wait_s=1e-9
+    )
+    async with running_with(ServerConfig(port=0, engine=engine)) as running:
+        request, detail = asked(1e-6), error_details_pb2.RetryInfo()
+        request.sampling.n = 2
+        error = await failure(running.stub.Generate(request), detail)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        why = "waited too long: there was no time for it until 1e-09 s after its deadline"
+        assert error.details() == why
+        assert detail.retry_delay.ToSeconds() == 1
+        await within(running.service.calls.idle.wait())
+
+
+async def test_best_effort_that_would_wait_too_long_is_refused_when_it_comes() -> None:
+    """The second completion finds the first before it, and may not wait at all."""
+    engine = EngineConfig(factory="engine.driving.null:build", longest_wait_s=1e-9)
+    async with running_with(ServerConfig(port=0, engine=engine)) as running:
+        request, detail = asked(1.0), error_details_pb2.RetryInfo()
+        request.qos.Clear()
+        request.qos.best_effort.SetInParent()
+        request.sampling.n = 2
+        error = await failure(running.stub.Generate(request), detail)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details().startswith("rejected: best effort would wait ")
+        assert detail.retry_delay.ToSeconds() == 1

@@ -337,7 +337,8 @@ class Driver:
         assert (event.prompt_tokens, event.output_tokens) == (len(request.prompt), count)
         assert done == (count == complete_len(request.sampling))
         is_bad = self.memory is not None and BAD in request.prompt
-        if event.reason not in (FinishReason.CANCELLED, FinishReason.REJECTED):
+        early = (FinishReason.CANCELLED, FinishReason.REJECTED, FinishReason.DISPLACED)
+        if event.reason not in early:
             assert (event.reason is FinishReason.ERROR) == is_bad, "who fails"
             assert ("not finite" in event.detail) == is_bad
         assert (event.reason is FinishReason.STOP) == (done and is_stopped(request.sampling))
