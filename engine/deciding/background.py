@@ -10,7 +10,7 @@ deadline was given up. Two rules keep them moving, and neither can be outrun by 
 * Of the best effort request and the relegated one that are first in their order, the one that
   arrived earlier goes first. Relegated requests go by arrival, but each second of work counts as
   WORK_AGE seconds of having come later, so that more of them are served. Best effort requests go by
-  start-time fair queueing, see FairShares.
+  start-time fair queueing, see FairShares. What has begun holds memory: it goes before all.
 
 Nobody can be kept moving where more arrives than can be served: at a times the capacity the work
 that waits grows by a - 1 seconds a second, whatever the order, and somebody's wait with it. So
@@ -116,11 +116,11 @@ class Background:
         self._total_s += work_s
         if not sequence.num_computed and not sequence.output:
             self._unbegun.add(sequence)
-        return (rank, value)
+        return (rank, -math.inf if sequence.num_computed else value)
 
     def set_work(self, sequence: Sequence, work_s: float) -> Key:
-        """Returns the new key of a request of which part is computed. What has begun holds memory,
-        so it goes on before the others of its rank.
+        """Returns the new key of a request of which part is computed: that goes on before the others
+        of its rank.
         """
         rank, before_s = self._entries[sequence]
         self._total_s += work_s - before_s

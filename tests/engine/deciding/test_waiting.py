@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.deciding.background import Background
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.plan import Finished
+from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import BEST_EFFORT, Request
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Refusal, Replica, Result, simulate
@@ -206,3 +207,13 @@ def test_overdue_is_who_has_waited_since_their_deadline_and_was_not_begun() -> N
     assert background.overdue(70.0) == [patient, lost]
     background.remove(patient)
     assert background.overdue(1e9) == [lost]
+
+
+def test_what_was_begun_before_it_was_relegated_goes_on_before_others_of_its_rank() -> None:
+    background, queue = Background(0.1, 64, 60.0), SequenceQueue()
+    old = make_sequence("old", at=1.0, targets=deadline(1.0))
+    begun = make_sequence("begun", at=2.0, targets=deadline(1.0))
+    begun.prefill(5, 2.0)
+    for sequence in (old, begun):
+        queue.add(sequence, background.add_relegated(sequence, 1.0))
+    assert list(background.order(queue)) == [begun, old]
