@@ -8,8 +8,7 @@ deadline was given up. Two rules keep them moving, and neither can be outrun by 
   for each of theirs, and pays its own tokens from that. Once the credit is worth a whole chunk, it
   goes first.
 * Of the best effort request and the relegated one that are first in their order, the one that
-  arrived earlier goes first. Relegated requests go by arrival, but each second of work counts as
-  WORK_AGE seconds of having come later, so that more of them are served. Best effort requests go by
+  arrived earlier goes first. Relegated requests go by arrival. Best effort requests go by
   start-time fair queueing, see FairShares. What has begun holds memory: it goes before all.
 
 Nobody can be kept moving where more arrives than can be served: at a times the capacity the work
@@ -33,7 +32,6 @@ from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
 
-WORK_AGE = 100.0
 COUNTED_ON = 0.8  # of the rate at which the background was served lately
 RATE_WINDOW = 100  # chunks over which it is measured how fast the background is served
 
@@ -108,8 +106,7 @@ class Background:
 
     def add_relegated(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the key with which the request waits."""
-        value = sequence.request.arrived_at + WORK_AGE * work_s
-        return self._add(sequence, RELEGATED, value, work_s)
+        return self._add(sequence, RELEGATED, sequence.request.arrived_at, work_s)
 
     def _add(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._entries[sequence] = _Entry(rank, work_s)
@@ -119,8 +116,8 @@ class Background:
         return (rank, -math.inf if sequence.num_computed else value)
 
     def set_work(self, sequence: Sequence, work_s: float) -> Key:
-        """Returns the new key of a request of which part is computed: that goes on before the others
-        of its rank.
+        """Returns the new key of a request of which part is computed: it goes before the others of
+        its rank.
         """
         rank, before_s = self._entries[sequence]
         self._total_s += work_s - before_s
