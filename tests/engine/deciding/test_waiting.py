@@ -16,8 +16,8 @@ from engine.deciding.plan import Finished
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import BEST_EFFORT, Request
 from engine.deciding.sequence import FinishReason
-from engine.simulator import Refusal, Replica, Result, simulate
 from engine.simulator import Arrival as Arriving
+from engine.simulator import Refusal, Replica, Result, simulate
 from tests.engine.deciding.parts import (
     TARGETS,
     Driver,
@@ -139,9 +139,7 @@ ASKED = st.tuples(st.integers(1, 600), st.integers(1, 20), st.sampled_from(TARGE
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    st.lists(ASKED, min_size=5, max_size=40), st.integers(0, 100), st.sampled_from((0.0, 0.5))
-)
+@given(st.lists(ASKED, min_size=5, max_size=40), st.integers(0, 100), st.sampled_from((0.0, 0.5)))
 def test_the_bound_is_kept_whatever_comes(
     asked: list[tuple[int, int, object]], gap_ms: int, ahead: float
 ) -> None:
@@ -178,7 +176,8 @@ def test_the_bound_is_kept_whatever_comes(
 
 def test_the_wait_is_predicted_from_the_work_and_the_rate_at_which_it_is_done() -> None:
     """At a chunk of 1 the rate is that of the last 100 tokens: half of them come to half of the
-    rate before, and as many of others' to nearly none, but for the share that is kept. Four fifths are counted on.
+    rate before, and as many of others' to nearly none, but for the share that is kept. Four
+    fifths are counted on.
     """
     background = Background(0.1, 1, 60.0)
     mine, other = make_sequence("mine"), make_sequence("other")
