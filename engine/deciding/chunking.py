@@ -40,6 +40,11 @@ as the guess), the iteration is the one with the best yield, the largest of thos
 good. It takes LONGEST_WISH t(0) at most, by when three quarters of the time are for prefills, and
 LOST_GAP t(0) at least, and no stream makes it shorter, however little time it has left.
 
+All that is said of whom the engine promised to have on time. In overload the others (the
+background) have what is left over, and nothing is where it would take a stream's deadline: so their
+chunk ends where such a stream would be late if its output is as long as the guess. One that t(0)
+alone would make late has no say.
+
 Holding. Decodes that only have a deadline for their last token (TTLT) sit out, those with the most
 time for each token that they have left first,
 
@@ -103,6 +108,7 @@ class Chunking:
         self._response_s = math.inf
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
+        self._decodes, self._floor_s, self._now = Streams(), 0.0, 0.0
 
     def hold(
         self, running: Streams, work: Work, now: float, load: float, prefills_go: bool
@@ -158,6 +164,7 @@ class Chunking:
         budget = iteration_budget(self._pace, decodes, floor_s, now)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
+        self._decodes, self._floor_s, self._now = decodes, floor_s, now
         limit_s = self._budget.seconds
         self._wished_s = wished_s(decodes, self._risky_left, self._most_left, limit_s, now)
 
@@ -168,9 +175,10 @@ class Chunking:
     def _most_left(self, output_group: str) -> float:
         return OUTPUT_RISK * self._demand.most_left(output_group)
 
-    def room(self, work: Work, start: int, num_left: int) -> int:
+    def room(self, work: Work, start: int, num_left: int, left_over: bool = False) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens
-        left may join the iteration that has `work` so far.
+        left may join the iteration that has `work` so far. One that is to have what is `left_over`
+        makes no stream late.
         """
         limit = min(self._demand.chunk - work.num_prefill, num_left)
         if limit <= 0:
@@ -179,6 +187,8 @@ class Chunking:
             seconds = max(self._wished_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)
+        if left_over and (hopeful_s := self._hopeful_s()) < self._budget.seconds:
+            return self._latency.largest_chunk(work, start, limit, hopeful_s)
         if self._budget.seconds == math.inf:
             return limit
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
@@ -192,6 +202,12 @@ class Chunking:
         """Whether the iteration that has `work` so far has no room for anybody."""
         limit = self._demand.chunk - work.num_prefill
         return limit <= 0 or not self._latency.largest_chunk(work, 0, limit, self._budget.seconds)
+
+    def _hopeful_s(self) -> float:
+        """Returns the longest iteration for which no stream is late that can be on time."""
+        left, now = self._demand.output_left, self._now
+        each = [deadline_budget(s.due_at, left(s), now) for s in self._decodes.elastic]
+        return min((s for s in each if s > self._floor_s), default=math.inf)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on

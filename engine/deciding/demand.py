@@ -21,6 +21,7 @@ WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
 _UNBOUNDED = 1 << 60
 CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls below after 45 requests
+OVERLOADED = 0.2  # share of relegations from which on nobody is begun for a hope
 
 
 class Demand:
@@ -85,20 +86,22 @@ class Demand:
         """
         return self.prefill_s(sequence) + self.decodes_s(sequence)
 
-    def prefill_due_at(self, sequence: Sequence, decodes_s: float, now: float) -> float:
+    def prefill_due_at(
+        self, sequence: Sequence, decodes_s: float, now: float, most: float = 1 / 2
+    ) -> float:
         """Returns the instant by which the work of a waiting sequence is to be done, of which
         `decodes_s` is for its decodes.
 
         Its decodes are work for those behind it, but its first token need not wait for them. So
         the instant is later by them than the deadline of that token. With a TTLT it is earlier by
-        the time in which the expected output can follow, but at most by half of the time left, as
-        decodes that are in a hurry shorten iterations.
+        the time in which the expected output can follow, but at most by that part of the time left:
+        the output may be shorter, and decodes that are in a hurry shorten iterations.
         """
         due_at = sequence.due_at + decodes_s
         if sequence.request.targets.ttlt_s is None:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
-        return due_at - min(self.decoding_s(sequence), left_s / 2)
+        return due_at - min(self.decoding_s(sequence), most * left_s)
 
     def served_by(self, sequence: Sequence) -> float:
         """Returns the instant by which the prefill of a waiting sequence is best done, which says
@@ -153,6 +156,11 @@ class RecentRequests:
     def is_calm(self) -> bool:
         """Whether nobody had to be relegated lately, so that the queue counts as feasible."""
         return self._relegated_share <= CALM
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether so many had to be relegated lately that for each who is served another is not."""
+        return self._relegated_share >= OVERLOADED
 
     @property
     def costliest_s(self) -> float:

@@ -130,7 +130,7 @@ class Niyama(Policy):
             sequence.count_as(BEYOND)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
-        due_at = self.demand.prefill_due_at(sequence, self._decodes_s[sequence], now)
+        due_at = self._prefill_due_at(sequence, now)
         sequence.prefill_by(due_at)
         self._promises.add(sequence, work_s)
         ttft_s = sequence.request.targets.ttft_s
@@ -154,6 +154,15 @@ class Niyama(Policy):
             (s, patient if s.due_at == math.inf else relegated)
             for s in self._background.overdue(now)
         ]
+
+    def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
+        """Returns by when the prefill of a promised sequence must be done. With a TTLT half of its
+        time is for its decodes at most, in the hope for a short output and short iterations; but
+        while many have to be relegated, whoever is begun for a hope takes the place of one who can
+        be on time as expected.
+        """
+        most = 1.0 if self._recent.is_overloaded else 0.5
+        return self.demand.prefill_due_at(sequence, self._decodes_s[sequence], now, most)
 
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""
@@ -334,7 +343,10 @@ class Niyama(Policy):
     def room(self, work: Work, sequence: Sequence) -> int:
         if not self.config.dynamic_chunks:
             return self._fixed_chunk - work.num_tokens
-        return self._chunking.room(work, sequence.num_computed, sequence.num_uncomputed)
+        background = self._background
+        left_over = sequence in background and not background.is_due and self._recent.is_overloaded
+        computed, left = sequence.num_computed, sequence.num_uncomputed
+        return self._chunking.room(work, computed, left, left_over)
 
     def is_full(self, work: Work) -> bool:
         if not self.config.dynamic_chunks:

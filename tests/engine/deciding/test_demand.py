@@ -65,14 +65,16 @@ def test_the_duration_of_an_iteration_is_followed() -> None:
 
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
-    due 11 ms earlier, but with 6 ms left only 3 ms earlier. Where the first is wanted by then, it
-    is due by then. Work of 2 ms for decodes comes after that.
+    due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 6 where all of the time may be for
+    decodes. Where the first is wanted by then, it is due by then. Work of 2 ms for decodes comes
+    after that.
     """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
     stream = make_sequence(output=10, targets=interactive(0.1, 0.01))
     assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.0, 0.094) == pytest.approx(0.097)
+    assert demand.prefill_due_at(batch, 0.0, 0.094, most=1.0) == pytest.approx(0.094)
     assert demand.prefill_due_at(batch, 0.002, 0.0) == pytest.approx(0.091)
     assert demand.prefill_due_at(stream, 0.0, 0.0) == pytest.approx(0.1)
     assert demand.prefill_due_at(stream, 0.002, 0.0) == pytest.approx(0.102)
