@@ -145,22 +145,24 @@ class Scheduler:
         return self._planner.plan(now)
 
     def _apply(self, moves: list[Move], now: float) -> None:
-        reordered = {m.sequence: m.key for m in moves if m.kind is MoveKind.REORDER}
-        if reordered:
-            self.roster.waiting.rekey_all(reordered)
-        for move in moves:
-            if move.kind is MoveKind.RELEGATE:
-                self._relegate(move, now)
-            elif move.kind is MoveKind.RESTORE:
-                self.roster.restore(move.sequence, move.key)
+        """Gives each the last key that a move has for it. Everybody is at its new place before
+        anybody is told what to expect there.
+        """
+        keys = {move.sequence: move.key for move in moves}
+        if any(move.kind is MoveKind.REORDER for move in moves):
+            self.roster.waiting.rekey_all(keys)
+        told = [move for move in moves if move.kind is not MoveKind.REORDER]
+        for move in told:
+            place = self.roster.relegate if move.kind is MoveKind.RELEGATE else self.roster.restore
+            place(move.sequence, keys[move.sequence])
+        for move in told:
+            if move.kind is MoveKind.RESTORE:
                 self._note(move, now)
-
-    def _relegate(self, move: Move, now: float) -> None:
-        self.roster.relegate(move.sequence, move.key)
-        self.totals.num_relegations += 1
-        self.experience.learn(move.sequence.id, is_late=True)
-        expected = self._note(move, now)
-        self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
+                continue
+            self.totals.num_relegations += 1
+            self.experience.learn(move.sequence.id, is_late=True)
+            expected = self._note(move, now)
+            self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
 
     def _note(self, move: Move, now: float) -> Forecast:
         expected = self._forecast(move.sequence, now)
@@ -305,7 +307,9 @@ class Scheduler:
         return forecast(sequence, ahead_s, demand, self.experience, iteration_s, now, output_len)
 
     def estimate(self, asked: Estimate, now: float) -> Forecast:
-        """Returns what would become of such a request if it was sent now."""
+        """Returns what would become of such a request if it was sent now, by a tenant that has not
+        asked for more than its part.
+        """
         output_len = asked.output_len
         request = Request(
             "",

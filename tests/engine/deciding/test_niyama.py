@@ -17,6 +17,7 @@ from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.request import Importance, Request
+from engine.deciding.sequence import FinishReason
 from engine.deciding.streams import Streams
 from engine.simulator import Replica
 from tests.engine.deciding.parts import (
@@ -221,6 +222,34 @@ def test_a_relegated_request_is_taken_back_when_there_is_time_again() -> None:
         assert finished.timings.ttft_met
         kinds = [d.kind for d in driver.scheduler.explain(name).decisions]
         assert kinds.index("relegated") < kinds.index("restored")
+
+
+def test_one_review_may_take_back_and_give_up() -> None:
+    """`a` is relegated for `x`, which leaves, and so there is time for it again. In the same review
+    `b`, which is before it in order, is given up within the allowance: the last load was high. What
+    `a` is told goes by the queue without it, and its place by the alpha of this review.
+    """
+    driver = Driver(make_scheduler(niyama=NiyamaConfig(allowance=0.5)))
+    scheduler = driver.scheduler
+    for i in range(200):  # so that it is known what is costly
+        driver.submit(make_request(f"r{i}", 100, targets=deadline(50.0)))
+        driver.cancel(f"r{i}")
+    driver.submit(make_request("a", 500, targets=deadline(4.0), importance=Importance.LOW))
+    driver.submit(make_request("x", 3700, targets=deadline(4.1)))
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    assert scheduler.sequence("a").relegated
+    scheduler.cancel("x", FinishReason.CANCELLED, 0.0)
+    scheduler.policy.alpha = 1.0
+    driver.submit(make_request("b", 1000, targets=deadline(3.0)))
+    assert scheduler.plan(0.0) is not None
+    scheduler.check()
+    assert not scheduler.sequence("a").relegated
+    assert scheduler.sequence("b").relegated
+    assert scheduler.policy.alpha == 0.0
+    a = scheduler.sequence("a")
+    (_, value), _ = scheduler.roster.waiting.place(a)
+    assert value == scheduler.policy.demand.served_by(a)
 
 
 def test_the_allowance_relegates_at_most_its_share() -> None:
