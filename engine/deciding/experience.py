@@ -11,7 +11,7 @@ What they tell. A request is described by what decides its fate, in any policy:
     margin      log(the time that it has / the time that the plain forecast says it takes), which is
                 positive where it would be on time if nobody came after it
     work        log(the seconds that the engine needs for it)
-    importance
+    importance  what the request counts as (`Sequence.importance`)
 
 The chance is the share of the late among recent requests nearby in margin and work, of the same
 importance. Nearby is said by tiles (CMAC: Albus, 1975): TILINGS grids of square cells lie over the
@@ -45,7 +45,7 @@ from typing import Final, NamedTuple
 
 from sortedcontainers import SortedList
 
-from engine.deciding.request import Importance, TargetKind
+from engine.deciding.request import TargetKind
 from engine.deciding.sequence import Sequence
 
 MOST_RISK: Final = 1 / 12  # chance of lateness from which on a request is not called on time
@@ -61,12 +61,12 @@ _Cell = tuple[int, int, int, int]  # importance, tiling, and its place in the tw
 class Likeness(NamedTuple):
     """What a request is compared by, as the module says."""
 
-    importance: Importance
+    importance: int  # what it counts as
     margin: float  # log of a ratio of durations
     work: float  # log of seconds
 
     @classmethod
-    def of(cls, importance: Importance, ratio: float, work_s: float) -> Likeness:
+    def of(cls, importance: int, ratio: float, work_s: float) -> Likeness:
         """Returns that of a request which has `ratio` times the time that it is forecast to take,
         and which keeps the engine busy for `work_s` seconds.
         """
@@ -82,11 +82,10 @@ class Likeness(NamedTuple):
         """Yields the cell of each tiling in which it lies. Cells are 1 wide: a factor of e. The
         tilings are shifted by odd multiples of 1 / TILINGS, so that no direction is favoured.
         """
-        importance = int(self.importance)
         margin, work = math.floor(TILINGS * self.margin), math.floor(TILINGS * self.work)
         for tiling in range(TILINGS):
             across, along = (margin + tiling) // TILINGS, (work + 3 * tiling) // TILINGS
-            yield (importance, tiling, across, along)
+            yield (self.importance, tiling, across, along)
 
 
 class _Told(NamedTuple):

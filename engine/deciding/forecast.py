@@ -49,7 +49,7 @@ def forecast(
     if request.targets.kind is TargetKind.BEST_EFFORT:
         return Forecast(True, ttft_s, ttlt_s, ahead_s)
     ratio = _time_ratio(request.targets, ttft_s, ttlt_s, iteration_s)
-    like = Likeness.of(request.importance, ratio, demand.seconds(sequence))
+    like = Likeness.of(sequence.importance, ratio, demand.seconds(sequence))
     chance = experience.late_chance(like)
     return Forecast(chance < MOST_RISK, ttft_s, ttlt_s, ahead_s, chance, like)
 

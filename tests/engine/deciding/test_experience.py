@@ -31,7 +31,9 @@ from tests.engine.deciding.parts import (
     make_scheduler,
     make_sequence,
     poisson,
+    serve,
 )
+from tests.engine.deciding.test_tenants import by_tenant
 
 LIKE = Likeness.of(Importance.NORMAL, 2.0, 0.1)
 
@@ -286,3 +288,12 @@ def test_nobody_is_warned_needlessly_where_nearly_all_are_on_time() -> None:
     broken, _, needless = promises(results)
     assert broken <= 0.01
     assert needless <= 0.02 * len(results)
+
+
+def test_who_asks_for_more_than_its_part_is_not_compared_with_the_others() -> None:
+    """One of ten tenants floods; that it is late says nothing of the others, of whom nobody is."""
+    requests = by_tenant(1.5, 3)
+    results = serve(requests, make_replica()).values()
+    assert late_share(r for r in results if r.request.tenant == "flood") > 0.4
+    others = [r for r in results if r.request.tenant != "flood"]
+    assert all(r.promised and not is_late(r) for r in others)
