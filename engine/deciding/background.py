@@ -111,7 +111,7 @@ class Background:
     def _add(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._entries[sequence] = _Entry(rank, work_s)
         self._total_s += work_s
-        if not sequence.num_computed and not sequence.output:
+        if not sequence.num_computed and not sequence.num_output:
             self._unbegun.add(sequence)
         return (rank, -math.inf if sequence.num_computed else value)
 
@@ -180,6 +180,13 @@ class Background:
         """Yields the background of the queue, first to last."""
         ranks = waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED)
         return heapq.merge(*ranks, key=_age)
+
+    def check(self, waiting: SequenceQueue) -> None:
+        """Asserts that these are those of the queue whose ranks say so, and who has not begun."""
+        ranks = {s: rank for rank in (BEST_EFFORT, RELEGATED) for s in waiting.of_rank(rank)}
+        assert {s: entry.rank for s, entry in self._entries.items()} == ranks
+        assert set(self._unbegun) <= set(ranks)
+        assert not any(s.num_output for s in self._unbegun), "who has a token has begun"
 
 
 def _waits_from(sequence: Sequence) -> float:

@@ -90,3 +90,9 @@ class InOrder(Policy):
         own_s = self._waiting.work(sequence) if sequence in self._waiting else 0.0
         place = math.inf if sequence.relegated else self.place(sequence)
         return max(0.0, self._waiting.work_until(place) - own_s)
+
+    def check(self, waiting: SequenceQueue) -> None:
+        assert set(self._waiting) == set(waiting), (
+            "work that nobody waits for, or none for somebody"
+        )
+        assert set(self._latest) <= set(waiting.of_rank(KEPT))

@@ -270,6 +270,8 @@ class Niyama(Policy):
             return []
         self._leave_background(sequence)
         self._promises.add(sequence, work_s)
+        if sequence.num_computed:
+            self._begun[sequence] = None
         key = self._key(sequence, work_s)
         return [Move(sequence, key, MoveKind.RESTORE, "there is time again")]
 
@@ -387,3 +389,13 @@ class Niyama(Policy):
         sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now))
         key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)
         return waiting.sum_before((key, math.inf), self._promises.all.work)
+
+    def check(self, waiting: SequenceQueue) -> None:
+        promised = set(waiting.of_rank(KEPT))
+        assert promised == set(self._promises), "who is promised has that rank"
+        assert set(self._begun) <= promised
+        assert all(s in self._begun for s in promised if s.num_computed > s.num_cached)
+        assert set(self._hopeful) <= set(waiting) - promised
+        assert set(self._decodes_s) == set(waiting)
+        self._promises.check()
+        self._background.check(waiting)

@@ -93,8 +93,8 @@ class Policy(ABC):
     """The decisions of one policy, as the module describes them.
 
     The scheduler calls `review` and `hold` in this sequence for each iteration that it plans, and
-    then, where somebody waits, `begin`, `order` and `room`; `launched` once the iteration is on its
-    way.
+    then, where somebody waits, `begin`, `order` and `room`, again from `hold` on whenever somebody
+    has given way; `launched` once the iteration is on its way, and `overdue` once it is over.
     """
 
     alpha: float = 0.0  # weight of work against deadline in the order of prefills
@@ -192,3 +192,6 @@ class Policy(ABC):
         """Returns the predicted seconds of waiting work that is served before the sequence. It may
         be a sequence that does not wait, made up for a question.
         """
+
+    def check(self, waiting: SequenceQueue) -> None:  # noqa: B027 # most have nothing to assert
+        """Asserts what the policy's own account owes the queue between any two calls."""

@@ -127,6 +127,7 @@ class Roster:
         sequences = list(self.sequences.values())
         waiting = {s for s in sequences if s.status is Status.WAITING}
         assert waiting == set(self.waiting), "queue and sequences disagree"
+        self._policy.check(self.waiting)
         assert set(self.partial) == {s for s in waiting if s.pages}
         assert self.num_relegated == sum(s.relegated for s in waiting)
         assert {s for s in sequences if s.status is Status.DECODING} == set(self.running)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
 from engine.deciding.policies import ORDERS, POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence
 from tests.engine.deciding.memory import BAD, Memory
-from tests.engine.deciding.parts import TARGETS, Driver, deadline, make_request, make_scheduler
+from tests.engine.deciding.parts import (
+    TARGETS,
+    Driver,
+    deadline,
+    interactive,
+    make_request,
+    make_scheduler,
+)
 
 PAGE_SIZE = 4
 CONTEXT = 64
+CLOSE = (interactive(0.1, 0.02), interactive(0.3, 0.02), deadline(0.2), deadline(0.3))
 
 
 def random_request(rng: random.Random, name: str, at: float) -> Request:
@@ -39,12 +51,19 @@ def random_request(rng: random.Random, name: str, at: float) -> Request:
 
 
 def random_run(
-    policy: str, seed: int, num_requests: int = 6, ahead: float = 0.0, bad_tokens: bool = False
+    policy: str,
+    seed: int,
+    num_requests: int = 6,
+    ahead: float = 0.0,
+    bad_tokens: bool = False,
+    niyama: NiyamaConfig | None = None,
+    crowded: bool = False,
 ) -> Driver:
     """Arrivals at any time, also long before they are taken in; slow and quick iterations;
     cancellations of anybody at any moment; memory that seldom suffices. `ahead`: the share of
     iterations that are still in flight when the next is planned. `bad_tokens`: some of the prompts
-    have one that no number comes of.
+    have one that no number comes of. `crowded`: most come
+    several at once, with targets that are close for so many, and now and then most leave at once.
     """
     rng = random.Random(seed)
     scheduler = make_scheduler(
@@ -55,18 +74,68 @@ def random_run(
         chunk_size=rng.choice((4, 9, 16, 64)),
         max_batch_size=rng.choice((1, 2, 4, 100)),
         prefix_caching=rng.random() < 0.5,
+        niyama=niyama or NiyamaConfig(),
     )
     driver = Driver(scheduler, Memory(PAGE_SIZE) if bad_tokens else None)
     for i in range(num_requests):
-        driver.submit(random_request(rng, f"r{i}", driver.now - rng.choice((0.0, 0.01))))
+        request = random_request(rng, f"r{i}", driver.now - rng.choice((0.0, 0.01)))
+        if crowded and rng.random() < 0.7:
+            request = replace(request, targets=rng.choice(CLOSE))
+        driver.submit(request)
+        if crowded and rng.random() < 0.8:
+            continue
         for _ in range(rng.choice((0, 0, 1, 3, 10))):
             slowdown = rng.choice((0.5, 1.0, 1.0, 3.0))
             if driver.step(slowdown, ahead > 0 and rng.random() < ahead) is None:
                 driver.now += rng.expovariate(50)
         if rng.random() < 0.15:
             driver.cancel(f"r{rng.randint(0, i)}")
+        if crowded and rng.random() < 0.1:
+            for name in rng.sample(driver.in_flight, len(driver.in_flight) * 3 // 4):
+                driver.cancel(name)
     driver.drain()
     return driver
+
+
+def random_settings(rng: random.Random) -> NiyamaConfig:
+    """Waits, allowances and shares under which what is rare by default happens all the time."""
+    return NiyamaConfig(
+        PaceConfig(max_gap=rng.choice((1.0, 2.0, math.inf))),
+        allowance=rng.choice((0.0, 0.3, 0.9)),
+        background_share=rng.choice((0.0, 0.02, 0.5)),
+        longest_wait_s=rng.choice((0.005, 0.02, 0.1, math.inf)),
+        max_held_share=rng.choice((0.25, 0.9)),
+        dynamic_chunks=rng.random() < 0.9,
+        hybrid=rng.random() < 0.9,
+        relegation=rng.random() < 0.9,
+    )
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.8])
+def test_random_settings_of_niyama_keep_every_invariant(ahead: float) -> None:
+    """Its own accounts, too (`Niyama.check`). All that it may do with a request must have been."""
+    runs = [
+        random_run(
+            "niyama", seed, 30, ahead, niyama=random_settings(random.Random(seed)), crowded=True
+        )
+        for seed in range(40)
+    ]
+    finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
+    reasons = [f.reason for f in finished]
+    assert reasons.count(FinishReason.DISPLACED) > 100
+    assert reasons.count(FinishReason.CANCELLED) > 100
+    assert reasons.count(FinishReason.REJECTED) > 5
+    decisions = [
+        decision
+        for run in runs
+        for name in run.stories
+        for decision in run.scheduler.explain(name, None).decisions
+    ]
+    kinds = [d.kind for d in decisions]
+    assert kinds.count("relegated") > 200
+    assert kinds.count("restored") > 5
+    assert kinds.count("held") > 5
+    assert sum(d.detail.startswith("another needed its memory") for d in decisions) > 5
 
 
 @pytest.mark.parametrize("ahead", [0.0, 0.8])

@@ -216,3 +216,13 @@ def test_what_was_begun_before_it_was_relegated_goes_on_before_others_of_its_ran
     for sequence in (old, begun):
         queue.add(sequence, background.add_relegated(sequence, 1.0))
     assert list(background.order(queue)) == [begun, old]
+
+
+def test_whose_first_token_is_in_flight_has_been_begun() -> None:
+    """It loses its pages before that token is there."""
+    background = Background(0.02, 64, LONGEST_S)
+    sequence = make_sequence(targets=interactive(1.0, 0.1))
+    sequence.expect_token(0.5)
+    sequence.preempt()
+    background.add_relegated(sequence, 1.0)
+    assert background.overdue(1e9) == []
