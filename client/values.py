@@ -199,7 +199,7 @@ class Admission:
     """Whether a call would find a place in the queue, and if not, why and when to try again."""
 
     admitted: bool
-    reason: str = ""  # "queue_full", "work_full" or "share_used"
+    reason: str = ""  # "queue_full", "work_full", "share_used" or "rejected"
     detail: str = ""  # the same for a person
     retry_after: float | None = None  # seconds
 

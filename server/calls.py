@@ -144,7 +144,7 @@ def _translate(error: Exception) -> CallError:
         return errors.in_flight(str(error))
     if isinstance(error, GenerationFailed):
         if error.reason is FinishReason.REJECTED:
-            return errors.Refused(errors.Refusal.REJECTED, f"rejected: {error}")
+            return errors.rejected(str(error))
         if error.reason is FinishReason.DISPLACED:
             return errors.Refused(errors.Refusal.DISPLACED, f"waited too long: {error}")
         is_error = error.reason is FinishReason.ERROR

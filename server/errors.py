@@ -46,8 +46,8 @@ class Refusal(Enum):
     WORK_FULL = "work_full"  # of tokens that wait
     SHARE_USED = "share_used"  # the tenant's
     TOO_MUCH = "too_much"  # is being read, of messages and prompts
-    DISPLACED = "displaced"  # it had one, and gave it to more important work
-    REJECTED = "rejected"  # the policy could not have it on time
+    DISPLACED = "displaced"  # it had one, and gave it to more important work, or waited too long
+    REJECTED = "rejected"  # by the policy: it could not be on time, or would wait too long
 
 
 class Refused(CallError):
@@ -60,6 +60,11 @@ class Refused(CallError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Refused, (self.reason, self.message)
+
+
+def rejected(why: str) -> Refused:
+    """The policy turns the request away when it comes."""
+    return Refused(Refusal.REJECTED, f"rejected: {why}")
 
 
 def invalid(error: InvalidRequest) -> CallError:

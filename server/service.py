@@ -151,7 +151,10 @@ class InferenceService:
         limits = self._limits(self._ready())
         question, quality = inbound.read_estimate(request, self.tiers, limits, call.tenant)
         refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
-        return outbound.to_estimate(quality, await self._ask(call, question), refusal)
+        forecast = await self._ask(call, question)
+        if refusal is None and forecast.refusal:
+            refusal = errors.rejected(forecast.refusal)
+        return outbound.to_estimate(quality, forecast, refusal)
 
     async def _explain(self, call: Call) -> pb.ExplainResponse:
         request = await self._receive(call, pb.ExplainRequest)

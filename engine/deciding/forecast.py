@@ -22,6 +22,7 @@ class Forecast:
     ahead_s: float  # work that is served before it, in seconds of the engine's time
     late_chance: float = 0.0  # in [0, 1]
     like: Likeness | None = None  # what it was compared by; None where it has no target
+    refusal: str = ""  # of an estimate: why the policy would turn it away now
 
 
 def forecast(

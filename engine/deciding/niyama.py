@@ -144,7 +144,7 @@ class Niyama(Policy):
         wait_s, longest_s = self._background.wait_s(), self.config.longest_wait_s
         if wait_s <= longest_s:
             return ""
-        return f"best effort would wait {wait_s:.0f} s, and may wait {longest_s:g} s"
+        return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
         longest = f"{self.config.longest_wait_s:g} s"

@@ -177,6 +177,12 @@ class Request:
         return named_by(self.id)[1]
 
     @property
+    def first_of_call(self) -> str:
+        """Returns the id of completion 0 of the same call; its own where the call has one alone."""
+        call, separator, _ = self.id.partition("\t")
+        return f"{call}\t0" if separator else call
+
+    @property
     def output_group(self) -> str:
         """Returns the group of requests whose output lengths tell what to expect of this one. It is
         within the tenant, so that nobody changes what is expected of another's requests.

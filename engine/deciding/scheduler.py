@@ -96,7 +96,7 @@ class Scheduler:
         self._check_fits(request)
         sequence = Sequence(request, admitted_at=now)
         self.totals.num_submitted += 1
-        if why := self.policy.refusal(sequence, now):
+        if why := self._refusal(sequence, now):
             return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
         expected = self._forecast(sequence, now)
@@ -105,6 +105,15 @@ class Scheduler:
             self.experience.told(sequence, expected.like, first_at)
         self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
+
+    def _refusal(self, sequence: Sequence, now: float) -> str:
+        """Returns why the policy turns the request away, or "". Where the first completion of a
+        call was let in, the others are: the call would end for want of one, and all that its
+        completions had waited for.
+        """
+        if sequence.request.first_of_call in self.roster.sequences:
+            return ""
+        return self.policy.refusal(sequence, now)
 
     def _reject(self, sequence: Sequence, why: str, now: float) -> Event:
         """The request ends before it began; returns its only event."""
@@ -327,7 +336,9 @@ class Scheduler:
         if output_len is None:
             most = asked.default_output_len
             output_len = self.history.estimate(request.output_group, most)
-        return self._forecast(Sequence(request, admitted_at=now), now, output_len)
+        sequence = Sequence(request, admitted_at=now)
+        expected = self._forecast(sequence, now, output_len)
+        return replace(expected, refusal=self.policy.refusal(sequence, now))
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
         """Returns the story of the request that a tenant (None: any) calls so. Raises LookupError

@@ -27,7 +27,9 @@ def asked(ttlt_s: float) -> pb.GenerateRequest:
 
 
 async def test_who_cannot_be_on_time_is_refused_and_told_when_to_try_again() -> None:
-    """A microsecond is too short, an hour is not. What was refused leaves nothing behind."""
+    """A microsecond is too short, an hour is not, as Estimate says, too. What was refused leaves
+    nothing behind.
+    """
     engine = EngineConfig(factory="engine.driving.null:build", policy="edf-reject")
     async with running_with(ServerConfig(port=0, engine=engine)) as running:
         detail = error_details_pb2.RetryInfo()
@@ -36,6 +38,12 @@ async def test_who_cannot_be_on_time_is_refused_and_told_when_to_try_again() -> 
         assert error.details() == "rejected: it could not be on time"
         assert detail.retry_delay.ToSeconds() == 1
         await within(running.service.calls.idle.wait())
+        for ttlt_s, is_let_in in ((1e-6, False), (3600.0, True)):
+            about = pb.EstimateRequest(prompt_tokens=1, output_tokens=2, qos=asked(ttlt_s).qos)
+            admission = (await within(running.stub.Estimate(about))).admission
+            assert admission.admitted == is_let_in
+            told = ("", "") if is_let_in else ("rejected", error.details())
+            assert (admission.reason, admission.detail) == told
         answer = await within(running.stub.Generate(asked(3600.0)))
         assert answer.completions[0].finished.usage.output_tokens == 2
         stats = await running.stats()
@@ -58,17 +66,3 @@ async def test_who_has_waited_too_long_is_told_so_and_when_to_try_again() -> Non
         assert error.details() == why
         assert detail.retry_delay.ToSeconds() == 1
         await within(running.service.calls.idle.wait())
-
-
-async def test_best_effort_that_would_wait_too_long_is_refused_when_it_comes() -> None:
-    """The second completion finds the first before it, and may not wait at all."""
-    engine = EngineConfig(factory="engine.driving.null:build", longest_wait_s=1e-9)
-    async with running_with(ServerConfig(port=0, engine=engine)) as running:
-        request, detail = asked(1.0), error_details_pb2.RetryInfo()
-        request.qos.Clear()
-        request.qos.best_effort.SetInParent()
-        request.sampling.n = 2
-        error = await failure(running.stub.Generate(request), detail)
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.details().startswith("rejected: best effort would wait ")
-        assert detail.retry_delay.ToSeconds() == 1

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from engine.deciding.background import Background
 from engine.deciding.niyama import NiyamaConfig
-from engine.deciding.plan import Finished
+from engine.deciding.plan import Accepted, Finished
+from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue
-from engine.deciding.request import BEST_EFFORT, Request
+from engine.deciding.request import BEST_EFFORT, Request, key_of
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Arrival as Arriving
 from engine.simulator import Refusal, Replica, Result, simulate
@@ -103,6 +104,23 @@ def test_best_effort_beyond_what_is_left_over_is_told_when_it_comes() -> None:
     assert max(map(waited_s, results)) < 2.0 + LONGEST_S + BEGUN_S
     served = [r for r in results if len(r.token_at) and r.request.targets == BEST_EFFORT]
     assert len(served) > 0.2 * 120 * 10.0
+
+
+def test_the_completions_of_a_call_are_let_in_as_its_first_is() -> None:
+    """They wait for each other, which is nothing that the call could have spared. An estimate is
+    told what a call would be.
+    """
+    scheduler = make_scheduler(niyama=NiyamaConfig(longest_wait_s=1e-9))
+    idle, late = (Estimate(10, 5, targets) for targets in (BEST_EFFORT, URGENT))
+    assert scheduler.estimate(idle, 0.0).refusal == ""
+    for name, is_let_in in (("a", True), ("b", False)):
+        for i in range(3):
+            (event,) = scheduler.submit(make_request(key_of("x", name, i)), 0.0)
+            assert isinstance(event, Accepted) == is_let_in
+    (event,) = scheduler.submit(make_request("a"), 0.0)
+    assert isinstance(event, Finished)
+    assert scheduler.estimate(idle, 0.0).refusal == event.detail
+    assert scheduler.estimate(late, 0.0).refusal == ""
 
 
 def test_without_an_overload_nobody_hears_of_it() -> None:
