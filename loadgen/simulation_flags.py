@@ -18,7 +18,7 @@ from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
-from loadgen.workload.units import parse_duration, parse_shares
+from loadgen.workload.units import parse_duration, parse_weights
 
 _USUAL = Setup(profiles.A100)  # the defaults
 # Flags of the server by the same name.
@@ -45,7 +45,10 @@ class SimulationFlags:
     )
     silo: Annotated[
         str | None,
-        Flag("compare silo: replicas (default: the fewest)", metavar="TIER:COUNT,..."),
+        Flag(
+            "compare silo: replicas and chunk (default: those that need the fewest)",
+            metavar="TIER:COUNT[/CHUNK],...",
+        ),
     ] = None
     routing: Annotated[str, Flag("default %(default)s", ROUTINGS)] = _USUAL.routing
     tiers: Annotated[
@@ -85,7 +88,7 @@ class SimulationFlags:
         Flag(
             "of tenants with a share of their own (default: all have one together)",
             metavar="NAME:WEIGHT,...",
-            parse=parse_shares,
+            parse=parse_weights,
         ),
     ] = None
     fair_share: Annotated[

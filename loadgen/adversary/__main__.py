@@ -25,8 +25,24 @@ from loadgen import interrupts
 from loadgen.adversary.search import Find, Search, command, lines
 from loadgen.adversary.trial import Figures, Trial, run
 from loadgen.paper.jobs import worker_pool
+from loadgen.workload.units import parse_count, parse_positive
 
 EXIT_FOUND = 3
+
+
+def parse_minutes(text: str) -> float:
+    """Reads a number of 0 or more, or inf. Raises ValueError."""
+    minutes = float(text)
+    if not minutes >= 0:
+        raise ValueError(f"{text!r} is not a number of minutes")
+    return minutes
+
+
+def parse_steps(text: str) -> int:
+    """Reads a whole number, or 0. Raises ValueError."""
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +51,22 @@ class Flags:
 
     seed: Annotated[int, Flag("same seed, same conditions (default %(default)s)")] = 0
     virtual_hours: Annotated[
-        float, Flag("of arrivals in the conditions drawn (default %(default)g)")
+        float,
+        Flag("of arrivals in the conditions drawn (default %(default)g)", parse=parse_positive),
     ] = 1.0
-    minutes: Annotated[float, Flag("of real time at most (default: no limit)")] = math.inf
-    steps: Annotated[int, Flag("to shrink a find, at most (default %(default)s)")] = 40
+    minutes: Annotated[
+        float, Flag("of real time at most (default: no limit)", parse=parse_minutes)
+    ] = math.inf
+    steps: Annotated[
+        int, Flag("to shrink a find, at most (default %(default)s)", parse=parse_steps)
+    ] = 40
     policy: Annotated[str, Flag("who must not lose (default %(default)s)", POLICIES)] = "niyama"
     outright: Annotated[
         bool, Flag("leave out in what a baseline is better at the price of something else")
     ] = False
-    processes: Annotated[int, Flag("default %(default)s")] = 2
+    processes: Annotated[
+        int, Flag("simulations at a time (default %(default)s)", parse=parse_count)
+    ] = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from loadgen.paper.rivals import Standing, markdown, rival_loads, rivals
 from loadgen.paper.serving import ENVELOPE
 from loadgen.reports.terminal import console
 from loadgen.workload.lengths import USUALLY_STATED
+from loadgen.workload.units import parse_count, parse_positive
 
 # Shorter than the deadlines of minutes: the backlog decides. For a look, not for quoting.
 QUICK = Scale(
@@ -51,28 +52,29 @@ def parse_groups(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_count(text: str) -> int:
-    """Reads a whole number above 0. Raises ValueError."""
-    if not (text.isdecimal() and int(text)):
-        raise ValueError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 @dataclass(frozen=True, slots=True)
 class Flags:
     """The flags of the command."""
 
     quick: Annotated[bool, Flag("short runs: a few minutes")] = False
-    hours: Annotated[float | None, Flag(f"of arrivals per run (default {_SCALE.hours:g})")] = None
+    hours: Annotated[
+        float | None,
+        Flag(f"of arrivals per run (default {_SCALE.hours:g})", parse=parse_positive),
+    ] = None
     overload_hours: Annotated[
         float | None,
-        Flag(f"where the question is who is late (default {_SCALE.overload_hours:g})"),
+        Flag(
+            f"where the question is who is late (default {_SCALE.overload_hours:g})",
+            parse=parse_positive,
+        ),
     ] = None
     seeds: Annotated[
         int, Flag("of the rivals: runs of each load (default %(default)s)", parse=parse_count)
     ] = 1
     only: Annotated[tuple[str, ...], Flag(", ".join(GROUPS), parse=parse_groups)] = GROUPS
-    processes: Annotated[int, Flag()] = 2
+    processes: Annotated[
+        int, Flag("simulations at a time (default %(default)s)", parse=parse_count)
+    ] = 2
     results: Annotated[Path, Flag("default %(default)s")] = Path("artifacts/paper.json")
     fresh: Annotated[bool, Flag("forget the answers of earlier runs")] = False
 

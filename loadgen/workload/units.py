@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 _UNITS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|d|)")
@@ -19,18 +20,45 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def parse_count(text: str) -> int:
+    """Reads a whole number above 0. Raises ValueError."""
+    if not (text.isdecimal() and int(text)):
+        raise ValueError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_positive(text: str) -> float:
+    """Reads a finite number above 0. Raises ValueError."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is not a number above 0")
+    return number
+
+
 def parse_shares(text: str) -> dict[str, float]:
     """Reads NAME:SHARE[,NAME:SHARE...], each share in (0, 1], in that order. Raises ValueError."""
-    shares: dict[str, float] = {}
+    return _parse_named(text, 1.0, "NAME:SHARE with a share above 0, at most 1")
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Reads NAME:WEIGHT[,NAME:WEIGHT...], in that order. Raises ValueError."""
+    return _parse_named(text, sys.float_info.max, "NAME:WEIGHT with a weight above 0")
+
+
+def _parse_named(text: str, most: float, what: str) -> dict[str, float]:
+    numbers: dict[str, float] = {}
     for part in text.split(","):
-        name, colon, number = part.strip().partition(":")
-        try:
-            share = float(number)
-        except ValueError:
-            share = math.nan
-        if not name or not colon or not 0 < share <= 1:
-            raise ValueError(f"{part.strip()!r} is not NAME:SHARE with a share above 0, at most 1")
-        if name in shares:
+        name, _, number = part.strip().partition(":")
+        if not name or not 0 < _number(number) <= most:
+            raise ValueError(f"{part.strip()!r} is not {what}")
+        if name in numbers:
             raise ValueError(f"{name} is named twice")
-        shares[name] = share
-    return shares
+        numbers[name] = float(number)
+    return numbers
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -233,3 +233,26 @@ def test_the_command_ends_in_time_with_a_line_of_json(capsys: pytest.CaptureFixt
     assert "1: niyama" in printed.err
     assert main([*flags, "--minutes", "0"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["end"] == "out of time"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--processes=0",
+        "--virtual-hours=nan",
+        "--virtual-hours=0",
+        "--minutes=nan",
+        "--minutes=-1",
+        "--steps=-1",
+        "--steps=x",
+        "--policy=nobody",
+        "--seed=x",
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([flag])
+    assert end.value.code == 2
+    assert f"argument {flag.partition('=')[0]}: " in capsys.readouterr().err

@@ -258,6 +258,13 @@ def test_a_group_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixt
     assert "not among cluster" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--hours=nan", "--overload-hours=0", "--processes=0"])
+def test_lengths_and_numbers_are_above_0(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([flag])
+    assert "above 0" in capsys.readouterr().err
+
+
 def test_the_number_of_replicas_starts_at_the_bound() -> None:
     """Two a second need one replica, and 12 at least three of 4.6."""
     sent = Load(hours=0.1, rate="2")

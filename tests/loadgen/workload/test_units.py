@@ -1,6 +1,12 @@
 import pytest
 
-from loadgen.workload.units import parse_duration, parse_shares
+from loadgen.workload.units import (
+    parse_count,
+    parse_duration,
+    parse_positive,
+    parse_shares,
+    parse_weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +36,21 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 def test_a_name_comes_once() -> None:
     with pytest.raises(ValueError, match="named twice"):
         parse_shares("a:0.5,a:0.5")
+
+
+def test_weights_may_be_any_above_0() -> None:
+    assert parse_weights("b:2, a:0.5") == {"b": 2.0, "a": 0.5}
+
+
+@pytest.mark.parametrize("text", ["a", ":1", "a:0", "a:-1", "a:nan", "a:inf", "a:x", ""])
+def test_what_is_no_weight_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="NAME:WEIGHT"):
+        parse_weights(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "x"])
+def test_what_is_not_above_0_is_refused(text: str) -> None:
+    for parse in (parse_positive, parse_count):
+        with pytest.raises(ValueError, match="above 0"):
+            parse(text)
+    assert (parse_positive("0.5"), parse_count("5")) == (0.5, 5)
