@@ -178,6 +178,8 @@ class Background:
 
     def order(self, waiting: SequenceQueue) -> Iterator[Sequence]:
         """Yields the background of the queue, first to last."""
+        if not self._entries:
+            return iter(())
         ranks = waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED)
         return heapq.merge(*ranks, key=_age)
 

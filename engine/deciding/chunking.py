@@ -106,6 +106,7 @@ class Chunking:
         # Of the present iteration:
         self._pace = pace
         self._response_s = math.inf
+        self._idle_s = 0.0  # what the decodes alone take
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
         self._decodes, self._floor_s, self._now = Streams(), 0.0, 0.0
@@ -158,7 +159,7 @@ class Chunking:
         `load` is the waiting work over the slack that it has. An iteration of `response_s` seconds
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
-        floor_s = self._latency.predict(work)
+        floor_s = self._idle_s = self._latency.predict(work)
         self._pace = self._light_pace if load < LIGHT else self._usual_pace
         self._response_s = response_s
         budget = iteration_budget(self._pace, decodes, floor_s, now)
@@ -214,7 +215,7 @@ class Chunking:
         delay the decodes least, margin included.
         """
         predict, margin = self._latency.predict, self._latency.margin
-        idle_s = predict(work)
+        idle_s = self._idle_s
         longest_s = margin * LONGEST_WISH * idle_s
         most = self._latency.largest_chunk(work, start, self._demand.chunk, longest_s)
         steps = [n for n in self._latency.chunk_steps(work, self._demand.chunk) if n <= most]
@@ -230,7 +231,7 @@ class Chunking:
         what limits.
         """
         predict, margin = self._latency.predict, self._latency.margin
-        idle_s = predict(work)
+        idle_s = self._idle_s
 
         def rate(size: int) -> float:
             return size / max(predict(add_chunk(work, start, size)) - idle_s, 1e-9)

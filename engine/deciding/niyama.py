@@ -147,13 +147,13 @@ class Niyama(Policy):
         return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
+        overdue = self._background.overdue(now)
+        if not overdue:
+            return []  # as nearly always
         longest = f"{self.config.longest_wait_s:g} s"
         relegated = f"there was no time for it until {longest} after its deadline"
         patient = f"there was no time for it within {longest}"
-        return [
-            (s, patient if s.due_at == math.inf else relegated)
-            for s in self._background.overdue(now)
-        ]
+        return [(s, patient if s.due_at == math.inf else relegated) for s in overdue]
 
     def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
         """Returns by when the prefill of a promised sequence must be done. With a TTLT half of its
@@ -313,7 +313,8 @@ class Niyama(Policy):
         leave them less time than they need not to be relegated.
         """
         everybody = self._promises.all
-        step_s = min(self._known_work_s(sequence), self._lead_s) + self._lead_s
+        lead_s = self._lead_s
+        step_s = min(self._known_work_s(sequence), lead_s) + lead_s
         for begun in self._begun:
             if begun not in taken and begun is not sequence:
                 spare_s = begun.prefill_due_at - now - everybody.work(begun)
