@@ -15,9 +15,10 @@ A and B together follows from what is known of each:
 
     total(A + B)    = total(A) + total(B)                              sum of work
     largest(A + B)  = max(largest(A), largest(B))                      most work of one entry
+    least(A + B)    = max(least(A), least(B))                          (-importance, work) of one
     lateness(A + B) = max(lateness(A), total(A) + lateness(B))         since B begins after A
 
-So in a binary search tree in order of deadline, each node keeps these three for its subtree, from
+So in a binary search tree in order of deadline, each node keeps these four for its subtree, from
 those of its children and its own entry (`pull`). An insertion or a removal changes the nodes on one
 path only, and so does a change of somebody's work. A question, too, walks down one path: where it
 turns right it has passed the whole left subtree, whose sums it takes without a look inside.
@@ -34,7 +35,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from engine.deciding.sequence import Sequence
 
@@ -46,8 +48,10 @@ class _Node:
         "due",
         "heap",
         "late",
+        "least",
         "left",
         "number",
+        "rank",
         "right",
         "sequence",
         "top",
@@ -61,17 +65,20 @@ class _Node:
         self.number = number  # breaks ties in order of arrival
         self.heap = (number * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF  # repeatable randomness
         self.work = work
+        self.rank = (-sequence.importance, work)
         self.left: _Node | None = None
         self.right: _Node | None = None
-        # Over the subtree: the sum of work, the most work of one entry, and the lateness.
+        # Over the subtree: the sum of work, the most work and rank of one entry, and the lateness.
         self.total = work
         self.top = work
+        self.least = self.rank
         self.late = work - due
 
     def pull(self) -> None:
         """Computes the sums over the subtree anew, from those of the children."""
         left, right = self.left, self.right
         total = top = self.work
+        least = self.rank
         if left is None:
             late = total - self.due
         else:
@@ -81,13 +88,17 @@ class _Node:
                 late = left.late
             if left.top > top:
                 top = left.top
+            if left.least > least:
+                least = left.least
         if right is not None:
             if total + right.late > late:
                 late = total + right.late
             total += right.total
             if right.top > top:
                 top = right.top
-        self.total, self.top, self.late = total, top, late
+            if right.least > least:
+                least = right.least
+        self.total, self.top, self.least, self.late = total, top, least, late
 
 
 def _merge(a: _Node | None, b: _Node | None) -> _Node | None:
@@ -175,7 +186,7 @@ class Backlog:
     def set_work(self, sequence: Sequence, work: float) -> None:
         """Replaces the work that the sequence has left; raises KeyError if it has no entry."""
         node = self._nodes[sequence]
-        node.work = work
+        node.work, node.rank = work, (-sequence.importance, work)
         for parent in reversed(self._path(node)):
             parent.pull()
 
@@ -262,25 +273,35 @@ class Backlog:
         return None  # only rounding could lead here
 
     def largest_until(self, due: float) -> Sequence | None:
-        """Returns the entry with most work among those due at or before that instant.
+        """Returns the entry with most work among those due at or before that instant."""
+        return self._best_until(due, "work", "top")
+
+    def least_until(self, due: float) -> Sequence | None:
+        """Returns the same, but among the least important of those."""
+        return self._best_until(due, "rank", "least")
+
+    def _best_until(self, due: float, own: str, over: str) -> Sequence | None:
+        """Returns the entry with the largest value `own`, which a node keeps `over` its subtree.
 
         Going down, `best` is the best node on the path, or the root of the best subtree that lies
         wholly before the instant; in the latter the entry is looked for at the end.
         """
+        own_of, top_of = attrgetter(own), attrgetter(over)
         best: _Node | None = None
         subtree = False  # whether best stands for its subtree
-        node, top = self._root, NEVER
+        top: Any = None
+        node = self._root
         while node is not None:
             if node.due <= due:
-                if node.work > top:
-                    best, top, subtree = node, node.work, False
-                if node.left is not None and node.left.top > top:
-                    best, top, subtree = node.left, node.left.top, True
+                if best is None or own_of(node) > top:
+                    best, top, subtree = node, own_of(node), False
+                if node.left is not None and top_of(node.left) > top:
+                    best, top, subtree = node.left, top_of(node.left), True
                 node = node.right
             else:
                 node = node.left
-        while best is not None and subtree and best.work != top:
-            best = best.left if best.left is not None and best.left.top == top else best.right
+        while best is not None and subtree and own_of(best) != top:
+            best = best.left if best.left is not None and top_of(best.left) == top else best.right
         return None if best is None else best.sequence
 
     @property
@@ -300,10 +321,10 @@ class Backlog:
                 return []
             for child in (node.left, node.right):
                 assert child is None or child.heap <= node.heap
-            total, top, late = node.total, node.top, node.late
+            sums = node.total, node.top, node.least, node.late
             nodes = [*walk(node.left), node, *walk(node.right)]
             node.pull()
-            assert (total, top, late) == (node.total, node.top, node.late), "stale sums"
+            assert sums == (node.total, node.top, node.least, node.late), "stale sums"
             return nodes
 
         nodes = walk(self._root)

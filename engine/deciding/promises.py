@@ -14,6 +14,7 @@ part.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from engine.deciding.backlog import Backlog
@@ -21,15 +22,15 @@ from engine.deciding.sequence import Sequence
 
 
 class Promises:
-    """Holds the promised requests in a Backlog of all, and in one for each importance.
+    """Holds the promised requests in a Backlog, and counts them by importance.
 
-    Each is due at its sequence's `prefill_due_at`, which must not change while it is in here. Work
-    is in seconds.
+    Each is due at its sequence's `prefill_due_at`, which must not change while it is in here, nor
+    must its importance. Work is in seconds.
     """
 
     def __init__(self) -> None:
         self.all = Backlog()
-        self.groups: dict[int, Backlog] = {}
+        self._present: Counter[int] = Counter()  # by importance
 
     def __len__(self) -> int:
         return len(self.all)
@@ -42,24 +43,17 @@ class Promises:
 
     def add(self, sequence: Sequence, work_s: float) -> None:
         """Adds a sequence that is not in here."""
-        for backlog in (self.all, self._group(sequence)):
-            backlog.add(sequence, sequence.prefill_due_at, work_s)
+        self.all.add(sequence, sequence.prefill_due_at, work_s)
+        self._present[sequence.importance] += 1
 
     def set_work(self, sequence: Sequence, work_s: float) -> None:
         """Replaces the work that a sequence has left."""
         self.all.set_work(sequence, work_s)
-        self._group(sequence).set_work(sequence, work_s)
 
     def remove(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever becomes of it."""
         self.all.remove(sequence)
-        group = self._group(sequence)
-        group.remove(sequence)
-        if not group:
-            del self.groups[sequence.importance]
-
-    def _group(self, sequence: Sequence) -> Backlog:
-        return self.groups.setdefault(sequence.importance, Backlog())
+        self._present[sequence.importance] -= 1
 
     def load(self, now: float) -> float:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
@@ -84,27 +78,15 @@ class Promises:
         """
         if start + margin_s + self.all.lateness <= 0:
             return None  # as nearly always: nobody would be late
-        present = sorted(importance for importance, group in self.groups.items() if group)
-        return self._victim(start, present) or self._victim(start + margin_s, present[:-1])
-
-    def _victim(self, start: float, candidates: list[int]) -> tuple[Sequence, Sequence] | None:
-        """Returns what `victim` does, for victims of these importances only, the lowest first."""
-        late = self.all.first_late(start) if candidates else None
-        if late is None:
-            return None
-        for importance in candidates:
-            victim = self.groups[importance].largest_until(late.prefill_due_at)
-            if victim is not None:
-                return victim, late
-        return None
+        certain = self.all.first_late(start)
+        late = certain or self.all.first_late(start + margin_s)
+        victim = None if late is None else self.all.least_until(late.prefill_due_at)
+        if late is None or victim is None:
+            return None  # only rounding could lead here
+        highest = max(importance for importance, number in self._present.items() if number)
+        return (victim, late) if certain or victim.importance < highest else None
 
     def check(self) -> None:
-        """Asserts that the groups together hold what the whole holds, and that none is empty."""
-        groups = list(self.groups.values())
-        assert all(groups), "an empty group stays behind"
-        assert {s for group in groups for s in group} == set(self.all)
-        assert sum(map(len, groups)) == len(self.all)
-        for group in groups:
-            assert all(group.work(s) == self.all.work(s) for s in group)
-            group.check()
+        """Asserts that the tree is sound, and that who is counted is in it."""
+        assert +self._present == Counter(s.importance for s in self.all)
         self.all.check()

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.backlog import Backlog
+from engine.deciding.request import Importance
 from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import make_sequence
 
-SEQUENCES = [make_sequence(f"r{i}") for i in range(12)]
+SEQUENCES = [
+    make_sequence(f"r{i}", importance=list(Importance)[i % len(Importance)]) for i in range(12)
+]
 
 
 class Model:
@@ -54,6 +57,11 @@ class Model:
     def largest_until(self, until: float) -> float | None:
         return max((w for due, _, w, _ in self.entries if due <= until), default=None)
 
+    def least_until(self, until: float) -> tuple[int, float] | None:
+        """The importance and work of the entry, negated."""
+        found = ((s.importance, -w) for due, _, w, s in self.entries if due <= until)
+        return min(found, default=None)
+
 
 WORK = st.integers(0, 4).map(float)
 INSTANT = st.integers(-6, 12).map(float)
@@ -91,7 +99,12 @@ def test_every_answer_equals_that_of_a_sorted_list(
         assert backlog.lateness_before(due) == model.lateness(high=due)
         largest = backlog.largest_until(due)
         assert (None if largest is None else backlog.work(largest)) == model.largest_until(due)
-        assert largest is None or next(e[0] for e in model.entries if e[3] is largest) <= due
+        least = backlog.least_until(due)
+        assert (
+            None if least is None else (least.importance, -backlog.work(least))
+        ) == model.least_until(due)
+        for found in (largest, least):
+            assert found is None or next(e[0] for e in model.entries if e[3] is found) <= due
 
 
 def test_lateness_by_hand() -> None:

@@ -150,7 +150,7 @@ def test_whoever_asked_for_more_than_its_part_gives_way_before_low_importance() 
         max_size=25,
     )
 )
-def test_the_groups_hold_what_the_whole_holds(
+def test_who_is_counted_by_importance_is_in_here(
     operations: list[tuple[int, Job, int]],
 ) -> None:
     promises, waiting = Promises(), dict[int, Sequence]()
