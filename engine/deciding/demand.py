@@ -159,7 +159,9 @@ class RecentRequests:
 
     @property
     def is_overloaded(self) -> bool:
-        """Whether so many had to be relegated lately that for each who is served another is not."""
+        """Whether so many had to be relegated lately that who is begun should be on time as
+        expected, and not in the best case alone.
+        """
         return self._relegated_share >= OVERLOADED
 
     @property

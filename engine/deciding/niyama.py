@@ -15,10 +15,15 @@ turn on whoever asks for too much.
 
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
 who gives way. Nobody does before it must be, but for those less important than somebody else who
-waits: they do an iteration earlier. What was relegated waits in the background with best effort,
-and is taken back when there turns out to be time for it. Nobody waits there for longer than a
-stated time: best effort that would is turned away when it comes, and who has not begun by then
-ends.
+waits: they do an iteration earlier; and, as far as the operator allows, the costliest do early
+under load. While many are relegated, nobody is begun in the hope for an output that is shorter than
+expected. What was relegated waits in the background with best effort, and is taken back when there
+turns out to be time for it. It ends when it has not been begun a stated time after it was due, best
+effort when it has not after it came; and best effort that would wait longer is turned away when it
+comes.
+
+Memory, and places in the batch: some of both stay open for interactive requests, and a promised
+request that would be late for want of them is given those of requests that have only begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -81,7 +86,7 @@ class NiyamaConfig:
 
 
 class Niyama(Policy):
-    """Decides on the order of prefills and on relegation; the module says where the rest stands.
+    """Decides on order, relegation and memory; the module says where the rest stands.
 
     A waiting sequence is either promised to be on time (in `_promises`) or in the background.
     """
@@ -130,8 +135,7 @@ class Niyama(Policy):
             sequence.count_as(BEYOND)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
-        due_at = self._prefill_due_at(sequence, now)
-        sequence.prefill_by(due_at)
+        self._state_when_due(sequence, self._decodes_s[sequence], now)
         self._promises.add(sequence, work_s)
         ttft_s = sequence.request.targets.ttft_s
         can_be_met = ttft_s is not None and ttft_s > self.demand.prefill_s(sequence)
@@ -155,14 +159,14 @@ class Niyama(Policy):
         patient = f"there was no time for it within {longest}"
         return [(s, patient if s.due_at == math.inf else relegated) for s in overdue]
 
-    def _prefill_due_at(self, sequence: Sequence, now: float) -> float:
-        """Returns by when the prefill of a promised sequence must be done. With a TTLT half of its
+    def _state_when_due(self, sequence: Sequence, decodes_s: float, now: float) -> None:
+        """States by when the prefill of a promised sequence must be done. With a TTLT half of its
         time is for its decodes at most, in the hope for a short output and short iterations; but
         while many have to be relegated, whoever is begun for a hope takes the place of one who can
         be on time as expected.
         """
         most = 1.0 if self._recent.is_overloaded else 0.5
-        return self.demand.prefill_due_at(sequence, self._decodes_s[sequence], now, most)
+        sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now, most))
 
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""
@@ -387,7 +391,7 @@ class Niyama(Policy):
             return waiting.sum_before(waiting.place(sequence), self._promises.all.work)
         # Else it is only a question.
         decodes_s = self.demand.decodes_until_due_s(sequence, now)
-        sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now))
+        self._state_when_due(sequence, decodes_s, now)
         key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)
         return waiting.sum_before((key, math.inf), self._promises.all.work)
 
