@@ -15,7 +15,8 @@ Nobody can be kept moving where more arrives than can be served: at a times the 
 that waits grows by a - 1 seconds a second, whatever the order, and somebody's wait with it. So
 there is a longest wait. It begins when a request was due, with best effort when it arrived, and
 whoever has not been begun by its end is `overdue`. Before a best-effort request comes in, `wait_s`
-says how long it would wait at the rate at which the background is being served.
+says how long it would wait at the rate at which the background is being served, behind the
+relegated and those of best effort whose turn is before its own: another share's flood is not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedKeyList
 
+from engine.deciding.backlog import Backlog
 from engine.deciding.policy import BEST_EFFORT, RELEGATED
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import Share
@@ -57,10 +59,13 @@ class FairShares:
 
     def add(self, sequence: Sequence, share: Share, work_s: float) -> float:
         """Returns the virtual instant at which the request starts; smaller is served first."""
-        start = max(self._now, self._finish.get(share.name, 0.0))
-        self._starts[sequence] = start
+        start = self._starts[sequence] = self.next_start(share)
         self._finish[share.name] = start + work_s / share.weight
         return start
+
+    def next_start(self, share: Share) -> float:
+        """Returns the virtual instant at which a request of the share that came now would start."""
+        return max(self._now, self._finish.get(share.name, 0.0))
 
     def serve(self, sequence: Sequence) -> None:
         """Takes note that the request, or part of it, is being served."""
@@ -94,6 +99,7 @@ class Background:
         self._credit = 0.0  # prefill tokens that the background may take before the others
         self._entries: dict[Sequence, _Entry] = {}
         self._total_s = 0.0
+        self._best_effort = Backlog()  # these of the entries, by their virtual start
         self.fair_shares = FairShares()
 
     def __contains__(self, sequence: Sequence) -> bool:
@@ -102,6 +108,7 @@ class Background:
     def add_best_effort(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the key with which the request waits."""
         start = self.fair_shares.add(sequence, sequence.request.share, work_s)
+        self._best_effort.add(sequence, start, work_s)
         return self._add(sequence, BEST_EFFORT, start, work_s)
 
     def add_relegated(self, sequence: Sequence, work_s: float) -> Key:
@@ -116,18 +123,22 @@ class Background:
         return (rank, -math.inf if sequence.num_computed else value)
 
     def set_work(self, sequence: Sequence, work_s: float) -> Key:
-        """Returns the new key of a request of which part is computed: it goes before the others of
-        its rank.
+        """Returns the new key of a request of which part is computed, or was until it lost its
+        pages: it goes before the others of its rank.
         """
         rank, before_s = self._entries[sequence]
         self._total_s += work_s - before_s
         self._entries[sequence] = _Entry(rank, work_s)
+        if rank == BEST_EFFORT:
+            self._best_effort.set_work(sequence, work_s)
         return (rank, -math.inf)
 
     def remove(self, sequence: Sequence) -> None:
         """Forgets a request that waits no longer, or no longer in the background."""
         self.fair_shares.remove(sequence)
         self._unbegun.discard(sequence)
+        if sequence in self._best_effort:
+            self._best_effort.remove(sequence)
         self._total_s = max(0.0, self._total_s - self._entries.pop(sequence).work_s)
 
     def work_s(self, sequence: Sequence) -> float:
@@ -139,10 +150,14 @@ class Background:
         entry = self._entries.get(sequence)
         return max(0.0, self._total_s - (entry.work_s if entry else 0.0))
 
-    def wait_s(self) -> float:
-        """Returns the seconds after which a request that came now would be begun."""
+    def wait_s(self, share: Share) -> float:
+        """Returns the seconds after which a best-effort request of the share that came now would be
+        begun.
+        """
+        best_effort, start = self._best_effort, self.fair_shares.next_start(share)
+        ahead_s = self._total_s - best_effort.total + best_effort.work_until(start)
         rate = max(COUNTED_ON * self._rate, self._share)
-        return self._total_s / rate if rate > 0 else (math.inf if self._total_s else 0.0)
+        return ahead_s / rate if rate > 0 else (math.inf if ahead_s > 0 else 0.0)
 
     def overdue(self, now: float) -> list[Sequence]:
         """Returns who has waited for the longest wait, and has not been begun; each is to be

@@ -145,7 +145,8 @@ class Niyama(Policy):
     def refusal(self, sequence: Sequence, now: float) -> str:
         if sequence.due_at < math.inf:
             return ""
-        wait_s, longest_s = self._background.wait_s(), self.config.longest_wait_s
+        wait_s = self._background.wait_s(sequence.request.share)
+        longest_s = self.config.longest_wait_s
         if wait_s <= longest_s:
             return ""
         return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"

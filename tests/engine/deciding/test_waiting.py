@@ -15,7 +15,7 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.plan import Accepted, Finished
 from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue
-from engine.deciding.request import BEST_EFFORT, Request, key_of
+from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Request, Share, key_of
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Arrival as Arriving
 from engine.simulator import Refusal, Replica, Result, simulate
@@ -199,15 +199,29 @@ def test_the_wait_is_predicted_from_the_work_and_the_rate_at_which_it_is_done() 
     """
     background = Background(0.1, 1, 60.0)
     mine, other = make_sequence("mine"), make_sequence("other")
-    assert background.wait_s() == 0.0
+    assert background.wait_s(EVERYBODY_ELSE) == 0.0
     background.add_relegated(mine, 3.0)
-    assert background.wait_s() == pytest.approx(3.75)
+    assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(3.75)
     background.launched([(other, 50)])
-    assert background.wait_s() == pytest.approx(7.5)
+    assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(7.5)
     background.launched([(other, 100)])
-    assert background.wait_s() == pytest.approx(30.0)
+    assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(30.0)
     background.launched([(mine, 100)])
-    assert background.wait_s() == pytest.approx(3.75)
+    assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(3.75)
+
+
+def test_a_flood_of_another_share_makes_best_effort_wait_no_longer_than_its_turn() -> None:
+    """The flood fills its 60 s; what comes of the other share starts beside the first of it."""
+    background = Background(0.1, 64, 60.0)
+    flood, other = Share("flood"), Share("other")
+    for i in range(48):
+        background.add_best_effort(make_sequence(f"f{i}", tenant="flood"), 1.0)
+    assert background.wait_s(flood) == pytest.approx(60.0)
+    assert background.wait_s(other) == pytest.approx(1.25)
+    background.add_best_effort(make_sequence("o", tenant="other"), 1.0)
+    assert background.wait_s(other) == pytest.approx(1.25 * 3)
+    background.add_relegated(make_sequence("lost", tenant="flood"), 4.0)
+    assert background.wait_s(other) == pytest.approx(1.25 * 7)
 
 
 def test_overdue_is_who_has_waited_since_their_deadline_and_was_not_begun() -> None:
