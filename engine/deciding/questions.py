@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.record import Timeline
-from engine.deciding.request import Importance, Sampling, Targets
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Sampling, Share, Targets
 from engine.deciding.stats import EngineStats
 
 AnswerT = TypeVar("AnswerT")
@@ -59,3 +59,4 @@ class Estimate(Question[Forecast]):
     tier: str = ""
     tenant: str = ""
     default_output_len: int = _SAMPLING.max_tokens
+    share: Share = EVERYBODY_ELSE

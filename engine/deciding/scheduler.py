@@ -330,6 +330,7 @@ class Scheduler:
             tier=asked.tier,
             application=asked.application,
             tenant=asked.tenant,
+            share=asked.share,
         )
         if output_len is None:
             output_len = self.history.known(request.output_group)

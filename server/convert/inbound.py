@@ -152,6 +152,7 @@ def read_estimate(
         importance=quality.importance,
         tier=quality.tier,
         tenant=tenant,
+        share=tiers.share_of(tenant),
         default_output_len=min(limits.sampling.max_tokens, room),
     )
     return question, quality

@@ -224,6 +224,16 @@ def test_a_flood_of_another_share_makes_best_effort_wait_no_longer_than_its_turn
     assert background.wait_s(other) == pytest.approx(1.25 * 7)
 
 
+def test_estimate_answers_for_the_share_that_asks() -> None:
+    replica = waiting(1.0)
+    for i in range(20):
+        replica.scheduler.submit(make_request(f"f{i}", 5000, 5, tenant="flood"), 0.0)
+    asked = (Estimate(10, 5, BEST_EFFORT, share=Share(name)) for name in ("flood", "other"))
+    flooding, other = (replica.scheduler.estimate(each, 0.0).refusal for each in asked)
+    assert flooding
+    assert not other
+
+
 def test_overdue_is_who_has_waited_since_their_deadline_and_was_not_begun() -> None:
     background = Background(0.1, 64, 60.0)
     patient = make_sequence("patient", at=5.0)
