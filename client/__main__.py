@@ -287,7 +287,8 @@ def _info(client: Client) -> None:
     for tier in info.tiers:
         default = "  (default)" if tier.name == info.default_tier else ""
         importance = f"importance {tier.importance.value}"
-        print(f"tier      {tier.name}: {_targets(tier.targets)}, {importance}{default}")
+        gap = "" if tier.max_gap is None else f", gaps of {tier.max_gap:g} TBT at most"
+        print(f"tier      {tier.name}: {_targets(tier.targets)}{gap}, {importance}{default}")
 
 
 def _estimate(client: Client, prompt_tokens: int, output_tokens: int, qos: QosOptions) -> None:

@@ -391,7 +391,12 @@ def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
         ),
         policy=message.policy,
         tiers=tuple(
-            values.Tier(tier.name, _from_targets(tier), _from_importance(tier.importance))
+            values.Tier(
+                tier.name,
+                _from_targets(tier),
+                _from_importance(tier.importance),
+                tier.max_gap if tier.HasField("max_gap") else None,
+            )
             for tier in message.tiers
         ),
         default_tier=message.default_tier,

@@ -236,11 +236,14 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A named set of targets."""
+    """A named set of targets. `max_gap` is the longest time that the scheduler lets pass between
+    two tokens of its requests, in TBTs, where it has such a bound.
+    """
 
     name: str
     targets: Targets
     importance: Importance
+    max_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ class EngineInfo:
     tiers: tuple[Tier, ...] = ()  # that it proposes; empty: the built-in ones hold
     calibration: Calibration | None = None  # None: it learns in service only
     compile_note: str = ""  # why it is not compiled as asked
+    max_gap: float | None = None  # in TBTs, where a tier has none; None: the policy has no bound
 
     @property
     def kv_len(self) -> int:

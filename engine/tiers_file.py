@@ -6,6 +6,7 @@
     [tiers.chat]
     ttft_s = 0.5
     tbt_s = 0.05
+    max_gap = 1.5           # longest time between two tokens, in TBTs; left out: `--max-gap`
     importance = "high"
 
     [tiers.report]
@@ -37,7 +38,7 @@ from typing import Any
 from engine.deciding.request import Importance, Share, Targets
 from engine.tiers import BUILT_IN, Preset, Tier, Tiers
 
-_TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "importance"}
+_TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "max_gap", "importance"}
 _KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
 MOST_BYTES = 1 << 20  # of a file: thousands of tenants
 MOST_NAME_BYTES = 128  # of a name that a call may state: tier, application, tenant, request
@@ -147,17 +148,17 @@ def _number(value: object, what: str, path: str) -> float:
 
 def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
     _refuse_unknown(table, _TIER_KEYS, f"{path}.")
-    durations = {
-        key: _number(value, " of seconds", f"{path}.{key}")
+    numbers = {
+        key: _number(value, " of TBTs" if key == "max_gap" else " of seconds", f"{path}.{key}")
         for key, value in table.items()
         if key != "importance"
     }
-    for key, value in durations.items():
-        if value > MOST_SECONDS:
+    for key, value in numbers.items():
+        if key != "max_gap" and value > MOST_SECONDS:
             raise ValueError(f"{path}.{key} must be at most {MOST_SECONDS:g}, got {value:g}")
     importance = _importance(table, path, Importance.NORMAL)
     try:
-        return Tier(name, Targets(**durations), importance)
+        return Tier(name, Targets(**numbers), importance)
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from None
 

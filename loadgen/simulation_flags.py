@@ -59,7 +59,7 @@ class SimulationFlags:
         Sequence[Tier],
         Flag(
             "one more, or another",
-            metavar="NAME=6s/50ms|NAME=600s",
+            metavar="NAME=6s/50ms[/GAP]|NAME=600s",
             parse=parse_tier,
             is_repeated=True,
         ),
@@ -169,18 +169,31 @@ def misplaced(name: str, compares: bool) -> str:
 
 
 def parse_tier(text: str) -> Tier:
-    """Reads NAME=TTFT/TBT, NAME=TTLT, or NAME=none (best effort). Raises ValueError."""
+    """Reads NAME=TTFT/TBT, NAME=TTLT, or NAME=none (best effort). Behind a TBT may stand /GAP, the
+    longest time between two tokens in TBTs. Raises ValueError.
+    """
     name, equals, durations = text.partition("=")
     if not name or not equals:
         raise ValueError(f"{text!r} is not a tier such as chat=6s/50ms or report=600s")
     if durations == "none":
         return Tier(name, Targets(), Importance.NORMAL)
-    first, slash, tbt = durations.partition("/")
-    if slash:
-        targets = Targets(ttft=parse_duration(first), tbt=parse_duration(tbt))
-    else:
-        targets = Targets(ttlt=parse_duration(first))
-    return Tier(name, targets, Importance.NORMAL)
+    first, slash, rest = durations.partition("/")
+    if not slash:
+        return Tier(name, Targets(ttlt=parse_duration(first)), Importance.NORMAL)
+    tbt, has_gap, gap = rest.partition("/")
+    targets = Targets(ttft=parse_duration(first), tbt=parse_duration(tbt))
+    return Tier(name, targets, Importance.NORMAL, parse_gap(gap) if has_gap else None)
+
+
+def parse_gap(text: str) -> float:
+    """Reads a longest time between two tokens, in TBTs; `inf` is one. Raises ValueError."""
+    try:
+        gap = float(text)
+    except ValueError:
+        gap = math.nan
+    if not gap >= 1:
+        raise ValueError(f"max_gap is a number of TBTs, at least 1, or inf; got {text!r}")
+    return gap
 
 
 def contender(base: Setup, name: str, silos: str | None) -> SimulatedTarget | SiloTarget:

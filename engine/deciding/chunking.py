@@ -67,7 +67,6 @@ the same reason those that sit out, which keep their pages, may have only so man
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from engine.deciding.demand import OUTPUT_RISK, Demand
 from engine.deciding.latency import LatencyModel, add_chunk
@@ -101,10 +100,8 @@ class Chunking:
         self._latency = latency
         self._demand = demand
         self._max_held_pages = max_held_pages
-        self._usual_pace = pace
-        self._light_pace = replace(pace, max_gap=1.0)
-        # Of the present iteration:
         self._pace = pace
+        # Of the present iteration:
         self._response_s = math.inf
         self._idle_s = 0.0  # what the decodes alone take
         self._budget = Budget(math.inf, None)
@@ -119,12 +116,12 @@ class Chunking:
         `work` is that of all of them, and `load` what it is in `begin`; `prefills_go` says whether
         the last iteration had any.
         """
-        if not running.by_tbt or not running.elastic:
+        if not running.by_pace or not running.elastic:
             return []
         predict, margin = self._latency.predict, self._latency.margin
-        budget_s = iteration_budget(self._usual_pace, running, 0.0, now).seconds
+        budget_s = iteration_budget(self._pace, running, 0.0, now).seconds
         expected_s = predict(work)
-        is_ample = expected_s * margin <= AMPLE * min(running.by_tbt)
+        is_ample = expected_s * margin <= AMPLE * min(pace.tbt_s for pace in running.by_pace)
         endangered = load >= ENDANGERED and prefills_go and is_ample
         if not endangered and expected_s * margin <= budget_s:
             return []
@@ -160,9 +157,9 @@ class Chunking:
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
         floor_s = self._idle_s = self._latency.predict(work)
-        self._pace = self._light_pace if load < LIGHT else self._usual_pace
         self._response_s = response_s
-        budget = iteration_budget(self._pace, decodes, floor_s, now)
+        most_gap = 1.0 if load < LIGHT else math.inf
+        budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
         self._decodes, self._floor_s, self._now = decodes, floor_s, now
@@ -238,7 +235,7 @@ class Chunking:
 
         clearly_better = THRIFT * rate(length)
         best, best_rate = length, clearly_better
-        longest_s = min(self._pace.max_gap * tbt_s, self._response_s)
+        longest_s = min(self._budget.max_gap * tbt_s, self._response_s)
         for size in self._latency.chunk_steps(work, self._demand.chunk):
             if size <= length:
                 if (of_size := rate(size)) > best_rate:

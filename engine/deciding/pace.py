@@ -7,7 +7,8 @@ its next token):
             a stream that has less slack than that is served a little faster than its pace, so that
             its reserve fills
   gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
-            first token left: accumulated slack must not turn into a visible stall
+            first token left: accumulated slack must not turn into a visible stall. A tier may have
+            a `max_gap` of its own
 
 A stream that only has to be complete by a deadline (TTLT) was promised no pace. It has a wish
 (`wished_s`): the time that is left, divided by the tokens that are left. A wish is granted as far
@@ -35,7 +36,9 @@ class PaceConfig:
     otherwise. Raises ValueError, naming the field, for one out of range.
     """
 
-    max_gap: float = 2.0  # longest raw time between two tokens; inf: the envelope alone counts
+    # Longest raw time between two tokens of streams that have none of their own; inf: the envelope
+    # alone counts.
+    max_gap: float = 2.0
     reserve: float = 2.0  # slack that no iteration may spend
     catch_up: float = 0.9  # longest iteration while the reserve is not full
     response: float = 0.5  # longest iteration, in units of the shortest TTFT asked for lately
@@ -52,14 +55,15 @@ class PaceConfig:
 
 
 def interactive_budget(
-    config: PaceConfig, tbt_s: float, due: float, last_token_at: float, now: float
+    config: PaceConfig, tbt_s: float, max_gap: float, due: float, last_token_at: float, now: float
 ) -> float:
     """Returns the seconds that the iteration that gives a stream its next token may take.
 
     `due` is the deadline of that token; like `last_token_at` and `now` it is an instant in seconds.
+    `max_gap` is what holds for this stream now, whatever the config says.
     """
     slack = due - now
-    gap = last_token_at + config.max_gap * tbt_s - now
+    gap = last_token_at + max_gap * tbt_s - now
     if slack <= 0:
         return gap  # this token is late already; its deadline has nothing left to protect
     spare = slack - config.reserve * tbt_s
@@ -97,29 +101,35 @@ class Budget(NamedTuple):
 
     seconds: float  # inf where nobody says anything
     tbt_s: float | None  # the TBT target of the stream that says so, if it has one
+    max_gap: float = math.inf  # in force for that stream, in TBTs
 
 
-def iteration_budget(config: PaceConfig, decodes: Streams, floor_s: float, now: float) -> Budget:
+def iteration_budget(
+    config: PaceConfig, decodes: Streams, floor_s: float, now: float, most_gap: float = math.inf
+) -> Budget:
     """Returns the tightest bound over the streams that decode with a TBT, each of which has some.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
-    not relax by waiting binds nobody, as prefills must not starve for what cannot be had.
+    not relax by waiting binds nobody, as prefills must not starve for what cannot be had. No gap
+    exceeds `most_gap` TBTs, whatever the config and the streams say.
 
-    Both bounds of a stream grow with the instants from which they run. So of streams with one TBT
+    Both bounds of a stream grow with the instants from which they run. So of streams with one pace
     that which has waited longest for a token has the tightest gap, and that whose next is due first
     the tightest envelope; with a token that is late already a stream has none.
     """
     budget = Budget(math.inf, None)
-    for tbt_s, streams in decodes.by_tbt.items():
+    for (tbt_s, own_gap), streams in decodes.by_pace.items():
+        max_gap = min(config.max_gap if own_gap is None else own_gap, most_gap)
         if config.catch_up * tbt_s < floor_s:
-            bound = max(config.max_gap, LOST_GAP) * floor_s
+            bound = max(max_gap, LOST_GAP) * floor_s
         else:
             due = min([s.due_at for s in streams])
             if due <= now:
                 due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
-            bound = interactive_budget(config, tbt_s, due, _longest_waiting(streams, now), now)
+            last_token_at = _longest_waiting(streams, now)
+            bound = interactive_budget(config, tbt_s, max_gap, due, last_token_at, now)
         if bound < budget.seconds:
-            budget = Budget(bound, tbt_s)
+            budget = Budget(bound, tbt_s, max_gap)
     return budget
 
 

@@ -109,6 +109,16 @@ def _niyama(given: Resources) -> Policy:
     return Niyama(given.niyama, given.latency, demand, given.chunk_size, given.num_pages)
 
 
+_WITHIN_GAPS = frozenset({"niyama", "edf-dynamic", "edf-reject"})  # they use chunking.py
+
+
+def longest_gap(policy: str, config: NiyamaConfig) -> float | None:
+    """Returns how long the time between two tokens may be, in TBTs, of a stream whose tier has no
+    `max_gap`; None where the policy knows no such bound.
+    """
+    return config.pace.max_gap if policy in _WITHIN_GAPS else None
+
+
 MAKERS: Mapping[str, Callable[[Resources], Policy]] = {
     "niyama": _niyama,
     **{name: partial(_fixed, order) for name, order in ORDERS.items()},

@@ -36,13 +36,17 @@ BEYOND = Importance.LOW - 1  # what a request counts as whose share has asked fo
 class Targets:
     """Latency targets of a request, in seconds: either ttft_s and tbt_s, or ttlt_s, or none.
 
+    `max_gap` is the longest time between two tokens, in TBTs, if it is not to be the scheduler's;
+    inf lets the deadlines of the tokens alone count.
+
     Raises ValueError, naming the field first, for any other combination or a value that is not
-    finite and positive.
+    finite and positive, and for a `max_gap` below 1.
     """
 
     ttft_s: float | None = None
     tbt_s: float | None = None
     ttlt_s: float | None = None
+    max_gap: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tbt_s", "ttlt_s"):
@@ -54,6 +58,11 @@ class Targets:
         if (self.ttft_s is None) != (self.tbt_s is None):
             missing = "ttft_s" if self.ttft_s is None else "tbt_s"
             raise ValueError(f"{missing} is required: ttft_s and tbt_s go together")
+        if self.max_gap is not None:
+            if self.tbt_s is None:
+                raise ValueError("max_gap is in TBTs: it needs ttft_s and tbt_s")
+            if not self.max_gap >= 1:  # also false for nan
+                raise ValueError(f"max_gap must be at least 1, got {self.max_gap}")
 
     @property
     def kind(self) -> TargetKind:
@@ -66,10 +75,18 @@ class Targets:
         stated = (self.ttft_s, self.tbt_s, self.ttlt_s)
         if all(value is None or value <= limit_s for value in stated):
             return self
-        return Targets(*[None if value is None else min(value, limit_s) for value in stated])
+        ttft_s, tbt_s, ttlt_s = [None if each is None else min(each, limit_s) for each in stated]
+        return Targets(ttft_s, tbt_s, ttlt_s, self.max_gap)
 
 
 BEST_EFFORT = Targets()
+
+
+class Pace(NamedTuple):
+    """How evenly the tokens of a stream are to come; `max_gap` as in Targets."""
+
+    tbt_s: float
+    max_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from engine.deciding.request import Request
+from engine.deciding.request import Pace, Request
 
 
 class Status(Enum):
@@ -100,6 +100,7 @@ class Sequence:
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
     tbt_s: float | None = field(init=False)
+    pace: Pace | None = field(init=False)
     output_group: str = field(init=False)
     first_due_at: float = field(init=False)  # deadline of the first token
     # Deadline of the next token that is not in flight; for a TTLT target, of the last.
@@ -120,6 +121,7 @@ class Sequence:
         request = self.request
         self.prompt_len, self.max_tokens = len(request.prompt), request.sampling.max_tokens
         self.tbt_s, self.first_due_at = request.targets.tbt_s, request.token_due_at(1)
+        self.pace = None if self.tbt_s is None else Pace(self.tbt_s, request.targets.max_gap)
         self.output_group = request.output_group
         due_at = request.token_due_at(len(self.output) + 1)
         self.due_at = self.in_flight_due_at = self.prefill_due_at = due_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from functools import cached_property
 
+from engine.deciding.request import Pace
 from engine.deciding.sequence import Sequence
 
 
@@ -15,12 +16,12 @@ class Streams(list[Sequence]):
     """
 
     @cached_property
-    def by_tbt(self) -> dict[float, list[Sequence]]:
-        """Those with a TBT target, by it."""
-        found: dict[float, list[Sequence]] = {}
+    def by_pace(self) -> dict[Pace, list[Sequence]]:
+        """Those with a TBT target, by it and the longest gap."""
+        found: dict[Pace, list[Sequence]] = {}
         for sequence in self:
-            if sequence.tbt_s is not None:
-                found.setdefault(sequence.tbt_s, []).append(sequence)
+            if sequence.pace is not None:
+                found.setdefault(sequence.pace, []).append(sequence)
         return found
 
     @cached_property

@@ -10,6 +10,7 @@ from engine.checkpoint.options import Choices
 from engine.config import EngineConfig
 from engine.deciding.latency import LatencyModel, LatencyProfile
 from engine.deciding.plan import Executor
+from engine.deciding.policies import longest_gap
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving.decision_file import DecisionFile
@@ -64,6 +65,7 @@ def assemble(
         tiers=propose(profile, config.max_batch_size, context_len),
         calibration=calibration,
         compile_note=compile_note,
+        max_gap=longest_gap(config.policy, config.niyama()),
     )
     looks_ahead = config.overlap == "on" or (config.overlap == "auto" and device.startswith("cuda"))
     pinned = None if choices is None else Pinned(choices, profile, calibration)

@@ -99,6 +99,7 @@ def _target(summary: Summary) -> Document:
                 "tbt_s": tier.targets.tbt,
                 "ttlt_s": tier.targets.ttlt,
                 "importance": tier.importance.value,
+                "max_gap": tier.max_gap if tier.max_gap != math.inf else "inf",
             }
             for tier in target.tiers
         ],

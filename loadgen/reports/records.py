@@ -157,6 +157,7 @@ def _facts(run: Measurement) -> dict[str, Any]:
         | {
             "tiers": [
                 {"name": t.name, "targets": asdict(t.targets), "importance": t.importance.value}
+                | {"max_gap": t.max_gap if t.max_gap is None else str(t.max_gap)}
                 for t in target.tiers
             ]
         },
@@ -271,7 +272,12 @@ def _measurement(name: str, text: str, records: list[Record]) -> Measurement:
 
 def _target(facts: Mapping[str, Any]) -> TargetInfo:
     tiers = tuple(
-        Tier(tier["name"], Targets(**tier["targets"]), Importance(tier["importance"]))
+        Tier(
+            tier["name"],
+            Targets(**tier["targets"]),
+            Importance(tier["importance"]),
+            _if_any(float, tier.get("max_gap") or ""),
+        )
         for tier in facts["tiers"]
     )
     return TargetInfo(**{**facts, "tiers": tiers})

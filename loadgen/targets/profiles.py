@@ -34,7 +34,8 @@ PAPER_TIERS = (
 def _tier(tier: server_tiers.Tier) -> Tier:
     """Turns a tier of the server into one as clients see it."""
     targets = Targets(tier.targets.ttft_s, tier.targets.tbt_s, tier.targets.ttlt_s)
-    return Tier(tier.name, targets, Importance[tier.importance.name])
+    importance = Importance[tier.importance.name]
+    return Tier(tier.name, targets, importance, tier.targets.max_gap)
 
 
 # The tiers of a server that was told nothing.

@@ -22,6 +22,7 @@ from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
+from engine.deciding.policies import longest_gap
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -181,12 +182,20 @@ def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
         name,
         policy,
         profile.name,
-        profile.tiers,
+        tuple(in_force(tier, policy, setup) for tier in profile.tiers),
         VOCABULARY_SIZE,
         profile.context_len,
         weights=setup.weights,
         stated_output=str(setup.stated_output),
     )
+
+
+def in_force(tier: values.Tier, policy: str, setup: Setup) -> values.Tier:
+    """Returns the tier with the `max_gap` that such a policy lets its requests have."""
+    usual = longest_gap(policy, setup.niyama)
+    if usual is None or tier.targets.tbt is None:
+        return replace(tier, max_gap=None)
+    return replace(tier, max_gap=usual if tier.max_gap is None else tier.max_gap)
 
 
 @dataclass(slots=True)
@@ -232,17 +241,16 @@ class _Recorder:
             yield self._note(result)
 
     def _arrivals(self, requests: Iterable[PlannedRequest]) -> Iterator[Arrival]:
-        importance = {tier.name: tier.importance for tier in self.setup.profile.tiers}
+        tiers = {tier.name: tier for tier in self.setup.profile.tiers}
         config, rng = self.setup.scheduler_config(), random.Random(f"{self.setup.seed}/stated")
         longest = min(config.context_len, config.num_pages * config.page_size)
         for planned in requests:
             record = Record(planned, sent_at=planned.at)
             self.records.append(record)
-            usual = importance.get(planned.tier, values.Importance.NORMAL)
             room = longest - planned.prompt_len
             stated = state(self.setup.stated_output, planned.output_len, room, rng)
             arrival = Arrival(
-                self._request(planned, usual, stated),
+                self._request(planned, tiers.get(planned.tier), stated),
                 planned.cancel_after,
                 planned.timeout_s,
                 planned.output_len if planned.output_len < stated else None,
@@ -250,11 +258,9 @@ class _Recorder:
             self.by_id[arrival.request.id] = record
             yield arrival
 
-    def _request(
-        self, planned: PlannedRequest, importance: values.Importance, stated: int
-    ) -> Request:
+    def _request(self, planned: PlannedRequest, tier: values.Tier | None, stated: int) -> Request:
         """Makes the request, with the share of its tenant."""
-        request = _request(planned, importance, stated)
+        request = _request(planned, tier, stated)
         weight = self.setup.weights.get(planned.tenant)
         return request if weight is None else replace(request, share=Share(planned.tenant, weight))
 
@@ -301,17 +307,22 @@ _OUTCOMES = {
 }
 
 
-def _request(planned: PlannedRequest, importance: values.Importance, stated: int) -> Request:
+def _request(planned: PlannedRequest, tier: values.Tier | None, stated: int) -> Request:
     """Makes the request that the server would make of what the live generator sends, but with the
     `max_tokens` that callers state who do not know how long the output will be. The tenant, which
     a live server reads off the caller's credentials, is taken from the plan.
+
+    `tier` is what the profile has by the plan's name of it. Its `max_gap` holds for its targets,
+    also where a comparison states them explicitly, as all contenders have the same tiers.
     """
+    importance = values.Importance.NORMAL if tier is None else tier.importance
+    max_gap = tier.max_gap if tier is not None and tier.targets == planned.targets else None
     return Request(
         id=str(planned.index),
         prompt=_prompt(planned),
         sampling=_sampling(stated),
         arrived_at=planned.at,
-        targets=_targets(planned.targets, planned.timeout_s),
+        targets=_targets(planned.targets, max_gap, planned.timeout_s),
         importance=_IMPORTANCE[planned.importance or importance],
         tier="" if planned.explicit else planned.tier,
         application=planned.application,
@@ -342,7 +353,7 @@ def _sampling(max_tokens: int) -> Sampling:
 
 
 @cache
-def _targets(targets: values.Targets, timeout_s: float | None) -> Targets:
+def _targets(targets: values.Targets, max_gap: float | None, timeout_s: float | None) -> Targets:
     """Returns the targets, none of which is later than the call's own deadline."""
-    stated = Targets(targets.ttft, targets.tbt, targets.ttlt)
+    stated = Targets(targets.ttft, targets.tbt, targets.ttlt, max_gap)
     return stated if timeout_s is None else stated.within(timeout_s)

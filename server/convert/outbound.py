@@ -208,14 +208,19 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
     )
 
 
-def to_tier(tier: Tier) -> pb.Tier:
-    """Returns a tier as GetServerInfo tells of it."""
+def to_tier(tier: Tier, max_gap: float | None = None) -> pb.Tier:
+    """Returns a tier as GetServerInfo tells of it; `max_gap` holds where it has none itself, None
+    where the policy knows no bound.
+    """
+    has_gap = max_gap is not None and tier.targets.tbt_s is not None
+    own_gap = tier.targets.max_gap
     return pb.Tier(
         name=tier.name,
         ttft=_maybe(tier.targets.ttft_s),
         tbt=_maybe(tier.targets.tbt_s),
         ttlt=_maybe(tier.targets.ttlt_s),
         importance=_TO_IMPORTANCE[tier.importance],
+        max_gap=(max_gap if own_gap is None else own_gap) if has_gap else None,
     )
 
 
@@ -253,7 +258,7 @@ def to_server_info(
             has_chat_template=has_chat_template,
         ),
         policy=info.policy,
-        tiers=[to_tier(tier) for tier in tiers.tiers.values()],
+        tiers=[to_tier(tier, info.max_gap) for tier in tiers.tiers.values()],
         default_tier=tiers.default,
         limits=limits,
         sampling=to_sampling_defaults(sampling),

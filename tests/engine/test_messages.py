@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
 from engine.deciding.questions import Explain
@@ -36,6 +36,9 @@ def test_a_request_comes_back_whole() -> None:
     for record in (request, sampling):
         for each in fields(record):
             assert getattr(record, each.name) != each.default
+    paced = Targets(0.5, 0.05, None, 1.5)
+    ((again,),) = Unpacker().feed(pack([Submit(replace(request, targets=paced))]))
+    assert again.request.targets == paced
     ((back,),) = Unpacker().feed(pack([Submit(request)]))
     assert back == Submit(request)
     assert type(back.request.importance) is Importance

@@ -22,6 +22,11 @@ importance = "high"
 [tiers.report]
 ttlt_s = 30
 
+[tiers.steady]
+ttft_s = 0.5
+tbt_s = 9
+max_gap = 1
+
 [tiers.leftovers]
 importance = "low"
 
@@ -96,6 +101,7 @@ def test_a_low_tier_and_a_low_preset_are_low(tiers: Tiers, tmp_path: Path) -> No
     [
         ({"tier": "chat"}, Targets(ttft_s=0.5, tbt_s=0.05)),  # earlier than the deadline: as stated
         ({"tier": "report"}, Targets(ttlt_s=7.0)),
+        ({"tier": "steady"}, Targets(ttft_s=0.5, tbt_s=7.0, max_gap=1.0)),
         ({"explicit": Targets(ttft_s=9.0, tbt_s=8.0)}, Targets(ttft_s=7.0, tbt_s=7.0)),
         ({"explicit": Targets(ttft_s=9.0, tbt_s=0.1)}, Targets(ttft_s=7.0, tbt_s=0.1)),
         ({"explicit": BEST_EFFORT}, BEST_EFFORT),
@@ -212,6 +218,10 @@ def test_a_file_without_tiers_keeps_the_built_in_ones() -> None:
         ("[tiers.a]\nimportance = 0", "tiers.a.importance must be one of low, normal, high"),
         ("[tiers.a]\nimportance = ['low']", "tiers.a.importance must be one of low, normal"),
         ("[tiers.a]\ndeadline_is_target = true", "tiers.a.deadline_is_target is unknown"),
+        ("[tiers.a]\nttft_s = 1\ntbt_s = 1\nmax_gap = 0.5", "tiers.a.max_gap must be at least 1"),
+        ("[tiers.a]\nttft_s = 1\ntbt_s = 1\nmax_gap = nan", "tiers.a.max_gap must be at least 1"),
+        ("[tiers.a]\nttft_s = 1\ntbt_s = 1\nmax_gap = '2'", "max_gap must be a number of TBTs"),
+        ("[tiers.a]\nttlt_s = 1\nmax_gap = 2", "tiers.a.max_gap is in TBTs: it needs"),
         ("tiers = 3", "tiers must be tables"),
         ("[tires.a]\nttlt_s = 1", "tires is unknown"),
         ("[tiers.a", "Expected"),

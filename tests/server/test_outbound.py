@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from client import values
-from client.convert import from_stream_response
+from client.convert import from_info_response, from_stream_response
 from engine.deciding.plan import Finished, Timings, Token
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason
+from engine.tiers import Tier
 from proto.niyama.v1 import inference_pb2 as pb
-from server.convert.outbound import to_finished, to_logprobs
+from server.convert.outbound import to_finished, to_logprobs, to_tier
 
 
 def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
@@ -18,6 +19,16 @@ def test_log_probabilities_of_tokens_without_a_chance_cross_the_wire() -> None:
     read = pb.TokenLogprobs.FromString(sent.SerializeToString())
     assert read.logprob == -0.5
     assert [(each.token_id, each.logprob) for each in read.top] == [(7, -0.5), (9, -math.inf)]
+
+
+def test_a_tier_tells_the_longest_gap_in_force() -> None:
+    """Its own, else the server's; nothing without a TBT, or of a policy that bounds no gaps."""
+    steady = Tier("steady", Targets(1.0, 0.05, None, 1.0))
+    chat, report = Tier("chat", Targets(1.0, 0.05)), Tier("report", Targets(ttlt_s=9.0))
+    told = [to_tier(tier, max_gap=math.inf) for tier in (steady, chat, report)]
+    read = from_info_response(pb.GetServerInfoResponse(tiers=told)).tiers
+    assert [tier.max_gap for tier in read] == [1.0, math.inf, None]
+    assert not to_tier(steady, max_gap=None).HasField("max_gap")
 
 
 def test_what_a_request_took_is_what_its_client_reads() -> None:

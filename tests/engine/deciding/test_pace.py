@@ -34,9 +34,13 @@ CONFIG = PaceConfig(max_gap=2.0, reserve=2.0, catch_up=0.9)
 
 
 def budget(
-    decodes: list[Sequence], floor_s: float, now: float, config: PaceConfig = CONFIG
+    decodes: list[Sequence],
+    floor_s: float,
+    now: float,
+    config: PaceConfig = CONFIG,
+    most_gap: float = math.inf,
 ) -> Budget:
-    return iteration_budget(config, Streams(decodes), floor_s, now)
+    return iteration_budget(config, Streams(decodes), floor_s, now, most_gap)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def budget(
 )
 def test_interactive_budget_by_hand(slack: float, since_last: float, expected: float) -> None:
     now = 7.0
-    actual = interactive_budget(CONFIG, TBT, now + slack, now - since_last, now)
+    actual = interactive_budget(CONFIG, TBT, CONFIG.max_gap, now + slack, now - since_last, now)
     assert actual == pytest.approx(expected)
 
 
@@ -73,9 +77,26 @@ def test_the_gap_of_a_stream_whose_token_is_in_flight_begins_with_the_iteration(
 
 
 def test_without_a_gap_bound_all_slack_but_the_reserve_may_be_spent() -> None:
-    config = PaceConfig(max_gap=math.inf)
-    assert interactive_budget(config, TBT, 1.0, 0.0, 0.0) == pytest.approx(0.9)
-    assert interactive_budget(PaceConfig(math.inf, reserve=0), TBT, 1.0, 0.0, 0.0) == 1.0
+    assert interactive_budget(PaceConfig(), TBT, math.inf, 1.0, 0.0, 0.0) == pytest.approx(0.9)
+    assert interactive_budget(PaceConfig(reserve=0), TBT, math.inf, 1.0, 0.0, 0.0) == 1.0
+
+
+def test_a_longest_gap_of_its_own_takes_the_place_of_the_usual_one() -> None:
+    """Of 2 TBT: whether it is shorter or longer, and not above what holds for all at the moment.
+    Where decodes alone take longer than the TBT, it is in units of what they take.
+    """
+    for own_gap, most_gap, expected in (
+        (None, math.inf, 2.0),
+        (1.0, math.inf, 1.0),
+        (3.0, math.inf, 3.0),
+        (3.0, 1.0, 1.0),
+        (None, 1.0, 1.0),
+    ):
+        stream = make_stream(Targets(1.0, TBT, None, own_gap), due_at=9.0)
+        found = budget([stream], 0.0, 0.0, most_gap=most_gap)
+        assert found == Budget(pytest.approx(expected * TBT), TBT, expected)
+    lost = make_stream(Targets(1.0, TBT, None, 3.0), due_at=9.0)
+    assert budget([lost], 0.06, 0.0).seconds == pytest.approx(0.18)
 
 
 def test_a_deadline_is_shared_among_the_tokens_left() -> None:
@@ -101,23 +122,28 @@ def test_the_tightest_stream_sets_the_budget() -> None:
             st.floats(-0.1, 1.0),  # when the next token is due
             st.floats(-0.1, 0.0),  # when the last one came
             st.booleans(),  # whether the next one is in flight
+            st.sampled_from((None, 1.0, 1.5, math.inf)),  # the longest gap of its tier
         ),
         max_size=8,
     ),
     st.sampled_from((0.0, 0.03)),
     st.sampled_from((1.0, 2.0, math.inf)),
+    st.sampled_from((1.0, math.inf)),
 )
 def test_streams_together_are_bound_as_the_tightest_of_them_is_alone(
-    streams: list[tuple[float, float, float, bool]], floor_s: float, max_gap: float
+    streams: list[tuple[float, float, float, bool, float | None]],
+    floor_s: float,
+    max_gap: float,
+    most_gap: float,
 ) -> None:
     config = PaceConfig(max_gap=max_gap)
     decodes = []
-    for tbt_s, due_at, last_at, in_flight in streams:
-        decodes.append(make_stream(interactive(1.0, tbt_s), due_at, last_at))
+    for tbt_s, due_at, last_at, in_flight, own_gap in streams:
+        decodes.append(make_stream(Targets(1.0, tbt_s, None, own_gap), due_at, last_at))
         if in_flight:
             decodes[-1].expect_token(0.0)
-    alone = [budget([decode], floor_s, 0.0, config) for decode in decodes]
-    together = budget(decodes, floor_s, 0.0, config)
+    alone = [budget([decode], floor_s, 0.0, config, most_gap) for decode in decodes]
+    together = budget(decodes, floor_s, 0.0, config, most_gap)
     assert together in (alone or [Budget(math.inf, None)])
     assert together.seconds == min((b.seconds for b in alone), default=math.inf)
 

@@ -33,6 +33,10 @@ from tests.engine.deciding.parts import deadline, interactive, make_request, mak
         ({"ttlt_s": -1.0}, "ttlt_s"),
         ({"ttlt_s": math.inf}, "ttlt_s"),
         ({"ttft_s": math.nan, "tbt_s": 1.0}, "ttft_s"),
+        ({"ttft_s": 1.0, "tbt_s": 1.0, "max_gap": 0.9}, "max_gap"),
+        ({"ttft_s": 1.0, "tbt_s": 1.0, "max_gap": math.nan}, "max_gap"),
+        ({"ttlt_s": 1.0, "max_gap": 2.0}, "max_gap"),
+        ({"max_gap": 2.0}, "max_gap"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused_by_field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import tempfile
 from array import array
 from pathlib import Path
@@ -61,12 +62,13 @@ RECORDS = st.builds(
     TEXTS,
     st.none() | st.booleans(),
 )
+GAPS = st.none() | st.sampled_from((1.0, 1.1, math.inf))
 TARGET_INFOS = st.builds(
     TargetInfo,
     TEXTS,
     TEXTS,
     TEXTS,
-    st.lists(st.builds(Tier, TIER_NAMES, TARGETS, st.sampled_from(Importance))).map(tuple),
+    st.lists(st.builds(Tier, TIER_NAMES, TARGETS, st.sampled_from(Importance), GAPS)).map(tuple),
     COUNTS,
     COUNTS,
     TEXTS,

@@ -5,6 +5,7 @@ saved calibrations; tiers; and what is said of bad ones.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -137,10 +138,10 @@ def test_tiers_are_read_as_the_server_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "tiers.toml"
     path.write_text(
         'default_tier = "chat"\n[tiers.chat]\nttft_s = 0.5\ntbt_s = 0.05\nimportance = "high"\n'
-        "[tiers.report]\nttlt_s = 30\n[tiers.rest]\n"
+        "max_gap = 1.5\n[tiers.report]\nttlt_s = 30\n[tiers.rest]\n"
     )
     assert profiles.load_tiers(path) == (
-        Tier("chat", Targets(0.5, 0.05), Importance.HIGH),
+        Tier("chat", Targets(0.5, 0.05), Importance.HIGH, 1.5),
         Tier("report", Targets(ttlt=30.0), Importance.NORMAL),
         Tier("rest", Targets(), Importance.NORMAL),
     )
@@ -177,6 +178,14 @@ def test_without_a_table_the_tiers_are_a_server_s_own(tmp_path: Path) -> None:
 
 def test_a_tier_of_a_flag() -> None:
     assert parse_tier("chat=6s/50ms").targets == Targets(ttft=6.0, tbt=0.05)
+    assert parse_tier("chat=6s/50ms").max_gap is None
+    assert parse_tier("chat=6s/50ms/1.5") == Tier(
+        "chat", Targets(ttft=6.0, tbt=0.05), Importance.NORMAL, 1.5
+    )
+    assert parse_tier("chat=6s/50ms/inf").max_gap == math.inf
+    for text in ("chat=6s/50ms/0.5", "chat=6s/50ms/nan", "chat=6s/50ms/", "chat=6s/50ms/2/3"):
+        with pytest.raises(ValueError, match="max_gap is a number of TBTs"):
+            parse_tier(text)
     assert parse_tier("report=10m").targets == Targets(ttlt=600.0)
     assert parse_tier("rest=none").targets == Targets()
     for text in ("chat", "=5s", "chat=fast"):

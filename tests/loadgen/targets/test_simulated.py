@@ -14,10 +14,12 @@ import pytest
 
 from client.values import Importance, Targets, Tier
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
+from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
 from loadgen.targets.profiles import A100, Profile
 from loadgen.targets.record import Outcome, Record
-from loadgen.targets.simulated import Setup, SimulatedTarget
+from loadgen.targets.simulated import Setup, SimulatedTarget, target_info
 from loadgen.targets.target import End, Progress
 from loadgen.workload.lengths import Exact, Fixed, Lognormal, Stated
 from loadgen.workload.plan import PlannedRequest, plan
@@ -202,6 +204,32 @@ def test_the_importance_of_the_tier_counts_where_a_request_has_none() -> None:
     for order in (requests, [replace(requests[1], index=0), replace(requests[0], index=1)]):
         records = run(Setup(replace(A100, tiers=tiers), stated_output=Exact()), order)
         assert {r.request.tier: r.relegated for r in records} == {"free": True, "paid": False}
+
+
+def test_a_tier_s_longest_gap_holds_for_its_streams_and_is_told() -> None:
+    """Long prompts arrive beside a stream with slack: its gaps fill up to what its tier allows."""
+    chat = Targets(ttft=6.0, tbt=0.05)
+    usual = NiyamaConfig(pace=PaceConfig(max_gap=3.0))
+    worst = {}
+    for own_gap in (None, 1.0):
+        tiers = (Tier("chat", chat, Importance.NORMAL, own_gap), *A100.tiers)
+        stream = planned(0, targets=chat, tier="chat", prompt_len=10, output_len=200)
+        others = [
+            planned(i, at=1.0, targets=Targets(ttlt=9.0), tier="standard", prompt_len=4000)
+            for i in range(1, 16)
+        ]
+        setup = Setup(replace(A100, tiers=tiers), niyama=usual, stated_output=Exact())
+        told = {tier.name: tier.max_gap for tier in target_info(setup, "niyama", 1).tiers}
+        assert told == {
+            "chat": own_gap or 3.0,
+            "interactive": 3.0,
+            "standard": None,
+            "batch": None,
+        }
+        assert target_info(setup, "fcfs", 1).tiers[0].max_gap is None
+        records = run(setup, [stream, *others])
+        worst[own_gap] = max(next(r for r in records if r.request.tier == "chat").gaps_s)
+    assert worst[1.0] <= 0.05 < worst[None]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
