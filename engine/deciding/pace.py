@@ -38,7 +38,7 @@ class PaceConfig:
 
     # Longest raw time between two tokens of streams that have none of their own; inf: the envelope
     # alone counts.
-    max_gap: float = 2.0
+    max_gap: float = 1.25
     reserve: float = 2.0  # slack that no iteration may spend
     catch_up: float = 0.9  # longest iteration while the reserve is not full
     response: float = 0.5  # longest iteration, in units of the shortest TTFT asked for lately

@@ -171,6 +171,17 @@ def _score_row(score: Score) -> list[Figure]:
     ]
 
 
+def longest_gaps(summary: Summary) -> str:
+    """Says why gaps are what they are: how long each tier lets them be; "" where it is not known."""
+    gaps = [f"{t.name} {t.max_gap:g}" for t in summary.target.tiers if t.max_gap is not None]
+    if not gaps:
+        return ""
+    return (
+        "where a stream is ahead of its deadlines, the scheduler may let a gap grow to as many TBTs "
+        f"(max_gap): {', '.join(gaps)}"
+    )
+
+
 def promises_by_tier(summary: Summary) -> Table:
     """Returns a table of what was promised at admission and what came of it, a row per tier."""
     return _promises_table(

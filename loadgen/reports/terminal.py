@@ -257,6 +257,8 @@ def _lines(summary: Summary) -> Iterable[str]:
     if summary.invalid:
         yield f"[red bold]INVALID[/] {summary.invalid}"
     yield f"[dim]{ON_PACE}[/]"
+    if gaps := tables.longest_gaps(summary):
+        yield f"[dim]{escape(gaps)}[/]"
 
 
 def _ms(seconds: float | None) -> str:

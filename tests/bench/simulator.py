@@ -28,6 +28,7 @@ from itertools import islice
 from time import process_time
 from typing import Any
 
+from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan
 from engine.deciding.policies import POLICIES
 from engine.simulator import Replica
@@ -69,7 +70,9 @@ def measure(name: str, policy: str, num_requests: int) -> dict[str, Any]:
     load, replicas = LOADS[name]
     hours = num_requests / float(load.rate) / 3600
     workload = replace(load, hours=hours).workload()
-    target = SimulatedTarget(Contender(policy, replicas=replicas, max_gap=2.0).setup())
+    target = SimulatedTarget(
+        Contender(policy, replicas=replicas, max_gap=PaceConfig().max_gap).setup()
+    )
     with uncollected():
         started = process_time()
         requests = list(islice(plan(workload), num_requests))

@@ -36,7 +36,7 @@ DEFINITIONS = {
     "or unfinished. Every arrival counts.",
     "on time": "every token came, token n by TTFT + (n - 1) TBT, or the last by TTLT.",
     "on pace": "on time, and no gap between two tokens longer than TBT. A server with niyama lets "
-    "single gaps be longer where there is slack, up to two TBTs unless `--max-gap` says otherwise.",
+    "single gaps be longer where there is slack, up to the longest gap (`--max-gap`) of the tier.",
     "TTFT, TTLT": "from the scheduled instant of a request to its first, its last token.",
     "TBT": "each gap between two neighbouring tokens.",
     "goodput": "requests on time per second.",

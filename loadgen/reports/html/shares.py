@@ -9,6 +9,7 @@ from client.values import Targets
 from loadgen.reports.html.chart import Absent, Axis, Bars, BarSeries, Chart, colour
 from loadgen.reports.html.curves import METRICS, TBT, TTFT, TTLT, Metric, Sample, distribution
 from loadgen.reports.html.runs import View, contender, tier_targets
+from loadgen.reports.tables import longest_gaps
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import ALL, Score, counted
 from loadgen.scoring.summary import Summary
@@ -60,7 +61,9 @@ def _bars(view: View, title: str, groups: Sequence[str]) -> Bars:
         BarSeries("on time", [_attainment(scores, g) for g in groups], "good"),
         BarSeries("on pace", [scores[g].pace_attainment for g in groups], "c5"),
     ]
-    return Bars(name, _ON_TIME, shown, series, _PACE_NOTE)
+    gaps = longest_gaps(view.runs[0].summary)
+    note = f"{_PACE_NOTE} {gaps[0].upper()}{gaps[1:]}." if gaps else _PACE_NOTE
+    return Bars(name, _ON_TIME, shown, series, note)
 
 
 def _scores(summary: Summary, title: str) -> dict[str, Score]:

@@ -1,7 +1,7 @@
 """Room for prefills, and who sits out, by hand and without a scheduler, but for the last test.
 
 MILLI: an iteration takes 1 ms, 1 ms more for each prefill token, and 0.1 ms for each decode; no
-chunk is larger than 64 tokens. PACE is the default: gaps up to two TBTs, and a reserve of two TBTs.
+chunk is larger than 64 tokens. PACE has gaps up to two TBTs, and a reserve of two TBTs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from tests.engine.deciding.parts import (
     serve,
 )
 
-PACE = PaceConfig()
+PACE = PaceConfig(max_gap=2.0)
 BUSY = 2 * LIGHT
 
 
@@ -361,7 +361,7 @@ def test_prompts_in_a_hurry_are_answered_in_time_as_decodes_sit_out(share: float
     """Forty decodes take half of what a stream allows. Prompts of 4,000 tokens are late beside
     them, and are not while those of a quarter of the memory sit out. The forty are in time anyhow.
     """
-    config = NiyamaConfig(max_held_share=share)
+    config = NiyamaConfig(pace=PACE, max_held_share=share)
     replica = make_replica(num_pages=11_000, niyama=config)
     batch = [make_request(f"b{i}", 1500, 400, 0.0, deadline(60.0)) for i in range(40)]
     stream = make_request("stream", 500, 300, 9.0, interactive(0.5, 0.05))

@@ -50,6 +50,14 @@ def test_it_says_what_on_pace_means_and_what_to_do_about_an_overload(summary: Su
     assert "on pace: on time, and no gap above TBT (`--max-gap 1`" in printed(served, 118)
 
 
+def test_it_says_how_long_gaps_may_be_where_that_is_known(summary: Summary) -> None:
+    first, *others = INFO.tiers
+    steady = replace(INFO, tiers=(replace(first, max_gap=1.25), *others))
+    told = "may let a gap grow to as many TBTs (max_gap): interactive 1.25"
+    assert told in " ".join(printed(replace(summary, target=steady), 118).split())
+    assert "max_gap" not in printed(summary, 118)
+
+
 def test_brackets_are_printed_as_they_are(summary: Summary) -> None:
     text = printed(summary, 118)
     assert "[0]" in text
