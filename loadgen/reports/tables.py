@@ -172,13 +172,13 @@ def _score_row(score: Score) -> list[Figure]:
 
 
 def longest_gaps(summary: Summary) -> str:
-    """Says why gaps are what they are: how long each tier lets them be; "" where it is not known."""
+    """Says how long each tier lets gaps be, and why; "" where it is not known."""
     gaps = [f"{t.name} {t.max_gap:g}" for t in summary.target.tiers if t.max_gap is not None]
     if not gaps:
         return ""
     return (
-        "where a stream is ahead of its deadlines, the scheduler may let a gap grow to as many TBTs "
-        f"(max_gap): {', '.join(gaps)}"
+        "where a stream is ahead of its deadlines, the scheduler may let a gap grow to as many "
+        f"TBTs (max_gap): {', '.join(gaps)}"
     )
 
 
