@@ -6,6 +6,7 @@ costs are binary fractions, so that every instant is exact and worked out by han
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -287,7 +288,9 @@ def test_every_request_ends_once_under_every_policy(policy: str) -> None:
         for load in MIXED.tiers
     )
     requests = list(islice(plan(replace(MIXED, tiers=tiers)), 100))
-    setup = Setup(replace(A100, kv_tokens=8192), policy=policy, predictor_error=0.05)
+    roomy = NiyamaConfig(pace=PaceConfig(max_gap=2.0))  # edf-reject has to reject nobody here
+    small = replace(A100, kv_tokens=8192)
+    setup = Setup(small, policy=policy, predictor_error=0.05, niyama=roomy)
     records = run(setup, requests)
     assert [r.request for r in records] == requests
     assert all(len(r.token_at) == r.request.output_len for r in records)
@@ -314,7 +317,8 @@ def test_tenants_with_a_weight_have_a_share_each() -> None:
     """
     many = [planned(i, prompt_len=200, targets=Targets(), tenant="a") for i in range(20)]
     one = planned(20, prompt_len=200, targets=Targets(), tenant="b")
-    setup = Setup(PROFILE, weights={"a": 1.0, "b": 1.0})
+    patient = NiyamaConfig(longest_wait_s=math.inf)
+    setup = Setup(PROFILE, weights={"a": 1.0, "b": 1.0}, niyama=patient)
     assert SimulatedTarget(setup).info().weights == setup.weights
     for each, is_last in ((setup, False), (replace(setup, weights={}), True)):
         firsts = {r.request.index: r.token_at[0] for r in run(each, [*many, one])}
