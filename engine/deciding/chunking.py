@@ -40,6 +40,14 @@ as the guess), the iteration is the one with the best yield, the largest of thos
 good. It takes LONGEST_WISH t(0) at most, by when three quarters of the time are for prefills, and
 LOST_GAP t(0) at least, and no stream makes it shorter, however little time it has left.
 
+Crowds. Where somebody could be computed, but finds no place in the batch or no memory, it is the
+decodes for which everybody waits: a place is free once an output has ended. Large chunks fill the
+places quickly, with many who begin together and end together, and between that the iterations are
+decodes alone, in which the engine has time for prefills and nobody to compute. So as long as places
+are scarce all streams are taken to wish for the shortest iteration: the chunk is that of the best
+yield, and prefills are spread beside the decodes. Places are scarce for as long as the output takes
+of who found none: until then most of those that were in its way have ended, and let somebody in.
+
 All that is said of whom the engine promised to have on time. In overload the others (the
 background) have what is left over, and nothing is where it would take a stream's deadline: so their
 chunk ends where such a stream would be late if its output is as long as the guess. One that t(0)
@@ -100,6 +108,7 @@ class Chunking:
         self._latency = latency
         self._demand = demand
         self._max_held_pages = max_held_pages
+        self._crowded_until = -math.inf
         self._pace = pace
         # Of the present iteration:
         self._response_s = math.inf
@@ -164,7 +173,14 @@ class Chunking:
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
         self._decodes, self._floor_s, self._now = decodes, floor_s, now
         limit_s = self._budget.seconds
-        self._wished_s = wished_s(decodes, self._risky_left, self._most_left, limit_s, now)
+        if now < self._crowded_until:
+            self._wished_s = 0.0
+        else:
+            self._wished_s = wished_s(decodes, self._risky_left, self._most_left, limit_s, now)
+
+    def crowded_out(self, sequence: Sequence, now: float) -> None:
+        """Takes note that neither batch nor memory has a place for the sequence, see the module."""
+        self._crowded_until = now + self._demand.decoding_s(sequence)
 
     def _risky_left(self, sequence: Sequence) -> float:
         """Returns how many tokens a stream has left if its output is as long as it may well be."""

@@ -129,10 +129,20 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self.num_noted = 0
+        self._num_since_stream = WINDOW
         self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
         self._relegated_share = 0.0  # weighted by recency
         self._works_s: deque[float] = deque()  # of the last WINDOW, the oldest first
         self._sorted: SortedList[float] = SortedList()  # the same, the smallest first
+
+    def note_arrival(self, is_stream: bool) -> None:
+        """Takes note of a request, whatever it asks for; `is_stream`: with a TBT."""
+        self._num_since_stream = 0 if is_stream else self._num_since_stream + 1
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether one of the last WINDOW requests had a TBT."""
+        return self._num_since_stream < WINDOW
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
         """Takes note of a request with that much work, and with that TTFT target if it has one that

@@ -57,7 +57,7 @@ MAX_ALPHA = 1024.0
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
-PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests
+PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,7 @@ class Niyama(Policy):
     def enter(self, sequence: Sequence, now: float) -> Key:
         self._decodes_s[sequence] = self.demand.decodes_until_due_s(sequence, now)
         work_s = self._work_left_s(sequence)
+        self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.due_at == math.inf:
             return self._background.add_best_effort(sequence, work_s)
         burst_s = BURST * self._recent.costliest_s
@@ -362,7 +363,13 @@ class Niyama(Policy):
         return self._chunking.is_full(work)
 
     def share_to_start(self, sequence: Sequence) -> float:
-        return 1.0 if sequence.request.targets.tbt_s is not None else PATIENT_SHARE
+        if sequence.request.targets.tbt_s is not None or not self._recent.has_streams:
+            return 1.0
+        return PATIENT_SHARE
+
+    def crowded_out(self, sequence: Sequence, now: float) -> None:
+        if self.share_to_start(sequence) == 1:  # else streams still find a place
+            self._chunking.crowded_out(sequence, now)
 
     def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:
         """A promised sequence is given memory by what has only begun, if it would be late by

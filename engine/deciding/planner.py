@@ -145,6 +145,7 @@ class Planner:
                 if not self._fits(sequence):
                     if self._make_way(sequence, chunks, now):
                         return None
+                    self._policy.crowded_out(sequence, now)
                     continue
                 if self._start(sequence):
                     fits = room(work, sequence)

@@ -166,6 +166,13 @@ class Policy(ABC):
         """
         return False
 
+    def crowded_out(  # noqa: B027 # most need to know nothing
+        self, sequence: Sequence, now: float
+    ) -> None:
+        """Takes note that the iteration had room for the waiting sequence, but that neither batch
+        nor memory had a place for it.
+        """
+
     def launched(  # noqa: B027 # most need to know nothing
         self, chunks: Iterable[tuple[Sequence, int]]
     ) -> None:

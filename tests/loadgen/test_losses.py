@@ -19,9 +19,22 @@ HASTY = Condition(
     duration_s=120.0,
     seed=106,
 )
+# The batch is what is short: large chunks begin many at once, which end at once.
+CROWDED = Condition(
+    "a100-llama3-8b",
+    (Part("free", "none", 100, "300", "200"),),
+    rps=32.0,
+    duration_s=30.0,
+    seed=507,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
 def test_a_ttft_shorter_than_the_prompts_does_not_make_chunks_tiny(measure: Measure) -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(measure, "fairbatching", HASTY) is None
+
+
+def test_where_the_batch_is_what_is_short_as_much_is_served_as_with_small_chunks() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.THROUGHPUT, "fcfs/1024", CROWDED) is None

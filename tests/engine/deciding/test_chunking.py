@@ -33,7 +33,7 @@ from engine.deciding.latency import (
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import LOST_GAP, PaceConfig
 from engine.deciding.plan import Plan, Work
-from engine.deciding.request import Targets
+from engine.deciding.request import BEST_EFFORT, Targets
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 from engine.simulator import Replica
@@ -176,6 +176,19 @@ def test_the_hastiest_wish_is_granted_down_to_a_share_for_prefills() -> None:
     """
     for wish_s, room in ((0.099, 64), (0.010, 8), (0.0045, 3), (1e-6, 3)):
         chunking, work = begun(wishing(wish_s), wishing(0.5))
+        assert chunking.room(work, 0, 1000) == room
+
+
+def test_where_somebody_found_no_place_prefills_are_spread_beside_the_decodes() -> None:
+    """As if the decode, which takes 1.1 ms, wished for the shortest: an iteration of four times
+    that, of which 3.3 ms are for prefills; until an output, guessed as 2 tokens, is over.
+    """
+    decode = make_stream(BEST_EFFORT, due_at=math.inf)
+    chunking, work = begun(decode)
+    assert chunking.room(work, 0, 1000) == 64
+    chunking.crowded_out(make_sequence(), 0.0)
+    for now, room in ((0.001, 3), (1.0, 64)):
+        chunking.begin(Streams([decode]), work, BUSY, math.inf, now)
         assert chunking.room(work, 0, 1000) == room
 
 

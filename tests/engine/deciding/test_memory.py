@@ -31,10 +31,12 @@ def test_streams_that_sat_out_rejoin_when_the_one_they_waited_for_loses_its_page
 
 
 def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> None:
-    """Of 16 places, deadline requests take 14 (7/8), whatever their number; an interactive request
-    that comes then starts at once, and so does a second.
+    """Of 16 places, deadline requests take 14 (7/8), whatever their number, once an interactive
+    request was seen; one that comes then starts at once, and so does a second.
     """
     driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
+    driver.submit(make_request("first", prompt=4, output=1, targets=interactive(5.0, 5.0)))
+    driver.drain()
     for i in range(30):
         driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))
     while driver.scheduler.stats().num_running < 14:
@@ -46,6 +48,15 @@ def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> Non
     driver.step()
     assert driver.scheduler.sequence("chat0").status is Status.DECODING
     assert driver.scheduler.sequence("chat1").status is Status.DECODING
+    driver.drain()
+
+
+def test_where_nothing_interactive_comes_work_that_can_wait_takes_every_place() -> None:
+    driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
+    for i in range(30):
+        driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))
+    while driver.scheduler.stats().num_running < 16:
+        assert driver.step() is not None
     driver.drain()
 
 
