@@ -115,7 +115,7 @@ class Chunking:
         self._idle_s = 0.0  # what the decodes alone take
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
-        self._decodes, self._floor_s, self._now = Streams(), 0.0, 0.0
+        self._decodes, self._now = Streams(), 0.0
 
     def hold(
         self, running: Streams, work: Work, now: float, load: float, prefills_go: bool
@@ -171,7 +171,7 @@ class Chunking:
         budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
-        self._decodes, self._floor_s, self._now = decodes, floor_s, now
+        self._decodes, self._now = decodes, now
         limit_s = self._budget.seconds
         if now < self._crowded_until:
             self._wished_s = 0.0
@@ -221,7 +221,7 @@ class Chunking:
         """Returns the longest iteration for which no stream is late that can be on time."""
         left, now = self._demand.output_left, self._now
         each = [deadline_budget(s.due_at, left(s), now) for s in self._decodes.elastic]
-        return min((s for s in each if s > self._floor_s), default=math.inf)
+        return min((s for s in each if s > self._idle_s), default=math.inf)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on
