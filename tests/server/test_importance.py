@@ -31,7 +31,6 @@ FLOOD = 1500
 CHATS = 40
 ROOMY = {"max_requests": ROOM, "max_streams": 1000}  # of each connection
 BATCH = 16
-PATIENT = 14  # of those run without interactive targets; the rest stays open for such
 APART = (("grpc.use_local_subchannel_pool", 1),)  # a connection of its own
 
 
@@ -162,10 +161,10 @@ async def test_a_few_huge_calls_give_way_by_their_tokens() -> None:
 async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see_it() -> None:
     """In its status, in the log, in a metric, in Explain and in Estimate."""
     with capture_logs() as logs:
-        async with served(max_requests=PATIENT + 2) as server, stubs(server, 1) as (stub,):
+        async with served(max_requests=BATCH + 2) as server, stubs(server, 1) as (stub,):
             assert isinstance(server, Server)
-            running = [stub.Generate(patient(pb.IMPORTANCE_HIGH, 2000)) for _ in range(PATIENT)]
-            await until_stats(server.engine.link, lambda stats: stats.num_running == PATIENT)
+            running = [stub.Generate(patient(pb.IMPORTANCE_HIGH, 2000)) for _ in range(BATCH)]
+            await until_stats(server.engine.link, lambda stats: stats.num_running == BATCH)
             low = stub.Generate(patient(pb.IMPORTANCE_LOW, request_id="gives"))
             waiting = stub.Generate(patient(pb.IMPORTANCE_NORMAL, request_id="stays"))
             await until_stats(server.engine.link, lambda stats: stats.num_waiting == 2)
