@@ -86,7 +86,8 @@ class SimulationFlags:
     weights: Annotated[
         Mapping[str, float] | None,
         Flag(
-            "of tenants with a share of their own (default: all have one together)",
+            "of tenants with a share of their own, besides those in --tiers"
+            " (default: all have one together)",
             metavar="NAME:WEIGHT,...",
             parse=parse_weights,
         ),
@@ -119,6 +120,7 @@ class SimulationFlags:
         keeps_series: bool,
     ) -> Setup:
         """Returns the replicas asked for. Raises ValueError, naming the field, or OSError."""
+        in_file = profiles.load_weights(self.tiers) if self.tiers else {}
         return Setup(
             self.profile(),
             policy=self.policy,
@@ -135,7 +137,7 @@ class SimulationFlags:
                 allowance=self.relegation_allowance,
                 longest_wait_s=self.longest_wait_s,
             ),
-            weights=self.weights or {},
+            weights={**in_file, **(self.weights or {})},
             seed=seed,
             keeps_series=keeps_series,
         )

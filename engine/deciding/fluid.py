@@ -47,13 +47,19 @@ class FluidShares:
 
     def ask(self, share: Share, work_s: float, burst_s: float) -> bool:
         """Takes note of a request, which its share has this weight from now on; returns whether it
-        is within the share's part: no more than a burst of `burst_s` was waiting before it. Whoever
-        has never had to share is within its part.
+        is within the share's part.
         """
+        is_within = self.is_within(share.name, burst_s)
         self._seen.add(share.name)
-        backlog_s = self.backlog_s(share.name)
-        self._set(share, backlog_s + work_s)
-        return backlog_s <= burst_s or len(self._seen) == 1
+        self._set(share, self.backlog_s(share.name) + work_s)
+        return is_within
+
+    def is_within(self, name: str, burst_s: float) -> bool:
+        """Returns whether one more request would be within the part of the share of that name: no
+        more than a burst of `burst_s` waits before it. Whoever has never had to share is within its
+        part.
+        """
+        return self.backlog_s(name) <= burst_s or self._seen <= {name}
 
     def change(self, share: Share, before_s: float, after_s: float) -> None:
         """Takes note that a waiting request of the share has so much work left. If that is less

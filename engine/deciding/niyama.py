@@ -131,8 +131,7 @@ class Niyama(Policy):
         self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.due_at == math.inf:
             return self._background.add_best_effort(sequence, work_s)
-        burst_s = BURST * self._recent.costliest_s
-        if not self._shares.ask(sequence.request.share, work_s, burst_s):
+        if not self._shares.ask(sequence.request.share, work_s, self._burst_s):
             sequence.count_as(BEYOND)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
@@ -169,6 +168,11 @@ class Niyama(Policy):
         """
         most = 1.0 if self._recent.is_overloaded else 0.5
         sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now, most))
+
+    @property
+    def _burst_s(self) -> float:
+        """The work that a share may have waiting and still ask within its part."""
+        return BURST * self._recent.costliest_s
 
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""
@@ -398,6 +402,8 @@ class Niyama(Policy):
         if sequence in self._promises:
             return waiting.sum_before(waiting.place(sequence), self._promises.all.work)
         # Else it is only a question.
+        if not self._shares.is_within(sequence.request.share.name, self._burst_s):
+            sequence.count_as(BEYOND)
         decodes_s = self.demand.decodes_until_due_s(sequence, now)
         self._state_when_due(sequence, decodes_s, now)
         key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)

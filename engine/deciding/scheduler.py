@@ -316,9 +316,7 @@ class Scheduler:
         return forecast(sequence, ahead_s, demand, self.experience, iteration_s, now, output_len)
 
     def estimate(self, asked: Estimate, now: float) -> Forecast:
-        """Returns what would become of such a request if it was sent now, by a tenant that has not
-        asked for more than its part.
-        """
+        """Returns what would become of such a request if it was sent now."""
         output_len = asked.output_len
         request = Request(
             "",

@@ -255,7 +255,16 @@ def load_tiers(path: Path) -> tuple[Tier, ...]:
 
     Its presets for applications do not matter here: every request names its tier or its targets.
     """
+    return tuple(map(_tier, _load_file(path).tiers.values()))
+
+
+def load_weights(path: Path) -> dict[str, float]:
+    """Reads the weights of the tenants that a server's TOML file names. Raises BadProfile."""
+    return {name: share.weight for name, share in _load_file(path).tenants.items()}
+
+
+def _load_file(path: Path) -> server_tiers.Tiers:
     try:
-        return tuple(map(_tier, tiers_file.load(path).tiers.values()))
+        return tiers_file.load(path)
     except ValueError as error:
         raise BadProfile(str(error)) from None

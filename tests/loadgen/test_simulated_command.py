@@ -88,6 +88,18 @@ def test_a_greedy_tenant_is_late_alone_and_the_small_ones_are_worse_off(
     assert json.loads(again.read_text())["runs"][0]["portions"] == run["portions"]
 
 
+def test_the_tenants_of_a_server_s_file_have_its_weights(tmp_path: Path) -> None:
+    """A flag adds to those of the file, and goes over them."""
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tenants.a]\nweight = 2\n[tenants.b]\n")
+    _, document = report(tmp_path, "--rps", "1", "--tiers", str(path))
+    assert document["runs"][0]["target"]["weights"] == {"a": 2.0, "b": 1.0}
+    flags = ("--weights", "b:3,c:4", "--compare", "niyama,edf")
+    _, document = report(tmp_path, "--rps", "1", "--tiers", str(path), *flags)
+    for run in document["runs"]:
+        assert run["target"]["weights"] == {"a": 2.0, "b": 3.0, "c": 4.0}
+
+
 def test_a_comparison_names_the_worst_off_of_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

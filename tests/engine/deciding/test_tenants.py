@@ -12,13 +12,17 @@ from dataclasses import replace
 import pytest
 
 from engine.deciding.niyama import Niyama
+from engine.deciding.questions import Estimate
 from engine.deciding.request import BEYOND, EVERYBODY_ELSE, Importance, Request, Share, Targets
+from engine.deciding.sequence import Sequence
 from engine.simulator import Result
 from tests.engine.deciding.parts import (
     deadline,
     interactive,
     late_share,
     make_replica,
+    make_request,
+    make_scheduler,
     make_sequence,
     serve,
 )
@@ -128,6 +132,34 @@ def test_with_one_share_importance_is_what_the_request_says() -> None:
     again = make_sequence(targets=deadline(9.0), importance=Importance.HIGH)
     policy.enter(again, 0.0)
     assert again.importance == BEYOND
+
+
+def test_a_question_counts_as_a_request_of_that_share_would() -> None:
+    """Beyond its part it goes behind more of those who wait; and asking changes nothing."""
+    scheduler = make_scheduler(num_pages=10_000)
+    targets = deadline(60.0)  # a request takes 5 s
+
+    def submit(name: str, tenant: str) -> Sequence:
+        request = make_request(name, 5000, 5, targets=targets, tenant=tenant, share=Share(tenant))
+        scheduler.submit(request, 0.0)
+        return scheduler.sequence(name)
+
+    def told(tenant: str) -> float:
+        return scheduler.estimate(Estimate(5000, 5, targets, share=Share(tenant)), 0.0).ahead_s
+
+    submit("other", "other")
+    for i in range(20):
+        submit(f"{i}", "flood")
+    scheduler.plan(0.0)
+    assert scheduler.policy.alpha > 1
+    own, flooding = told("other"), told("flood")
+    assert flooding > own
+    assert (told("other"), told("flood")) == (own, flooding)
+    waiting, ahead_s = scheduler.roster.waiting, scheduler.policy.ahead_s
+    one, another = submit("new", "flood"), submit("newer", "other")
+    assert (one.importance, another.importance) == (BEYOND, Importance.NORMAL)
+    assert ahead_s(another, waiting, 0.0) == own
+    assert ahead_s(one, waiting, 0.0) > flooding, "the other's goes first, though it came later"
 
 
 def test_who_gives_way_for_its_tenant_s_sake_is_told_so() -> None:
