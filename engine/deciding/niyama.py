@@ -376,11 +376,13 @@ class Niyama(Policy):
             self._chunking.crowded_out(sequence, now)
 
     def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:
-        """A promised sequence is given memory by what has only begun, if it would be late by
-        waiting for the giver's end: by the background, and by a promised one that has time to wait
-        for the end of the other and to be computed again.
+        """A promised sequence is given memory by what has only begun and is not more important, if
+        it would be late by waiting for the giver's end: by the background, and by a promised one
+        that has time to wait for the end of the other and to be computed again.
         """
         if sequence not in self._promises or giver.num_preemptions >= MAX_GIVEN:
+            return False
+        if sequence.importance < giver.importance:
             return False
         decoding_s, own_s = self.demand.decoding_s, self._work_left_s(sequence)
         ends_s = self._work_left_s(giver) + decoding_s(giver)

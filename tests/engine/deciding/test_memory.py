@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.niyama import MAX_GIVEN
-from engine.deciding.request import BEST_EFFORT, Targets
+from engine.deciding.request import BEST_EFFORT, Importance, Targets
 from engine.deciding.sequence import Status
 from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
 
@@ -133,6 +134,23 @@ def test_a_promised_prefill_gives_its_memory_while_it_has_time_to_be_computed_ag
         assert bool(gifts(driver, "batch")) == gives
         assert is_met(driver, "batch")
         assert is_met(driver, "chat") == gives
+
+
+@pytest.mark.parametrize("targets", [BEST_EFFORT, deadline(20.0)])
+@pytest.mark.parametrize("giver", Importance)
+@pytest.mark.parametrize("urgent", Importance)
+def test_nobody_takes_memory_from_what_is_more_important(
+    targets: Targets, giver: Importance, urgent: Importance
+) -> None:
+    driver = small()
+    driver.submit(make_request("patient", 1200, 400, targets=targets, importance=giver))
+    while driver.scheduler.sequence("patient").num_computed < 640:
+        driver.step()
+    wanted = interactive(1.3, 0.5)
+    driver.submit(make_request("chat", 1000, 5, driver.now, wanted, importance=urgent))
+    driver.drain()
+    assert bool(gifts(driver, "patient")) == (urgent >= giver)
+    assert is_met(driver, "chat") == (urgent >= giver)
 
 
 def test_the_turn_of_a_prompt_without_memory_keeps_nobody_out() -> None:
