@@ -32,7 +32,9 @@ at once, and from the late ones late. Whose caller leaves with nothing overdue t
 How slow. Work ahead is counted as if the engine did nothing else, in its largest chunks. What the
 streams and their pace take of its time is the load's to say, too: work takes `slowdown` times as
 long, such that half of the first tokens come earlier than told, half later. That is followed in
-factors of STEP: up with each that is later, down with each that is earlier.
+factors of STEP: up with each that is later, down with each that is earlier, and within a factor of
+MOST_SLOWDOWN both ways. Whose first token is later counts when the instant told has passed, whether
+or not its deadline has.
 
 A request's caller is told "on time" where the chance of lateness is below MOST_RISK.
 """
@@ -52,6 +54,7 @@ MOST_RISK: Final = 1 / 12  # chance of lateness from which on a request is not c
 TILINGS: Final = 4
 MEMORY: Final = 64  # outcomes in a cell after which the oldest begin to fade
 STEP: Final = 1.01  # the slowdown follows in steps of this factor
+MOST_SLOWDOWN: Final = 32.0  # time for each second of work ahead; and its least, inverted
 MOST_MARGIN: Final = 3.0  # 20 times the time that it takes: more makes no difference
 MOST_WORK: Final = 9.0  # log of seconds; and its least, negated
 
@@ -93,7 +96,6 @@ class _Told(NamedTuple):
 
     like: Likeness
     due_at: float  # the first token, or with a TTLT the last
-    first_at: float  # when the first token was expected
 
 
 class Experience:
@@ -105,6 +107,9 @@ class Experience:
         # Of those whose outcome is open:
         self._told: dict[str, _Told] = {}  # by id
         self._due: SortedList[tuple[float, str]] = SortedList()  # deadlines that have not passed
+        # When the first token was told to come, of those of whom it is not known whether it did:
+        self._first_at: dict[str, float] = {}  # by id
+        self._awaited: SortedList[tuple[float, str]] = SortedList()  # the same
 
     def __len__(self) -> int:
         """Returns of how many requests the outcome is open."""
@@ -123,23 +128,30 @@ class Experience:
         """The caller of a request, which is like that, has been told what to expect, the first
         token at `first_at`.
         """
-        self._told[sequence.id] = _Told(like, sequence.due_at, first_at)
+        self._told[sequence.id] = _Told(like, sequence.due_at)
         self._due.add((sequence.due_at, sequence.id))
+        self._first_at[sequence.id] = first_at
+        self._awaited.add((first_at, sequence.id))
 
     def began(self, request_id: str, now: float) -> None:
         """The first token of a request has come. That of one which was given up says nothing of
         how slow the others are served.
         """
-        told = self._told.get(request_id)
-        if told is not None:
-            self._follow(told, now)
+        first_at = self._forget_first(request_id)
+        if first_at is not None:
+            self._follow(is_later=now > first_at)
 
-    def _follow(self, told: _Told, now: float) -> None:
-        self.slowdown *= STEP if now > told.first_at else 1 / STEP
+    def _follow(self, is_later: bool) -> None:
+        slowdown = self.slowdown * (STEP if is_later else 1 / STEP)
+        self.slowdown = min(max(slowdown, 1 / MOST_SLOWDOWN), MOST_SLOWDOWN)
 
     def learn(self, request_id: str, is_late: bool) -> None:
         """The request is late, or on time, for good; what is learnt of it later counts no more."""
-        told = self.forget(request_id)
+        self._forget_first(request_id)
+        self._learn(request_id, is_late)
+
+    def _learn(self, request_id: str, is_late: bool) -> None:
+        told = self._forget_outcome(request_id)
         if told is None:
             return
         for cell in told.like.cells():
@@ -147,10 +159,18 @@ class Experience:
             number = min(number + 1, MEMORY)
             self._cells[cell] = (number, share + (is_late - share) / number)
 
-    def forget(self, request_id: str) -> _Told | None:
-        """Nobody will know whether the request would have been late. Returns what was told of it,
-        if that was still open.
-        """
+    def forget(self, request_id: str) -> None:
+        """Nobody will know whether the request would have been late."""
+        self._forget_first(request_id)
+        self._forget_outcome(request_id)
+
+    def _forget_first(self, request_id: str) -> float | None:
+        first_at = self._first_at.pop(request_id, None)
+        if first_at is not None:
+            self._awaited.remove((first_at, request_id))
+        return first_at
+
+    def _forget_outcome(self, request_id: str) -> _Told | None:
         told = self._told.pop(request_id, None)
         if told is not None:
             self._due.discard((told.due_at, request_id))
@@ -158,13 +178,16 @@ class Experience:
 
     def pass_time(self, sequences: Mapping[str, Sequence], now: float) -> None:
         """Learns of those whose deadline has passed: that of the first token, or with a TTLT that
-        of the last. `sequences` are those in flight, by id.
+        of the last; and of those whose first token is later than told. `sequences` are those in
+        flight, by id.
         """
+        while self._awaited and self._awaited[0][0] < now:
+            _, request_id = self._awaited.pop(0)
+            del self._first_at[request_id]
+            self._follow(is_later=True)
         while self._due and self._due[0][0] < now:
             _, request_id = self._due.pop(0)
             sequence = sequences[request_id]
-            if not sequence.output:
-                self._follow(self._told[request_id], now)
             interactive = sequence.request.targets.kind is TargetKind.INTERACTIVE
             if not interactive or not sequence.output:
-                self.learn(request_id, is_late=True)
+                self._learn(request_id, is_late=True)

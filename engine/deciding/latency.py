@@ -13,8 +13,9 @@ chunks.
 Two corrections are learnt from every iteration. A slow one for each range makes up for what the
 profile has wrong. A quick one for all of them follows the machine's present state (other processes,
 clock rates), in which neighbouring iterations are alike: it counts for the next iteration, not for
-what is planned seconds ahead. The distribution of actual / predicted is kept, whose quantile is the
-margin with which the scheduler plans. All durations are in seconds.
+what is planned seconds ahead. Neither leaves [1 / MOST_CORRECTION, MOST_CORRECTION], whatever the
+clock says: a profile that is farther off is none. The distribution of actual / predicted is kept,
+whose quantile is the margin with which the scheduler plans. All durations are in seconds.
 
 What fits a budget. A chunk of n tokens from position s on adds n to P, s + n to Cp, 1 to K, and to
 A the pairs n s + n (n + 1) / 2. So within a range the cost is a parabola in n, a n^2 + b n + c. It
@@ -36,6 +37,7 @@ from engine.deciding.plan import Work
 
 UNBOUNDED = 1 << 60  # the last segment's up_to
 DEFAULT_MAX_CHUNK = 8192
+MOST_CORRECTION = 100.0  # factor by which either correction moves a prediction at most
 _DEAREST_S = 1e6  # above any cost of an iteration; a profile that says so is none
 
 
@@ -305,7 +307,7 @@ class LatencyModel:
         i = self._index(work.num_decodes + work.num_prefill)
         usual = self._scales[i] * self._segments[i].seconds(work)
         predicted = self._present * usual
-        if predicted <= 0 or actual_s <= 0:
+        if not (predicted > 0 and actual_s > 0):  # also of nan
             return
         ratio = actual_s / predicted
         if len(self._recent) == self.WINDOW:
@@ -313,8 +315,8 @@ class LatencyModel:
         self._recent.append(ratio)
         self._sorted.add(ratio)
         if self._learns:
-            self._scales[i] *= _step(actual_s / usual) ** self.SLOW
-            self._present *= _step(ratio) ** self.QUICK
+            self._scales[i] = _bounded(self._scales[i] * _step(actual_s / usual) ** self.SLOW)
+            self._present = _bounded(self._present * _step(ratio) ** self.QUICK)
         self._margin = min(max(1.0, self._quantile(self.MARGIN_QUANTILE)), self.MAX_MARGIN)
 
     def _quantile(self, q: float) -> float:
@@ -369,6 +371,10 @@ class LatencyModel:
 def _step(ratio: float) -> float:
     """Returns the ratio within bounds, so that one stall moves the model little."""
     return min(max(ratio, 0.5), 2.0)
+
+
+def _bounded(correction: float) -> float:
+    return min(max(correction, 1 / MOST_CORRECTION), MOST_CORRECTION)
 
 
 def _chunk_sizes(most: int) -> Iterable[int]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.deciding.experience import (
     MEMORY,
     MOST_RISK,
+    MOST_SLOWDOWN,
     STEP,
     TILINGS,
     Experience,
@@ -221,6 +222,31 @@ def test_a_first_token_that_is_overdue_is_later_than_told() -> None:
     assert experience.slowdown == STEP
     experience.began("r", 4.0)
     assert experience.slowdown == STEP, "once"
+
+
+@pytest.mark.parametrize(("first_at", "slowdown"), [(1.9, 1 / STEP), (2.1, STEP)])
+def test_a_deadline_before_the_instant_told_does_not_hide_whether_it_is_kept(
+    first_at: float, slowdown: float
+) -> None:
+    """Told for 2 s and due at 1 s, it has no token by then: that is not earlier than told yet."""
+    experience, sequence = Experience(), make_sequence("r", targets=interactive(1.0, 1.0))
+    experience.told(sequence, LIKE, 2.0)
+    experience.pass_time({"r": sequence}, 1.5)
+    assert experience.slowdown == 1.0
+    experience.began("r", first_at)
+    experience.pass_time({"r": sequence}, 9.0)
+    assert experience.slowdown == slowdown
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 900)), max_size=6))
+def test_the_slowdown_is_bounded_whatever_comes(runs: list[tuple[bool, int]]) -> None:
+    experience = Experience()
+    for is_later, count in runs:
+        for _ in range(count):
+            experience.told(make_sequence("r"), LIKE, 1.0)
+            experience.began("r", 2.0 if is_later else 0.5)
+            experience.forget("r")
+        assert 1 / MOST_SLOWDOWN <= experience.slowdown <= MOST_SLOWDOWN
 
 
 # Promises under load

@@ -166,6 +166,20 @@ def test_one_stall_moves_the_model_little() -> None:
     assert model.predict(Work()) == pytest.approx(1e-3 * 2**0.28)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(), min_size=1, max_size=5))
+def test_no_duration_moves_a_prediction_beyond_its_bound(durations: list[float]) -> None:
+    """Whatever a clock says, for as long as it likes: each correction stays within a factor."""
+    model, work = LatencyModel(A100_LLAMA3_8B), add_chunk(Work(), 0, 100)
+    before = model.usual(work)
+    for duration in durations:
+        for _ in range(400):
+            model.observe(work, duration)
+        assert before / 100.01 <= model.usual(work) <= before * 100.01
+        assert model.usual(work) / 100.01 <= model.predict(work) <= model.usual(work) * 100.01
+        assert 1 <= model.margin <= LatencyModel.MAX_MARGIN
+
+
 def test_no_errors_before_the_first_iteration() -> None:
     assert LatencyModel(FLAT).errors() is None
     assert LatencyModel(FLAT).margin == 1.0
