@@ -138,17 +138,16 @@ class Planner:
         room, partial = self._policy.room, self._roster.partial
         chunks: list[Chunk] = []
         for sequence in self._candidates(now):
+            if sequence not in partial and not self._fits(sequence):
+                if self._make_way(sequence, chunks, now):
+                    return None
+                self._policy.crowded_out(sequence, now)
+                continue
             fits = room(work, sequence)
             if fits <= 0:
                 break  # what it could share may be more by then
-            if sequence not in partial:
-                if not self._fits(sequence):
-                    if self._make_way(sequence, chunks, now):
-                        return None
-                    self._policy.crowded_out(sequence, now)
-                    continue
-                if self._start(sequence):
-                    fits = room(work, sequence)
+            if sequence not in partial and self._start(sequence):
+                fits = room(work, sequence)
             # A token in flight can be decoded, but not put into a chunk.
             known = sequence.num_uncomputed - sequence.num_in_flight
             length = min(fits, known)

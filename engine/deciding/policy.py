@@ -144,7 +144,8 @@ class Policy(ABC):
     @abstractmethod
     def room(self, work: Work, sequence: Sequence) -> int:
         """Returns the most tokens of the waiting sequence that may join an iteration that has
-        `work` so far. Anything below 1 says that the iteration is full.
+        `work` so far. Anything below 1 says that the iteration is full. It is asked only of whom
+        batch and memory have a place for.
         """
 
     def is_full(self, work: Work) -> bool:
@@ -169,8 +170,8 @@ class Policy(ABC):
     def crowded_out(  # noqa: B027 # most need to know nothing
         self, sequence: Sequence, now: float
     ) -> None:
-        """Takes note that the iteration had room for the waiting sequence, but that neither batch
-        nor memory had a place for it.
+        """Takes note that it was the waiting sequence's turn, but that neither batch nor memory had
+        a place for it.
         """
 
     def launched(  # noqa: B027 # most need to know nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +60,26 @@ def test_where_nothing_interactive_comes_work_that_can_wait_takes_every_place() 
         driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))
     while driver.scheduler.stats().num_running < 16:
         assert driver.step() is not None
+    driver.drain()
+
+
+def test_nobody_is_measured_against_an_iteration_who_finds_no_place() -> None:
+    """The batch has one place, which "first" has; so there is no room to be asked for, though 20
+    others wait, and the policy is told of the one whose turn it was.
+    """
+    driver = small(max_batch_size=1)
+    driver.submit(make_request("first", prompt=4, output=10))
+    driver.step()
+    for i in range(20):
+        driver.submit(make_request(f"other{i}", prompt=4, output=1))
+    policy = driver.scheduler.policy
+    with (
+        mock.patch.object(policy, "room", wraps=policy.room) as room,
+        mock.patch.object(policy, "crowded_out", wraps=policy.crowded_out) as crowded_out,
+    ):
+        driver.step()
+    assert not room.called
+    assert [call.args[0].id for call in crowded_out.call_args_list] == ["other0"]
     driver.drain()
 
 
