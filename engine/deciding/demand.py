@@ -124,7 +124,7 @@ class Demand:
 
 class RecentRequests:
     """Knows of the recent requests with targets how costly and how hurried they were, and how many
-    of them had to be relegated.
+    of them had to be relegated. The policy says of which.
     """
 
     def __init__(self) -> None:
@@ -145,9 +145,7 @@ class RecentRequests:
         return self._num_since_stream < WINDOW
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
-        """Takes note of a request with that much work, and with that TTFT target if it has one that
-        can be met.
-        """
+        """Takes note of a request with that much work, and with that TTFT target if it has one."""
         self.num_noted += 1
         self._relegated_share *= 1 - REQUEST_WEIGHT
         self.shortest_ttft_s *= 1 + REQUEST_WEIGHT

@@ -128,19 +128,30 @@ class Niyama(Policy):
     def enter(self, sequence: Sequence, now: float) -> Key:
         self._decodes_s[sequence] = self.demand.decodes_until_due_s(sequence, now)
         work_s = self._work_left_s(sequence)
-        self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.due_at == math.inf:
+            self._recent.note_arrival(is_stream=False)
             return self._background.add_best_effort(sequence, work_s)
         if not self._shares.ask(sequence.request.share, work_s, self._burst_s):
             sequence.count_as(BEYOND)
+        if tells := self._tells_of_the_load(sequence):
+            self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
         self._state_when_due(sequence, self._decodes_s[sequence], now)
         self._promises.add(sequence, work_s)
-        ttft_s = sequence.request.targets.ttft_s
-        can_be_met = ttft_s is not None and ttft_s > self.demand.prefill_s(sequence)
-        self._recent.note(work_s, ttft_s if can_be_met else None)
+        if tells:
+            self._recent.note(work_s, sequence.request.targets.ttft_s)
         return self._key(sequence, work_s)
+
+    def _tells_of_the_load(self, sequence: Sequence) -> bool:
+        """Whether what is kept of recent requests, by which everybody is served, may go by this
+        one. It does not by whose tenant has asked for more than its part, nor by who would be late
+        on an idle engine.
+        """
+        if sequence.importance == BEYOND:
+            return False
+        request = sequence.request
+        return request.arrived_at + self.demand.prefill_s(sequence, 0) < request.token_due_at(1)
 
     def refusal(self, sequence: Sequence, now: float) -> str:
         if sequence.due_at < math.inf:
@@ -164,9 +175,10 @@ class Niyama(Policy):
         """States by when the prefill of a promised sequence must be done. With a TTLT half of its
         time is for its decodes at most, in the hope for a short output and short iterations; but
         while many have to be relegated, whoever is begun for a hope takes the place of one who can
-        be on time as expected.
+        be on time as expected; and so does whose tenant has asked for more than its part.
         """
-        most = 1.0 if self._recent.is_overloaded else 0.5
+        is_cautious = sequence.importance == BEYOND or self._recent.is_overloaded
+        most = 1.0 if is_cautious else 0.5
         sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now, most))
 
     @property
@@ -240,7 +252,8 @@ class Niyama(Policy):
     def _relegate(self, victim: Sequence, late: Sequence) -> Move:
         work_s = self._promises.all.work(victim)
         self._break_promise(victim)
-        self._recent.note_relegation()
+        if self._tells_of_the_load(victim):
+            self._recent.note_relegation()
         if victim.num_relegations < MAX_RETURNS:
             self._hopeful.add(victim)
         key = self._background.add_relegated(victim, work_s)
@@ -320,7 +333,8 @@ class Niyama(Policy):
 
     def _overtaken(self, sequence: Sequence, taken: set[Sequence], now: float) -> Sequence | None:
         """Returns who must go before the sequence, because a step of it would make them late, or
-        leave them less time than they need not to be relegated.
+        leave them less time than they need not to be relegated. Nobody must whose tenant has asked
+        for more than its part, but for what has begun.
         """
         everybody = self._promises.all
         lead_s = self._lead_s
@@ -333,7 +347,8 @@ class Niyama(Policy):
         due = sequence.prefill_due_at
         if not self._recent.is_calm or now + step_s + everybody.lateness_before(due) <= 0:
             return None
-        earliest = next((s for s in everybody if s not in taken), None)
+        left = (s for s in everybody if s not in taken and s.importance != BEYOND)
+        earliest = next(left, None)
         return None if earliest is None or earliest.prefill_due_at >= due else earliest
 
     @property

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.deciding.niyama import Niyama
 from engine.deciding.questions import Estimate
@@ -160,6 +162,51 @@ def test_a_question_counts_as_a_request_of_that_share_would() -> None:
     assert (one.importance, another.importance) == (BEYOND, Importance.NORMAL)
     assert ahead_s(another, waiting, 0.0) == own
     assert ahead_s(one, waiting, 0.0) > flooding, "the other's goes first, though it came later"
+
+
+def a_policy() -> Niyama:
+    """One under which a tenant `flood` has asked for more than its part, and is served nothing."""
+    policy = make_replica("niyama").scheduler.policy
+    assert isinstance(policy, Niyama)
+    policy.enter(make_sequence(targets=deadline(60.0), tenant="other"), 0.0)
+    for i in range(20):
+        policy.enter(
+            make_sequence(f"f{i}", targets=deadline(60.0), tenant="flood", prompt=3000), 0.0
+        )
+    return policy
+
+
+def recent(policy: Niyama) -> tuple[float, ...]:
+    """What is kept of recent requests."""
+    kept = policy._recent
+    shortest, costliest = kept.shortest_ttft_s, kept.costliest_s
+    return shortest, costliest, kept.is_calm, kept.is_overloaded, kept.has_streams, kept.num_noted
+
+
+plain = st.tuples(
+    st.just("other"), st.integers(100, 3000), st.sampled_from((1.0, 6.0)), st.just(False)
+)
+beyond = st.tuples(
+    st.just("flood"), st.integers(1, 9000), st.floats(0.001, 60.0), st.sampled_from((False, True))
+)
+impossible = st.tuples(st.just("odd"), st.integers(3000, 9000), st.floats(1e-6, 0.1), st.booleans())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(plain, beyond, impossible), max_size=40), st.booleans())
+def test_recent_requests_are_those_of_tenants_within_their_part_that_could_be_served(
+    asked: list[tuple[str, int, float, bool]], reviewed: bool
+) -> None:
+    """With the others left out all that is kept of recent requests is the same."""
+    policies = a_policy(), a_policy()
+    for i, (tenant, prompt, limit_s, has_ttlt) in enumerate(asked):
+        targets = deadline(limit_s) if has_ttlt else interactive(limit_s, 0.05)
+        tells = tenant == "other" and limit_s >= 1
+        for policy in policies[: 2 if tells else 1]:
+            policy.enter(make_sequence(f"r{i}", targets=targets, tenant=tenant, prompt=prompt), 0.0)
+            if reviewed:
+                policy.review(0.0)
+    assert recent(policies[0]) == recent(policies[1])
 
 
 def test_who_gives_way_for_its_tenant_s_sake_is_told_so() -> None:
