@@ -8,7 +8,7 @@ anybody who is due later would not save it, and whoever has the most work makes 
 
 Here the choice among those due no later is first narrowed to the lowest importance: the one that
 counts (`Sequence.importance`), which is below all others where a tenant has asked for more than its
-part.
+part. But who would be late with nobody before it gives way itself: nothing is won for it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class Promises:
         victim = None if late is None else self.all.least_until(late.prefill_due_at)
         if late is None or victim is None:
             return None  # only rounding could lead here
+        if start + self.all.work(late) > late.prefill_due_at:
+            return late, late
         highest = max(importance for importance, number in self._present.items() if number)
         return (victim, late) if certain or victim.importance < highest else None
 

@@ -75,6 +75,7 @@ def test_among_equals_the_fewest_are_given_up(jobs: list[Job]) -> None:
 def test_nobody_gives_way_while_a_less_important_request_could(
     jobs: list[tuple[Job, Importance]],
 ) -> None:
+    """But for whom nobody could save."""
     promises = Promises()
     waiting = {
         add(promises, f"r{i}", due, work, importance): due
@@ -82,6 +83,11 @@ def test_nobody_gives_way_while_a_less_important_request_could(
     }
     while (pair := promises.victim(0.0)) is not None:
         victim, late = pair
+        if promises.all.work(late) > waiting[late]:
+            assert victim is late
+            promises.remove(late)
+            del waiting[late]
+            continue
         candidates = [s for s, due in waiting.items() if due <= waiting[late]]
         assert victim in candidates, "whoever is due later cannot save it"
         assert victim.request.importance == min(s.request.importance for s in candidates)
@@ -123,6 +129,15 @@ def test_the_less_important_give_way_early_and_equals_do_not(importance: Importa
     assert promises.victim(2.0) is not None
     promises.remove(other)
     assert promises.victim(0.0, margin_s=9.0) is None, "nobody is left to give way to"
+
+
+def test_nobody_gives_way_for_who_would_be_late_alone() -> None:
+    """Due at 5 with 6 s of work, beside three of 1 s that are less important and due before."""
+    promises = Promises()
+    for i in range(3):
+        add(promises, f"low{i}", 2 + i, 1, LOW)
+    lost = add(promises, "lost", 5, 6, HIGH)
+    assert give_up(promises) == [lost]
 
 
 def test_low_importance_goes_first_even_when_more_of_it_must_go() -> None:
