@@ -177,8 +177,8 @@ def compare(
     send: Callable[[Target, TargetInfo, Workload, str], list[Measurement]],
 ) -> list[Measurement]:
     """Sends the same requests to each contender, one after the other: one run, a sweep or a search,
-    as `send` does it. The first one's tiers say the targets, which are sent explicitly, so that all
-    are judged by the same.
+    as `send` does it. The first one's tiers say the targets, so that all are judged by the same: a
+    contender whose tier of that name has others is sent them explicitly.
     """
     done: list[Measurement] = []
     workload: Workload | None = None
@@ -186,18 +186,30 @@ def compare(
         with opened(contender) as target:
             info = target.info()
             workload = pinned(build(info), info) if workload is None else workload
-            done.extend(send(target, info, workload, contender.partition("=")[0]))
+            done.extend(send(target, info, stated(workload, info), contender.partition("=")[0]))
         if done[-1].summary.end is not End.COMPLETE:
             break
     return done
 
 
 def pinned(workload: Workload, info: TargetInfo) -> Workload:
-    """Returns the same load with targets and importance sent explicitly."""
+    """Returns the same load with the importance of these tiers sent explicitly."""
     importance = {tier.name: tier.importance for tier in info.tiers}
 
     def pin(load: TierLoad) -> TierLoad:
         usual = {importance.get(load.tier, Importance.NORMAL): 1.0}
-        return replace(load, explicit=True, importance=load.importance or usual)
+        return replace(load, importance=load.importance or usual)
 
     return replace(workload, tiers=tuple(pin(load) for load in workload.tiers))
+
+
+def stated(workload: Workload, info: TargetInfo) -> Workload:
+    """Returns the same load with targets sent explicitly where these tiers have others. Else the
+    tier is named, as what it says beside its targets (`max_gap`) is to hold, too.
+    """
+    own = {tier.name: tier.targets for tier in info.tiers}
+
+    def state(load: TierLoad) -> TierLoad:
+        return replace(load, explicit=load.explicit or own.get(load.tier) != load.targets)
+
+    return replace(workload, tiers=tuple(state(load) for load in workload.tiers))

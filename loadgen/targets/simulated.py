@@ -312,11 +312,10 @@ def _request(planned: PlannedRequest, tier: values.Tier | None, stated: int) -> 
     `max_tokens` that callers state who do not know how long the output will be. The tenant, which
     a live server reads off the caller's credentials, is taken from the plan.
 
-    `tier` is what the profile has by the plan's name of it. Its `max_gap` holds for its targets,
-    also where a comparison states them explicitly, as all contenders have the same tiers.
+    `tier` is what the profile has by the plan's name of it. Its `max_gap` holds for who names it.
     """
     importance = values.Importance.NORMAL if tier is None else tier.importance
-    max_gap = tier.max_gap if tier is not None and tier.targets == planned.targets else None
+    max_gap = None if tier is None or planned.explicit else tier.max_gap
     return Request(
         id=str(planned.index),
         prompt=_prompt(planned),

@@ -103,7 +103,7 @@ def test_each_tenant_has_a_score_and_a_prefix_cache_of_its_own(
 def test_a_comparison_sends_the_same_requests_to_each(
     server: ServerProcess, little: LittleServer, tmp_path: Path, capsys: Capture
 ) -> None:
-    """The first contender's tiers are sent as explicit targets to all."""
+    """The second has none of the first one's tiers, and is sent their targets."""
     figures, records = tmp_path / "compare.json", tmp_path / "compare.csv"
     contenders = f"real={server.address},little={little.address}"
     files = ("--json", str(figures), "--csv", str(records))
@@ -124,6 +124,16 @@ def test_a_comparison_sends_the_same_requests_to_each(
     assert real == small
     assert {request.qos.tier for request in little.servicer.requests} == {""}
     assert "little" in capsys.readouterr().out
+
+
+def test_a_comparison_of_servers_with_equal_tiers_names_them(little: LittleServer) -> None:
+    """So what a tier says beside its targets holds, as it does without a comparison."""
+    contenders = f"one={little.address},other={little.address}"
+    load = ("--rps", "10", "--duration", "1", "--max-lag", "10s")
+    assert main(["--compare", contenders, *load, *SMALL]) == 0
+    asked = [request.qos for request in little.servicer.requests]
+    assert asked
+    assert all(qos.tier and qos.WhichOneof("targets") is None for qos in asked)
 
 
 def test_the_demo_streams_a_completion_and_a_table(capsys: Capture) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from client.values import Importance
+from client.values import Importance, Targets, Tier
 from loadgen import interrupts
 from loadgen.scoring.modes import (
     Measurement,
@@ -41,9 +41,10 @@ class FifoTarget:
     service_s: float = SERVICE_S
     lost_after: float = float("inf")
     policy: str = "fifo"
+    tiers: tuple[Tier, ...] = INFO.tiers
 
     def info(self) -> TargetInfo:
-        return replace(INFO, policy=self.policy)
+        return replace(INFO, policy=self.policy, tiers=self.tiers)
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         free_at, records = 0.0, []
@@ -124,8 +125,14 @@ def test_a_search_states_what_it_needs(bad: dict[str, float]) -> None:
 
 
 def test_a_comparison_builds_its_workload_once() -> None:
-    """From the first contender; the second gets the same requests, whatever its tiers."""
-    targets = {"a": FifoTarget(policy="one"), "b": FifoTarget(policy="two", service_s=0.1)}
+    """From the first contender; the second gets the same requests, whatever its tiers: where it has
+    the same it is named them, and else the targets.
+    """
+    (other,) = (replace(tier, targets=Targets(ttlt=9.0)) for tier in INFO.tiers[:1])
+    targets = {
+        "a": FifoTarget(policy="one"),
+        "b": FifoTarget(policy="two", service_s=0.1, tiers=(other, *INFO.tiers[1:])),
+    }
     built: list[str] = []
 
     def build(info: TargetInfo) -> Workload:
@@ -146,8 +153,8 @@ def test_a_comparison_builds_its_workload_once() -> None:
     assert [each.name for each in done] == ["a", "b"]
     assert [each.summary.target.policy for each in done] == ["one", "two"]
     one, two = ([record.request for record in each.records] for each in done)
-    assert one == two
-    assert all(request.explicit for request in one)
+    assert [replace(request, explicit=True) for request in one] == two
+    assert not any(request.explicit for request in one)
 
 
 def test_pinned_requests_carry_the_importance_of_their_tier() -> None:
