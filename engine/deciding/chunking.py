@@ -36,9 +36,10 @@ it off saves no time in sum; and iterations that are hardly longer than t(0) com
 tokens that less may be served than arrives, whereupon every stream is a hurried one: a collapse.
 What does save time is to do the work where a token of it delays the streams least. So where such a
 stream would be late with a longer iteration (`wished_s`, its output being OUTPUT_RISK times as long
-as the guess), the iteration is the one with the best yield, the largest of those that are about as
-good. It takes LONGEST_WISH t(0) at most, by when three quarters of the time are for prefills, and
-LOST_GAP t(0) at least, and no stream makes it shorter, however little time it has left.
+as the guess, or as what there is of it), the iteration is the one with the best yield, the largest
+of those that are about as good. It takes LONGEST_WISH t(0) at most, by when three quarters of the
+time are for prefills, and LOST_GAP t(0) at least, and no stream makes it shorter, however little
+time it has left.
 
 Crowds. Where somebody could be computed, but finds no place in the batch or no memory, it is the
 decodes for which everybody waits: a place is free once an output has ended. Large chunks fill the
@@ -76,7 +77,7 @@ from __future__ import annotations
 
 import math
 
-from engine.deciding.demand import OUTPUT_RISK, Demand
+from engine.deciding.demand import Demand
 from engine.deciding.latency import LatencyModel, add_chunk
 from engine.deciding.pace import (
     LOST_GAP,
@@ -176,18 +177,12 @@ class Chunking:
         if now < self._crowded_until:
             self._wished_s = 0.0
         else:
-            self._wished_s = wished_s(decodes, self._risky_left, self._most_left, limit_s, now)
+            left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
+            self._wished_s = wished_s(decodes, left, most_left, limit_s, now)
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         """Takes note that neither batch nor memory has a place for the sequence, see the module."""
         self._crowded_until = now + self._demand.decoding_s(sequence)
-
-    def _risky_left(self, sequence: Sequence) -> float:
-        """Returns how many tokens a stream has left if its output is as long as it may well be."""
-        return OUTPUT_RISK * self._demand.output_left(sequence)
-
-    def _most_left(self, output_group: str) -> float:
-        return OUTPUT_RISK * self._demand.most_left(output_group)
 
     def room(self, work: Work, start: int, num_left: int, left_over: bool = False) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens

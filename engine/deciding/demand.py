@@ -46,16 +46,18 @@ class Demand:
         expected = self._history.estimate(sequence.output_group, sequence.max_tokens)
         return max(1, expected - len(sequence.output) - sequence.num_in_flight)
 
-    def most_left(self, output_group: str) -> int:
-        """Returns the most that `output_left` says of a sequence of that group."""
-        return self._history.estimate(output_group, _UNBOUNDED)
-
     def risky_output_left(self, sequence: Sequence) -> float:
         """Returns the tokens that are to be sampled yet if the output becomes OUTPUT_RISK times as
-        long as the guess, or as what there is of it: also who is past the guess may go on for long.
+        long as the guess, or as what there is of it: also who is past the guess may go on for long,
+        though not for more than `most_risky_left`.
         """
         num_output = sequence.num_output
-        return OUTPUT_RISK * (num_output + self.output_left(sequence)) - num_output
+        left = OUTPUT_RISK * (num_output + self.output_left(sequence)) - num_output
+        return min(left, self.most_risky_left(sequence.output_group))
+
+    def most_risky_left(self, output_group: str) -> float:
+        """Returns the most that `risky_output_left` says of a sequence of that group."""
+        return OUTPUT_RISK * self._history.estimate(output_group, _UNBOUNDED)
 
     def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
         """Returns the seconds that prefilling takes from position `start` on; None: of what is

@@ -27,6 +27,19 @@ CROWDED = Condition(
     duration_s=30.0,
     seed=507,
 )
+# Outputs go on for long once they are past the guess; p50 and p90 are told.
+TAILED = Condition(
+    "a100-llama3-8b",
+    (
+        Part("report1", "14s", 15, "4096/7372", "19/110"),
+        Part("report2", "2900s", 31, "4096/7372", "19/110"),
+        Part("report3", "3.8s", 8, "4096/7372", "19/110"),
+        Part("report4", "9.8s", 46, "4096/7372", "19/110"),
+    ),
+    rps=1.8,
+    duration_s=270.0,
+    seed=42,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -38,3 +51,8 @@ def test_a_ttft_shorter_than_the_prompts_does_not_make_chunks_tiny(measure: Meas
 def test_where_the_batch_is_what_is_short_as_much_is_served_as_with_small_chunks() -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(Measure.THROUGHPUT, "fcfs/1024", CROWDED) is None
+
+
+def test_who_is_past_the_guess_is_not_slowed_down_as_if_it_were_about_to_end() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.LATE, "edf/512", TAILED) is None

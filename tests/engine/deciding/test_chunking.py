@@ -163,8 +163,10 @@ def test_where_no_stream_limits_the_chunk_it_is_not_made_smaller() -> None:
 
 
 def wishing(seconds: float, name: str = "r") -> Sequence:
-    """A stream whose output, were it three times as long as the guess, had that long a token."""
-    due_at = seconds * OUTPUT_RISK * 4
+    """A stream whose output, were it three times as long as the guess of 5, had that long for each
+    token after the first.
+    """
+    due_at = seconds * (OUTPUT_RISK * 5 - 1)
     stream = make_sequence(name, output=5, targets=deadline(due_at))
     decode(stream, 1)
     return stream
@@ -177,6 +179,22 @@ def test_the_hastiest_wish_is_granted_down_to_a_share_for_prefills() -> None:
     for wish_s, room in ((0.099, 64), (0.010, 8), (0.0045, 3), (1e-6, 3)):
         chunking, work = begun(wishing(wish_s), wishing(0.5))
         assert chunking.room(work, 0, 1000) == room
+
+
+def test_who_is_past_the_guess_wishes_as_if_there_were_far_to_go() -> None:
+    """It has 40 tokens where 20 were guessed: so it may have 60 more, three times the guess, though
+    by the guess there is one. With 600 ms left that is 10 ms a token, with room for 8 beside it.
+    """
+    history = OutputLengths(2.0)
+    stream = make_sequence(output=999, targets=deadline(0.6), application="chat")
+    for _ in range(5):
+        history.observe(stream.output_group, 20)
+    decode(stream, 40)
+    latency = LatencyModel(MILLI, learns=False)
+    chunking = Chunking(PACE, latency, Demand(latency, history, 64), 100)
+    work = decodes_only([stream])
+    chunking.begin(Streams([stream]), work, BUSY, math.inf, 0.0)
+    assert chunking.room(work, 0, 1000) == 8
 
 
 def test_where_somebody_found_no_place_prefills_are_spread_beside_the_decodes() -> None:
@@ -204,7 +222,7 @@ def test_what_is_left_over_ends_where_a_stream_would_be_late() -> None:
     3 tokens, and so has everybody where decodes alone would make the stream late.
     """
     for token_s, room in ((0.005, 3), (0.0023, 1), (0.0021, 0), (0.0011, 3)):
-        chunking, work = begun(wishing(token_s / OUTPUT_RISK), wishing(0.5))
+        chunking, work = begun(wishing(token_s * 4 / (OUTPUT_RISK * 5 - 1)), wishing(0.5))
         assert chunking.room(work, 0, 1000, left_over=True) == room
         assert chunking.room(work, 0, 1000) == 3
 

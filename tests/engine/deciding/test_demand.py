@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.deciding.demand import REQUEST_WEIGHT, WINDOW, Demand, RecentRequests
 from engine.deciding.history import OutputLengths
@@ -61,6 +63,25 @@ def test_the_duration_of_an_iteration_is_followed() -> None:
         demand.note_iteration(0.065)
     assert demand.iteration_s == pytest.approx(0.065 - (0.065 - 0.0011) * 0.95**100)
     assert demand.decoding_s(sequence) == 10 * demand.iteration_s
+
+
+@given(st.integers(1, 50), st.integers(1, 300))
+def test_how_far_an_output_may_go_grows_once_it_is_past_the_guess(guess: int, num: int) -> None:
+    """It is never less than the guess says, and never more than is said of its group: that spares
+    a look at each stream.
+    """
+    history = OutputLengths(0.0)
+    sequence = make_sequence(output=999, application="chat")
+    for _ in range(5):
+        history.observe(sequence.output_group, guess)
+    demand = Demand(LatencyModel(MILLI), history, chunk=20)
+    most = demand.most_risky_left(sequence.output_group)
+    decode(sequence, num)
+    risky_left = demand.risky_output_left(sequence)
+    assert demand.output_left(sequence) <= risky_left <= most
+    decode(sequence, 1)
+    if num >= guess:
+        assert demand.risky_output_left(sequence) >= risky_left
 
 
 def test_when_a_prefill_is_due_by_hand() -> None:
