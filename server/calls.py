@@ -144,9 +144,9 @@ def _translate(error: Exception) -> CallError:
         return errors.in_flight(str(error))
     if isinstance(error, GenerationFailed):
         if error.reason is FinishReason.REJECTED:
-            return errors.rejected(str(error))
+            return errors.rejected(str(error), error.retry_s)
         if error.reason is FinishReason.DISPLACED:
-            return errors.Refused(errors.Refusal.DISPLACED, f"waited too long: {error}")
+            return errors.waited_too_long(str(error), error.retry_s)
         is_error = error.reason is FinishReason.ERROR
         return (errors.engine_error if is_error else errors.cancelled)(str(error))
     return errors.engine_lost(str(error))

@@ -6,6 +6,7 @@ ErrorInfo whose reason a program can compare.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -20,7 +21,8 @@ from server.bounded import shorten
 from server.violations import InvalidRequest, Violation
 
 DOMAIN = "niyama.v1"
-RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1  # where nothing is known, and the least
+MOST_RETRY_AFTER_S = 60  # by then the load is another
 DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the details
 
@@ -51,20 +53,29 @@ class Refusal(Enum):
 
 
 class Refused(CallError):
-    """A call finds no place, or loses it. Its caller is told to try again later."""
+    """A call finds no place, or loses it. Its caller is told when to try again: after `retry_s` by
+    the engine's forecast, in whole seconds from RETRY_AFTER_S to MOST_RETRY_AFTER_S.
+    """
 
-    def __init__(self, reason: Refusal, message: str) -> None:
-        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
+    def __init__(self, reason: Refusal, message: str, retry_s: float = 0.0) -> None:
+        bounded_s = max(RETRY_AFTER_S, min(MOST_RETRY_AFTER_S, retry_s))
+        self.retry_after_s = math.ceil(bounded_s)
+        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=self.retry_after_s))
         super().__init__(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Refused, (self.reason, self.message)
+        return Refused, (self.reason, self.message, self.retry_after_s)
 
 
-def rejected(why: str) -> Refused:
+def rejected(why: str, retry_s: float) -> Refused:
     """The policy turns the request away when it comes."""
-    return Refused(Refusal.REJECTED, f"rejected: {why}")
+    return Refused(Refusal.REJECTED, f"rejected: {why}", retry_s)
+
+
+def waited_too_long(why: str, retry_s: float) -> Refused:
+    """The policy ends a request that waits, and has not been begun."""
+    return Refused(Refusal.DISPLACED, f"waited too long: {why}", retry_s)
 
 
 def invalid(error: InvalidRequest) -> CallError:

@@ -153,7 +153,7 @@ class InferenceService:
         refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
         forecast = await self._ask(call, question)
         if refusal is None and forecast.refusal:
-            refusal = errors.rejected(forecast.refusal)
+            refusal = errors.rejected(forecast.refusal, forecast.retry_s)
         return outbound.to_estimate(quality, forecast, refusal)
 
     async def _explain(self, call: Call) -> pb.ExplainResponse:

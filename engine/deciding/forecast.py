@@ -23,6 +23,7 @@ class Forecast:
     late_chance: float = 0.0  # in [0, 1]
     like: Likeness | None = None  # what it was compared by; None where it has no target
     refusal: str = ""  # of an estimate: why the policy would turn it away now
+    retry_s: float = 0.0  # after which it would not, if nothing else came
 
 
 def forecast(

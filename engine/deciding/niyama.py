@@ -162,6 +162,12 @@ class Niyama(Policy):
             return ""
         return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"
 
+    def retry_s(self, sequence: Sequence, now: float) -> float:
+        if sequence.due_at < math.inf:
+            return 0.0  # it waited in the background, and one that comes now is promised first
+        wait_s = self._background.wait_s(sequence.request.share)
+        return max(0.0, wait_s - self.config.longest_wait_s)
+
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
         overdue = self._background.overdue(now)
         if not overdue:

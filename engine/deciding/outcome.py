@@ -37,9 +37,9 @@ def timings(sequence: Sequence, now: float) -> Timings:
     )
 
 
-def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
+def finished(sequence: Sequence, now: float, detail: str = "", retry_s: float = 0.0) -> Finished:
     """Returns the last event of a sequence that has ended; `detail` says what went wrong, if
-    anything.
+    anything, and `retry_s` when to try again.
     """
     assert sequence.finish_reason is not None
     return Finished(
@@ -53,6 +53,7 @@ def finished(sequence: Sequence, now: float, detail: str = "") -> Finished:
         num_preemptions=sequence.num_preemptions,
         timings=timings(sequence, now),
         detail=detail,
+        retry_s=retry_s,
     )
 
 

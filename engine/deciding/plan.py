@@ -187,6 +187,7 @@ class Finished:
     num_preemptions: int
     timings: Timings
     detail: str = ""  # for ERROR, REJECTED and DISPLACED: what happened
+    retry_s: float = 0.0  # for REJECTED and DISPLACED: when such a request would fare better
 
 
 Event = Accepted | Sampled | Relegated | Finished

@@ -116,6 +116,12 @@ class Policy(ABC):
         """
         return ""
 
+    def retry_s(self, sequence: Sequence, now: float) -> float:
+        """Returns the seconds after which a request like this one, which was refused or has ended
+        for having waited too long, would be let in, or would be on time, if nothing else came.
+        """
+        return 0.0
+
     @abstractmethod
     def progress(self, sequence: Sequence) -> Key:
         """Returns the new key of a waiting sequence of which more, or less, is computed now."""

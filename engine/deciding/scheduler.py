@@ -119,7 +119,7 @@ class Scheduler:
         """The request ends before it began; returns its only event."""
         sequence.finish(FinishReason.REJECTED, now)
         self.totals.num_finished += 1
-        event = finished(sequence, now, why)
+        event = finished(sequence, now, why, self.policy.retry_s(sequence, now))
         self.record.rejected(sequence.request, event, now)
         return event
 
@@ -242,7 +242,8 @@ class Scheduler:
             if reason is not None:
                 events.append(self._finish(sequence, reason, now))
         for sequence, why in self.policy.overdue(now):
-            events.append(self._finish(sequence, FinishReason.DISPLACED, now, why))
+            retry_s = self.policy.retry_s(sequence, now)
+            events.append(self._finish(sequence, FinishReason.DISPLACED, now, why, retry_s))
         self.experience.pass_time(self.roster.sequences, now)
         return events
 
@@ -276,7 +277,14 @@ class Scheduler:
         self.roster.wait(sequence.restart(), now)
         self.record.note(sequence.id, now, "restarted", f"{LOGITS}; now without shared pages")
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, now: float, why: str = "") -> Event:
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        why: str = "",
+        retry_s: float = 0.0,
+    ) -> Event:
         """The sequence ends, in whatever state it is; returns the last event of its request."""
         self.roster.leave(sequence)
         self.pages.release(sequence)
@@ -285,7 +293,7 @@ class Scheduler:
         self.totals.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.history.observe(sequence.output_group, len(sequence.output))
-        event = finished(sequence, now, why)
+        event = finished(sequence, now, why, retry_s)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             self.experience.forget(sequence.id)
         else:
@@ -337,7 +345,8 @@ class Scheduler:
             output_len = self.history.estimate(request.output_group, most)
         sequence = Sequence(request, admitted_at=now)
         expected = self._forecast(sequence, now, output_len)
-        return replace(expected, refusal=self.policy.refusal(sequence, now))
+        refusal, retry_s = self.policy.refusal(sequence, now), self.policy.retry_s(sequence, now)
+        return replace(expected, refusal=refusal, retry_s=retry_s)
 
     def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
         """Returns the story of the request that a tenant (None: any) calls so. Raises LookupError

@@ -43,12 +43,14 @@ class NullExecutor:
         )
 
 
-def build(config: EngineConfig) -> Engine:
-    """Builds the engine without loading torch. A config names it "engine.driving.null:build"."""
+def build(config: EngineConfig, profile: LatencyProfile = _PROFILE) -> Engine:
+    """Builds the engine without loading torch. A config names it "engine.driving.null:build".
+    `profile` is what its scheduler believes until iterations tell.
+    """
     model = ModelConfig.from_folder(config.model)
     kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
     num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)
     executor = NullExecutor(model.vocab_size)
     return assemble(
-        config, model, executor, _PROFILE, num_pages, dtype="none", device="none", choices=_CHOICES
+        config, model, executor, profile, num_pages, dtype="none", device="none", choices=_CHOICES
     )

@@ -33,7 +33,7 @@ from server import errors
 from server.admission.places import NOTHING, CallKey, Entry, Line, Place, Pool, State, Use, sum_of
 from server.errors import Refusal, Refused
 
-# Refused callers are told to try again after RETRY_AFTER_S: their share waits a little longer.
+# Who finds the queue full is to try again after RETRY_AFTER_S: its share waits a little longer.
 REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
 
 

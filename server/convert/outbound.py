@@ -16,7 +16,7 @@ from engine.messages import EngineInfo
 from engine.tiers import Resolved, TargetSource, Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES
-from server.errors import RETRY_AFTER_S, Refused
+from server.errors import Refused
 
 _SOURCES = {
     TargetSource.REQUEST: pb.TARGET_SOURCE_REQUEST,
@@ -180,7 +180,7 @@ def to_admission(refusal: Refused | None) -> pb.Admission:
     return pb.Admission(
         reason=refusal.reason.value,
         detail=refusal.message,
-        retry_after=to_duration(RETRY_AFTER_S),
+        retry_after=to_duration(refusal.retry_after_s),
     )
 
 

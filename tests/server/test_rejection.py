@@ -10,6 +10,8 @@ from google.rpc import error_details_pb2
 from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
+from server.errors import MOST_RETRY_AFTER_S
+from tests.engine.driving.engines import DEAR
 from tests.server.conftest import running_with, within
 from tests.server.test_service import failure
 
@@ -48,6 +50,24 @@ async def test_who_cannot_be_on_time_is_refused_and_told_when_to_try_again() -> 
         assert answer.completions[0].finished.usage.output_tokens == 2
         stats = await running.stats()
         assert (stats.totals.num_submitted, stats.totals.num_finished) == (2, 2)
+
+
+async def test_when_to_try_again_is_what_the_engine_forecasts() -> None:
+    """A prompt takes a second for each token, by the engine's belief: of ten it would be late by
+    ten seconds or more, of 300 by more than what anybody is told to wait.
+    """
+    engine = EngineConfig(factory=DEAR, policy="edf-reject")
+    async with running_with(ServerConfig(port=0, engine=engine)) as running:
+        told = []
+        for num_tokens in (10, 300):
+            request, detail = asked(0.5), error_details_pb2.RetryInfo()
+            request.input.token_ids.ids.extend([5] * num_tokens)
+            await failure(running.stub.Generate(request), detail)
+            about = pb.EstimateRequest(prompt_tokens=num_tokens, output_tokens=2, qos=request.qos)
+            admission = (await within(running.stub.Estimate(about))).admission
+            assert detail.retry_delay == admission.retry_after
+            told.append(detail.retry_delay.ToSeconds())
+        assert 10 <= told[0] < MOST_RETRY_AFTER_S == told[1]
 
 
 async def test_who_has_waited_too_long_is_told_so_and_when_to_try_again() -> None:

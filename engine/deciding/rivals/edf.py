@@ -90,12 +90,21 @@ class RejectingEdf(DynamicEdf):
         return SLOWDOWN * self.demand.seconds(sequence)
 
     def refusal(self, sequence: Sequence, now: float) -> str:
-        if sequence.due_at == math.inf:
-            return ""
-        due, work_s = self._due_at(sequence, now), self.work_s(sequence)
-        if now + self._waiting.work_until(due) + work_s > due:
+        own_s, others_s = self._too_late_s(sequence, now)
+        if own_s > 0:
             return "it could not be on time"
-        latest_start = -self._waiting.lateness_after(due)
-        if now <= latest_start < now + work_s:
-            return "others could not be on time any more"
-        return ""
+        return "others could not be on time any more" if others_s > 0 else ""
+
+    def retry_s(self, sequence: Sequence, now: float) -> float:
+        return max(0.0, *self._too_late_s(sequence, now))
+
+    def _too_late_s(self, sequence: Sequence, now: float) -> tuple[float, float]:
+        """Returns by how much the request would be late, and those that are due later, for having
+        it before them, but who are on time without it; nothing above 0 where they are not late.
+        """
+        if sequence.due_at == math.inf:
+            return 0.0, 0.0
+        due, work_s = self._due_at(sequence, now), self.work_s(sequence)
+        own_s = now + self._waiting.work_until(due) + work_s - due
+        others_s = now + self._waiting.lateness_after(due)
+        return own_s, others_s + work_s if others_s <= 0 else 0.0

@@ -15,7 +15,7 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.plan import Accepted, Finished
 from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue
-from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Request, Share, key_of
+from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Request, Share, Targets, key_of
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Arrival as Arriving
 from engine.simulator import Refusal, Replica, Result, simulate
@@ -104,6 +104,48 @@ def test_best_effort_beyond_what_is_left_over_is_told_when_it_comes() -> None:
     assert max(map(waited_s, results)) < 2.0 + LONGEST_S + BEGUN_S
     served = [r for r in results if len(r.token_at) and r.request.targets == BEST_EFFORT]
     assert len(served) > 0.2 * 120 * 10.0
+
+
+def test_who_tries_again_when_it_was_told_to_is_let_in() -> None:
+    """Best effort for 10 s, and nobody may wait for more than one: with nothing else coming there
+    is room when the time is over.
+    """
+    driver = Driver(make_scheduler(niyama=NiyamaConfig(longest_wait_s=1.0)))
+    asked = Estimate(10, 5, BEST_EFFORT)
+    for i in range(10):
+        driver.submit(make_request(f"r{i}", 1000, 1))
+    expected = driver.scheduler.estimate(asked, driver.now)
+    assert expected.refusal
+    assert expected.retry_s > 0
+    retry_at = driver.now + expected.retry_s
+    while driver.now < retry_at:
+        driver.step()
+    told = driver.scheduler.estimate(asked, driver.now)
+    assert (told.refusal, told.retry_s) == ("", 0.0)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(("niyama", "edf-reject", "edf")),
+    st.lists(st.tuples(st.integers(1, 3000), st.sampled_from(TARGETS), st.integers(0, 3))),
+)
+def test_when_to_try_again_is_never_before_now(
+    policy: str, asked: list[tuple[int, Targets, int]]
+) -> None:
+    """And it is told of those alone who are refused, or have waited too long."""
+    driver = Driver(make_scheduler(policy, niyama=NiyamaConfig(longest_wait_s=0.5)))
+    for i, (prompt, targets, steps) in enumerate(asked):
+        expected = driver.scheduler.estimate(Estimate(prompt, 5, targets), driver.now)
+        assert 0 <= expected.retry_s < math.inf
+        assert bool(expected.retry_s) <= bool(expected.refusal)
+        driver.submit(make_request(f"r{i}", prompt, 5, at=driver.now, targets=targets))
+        for _ in range(steps):
+            driver.step()
+    driver.drain()
+    for story in driver.stories.values():
+        assert story.finished is not None
+        is_told = story.finished.reason in (FinishReason.REJECTED, FinishReason.DISPLACED)
+        assert 0 <= story.finished.retry_s <= (math.inf if is_told else 0)
 
 
 def test_the_completions_of_a_call_are_let_in_as_its_first_is() -> None:

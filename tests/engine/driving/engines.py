@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from engine.config import EngineConfig
+from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.plan import Pending, Plan
 from engine.driving import null
 from engine.driving.loop import Engine
 
 NULL = "engine.driving.null:build"
+DEAR = "tests.engine.driving.engines:build_dear"
 SLOW = "tests.engine.driving.engines:build_slow"
 
 
@@ -75,6 +77,11 @@ def build_telling(config: EngineConfig) -> Engine:
     if config.pinned is not None and config.pinned.learnt:
         name += " learnt"
     return engine._replace(info=replace(engine.info, model_name=name))
+
+
+def build_dear(config: EngineConfig) -> Engine:
+    """Its scheduler believes that a prompt takes a second for each token."""
+    return null.build(config, LatencyProfile("dear", (Segment(UNBOUNDED, 1e-4, 1.0),)))
 
 
 def build_slow(config: EngineConfig) -> Engine:
