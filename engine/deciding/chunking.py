@@ -207,11 +207,6 @@ class Chunking:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
 
-    def is_full(self, work: Work) -> bool:
-        """Whether the iteration that has `work` so far has no room for anybody."""
-        limit = self._demand.chunk - work.num_prefill
-        return limit <= 0 or not self._latency.largest_chunk(work, 0, limit, self._budget.seconds)
-
     def _hopeful_s(self) -> float:
         """Returns the longest iteration for which no stream is late that can be on time."""
         left, now = self._demand.output_left, self._now

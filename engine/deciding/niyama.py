@@ -382,11 +382,6 @@ class Niyama(Policy):
         computed, left = sequence.num_computed, sequence.num_uncomputed
         return self._chunking.room(work, computed, left, left_over)
 
-    def is_full(self, work: Work) -> bool:
-        if not self.config.dynamic_chunks:
-            return work.num_tokens >= self._fixed_chunk
-        return self._chunking.is_full(work)
-
     def share_to_start(self, sequence: Sequence) -> float:
         if sequence.request.targets.tbt_s is not None or not self._recent.has_streams:
             return 1.0

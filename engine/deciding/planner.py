@@ -4,13 +4,16 @@ Running sequences come first. Each that the policy does not hold decodes one tok
 gets a page when its last one is full. Should there be none, somebody is preempted: a sequence that
 has only begun its prefill, the last in order, and if there is none, a running one.
 
-Prefills fill what the policy leaves of the iteration, in its order. A sequence starts only when the
-batch has a place for it and the memory holds its whole prompt, beside a page for everybody who
-runs. Where it cannot, those that have only begun, the last in order first, give their pages for it
-if the policy says so (`Policy.gives_way`) and that is enough. Else nobody starts whose key is
-behind its own, so that it is not overtaken for its size, but what has started goes on: so the
-memory is there once those that run now have ended. Whose key is before its own does not wait for
-it: nobody keeps the others out by being given a turn that there is no memory for.
+Prefills fill what the policy leaves of the iteration, in its order. The first that does not go in
+to its end is the last: what would be left beside a chunk that was cut is left on purpose.
+
+A sequence starts only when the batch has a place for it and the memory holds its whole prompt,
+beside a page for everybody who runs. Where it cannot, those that have only begun, the last in order
+first, give their pages for it if the policy says so (`Policy.gives_way`) and that is enough. Else
+nobody starts whose key is behind its own, so that it is not overtaken for its size, but what has
+started goes on: so the memory is there once those that run now have ended. Whose key is before its
+own does not wait for it: nobody keeps the others out by being given a turn that there is no memory
+for.
 
 It may happen that all memory is held by those that have begun and none of them can go on: then the
 last in order gives up its pages, and planning begins anew.
@@ -161,8 +164,8 @@ class Planner:
             partial[sequence] = None
             chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
             work = add_chunk(work, start, length)
-            if self._policy.is_full(work):
-                break
+            if length < known:
+                break  # it had all the room that there is to be
         return chunks, work
 
     def _candidates(self, now: float) -> Iterator[Sequence]:

@@ -42,9 +42,6 @@ class FixedChunk(InOrder):
     def room(self, work: Work, sequence: Sequence) -> int:
         return self.demand.chunk - work.num_tokens
 
-    def is_full(self, work: Work) -> bool:
-        return work.num_tokens >= self.demand.chunk
-
 
 def first_come(sequence: Sequence) -> float:
     """Returns the instant of arrival."""

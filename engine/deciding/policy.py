@@ -150,15 +150,9 @@ class Policy(ABC):
     @abstractmethod
     def room(self, work: Work, sequence: Sequence) -> int:
         """Returns the most tokens of the waiting sequence that may join an iteration that has
-        `work` so far. Anything below 1 says that the iteration is full. It is asked only of whom
-        batch and memory have a place for.
+        `work` so far. Fewer than it has left say that the iteration is full: nobody is asked for
+        after it. It is asked only of whom batch and memory have a place for.
         """
-
-    def is_full(self, work: Work) -> bool:
-        """Whether it is sure that `room` has nothing for anybody who waits, once the iteration has
-        `work`. It spares asking for them one by one.
-        """
-        return False
 
     def share_to_start(self, sequence: Sequence) -> float:
         """Returns the share of the batch's places and of the memory, in (0, 1], up to which this

@@ -66,9 +66,6 @@ class DynamicEdf(InOrder):
     def room(self, work: Work, sequence: Sequence) -> int:
         return self._chunking.room(work, sequence.num_computed, sequence.num_uncomputed)
 
-    def is_full(self, work: Work) -> bool:
-        return self._chunking.is_full(work)
-
 
 class RejectingEdf(DynamicEdf):
     """The same, that lets in only who is expected to be on time and to make nobody late."""

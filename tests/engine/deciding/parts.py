@@ -303,6 +303,9 @@ class Driver:
             assert samples == (length == sequence.num_uncomputed)
             assert len(sequence.tokens(start, start + length)) == length, "a token in flight"
             writes.append((sequence, start, length))
+        for sequence, _, length, _ in plan.chunks[:-1]:
+            left = sequence.num_uncomputed - sequence.num_in_flight
+            assert length == left, "none is cut but the last"
         for sequence, start, length in writes:
             assert start + length <= len(sequence.pages) * pages.page_size, "unbacked position"
         self._check_writers(writes, pages.page_size)

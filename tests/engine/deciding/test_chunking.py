@@ -283,26 +283,6 @@ def running(tbt_s: float, dues: list[float]) -> list[Sequence]:
     return sequences
 
 
-@given(
-    st.floats(0.001, 0.2),
-    st.integers(0, 40),
-    st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 600)), min_size=1, max_size=3),
-    st.integers(0, 3000),
-    st.booleans(),
-)
-def test_a_full_iteration_has_room_for_nobody(
-    slack_s: float, others: int, chunks: list[tuple[int, int]], start: int, is_published: bool
-) -> None:
-    paced = make_stream(interactive(1.0, 0.05), due_at=slack_s)
-    decodes = [paced, *[make_stream(deadline(9.0), due_at=9.0)] * others]
-    chunking, work = begun(*decodes, profile=A100_LLAMA3_8B if is_published else MILLI)
-    chunking.room(work, *chunks[0])
-    for first, length in chunks:
-        work = add_chunk(work, first, length)
-        if chunking.is_full(work):
-            assert chunking.room(work, start, 1000) == 0
-
-
 def test_nobody_sits_out_while_the_decodes_are_fast_enough() -> None:
     """Twenty decodes take 3 ms, of 2 * 1.6 ms that are allowed."""
     assert held(running(1.6e-3, [9.0] * 19)) == []
