@@ -61,9 +61,10 @@ class Demand:
 
     def prefill_s(self, sequence: Sequence, start: int | None = None) -> float:
         """Returns the seconds that prefilling takes from position `start` on; None: of what is
-        uncomputed.
+        uncomputed, and before it has begun, of what the prefix index did not have when it came.
         """
-        start = sequence.num_computed if start is None else start
+        if start is None:
+            start = sequence.num_computed or sequence.expected_prefix
         return self._latency.prefill_seconds(start, sequence.num_known, self.chunk)
 
     def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:

@@ -151,7 +151,8 @@ class Niyama(Policy):
         if sequence.importance == BEYOND:
             return False
         request = sequence.request
-        return request.arrived_at + self.demand.prefill_s(sequence, 0) < request.token_due_at(1)
+        work_s = self.demand.prefill_s(sequence, sequence.expected_prefix)
+        return request.arrived_at + work_s < request.token_due_at(1)
 
     def refusal(self, sequence: Sequence, now: float) -> str:
         if sequence.due_at < math.inf:

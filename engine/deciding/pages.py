@@ -123,6 +123,10 @@ class PagePool:
         shared = sum(self._readers[page] > 0 for page in self._cached(request))
         return self.pages_for(num_positions) - shared
 
+    def num_cached_of(self, request: Request) -> int:
+        """Returns how many tokens of a new request's prompt the cached pages hold."""
+        return self.index.count(request) * self.page_size if self._prefix_caching else 0
+
     def attach(self, sequence: Sequence) -> int:
         """Shares the cached pages of its prompt with a sequence that has no pages. Returns how many
         tokens they hold.

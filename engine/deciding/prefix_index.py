@@ -22,7 +22,9 @@ The index knows nothing of who reads a page, nor when its space is needed: that 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import islice, takewhile
 
 from engine.deciding.request import Request
 
@@ -52,13 +54,22 @@ class PrefixIndex:
         the whole prompt: its last token is left to be computed, as the first output follows it.
         """
         pages = []
-        num_usable = (len(request.prompt) - 1) // self._page_size
-        for hash_ in self._hashes(request)[:num_usable]:
+        for hash_ in self._hashes(request)[: self._num_usable(request)]:
             page = self._page_of.get(hash_)
             if page is None:
                 break
             pages.append(page)
         return pages
+
+    def count(self, request: Request) -> int:
+        """Returns how many pages `find` would return for a request that is new, and remembers
+        nothing of it.
+        """
+        hashes = islice(self._chain(request), self._num_usable(request))
+        return sum(1 for _ in takewhile(self._page_of.__contains__, hashes))
+
+    def _num_usable(self, request: Request) -> int:
+        return (len(request.prompt) - 1) // self._page_size
 
     def add(self, request: Request, pages: list[int], start: int, stop: int) -> None:
         """Makes known the pages that became full when positions [start, stop) of the request were
@@ -91,14 +102,17 @@ class PrefixIndex:
     def _hashes(self, request: Request) -> list[bytes]:
         hashes = self._prompt_hashes.get(request.id)
         if hashes is None:
-            hashes, size, prompt = [], self._page_size, request.prompt
-            parent = blake2b(request.tenant.encode(), digest_size=16).digest()
-            for i in range(len(prompt) // size):
-                tokens = array("Q", prompt[i * size : (i + 1) * size]).tobytes()
-                parent = blake2b(parent + tokens, digest_size=16).digest()
-                hashes.append(parent)
-            self._prompt_hashes[request.id] = hashes
+            hashes = self._prompt_hashes[request.id] = list(self._chain(request))
         return hashes
+
+    def _chain(self, request: Request) -> Iterator[bytes]:
+        """Yields the hash of each beginning of the prompt that fills pages, the shortest first."""
+        size, prompt = self._page_size, request.prompt
+        parent = blake2b(request.tenant.encode(), digest_size=16).digest()
+        for i in range(len(prompt) // size):
+            tokens = array("Q", prompt[i * size : (i + 1) * size]).tobytes()
+            parent = blake2b(parent + tokens, digest_size=16).digest()
+            yield parent
 
     def check(self) -> None:
         """Asserts that both directions agree."""

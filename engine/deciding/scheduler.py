@@ -94,7 +94,8 @@ class Scheduler:
         if request.id in self.roster.sequences:
             raise ValueError(f"request_id {request.name!r} is in flight")
         self._check_fits(request)
-        sequence = Sequence(request, admitted_at=now)
+        cached = self.pages.num_cached_of(request)
+        sequence = Sequence(request, admitted_at=now, expected_prefix=cached)
         self.totals.num_submitted += 1
         if why := self._refusal(sequence, now):
             return [self._reject(sequence, why, now)]

@@ -108,6 +108,7 @@ class Sequence:
     in_flight_due_at: float = field(init=False)  # deadline of the token in flight
     prefill_due_at: float = field(init=False)  # instant by which to be prefilled to meet due_at
     importance: int = field(init=False)  # what it counts as: the request's, or less
+    expected_prefix: int = 0  # prompt tokens that the prefix index had when it came
     num_cached: int = 0  # prompt tokens taken from the prefix index instead of computed
     num_preemptions: int = 0
     first_scheduled_at: float | None = None  # start of the first iteration that computed any of it
@@ -265,6 +266,7 @@ class Sequence:
             output=list(self.output),
             num_in_flight=0,
             num_computed=0,
+            expected_prefix=0,
             num_cached=0,
             pages=[],
             status=_WAITING,

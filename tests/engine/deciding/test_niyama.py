@@ -300,6 +300,46 @@ def test_nobody_is_told_of_another_tenant_s_requests() -> None:
     assert Move(victim, (0, 0.0), MoveKind.RELEGATE, "late").told == "late"
 
 
+def test_what_the_prefix_index_has_is_no_work() -> None:
+    """1,000 tokens take a second and more, of which 990 are known from the one before: twenty at
+    once are served within a second, and an estimate of what waits says so, the fluid copy too.
+    """
+    driver = Driver(make_scheduler(prefix_caching=True))
+    driver.submit(make_request("first", 1000, 1, targets=interactive(9.0, 1.0)))
+    driver.drain()
+    policy = driver.scheduler.policy
+    assert isinstance(policy, Niyama)
+    names = [f"r{i}" for i in range(20)]
+    for name in names:
+        prompt = [*range(990), *(10_000 + len(names) + i for i in range(10))]
+        request = make_request(name, prompt, 1, driver.now, interactive(1.0, 1.0))
+        driver.submit(request)
+        assert driver.scheduler.sequence(name).expected_prefix == 976, "whole pages of 16"
+    assert 20 * 0.024 < policy._shares.total_s < 20 * 0.03
+    driver.drain()
+    for name in names:
+        finished = driver.stories[name].finished
+        assert finished is not None
+        assert finished.timings.ttft_met
+        assert not driver.stories[name].relegations
+
+
+def test_a_prefix_that_is_gone_by_then_is_work_again() -> None:
+    """What is computed in its place takes the memory of the prefix before its turn comes."""
+    driver = Driver(make_scheduler(prefix_caching=True, num_pages=100, context_len=1600))
+    driver.submit(make_request("first", 1000, 1))
+    driver.drain()
+    other = [*range(10_000, 11_500)]
+    driver.submit(make_request("large", other, 1, driver.now, interactive(9.0, 1.0)))
+    driver.submit(make_request("r", 1000, 1, driver.now, deadline(30.0)))
+    assert driver.scheduler.sequence("r").expected_prefix == 992
+    driver.drain()
+    finished = driver.stories["r"].finished
+    assert finished is not None
+    assert finished.cached_tokens < 992
+    assert finished.timings.ttlt_met
+
+
 # Streams
 
 
