@@ -29,7 +29,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedKeyList
 
 from engine.deciding.backlog import Backlog
-from engine.deciding.policy import BEST_EFFORT, RELEGATED
+from engine.deciding.policy import BEST_EFFORT_RANK, RELEGATED_RANK
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
@@ -109,11 +109,11 @@ class Background:
         """Returns the key with which the request waits."""
         start = self.fair_shares.add(sequence, sequence.request.share, work_s)
         self._best_effort.add(sequence, start, work_s)
-        return self._add(sequence, BEST_EFFORT, start, work_s)
+        return self._add(sequence, BEST_EFFORT_RANK, start, work_s)
 
     def add_relegated(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the key with which the request waits."""
-        return self._add(sequence, RELEGATED, sequence.request.arrived_at, work_s)
+        return self._add(sequence, RELEGATED_RANK, sequence.request.arrived_at, work_s)
 
     def _add(self, sequence: Sequence, rank: int, value: float, work_s: float) -> Key:
         self._entries[sequence] = _Entry(rank, work_s)
@@ -129,7 +129,7 @@ class Background:
         rank, before_s = self._entries[sequence]
         self._total_s += work_s - before_s
         self._entries[sequence] = _Entry(rank, work_s)
-        if rank == BEST_EFFORT:
+        if rank == BEST_EFFORT_RANK:
             self._best_effort.set_work(sequence, work_s)
         return (rank, -math.inf)
 
@@ -195,12 +195,13 @@ class Background:
         """Yields the background of the queue, first to last."""
         if not self._entries:
             return iter(())
-        ranks = waiting.of_rank(BEST_EFFORT), waiting.of_rank(RELEGATED)
+        ranks = waiting.of_rank(BEST_EFFORT_RANK), waiting.of_rank(RELEGATED_RANK)
         return heapq.merge(*ranks, key=_age)
 
     def check(self, waiting: SequenceQueue) -> None:
         """Asserts that these are those of the queue whose ranks say so, and who has not begun."""
-        ranks = {s: rank for rank in (BEST_EFFORT, RELEGATED) for s in waiting.of_rank(rank)}
+        both = (BEST_EFFORT_RANK, RELEGATED_RANK)
+        ranks = {s: rank for rank in both for s in waiting.of_rank(rank)}
         assert {s: entry.rank for s, entry in self._entries.items()} == ranks
         assert set(self._unbegun) <= set(ranks)
         assert not any(s.num_output for s in self._unbegun), "who has a token has begun"

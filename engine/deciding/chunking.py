@@ -196,8 +196,8 @@ class Chunking:
             seconds = max(self._wished_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)
-        if left_over and (hopeful_s := self._hopeful_s()) < self._budget.seconds:
-            return self._latency.largest_chunk(work, start, limit, hopeful_s)
+        if left_over and (attainable_s := self._attainable_s()) < self._budget.seconds:
+            return self._latency.largest_chunk(work, start, limit, attainable_s)
         if self._budget.seconds == math.inf:
             return limit
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
@@ -207,8 +207,10 @@ class Chunking:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
 
-    def _hopeful_s(self) -> float:
-        """Returns the longest iteration for which no stream is late that can be on time."""
+    def _attainable_s(self) -> float:
+        """Returns the longest iteration for which no stream is late whose deadline is attainable:
+        by iterations that have decodes alone it would be on time.
+        """
         left, now = self._demand.output_left, self._now
         each = [deadline_budget(s.due_at, left(s), now) for s in self._decodes.elastic]
         return min((s for s in each if s > self._idle_s), default=math.inf)

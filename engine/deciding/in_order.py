@@ -17,7 +17,7 @@ from abc import abstractmethod
 
 from engine.deciding.backlog import Backlog
 from engine.deciding.demand import Demand
-from engine.deciding.policy import KEPT, RELEGATED, Move, MoveKind, Policy
+from engine.deciding.policy import KEPT_RANK, RELEGATED_RANK, Move, MoveKind, Policy
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
 
@@ -54,11 +54,11 @@ class InOrder(Policy):
         place, work_s = self.place(sequence), self.work_s(sequence)
         if sequence.relegated:
             self._waiting.add(sequence, math.inf, work_s)
-            return (RELEGATED, place)
+            return (RELEGATED_RANK, place)
         self._waiting.add(sequence, place, work_s)
         if self.relegates:
             self._latest.add(sequence, self.latest_start(sequence), 0.0)
-        return (KEPT, place)
+        return (KEPT_RANK, place)
 
     def _remove(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
@@ -84,7 +84,7 @@ class InOrder(Policy):
         work_s = self._waiting.work(sequence)
         self._remove(sequence)
         self._waiting.add(sequence, math.inf, work_s)
-        return Move(sequence, (RELEGATED, self.place(sequence)), MoveKind.RELEGATE, why)
+        return Move(sequence, (RELEGATED_RANK, self.place(sequence)), MoveKind.RELEGATE, why)
 
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         own_s = self._waiting.work(sequence) if sequence in self._waiting else 0.0
@@ -95,4 +95,4 @@ class InOrder(Policy):
         assert set(self._waiting) == set(waiting), (
             "work that nobody waits for, or none for somebody"
         )
-        assert set(self._latest) <= set(waiting.of_rank(KEPT))
+        assert set(self._latest) <= set(waiting.of_rank(KEPT_RANK))

@@ -46,7 +46,7 @@ from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
-from engine.deciding.policy import KEPT, Move, MoveKind, Policy
+from engine.deciding.policy import KEPT_RANK, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import BEYOND
@@ -116,9 +116,9 @@ class Niyama(Policy):
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
         self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
-        self._hopeful: SortedKeyList[Sequence, float] = SortedKeyList(
+        self._restorable: SortedKeyList[Sequence, float] = SortedKeyList(
             key=lambda s: s.prefill_due_at
-        )  # relegated, and taken back should there be time before their deadline
+        )  # relegated, and restored should there be time before their deadline
         self._plans_since_reorder = 0
         self._prefills_go = False  # in the last iteration
         self._num_spent = 0  # relegations charged to the allowance
@@ -204,7 +204,7 @@ class Niyama(Policy):
         work_s += (1 - sequence.importance) * self._recent.costliest_s
         feasible = self.alpha < 1
         due = self.demand.served_by(sequence) if feasible else sequence.prefill_due_at
-        return (KEPT, due + self.alpha * work_s)
+        return (KEPT_RANK, due + self.alpha * work_s)
 
     def progress(self, sequence: Sequence) -> Key:
         work_s = self._work_left_s(sequence)
@@ -234,7 +234,7 @@ class Niyama(Policy):
 
     def _leave_background(self, sequence: Sequence) -> None:
         self._background.remove(sequence)
-        self._hopeful.discard(sequence)
+        self._restorable.discard(sequence)
 
     def _known_work_s(self, sequence: Sequence) -> float:
         """Returns the work that a waiting sequence was last said to have left."""
@@ -262,7 +262,7 @@ class Niyama(Policy):
         if self._tells_of_the_load(victim):
             self._recent.note_relegation()
         if victim.num_relegations < MAX_RETURNS:
-            self._hopeful.add(victim)
+            self._restorable.add(victim)
         key = self._background.add_relegated(victim, work_s)
         if victim is late:
             return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
@@ -284,17 +284,17 @@ class Niyama(Policy):
             return []
         self._num_spent += 1
         move = self._relegate(victim, victim)
-        self._hopeful.discard(victim)
+        self._restorable.discard(victim)
         return [move._replace(reason="within the allowance: among the costliest, under load")]
 
     def _restore(self, now: float) -> list[Move]:
         """Takes back the relegated request that is due next, if there is twice the time for it."""
         start = now + self._lead_s
-        while self._hopeful and self._hopeful[0].prefill_due_at <= start:
-            self._hopeful.pop(0)
-        if not self._hopeful:
+        while self._restorable and self._restorable[0].prefill_due_at <= start:
+            self._restorable.pop(0)
+        if not self._restorable:
             return []
-        sequence = self._hopeful[0]
+        sequence = self._restorable[0]
         work_s = self._background.work_s(sequence)
         if not self._promises.has_time(sequence.prefill_due_at, 2 * work_s, start):
             return []
@@ -332,7 +332,7 @@ class Niyama(Policy):
             if first is not None:
                 taken.add(first)
                 yield first
-        for sequence in chain(waiting.of_rank(KEPT), self._background.order(waiting)):
+        for sequence in chain(waiting.of_rank(KEPT_RANK), self._background.order(waiting)):
             while sequence not in taken:
                 urgent = self._overtaken(sequence, taken, now) or sequence
                 taken.add(urgent)
@@ -429,11 +429,11 @@ class Niyama(Policy):
         return waiting.sum_before((key, math.inf), self._promises.all.work)
 
     def check(self, waiting: SequenceQueue) -> None:
-        promised = set(waiting.of_rank(KEPT))
+        promised = set(waiting.of_rank(KEPT_RANK))
         assert promised == set(self._promises), "who is promised has that rank"
         assert set(self._begun) <= promised
         assert all(s in self._begun for s in promised if s.num_computed > s.num_cached)
-        assert set(self._hopeful) <= set(waiting) - promised
+        assert set(self._restorable) <= set(waiting) - promised
         assert set(self._decodes_s) == set(waiting)
         self._promises.check()
         self._background.check(waiting)

@@ -57,8 +57,9 @@ from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
-# Ranks of keys. Everybody of one rank goes before everybody of the next, unless `order` says else.
-KEPT, BEST_EFFORT, RELEGATED = 0, 1, 2
+# Ranks of keys: whose deadlines are to be kept, best effort, who was relegated. Everybody of one
+# goes before everybody of the next, unless `order` says else.
+KEPT_RANK, BEST_EFFORT_RANK, RELEGATED_RANK = 0, 1, 2
 
 
 class MoveKind(Enum):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.deciding.background import Background, FairShares
 from engine.deciding.plan import Accepted
-from engine.deciding.policy import BEST_EFFORT, RELEGATED
+from engine.deciding.policy import BEST_EFFORT_RANK, RELEGATED_RANK
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import EVERYBODY_ELSE, Share
 from engine.deciding.sequence import Sequence
@@ -207,7 +207,7 @@ def test_the_sum_of_work_is_that_of_all_who_wait_whatever_came_before(
         if sequence not in works:
             add = background.add_relegated if is_relegated else background.add_best_effort
             rank, _ = add(sequence, work_s)
-            assert rank == (RELEGATED if is_relegated else BEST_EFFORT)
+            assert rank == (RELEGATED_RANK if is_relegated else BEST_EFFORT_RANK)
             works[sequence] = work_s
         elif work_s < 5:
             _, value = background.set_work(sequence, work_s)

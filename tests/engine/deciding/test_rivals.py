@@ -16,7 +16,7 @@ from engine.deciding.history import OutputLengths
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Accepted, Finished
-from engine.deciding.policy import KEPT, RELEGATED, MoveKind, Policy
+from engine.deciding.policy import KEPT_RANK, RELEGATED_RANK, MoveKind, Policy
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import Importance, Targets
 from engine.deciding.rivals.edf import DynamicEdf, RejectingEdf
@@ -82,7 +82,7 @@ def test_who_could_not_be_on_time_alone_is_relegated_at_that_instant(make: type[
     policy.enter(sequence, 0.0)
     assert policy.review(0.0389) == []
     (move,) = policy.review(0.0391)
-    assert (move.sequence, move.kind, move.key[0]) == (sequence, MoveKind.RELEGATE, RELEGATED)
+    assert (move.sequence, move.kind, move.key[0]) == (sequence, MoveKind.RELEGATE, RELEGATED_RANK)
     assert policy.review(1.0) == []
     policy.leave(sequence)
 
@@ -107,9 +107,12 @@ def test_best_effort_is_never_relegated() -> None:
 def test_qoserve_orders_by_deadline_and_tokens_left() -> None:
     """At 1 ms a token: 500 ms + 10; 500 ms + 10 + 5 of output; best effort last."""
     policy = QoServe(*parts())
-    assert policy.enter(waiting("a", targets=CHAT), 0.0) == (KEPT, pytest.approx(0.510))
-    assert policy.enter(waiting("b", targets=deadline(0.5)), 0.0) == (KEPT, pytest.approx(0.515))
-    assert policy.enter(waiting("c"), 0.0) == (KEPT, math.inf)
+    assert policy.enter(waiting("a", targets=CHAT), 0.0) == (KEPT_RANK, pytest.approx(0.510))
+    assert policy.enter(waiting("b", targets=deadline(0.5)), 0.0) == (
+        KEPT_RANK,
+        pytest.approx(0.515),
+    )
+    assert policy.enter(waiting("c"), 0.0) == (KEPT_RANK, math.inf)
 
 
 def test_qoserve_weighs_tokens_eight_times_as_much_under_high_load() -> None:
@@ -122,7 +125,7 @@ def test_qoserve_weighs_tokens_eight_times_as_much_under_high_load() -> None:
     moves = policy.review(0.0)
     assert policy.alpha == HIGH_LOAD_ALPHA == 8 * LOW_LOAD_ALPHA
     assert {m.kind for m in moves} == {MoveKind.REORDER}
-    assert [m.key for m in moves] == [(KEPT, pytest.approx(60 + 0.008 * 1501))] * 2
+    assert [m.key for m in moves] == [(KEPT_RANK, pytest.approx(60 + 0.008 * 1501))] * 2
     policy.leave(first)
     policy.leave(second)
     policy.review(0.0)
@@ -179,7 +182,7 @@ def test_slidingserve_picks_the_most_that_can_be_on_time() -> None:
     for name, prompt in (("long", 100), ("b", 50), ("c", 50)):
         sequence = waiting(name, prompt=prompt, targets=interactive(0.12, 0.05))
         policy.enter(sequence, 0.0)
-        queue.add(sequence, (KEPT, 0.0))
+        queue.add(sequence, (KEPT_RANK, 0.0))
     assert [s.id for s in policy.order(queue, 0.0)] == ["b", "long", "c"]
     assert [s.id for s in policy.order(queue, 10.0)] == ["long", "b", "c"]
 
@@ -286,7 +289,7 @@ def test_edf_dynamic_orders_by_deadline_alone_and_relegates_nobody() -> None:
     policy = edf(DynamicEdf)
     for name, prompt, targets in (("a", 900, CHAT), ("b", 1, deadline(0.6)), ("c", 1, Targets())):
         sequence = waiting(name, prompt=prompt, targets=targets)
-        assert policy.enter(sequence, 0.0) == (KEPT, sequence.due_at)
+        assert policy.enter(sequence, 0.0) == (KEPT_RANK, sequence.due_at)
     assert policy.review(1e9) == []
 
 
