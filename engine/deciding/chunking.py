@@ -49,10 +49,10 @@ are scarce all streams are taken to wish for the shortest iteration: the chunk i
 yield, and prefills are spread beside the decodes. Places are scarce for as long as the output takes
 of who found none: until then most of those that were in its way have ended, and let somebody in.
 
-All that is said of whom the engine promised to have on time. In overload the others (the
-background) have what is left over, and nothing is where it would take a stream's deadline: so their
-chunk ends where such a stream would be late if its output is as long as the guess. One that t(0)
-alone would make late has no say.
+All that is said of whom the engine promised to have on time. Where much work is given up, the
+others (the background) have what is left over, and nothing is where it may take a stream's
+deadline: their chunk ends where one would be late for a longer iteration, as above but without a
+floor. So there is no time for them while a stream is in a hurry, which is so until its deadline.
 
 Holding. Decodes that only have a deadline for their last token (TTLT) sit out, those with the most
 time for each token that they have left first,
@@ -116,7 +116,7 @@ class Chunking:
         self._idle_s = 0.0  # what the decodes alone take
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
-        self._decodes, self._now = Streams(), 0.0
+        self._is_crowded = False
 
     def hold(
         self, running: Streams, work: Work, now: float, load: float, prefills_go: bool
@@ -172,13 +172,9 @@ class Chunking:
         budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
-        self._decodes, self._now = decodes, now
-        limit_s = self._budget.seconds
-        if now < self._crowded_until:
-            self._wished_s = 0.0
-        else:
-            left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
-            self._wished_s = wished_s(decodes, left, most_left, limit_s, now)
+        left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
+        self._wished_s = wished_s(decodes, left, most_left, self._budget.seconds, now)
+        self._is_crowded = now < self._crowded_until
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         """Takes note that neither batch nor memory has a place for the sequence, see the module."""
@@ -192,12 +188,13 @@ class Chunking:
         limit = min(self._demand.chunk - work.num_prefill, num_left)
         if limit <= 0:
             return 0
-        if self._wished_s < self._budget.seconds and not work.num_prefill:
-            seconds = max(self._wished_s, self._cheapest_s(work, start))
+        granted_s = 0.0 if self._is_crowded else self._wished_s
+        if granted_s < self._budget.seconds and not work.num_prefill:
+            seconds = max(granted_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)
-        if left_over and (attainable_s := self._attainable_s()) < self._budget.seconds:
-            return self._latency.largest_chunk(work, start, limit, attainable_s)
+        if left_over and self._wished_s < self._budget.seconds:
+            return self._latency.largest_chunk(work, start, limit, self._wished_s)
         if self._budget.seconds == math.inf:
             return limit
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
@@ -206,14 +203,6 @@ class Chunking:
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
-
-    def _attainable_s(self) -> float:
-        """Returns the longest iteration for which no stream is late whose deadline is attainable:
-        by iterations that have decodes alone it would be on time.
-        """
-        left, now = self._demand.output_left, self._now
-        each = [deadline_budget(s.due_at, left(s), now) for s in self._decodes.elastic]
-        return min((s for s in each if s > self._idle_s), default=math.inf)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on

@@ -21,7 +21,7 @@ WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
 _UNBOUNDED = 1 << 60
 CALM = 0.5 * REQUEST_WEIGHT  # share of relegations that a single one falls below after 45 requests
-OVERLOADED = 0.2  # share of relegations from which on nobody is begun for a hope
+OVERLOADED = 0.2  # share of requests, or of work, from which on relegations are many
 
 
 class Demand:
@@ -135,6 +135,7 @@ class RecentRequests:
         self._num_since_stream = WINDOW
         self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
         self._relegated_share = 0.0  # weighted by recency
+        self._work_s = self._relegated_s = 0.0  # of all; sums, weighted by recency
         self._works_s: deque[float] = deque()  # of the last WINDOW, the oldest first
         self._sorted: SortedList[float] = SortedList()  # the same, the smallest first
 
@@ -146,6 +147,15 @@ class RecentRequests:
     def has_streams(self) -> bool:
         """Whether one of the last WINDOW requests had a TBT."""
         return self._num_since_stream < WINDOW
+
+    def note_work(self, work_s: float) -> None:
+        """Takes note of the work of a request with targets, whoever sends it."""
+        self._relegated_s *= 1 - REQUEST_WEIGHT
+        self._work_s += work_s - REQUEST_WEIGHT * self._work_s
+
+    def note_given_up(self, work_s: float) -> None:
+        """Takes note that a request with targets was relegated, with that much work left."""
+        self._relegated_s += work_s
 
     def note(self, work_s: float, ttft_s: float | None) -> None:
         """Takes note of a request with that much work, and with that TTFT target if it has one."""
@@ -174,6 +184,13 @@ class RecentRequests:
         expected, and not in the best case alone.
         """
         return self._relegated_share >= OVERLOADED
+
+    @property
+    def much_is_given_up(self) -> bool:
+        """Whether so much of the work was relegated lately that doing it all the same would slow
+        the others down.
+        """
+        return self._relegated_s >= OVERLOADED * self._work_s > 0
 
     @property
     def costliest_s(self) -> float:

@@ -137,6 +137,7 @@ class Niyama(Policy):
             self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
+        self._recent.note_work(work_s)
         self._state_when_due(sequence, self._decodes_s[sequence], now)
         self._promises.add(sequence, work_s)
         if tells:
@@ -259,6 +260,7 @@ class Niyama(Policy):
     def _relegate(self, victim: Sequence, late: Sequence) -> Move:
         work_s = self._promises.all.work(victim)
         self._break_promise(victim)
+        self._recent.note_given_up(work_s)
         if self._tells_of_the_load(victim):
             self._recent.note_relegation()
         if victim.num_relegations < MAX_RETURNS:
@@ -379,7 +381,8 @@ class Niyama(Policy):
         if not self.config.dynamic_chunks:
             return self._fixed_chunk - work.num_tokens
         background = self._background
-        left_over = sequence in background and not background.is_due and self._recent.is_overloaded
+        has_priority = background.is_due or not self._recent.much_is_given_up
+        left_over = sequence in background and not has_priority
         computed, left = sequence.num_computed, sequence.num_uncomputed
         return self._chunking.room(work, computed, left, left_over)
 

@@ -40,6 +40,20 @@ TAILED = Condition(
     duration_s=270.0,
     seed=42,
 )
+# Long prompts are given up, and hurried streams run beside what is left of the time.
+HURRIED = Condition(
+    "a100-llama3-8b",
+    (
+        Part("report1", "130s", 11, "980/2940", "5.9/18"),
+        Part("report2", "9s", 26, "120/180", "110/660"),
+        Part("report3", "130s", 31, "450/2700", "65/65"),
+        Part("chat4", "0.8s/180ms", 32, "1800/10800", "21/21"),
+    ),
+    rps=5.2,
+    duration_s=180.0,
+    max_batch_size=64,
+    seed=31,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -56,3 +70,8 @@ def test_where_the_batch_is_what_is_short_as_much_is_served_as_with_small_chunks
 def test_who_is_past_the_guess_is_not_slowed_down_as_if_it_were_about_to_end() -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(Measure.LATE, "edf/512", TAILED) is None
+
+
+def test_what_is_given_up_does_not_slow_down_whom_a_rejecting_policy_has_on_time() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.LATE, "edf-reject", HURRIED) is None

@@ -84,6 +84,24 @@ def test_how_far_an_output_may_go_grows_once_it_is_past_the_guess(guess: int, nu
         assert demand.risky_output_left(sequence) >= risky_left
 
 
+def test_what_is_given_up_counts_by_its_work() -> None:
+    """Of a hundred requests of which every tenth has 5 s of work and the others 1 s, that is 36 %
+    of the work; only work that is a fifth of all is much.
+    """
+    for costly_s, is_much in ((5.0, True), (1.0, False)):
+        recent = RecentRequests()
+        assert not recent.much_is_given_up
+        for i in range(100):
+            work_s = costly_s if i % 10 == 9 else 1.0
+            recent.note_work(work_s)
+            if i % 10 == 9:
+                recent.note_given_up(work_s)
+        assert recent.much_is_given_up == is_much
+        for _ in range(500):
+            recent.note_work(1.0)
+        assert not recent.much_is_given_up, "it is forgotten"
+
+
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
     due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 6 where all of the time may be for
