@@ -342,8 +342,8 @@ class Niyama(Policy):
 
     def _overtaken(self, sequence: Sequence, taken: set[Sequence], now: float) -> Sequence | None:
         """Returns who must go before the sequence, because a step of it would make them late, or
-        leave them less time than they need not to be relegated. Nobody must whose tenant has asked
-        for more than its part, but for what has begun.
+        leave them less time than they need not to be relegated. Of what has not begun that is
+        who is due first, unless its tenant has asked for more than its part.
         """
         everybody = self._promises.all
         lead_s = self._lead_s
@@ -356,9 +356,10 @@ class Niyama(Policy):
         due = sequence.prefill_due_at
         if not self._recent.is_calm or now + step_s + everybody.lateness_before(due) <= 0:
             return None
-        left = (s for s in everybody if s not in taken and s.importance != BEYOND)
-        earliest = next(left, None)
-        return None if earliest is None or earliest.prefill_due_at >= due else earliest
+        earliest = next((s for s in everybody if s not in taken), None)
+        if earliest is None or earliest.importance == BEYOND:
+            return None
+        return earliest if earliest.prefill_due_at < due else None
 
     @property
     def _response_s(self) -> float:
