@@ -117,6 +117,7 @@ class Chunking:
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
         self._is_crowded = False
+        self.has_wish = False  # of the present iteration, or the last
 
     def hold(
         self, running: Streams, work: Work, now: float, load: float, prefills_go: bool
@@ -175,6 +176,7 @@ class Chunking:
         left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
         self._wished_s = wished_s(decodes, left, most_left, self._budget.seconds, now)
         self._is_crowded = now < self._crowded_until
+        self.has_wish = self._wished_s < self._budget.seconds
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         """Takes note that neither batch nor memory has a place for the sequence, see the module."""

@@ -11,7 +11,10 @@ be late for it; and a prefill that has begun is never overtaken at the price of 
 Tenants: a request that comes while its tenant's share has asked for more than its part (fluid.py)
 counts as less important than all that are within theirs, whatever importance it states. So while
 the queue is feasible that costs it nothing, and else the order and the choice of who gives way both
-turn on whoever asks for too much.
+turn on whoever asks for too much. Where it is decodes that load the engine, hardly anything waits,
+and streams are late for the prefills beside them. So while the queue is feasible and yet a stream
+wishes for shorter iterations (chunking.py), the costliest requests of a share that has more than
+one such request waiting in the fluid copy give way, and are begun when no stream has a wish.
 
 Relegation: whenever the queue, served in order of deadline, cannot be on time, promises.py names
 who gives way. Nobody does before it must be, but for those less important than somebody else who
@@ -55,6 +58,7 @@ from engine.deciding.streams import Streams
 
 MAX_ALPHA = 1024.0
 BURST = 4  # requests as costly as any of late that a share may ask for at once
+COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
@@ -116,6 +120,7 @@ class Niyama(Policy):
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
         self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
+        self._yielding: dict[Sequence, None] = {}  # promised, but not while a stream has a wish
         self._restorable: SortedKeyList[Sequence, float] = SortedKeyList(
             key=lambda s: s.prefill_due_at
         )  # relegated, and restored should there be time before their deadline
@@ -131,6 +136,8 @@ class Niyama(Policy):
         if sequence.due_at == math.inf:
             self._recent.note_arrival(is_stream=False)
             return self._background.add_best_effort(sequence, work_s)
+        name, costliest_s = sequence.request.share.name, self._recent.costliest_s
+        yields = not self._shares.is_within(name, costliest_s)
         if not self._shares.ask(sequence.request.share, work_s, self._burst_s):
             sequence.count_as(BEYOND)
         if tells := self._tells_of_the_load(sequence):
@@ -140,6 +147,8 @@ class Niyama(Policy):
         self._recent.note_work(work_s)
         self._state_when_due(sequence, self._decodes_s[sequence], now)
         self._promises.add(sequence, work_s)
+        if yields and work_s >= self._recent.costly_s(COSTLY):
+            self._yielding[sequence] = None
         if tells:
             self._recent.note(work_s, sequence.request.targets.ttft_s)
         return self._key(sequence, work_s)
@@ -216,6 +225,7 @@ class Niyama(Policy):
         self._promises.set_work(sequence, work_s)
         if sequence.num_computed:
             self._begun[sequence] = None
+            self._yielding.pop(sequence, None)
         else:
             self._begun.pop(sequence, None)
         return self._key(sequence, work_s)
@@ -232,6 +242,7 @@ class Niyama(Policy):
     def _break_promise(self, sequence: Sequence) -> None:
         self._promises.remove(sequence)
         self._begun.pop(sequence, None)
+        self._yielding.pop(sequence, None)
 
     def _leave_background(self, sequence: Sequence) -> None:
         self._background.remove(sequence)
@@ -250,6 +261,7 @@ class Niyama(Policy):
         if self.config.relegation:
             while (pair := self._promises.victim(now, self._lead_s)) is not None:
                 moves.append(self._relegate(*pair))
+            moves += self._yield()
             if not moves:
                 moves += self._restore(now)
             moves += self._spend_allowance()
@@ -272,6 +284,23 @@ class Niyama(Policy):
         if victim.importance == BEYOND:
             why += ", and its tenant has asked for more than its part"
         return Move(victim, key, MoveKind.RELEGATE, why, late)
+
+    def _yield(self) -> list[Move]:
+        """Gives up the costly requests of those who ask for too much, where the queue is feasible
+        and yet a stream has a wish: so it is decodes that load the engine.
+        """
+        moves: list[Move] = []
+        if not self._chunking.has_wish or self.alpha >= 1:
+            return moves
+        while self._yielding:
+            victim = next(iter(self._yielding))
+            work_s = self._promises.all.work(victim)
+            self._break_promise(victim)
+            victim.count_as(BEYOND)
+            why = "streams could not be on time, and its tenant has asked for more than its part"
+            key = self._background.add_relegated(victim, work_s)
+            moves.append(Move(victim, key, MoveKind.RELEGATE, why))
+        return moves
 
     def _spend_allowance(self) -> list[Move]:
         """Under load, gives up the costliest request before it costs others their deadline, as far
@@ -384,6 +413,9 @@ class Niyama(Policy):
         background = self._background
         has_priority = background.is_due or not self._recent.much_is_given_up
         left_over = sequence in background and not has_priority
+        beyond = sequence in background and not background.is_due and sequence.importance == BEYOND
+        if beyond and self._chunking.has_wish:
+            return 0
         computed, left = sequence.num_computed, sequence.num_uncomputed
         return self._chunking.room(work, computed, left, left_over)
 
@@ -436,6 +468,7 @@ class Niyama(Policy):
         promised = set(waiting.of_rank(KEPT_RANK))
         assert promised == set(self._promises), "who is promised has that rank"
         assert set(self._begun) <= promised
+        assert set(self._yielding) <= promised - set(self._begun)
         assert all(s in self._begun for s in promised if s.num_computed > s.num_cached)
         assert set(self._restorable) <= set(waiting) - promised
         assert set(self._decodes_s) == set(waiting)

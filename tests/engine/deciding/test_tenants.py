@@ -17,15 +17,18 @@ from engine.deciding.niyama import Niyama
 from engine.deciding.questions import Estimate
 from engine.deciding.request import BEYOND, EVERYBODY_ELSE, Importance, Request, Share, Targets
 from engine.deciding.sequence import Sequence
+from engine.deciding.streams import Streams
 from engine.simulator import Result
 from tests.engine.deciding.parts import (
     deadline,
+    decodes_only,
     interactive,
     late_share,
     make_replica,
     make_request,
     make_scheduler,
     make_sequence,
+    make_stream,
     serve,
 )
 from tests.engine.deciding.test_overload import CAPACITY, make_requests
@@ -207,6 +210,37 @@ def test_recent_requests_are_those_of_tenants_within_their_part_that_could_be_se
             if reviewed:
                 policy.review(0.0)
     assert recent(policies[0]) == recent(policies[1])
+
+
+def test_costly_requests_of_who_asks_for_too_much_yield_to_streams_that_wish_for_it() -> None:
+    """While nothing waits for long, only the streams tell that there is too much."""
+    policy = make_replica("niyama").scheduler.policy
+    assert isinstance(policy, Niyama)
+
+    def come(tenant: str, prompt: int, number: int) -> list[Sequence]:
+        come = [
+            make_sequence(tenant=tenant, share=Share(tenant), prompt=prompt, targets=deadline(90.0))
+            for _ in range(number)
+        ]
+        for sequence in come:
+            policy.enter(sequence, 0.0)
+        return come
+
+    for name in ("flood", "other"):
+        for sequence in come(name, 100, 50) + come(name, 1000, 50):
+            policy.leave(sequence)
+    first, short = come("flood", 2000, 2), come("flood", 100, 1)
+    costly, others = come("flood", 2000, 1), come("other", 2000, 1)
+    assert not policy.review(0.0)
+    stream = make_stream(deadline(2.0), 2.0)
+    decodes = Streams([stream])
+    policy.begin(decodes, decodes_only(decodes), 0.0)
+    assert [move.sequence for move in policy.review(0.0)] == costly
+    assert costly[0].importance == BEYOND
+    assert policy.room(decodes_only(decodes), costly[0]) == 0
+    assert all(policy.room(decodes_only(decodes), s) > 0 for s in (*first, *short, *others))
+    policy.begin(Streams(), decodes_only([]), 0.0)
+    assert policy.room(decodes_only([]), costly[0]) > 0
 
 
 def test_who_gives_way_for_its_tenant_s_sake_is_told_so() -> None:
