@@ -129,7 +129,7 @@ class Planner:
         self._pages.release(sequence)
         num_lost = self._roster.preempt(sequence, now)
         self._totals.num_preemptions += 1
-        self._record.note(sequence.id, now, "preempted", why, tokens_lost=num_lost)
+        self._record.preempted(sequence, why, num_lost, now)
 
     # Prefills
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from engine.deciding.forecast import Forecast
+from engine.deciding.notable import Notable
 from engine.deciding.record import Timeline
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Sampling, Share, Targets
 from engine.deciding.stats import EngineStats
@@ -28,6 +29,13 @@ class Question(Generic[AnswerT]):
 @dataclass(frozen=True, slots=True)
 class Stats(Question[EngineStats]):
     """How much the engine has done, and how full it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recent(Question[tuple[Notable, ...]]):
+    """The last notable decisions of all tenants, `most` of each kind, the newest first."""
+
+    most: int = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ What is remembered is bounded in two ways. Of `capacity` requests in all, each s
 keeps as many as it has while there is room; then the oldest request of whichever share has most is
 forgotten, so that nobody's flood makes another share's forgotten. And one request keeps
 MAX_DECISIONS entries: from then on each further one is told together with the last of its kind, so
-that a timeline stays complete in its sums.
+that a timeline stays complete in its sums. Besides, the last notable decisions of all requests are
+kept (notable.py).
 
 A sink, where one is given, gets each entry as a plain dict, those of forgotten requests too. With
 neither capacity nor sink, the record is off and costs next to nothing. Instants and durations are
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from engine.deciding.forecast import Forecast
+from engine.deciding.notable import NotableDecisions
 from engine.deciding.plan import Finished, Plan, Timings
 from engine.deciding.request import Request, TargetKind, Targets, key_of, named_by
 from engine.deciding.sequence import FinishReason, Sequence
@@ -60,6 +62,7 @@ class DecisionLog:
         self._timelines: dict[str, Timeline] = {}
         self._by_share: dict[str, Ids] = {}  # by the name of the share
         self._by_name: dict[str, Ids] = {}  # by the name of the request, of all tenants
+        self.notable = NotableDecisions()
 
     # What is remembered
 
@@ -166,12 +169,16 @@ class DecisionLog:
         if self._is_off:
             return
         self.open(request)
-        self.close(event, at)
+        self.close(request, event, at)
 
     def moved(
         self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
     ) -> None:
         """A sequence was relegated or restored, as `kind` says."""
+        if self._is_off:
+            return
+        if kind == "relegated":
+            self.notable.add(sequence.request, at, kind, reason)
         self.note(
             sequence.id,
             at,
@@ -181,6 +188,13 @@ class DecisionLog:
             slack_s=sequence.due_at - at,
             ahead_s=expected.ahead_s,
         )
+
+    def preempted(self, sequence: Sequence, why: str, num_lost: int, at: float) -> None:
+        """The pages of a sequence were taken, and so many computed tokens lost."""
+        if self._is_off:
+            return
+        self.notable.add(sequence.request, at, "preempted", why)
+        self.note(sequence.id, at, "preempted", why, tokens_lost=num_lost)
 
     def held(self, sequences: Iterable[Sequence], at: float) -> None:
         """Running sequences sit iterations out from this one on."""
@@ -208,11 +222,13 @@ class DecisionLog:
                 batch_tokens=float(plan.work.num_tokens),
             )
 
-    def close(self, event: Finished, at: float) -> None:
+    def close(self, request: Request, event: Finished, at: float) -> None:
         """A request ended: its timeline gets a summary."""
-        timeline = self._timelines.get(event.request_id)
-        if timeline is not None:
-            timeline.summary = summary(timeline, event)
+        if self._is_off:
+            return
+        timeline = self._timelines.get(event.request_id) or Timeline(request)
+        timeline.summary = summary(timeline, event)
+        self.notable.add_end(request, event, at, timeline.summary)
         self.note(
             event.request_id,
             at,

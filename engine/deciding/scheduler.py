@@ -32,6 +32,7 @@ from engine.deciding.experience import Experience
 from engine.deciding.forecast import Forecast, forecast
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
+from engine.deciding.notable import Notable
 from engine.deciding.outcome import CHOICE, LOGITS, finished, is_on_time
 from engine.deciding.pages import PagePool
 from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
@@ -299,7 +300,7 @@ class Scheduler:
             self.experience.forget(sequence.id)
         else:
             self.experience.learn(sequence.id, is_late=not is_on_time(event))
-        self.record.close(event, now)
+        self.record.close(sequence.request, event, now)
         return event
 
     # Questions
@@ -354,6 +355,10 @@ class Scheduler:
         when none is remembered, ValueError when several tenants' are.
         """
         return self.record.find(request_id, tenant)
+
+    def recent(self, most: int) -> tuple[Notable, ...]:
+        """Returns the last notable decisions, `most` of each kind, the newest first."""
+        return self.record.notable.last(most)
 
     def stats(self) -> SchedulerStats:
         """Returns how full the scheduler is now, and what it has done until now."""

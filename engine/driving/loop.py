@@ -23,8 +23,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from engine.deciding.forecast import Forecast
+from engine.deciding.notable import Notable
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
-from engine.deciding.questions import Estimate, Explain, Question, Stats
+from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
 from engine.deciding.record import Timeline
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
@@ -67,6 +68,8 @@ class Scheduler(Protocol):
     def stats(self) -> SchedulerStats: ...
 
     def explain(self, request_id: str, tenant: str | None) -> Timeline: ...
+
+    def recent(self, most: int) -> tuple[Notable, ...]: ...
 
     def estimate(self, asked: Estimate, now: float) -> Forecast: ...
 
@@ -255,6 +258,8 @@ class EngineLoop:
             case Stats():
                 compilations = self._executor.compilations - self._compilations_before
                 return EngineStats(self._scheduler.stats(), compilations)
+            case Recent(most):
+                return self._scheduler.recent(most)
             case Explain(request_id, tenant):
                 return self._scheduler.explain(request_id, tenant)
             case Estimate():

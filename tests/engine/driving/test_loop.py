@@ -12,7 +12,7 @@ import pytest
 from engine.deciding.forecast import Forecast
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.plan import Accepted, Done, Plan, Token, Work
-from engine.deciding.questions import Estimate, Explain, Stats
+from engine.deciding.questions import Estimate, Explain, Recent, Stats
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
@@ -129,6 +129,15 @@ def test_a_question_without_an_answer_says_why() -> None:
     assert (reply.question_id, reply.answer) == (3, None)
     assert reply.failure is Failure.NOT_FOUND
     assert "nobody" in reply.error
+
+
+def test_the_last_notable_decisions_can_be_asked_for() -> None:
+    pipe = ScriptedPipe(
+        [submit("a", max_tokens=30), Cancel("a", FinishReason.TIMEOUT)], [Ask(1, Recent())]
+    )
+    make_loop(pipe).run()
+    (reply,) = pipe.sent[-1].replies
+    assert [(each.kind, each.request_id) for each in reply.answer] == [("expired", "a")]
 
 
 def test_the_compilations_that_are_told_are_those_since_it_serves() -> None:
