@@ -38,95 +38,144 @@ class EngineConfig:
     """
 
     model: Annotated[
-        Path, Flag("checkpoint folder laid out as Hugging Face does (default: the embedded model)")
+        Path,
+        Flag(
+            "checkpoint folder laid out as Hugging Face does (default: the embedded model)",
+            section="model",
+        ),
     ] = FOLDER
     model_name: Annotated[
-        str, Flag("name to serve it by (default: the folder's, or ORG/NAME of a hub snapshot)")
+        str,
+        Flag(
+            "name to serve it by (default: the folder's, or ORG/NAME of a hub snapshot)",
+            section="model",
+        ),
     ] = ""
-    device: Annotated[str, Flag("auto, cpu, or a CUDA device such as cuda:0")] = "auto"
-    dtype: Annotated[str, Flag("number format of the weights", ("auto", *DTYPES))] = "auto"
-    quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE)] = "none"
-    compile: Annotated[str, Flag("torch.compile: on, off, or auto, where it works", COMPILE)] = (
-        "auto"
+    device: Annotated[
+        str, Flag("auto, cpu, or a CUDA device such as cuda:0", section="compute")
+    ] = "auto"
+    dtype: Annotated[
+        str, Flag("number format of the weights", ("auto", *DTYPES), section="model")
+    ] = "auto"
+    quantize: Annotated[str, Flag("keep the weights in fewer bits", QUANTIZE, section="model")] = (
+        "none"
     )
+    compile: Annotated[
+        str, Flag("torch.compile: on, off, or auto, where it works", COMPILE, section="compute")
+    ] = "auto"
     compile_cache: Annotated[
         Path | None,
         Flag(
             "folder of what was compiled"
-            " (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)"
+            " (default: TORCHINDUCTOR_CACHE_DIR, else beside the profiles)",
+            section="compute",
         ),
     ] = None
     overlap: Annotated[
-        str, Flag("plan and send while the device computes: on, off, or auto, on CUDA", OVERLAP)
+        str,
+        Flag(
+            "plan and send while the device computes: on, off, or auto, on CUDA",
+            OVERLAP,
+            section="compute",
+        ),
     ] = "auto"
-    policy: Annotated[str, Flag("scheduling policy", POLICIES)] = _SCHEDULER.policy
-    chunk_size: Annotated[int, Flag("tokens per iteration of the fixed-chunk policies")] = (
-        _SCHEDULER.chunk_size
+    policy: Annotated[str, Flag("scheduling policy", POLICIES, section="scheduler")] = (
+        _SCHEDULER.policy
     )
-    max_batch_size: Annotated[int, Flag("most sequences in one iteration")] = (
+    chunk_size: Annotated[
+        int, Flag("tokens per iteration of the fixed-chunk policies", section="scheduler")
+    ] = _SCHEDULER.chunk_size
+    max_batch_size: Annotated[int, Flag("most sequences in one iteration", section="scheduler")] = (
         _SCHEDULER.max_batch_size
     )
-    page_size: Annotated[int, Flag("tokens per KV page")] = PAGE_SIZE
-    kv_memory_mib: Annotated[int, Flag("KV memory in MiB (0: chosen for the device)")] = 0
-    context_len: Annotated[int, Flag("most tokens of prompt and output (0: the model's own)")] = 0
+    page_size: Annotated[int, Flag("tokens per KV page", section="memory")] = PAGE_SIZE
+    kv_memory_mib: Annotated[
+        int, Flag("KV memory in MiB (0: chosen for the device)", section="memory")
+    ] = 0
+    context_len: Annotated[
+        int, Flag("most tokens of prompt and output (0: the model's own)", section="model")
+    ] = 0
     torch_threads: Annotated[
         int,
         Flag(
             "torch threads (0: all cores but one, the front end's; with --frontends N,"
-            " give the number of cores less N)"
+            " give the number of cores less N)",
+            section="compute",
         ),
     ] = 0
-    max_gap: Annotated[float, Flag("longest time between two tokens, in TBT targets")] = (
-        _NIYAMA.pace.max_gap
-    )
-    reserve: Annotated[float, Flag("slack kept for each stream, in TBT targets")] = (
-        _NIYAMA.pace.reserve
-    )
+    max_gap: Annotated[
+        float, Flag("longest time between two tokens, in TBT targets", section="scheduler")
+    ] = _NIYAMA.pace.max_gap
+    reserve: Annotated[
+        float, Flag("slack kept for each stream, in TBT targets", section="scheduler")
+    ] = _NIYAMA.pace.reserve
     relegation_allowance: Annotated[
-        float, Flag("share of requests that may be relegated early to save others")
+        float,
+        Flag("share of requests that may be relegated early to save others", section="scheduler"),
     ] = _NIYAMA.allowance
     background_share: Annotated[
-        float, Flag("share of prefill tokens for best effort and relegated requests")
+        float,
+        Flag("share of prefill tokens for best effort and relegated requests", section="scheduler"),
     ] = _NIYAMA.background_share
     longest_wait_s: Annotated[
         float,
         Flag(
             "seconds that best effort, and relegated requests after their deadline, wait to be"
-            " begun before they end RESOURCE_EXHAUSTED (inf: they wait for ever)"
+            " begun before they end RESOURCE_EXHAUSTED (inf: they wait for ever)",
+            section="scheduler",
         ),
     ] = _NIYAMA.longest_wait_s
     decision_log: Annotated[
-        Path | None, Flag("JSONL file that gets every decision (default: none)")
+        Path | None, Flag("JSONL file that gets every decision (default: none)", section="logs")
     ] = None
-    record_capacity: Annotated[int, Flag("requests that Explain remembers")] = (
+    record_capacity: Annotated[int, Flag("requests that Explain remembers", section="logs")] = (
         _SCHEDULER.record_capacity
     )
     calibration_s: Annotated[
-        float, Flag("seconds of measuring at the first start (0: none, learn in service)")
+        float,
+        Flag(
+            "seconds of measuring at the first start (0: none, learn in service)",
+            section="calibration",
+        ),
     ] = 8.0
     calibration_cache: Annotated[
-        Path | None, Flag("folder of measured latency profiles (default: niyama in XDG_CACHE_HOME)")
+        Path | None,
+        Flag(
+            "folder of measured latency profiles (default: niyama in XDG_CACHE_HOME)",
+            section="calibration",
+        ),
     ] = None
-    recalibrate: Annotated[bool, Flag("measure though a profile is remembered")] = False
+    recalibrate: Annotated[
+        bool, Flag("measure though a profile is remembered", section="calibration")
+    ] = False
     save_profile: Annotated[
         Path | None,
-        Flag("JSON file for the profile, to simulate with; the server writes it and ends"),
+        Flag(
+            "JSON file for the profile, to simulate with; the server writes it and ends",
+            section="calibration",
+        ),
     ] = None
     patience_s: Annotated[
-        float, Flag("seconds that an iteration may take before the engine is started again")
+        float,
+        Flag(
+            "seconds that an iteration may take before the engine is started again",
+            section="lifetime",
+        ),
     ] = 60.0
     heartbeat_s: Annotated[
         float,
         Flag(
             "seconds without a beat after which a process is taken to have stopped: health says so,"
-            " and after as long again it is started anew"
+            " and after as long again it is started anew",
+            section="lifetime",
         ),
     ] = 5.0
     rerun_s: Annotated[
         float,
         Flag(
             "seconds that calls of which nothing was sent wait for the next engine when theirs is"
-            " lost (0: they end UNAVAILABLE)"
+            " lost (0: they end UNAVAILABLE)",
+            section="lifetime",
         ),
     ] = 60.0
     # "module:function", imported by the engine process only; it returns a `loop.Engine`.

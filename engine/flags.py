@@ -33,6 +33,7 @@ class Flag(NamedTuple):
     is_repeated: bool = False  # it may be given several times, and the field is a sequence
     is_exclusive: bool = False  # at most one of a dataclass's exclusive flags may be given
     alone: str | None = None  # the text that it stands for where no value follows it
+    section: str = ""  # its topic: of help, and of a configuration file
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
@@ -46,8 +47,10 @@ def add_flags(
     *,
     shows_defaults: bool = False,
     is_typed: bool = True,
+    section: str | None = None,
 ) -> None:
-    """Adds the flags of a dataclass to a parser or to one of its groups.
+    """Adds the flags of a dataclass to a parser or to one of its groups; only those of a section,
+    where one is named.
 
     With `shows_defaults` a help text that says nothing of a default ends with it. Without
     `is_typed` the values stay the texts that were typed.
@@ -55,6 +58,8 @@ def add_flags(
     defaults = {field.name: field.default for field in fields(config)}
     exclusive: argparse._ActionsContainer | None = None
     for name, kind, flag in _marked(config):
+        if section not in (None, flag.section):
+            continue
         default, text = defaults[name], flag.help % {"default": defaults[name]}
         place = container
         if flag.is_exclusive:

@@ -25,6 +25,23 @@ SPARE_STREAMS = 100  # of a connection, for what is no request: health, question
 MOST_FRONTENDS = 64  # far more than one engine can use
 
 
+# The topics of flags, in the order of `--help`; all but the first are tables of the file.
+SECTIONS = {
+    "configuration": "where all of this may stand instead",
+    "listen": "where the server listens, and its connections",
+    "limits": "what is refused beyond",
+    "identity": "who is believed to be whom",
+    "model": "what is served",
+    "compute": "what computes it",
+    "memory": "where keys and values are kept",
+    "scheduler": "who is served when",
+    "calibration": "what an iteration costs",
+    "lifetime": "how it ends, and when a part of it is taken for lost",
+    "logs": "what is told, and remembered",
+    "metrics": "what is counted",
+}
+
+
 class StartError(Exception):
     """The server cannot start; the message is one line for the operator."""
 
@@ -36,11 +53,19 @@ class ServerConfig:
     Raises ValueError, naming the field first, for a value out of range.
     """
 
-    host: Annotated[str, Flag("address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Flag("port (0: any free one; the ready line names it)")] = 50051
-    config: Annotated[Path | None, Flag("TOML file with tiers, applications and tenants")] = None
+    host: Annotated[str, Flag("address to listen on", section="listen")] = "127.0.0.1"
+    port: Annotated[
+        int, Flag("port (0: any free one; the ready line names it)", section="listen")
+    ] = 50051
+    config: Annotated[
+        Path | None, Flag("TOML file with tiers, applications and tenants", section="configuration")
+    ] = None
     admin_token_file: Annotated[
-        Path | None, Flag("file with the token whose bearer may explain every tenant's requests")
+        Path | None,
+        Flag(
+            "file with the token whose bearer may explain every tenant's requests",
+            section="identity",
+        ),
     ] = None
     generation_config: Annotated[
         str,
@@ -48,51 +73,80 @@ class ServerConfig:
             "sampling of requests that leave it out: auto, the checkpoint's"
             " generation_config.json, or none, the engine's own defaults",
             GENERATION_CONFIG,
+            section="model",
         ),
     ] = "auto"
     max_requests: Annotated[
-        int, Flag("most requests waiting or running; the last of them are for the important")
+        int,
+        Flag(
+            "most requests waiting or running; the last of them are for the important",
+            section="limits",
+        ),
     ] = 1024
     max_queued_tokens: Annotated[
         int,
         Flag(
             "most tokens of work waiting, prompt and output"
-            f" (0: {QUEUED_TOKENS:,} for each of max_requests)"
+            f" (0: {QUEUED_TOKENS:,} for each of max_requests)",
+            section="limits",
         ),
     ] = 0
-    max_message_bytes: Annotated[int, Flag("most bytes in one incoming message")] = 4 << 20
+    max_message_bytes: Annotated[
+        int, Flag("most bytes in one incoming message", section="limits")
+    ] = 4 << 20
     max_connections: Annotated[
-        int, Flag("most connections of a front end; fewer where file descriptors are few")
+        int,
+        Flag(
+            "most connections of a front end; fewer where file descriptors are few",
+            section="listen",
+        ),
     ] = 1000
     max_streams: Annotated[
         int,
-        Flag(f"most calls at once on one connection (0: --max-requests and {SPARE_STREAMS} more)"),
+        Flag(
+            f"most calls at once on one connection (0: --max-requests and {SPARE_STREAMS} more)",
+            section="listen",
+        ),
     ] = 0
-    idle_s: Annotated[float, Flag("seconds without a call after which a connection is closed")] = (
-        300.0
-    )
+    idle_s: Annotated[
+        float, Flag("seconds without a call after which a connection is closed", section="listen")
+    ] = 300.0
     handshake_s: Annotated[
-        float, Flag("seconds in which a new connection must have begun to speak HTTP/2")
+        float,
+        Flag("seconds in which a new connection must have begun to speak HTTP/2", section="listen"),
     ] = 10.0
     write_timeout_s: Annotated[
         float,
-        Flag("seconds in which a client must take a message, else its call ends"),
+        Flag("seconds in which a client must take a message, else its call ends", section="limits"),
     ] = 60.0
     receive_timeout_s: Annotated[
         float,
-        Flag("seconds in which a call's message must have come, else the call ends"),
+        Flag(
+            "seconds in which a call's message must have come, else the call ends", section="limits"
+        ),
     ] = 60.0
     read_s: Annotated[
-        float, Flag("CPU seconds that a message may take to parse, render and tokenize")
+        float,
+        Flag("CPU seconds that a message may take to parse, render and tokenize", section="limits"),
     ] = 5.0
-    drain_s: Annotated[float, Flag("seconds that running calls get after SIGTERM")] = 30.0
+    drain_s: Annotated[
+        float, Flag("seconds that running calls get after SIGTERM", section="lifetime")
+    ] = 30.0
     until_eof: Annotated[
-        bool, Flag("drain when standard input ends, as with the program that holds its other end")
+        bool,
+        Flag(
+            "drain when standard input ends, as with the program that holds its other end",
+            section="lifetime",
+        ),
     ] = False
-    frontends: Annotated[int, Flag("front-end processes that share the port")] = 1
-    metrics_port: Annotated[int, Flag("port of the Prometheus metrics (0: none)")] = 0
-    log_format: Annotated[str, Flag("auto: json unless a terminal reads", LOG_FORMATS)] = "auto"
-    log_level: Annotated[str, Flag("least level logged", LOG_LEVELS)] = "info"
+    frontends: Annotated[int, Flag("front-end processes that share the port", section="listen")] = 1
+    metrics_port: Annotated[
+        int, Flag("port of the Prometheus metrics (0: none)", section="metrics")
+    ] = 0
+    log_format: Annotated[
+        str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
+    ] = "auto"
+    log_level: Annotated[str, Flag("least level logged", LOG_LEVELS, section="logs")] = "info"
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -145,8 +199,10 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may"
         " name any.",
     )
-    for config in (ServerConfig, EngineConfig):
-        add_flags(parser, config, shows_defaults=True)
+    for section, about in SECTIONS.items():
+        group = parser.add_argument_group(section, about)
+        for config in (ServerConfig, EngineConfig):
+            add_flags(group, config, shows_defaults=True, section=section)
     given = parser.parse_args(argv)
     try:
         return make(ServerConfig, given, engine=make(EngineConfig, given))

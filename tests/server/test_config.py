@@ -19,7 +19,8 @@ from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.driving.assemble import assemble
 from engine.embedded import FOLDER
-from server.config import ServerConfig, parse
+from engine.flags import flags_of
+from server.config import SECTIONS, ServerConfig, parse
 
 PROFILE = LatencyProfile("test", (Segment(UNBOUNDED, 1e-3),))
 
@@ -95,6 +96,31 @@ def test_help_says_what_holds_where_a_flag_is_left_out(
                 if value is not None and not isinstance(value, bool):
                     told = "(default" in flag.help or f"{flag.help} (default: {value})" in said
                     assert told, name
+
+
+def test_every_flag_has_a_section() -> None:
+    """By it help is grouped, and a configuration file has tables."""
+    for config in (ServerConfig, EngineConfig):
+        for name, flag in flags_of(config).items():
+            assert flag.section in SECTIONS, f'{name}: Flag(..., section="one of config.SECTIONS")'
+
+
+def test_help_has_every_flag_once_in_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said, place = capsys.readouterr().out, ""
+    found = []
+    for line in said.splitlines():
+        if line.endswith(":") and line[:-1] in SECTIONS:
+            place = line[:-1]
+        elif line.startswith("  --"):
+            found.append((place, line.split()[0].rstrip(",")))
+    wanted = [
+        (flag.section, f"--{name.replace('_', '-')}")
+        for config in (ServerConfig, EngineConfig)
+        for name, flag in flags_of(config).items()
+    ]
+    assert sorted(each for each in found if each[0]) == sorted(wanted)
 
 
 def test_engine_flags_that_take_no_value_and_paths() -> None:
