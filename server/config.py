@@ -7,8 +7,10 @@ included. Durations in seconds.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,7 @@ from engine.config import EngineConfig
 from engine.flags import Flag, add_flags, make
 from engine.tiers_file import MOST_NAME_BYTES
 
+MONITORING = Path(__file__).parent / "monitoring"  # what operators load into their own tools
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -187,6 +190,14 @@ class ServerConfig:
         return self.max_streams or self.max_requests + SPARE_STREAMS
 
 
+class _WholePaths(argparse.HelpFormatter):
+    """Breaks no path at its hyphens, so that it can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        whole = partial(textwrap.fill, break_on_hyphens=False, break_long_words=False)
+        return whole(text, width, initial_indent=indent, subsequent_indent=indent)
+
+
 def parse(argv: Sequence[str]) -> ServerConfig:
     """Returns the configuration that a command line asks for. Exits with a usage line for a bad
     one.
@@ -195,9 +206,11 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         prog="niyama-server",
         usage="niyama-server [FLAGS]  (--help lists them)",
         description="Serves one model, many latency targets, one queue.",
+        formatter_class=_WholePaths,
         epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at"
         f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may"
-        " name any.",
+        " name any. Alert rules for Prometheus are in"
+        f" {MONITORING}.".replace("%", "%%"),
     )
     for section, about in SECTIONS.items():
         group = parser.add_argument_group(section, about)
