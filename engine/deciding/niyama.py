@@ -401,7 +401,8 @@ class Niyama(Policy):
         return min(self._step_s, self._response_s)
 
     def hold(self, running: Streams, work: Work, now: float) -> list[Sequence]:
-        load = self._promises.load(now)
+        # Nobody sits out for the prefills of who has asked for more than its part.
+        load = 0.0 if self._promises.has(BEYOND) else self._promises.load(now)
         return self._chunking.hold(running, work, now, load, self._prefills_go)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:

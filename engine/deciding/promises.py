@@ -55,6 +55,10 @@ class Promises:
         self.all.remove(sequence)
         self._present[sequence.importance] -= 1
 
+    def has(self, importance: int) -> bool:
+        """Says whether anybody is promised who counts as that important."""
+        return self._present[importance] > 0
+
     def load(self, now: float) -> float:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
         from `now` on leaves; 0 if nobody waits, inf if not all can be on time.

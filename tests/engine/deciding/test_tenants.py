@@ -259,3 +259,24 @@ def test_who_gives_way_for_its_tenant_s_sake_is_told_so() -> None:
     assert all(m.sequence is not other for m in policy.review(0.0))
     assert any("its tenant has asked for more than its part" in m.told for m in moves)
     assert not any("other" in m.told.replace("others", "").replace("another", "") for m in moves)
+
+
+def test_nobody_sits_out_for_prefills_of_who_asks_for_too_much() -> None:
+    """The same work waits in both policies, a minute of it that leaves no slack; but in one all of
+    it is a single tenant's, beside another that has asked for less.
+    """
+    streams = Streams([make_stream(interactive(9.0, 0.1), 9.0), make_stream(deadline(60.0), 60.0)])
+    sitting = []
+    for tenants in (["flood"], [f"t{i}" for i in range(20)]):
+        policy = make_replica("niyama").scheduler.policy
+        assert isinstance(policy, Niyama)
+        policy.enter(make_sequence(targets=deadline(60.0), tenant="other"), 0.0)
+        for i in range(20):
+            tenant = tenants[i % len(tenants)]
+            policy.enter(
+                make_sequence(f"{i}", targets=deadline(9.0), tenant=tenant, prompt=9000), 0.0
+            )
+        policy.launched([(make_sequence("chunk"), 1)])
+        sitting.append(policy.hold(streams, decodes_only(streams), 0.0))
+    batch = next(s for s in streams if s.request.targets.ttlt_s is not None)
+    assert sitting == [[], [batch]]
