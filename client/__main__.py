@@ -34,6 +34,7 @@ from client.values import (
     Tokens,
 )
 
+SERVER = "NIYAMA_SERVER"
 TOKEN_FILE = "NIYAMA_TOKEN_FILE"
 
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
@@ -123,7 +124,10 @@ def _parse(argv: Sequence[str]) -> _Asked:
     """
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
-        "--server", default=DEFAULT_SERVER, metavar="HOST:PORT", help="default %(default)s"
+        "--server",
+        default=os.environ.get(SERVER) or DEFAULT_SERVER,
+        metavar="HOST:PORT",
+        help=f"default: ${SERVER}, or {DEFAULT_SERVER}",
     )
     common.add_argument("--tenant", metavar="NAME", help="on whose behalf to call")
     common.add_argument(

@@ -209,7 +209,7 @@ def parse(argv: Sequence[str]) -> ServerConfig:
         formatter_class=_WholePaths,
         epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at"
         f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may"
-        " name any. Alert rules for Prometheus are in"
+        " name any. Alerts for Prometheus and a dashboard for Grafana are in"
         f" {MONITORING}.".replace("%", "%%"),
     )
     for section, about in SECTIONS.items():

@@ -59,6 +59,15 @@ async def test_info_shows_the_tiers(address: str, capsys: Capture) -> None:
     assert "standard: TTLT 30,000.0 ms, importance normal  (default)" in output
 
 
+async def test_the_environment_may_name_the_server(
+    address: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIYAMA_SERVER", address)
+    assert await run("info") == 0
+    assert await run("info", "--server", "127.0.0.1:1") == 1
+    assert "127.0.0.1:1: " in capsys.readouterr().err
+
+
 async def test_info_shows_the_sampling_of_requests_that_state_none(
     address: str, capsys: Capture
 ) -> None:

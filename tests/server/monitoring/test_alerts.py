@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from server.config import parse
-from tests.server.monitoring.prometheus import FOLDER, RULES, alerts, promtool
+from tests.server.monitoring.prometheus import FOLDER, README, RULES, alerts, promtool
 
 INSTANCE = {"instance": "a:9464", "job": "niyama"}
-FILES = ("alerts.yml", "prometheus.yml", "recording.yml")
-README = Path(__file__).parents[3] / "server" / "README.md"
+FILES = ("alerts.yml", "grafana-dashboard.json", "prometheus.yml", "recording.yml")
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ SCENARIOS = (
 def test_help_says_where_the_files_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"])
-    named = re.search(r"Prometheus are in\s+(\S+)\.\n", capsys.readouterr().out)
+    named = re.search(r"Grafana are in\s+(\S+)\.\n", capsys.readouterr().out)
     assert named
     assert Path(named[1]) == FOLDER
     assert {path.name for path in FOLDER.iterdir()} == set(FILES)
