@@ -128,6 +128,14 @@ class EngineConfig:
     decision_log: Annotated[
         Path | None, Flag("JSONL file that gets every decision (default: none)", section="logs")
     ] = None
+    decision_log_mib: Annotated[
+        int,
+        Flag("MiB after which the decision log is numbered and another begun", section="logs"),
+    ] = 100
+    decision_log_files: Annotated[
+        int,
+        Flag("most files of the decision log, the open one among them", section="logs"),
+    ] = 10
     record_capacity: Annotated[int, Flag("requests that Explain remembers", section="logs")] = (
         _SCHEDULER.record_capacity
     )
@@ -183,7 +191,8 @@ class EngineConfig:
     pinned: Pinned | None = None  # of the engine whose place this one takes
 
     def __post_init__(self) -> None:
-        for name in ("chunk_size", "max_batch_size", "page_size"):
+        sizes = ("chunk_size", "max_batch_size", "page_size")
+        for name in (*sizes, "decision_log_mib", "decision_log_files"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("kv_memory_mib", "context_len", "torch_threads", "record_capacity"):

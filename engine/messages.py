@@ -19,6 +19,7 @@ from engine.checkpoint.options import Choices
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
 from engine.deciding.questions import Question
+from engine.deciding.record import Unserved
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
 from engine.tiers import Tier
@@ -75,7 +76,31 @@ class Ask(NamedTuple):
     question: Question[Any]
 
 
-Command = Submit | Cancel | Ask
+class Describe(NamedTuple):
+    """What the service is configured as, in values that JSON has: for the decision log, which says
+    it first of all.
+    """
+
+    service: dict[str, Any]
+
+
+class Tell(NamedTuple):
+    """A call, or a flood of calls, ended before the engine was given its requests. Nothing answers
+    it: it is for the record.
+    """
+
+    call: Unserved
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        request, *rest = self.call
+        return _tell, (Submit(request), *rest)
+
+
+def _tell(submit: Submit, *rest: Any) -> Tell:
+    return Tell(Unserved(submit.request, *rest))
+
+
+Command = Submit | Cancel | Ask | Describe | Tell
 
 
 class Failure(Enum):

@@ -11,8 +11,10 @@ from typing import Protocol
 import structlog
 
 from engine import tiers_file
+from engine.decision_log import Service
 from engine.messages import EngineInfo
 from engine.processes import collector
+from engine.tiers import Tiers
 from server.admission.ledger import Ledger, linked
 from server.config import ServerConfig
 from server.ending import Ending
@@ -39,6 +41,10 @@ class FrontEnds(Protocol):
 
     def engine_ready(self, info: EngineInfo) -> None:
         """Tells them that an engine can serve, the first or one that takes a lost one's place."""
+
+    @property
+    def tiers(self) -> Tiers:
+        """The tiers that hold now."""
 
     def show_health(self) -> None:
         """Tells them that the engine is lost, may have stopped, or has not."""
@@ -74,12 +80,30 @@ class Server:
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
         self.engine = ServerEngine(
             config,
-            lambda info: self.front_ends.engine_ready(info),
+            self._engine_ready,
             lambda: self.front_ends.show_health(),
         )
         self.engine.registry.register(QueueMetrics(self.ledger.admission))
         self.front_ends = _front_ends(config, self.engine, self.ledger)
         self.port = 0
+
+    def reconfigure(self, text: str) -> list[str]:
+        """Takes another text of the configuration file: returns what differs. Raises ValueError,
+        and then all is as before.
+        """
+        changes = self.front_ends.reconfigure(text)
+        self._describe()
+        return changes
+
+    def _engine_ready(self, info: EngineInfo) -> None:
+        self.front_ends.engine_ready(info)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Tells the engine what its decision log is to say of the service."""
+        tiers, config = self.front_ends.tiers, self.config
+        limits = config.max_requests, config.most_queued_tokens
+        self.engine.link.describe(Service.of(tiers, *limits).described())
 
     async def start(self) -> EngineInfo:
         """Listens, then waits for the engine. Raises StartError."""
@@ -191,7 +215,7 @@ async def _reload_when_asked(server: Server, asked: asyncio.Event) -> None:
             log.info("SIGHUP ignored", note="there is no --config to read again")
             continue
         try:
-            changes = server.front_ends.reconfigure(await asyncio.to_thread(tiers_file.read, path))
+            changes = server.reconfigure(await asyncio.to_thread(tiers_file.read, path))
         except ValueError as error:
             log.error("configuration not read", reason=str(error))
         else:

@@ -59,6 +59,7 @@ class Call:
         self.generates = rpc in GENERATING
         self.arrived_at = arrived_at
         self.context = context
+        self.num_bytes = len(raw)
         self.raw = raw  # its message, until that has been read: nobody else is to hold on to it
         self.request_id = ""
         self.tenant = ""

@@ -44,6 +44,7 @@ class Calls:
         self._uploads = uploads
         self._num_calls = 0
         self._is_draining = False
+        self.on_over: Callable[[Call], None] = lambda call: None  # is told of each that is closed
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -123,6 +124,7 @@ class Calls:
             raise
         finally:
             call.close()
+            self.on_over(call)
             delivery.pending = call  # of which gRPC may still have something to send
             self._metrics.in_flight.dec(call.generates)
             self._num_calls -= 1

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
+from engine.tiers import Tiers
 from proto.niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
@@ -113,6 +114,11 @@ class FrontEnd:
     async def ready(self) -> None:
         """Returns when an engine has been ready."""
         await self._has_served.wait()
+
+    @property
+    def tiers(self) -> Tiers:
+        """Returns the tiers that hold now."""
+        return self._configuration.tiers
 
     def show_health(self) -> None:
         """Says by health whether it serves. To be called when that may have changed."""

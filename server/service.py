@@ -6,7 +6,9 @@ message before, and ends the call afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -39,6 +41,7 @@ from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
 from server.reading.prompts import Prompts
+from server.unserved import UnservedCalls, unserved
 from server.violations import InvalidRequest, Violation
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Inference"]
@@ -75,6 +78,8 @@ class InferenceService:
         self._ledger = ledger
         self._admin = admin
         self.calls = calls
+        self.calls.on_over = self._over
+        self._unserved = UnservedCalls(engine.tell, _later)
         self.tiers = tiers
         self.info: EngineInfo | None = None  # of the last engine that was ready
 
@@ -87,7 +92,8 @@ class InferenceService:
         self._prompts.start()
 
     async def stop(self) -> None:
-        """Ends the processes that read long messages."""
+        """Ends the processes that read long messages, and tells the engine what is untold."""
+        self._unserved.flush()
         await self._prompts.stop()
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -171,6 +177,11 @@ class InferenceService:
         return outbound.to_explanation(timeline)
 
     # What they share
+
+    def _over(self, call: Call) -> None:
+        """Tells the engine of a call whose requests it never had."""
+        for each in unserved(call, self._sampling.max_tokens, time.monotonic()):
+            self._unserved.add(each)
 
     def _caller(self, call: Call) -> Caller:
         """Returns whose turn and whose quota the call takes."""
@@ -274,6 +285,10 @@ class InferenceService:
         """
         found = next(filter(self._tokenizer.spelling.of, prompt), None)
         return () if found is None else (found,)
+
+
+def _later(seconds: float, function: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, function)
 
 
 async def _stream(call: Call) -> None:

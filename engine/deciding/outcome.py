@@ -1,10 +1,32 @@
-"""What became of a request: its timings, and which targets it met."""
+"""What became of a request: its timings, which targets it met, and its fate in a word."""
 
 from __future__ import annotations
 
+from enum import Enum
+
 from engine.deciding.plan import Finished, Timings
-from engine.deciding.request import TargetKind
+from engine.deciding.request import Request, TargetKind
 from engine.deciding.sequence import FinishReason, Sequence
+
+
+class Fate(Enum):
+    """What became of a request, as the decision log names it."""
+
+    ON_TIME = "on_time"  # it ended by itself, and every target was met
+    LATE = "late"  # it ended by itself, or its caller left when it was overdue
+    EXPIRED = "expired"  # its own deadline passed
+    REFUSED = "refused"  # there was no place for it, or it gave its place to others
+    CANCELLED = "cancelled"  # its caller left with nothing overdue
+    FAILED = "failed"
+    BEST_EFFORT = "best_effort"  # it ended by itself, and had no target
+
+
+_FATES = {
+    FinishReason.TIMEOUT: Fate.EXPIRED,
+    FinishReason.DISPLACED: Fate.REFUSED,
+    FinishReason.REJECTED: Fate.REFUSED,
+    FinishReason.ERROR: Fate.FAILED,
+}
 
 # What `Finished.detail` says of an ERROR.
 CHOICE = "no token is left to pick: min_tokens forbids all that the model gives a chance"
@@ -55,6 +77,17 @@ def finished(sequence: Sequence, now: float, detail: str = "", retry_s: float = 
         detail=detail,
         retry_s=retry_s,
     )
+
+
+def fate(request: Request, event: Finished, now: float) -> Fate:
+    """Returns what became of a request that has ended at `now`, as far as the engine knows it."""
+    if event.reason in _FATES:
+        return _FATES[event.reason]
+    if event.reason is FinishReason.CANCELLED:
+        return Fate.LATE if now > request.token_due_at(event.output_tokens + 1) else Fate.CANCELLED
+    if request.targets.kind is TargetKind.BEST_EFFORT:
+        return Fate.BEST_EFFORT
+    return Fate.ON_TIME if is_on_time(event) else Fate.LATE
 
 
 def is_on_time(event: Finished) -> bool:

@@ -7,19 +7,24 @@ MAX_DECISIONS entries: from then on each further one is told together with the l
 that a timeline stays complete in its sums. Besides, the last notable decisions of all requests are
 kept (notable.py).
 
-A sink, where one is given, gets each entry as a plain dict, those of forgotten requests too. With
-neither capacity nor sink, the record is off and costs next to nothing. Instants and durations are
-in seconds.
+A sink, where one is given, gets each entry as a plain dict, those of forgotten requests too. It is
+told besides what each request asked for ("arrived") and how it fared ("finished"), and of calls
+that were refused before they came here, so that its entries alone say what was asked of the engine
+and what it made of that. With neither capacity nor sink, the record is off and costs next to
+nothing. Instants and durations are in seconds.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import NotableDecisions
+from engine.deciding.outcome import Fate, fate
 from engine.deciding.plan import Finished, Plan, Timings
 from engine.deciding.request import Request, TargetKind, Targets, key_of, named_by
 from engine.deciding.sequence import FinishReason, Sequence
@@ -27,8 +32,10 @@ from engine.deciding.sequence import FinishReason, Sequence
 MAX_DECISIONS = 200
 MAX_TENANTS_TOLD = 5
 GAVE_PLACE = "it gave its place to more important work"
+IN_FLIGHT = "in flight"
 
-Entry = dict[str, str | float]  # what a sink gets
+Entry = dict[str, Any]  # what a sink gets: values that JSON has
+NOTHING: Mapping[str, Any] = {}
 Ids = OrderedDict[str, None]  # of requests, the oldest first
 
 
@@ -43,13 +50,29 @@ class Decision:
     predicted_at: float | None = None
 
 
+class Unserved(NamedTuple):
+    """A call that ended before the engine had its requests. Of a flood, `num_calls` calls of one
+    tier, importance and share are told as one, from `request`, the first of them, until `until`:
+    its prompt and `max_tokens` are then the means of all, and it has no name.
+
+    The prompt is a `range`: as long as it was, or is estimated to have been.
+    """
+
+    request: Request
+    fate: Fate
+    reason: str  # as metrics and logs name it
+    detail: str = ""
+    until: float = 0.0  # when it ended
+    num_calls: int = 1
+
+
 @dataclass(slots=True)
 class Timeline:
     """What is remembered of one request; of its prompt that is only the length."""
 
     request: Request
     decisions: list[Decision] = field(default_factory=list)
-    summary: str = "in flight"
+    summary: str = IN_FLIGHT
 
 
 class DecisionLog:
@@ -136,20 +159,39 @@ class DecisionLog:
         timeline = self._timelines.get(request_id)
         if timeline is not None:
             _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
+        self._tell(request_id, at, kind, detail, predicted_at, values)
+
+    def _tell(
+        self,
+        request_id: str,
+        at: float,
+        kind: str,
+        detail: str = "",
+        predicted_at: float | None = None,
+        values: Mapping[str, Any] = NOTHING,
+    ) -> None:
+        """Tells the sink, where there is one."""
+        if self._sink is None:
+            return
+        tenant, name = named_by(request_id)
+        entry: Entry = {"kind": kind, "request_id": name, "tenant": tenant, "at": at}
+        entry["detail"] = detail
+        if predicted_at is not None:
+            entry["predicted_at"] = predicted_at
+        entry.update(values)
+        self._sink(entry)
+
+    def _arrived(self, request: Request) -> None:
+        """Tells the sink what was asked for."""
         if self._sink is not None:
-            tenant, name = named_by(request_id)
-            entry: Entry = {"request_id": name, "tenant": tenant, "at": at}
-            entry |= {"kind": kind, "detail": detail}
-            if predicted_at is not None:
-                entry["predicted_at"] = predicted_at
-            entry.update(values)
-            self._sink(entry)
+            self._tell(request.id, request.arrived_at, "arrived", values=_asked(request))
 
     def admitted(self, request: Request, expected: Forecast, at: float) -> None:
         """A request came in, and this is expected of it."""
         if self._is_off:
             return
         self.open(request)
+        self._arrived(request)
         if request.attempt > 1:
             self.note(request.id, at, "restarted", "the engine process that had it was lost")
         self.note(
@@ -169,7 +211,33 @@ class DecisionLog:
         if self._is_off:
             return
         self.open(request)
+        self._arrived(request)
         self.close(request, event, at)
+
+    def unserved(self, call: Unserved) -> None:
+        """A call ended before its requests came here. One whose id is in flight is told to the sink
+        alone: the timeline is that of who has the id now.
+        """
+        if self._is_off:
+            return
+        request, is_refused = call.request, call.fate is Fate.REFUSED
+        kind = "refused" if is_refused else "finished"
+        values: Entry = {"result": call.fate.value, "reason": call.reason}
+        if call.num_calls > 1:
+            values |= {"count": call.num_calls, "since": request.arrived_at} | _asked(request)
+            self._tell(request.id, call.until, kind, call.detail, values=values)
+            return
+        self._arrived(request)
+        self._tell(request.id, call.until, kind, call.detail, values=values)
+        known = self._timelines.get(request.id)
+        if is_refused:
+            self.notable.add(request, call.until, kind, call.detail or call.reason)
+        if self._capacity and (known is None or known.summary != IN_FLIGHT):
+            self.open(request)
+            timeline = self._timelines[request.id]
+            timeline.decisions.append(Decision(call.until, kind, call.detail or call.reason, {}))
+            said = "Refused on arrival" if is_refused else f"Ended before it began ({call.reason})"
+            timeline.summary = f"{said}: {call.detail}." if call.detail else f"{said}."
 
     def moved(
         self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
@@ -226,16 +294,54 @@ class DecisionLog:
         """A request ended: its timeline gets a summary."""
         if self._is_off:
             return
+        detail = ": ".join(filter(None, (event.reason.value, event.detail)))
+        values = {"output_tokens": event.output_tokens}
         timeline = self._timelines.get(event.request_id) or Timeline(request)
         timeline.summary = summary(timeline, event)
+        _append(timeline.decisions, Decision(at, "finished", detail, values))
         self.notable.add_end(request, event, at, timeline.summary)
-        self.note(
-            event.request_id,
-            at,
-            "finished",
-            ": ".join(filter(None, (event.reason.value, event.detail))),
-            output_tokens=event.output_tokens,
-        )
+        if self._sink is not None:
+            fared = _fared(request, event, at)
+            self._tell(event.request_id, at, "finished", detail, values=fared)
+
+
+def _asked(request: Request) -> Entry:
+    """Returns what a request asks for, without what it says nothing of."""
+    targets = request.targets
+    max_gap = targets.max_gap
+    said = {
+        "tier": request.tier,
+        "application": request.application,
+        "importance": request.importance.name.lower(),
+        "share": request.share.name,
+        "ttft_s": targets.ttft_s,
+        "tbt_s": targets.tbt_s,
+        "ttlt_s": targets.ttlt_s,
+        "max_gap": "inf" if max_gap == math.inf else max_gap,
+        "target_source": request.target_source or None,
+        "prompt_tokens": len(request.prompt),
+        "max_tokens": request.sampling.max_tokens,
+        "timeout_s": request.timeout_s,
+        "attempt": request.attempt if request.attempt > 1 else None,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _fared(request: Request, event: Finished, at: float) -> Entry:
+    """Returns how a request that has ended fared."""
+    timings = event.timings
+    return {
+        "result": fate(request, event, at).value,
+        "reason": event.reason.value,
+        "output_tokens": event.output_tokens,
+        "cached_tokens": event.cached_tokens,
+        "ttft_s": timings.ttft_s,
+        "worst_tbt_s": timings.worst_tbt_s,
+        "ttlt_s": timings.ttlt_s,
+        "lived_s": at - request.arrived_at,
+        "relegated": event.relegated,
+        "preemptions": event.num_preemptions,
+    }
 
 
 def _possible_ids(name: str, tenant: str) -> Iterator[str]:

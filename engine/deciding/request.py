@@ -183,6 +183,7 @@ class Request:
     target_source: str = ""  # what stated the targets, for the record: "request", "tier", ...
     share: Share = EVERYBODY_ELSE
     attempt: int = 1  # 2: the engine process that had it was lost before any of it was seen
+    timeout_s: float | None = None  # from its arrival to the call's own deadline, for the record
 
     def __post_init__(self) -> None:
         if not len(self.prompt):

@@ -40,7 +40,7 @@ from engine.deciding.planner import Planner
 from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
-from engine.deciding.record import DecisionLog, Entry, Timeline
+from engine.deciding.record import DecisionLog, Entry, Timeline, Unserved
 from engine.deciding.request import Request, Sampling
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -355,6 +355,10 @@ class Scheduler:
         when none is remembered, ValueError when several tenants' are.
         """
         return self.record.find(request_id, tenant)
+
+    def unserved(self, call: Unserved) -> None:
+        """Takes note of a call, or a flood of calls, that ended before its requests came here."""
+        self.record.unserved(call)
 
     def recent(self, most: int) -> tuple[Notable, ...]:
         """Returns the last notable decisions, `most` of each kind, the newest first."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from importlib.metadata import version
+from typing import Any
 
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.options import Choices
@@ -13,10 +15,11 @@ from engine.deciding.plan import Executor
 from engine.deciding.policies import longest_gap
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
+from engine.decision_log import Service, number
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
 from engine.messages import Calibration, EngineInfo, Pinned
-from engine.tiers import propose
+from engine.tiers import Tier, propose
 
 
 def assemble(
@@ -39,8 +42,9 @@ def assemble(
     anew. Raises ValueError for a decision log that cannot be opened.
     """
     context_len = context_length(config, model)
-    decisions = _decision_file(config)
     before = config.pinned
+    tiers = propose(profile, config.max_batch_size, context_len)
+    decisions = _decision_file(config, _described(config, profile, num_pages, context_len, tiers))
     latency = LatencyModel(profile, learnt=() if before is None else before.learnt)
     scheduler = Scheduler(
         _scheduler_config(config, num_pages, context_len),
@@ -62,7 +66,7 @@ def assemble(
         pid=os.getpid(),
         eos_token_ids=frozenset(model.eos_ids),
         context_note=model.context_note,
-        tiers=propose(profile, config.max_batch_size, context_len),
+        tiers=tiers,
         calibration=calibration,
         compile_note=compile_note,
         max_gap=longest_gap(config.policy, config.niyama()),
@@ -77,13 +81,49 @@ def context_length(config: EngineConfig, model: ModelConfig) -> int:
     return min(config.context_len or model.max_positions, model.max_positions)
 
 
-def _decision_file(config: EngineConfig) -> DecisionFile | None:
+def _decision_file(config: EngineConfig, engine: dict[str, Any]) -> DecisionFile | None:
     """Returns the decision log that the operator asked for. Raises ValueError where it cannot be
     opened.
     """
     if config.decision_log is None:
         return None
-    return DecisionFile(config.decision_log, time.time() - time.monotonic())
+    return DecisionFile(
+        config.decision_log,
+        time.time() - time.monotonic(),
+        engine,
+        config.decision_log_mib << 20,
+        config.decision_log_files,
+    )
+
+
+def _described(
+    config: EngineConfig,
+    profile: LatencyProfile,
+    num_pages: int,
+    context_len: int,
+    tiers: tuple[Tier, ...],
+) -> dict[str, Any]:
+    """Returns what the decision log says of the engine, with the tiers that hold until the service
+    has told its own.
+    """
+    return {
+        "version": version("niyama"),
+        "model": config.served_name,
+        "policy": config.policy,
+        "chunk_size": config.chunk_size,
+        "max_gap": number(config.max_gap),
+        "reserve": config.reserve,
+        "relegation_allowance": config.relegation_allowance,
+        "background_share": config.background_share,
+        "longest_wait_s": number(config.longest_wait_s),
+        "kv_tokens": num_pages * config.page_size,
+        "page_size": config.page_size,
+        "context_len": context_len,
+        "max_batch_size": config.max_batch_size,
+        "started_unix_s": round(time.time(), 6),
+        "profile": profile.to_dict(),
+        **Service(tiers, tiers[0].name).described(),
+    }
 
 
 def _scheduler_config(config: EngineConfig, num_pages: int, context_len: int) -> SchedulerConfig:

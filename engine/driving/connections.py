@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.messages import Ask, Cancel, Command, EngineInfo, Ready, Report
+from engine.messages import Ask, Cancel, Command, Describe, EngineInfo, Ready, Report, Tell
 from engine.processes.door import let_in
 from engine.processes.frames import Unpacker, pack
 
@@ -201,6 +201,8 @@ class Connections:
             return command._replace(question_id=self._num_questions)
         if isinstance(command, Cancel):
             return self._route_cancel(connection, command)
+        if isinstance(command, Describe | Tell):
+            return command
         request_id = command.request.id
         if request_id not in self._in_flight:
             self._in_flight[request_id] = connection

@@ -26,7 +26,7 @@ from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
 from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
-from engine.deciding.record import Timeline
+from engine.deciding.record import Timeline, Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import EngineStats, SchedulerStats
@@ -35,12 +35,14 @@ from engine.messages import (
     Ask,
     Cancel,
     Command,
+    Describe,
     EngineInfo,
     Failure,
     Pinned,
     Reply,
     Report,
     Submit,
+    Tell,
 )
 
 SIGN_OF_LIFE_S = 1.0  # a loop that works reports at least this often
@@ -68,6 +70,8 @@ class Scheduler(Protocol):
     def stats(self) -> SchedulerStats: ...
 
     def explain(self, request_id: str, tenant: str | None) -> Timeline: ...
+
+    def unserved(self, call: Unserved) -> None: ...
 
     def recent(self, most: int) -> tuple[Notable, ...]: ...
 
@@ -216,6 +220,11 @@ class EngineLoop:
                 report.add(self._submit(command.request, now))
             elif isinstance(command, Cancel):
                 report.add(self._scheduler.cancel(command.request_id, command.reason, now))
+            elif isinstance(command, Tell):
+                self._scheduler.unserved(command.call)
+            elif isinstance(command, Describe):
+                if self._decisions is not None:
+                    self._decisions.describe(command.service, now)
             else:
                 report.replies.append(self._reply(command, now))
         return report

@@ -15,11 +15,23 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 from engine.deciding.questions import AnswerT, Question
+from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.streams import RequestStream, Streams
-from engine.messages import Ask, Cancel, EngineInfo, Failed, Ready, Reply, Report, Submit
+from engine.messages import (
+    Ask,
+    Cancel,
+    Describe,
+    EngineInfo,
+    Failed,
+    Ready,
+    Reply,
+    Report,
+    Submit,
+    Tell,
+)
 from engine.processes.wire import Wire, open_wire
 
 
@@ -233,6 +245,18 @@ class EngineLink:
         elif request_id in self._streams and self._wire is not None:
             self._streams.in_flight.discard(request_id)
             self._wire.post(Cancel(request_id, reason))
+
+    def describe(self, service: dict[str, Any]) -> None:
+        """Tells an engine that serves how the service is configured, for its decision log."""
+        if self.info is not None and self._wire is not None:
+            self._wire.post(Describe(service))
+
+    def tell(self, call: Unserved) -> None:
+        """Tells the engine's record of a call that ended before the engine had its requests. While
+        no engine serves, nobody keeps a record.
+        """
+        if self.info is not None and self._wire is not None:
+            self._wire.post(Tell(call))
 
     async def ask(self, question: Question[AnswerT]) -> AnswerT:
         """Returns the engine's answer. Raises EngineLost, or Unanswered with the reason."""

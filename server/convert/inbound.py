@@ -38,6 +38,8 @@ MAX_N = 16
 SEED_BITS = 64
 MAX_DURATION_S = 315_576_000_000  # by the definition of google.protobuf.Duration
 
+_LEAST_TIMEOUT_S = 1e-3  # of a call whose deadline has passed when it is read
+
 _FLOATS = (
     "temperature",
     "top_p",
@@ -75,6 +77,7 @@ class Asked:
     quality: Resolved
     tenant: str = ""
     share: Share = EVERYBODY_ELSE
+    timeout_s: float | None = None  # from the call's arrival to its deadline
 
 
 class Limits(NamedTuple):
@@ -123,6 +126,7 @@ def read_generate(
         quality=quality,
         tenant=tenant,
         share=tiers.share_of(tenant),
+        timeout_s=None if timeout_s is None else max(_LEAST_TIMEOUT_S, timeout_s),
     )
 
 
@@ -341,6 +345,7 @@ def engine_requests(
             tenant=asked.tenant,
             target_source=quality.source.value,
             share=asked.share,
+            timeout_s=asked.timeout_s,
         )
         for i in range(asked.n)
     ]

@@ -32,6 +32,7 @@ from engine.processes.spawn import spawn
 from engine.processes.standard_streams import DROPPED
 from engine.processes.watch import Condition, Watch
 from engine.processes.wire import Wire, open_wire
+from engine.tiers import Tiers
 from server.admin import Admin
 from server.admission.ledger import FrontEndCalls, Ledger
 from server.config import ServerConfig, StartError
@@ -205,6 +206,11 @@ class Supervisor:
         self._configuration.propose(info.tiers)
         for front_end in self.processes.values():
             self._connect(front_end)
+
+    @property
+    def tiers(self) -> Tiers:
+        """Returns the tiers that hold now."""
+        return self._configuration.tiers
 
     def show_health(self) -> None:
         """Tells them what they cannot know by the end of their connection."""

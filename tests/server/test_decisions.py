@@ -12,9 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
+from engine.deciding.outcome import Fate
+from engine.decision_log import DecisionLogReader
 from proto.niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
+from server.unserved import MOST_PER_S
 from tests.server.conftest import BATCH, Running, within
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -46,11 +49,55 @@ async def serve_one(engine: EngineConfig) -> list[object]:
 async def test_the_decision_log_has_every_decision_a_line(tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     await serve_one(EngineConfig(factory="engine.driving.null:build", decision_log=path))
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    header, *entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert header["kind"] == "engine"
     assert {entry["request_id"] for entry in entries} == {"noted"}
     kinds = [entry["kind"] for entry in entries]
-    assert kinds == ["admitted", "chunk", "first_token", "finished"]
-    assert entries[0]["predicted_at"] >= entries[0]["at"]
+    assert kinds == ["arrived", "admitted", "chunk", "first_token", "finished"]
+    assert entries[1]["predicted_at"] >= entries[1]["at"]
+    assert "7, 8, 9" not in path.read_text(), "a prompt is in no log"
+
+
+async def test_the_decision_log_says_what_is_refused_before_the_engine_sees_it(
+    tmp_path: Path,
+) -> None:
+    """One at a time is let in. The first ten refusals or so are told one by one, a flood as sums;
+    and Explain knows of them.
+    """
+    path = tmp_path / "decisions.jsonl"
+    config = "[tiers.chat]\nttft_s = 0.5\ntbt_s = 0.5\n[tenants.acme]\nweight = 2\n"
+    (tmp_path / "config.toml").write_text('default_tier = "chat"\n' + config)
+    engine = EngineConfig(factory="engine.driving.null:build", decision_log=path)
+    told = ServerConfig(
+        port=0, engine=engine, max_requests=1, config=tmp_path / "config.toml", frontends=1
+    )
+    server = Server(told)
+    await within(server.start())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        running = Running(server, channel)
+        calls = [
+            asyncio.ensure_future(running.stub.Generate(asked(f"one-of-{i}", max_tokens=400)))
+            for i in range(2 * MOST_PER_S)
+        ]
+        ends = await within(asyncio.gather(*calls, return_exceptions=True))
+        num_refused = sum(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+        name = next(f"one-of-{i}" for i, end in enumerate(ends) if isinstance(end, Exception))
+        explained = await within(running.stub.Explain(pb.ExplainRequest(request_id=name)))
+        assert explained.summary.startswith("Refused on arrival: the queue is full")
+    await within(server.stop())
+    reader = DecisionLogReader([path])
+    requests = list(reader.requests())
+    assert reader.header is not None
+    assert reader.header.service.weights == {"acme": 2.0}
+    assert reader.header.service.max_requests == 1
+    assert [tier.name for tier in reader.header.service.tiers] == ["chat"]
+    assert sum(each.count for each in requests) == 2 * MOST_PER_S
+    refused = [each for each in requests if each.fate is Fate.REFUSED]
+    assert sum(each.count for each in refused) == num_refused > MOST_PER_S
+    assert len(refused) == MOST_PER_S + 1
+    assert {(each.tier, each.reason) for each in refused} == {("chat", "queue_full")}
+    assert {each.max_tokens for each in requests} == {400}
+    assert {each.fate for each in requests} - {Fate.REFUSED} == {Fate.ON_TIME}
 
 
 async def test_a_full_disk_costs_the_decision_log_and_nothing_else() -> None:

@@ -54,6 +54,9 @@ def make_request(
     application: str = "",
     sampling: Sampling | None = None,
     share: Share | None = None,
+    tier: str = "",
+    attempt: int = 1,
+    timeout_s: float | None = None,
 ) -> Request:
     """A request of a tenant that the operator has named, where `share` says nothing else."""
     return Request(
@@ -63,9 +66,12 @@ def make_request(
         at,
         targets,
         importance,
-        tenant=tenant,
-        application=application,
+        tier,
+        application,
+        tenant,
         share=Share(tenant) if share is None else share,
+        attempt=attempt,
+        timeout_s=timeout_s,
     )
 
 

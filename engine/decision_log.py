@@ -1,0 +1,459 @@
+"""What stands in a decision log, and how it is read.
+
+`engine.driving.decision_file` writes it: one JSON object per line, each with `kind`, `at` (seconds
+on the engine's clock), `unix_s` (the same instant in Unix time) and, but for the kind "engine",
+`request_id`, `tenant` and `detail`. By kind there stand besides:
+
+* `engine`, first in each file, and again where an engine begins or the service is configured
+  anew: what they are, its latency profile included (`Header`), so that a log can be simulated;
+* `arrived`: `tier` ("" where the targets are the caller's own), `application`, `importance`,
+  `share` (the tenant whose part of the engine it takes, "" for everybody's), `ttft_s`, `tbt_s`,
+  `ttlt_s`, `max_gap`, `target_source`, `prompt_tokens`, `max_tokens`, `timeout_s` (from the arrival
+  to the call's own deadline), `attempt` (2: begun again, as its engine was lost). A field that is
+  left out has no value;
+* `admitted`, `chunk`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
+  what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`;
+* `finished`, the last of each request: `result` (a `Fate`), `reason`, `output_tokens`,
+  `cached_tokens`, `ttft_s`, `worst_tbt_s`, `ttlt_s`, `lived_s`, `relegated`, `preemptions`. Of one
+  that ended before the engine saw it there are only `result` and `reason`;
+* `refused`, instead of `finished`, of one that the engine never saw since there was no place for
+  it: `result` and `reason`. Of a flood it says `count`, and has the fields of `arrived` with the
+  means of `prompt_tokens` and `max_tokens`; they came between `since` (on the engine's clock) and
+  `at`. The tier of a call that was refused before it was read is "unknown".
+
+A reader streams: of the entries only those of requests in flight are remembered, and of these no
+more than MOST_OPEN. Lines that a full disk or a sudden end has cut short are left out and counted;
+any other line that is none of a decision log's is an error which names file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from engine.deciding.latency import LatencyProfile
+from engine.deciding.outcome import Fate
+from engine.deciding.request import Importance, Targets
+from engine.tiers import Tier, Tiers
+
+MOST_OPEN = 100_000  # requests without an end: more were lost with their engine, or from the log
+MOST_LINE_BYTES = 1 << 20
+_START = '{"kind": "'
+_LARGEST = 1 << 53  # of a count: exact as a float
+
+
+class BadLog(ValueError):
+    """The log cannot be read; the message names file and line, in one line."""
+
+
+# What the first line says
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a service is configured, as far as it matters to what is decided."""
+
+    tiers: tuple[Tier, ...]
+    default_tier: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)  # of the tenants with a share
+    max_requests: int | None = None
+    max_queued_tokens: int | None = None
+
+    @classmethod
+    def of(cls, tiers: Tiers, max_requests: int, max_queued_tokens: int) -> Service:
+        """Returns it for tiers and limits that are in force."""
+        weights = {name: share.weight for name, share in tiers.tenants.items()}
+        named = tuple(tiers.tiers.values())
+        return cls(named, tiers.default, weights, max_requests, max_queued_tokens)
+
+    def described(self) -> dict[str, Any]:
+        """Returns what the log says of it."""
+        return {
+            "tiers": [_tier_fields(tier) for tier in self.tiers],
+            "default_tier": self.default_tier,
+            "tenants": dict(self.weights),
+            "max_requests": self.max_requests,
+            "max_queued_tokens": self.max_queued_tokens,
+        }
+
+
+def _tier_fields(tier: Tier) -> dict[str, Any]:
+    targets = tier.targets
+    said = {
+        "name": tier.name,
+        "importance": tier.importance.name.lower(),
+        "ttft_s": targets.ttft_s,
+        "tbt_s": targets.tbt_s,
+        "ttlt_s": targets.ttlt_s,
+        "max_gap": number(targets.max_gap),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def number(value: float | None) -> float | str | None:
+    """Returns a number as JSON has it: it has no infinity."""
+    return "inf" if value == math.inf else value
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a line of the kind "engine" says. Sizes in tokens."""
+
+    profile: LatencyProfile
+    service: Service
+    version: str
+    model: str
+    policy: str
+    kv_tokens: int
+    page_size: int
+    context_len: int
+    max_batch_size: int
+    started_unix_s: float  # of the engine process
+    values: Mapping[str, Any]  # all that the line says
+
+
+# What is read
+
+
+class Place(NamedTuple):
+    """Where a line stands: the file, and the line's number from 1."""
+
+    path: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line. Instants in seconds: `at` on the engine's clock, `unix_s` in Unix time."""
+
+    kind: str
+    request_id: str
+    tenant: str
+    at: float
+    unix_s: float
+    detail: str
+    values: Mapping[str, Any]  # all that the line says, by name
+    place: Place
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Returns what tells its request from those of others."""
+        return self.tenant, self.request_id
+
+
+@dataclass(slots=True)
+class Logged:
+    """A request as the log has it, or a flood of `count` of them that were refused between
+    `unix_s` and `until_unix_s`. Durations in seconds from its arrival, lengths in tokens.
+    """
+
+    request_id: str
+    tenant: str
+    unix_s: float  # of its arrival
+    tier: str
+    application: str
+    importance: Importance
+    share: str
+    targets: Targets
+    prompt_tokens: int
+    max_tokens: int
+    timeout_s: float | None
+    place: Place
+    count: int = 1
+    until_unix_s: float | None = None
+    attempt: int = 1
+    promised: bool | None = None  # whether its admission told that it would be on time
+    fate: Fate | None = None  # None: the log does not say how it ended
+    reason: str = ""
+    was_seen: bool = True  # by the engine, which knows its prompt's true length
+    output_tokens: int | None = None
+    cached_tokens: int = 0
+    ttft_s: float | None = None
+    worst_tbt_s: float | None = None
+    ttlt_s: float | None = None
+    lived_s: float | None = None
+    relegated: bool = False
+    preemptions: int = 0
+    entries: list[Entry] = field(default_factory=list)  # where they are kept
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Returns what tells it from those of others."""
+        return self.tenant, self.request_id
+
+
+def files_of(path: Path) -> list[Path]:
+    """Returns the files of a log that has been written to `path`, the oldest first: those that got
+    a number when they were full, and the one that is open.
+    """
+    numbered = [
+        (int(number), each)
+        for each in path.parent.glob(f"{_escaped(path.name)}.*")
+        if (number := each.name.removeprefix(f"{path.name}.")).isdecimal() and number.isascii()
+    ]
+    found = [each for _, each in sorted(numbered, reverse=True)]
+    return found if found and not path.exists() else [*found, path]
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+class DecisionLogReader:
+    """Reads the files of one log, the oldest first. `header` is what has last been told of the
+    engine, `num_torn` how many lines were cut short, and `num_unknown` how many ends belong to
+    requests that arrived before the log begins.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self.header: Header | None = None
+        self.num_torn = 0
+        self.num_unknown = 0
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields every line but those of the kind "engine", of which the last is `header`. Raises
+        BadLog, or OSError.
+        """
+        for path in self._paths:
+            yield from self._entries_of(path)
+
+    def _entries_of(self, path: Path) -> Iterator[Entry]:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MOST_LINE_BYTES + 1):
+                number += 1
+                place = Place(path, number)
+                if len(raw) > MOST_LINE_BYTES:
+                    raise BadLog(f"{place}: longer than {MOST_LINE_BYTES} bytes")
+                if not raw.strip():
+                    continue
+                values = self._values(raw, place)
+                if values is None:
+                    continue
+                entry = _entry(values, place)
+                if entry.kind == "engine":
+                    self.header = _header(entry)
+                elif self.header is None:
+                    raise BadLog(f'{place}: no line of the kind "engine" is before it')
+                else:
+                    yield entry
+
+    def _values(self, raw: bytes, place: Place) -> dict[str, Any] | None:
+        """Returns what a line says; None for one that was cut short."""
+        try:
+            values = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            text = raw.decode(errors="replace").rstrip("\n")
+            if _START.startswith(text[: len(_START)]) and not text.endswith("}"):
+                self.num_torn += 1
+                return None
+            raise BadLog(f"{place}: not JSON: {_first_line(error)}") from None
+        if not isinstance(values, dict) or "kind" not in values:
+            raise BadLog(f"{place}: not a line of a decision log")
+        return values
+
+    def requests(self, keeps_entries: bool = False) -> Iterator[Logged]:
+        """Yields each request when its end is read, and at last those whose end is not in the log.
+        `keeps_entries` gives each all of its lines. Raises BadLog, or OSError.
+        """
+        open_: dict[tuple[str, str], Logged] = {}  # the oldest first
+        for entry in self.entries():
+            if entry.kind == "arrived":
+                new = _logged(entry, entry.unix_s)
+                known = open_.get(entry.key)
+                if known is not None and new.attempt > known.attempt:  # with another engine
+                    known.attempt = new.attempt
+                    new = known
+                elif known is not None:
+                    yield open_.pop(entry.key)
+                open_[entry.key] = new
+                if len(open_) > MOST_OPEN:
+                    yield open_.pop(next(iter(open_)))
+            if entry.kind == "refused" and "count" in entry.values:
+                yield _flood(entry)
+                continue
+            request = open_.get(entry.key)
+            if request is None:
+                self.num_unknown += entry.kind in ("finished", "refused")
+                continue
+            if keeps_entries:
+                request.entries.append(entry)
+            if entry.kind == "admitted":
+                request.promised = bool(entry.values.get("on_time"))
+            elif entry.kind in ("finished", "refused"):
+                _end(request, entry)
+                yield open_.pop(entry.key)
+        yield from open_.values()
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _entry(values: dict[str, Any], place: Place) -> Entry:
+    fields = _Fields(values, place)
+    kind = fields.text("kind")
+    at, unix_s = fields.real("at"), fields.real("unix_s")
+    if kind == "engine":
+        return Entry(kind, "", "", at, unix_s, "", values, place)
+    named = fields.text("request_id"), fields.text("tenant")
+    return Entry(kind, *named, at, unix_s, fields.text("detail"), values, place)
+
+
+def _header(entry: Entry) -> Header:
+    fields, values = _Fields(entry.values, entry.place), entry.values
+    try:
+        profile = LatencyProfile.from_dict(values["profile"])
+        service = Service(
+            tuple(_tier(each, entry.place) for each in values["tiers"]),
+            fields.text("default_tier", ""),
+            {str(name): float(weight) for name, weight in values.get("tenants", {}).items()},
+            fields.maybe_count("max_requests"),
+            fields.maybe_count("max_queued_tokens"),
+        )
+    except BadLog:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadLog(f"{entry.place}: what it says of the engine: {_first_line(error)}") from None
+    return Header(
+        profile,
+        service,
+        fields.text("version", ""),
+        fields.text("model", ""),
+        fields.text("policy", ""),
+        fields.count("kv_tokens"),
+        fields.count("page_size"),
+        fields.count("context_len"),
+        fields.count("max_batch_size"),
+        fields.real("started_unix_s", entry.unix_s),
+        values,
+    )
+
+
+def _tier(values: Any, place: Place) -> Tier:
+    if not isinstance(values, dict):
+        raise BadLog(f"{place}: tiers: not a list of objects")
+    fields = _Fields(values, place)
+    return Tier(fields.text("name"), fields.targets(), fields.importance())
+
+
+def _logged(entry: Entry, unix_s: float) -> Logged:
+    fields = _Fields(entry.values, entry.place)
+    return Logged(
+        entry.request_id,
+        entry.tenant,
+        unix_s,
+        fields.text("tier"),
+        fields.text("application", ""),
+        fields.importance(),
+        fields.text("share", ""),
+        fields.targets(),
+        fields.count("prompt_tokens"),
+        fields.count("max_tokens"),
+        fields.maybe_real("timeout_s"),
+        entry.place,
+        attempt=fields.maybe_count("attempt") or 1,
+    )
+
+
+def _flood(entry: Entry) -> Logged:
+    """Returns calls that were refused and are told as one."""
+    fields = _Fields(entry.values, entry.place)
+    since_s = max(0.0, entry.at - fields.real("since"))
+    request = _logged(entry, entry.unix_s - since_s)
+    request.count, request.until_unix_s = fields.count("count"), entry.unix_s
+    _end(request, entry)
+    return request
+
+
+def _end(request: Logged, entry: Entry) -> None:
+    """Adds how a request ended."""
+    fields = _Fields(entry.values, entry.place)
+    try:
+        request.fate = Fate(fields.text("result"))
+    except ValueError as error:
+        raise BadLog(f"{entry.place}: {error}") from None
+    request.reason = fields.text("reason")
+    request.was_seen = "output_tokens" in entry.values
+    if not request.was_seen:
+        request.lived_s = max(0.0, entry.unix_s - request.unix_s)
+        return
+    request.output_tokens = fields.count("output_tokens", least=0)
+    request.cached_tokens = fields.count("cached_tokens", least=0)
+    request.ttft_s, request.ttlt_s = fields.maybe_real("ttft_s"), fields.maybe_real("ttlt_s")
+    request.worst_tbt_s = fields.maybe_real("worst_tbt_s")
+    request.lived_s = fields.maybe_real("lived_s")
+    request.relegated = bool(entry.values.get("relegated"))
+    request.preemptions = fields.count("preemptions", least=0)
+
+
+class _Fields:
+    """The fields of a line, each of the type that it is to have. Raises BadLog, naming it."""
+
+    def __init__(self, values: Mapping[str, Any], place: Place) -> None:
+        self._values = values
+        self._place = place
+
+    def _refuse(self, name: str, what: str) -> NoReturn:
+        got = repr(self._values.get(name))[:100]
+        raise BadLog(f"{self._place}: {name} is to be {what}, got {got}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._values.get(name, default)
+        if not isinstance(value, str):
+            self._refuse(name, "a text")
+        return value
+
+    def real(self, name: str, default: float | None = None) -> float:
+        value = self._values.get(name, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not -_LARGEST <= value <= _LARGEST:
+            self._refuse(name, "a number")
+        return float(value)
+
+    def maybe_real(self, name: str) -> float | None:
+        return None if self._values.get(name) is None else self.real(name)
+
+    def count(self, name: str, least: int = 1) -> int:
+        value = self._values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+            self._refuse(name, f"a count of at least {least}")
+        return value
+
+    def maybe_count(self, name: str) -> int | None:
+        return None if self._values.get(name) is None else self.count(name)
+
+    def importance(self) -> Importance:
+        name = self.text("importance")
+        known = {each.name.lower(): each for each in Importance}
+        if name not in known:
+            self._refuse("importance", f"one of {', '.join(known)}")
+        return known[name]
+
+    def targets(self) -> Targets:
+        max_gap = math.inf if self._values.get("max_gap") == "inf" else self.maybe_real("max_gap")
+        ttft_s, tbt_s = self.maybe_real("ttft_s"), self.maybe_real("tbt_s")
+        try:
+            return Targets(ttft_s, tbt_s, self.maybe_real("ttlt_s"), max_gap)
+        except ValueError as error:
+            raise BadLog(f"{self._place}: {error}") from None
+
+
+def requests_of(paths: Iterable[Path], keeps_entries: bool = False) -> Iterator[Logged]:
+    """Yields the requests of several logs, one log after the other, each with the files that got a
+    number. Raises BadLog, or OSError.
+    """
+    for path in paths:
+        yield from DecisionLogReader(files_of(path)).requests(keeps_entries)
