@@ -11,7 +11,8 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
   `ttlt_s`, `max_gap`, `target_source`, `prompt_tokens`, `max_tokens`, `timeout_s` (from the arrival
   to the call's own deadline), `attempt` (2: begun again, as its engine was lost). A field that is
   left out has no value;
-* `admitted`, `chunk`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
+* `chunk`: see `Computed`;
+* `admitted`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
   what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`;
 * `finished`, the last of each request: `result` (a `Fate`), `reason`, `output_tokens`,
   `cached_tokens`, `ttft_s`, `worst_tbt_s`, `ttlt_s`, `lived_s`, `relegated`, `preemptions`. Of one
@@ -189,6 +190,40 @@ class Logged:
         return self.tenant, self.request_id
 
 
+class Step(NamedTuple):
+    """An entry as it is read, with its request as it is known by then, where its arrival is in the
+    log; or no entry, and a request whose end is not in the log. `is_over`: no more of it is read.
+    """
+
+    entry: Entry | None
+    request: Logged | None
+    is_over: bool = False
+
+
+class Computed(NamedTuple):
+    """What an entry of the kind "chunk" says: an iteration of `batch_tokens` tokens computed
+    `length` of the `known` tokens of a request, from position `start`. It ended with the entry,
+    and was expected to end at `predicted_unix_s`.
+    """
+
+    start: int
+    length: int
+    known: int
+    batch_tokens: int
+    predicted_unix_s: float
+
+
+def computed(entry: Entry) -> Computed:
+    """Returns what an entry of the kind "chunk" says. Raises BadLog."""
+    fields = _Fields(entry.values, entry.place)
+    names = ("start", "tokens", "known", "batch_tokens")
+    start, length, known, batch_tokens = (int(fields.real(name)) for name in names)
+    if not 0 <= start < start + length <= known or batch_tokens < length:
+        raise BadLog(f"{entry.place}: no chunk of a prompt")
+    predicted_at = fields.real("predicted_at", entry.at)
+    return Computed(start, length, known, batch_tokens, entry.unix_s + predicted_at - entry.at)
+
+
 def files_of(path: Path) -> list[Path]:
     """Returns the files of a log that has been written to `path`, the oldest first: those that got
     a number when they were full, and the one that is open.
@@ -264,8 +299,20 @@ class DecisionLogReader:
         """Yields each request when its end is read, and at last those whose end is not in the log.
         `keeps_entries` gives each all of its lines. Raises BadLog, or OSError.
         """
+        for step in self.steps(keeps_entries):
+            if step.is_over and step.request is not None:
+                yield step.request
+
+    def steps(self, keeps_entries: bool = False) -> Iterator[Step]:
+        """Yields every entry in the order of the log, and whose end is not in it. Raises BadLog, or
+        OSError.
+        """
         open_: dict[tuple[str, str], Logged] = {}  # the oldest first
         for entry in self.entries():
+            is_end = entry.kind in ("finished", "refused")
+            if is_end and "count" in entry.values:
+                yield Step(entry, _flood(entry), is_over=True)
+                continue
             if entry.kind == "arrived":
                 new = _logged(entry, entry.unix_s)
                 known = open_.get(entry.key)
@@ -273,25 +320,29 @@ class DecisionLogReader:
                     known.attempt = new.attempt
                     new = known
                 elif known is not None:
-                    yield open_.pop(entry.key)
+                    yield Step(None, open_.pop(entry.key), is_over=True)
+                elif len(open_) >= MOST_OPEN:
+                    yield Step(None, open_.pop(next(iter(open_))), is_over=True)
                 open_[entry.key] = new
-                if len(open_) > MOST_OPEN:
-                    yield open_.pop(next(iter(open_)))
-            if entry.kind == "refused" and "count" in entry.values:
-                yield _flood(entry)
-                continue
             request = open_.get(entry.key)
             if request is None:
-                self.num_unknown += entry.kind in ("finished", "refused")
-                continue
-            if keeps_entries:
-                request.entries.append(entry)
-            if entry.kind == "admitted":
-                request.promised = bool(entry.values.get("on_time"))
-            elif entry.kind in ("finished", "refused"):
-                _end(request, entry)
-                yield open_.pop(entry.key)
-        yield from open_.values()
+                self.num_unknown += is_end
+            else:
+                self._note(request, entry, keeps_entries)
+            if is_end:
+                open_.pop(entry.key, None)
+            yield Step(entry, request, is_over=is_end)
+        for request in open_.values():
+            yield Step(None, request, is_over=True)
+
+    def _note(self, request: Logged, entry: Entry, keeps_entries: bool) -> None:
+        """Adds what an entry says of its request."""
+        if keeps_entries:
+            request.entries.append(entry)
+        if entry.kind == "admitted":
+            request.promised = bool(entry.values.get("on_time"))
+        elif entry.kind in ("finished", "refused"):
+            _end(request, entry)
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -151,15 +151,19 @@ class DecisionLog:
         kind: str,
         detail: str = "",
         predicted_at: float | None = None,
+        told: Mapping[str, Any] = NOTHING,
         **values: float,
     ) -> None:
-        """Appends an entry to the timeline of a request that is remembered, and tells the sink."""
+        """Appends an entry to the timeline of a request that is remembered, and tells the sink,
+        which gets what is `told`, too.
+        """
         if self._is_off:
             return
         timeline = self._timelines.get(request_id)
         if timeline is not None:
             _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
-        self._tell(request_id, at, kind, detail, predicted_at, values)
+        if self._sink is not None:
+            self._tell(request_id, at, kind, detail, predicted_at, {**values, **told})
 
     def _tell(
         self,
@@ -286,6 +290,7 @@ class DecisionLog:
                 "chunk",
                 f"tokens {start} to {start + length} of {known}",
                 predicted_at=plan.planned_at + plan.predicted_s,
+                told={"start": start, "known": known},
                 tokens=float(length),
                 batch_tokens=float(plan.work.num_tokens),
             )

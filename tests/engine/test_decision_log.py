@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.decision_log import (
     DecisionLogReader,
     Logged,
     Service,
+    computed,
     files_of,
     requests_of,
 )
@@ -277,3 +279,29 @@ def test_a_tier_without_a_bound_on_gaps_comes_back(tmp_path: Path) -> None:
     assert list(reader.entries()) == []
     assert reader.header is not None
     assert reader.header.service == Service(tiers, "chat")
+
+
+def test_every_line_comes_in_order_with_its_request_and_what_was_computed(tmp_path: Path) -> None:
+    """A reader of lines and one of requests see the same requests; chunks add up to the prompt."""
+    path = tmp_path / "log"
+    served(written(path))
+    steps = list(DecisionLogReader([path]).steps())
+    entries = [step.entry for step in steps if step.entry is not None]
+    assert [entry.place.line for entry in entries] == list(range(2, len(entries) + 2))
+    over = [step.request for step in steps if step.is_over]
+    assert over == list(DecisionLogReader([path]).requests())
+    chunks = [computed(e) for e in entries if e.kind == "chunk" and e.key == ("", "a")]
+    assert [chunk.start for chunk in chunks] == [0, *(c.start + c.length for c in chunks[:-1])]
+    assert chunks[-1].start + chunks[-1].length == 100 == chunks[-1].known
+    assert all(chunk.length <= chunk.batch_tokens for chunk in chunks)
+
+
+@pytest.mark.parametrize("changed", [{"tokens": 0}, {"start": "1"}, {"batch_tokens": 1}])
+def test_a_chunk_that_cannot_be_is_told_by_its_line(
+    tmp_path: Path, changed: dict[str, object]
+) -> None:
+    path = tmp_path / "log"
+    served(written(path))
+    chunk = next(e for e in DecisionLogReader([path]).entries() if e.kind == "chunk")
+    with pytest.raises(BadLog, match=rf"{path}, line {chunk.place.line}: "):
+        computed(replace(chunk, values={**chunk.values, **changed}))
