@@ -15,6 +15,7 @@ from engine.decision_log import Service
 from engine.messages import EngineInfo
 from engine.processes import collector
 from engine.tiers import Tiers
+from server.admin import Admin
 from server.admission.ledger import Ledger, linked
 from server.config import ServerConfig
 from server.ending import Ending
@@ -24,6 +25,7 @@ from server.frontends.supervisor import Supervisor
 from server.listening.addresses import host_port, refuse_taken
 from server.metrics import Metrics, QueueMetrics
 from server.startup import read_admin, read_configuration
+from server.status.operating import Operating
 
 log = structlog.get_logger()
 
@@ -45,6 +47,10 @@ class FrontEnds(Protocol):
     @property
     def tiers(self) -> Tiers:
         """The tiers that hold now."""
+
+    @property
+    def num_serving(self) -> int:
+        """Returns how many of them serve calls now."""
 
     def show_health(self) -> None:
         """Tells them that the engine is lost, may have stopped, or has not."""
@@ -84,7 +90,9 @@ class Server:
             lambda: self.front_ends.show_health(),
         )
         self.engine.registry.register(QueueMetrics(self.ledger.admission))
-        self.front_ends = _front_ends(config, self.engine, self.ledger)
+        admin = read_admin(config)
+        self.front_ends = _front_ends(config, self.engine, self.ledger, admin)
+        self.operating = Operating(config, self.engine, self.front_ends, admin)
         self.port = 0
 
     def reconfigure(self, text: str) -> list[str]:
@@ -108,7 +116,7 @@ class Server:
     async def start(self) -> EngineInfo:
         """Listens, then waits for the engine. Raises StartError."""
         refuse_taken(self.config.host, self.config.port)
-        self.engine.listen()
+        self.operating.start()
         starting = asyncio.create_task(self.engine.start())
         try:
             self.port = await self.front_ends.start()
@@ -121,6 +129,7 @@ class Server:
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
+        self.operating.is_draining = True
         await self.front_ends.drain()
 
     async def stop(self) -> None:
@@ -129,6 +138,7 @@ class Server:
             await self.front_ends.stop()
         finally:
             await self.engine.stop()
+            await self.operating.stop()
             self.front_ends.close()
 
     def kill(self) -> None:
@@ -141,11 +151,13 @@ class Server:
             self.engine.keeper.kill()
 
 
-def _front_ends(config: ServerConfig, engine: ServerEngine, ledger: Ledger) -> FrontEnds:
+def _front_ends(
+    config: ServerConfig, engine: ServerEngine, ledger: Ledger, admin: Admin
+) -> FrontEnds:
     """Nobody else asks how many there are: one runs in this process, more in processes of their
     own. Raises StartError.
     """
-    configuration, admin = read_configuration(config), read_admin(config)
+    configuration = read_configuration(config)
     if config.frontends > 1:
         return Supervisor(config, engine, ledger, configuration, admin)
     metrics = Metrics(engine.registry)

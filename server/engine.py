@@ -15,8 +15,6 @@ from engine.linking.keeper import EngineKeeper
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo, Failed
 from server.config import ServerConfig, StartError
-from server.listening.addresses import listen_metrics
-from server.listening.exposition import Exposition
 from server.metrics import EngineMetrics
 
 log = structlog.get_logger()
@@ -46,7 +44,7 @@ class ServerEngine:
         self._compile_note = ""  # of the first engine
         self.registry = CollectorRegistry()
         self.metrics = EngineMetrics(self.registry)
-        self._exposition = Exposition(self.registry)
+        self.lost_reason = ""  # of the last engine that was lost
         self.keeper = EngineKeeper(
             config.engine,
             self._recovered,
@@ -62,10 +60,6 @@ class ServerEngine:
         supervisor of several knows whether the engine serves.
         """
         return self.keeper.link
-
-    def listen(self) -> None:
-        """Listens for who reads metrics, where they are wanted. Raises StartError."""
-        listen_metrics(self._exposition, self._config)
 
     async def start(self) -> EngineInfo:
         """Returns when the engine can serve. Raises StartError."""
@@ -86,7 +80,6 @@ class ServerEngine:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poll
         await self.keeper.stop()
-        await asyncio.to_thread(self._exposition.stop)
 
     async def refresh_metrics(self) -> None:
         """Asks the engine for the scheduler's counters; without an answer there are none."""
@@ -121,6 +114,7 @@ class ServerEngine:
 
     def _lost(self, line: str) -> None:
         log.error("engine lost", reason=line)
+        self.lost_reason = line
         self.metrics.losses.inc()
         self._on_doubt()
 

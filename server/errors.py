@@ -157,6 +157,17 @@ def unauthenticated() -> CallError:
     return _with_reason(grpc.StatusCode.UNAUTHENTICATED, "WRONG_TOKEN", message)
 
 
+def not_local() -> CallError:
+    """Where the operator has no token, only who is on this machine may ask about every tenant's
+    requests.
+    """
+    message = (
+        "only who is on this machine may ask about single requests; with --admin-token-file whoever"
+        " shows the token"
+    )
+    return _with_reason(grpc.StatusCode.PERMISSION_DENIED, "NOT_LOCAL", message)
+
+
 def engine_error(message: str) -> CallError:
     """The request failed by no fault of the caller's."""
     return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)

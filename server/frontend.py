@@ -120,6 +120,11 @@ class FrontEnd:
         """Returns the tiers that hold now."""
         return self._configuration.tiers
 
+    @property
+    def num_serving(self) -> int:
+        """Returns 1 while it serves calls."""
+        return int(self._has_served.is_set() and self._engine.serves)
+
     def show_health(self) -> None:
         """Says by health whether it serves. To be called when that may have changed."""
         self._health.set(serving=self._engine.serves)

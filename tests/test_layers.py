@@ -30,6 +30,7 @@ LAYERS = (
     ("server.reading",),
     ("server.listening",),
     ("server",),
+    ("server.status",),
     ("server.frontends",),
     ("server.app", "server.command", "server.__main__"),
     ("loadgen.interrupts",),

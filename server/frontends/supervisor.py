@@ -87,6 +87,10 @@ class FrontEndProcess:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def serves(self) -> bool:
+        return self.is_connected and self.attached.is_set() and not self._has_ended
+
     async def follow(self, receive: Callable[[FrontEndProcess, FromFrontEnd], None]) -> None:
         """Hands on what it says until it has ended."""
 
@@ -211,6 +215,11 @@ class Supervisor:
     def tiers(self) -> Tiers:
         """Returns the tiers that hold now."""
         return self._configuration.tiers
+
+    @property
+    def num_serving(self) -> int:
+        """Returns how many of them serve calls, as far as they have said."""
+        return sum(front_end.serves for front_end in self.processes.values())
 
     def show_health(self) -> None:
         """Tells them what they cannot know by the end of their connection."""

@@ -11,7 +11,7 @@ import grpc
 import psutil
 import pytest
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from engine.config import EngineConfig
 from engine.deciding.questions import Question
@@ -46,7 +46,7 @@ def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path:
 
 def test_metrics_are_served_until_they_are_stopped() -> None:
     registry = CollectorRegistry()
-    exposition = Exposition(registry)
+    exposition = Exposition(make_wsgi_app(registry))
     Metrics(registry).calls.labels("OK").inc()
     url = f"http://127.0.0.1:{exposition.serve('127.0.0.1', 0)}/metrics"
     with urllib.request.urlopen(url, timeout=60) as response:

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 
 from engine.config import EngineConfig
 from proto.niyama.v1 import inference_pb2 as pb
@@ -129,7 +129,7 @@ async def test_a_connection_s_calls_are_limited_and_never_below_the_queue() -> N
 def exposed() -> Iterator[str]:
     registry = CollectorRegistry()
     Counter("seen", "Seen", registry=registry).inc()
-    exposition = Exposition(registry)
+    exposition = Exposition(make_wsgi_app(registry))
     yield f"127.0.0.1:{exposition.serve('127.0.0.1', 0)}"
     exposition.stop()
 

@@ -1,0 +1,75 @@
+"""The metrics port of a server: its pages, from before the engine is ready until it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+from server.admin import Admin
+from server.config import ServerConfig
+from server.engine import ServerEngine
+from server.listening.addresses import listen_metrics
+from server.listening.exposition import Exposition
+from server.status.findings import Parts, Phase
+from server.status.site import Site
+from server.status.source import Source
+
+
+class ServingParts(Protocol):
+    """Front ends, of which some serve."""
+
+    @property
+    def num_serving(self) -> int:
+        """Returns how many of them serve calls now."""
+
+
+class Operating:
+    """The pages of one server, where `metrics_port` asks for them. To be made, started and stopped
+    on its event loop.
+    """
+
+    def __init__(
+        self, config: ServerConfig, engine: ServerEngine, front_ends: ServingParts, admin: Admin
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._front_ends = front_ends
+        self._admin = admin
+        self._exposition: Exposition | None = None
+        self._sampling: asyncio.Task[None] | None = None
+        self._has_served = False
+        self.is_draining = False
+
+    def start(self) -> None:
+        """Serves the pages, where they are wanted. Raises StartError."""
+        if not self._config.metrics_port:
+            return
+        source = Source(self._engine.registry, self._engine.link, self.parts)
+        self._exposition = Exposition(Site(self._engine.registry, source, self._admin))
+        listen_metrics(self._exposition, self._config)
+        self._sampling = asyncio.create_task(source.run())
+
+    async def stop(self) -> None:
+        """Stops serving them."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sampling
+        if self._exposition is not None:
+            await asyncio.to_thread(self._exposition.stop)
+
+    def parts(self) -> Parts:
+        """Returns how the server's parts are now."""
+        link = self._engine.link
+        serving = self._front_ends.num_serving
+        self._has_served |= serving > 0
+        if self.is_draining:
+            phase = Phase.DRAINING
+        elif link.info is None:
+            phase = Phase.LOST if self._has_served or self._engine.lost_reason else Phase.STARTING
+        elif not link.serves:
+            phase = Phase.SILENT
+        else:
+            phase = Phase.SERVING if self._has_served else Phase.STARTING
+        return Parts(phase, self._engine.lost_reason, self._config.frontends, serving)
