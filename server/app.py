@@ -20,10 +20,11 @@ from server.admission.ledger import Ledger, linked
 from server.config import ServerConfig
 from server.ending import Ending
 from server.engine import ServerEngine
+from server.engine_metrics import QueueMetrics
 from server.frontend import FrontEnd
 from server.frontends.supervisor import Supervisor
 from server.listening.addresses import host_port, refuse_taken
-from server.metrics import Metrics, QueueMetrics
+from server.metrics import Metrics
 from server.startup import read_admin, read_configuration
 from server.status.operating import Operating
 
@@ -86,6 +87,7 @@ class Server:
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
         self.engine = ServerEngine(
             config,
+            lambda: self.front_ends.tiers,
             self._engine_ready,
             lambda: self.front_ends.show_health(),
         )

@@ -10,12 +10,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from engine.deciding.questions import Stats
+from engine.deciding.stats import TierAsked
 from engine.linking.errors import EngineLost, EngineStartError, Unanswered
 from engine.linking.keeper import EngineKeeper
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo, Failed
+from engine.tiers import Tiers
 from server.config import ServerConfig, StartError
-from server.metrics import EngineMetrics
+from server.engine_metrics import EngineMetrics
 
 log = structlog.get_logger()
 
@@ -26,6 +28,7 @@ class ServerEngine:
     """The engine that a server's front ends share. Its operator is told in the log what befalls it,
     and by metrics how it does (`registry`, to which the front ends add theirs).
 
+    `tiers()` are those in force, of which the engine is asked what their requests have to expect.
     `on_ready(info)` is told of each engine process that can serve, the first included, `on_doubt()`
     when it is lost, may have stopped, or has not.
     """
@@ -33,17 +36,19 @@ class ServerEngine:
     def __init__(
         self,
         config: ServerConfig,
+        tiers: Callable[[], Tiers],
         on_ready: Callable[[EngineInfo], None],
         on_doubt: Callable[[], None],
     ) -> None:
         self._config = config
+        self._tiers = tiers
         self._on_ready = on_ready
         self._on_doubt = on_doubt
         self._polls = bool(config.metrics_port)
         self._poll: asyncio.Task[None] | None = None
         self._compile_note = ""  # of the first engine
         self.registry = CollectorRegistry()
-        self.metrics = EngineMetrics(self.registry)
+        self.metrics = EngineMetrics(self.registry, config, tiers)
         self.lost_reason = ""  # of the last engine that was lost
         self.keeper = EngineKeeper(
             config.engine,
@@ -68,6 +73,7 @@ class ServerEngine:
         except EngineStartError as error:
             raise StartError(str(error)) from error
         self._announce(info)
+        self.metrics.reported.info = info
         self._on_ready(info)
         if self._polls:
             self._poll = asyncio.create_task(self._poll_metrics())
@@ -84,9 +90,13 @@ class ServerEngine:
     async def refresh_metrics(self) -> None:
         """Asks the engine for the scheduler's counters; without an answer there are none."""
         try:
-            self.metrics.reported.stats = await self.link.ask(Stats())
+            self.metrics.reported.stats = await self.link.ask(Stats(self._asked()))
         except (EngineLost, Unanswered):
             self.metrics.reported.stats = None
+
+    def _asked(self) -> tuple[TierAsked, ...]:
+        tiers = self._tiers().tiers.values()
+        return tuple(TierAsked(tier.name, tier.targets, tier.importance) for tier in tiers)
 
     async def _poll_metrics(self) -> None:
         while True:
@@ -110,6 +120,7 @@ class ServerEngine:
         log.info("engine recovered", engine_pid=info.pid)
         if info.compile_note != self._compile_note:
             log.warning("compile", note=info.compile_note)
+        self.metrics.reported.info = info
         self._on_ready(info)
 
     def _lost(self, line: str) -> None:

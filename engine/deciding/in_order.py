@@ -17,7 +17,7 @@ from abc import abstractmethod
 
 from engine.deciding.backlog import Backlog
 from engine.deciding.demand import Demand
-from engine.deciding.policy import KEPT_RANK, RELEGATED_RANK, Move, MoveKind, Policy
+from engine.deciding.policy import KEPT_RANK, RELEGATED_RANK, Cause, Move, MoveKind, Policy
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.sequence import Sequence
 
@@ -77,14 +77,18 @@ class InOrder(Policy):
     def review(self, now: float) -> list[Move]:
         moves = []
         while (late := self._latest.first_late(now)) is not None:
-            moves.append(self._relegate(late, "it would end late by itself"))
+            moves.append(self._relegate(late, "it would end late by itself", Cause.LATE_ALONE))
         return moves
 
-    def _relegate(self, sequence: Sequence, why: str) -> Move:
+    def _relegate(self, sequence: Sequence, why: str, cause: Cause) -> Move:
         work_s = self._waiting.work(sequence)
         self._remove(sequence)
         self._waiting.add(sequence, math.inf, work_s)
-        return Move(sequence, (RELEGATED_RANK, self.place(sequence)), MoveKind.RELEGATE, why)
+        key = (RELEGATED_RANK, self.place(sequence))
+        return Move(sequence, key, MoveKind.RELEGATE, why, cause=cause)
+
+    def known_work_s(self, sequence: Sequence) -> float:
+        return self._waiting.work(sequence)
 
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         own_s = self._waiting.work(sequence) if sequence in self._waiting else 0.0

@@ -17,6 +17,11 @@ what is planned seconds ahead. Neither leaves [1 / MOST_CORRECTION, MOST_CORRECT
 clock says: a profile that is farther off is none. The distribution of actual / predicted is kept,
 whose quantile is the margin with which the scheduler plans. All durations are in seconds.
 
+What is learnt hides a machine that has become slow: predictions follow it. So `speed` compares with
+the profile itself, as it was measured: what its segments say, without any correction, over what
+iterations took, in the last SPEED_S seconds of computing. A model that goes on with what another
+has learnt (an engine that takes a lost one's place) has the same profile, so it says the same.
+
 What fits a budget. A chunk of n tokens from position s on adds n to P, s + n to Cp, 1 to K, and to
 A the pairs n s + n (n + 1) / 2. So within a range the cost is a parabola in n, a n^2 + b n + c. It
 does not fall, as a profile that has more tokens for less is refused. Its root gives the largest n
@@ -203,6 +208,7 @@ class LatencyModel:
 
     SLOW, QUICK = 0.03, 0.25  # weight of one iteration in the corrections
     WINDOW = 512  # iterations over which the error quantiles are taken
+    SPEED_S = 20.0  # of computing, over which the speed is told
     MARGIN_QUANTILE = 0.9
     MAX_MARGIN = 1.5  # a rare stall must not shrink every chunk; the streams' reserve covers it
 
@@ -223,6 +229,7 @@ class LatencyModel:
         self._recent: deque[float] = deque()
         self._sorted: SortedList[float] = SortedList()
         self._margin = 1.0
+        self._profiled_s = self._actual_s = 0.0  # sums over iterations, the older weighing less
 
     def _index(self, num_tokens: int) -> int:
         i = 0
@@ -245,6 +252,13 @@ class LatencyModel:
     def learnt(self) -> tuple[float, ...]:
         """The slow corrections, which hold for the machine whatever its present state."""
         return tuple(self._scales)
+
+    @property
+    def speed(self) -> float | None:
+        """How fast iterations are of late against the profile, before anything was learnt: 1 as it
+        says, 0.5 half as fast. None before the first.
+        """
+        return self._profiled_s / self._actual_s if self._actual_s else None
 
     @property
     def margin(self) -> float:
@@ -305,10 +319,14 @@ class LatencyModel:
     def observe(self, work: Work, actual_s: float) -> None:
         """Learns from an iteration of that work, which took `actual_s`."""
         i = self._index(work.num_decodes + work.num_prefill)
-        usual = self._scales[i] * self._segments[i].seconds(work)
+        profiled = self._segments[i].seconds(work)
+        usual = self._scales[i] * profiled
         predicted = self._present * usual
-        if not (predicted > 0 and actual_s > 0):  # also of nan
+        if not (predicted > 0 and 0 < actual_s < math.inf):  # also of nan
             return
+        rest = max(0.0, 1 - actual_s / self.SPEED_S)
+        self._profiled_s = rest * self._profiled_s + profiled
+        self._actual_s = rest * self._actual_s + actual_s
         ratio = actual_s / predicted
         if len(self._recent) == self.WINDOW:
             self._sorted.remove(self._recent.popleft())

@@ -49,7 +49,7 @@ from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
-from engine.deciding.policy import KEPT_RANK, Move, MoveKind, Policy
+from engine.deciding.policy import KEPT_RANK, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import BEYOND
@@ -219,7 +219,7 @@ class Niyama(Policy):
     def progress(self, sequence: Sequence) -> Key:
         work_s = self._work_left_s(sequence)
         if sequence.due_at < math.inf:
-            self._shares.change(sequence.request.share, self._known_work_s(sequence), work_s)
+            self._shares.change(sequence.request.share, self.known_work_s(sequence), work_s)
         if sequence in self._background:
             return self._background.set_work(sequence, work_s)
         self._promises.set_work(sequence, work_s)
@@ -233,7 +233,7 @@ class Niyama(Policy):
     def leave(self, sequence: Sequence) -> None:
         del self._decodes_s[sequence]
         if sequence.due_at < math.inf:
-            self._shares.change(sequence.request.share, self._known_work_s(sequence), 0.0)
+            self._shares.change(sequence.request.share, self.known_work_s(sequence), 0.0)
         if sequence in self._promises:
             self._break_promise(sequence)
         else:
@@ -248,7 +248,7 @@ class Niyama(Policy):
         self._background.remove(sequence)
         self._restorable.discard(sequence)
 
-    def _known_work_s(self, sequence: Sequence) -> float:
+    def known_work_s(self, sequence: Sequence) -> float:
         """Returns the work that a waiting sequence was last said to have left."""
         if sequence in self._promises:
             return self._promises.all.work(sequence)
@@ -279,11 +279,13 @@ class Niyama(Policy):
             self._restorable.add(victim)
         key = self._background.add_relegated(victim, work_s)
         if victim is late:
-            return Move(victim, key, MoveKind.RELEGATE, "it would end late by itself")
-        why = "others could not be on time"
+            alone = "it would end late by itself"
+            return Move(victim, key, MoveKind.RELEGATE, alone, cause=Cause.LATE_ALONE)
+        why, cause = "others could not be on time", Cause.FOR_OTHERS
         if victim.importance == BEYOND:
             why += ", and its tenant has asked for more than its part"
-        return Move(victim, key, MoveKind.RELEGATE, why, late)
+            cause = Cause.SHARE_EXCEEDED
+        return Move(victim, key, MoveKind.RELEGATE, why, late, cause)
 
     def _yield(self) -> list[Move]:
         """Gives up the costly requests of those who ask for too much, where the queue is feasible
@@ -299,7 +301,7 @@ class Niyama(Policy):
             victim.count_as(BEYOND)
             why = "streams could not be on time, and its tenant has asked for more than its part"
             key = self._background.add_relegated(victim, work_s)
-            moves.append(Move(victim, key, MoveKind.RELEGATE, why))
+            moves.append(Move(victim, key, MoveKind.RELEGATE, why, cause=Cause.STREAMS))
         return moves
 
     def _spend_allowance(self) -> list[Move]:
@@ -316,7 +318,8 @@ class Niyama(Policy):
         self._num_spent += 1
         move = self._relegate(victim, victim)
         self._restorable.discard(victim)
-        return [move._replace(reason="within the allowance: among the costliest, under load")]
+        why = "within the allowance: among the costliest, under load"
+        return [move._replace(reason=why, cause=Cause.ALLOWANCE)]
 
     def _restore(self, now: float) -> list[Move]:
         """Takes back the relegated request that is due next, if there is twice the time for it."""
@@ -376,7 +379,7 @@ class Niyama(Policy):
         """
         everybody = self._promises.all
         lead_s = self._lead_s
-        step_s = min(self._known_work_s(sequence), lead_s) + lead_s
+        step_s = min(self.known_work_s(sequence), lead_s) + lead_s
         for begun in self._begun:
             if begun not in taken and begun is not sequence:
                 spare_s = begun.prefill_due_at - now - everybody.work(begun)

@@ -54,6 +54,11 @@ class PagePool:
         return len(self._free) + len(self._idle)
 
     @property
+    def num_idle(self) -> int:
+        """Returns how many of these are idle: their content is known, and nobody reads it."""
+        return len(self._idle)
+
+    @property
     def num_cached(self) -> int:
         """Returns how many pages have a content that the prefix index knows."""
         return len(self.index)

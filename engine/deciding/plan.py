@@ -67,6 +67,7 @@ class Plan:
     # Pages to be zeroed before anything is computed: they hold what nobody knows any more, and a
     # batch reads some of it with weight 0, which leaves NaN and infinity what they are.
     cleared: tuple[int, ...] = ()
+    is_full: bool = False  # somebody waits whom it leaves waiting
 
     @property
     def sampling(self) -> list[Sequence]:

@@ -73,7 +73,8 @@ class Planner:
                 chunks, work = granted
             if decodes or chunks:
                 cost_s, cleared = self._latency.predict(work), self._pages.take_fresh()
-                return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared)
+                is_full = len(self._roster.waiting) > sum(c.samples for c in chunks)
+                return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared, is_full)
             if self._roster.partial:  # they hold all memory
                 self._preempt(self._roster.last_partial(), now)
             # Else all running sequences sat out for a stream that has just lost its pages. They
@@ -129,6 +130,7 @@ class Planner:
         self._pages.release(sequence)
         num_lost = self._roster.preempt(sequence, now)
         self._totals.num_preemptions += 1
+        self._totals.lost_tokens += num_lost
         self._record.preempted(sequence, why, num_lost, now)
 
     # Prefills

@@ -68,14 +68,29 @@ class MoveKind(Enum):
     REORDER = "reordered"
 
 
+class Cause(Enum):
+    """Why somebody is relegated, as metrics have it."""
+
+    LATE_ALONE = "late_alone"  # it would end late though nobody was before it
+    FOR_OTHERS = "for_others"  # who could not be on time
+    SHARE_EXCEEDED = "share_exceeded"  # the same, and its tenant had asked for more than its part
+    STREAMS = "streams"  # they came late for the prefills of tenants who asked for too much
+    ALLOWANCE = "allowance"  # that the operator gives: the costliest, under load
+    HIGH_LOAD = "high_load"  # and it is of low importance
+    OTHER = "other"
+
+
 class Move(NamedTuple):
-    """A waiting sequence gets another key. `for_whom` is the sequence that is saved by it."""
+    """A waiting sequence gets another key. `for_whom` is the sequence that is saved by it, and
+    `cause` says why it is relegated, where it is.
+    """
 
     sequence: Sequence
     key: Key
     kind: MoveKind
     reason: str = ""
     for_whom: Sequence | None = None
+    cause: Cause = Cause.OTHER
 
     @property
     def told(self) -> str:
@@ -195,6 +210,10 @@ class Policy(ABC):
         return []
 
     # Forecasts
+
+    def known_work_s(self, sequence: Sequence) -> float:
+        """Returns the seconds of work that a waiting sequence has left, as it was last reckoned."""
+        return self.demand.seconds(sequence)
 
     @abstractmethod
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:

@@ -13,7 +13,7 @@ from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
 from engine.deciding.record import Timeline
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Sampling, Share, Targets
-from engine.deciding.stats import EngineStats
+from engine.deciding.stats import EngineStats, TierAsked
 
 AnswerT = TypeVar("AnswerT")
 
@@ -28,7 +28,11 @@ class Question(Generic[AnswerT]):
 
 @dataclass(frozen=True, slots=True)
 class Stats(Question[EngineStats]):
-    """How much the engine has done, and how full it is now."""
+    """How much the engine has done, how full it is now, and what a typical request of each of these
+    tiers has to expect.
+    """
+
+    tiers: tuple[TierAsked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence as ListOf
 from engine.deciding.plan import Plan
 from engine.deciding.policy import Policy
 from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.queued_work import QueuedWork
 from engine.deciding.sequence import Sequence, Status
 from engine.deciding.streams import Streams
 
@@ -32,6 +33,7 @@ class Roster:
         self.context = 0  # sum of `num_known` over the running
         self._streams: Streams | None = None  # the running; None: others than were listed
         self.num_relegated = 0  # of the waiting
+        self.work = QueuedWork()  # of the waiting
         self._policy = policy
 
     @property
@@ -57,22 +59,26 @@ class Roster:
         self.sequences[sequence.id] = sequence
         self.waiting.add(sequence, self._policy.enter(sequence, now))
         self.num_relegated += sequence.relegated
+        self.work.put(sequence, self._policy.known_work_s(sequence))
 
     def progress(self, sequence: Sequence) -> None:
         """More of the waiting sequence is computed than before, or less: its place follows."""
         self.waiting.rekey(sequence, self._policy.progress(sequence))
+        self.work.put(sequence, self._policy.known_work_s(sequence))
 
     def relegate(self, sequence: Sequence, key: Key) -> None:
         """The waiting sequence is relegated to the place that `key` says."""
         sequence.relegate()
         self.waiting.rekey(sequence, key)
         self.num_relegated += 1
+        self.work.put(sequence, self._policy.known_work_s(sequence))
 
     def restore(self, sequence: Sequence, key: Key) -> None:
         """The waiting sequence is taken back to the place that `key` says."""
         sequence.restore()
         self.waiting.rekey(sequence, key)
         self.num_relegated -= 1
+        self.work.put(sequence, self._policy.known_work_s(sequence))
 
     def run(self, sequence: Sequence) -> None:
         """The prefill of the waiting sequence is over: it decodes from now on."""
@@ -121,6 +127,7 @@ class Roster:
         self._policy.leave(sequence)
         self.partial.pop(sequence, None)
         self.num_relegated -= sequence.relegated
+        self.work.drop(sequence)
 
     def check(self, in_flight: Plan | None) -> None:
         """Asserts what holds between any two calls of the scheduler, given the plan in flight."""
@@ -128,6 +135,7 @@ class Roster:
         waiting = {s for s in sequences if s.status is Status.WAITING}
         assert waiting == set(self.waiting), "queue and sequences disagree"
         self._policy.check(self.waiting)
+        self.work.check(waiting)
         assert set(self.partial) == {s for s in waiting if s.pages}
         assert self.num_relegated == sum(s.relegated for s in waiting)
         assert {s for s in sequences if s.status is Status.DECODING} == set(self.running)

@@ -24,12 +24,15 @@ all that it can write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListOf
 from dataclasses import replace
 
 from engine.deciding.experience import Experience
+from engine.deciding.flow import Flow
 from engine.deciding.forecast import Forecast, forecast
+from engine.deciding.headroom import headroom_s
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.notable import Notable
@@ -41,11 +44,24 @@ from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
 from engine.deciding.record import DecisionLog, Entry, Timeline, Unserved
-from engine.deciding.request import Request, Sampling
+from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence
-from engine.deciding.stats import SchedulerStats, Totals
+from engine.deciding.stats import (
+    ERROR_BOUNDS,
+    ITERATION_BOUNDS,
+    Distribution,
+    Outlook,
+    Saturation,
+    SchedulerStats,
+    TierAsked,
+    Totals,
+)
+from engine.deciding.typical import TypicalRequests
+
+# Of a tenant that asks for nothing else: no name that a caller could have, as it is not printable.
+_NOBODY = Share("\t")
 
 
 class Scheduler:
@@ -68,6 +84,12 @@ class Scheduler:
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
         self.record = DecisionLog(config.record_capacity, decision_sink)
         self.totals = Totals()
+        self.flow = Flow()
+        self.typical = TypicalRequests()
+        self._iterations = Distribution(ITERATION_BOUNDS)
+        self._errors = Distribution(ERROR_BOUNDS)
+        self._relegations: Counter[tuple[str, str]] = Counter()  # by tier and cause
+        self._num_lost = 0  # of `totals.lost_tokens`: in the flow already
         resources = Resources(
             latency, self.history, config.num_pages, config.chunk_size, config.niyama
         )
@@ -101,12 +123,26 @@ class Scheduler:
         if why := self._refusal(sequence, now):
             return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
+        self._note_arrival(sequence, now)
         expected = self._forecast(sequence, now)
         if expected.like is not None:
             first_at = request.arrived_at + expected.ttft_s
             self.experience.told(sequence, expected.like, first_at)
         self.record.admitted(request, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
+
+    def _note_arrival(self, sequence: Sequence, now: float) -> None:
+        """Counts a request that was taken in. Its decodes are charged their part of what a full
+        batch costs whoever is in it, too.
+        """
+        request, demand = sequence.request, self.policy.demand
+        self.totals.prompt_tokens += sequence.prompt_len
+        self.typical.came(request.tier, sequence.prompt_len)
+        decodes = self.history.mean(sequence.output_group, sequence.max_tokens)
+        prefills_s, decodes_s = demand.prefill_s(sequence), demand.decodes_s(sequence)
+        decodes_s += decodes * self.latency.usual(Work()) / self.config.max_batch_size
+        prefills = sequence.prompt_len - sequence.expected_prefix
+        self.flow.arrived(prefills, prefills_s, decodes, decodes_s, now)
 
     def _refusal(self, sequence: Sequence, now: float) -> str:
         """Returns why the policy turns the request away, or "". Where the first completion of a
@@ -171,6 +207,7 @@ class Scheduler:
                 self._note(move, now)
                 continue
             self.totals.num_relegations += 1
+            self._relegations[move.sequence.request.tier, move.cause.value] += 1
             self.experience.learn(move.sequence.id, is_late=True)
             expected = self._note(move, now)
             self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
@@ -251,11 +288,20 @@ class Scheduler:
 
     def _observe(self, plan: Plan, duration: float) -> None:
         """Learns from the seconds that the plan took, and counts its tokens."""
-        self.latency.observe(plan.work, duration)
+        work, totals, predicted_s = plan.work, self.totals, plan.predicted_s
+        self.latency.observe(work, duration)
         self.policy.demand.note_iteration(duration)
-        self.totals.num_iterations += 1
-        self.totals.decode_tokens += plan.work.num_decodes
-        self.totals.prefill_tokens += plan.work.num_prefill
+        self._iterations.add(duration)
+        if predicted_s > 0:
+            self._errors.add(duration / predicted_s)
+        if plan.is_full:
+            num_lost, self._num_lost = totals.lost_tokens - self._num_lost, totals.lost_tokens
+            self.flow.done(work.num_prefill - num_lost, work.num_decodes, duration)
+        totals.num_iterations += 1
+        totals.predicted_s += predicted_s
+        totals.num_chunks += work.num_chunks
+        totals.decode_tokens += work.num_decodes
+        totals.prefill_tokens += work.num_prefill
 
     def _refuse(self, sequence: Sequence, token: Token, now: float, events: list[Event]) -> None:
         """No token was picked. Where the logits are not finite and the sequence had taken pages
@@ -295,6 +341,7 @@ class Scheduler:
         self.totals.num_finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.history.observe(sequence.output_group, len(sequence.output))
+            self.typical.ended(sequence.request.tier, len(sequence.output))
         event = finished(sequence, now, why, retry_s)
         if reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             self.experience.forget(sequence.id)
@@ -373,11 +420,44 @@ class Scheduler:
             num_held=len(self.roster.held),
             pages_total=self.pages.num_pages,
             pages_free=self.pages.num_available,
-            pages_cached=self.pages.num_cached,
+            pages_idle=self.pages.num_idle,
             alpha=self.policy.alpha,
             latency_errors=self.latency.errors(),
+            speed=self.latency.speed,
+            iterations=self._iterations.counts(),
+            errors=self._errors.counts(),
+            relegations=dict(self._relegations),
             totals=replace(self.totals),
         )
+
+    def saturation(self, tiers: Iterable[TierAsked], now: float) -> Saturation:
+        """Returns how near to its limits the engine is now, with what there is of these tiers, and
+        of all others that it has had. Its cost does not depend on how many wait.
+        """
+        tiers = list(tiers)
+        names = [tier.name for tier in tiers]
+        amounts = self.roster.work.amounts(self.roster.running, self.policy.demand, names)
+        outlooks = {tier.name: self._outlook(tier, now) for tier in tiers}
+        known = {name: outlook for name, outlook in outlooks.items() if outlook is not None}
+        return Saturation(amounts, self.flow.ratio(now), known)
+
+    def _outlook(self, tier: TierAsked, now: float) -> Outlook | None:
+        """Returns what a typical request of the tier has to expect; None where it expects nothing,
+        and before the first request of any.
+        """
+        typical = self.typical.of(tier.name)
+        if typical is None or tier.targets.kind is TargetKind.BEST_EFFORT:
+            return None
+        asked = Estimate(
+            min(typical.prompt_len, self.config.context_len),
+            typical.output_len,
+            tier.targets,
+            importance=tier.importance,
+            tier=tier.name,
+            share=_NOBODY,
+        )
+        expected = self.estimate(asked, now)
+        return Outlook(headroom_s(expected, tier.targets, self.experience), expected.late_chance)
 
     def check(self) -> None:
         """Asserts the invariants that hold between any two calls."""

@@ -1,4 +1,4 @@
-"""The engine process: `python -m engine.driving FIRST DOOR PULSE`, started by
+"""The engine process: `python -m engine.driving FIRST DOOR PULSE NAME`, started by
 `engine.linking.keeper`.
 
 FIRST is its end of the first connection; through DOOR come those of further front ends; in PULSE, a

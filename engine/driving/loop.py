@@ -19,7 +19,7 @@ and with more iterations ahead of that it would wait for longer, while the devic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from engine.deciding.forecast import Forecast
@@ -29,7 +29,7 @@ from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
 from engine.deciding.record import Timeline, Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
-from engine.deciding.stats import EngineStats, SchedulerStats
+from engine.deciding.stats import EngineStats, Saturation, SchedulerStats, TierAsked
 from engine.driving.decision_file import DecisionFile
 from engine.messages import (
     Ask,
@@ -68,6 +68,8 @@ class Scheduler(Protocol):
     def commit(self, plan: Plan, tokens: list[Token], now: float) -> list[Event]: ...
 
     def stats(self) -> SchedulerStats: ...
+
+    def saturation(self, tiers: Iterable[TierAsked], now: float) -> Saturation: ...
 
     def explain(self, request_id: str, tenant: str | None) -> Timeline: ...
 
@@ -154,6 +156,8 @@ class EngineLoop:
         self._compilations_before = executor.compilations  # before it serves
         self._wait_s: float | None = None
         self._sent_at = math.inf  # nothing is due before the first report
+        self._busy_s = 0.0  # until the instant at which it was last reckoned
+        self._reckoned_at = 0.0
 
     def run(self) -> None:
         """Serves until who started the engine is gone."""
@@ -166,7 +170,7 @@ class EngineLoop:
     def step(self) -> None:
         """Takes one turn. What came of commands is sent before the next iteration is launched."""
         self._on_turn(False)
-        commands = self._pipe.receive(self._wait_s)
+        commands = self._receive()
         self._on_turn(True)
         if commands:
             self._send(self._apply(commands), self._clock())
@@ -175,6 +179,7 @@ class EngineLoop:
         plan = self._scheduler.plan(now if last is None else max(now, last.expected_at))
         if plan is None and last is None:
             self._wait_s = None
+            self._reckon(now)
             self._send(Report(), self._clock())
             return
         self._wait_s = 0.0
@@ -188,6 +193,21 @@ class EngineLoop:
             self._in_flight = Launched(plan, pending, now)
         else:
             self._finish(plan, pending)
+
+    def _receive(self) -> list[Command]:
+        """Returns what has been posted. Only where there is nothing to compute is waiting for it no
+        busy time.
+        """
+        try:
+            return self._pipe.receive(self._wait_s)
+        finally:
+            if self._wait_s is None:
+                self._reckoned_at = self._clock()
+
+    def _reckon(self, now: float) -> None:
+        """All the time since it was last reckoned has been busy."""
+        self._busy_s += now - self._reckoned_at
+        self._reckoned_at = now
 
     def _finish(self, plan: Plan, pending: Pending) -> float:
         """Waits for an iteration, commits it and reports it. Returns when its tokens were there."""
@@ -264,11 +284,16 @@ class EngineLoop:
         it asks about is not known, ValueError for a question that makes no sense.
         """
         match question:
-            case Stats():
-                compilations = self._executor.compilations - self._compilations_before
-                return EngineStats(self._scheduler.stats(), compilations)
             case Recent(most):
                 return self._scheduler.recent(most)
+            case Stats(tiers):
+                self._reckon(now)
+                return EngineStats(
+                    self._scheduler.stats(),
+                    self._scheduler.saturation(tiers, now),
+                    self._executor.compilations - self._compilations_before,
+                    self._busy_s,
+                )
             case Explain(request_id, tenant):
                 return self._scheduler.explain(request_id, tenant)
             case Estimate():

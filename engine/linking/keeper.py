@@ -36,7 +36,7 @@ class EngineProcess:
     def __init__(self, config: EngineConfig) -> None:
         """Starts it. Raises OSError when the system starts no process."""
         self._child, (self.socket, self._door), self._pulse = spawn(
-            "engine.driving", config, 2, environment()
+            "engine.driving", "engine", config, 2, environment()
         )
         self._watch = Watch(config.heartbeat_s, config.patience_s)
 

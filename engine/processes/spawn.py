@@ -37,10 +37,12 @@ class Child(NamedTuple):
     pulse: Pulse
 
 
-def spawn(module: str, first: object, num_sockets: int, environment: Mapping[str, str]) -> Child:
-    """Starts `python -m MODULE FD... PULSE` with the far ends of so many socket pairs and the page
-    of its pulse, and sends `first` through the first pair. Raises OSError, and then nothing is
-    left.
+def spawn(
+    module: str, name: str, first: object, num_sockets: int, environment: Mapping[str, str]
+) -> Child:
+    """Starts `python -m MODULE FD... PULSE NAME` with the far ends of so many socket pairs and the
+    page of its pulse, and sends `first` through the first pair. The name is for who looks at the
+    system's processes. Raises OSError, and then nothing is left.
     """
     with contextlib.ExitStack() as failing, contextlib.ExitStack() as far:
         near, fds = [], []
@@ -53,7 +55,7 @@ def spawn(module: str, first: object, num_sockets: int, environment: Mapping[str
         fds.append(page)
         pulse = Pulse(page, Side.PARENT)
         failing.callback(pulse.close)
-        command = [sys.executable, "-m", module, *map(str, fds)]
+        command = [sys.executable, "-m", module, *map(str, fds), name]
         with _signals_blocked():
             child = subprocess.Popen(
                 command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment
@@ -75,9 +77,9 @@ def leave_signals() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
-def parent_of(fds: list[str]) -> tuple[list[socket.socket], Pulse]:
+def parent_of(arguments: list[str]) -> tuple[list[socket.socket], Pulse]:
     """Returns what the child has of its parent, by the arguments that `spawn` gave it."""
-    *ends, page = map(int, fds)
+    *ends, page = map(int, arguments[:-1])
     pulse = Pulse(page, Side.CHILD)
     os.close(page)
     return [socket.socket(fileno=fd) for fd in ends], pulse

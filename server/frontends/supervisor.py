@@ -78,7 +78,7 @@ class FrontEndProcess:
         self._has_ended = False
         environment = {**os.environ, COUNTERS_FOLDER: counters}
         self._child, (self._control, self._door), self._pulse = spawn(
-            "server.frontends.worker", start, 2, environment
+            "server.frontends.worker", f"frontend-{start.number}", start, 2, environment
         )
         self._watch = Watch(start.config.engine.heartbeat_s)
         self._wire: Wire | None = None

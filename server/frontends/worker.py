@@ -1,6 +1,6 @@
 """One of several front ends, as their supervisor starts it.
 
-That is `python -m server.frontends.worker CONTROL DOOR PULSE`. CONTROL carries the messages of
+That is `python -m server.frontends.worker CONTROL DOOR PULSE NAME`. CONTROL carries the messages of
 `server.frontends.control`; through DOOR come connections to the engine. It leaves signals to the
 supervisor, so that a signal to the whole group still drains, and ends at once when the supervisor
 does.

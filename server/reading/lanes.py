@@ -46,12 +46,12 @@ class ReaderLost(Exception):
 class ReaderProcess:
     """A child that runs `server.reading.reader`."""
 
-    def __init__(self, start: Start, on_closed: Callable[[], None]) -> None:
+    def __init__(self, name: str, start: Start, on_closed: Callable[[], None]) -> None:
         """Starts the process; raises OSError when the system starts none. `on_closed()` is told of
         its end.
         """
         environment = {**ENVIRONMENT, **os.environ}
-        child = spawn("server.reading.reader", start, 1, environment)
+        child = spawn("server.reading.reader", f"reader-{name}", start, 1, environment)
         child.pulse.close()  # what it is asked has a limit of its own
         self._child, (self._socket,) = child.process, child.sockets
         self._on_closed = on_closed
@@ -170,7 +170,7 @@ class Lane:
         while True:
             started_at = time.monotonic()
             try:
-                process = ReaderProcess(self._start, self._news.set)
+                process = ReaderProcess(self.name, self._start, self._news.set)
             except OSError as error:  # no memory or no file descriptors, at the moment
                 log.error("reader not started", lane=self.name, reason=str(error))
                 self._give_up()

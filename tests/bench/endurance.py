@@ -57,8 +57,8 @@ def observe(server: int, port: int, load: subprocess.Popen[bytes]) -> list[dict[
                     "seconds": time.monotonic() - started_at,
                     "resident_mib": resident_mib(server),
                     "compilations": now["niyama_engine_compilations"],
-                    "iterations": now["niyama_scheduler_iterations"],
-                    "finished": now["niyama_scheduler_finished"],
+                    "iterations": now["niyama_iteration_seconds_count"],
+                    "finished": now["niyama_sequences_finished"],
                 }
             )
             print(json.dumps({k: round(v, 1) for k, v in seen[-1].items()}), flush=True)

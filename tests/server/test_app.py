@@ -164,15 +164,9 @@ async def test_the_scheduler_s_counters_are_metrics(running: Running) -> None:
     await within(running.stub.Generate(request))
     await within(running.server.engine.refresh_metrics())
     stats, sample = await running.stats(), running.metrics.registry.get_sample_value
-    assert sample("niyama_scheduler_iterations_total") == stats.totals.num_iterations > 0
-    assert sample("niyama_scheduler_finished_total") == stats.totals.num_finished
-    assert sample("niyama_scheduler_pages_free") == sample("niyama_scheduler_pages") > 0
-    assert sample("niyama_scheduler_running") == sample("niyama_scheduler_alpha") == 0
-    for quantile in ("0.5", "0.95"):
-        for kind in ("ratio", "error"):
-            value = sample(f"niyama_scheduler_latency_{kind}", {"quantile": quantile})
-            assert value is not None
-            assert value >= 0
+    assert sample("niyama_iteration_seconds_count") == stats.totals.num_iterations > 0
+    assert sample("niyama_sequences_finished_total") == stats.totals.num_finished
+    assert sample("niyama_kv_usage_ratio") == sample("niyama_scheduling_alpha") == 0
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -186,9 +180,9 @@ async def test_an_engine_that_knows_no_counters_has_no_metrics_and_is_asked_agai
     with monkeypatch.context() as patch:
         patch.setattr(running.server.engine.link, "ask", unanswered)
         await within(running.server.engine.refresh_metrics())
-        assert sample("niyama_scheduler_pages") is None
+        assert sample("niyama_kv_usage_ratio") is None
     await within(running.server.engine.refresh_metrics())
-    assert sample("niyama_scheduler_pages") is not None
+    assert sample("niyama_kv_usage_ratio") is not None
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -206,7 +200,7 @@ async def test_metrics_port_serves_the_scheduler_s_metrics_too(tmp_path: Path) -
             return str(response.read().decode())
 
     async def until_told() -> None:
-        while "niyama_scheduler_waiting 0.0" not in await asyncio.to_thread(scrape):
+        while "niyama_engine_up 1.0" not in await asyncio.to_thread(scrape):
             pass
 
     await within(until_told())

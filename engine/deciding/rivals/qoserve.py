@@ -25,7 +25,7 @@ from engine.deciding.demand import Demand
 from engine.deciding.in_order import InOrder
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Work
-from engine.deciding.policy import Move, MoveKind
+from engine.deciding.policy import Cause, Move, MoveKind
 from engine.deciding.queue import Key
 from engine.deciding.request import Importance
 from engine.deciding.sequence import Sequence
@@ -62,7 +62,7 @@ class QoServe(InOrder):
         moves = self._follow_load() + super().review(now)
         if self.alpha == HIGH_LOAD_ALPHA:
             why = "of low importance, under high load"
-            moves += [self._relegate(s, why) for s in list(self._unimportant)]
+            moves += [self._relegate(s, why, Cause.HIGH_LOAD) for s in list(self._unimportant)]
         return moves
 
     def enter(self, sequence: Sequence, now: float) -> Key:
@@ -74,9 +74,9 @@ class QoServe(InOrder):
         self._unimportant.pop(sequence, None)
         super().leave(sequence)
 
-    def _relegate(self, sequence: Sequence, why: str) -> Move:
+    def _relegate(self, sequence: Sequence, why: str, cause: Cause) -> Move:
         self._unimportant.pop(sequence, None)
-        return super()._relegate(sequence, why)
+        return super()._relegate(sequence, why, cause)
 
     def _follow_load(self) -> list[Move]:
         """Returns new places for everybody where the load has become high, or low."""

@@ -230,3 +230,35 @@ def test_a_profile_survives_json() -> None:
 def test_a_profile_that_cannot_be_inverted_is_refused(segments: tuple[Segment, ...]) -> None:
     with pytest.raises(ValueError, match="must"):
         LatencyProfile("bad", segments)
+
+
+def test_a_machine_that_becomes_slow_is_told_however_well_it_is_learnt() -> None:
+    """The predictions follow it, and the speed says what they hide. A model that goes on with what
+    was learnt, as in an engine that takes a lost one's place, says the same.
+    """
+    model, work = LatencyModel(QUADRATIC), Work(4, 400)
+    assert model.speed is None
+    usual_s = QUADRATIC.seconds(work)
+
+    def run(model: LatencyModel, factor: float, seconds: float) -> float:
+        for _ in range(round(seconds / (factor * usual_s))):
+            model.observe(work, factor * usual_s)
+        return model.predict(work) / usual_s
+
+    assert run(model, 1.0, 60.0) == pytest.approx(1.0)
+    assert model.speed == pytest.approx(1.0)
+    assert run(model, 2.0, 60.0) == pytest.approx(2.0, rel=0.05)
+    assert model.speed == pytest.approx(0.5, rel=0.05)
+    after = LatencyModel(QUADRATIC, learnt=model.learnt)
+    run(after, 2.0, 1.0)
+    assert after.speed == pytest.approx(0.5)
+    run(after, 1.0, 60.0)
+    assert after.speed == pytest.approx(1.0, rel=0.05)
+
+
+@given(st.lists(st.sampled_from([0.0, -1.0, math.nan, math.inf, 1e-9, 1e9, 0.01]), max_size=30))
+def test_no_clock_makes_the_speed_anything_but_a_ratio(durations: list[float]) -> None:
+    model = LatencyModel(QUADRATIC)
+    for seconds in durations:
+        model.observe(Work(1, 1), seconds)
+    assert model.speed is None or 0 < model.speed < math.inf

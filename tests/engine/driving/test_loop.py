@@ -164,7 +164,7 @@ def test_an_estimate_is_asked_for_the_present_moment() -> None:
     )
     make_loop(pipe, scheduler).run()
     answered, refused = pipe.sent[0].replies
-    assert (answered.answer.ahead_s, answered.answer.ttft_s) == (5, pytest.approx(0.001))
+    assert (answered.answer.ahead_s, answered.answer.ttft_s) == (5, pytest.approx(0.002))
     assert refused.error == "prompt_len must be at least 1"
     assert refused.failure is Failure.INVALID
 
@@ -350,8 +350,72 @@ def test_an_iteration_in_flight_lasts_from_the_end_of_the_last_one() -> None:
     scheduler = Telling(make_scheduler().config, Learning(profile))
     pipe = ScriptedPipe([submit("a", max_tokens=3)], *[[]] * 4)
     EngineLoop(scheduler, Watched([]), pipe, clock, looks_ahead=True).run()
-    # Each reading of the clock is 1 ms on: the first is the command's.
-    assert told[0] == (pytest.approx(0.003), pytest.approx(0.003))
-    assert told[1] == (pytest.approx(0.004), pytest.approx(0.053))  # begun at 3, expected at 53 ms
-    assert told[2] == (pytest.approx(0.006), pytest.approx(0.055))  # begun at 5 ms
+    # Each reading of the clock is 1 ms on: the first two are at waking and at the command.
+    assert told[0] == (pytest.approx(0.004), pytest.approx(0.004))
+    assert told[1] == (pytest.approx(0.005), pytest.approx(0.054))  # begun at 4, expected at 54 ms
+    assert told[2] == (pytest.approx(0.007), pytest.approx(0.056))  # begun at 6 ms
     assert observed == [pytest.approx(0.002)] * 3
+
+
+class Machine:
+    """A clock, and an executor whose iterations take `seconds` of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.compilations = 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def launch(self, plan: Plan) -> Done:
+        self.now += self.seconds
+        return Done([Token(1) for _ in plan.sampling])
+
+
+class PipeWithPauses(ScriptedPipe):
+    """Each wait for ever takes ten seconds."""
+
+    def __init__(self, clock: Machine, *batches: Sequence[Command]) -> None:
+        super().__init__(*batches)
+        self._machine = clock
+
+    def receive(self, timeout_s: float | None) -> list[Command]:
+        if timeout_s is None:
+            self._machine.now += 10.0
+        return super().receive(timeout_s)
+
+
+def test_a_machine_that_becomes_slow_shows_though_predictions_follow_it() -> None:
+    """Half as fast as its profile says, from the second request on. What iterations are predicted
+    to take is soon what they take, so only the speed tells.
+    """
+    machine = Machine(1e-3)  # as the profile of `make_scheduler` has it
+    again: list[list[Command]] = [[]] * 61
+    ask: list[Command] = [Ask(1, Stats())]
+    pipe = PipeWithPauses(machine, [submit("a", 60)], *again, ask, [submit("b", 60)], *again, ask)
+    scheduler = make_scheduler()
+    scheduler.latency.SPEED_S = 0.02  # of computing, instead of 20 seconds
+    loop = EngineLoop(scheduler, machine, pipe, machine)
+    while not any(report.replies for report in pipe.sent):
+        loop.step()
+    machine.seconds = 2e-3
+    loop.run()
+    before, after = (r.answer for report in pipe.sent for r in report.replies)
+    assert before.scheduler.speed == pytest.approx(1.0)
+    assert after.scheduler.speed == pytest.approx(0.5, rel=0.05)
+    assert scheduler.latency.predict(Work(1, 10)) == pytest.approx(2e-3, rel=0.1)
+    assert before.busy_s == pytest.approx(0.060)
+    assert after.busy_s == pytest.approx(0.060 + 0.120)
+    counts = after.scheduler.iterations
+    assert (counts.total, sum(counts.numbers)) == (pytest.approx(0.180), 120)
+
+
+def test_busy_time_is_all_time_but_that_of_waiting_for_work() -> None:
+    """Ten seconds before the first request and after the last, and none between iterations."""
+    machine = Machine(0.5)
+    pipe = PipeWithPauses(
+        machine, [submit("a", 4)], [Ask(1, Stats())], [], [], [], [Ask(2, Stats())]
+    )
+    EngineLoop(make_scheduler(), machine, pipe, machine).run()
+    first, last = (r.answer for report in pipe.sent for r in report.replies)
+    assert (first.busy_s, last.busy_s) == (pytest.approx(0.5), pytest.approx(2.0))

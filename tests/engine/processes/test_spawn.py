@@ -19,7 +19,9 @@ from tests.engine.driving.engines import NULL
 
 def test_signals_to_a_child_that_is_just_starting_do_nothing() -> None:
     """Ctrl-C goes to the whole group, and only the parent acts on it."""
-    child, (sock, door), pulse = spawn("engine.driving", EngineConfig(factory=NULL), 2, os.environ)
+    child, (sock, door), pulse = spawn(
+        "engine.driving", "engine", EngineConfig(factory=NULL), 2, os.environ
+    )
     with child, sock, door:
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
@@ -40,6 +42,6 @@ def test_nothing_is_left_of_a_child_that_cannot_be_told(
     monkeypatch.setattr(sys, "executable", program)
     fds, children = os.listdir("/proc/self/fd"), psutil.Process().children()
     with pytest.raises(OSError):
-        spawn("engine.driving", b"\0" * (64 << 20), 2, os.environ)
+        spawn("engine.driving", "engine", b"\0" * (64 << 20), 2, os.environ)
     assert os.listdir("/proc/self/fd") == fds
     assert psutil.Process().children() == children

@@ -98,7 +98,12 @@ class Pair:
 
     async def until_idle(self) -> None:
         await self.until(
-            lambda m: not m["niyama_calls_in_flight"] and not m["niyama_scheduler_running"]
+            lambda m: (
+                not m["niyama_calls_in_flight"]
+                and not sum(
+                    value for name, value in m.items() if name.startswith("niyama_sequences{")
+                )
+            )
         )
 
 
