@@ -22,6 +22,21 @@ from engine.embedded import FOLDER
 from engine.flags import Flag, flags_of
 from engine.messages import Pinned
 
+# The topics of flags, in the order of `--help`, which are also tables of the operator's file.
+SECTIONS = {
+    "listen": "where the server listens, and its connections",
+    "limits": "what is refused beyond",
+    "identity": "who is believed to be whom",
+    "model": "what is served",
+    "compute": "what computes it",
+    "memory": "where keys and values are kept",
+    "scheduler": "who is served when",
+    "calibration": "what an iteration costs",
+    "lifetime": "how it ends, and when a part of it is taken for lost",
+    "logs": "what is told, and remembered",
+    "metrics": "what is counted",
+}
+
 _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 _NIYAMA = _SCHEDULER.niyama
 OVERLAP = ("auto", "on", "off")

@@ -11,12 +11,17 @@ the dataclass is made, which then takes its own.
 from __future__ import annotations
 
 import argparse
+import re
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # as texts
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class Flag(NamedTuple):
@@ -34,11 +39,12 @@ class Flag(NamedTuple):
     is_exclusive: bool = False  # at most one of a dataclass's exclusive flags may be given
     alone: str | None = None  # the text that it stands for where no value follows it
     section: str = ""  # its topic: of help, and of a configuration file
+    is_reloaded: bool = False  # a process that runs takes it anew when its file is read again
 
 
 def flags_of(config: type[Any]) -> dict[str, Flag]:
     """Returns the flags of a dataclass by field name, in the order of its fields."""
-    return {name: flag for name, _, flag in _marked(config)}
+    return {name: flag for name, _, flag in marked(config)}
 
 
 def add_flags(
@@ -48,28 +54,31 @@ def add_flags(
     shows_defaults: bool = False,
     is_typed: bool = True,
     section: str | None = None,
+    is_negatable: bool = False,
 ) -> None:
     """Adds the flags of a dataclass to a parser or to one of its groups; only those of a section,
     where one is named.
 
     With `shows_defaults` a help text that says nothing of a default ends with it. Without
-    `is_typed` the values stay the texts that were typed.
+    `is_typed` the values stay the texts that were typed. With `is_negatable` a flag without a value
+    has a twin, `--no-NAME`, for where something else than the default may have been said before.
     """
     defaults = {field.name: field.default for field in fields(config)}
     exclusive: argparse._ActionsContainer | None = None
-    for name, kind, flag in _marked(config):
+    for name, kind, flag in marked(config):
         if section not in (None, flag.section):
             continue
         default, text = defaults[name], flag.help % {"default": defaults[name]}
         place = container
         if flag.is_exclusive:
             place = exclusive = exclusive or container.add_mutually_exclusive_group()
-        option = f"--{name.replace('_', '-')}"
+        option = option_of(name)
+        if shows_defaults and default is not MISSING and not re.search(r"\bdefault\b", text):
+            text += f" (default: {_shown(default)})"
         if kind is bool:
-            place.add_argument(option, action="store_true", default=None, help=text)
+            action = argparse.BooleanOptionalAction if is_negatable else "store_true"
+            place.add_argument(option, action=action, default=None, help=text)
             continue
-        if shows_defaults and default not in (None, MISSING) and "(default" not in text:
-            text += f" (default: {default})"
         place.add_argument(
             option,
             action="append" if flag.is_repeated else "store",
@@ -98,12 +107,69 @@ def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: values[name] for name in flags_of(config) if values[name] is not None}
 
 
-def _marked(config: type[Any]) -> Iterator[tuple[str, type[Any], Flag]]:
-    """Yields the name, the type of a value and the flag of each field that is marked as one."""
+def marked(config: type[Any]) -> Iterator[tuple[str, type[Any], Flag]]:
+    """Yields the name, the type of a value and the flag of each field that is marked as one, in the
+    order of the fields.
+    """
     for name, hint in get_type_hints(config, include_extras=True).items():
         for mark in get_args(hint)[1:]:
             if isinstance(mark, Flag):
                 yield name, _value_type(get_args(hint)[0], mark), mark
+
+
+def option_of(name: str) -> str:
+    """Returns a field's flag as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def from_text(kind: type[Any], flag: Flag, text: str) -> object:
+    """Returns the value that a text stands for, as the command line would. Raises ValueError, with
+    what it must be.
+    """
+    if kind is bool:
+        word = text.lower()
+        if word not in (*TRUE, *FALSE):
+            raise ValueError(f"must be {_KINDS[bool]}, got {reprlib.repr(text)}")
+        return word in TRUE
+    _check_choice(flag, text)
+    if flag.parse is not None:
+        return flag.parse(text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"must be {_KINDS[kind]}, got {reprlib.repr(text)}") from None
+
+
+def from_toml(kind: type[Any], flag: Flag, value: object, folder: Path) -> object:
+    """Returns the value that a file's value stands for. A relative path starts from `folder`.
+    Raises ValueError, with what it must be.
+    """
+    of_toml = {bool: (bool,), int: (int,), float: (int, float)}.get(kind, (str,))
+    if type(value) not in of_toml:
+        raise ValueError(f"must be {_KINDS.get(kind, 'a text')}, got {reprlib.repr(value)}")
+    _check_choice(flag, value)
+    if flag.parse is not None:
+        return flag.parse(str(value))
+    if issubclass(kind, Path):
+        if not value:
+            raise ValueError("must not be empty")
+        return folder / str(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError("is too large a number") from None
+
+
+def _check_choice(flag: Flag, value: object) -> None:
+    if flag.choices is not None and value not in flag.choices:
+        raise ValueError(f"must be one of {', '.join(flag.choices)}, got {reprlib.repr(value)}")
+
+
+def _shown(default: object) -> object:
+    """Returns a default as help shows it."""
+    if default is None:
+        return "none"
+    return ("no", "yes")[default] if isinstance(default, bool) else default
 
 
 def _value_type(field_type: Any, flag: Flag) -> type[Any]:

@@ -1,4 +1,4 @@
-"""The operator's TOML file of tiers, application presets and tenants. Seconds throughout.
+"""What the operator's TOML file says of tiers, application presets and tenants. Seconds throughout.
 
     default_tier = "chat"
     deadline_is_target = false  # true: of calls that name no targets, tier or preset
@@ -23,76 +23,69 @@
     weight = 2              # of its share of queue and engine; 1 where left out
 
 Tiers of the file replace the built-in ones altogether. A tenant that is not named there shares with
-all others that are not: a name that anybody may invent buys nothing.
+all others that are not: a name that anybody may invent buys nothing. The file's other tables are
+sections of the server's flags (`engine.config.SECTIONS`, read by `server/settings.py`).
 """
 
 from __future__ import annotations
 
 import reprlib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engine import toml_file
+from engine.config import SECTIONS
 from engine.deciding.request import Importance, Share, Targets
 from engine.tiers import BUILT_IN, Preset, Tier, Tiers
+from engine.toml_file import Document, Keys, Misstated, refuse_unknown
 
 _TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "max_gap", "importance"}
-_KEYS = {"default_tier", "deadline_is_target", "tiers", "applications", "tenants"}
-MOST_BYTES = 1 << 20  # of a file: thousands of tenants
+KEYS = frozenset({"default_tier", "deadline_is_target", "tiers", "applications", "tenants"})
 MOST_NAME_BYTES = 128  # of a name that a call may state: tier, application, tenant, request
 MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
 WEIGHTS = (1e-6, 1e6)
 
 
 def load(path: Path) -> Tiers:
-    """Returns what the file says, beside the built-in tiers. Raises ValueError, naming file and
-    key.
-    """
-    return parse(read(path), path)
-
-
-def read(path: Path) -> str:
-    """Returns the file's text. Raises ValueError, naming the file."""
-    try:
-        with path.open("rb") as file:
-            found = file.read(MOST_BYTES + 1)
-        if len(found) > MOST_BYTES:
-            raise ValueError(f"has more than {MOST_BYTES} bytes")
-        return found.decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    """Returns what the file says, beside the built-in tiers. Raises BadFile."""
+    return parse(toml_file.read(path), path)
 
 
 def parse(text: str, path: Path, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
     """Returns what the text of a file says. `built_in` are the tiers of one that has none, the
-    default one first. Raises ValueError, naming file and key.
+    default one first. Raises BadFile.
     """
+    return of(toml_file.parse(text, path), built_in)
+
+
+def of(document: Document, built_in: Iterable[Tier] = BUILT_IN) -> Tiers:
+    """Returns what a file says, as `parse` does. Raises BadFile."""
     try:
-        document = tomllib.loads(text)
-        _refuse_unknown(document, _KEYS, "")
-        tables = _tables(document, "tiers")
-        tiers = {name: _tier(name, table, f"tiers.{name}") for name, table in tables.items()}
-        tiers = tiers or {t.name: t for t in built_in}
-        default = document.get("default_tier", next(iter(tiers)))
-        if default not in list(tiers):
-            raise ValueError(f"default_tier {reprlib.repr(default)} is not one of the tiers")
-        applications = {
-            name: _preset(table, f"applications.{name}", tiers, tiers[default])
-            for name, table in _tables(document, "applications").items()
-        }
-        tenants = {
-            name: _share(name, table, f"tenants.{name}")
-            for name, table in _tables(document, "tenants").items()
-        }
-        return Tiers(tiers, default, applications, _deadline_is_target(document, ""), tenants)
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return _read(document.tables, built_in)
+    except Misstated as error:
+        raise document.blame(error) from None
+
+
+def _read(document: dict[str, Any], built_in: Iterable[Tier]) -> Tiers:
+    """Returns what the document says. Raises Misstated."""
+    refuse_unknown(document, KEYS | SECTIONS.keys())
+    tables = _tables(document, "tiers")
+    tiers = {name: _tier(name, table, ("tiers", name)) for name, table in tables.items()}
+    tiers = tiers or {t.name: t for t in built_in}
+    default = document.get("default_tier", next(iter(tiers)))
+    if default not in list(tiers):
+        raise Misstated(("default_tier",), f"{reprlib.repr(default)} is not one of the tiers")
+    applications = {
+        name: _preset(table, ("applications", name), tiers, tiers[default])
+        for name, table in _tables(document, "applications").items()
+    }
+    tenants = {
+        name: _share(name, table, ("tenants", name))
+        for name, table in _tables(document, "tenants").items()
+    }
+    return Tiers(tiers, default, applications, _deadline_is_target(document, ()), tenants)
 
 
 def changes(before: Tiers, after: Tiers) -> list[str]:
@@ -111,104 +104,94 @@ def changes(before: Tiers, after: Tiers) -> list[str]:
 def _tables(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     tables = document.get(key, {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-        raise ValueError(f"{key} must be tables: [{key}.NAME]")
+        raise Misstated((key,), f"must be tables: [{key}.NAME]")
     for name in tables:
         if not (0 < len(name) <= MOST_NAME_BYTES and name.isascii() and name.isprintable()):
-            raise ValueError(
-                f"{key}.{_named(name)}: no call can name it: a name is printable ASCII, not empty,"
-                f" of at most {MOST_NAME_BYTES} bytes"
+            raise Misstated(
+                (key, name),
+                ": no call can name it: a name is printable ASCII, not empty,"
+                f" of at most {MOST_NAME_BYTES} bytes",
             )
     return tables
 
 
-def _refuse_unknown(table: dict[str, Any], known: set[str], path: str) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(
-                f"{path}{_named(key)} is unknown; known are {', '.join(sorted(known))}"
-            )
-
-
-def _named(key: str) -> str:
-    """Returns the key as a message can show it."""
-    return key if len(key) <= MOST_NAME_BYTES and key.isprintable() else reprlib.repr(key)
-
-
-def _number(value: object, what: str, path: str) -> float:
-    """Returns the value as a float. Raises ValueError for what is no number, and for one of TOML's
+def number(value: object, keys: Keys, what: str = "") -> float:
+    """Returns the value as a float. Raises Misstated for what is no number, and for one of TOML's
     whole numbers, which have no bound, that no float can hold.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{path} must be a number{what}, got {reprlib.repr(value)}")
+        raise Misstated(keys, f"must be a number{what}, got {reprlib.repr(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{path} is too large a number") from None
+        raise Misstated(keys, "is too large a number") from None
 
 
-def _tier(name: str, table: dict[str, Any], path: str) -> Tier:
-    _refuse_unknown(table, _TIER_KEYS, f"{path}.")
+def _tier(name: str, table: dict[str, Any], keys: Keys) -> Tier:
+    refuse_unknown(table, _TIER_KEYS, keys)
     numbers = {
-        key: _number(value, " of TBTs" if key == "max_gap" else " of seconds", f"{path}.{key}")
+        key: number(value, (*keys, key), " of TBTs" if key == "max_gap" else " of seconds")
         for key, value in table.items()
         if key != "importance"
     }
     for key, value in numbers.items():
         if key != "max_gap" and value > MOST_SECONDS:
-            raise ValueError(f"{path}.{key} must be at most {MOST_SECONDS:g}, got {value:g}")
-    importance = _importance(table, path, Importance.NORMAL)
+            raise Misstated((*keys, key), f"must be at most {MOST_SECONDS:g}, got {value:g}")
+    importance = _importance(table, keys, Importance.NORMAL)
     try:
         return Tier(name, Targets(**numbers), importance)
     except ValueError as error:
-        raise ValueError(f"{path}.{error}") from None
+        field, _, what = str(error).partition(" ")
+        raise Misstated((*keys, field), what) from None
 
 
-def _importance(table: dict[str, Any], path: str, default: Importance) -> Importance:
+def _importance(table: dict[str, Any], keys: Keys, default: Importance) -> Importance:
     """Returns the importance that a table states, else the default."""
     names = {i.name.lower(): i for i in Importance}
     value = table.get("importance")
     if value is None:
         return default
     if not isinstance(value, str) or value not in names:
-        raise ValueError(
-            f"{path}.importance must be one of {', '.join(names)}, got {reprlib.repr(value)}"
+        raise Misstated(
+            (*keys, "importance"),
+            f"must be one of {', '.join(names)}, got {reprlib.repr(value)}",
         )
     return names[value]
 
 
-def _deadline_is_target(table: dict[str, Any], path: str) -> bool:
+def _deadline_is_target(table: dict[str, Any], keys: Keys) -> bool:
     value = table.get("deadline_is_target", False)
     if not isinstance(value, bool):
-        raise ValueError(
-            f"{path}deadline_is_target must be true or false, got {reprlib.repr(value)}"
+        raise Misstated(
+            (*keys, "deadline_is_target"), f"must be true or false, got {reprlib.repr(value)}"
         )
     return value
 
 
-def _share(name: str, table: dict[str, Any], path: str) -> Share:
-    _refuse_unknown(table, {"weight"}, f"{path}.")
-    weight = _number(table.get("weight", 1), "", f"{path}.weight")
+def _share(name: str, table: dict[str, Any], keys: Keys) -> Share:
+    refuse_unknown(table, {"weight"}, keys)
+    weight = number(table.get("weight", 1), (*keys, "weight"))
     least, most = WEIGHTS
     if not least <= weight <= most:  # also false for nan
-        raise ValueError(
-            f"{path}.weight must be positive, from {least:g} to {most:g}, got {weight:g}"
+        raise Misstated(
+            (*keys, "weight"), f"must be positive, from {least:g} to {most:g}, got {weight:g}"
         )
     return Share(name, weight)
 
 
-def _preset(table: dict[str, Any], path: str, tiers: Mapping[str, Tier], default: Tier) -> Preset:
+def _preset(table: dict[str, Any], keys: Keys, tiers: Mapping[str, Tier], default: Tier) -> Preset:
     """Returns what a table says of an application: a tier by its name, perhaps with another
     importance, or targets of its own. Where it says only that the deadline is the target, calls
     without one get the default tier.
     """
-    is_target = _deadline_is_target(table, f"{path}.")
+    is_target = _deadline_is_target(table, keys)
     rest = {key: value for key, value in table.items() if key != "deadline_is_target"}
     if "tier" not in rest and not (is_target and not rest.keys() - {"importance"}):
-        return Preset(_tier("", rest, path), is_target)
-    _refuse_unknown(rest, {"tier", "importance"}, f"{path}.")
+        return Preset(_tier("", rest, keys), is_target)
+    refuse_unknown(rest, {"tier", "importance"}, keys)
     name = rest.get("tier", default.name)
     if name not in list(tiers):
-        raise ValueError(f"{path}.tier {reprlib.repr(name)} is not one of the tiers")
+        raise Misstated((*keys, "tier"), f"{reprlib.repr(name)} is not one of the tiers")
     tier = tiers[name]
-    importance = _importance(rest, path, tier.importance)
+    importance = _importance(rest, keys, tier.importance)
     return Preset(Tier(tier.name, tier.targets, importance), is_target)

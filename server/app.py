@@ -10,15 +10,17 @@ from typing import Protocol
 
 import structlog
 
-from engine import tiers_file
+from engine import toml_file
 from engine.decision_log import Service
 from engine.messages import EngineInfo
 from engine.processes import collector
 from engine.tiers import Tiers
+from server import logs
 from server.admin import Admin
 from server.admission.ledger import Ledger, linked
 from server.config import ServerConfig
-from server.ending import Ending
+from server.configuration import Changes, Configuration, Reconfigure, reloaded_from
+from server.ending import REST_S, Ending
 from server.engine import ServerEngine
 from server.engine_metrics import QueueMetrics
 from server.frontend import FrontEnd
@@ -30,6 +32,7 @@ from server.status.operating import Operating
 
 log = structlog.get_logger()
 
+ADMIN_TOKEN = "identity.admin_token_file"
 SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
@@ -56,10 +59,8 @@ class FrontEnds(Protocol):
     def show_health(self) -> None:
         """Tells them that the engine is lost, may have stopped, or has not."""
 
-    def reconfigure(self, text: str) -> list[str]:
-        """Takes another text of the configuration file: returns what differs. Raises ValueError,
-        and then all is as before.
-        """
+    def reconfigure(self, now: Reconfigure) -> None:
+        """Has another configuration hold for the calls to come."""
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
@@ -81,9 +82,13 @@ class Server:
     `drain`, `stop`. Everything runs on the event loop that it is made on.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Raises StartError for a model folder or a configuration file that is no good."""
+    def __init__(self, config: ServerConfig, configuration: Configuration | None = None) -> None:
+        """`configuration` is what has been read of the operator's file; else that is read now.
+        Raises StartError for a model folder or a file that is no good.
+        """
         self.config = config
+        self.configuration = configuration or read_configuration(config)
+        self.admin = read_admin(config)
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
         self.engine = ServerEngine(
             config,
@@ -92,18 +97,9 @@ class Server:
             lambda: self.front_ends.show_health(),
         )
         self.engine.registry.register(QueueMetrics(self.ledger.admission))
-        admin = read_admin(config)
-        self.front_ends = _front_ends(config, self.engine, self.ledger, admin)
-        self.operating = Operating(config, self.engine, self.front_ends, admin)
+        self.front_ends = self._front_ends()
+        self.operating = Operating(config, self.engine, self.front_ends, self.admin)
         self.port = 0
-
-    def reconfigure(self, text: str) -> list[str]:
-        """Takes another text of the configuration file: returns what differs. Raises ValueError,
-        and then all is as before.
-        """
-        changes = self.front_ends.reconfigure(text)
-        self._describe()
-        return changes
 
     def _engine_ready(self, info: EngineInfo) -> None:
         self.front_ends.engine_ready(info)
@@ -143,6 +139,33 @@ class Server:
             await self.operating.stop()
             self.front_ends.close()
 
+    @property
+    def has_files(self) -> bool:
+        """Returns whether there is anything that can be read again."""
+        return self.configuration.path is not None or self.config.admin_token_file is not None
+
+    async def reload(self) -> Changes:
+        """Reads the operator's file and token again; what they say holds for the calls to come, as
+        far as it can without a restart. Returns what differs. Raises ValueError, and then all is
+        as before.
+        """
+        configuration, config, reading = self.configuration, self.config, None
+        if configuration.path is not None:
+            text = await asyncio.to_thread(toml_file.read, configuration.path)
+            reading = await asyncio.to_thread(configuration.read, text)
+            if reading.config is not None:
+                config = reloaded_from(config, reading.config)
+        admin = await asyncio.to_thread(Admin.of_file, config.admin_token_file)
+        changes = Changes([], []) if reading is None else configuration.take(reading)
+        if admin.digest != self.admin.digest and ADMIN_TOKEN not in changes.made:
+            changes.made.append(ADMIN_TOKEN)
+        self.config, self.admin.digest = config, admin.digest
+        self.ledger.limit(config.max_requests, config.most_queued_tokens)
+        logs.set_level(config.log_level)
+        self.front_ends.reconfigure(Reconfigure(configuration.text, config, admin.digest))
+        self._describe()
+        return changes
+
     def kill(self) -> None:
         """Ends the engine and the front ends at once, whatever they do; this process is to follow.
         For any thread.
@@ -152,29 +175,31 @@ class Server:
         finally:
             self.engine.keeper.kill()
 
+    def _front_ends(self) -> FrontEnds:
+        """Nobody else asks how many there are: one runs in this process, more in processes of their
+        own. Raises StartError.
+        """
+        config, engine, ledger = self.config, self.engine, self.ledger
+        if config.frontends > 1:
+            return Supervisor(config, engine, ledger, self.configuration, self.admin)
+        metrics = Metrics(engine.registry)
+        return FrontEnd(
+            config, engine.link, metrics, linked(ledger), self.configuration, self.admin
+        )
 
-def _front_ends(
-    config: ServerConfig, engine: ServerEngine, ledger: Ledger, admin: Admin
-) -> FrontEnds:
-    """Nobody else asks how many there are: one runs in this process, more in processes of their
-    own. Raises StartError.
-    """
-    configuration = read_configuration(config)
-    if config.frontends > 1:
-        return Supervisor(config, engine, ledger, configuration, admin)
-    metrics = Metrics(engine.registry)
-    return FrontEnd(config, engine.link, metrics, linked(ledger), configuration, admin)
 
-
-async def serve(config: ServerConfig, ending: Ending) -> int:
+async def serve(
+    config: ServerConfig, ending: Ending, configuration: Configuration | None = None
+) -> int:
     """Serves until it is asked to end, then drains; returns the exit code. SIGHUP reads the
-    configuration file again. With `save_profile` it ends as soon as that is written: on a port of
-    its own, so that a server that runs is not in its way. Raises StartError.
+    operator's files again, of which `configuration` is what has been read already. With
+    `save_profile` it ends as soon as that is written: on a port of its own, so that a server that
+    runs is not in its way. Raises StartError.
     """
     saved = config.engine.save_profile
     if saved is not None:
         config = replace(config, host="127.0.0.1", port=0, metrics_port=0, frontends=1)
-    server = Server(config)
+    server = Server(config, configuration)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     ending.kill = server.kill
@@ -183,7 +208,7 @@ async def serve(config: ServerConfig, ending: Ending) -> int:
         asked_to_stop.set()
     asked_to_reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
-    reloading = asyncio.create_task(_reload_when_asked(server, asked_to_reload))
+    reloading = asyncio.create_task(_reload_when_asked(server, ending, asked_to_reload))
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
     reassuring = loop.call_later(SLOW_START_S, _reassure)
@@ -197,7 +222,7 @@ async def serve(config: ServerConfig, ending: Ending) -> int:
             _announce(server, starting.result())
             collector.settle()
             await stopping
-            log.info("draining", seconds=config.drain_s)
+            log.info("draining", seconds=server.config.drain_s)
             await server.drain()
     finally:
         reassuring.cancel()
@@ -215,25 +240,27 @@ def _reassure() -> None:
     )
 
 
-async def _reload_when_asked(server: Server, asked: asyncio.Event) -> None:
-    """Reads the configuration file again whenever it is asked to, until it is cancelled.
+async def _reload_when_asked(server: Server, ending: Ending, asked: asyncio.Event) -> None:
+    """Reads the operator's files again whenever it is asked to, until it is cancelled.
 
-    A file that is no good changes nothing. A server without a file ignores the signal, as under
-    nohup, so that a terminal that closes does not end it.
+    A file that is no good changes nothing. A server without any ignores the signal, as under nohup,
+    so that a terminal that closes does not end it.
     """
-    path = server.config.config
     while True:
         await asked.wait()
         asked.clear()
-        if path is None:
+        if not server.has_files:
             log.info("SIGHUP ignored", note="there is no --config to read again")
             continue
         try:
-            changes = server.reconfigure(await asyncio.to_thread(tiers_file.read, path))
+            changes = await server.reload()
         except ValueError as error:
             log.error("configuration not read", reason=str(error))
-        else:
-            log.info("configuration read", changes=changes)
+            continue
+        ending.patience_s = server.config.drain_s + REST_S
+        log.info("configuration read", changes=changes.made)
+        if changes.need_restart:
+            log.warning("configuration needs a restart", settings=changes.need_restart)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None:

@@ -6,17 +6,12 @@ included. Durations in seconds.
 
 from __future__ import annotations
 
-import argparse
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from engine.config import EngineConfig
-from engine.flags import Flag, add_flags, make
-from engine.tiers_file import MOST_NAME_BYTES
+from engine.flags import Flag
 
 MONITORING = Path(__file__).parent / "monitoring"  # what operators load into their own tools
 LOG_FORMATS = ("auto", "console", "json")
@@ -26,23 +21,6 @@ QUEUED_TOKENS = 8192  # for each of `max_requests`
 LONGEST_S = 1e6  # some days: what the system's timers can hold
 SPARE_STREAMS = 100  # of a connection, for what is no request: health, questions
 MOST_FRONTENDS = 64  # far more than one engine can use
-
-
-# The topics of flags, in the order of `--help`; all but the first are tables of the file.
-SECTIONS = {
-    "configuration": "where all of this may stand instead",
-    "listen": "where the server listens, and its connections",
-    "limits": "what is refused beyond",
-    "identity": "who is believed to be whom",
-    "model": "what is served",
-    "compute": "what computes it",
-    "memory": "where keys and values are kept",
-    "scheduler": "who is served when",
-    "calibration": "what an iteration costs",
-    "lifetime": "how it ends, and when a part of it is taken for lost",
-    "logs": "what is told, and remembered",
-    "metrics": "what is counted",
-}
 
 
 class StartError(Exception):
@@ -61,13 +39,19 @@ class ServerConfig:
         int, Flag("port (0: any free one; the ready line names it)", section="listen")
     ] = 50051
     config: Annotated[
-        Path | None, Flag("TOML file with tiers, applications and tenants", section="configuration")
+        Path | None,
+        Flag(
+            "TOML file of tiers, applications and tenants, and of every flag below in the table of"
+            " its section",
+            section="configuration",
+        ),
     ] = None
     admin_token_file: Annotated[
         Path | None,
         Flag(
             "file with the token whose bearer may explain every tenant's requests",
             section="identity",
+            is_reloaded=True,
         ),
     ] = None
     generation_config: Annotated[
@@ -84,6 +68,7 @@ class ServerConfig:
         Flag(
             "most requests waiting or running; the last of them are for the important",
             section="limits",
+            is_reloaded=True,
         ),
     ] = 1024
     max_queued_tokens: Annotated[
@@ -92,6 +77,7 @@ class ServerConfig:
             "most tokens of work waiting, prompt and output"
             f" (0: {QUEUED_TOKENS:,} for each of max_requests)",
             section="limits",
+            is_reloaded=True,
         ),
     ] = 0
     max_message_bytes: Annotated[
@@ -120,12 +106,18 @@ class ServerConfig:
     ] = 10.0
     write_timeout_s: Annotated[
         float,
-        Flag("seconds in which a client must take a message, else its call ends", section="limits"),
+        Flag(
+            "seconds in which a client must take a message, else its call ends",
+            section="limits",
+            is_reloaded=True,
+        ),
     ] = 60.0
     receive_timeout_s: Annotated[
         float,
         Flag(
-            "seconds in which a call's message must have come, else the call ends", section="limits"
+            "seconds in which a call's message must have come, else the call ends",
+            section="limits",
+            is_reloaded=True,
         ),
     ] = 60.0
     read_s: Annotated[
@@ -133,7 +125,8 @@ class ServerConfig:
         Flag("CPU seconds that a message may take to parse, render and tokenize", section="limits"),
     ] = 5.0
     drain_s: Annotated[
-        float, Flag("seconds that running calls get after SIGTERM", section="lifetime")
+        float,
+        Flag("seconds that running calls get after SIGTERM", section="lifetime", is_reloaded=True),
     ] = 30.0
     until_eof: Annotated[
         bool,
@@ -149,7 +142,9 @@ class ServerConfig:
     log_format: Annotated[
         str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
     ] = "auto"
-    log_level: Annotated[str, Flag("least level logged", LOG_LEVELS, section="logs")] = "info"
+    log_level: Annotated[
+        str, Flag("least level logged", LOG_LEVELS, section="logs", is_reloaded=True)
+    ] = "info"
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -188,37 +183,3 @@ class ServerConfig:
     def most_streams(self) -> int:
         """Returns how many calls may be going on at once on one connection."""
         return self.max_streams or self.max_requests + SPARE_STREAMS
-
-
-class _WholePaths(argparse.HelpFormatter):
-    """Breaks no path at its hyphens, so that it can be copied."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        whole = partial(textwrap.fill, break_on_hyphens=False, break_long_words=False)
-        return whole(text, width, initial_indent=indent, subsequent_indent=indent)
-
-
-def parse(argv: Sequence[str]) -> ServerConfig:
-    """Returns the configuration that a command line asks for. Exits with a usage line for a bad
-    one.
-    """
-    parser = argparse.ArgumentParser(
-        prog="niyama-server",
-        usage="niyama-server [FLAGS]  (--help lists them)",
-        description="Serves one model, many latency targets, one queue.",
-        formatter_class=_WholePaths,
-        epilog="A call names its tenant in the metadata key niyama-tenant (printable ASCII, at"
-        f" most {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may"
-        " name any. Alerts for Prometheus and a dashboard for Grafana are in"
-        f" {MONITORING}.".replace("%", "%%"),
-    )
-    for section, about in SECTIONS.items():
-        group = parser.add_argument_group(section, about)
-        for config in (ServerConfig, EngineConfig):
-            add_flags(group, config, shows_defaults=True, section=section)
-    given = parser.parse_args(argv)
-    try:
-        return make(ServerConfig, given, engine=make(EngineConfig, given))
-    except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        parser.error(f"--{name.replace('_', '-')} {rest}")

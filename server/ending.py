@@ -44,7 +44,7 @@ class Ending:
         self.on_asked: Callable[[], None] = _nothing
         self.kill: Callable[[], None] = _nothing
         self.is_asked = False
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._flush = flush
 
     def watch(self) -> None:
@@ -66,8 +66,8 @@ class Ending:
         signal.sigwait(SIGNALS)
         self.is_asked = True
         self.on_asked()
-        if signal.sigtimedwait(SIGNALS, self._patience_s) is None:
-            log.error("not ended in time", seconds=self._patience_s)
+        if signal.sigtimedwait(SIGNALS, self.patience_s) is None:
+            log.error("not ended in time", seconds=self.patience_s)
             self._leave(0)
         log.warning("leaving at once", note="a second signal came: what runs is ended")
         self._leave(EXIT_AT_ONCE)

@@ -22,7 +22,7 @@ from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.calls import Calls
 from server.config import ServerConfig, StartError
-from server.configuration import Configuration
+from server.configuration import Configuration, Reconfigure, reloaded_from
 from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
@@ -129,13 +129,14 @@ class FrontEnd:
         """Says by health whether it serves. To be called when that may have changed."""
         self._health.set(serving=self._engine.serves)
 
-    def reconfigure(self, text: str) -> list[str]:
-        """Takes another text of the file for the calls to come: returns what differs. Raises
-        ValueError, and then all is as before.
+    def reconfigure(self, now: Reconfigure) -> None:
+        """Has another configuration hold for the calls to come, after it has been taken as that of
+        this process.
         """
-        changes = self._configuration.take(text)
-        self.service.tiers = self._configuration.tiers
-        return changes
+        self._config = reloaded_from(self._config, now.config)
+        self._deliveries.timeout_s = self._config.write_timeout_s
+        self._uploads.timeout_s = self._config.receive_timeout_s
+        self.service.reconfigure(self._config, self._configuration.tiers)
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from collections.abc import MutableMapping
+from typing import Any, TextIO
 
 import structlog
 
 from engine.processes.standard_streams import DROPPED
 from server.bounded import bound_values
+
+_LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
+
+
+class Threshold:
+    """A processor for structlog that drops the lines below a level which may change. (That of
+    structlog itself is fixed in each logger when it writes its first line.)
+    """
+
+    def __init__(self) -> None:
+        self.level = logging.INFO
+
+    def __call__(
+        self, logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Returns the line. Raises DropEvent for one that is not to be written."""
+        if _LEVELS[method] < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+_THRESHOLD = Threshold()
 
 
 class Lines:
@@ -46,6 +69,7 @@ def configure(log_format: str, level: str) -> None:
     )
     structlog.configure(
         processors=[
+            _THRESHOLD,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -53,13 +77,17 @@ def configure(log_format: str, level: str) -> None:
             bound_values,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=lambda *_: Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    set_level(level)
     DROPPED.on_resumed = _tell
+
+
+def set_level(level: str) -> None:
+    """Sets the least level that is written, for all lines to come."""
+    _THRESHOLD.level = _LEVELS[level]
 
 
 def _tell(num_lines: int) -> None:

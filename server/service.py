@@ -87,6 +87,10 @@ class InferenceService:
         """Takes over what an engine that is ready says of itself, and the tiers from now on."""
         self.info, self.tiers = info, tiers
 
+    def reconfigure(self, config: ServerConfig, tiers: Tiers) -> None:
+        """Takes other limits and tiers for the calls to come."""
+        self._config, self.tiers = config, tiers
+
     def start(self) -> None:
         """Starts the processes that read long messages."""
         self._prompts.start()

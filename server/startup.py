@@ -18,9 +18,11 @@ log = structlog.get_logger()
 
 
 def read_configuration(config: ServerConfig) -> Configuration:
-    """Returns the operator's file of tiers. Raises StartError where it is no good."""
+    """Returns what the operator's file says, of which only tiers, applications and tenants count:
+    the configuration has been made without it. Raises StartError where it is no good.
+    """
     try:
-        return Configuration(config.config)
+        return Configuration(config.config, config=config)
     except ValueError as error:
         raise StartError(str(error)) from error
 

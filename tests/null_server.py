@@ -4,17 +4,19 @@ is there at once: for tests of what is said to the server and not to the model.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
 from server.command import run
-from server.config import parse
+from server.settings import ask, started
 
 
 def main() -> int:
-    config = parse(sys.argv[1:])
-    engine = replace(config.engine, factory="engine.driving.null:build")
-    return run(replace(config, engine=engine))
+    asked = ask(sys.argv[1:], os.environ)
+    begun = started(asked.given)
+    engine = replace(begun.config.engine, factory="engine.driving.null:build")
+    return run(replace(begun.config, engine=engine), begun, asked.notes)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class Admission:
         self._shares: dict[str, Share] = {}  # by name, as they were last told
         self._num_entered = 0
         self._num_displaced = 0  # and not over yet
+        self._most_displaced = max_requests  # of them: more only where the limit was higher then
         self._called_at: dict[str, float] = {}  # by the share's name, oldest first
 
     def __len__(self) -> int:
@@ -74,6 +75,11 @@ class Admission:
         self._line(place).add(place)
         self._account(place, 1)
         return [victim.entry for victim in victims]
+
+    def limit(self, max_requests: int, max_queued_tokens: int) -> None:
+        """Sets other limits. Who has entered stays, though it be more than that."""
+        self.requests.limit, self.tokens.limit = max_requests, max_queued_tokens
+        self._most_displaced = max(max_requests, self._num_displaced)
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
         """Returns why such a call would be refused now; None where it would be admitted. To ask
@@ -248,7 +254,7 @@ class Admission:
         assert {place for line in lines for place in line.places} == waiting
         assert all(line.places and line.use == sum_of(line.places) for line in lines)
         displaced = [place for place in places if place.state is State.DISPLACED]
-        assert len(displaced) == self._num_displaced <= self.requests.limit
+        assert len(displaced) == self._num_displaced <= self._most_displaced
 
 
 class Offer:

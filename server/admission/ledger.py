@@ -40,6 +40,10 @@ class Ledger:
         for each in displaced:
             self._displace[each.key](gave_place(each))
 
+    def limit(self, max_requests: int, max_queued_tokens: int) -> None:
+        """Sets other limits, for the calls to come."""
+        self.admission.limit(max_requests, max_queued_tokens)
+
     def resize(self, key: CallKey, tokens: int) -> None:
         """Takes the call's tokens of work, now that they are known exactly."""
         self.admission.resize(key, tokens)

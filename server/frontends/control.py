@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from server.admission.ledger import FromLedger, ToLedger
 from server.config import ServerConfig
+from server.configuration import Reconfigure
 
 # prometheus_client's name for where the processes of a service keep their metrics.
 COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -62,12 +63,6 @@ class EngineSilent(NamedTuple):
 
 class Drain(NamedTuple):
     """The front end is to refuse new calls, let the running ones finish, and exit."""
-
-
-class Reconfigure(NamedTuple):
-    """The configuration file has another text, which has been found good."""
-
-    text: str
 
 
 FromSupervisor = FromLedger | Drain | Reconfigure | EngineSilent

@@ -36,7 +36,7 @@ from engine.tiers import Tiers
 from server.admin import Admin
 from server.admission.ledger import FrontEndCalls, Ledger
 from server.config import ServerConfig, StartError
-from server.configuration import Configuration
+from server.configuration import Configuration, Reconfigure, reloaded_from
 from server.engine import ServerEngine
 from server.frontend import LAST_WORDS_S
 from server.frontends.control import (
@@ -50,7 +50,6 @@ from server.frontends.control import (
     FromSupervisor,
     LinesDropped,
     Listening,
-    Reconfigure,
     Start,
 )
 from server.listening.addresses import reserve
@@ -227,15 +226,13 @@ class Supervisor:
         for front_end in self.processes.values():
             front_end.post(EngineSilent(is_silent))
 
-    def reconfigure(self, text: str) -> list[str]:
-        """Takes another text of the configuration file for the front ends that there are and those
-        that will be started again: returns what differs. Raises ValueError, and then all is as
-        before.
+    def reconfigure(self, now: Reconfigure) -> None:
+        """Has another configuration hold for the front ends that there are and those that will be
+        started again.
         """
-        changes = self._configuration.take(text)
+        self._config = reloaded_from(self._config, now.config)
         for front_end in self.processes.values():
-            front_end.post(Reconfigure(text))
-        return changes
+            front_end.post(now)
 
     async def drain(self) -> None:
         """Has the front ends refuse new calls and finish the running ones, for `drain_s`. One that
@@ -351,8 +348,8 @@ class Supervisor:
             DROPPED.add(message.n)
         elif isinstance(message, Listening):
             front_end.listening.set()
-            if self._configuration.text is not None:  # it may have changed in the meantime
-                front_end.post(Reconfigure(self._configuration.text))
+            text, digest = self._configuration.text, self._admin.digest
+            front_end.post(Reconfigure(text, self._config, digest))  # changed in the meantime?
             self._connect(front_end)
         elif isinstance(message, CannotStart):
             front_end.problem = message.line

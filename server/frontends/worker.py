@@ -34,7 +34,7 @@ from server import logs
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.config import StartError
-from server.configuration import Configuration
+from server.configuration import Configuration, Reconfigure
 from server.frontend import FrontEnd
 from server.frontends.control import (
     COUNTERS_FOLDER,
@@ -47,7 +47,6 @@ from server.frontends.control import (
     FromSupervisor,
     LinesDropped,
     Listening,
-    Reconfigure,
     Start,
 )
 from server.metrics import Metrics
@@ -82,14 +81,15 @@ class Worker:
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
-        configuration = Configuration(start.config.config, start.configuration)
+        self._configuration = Configuration(start.config.config, start.configuration)
+        self._admin = Admin(start.admin)
         self._front_end = FrontEnd(
             start.config,
             self._engine,
             metrics,
             self._ledger,
-            configuration,
-            Admin(start.admin),
+            self._configuration,
+            self._admin,
             shares_port=True,
         )
 
@@ -143,9 +143,17 @@ class Worker:
                 self._engine.note_silence("engine", message.is_silent)
                 self._front_end.show_health()
             elif isinstance(message, Reconfigure):
-                self._front_end.reconfigure(message.text)
+                self._reconfigure(message)
             else:
                 self._ledger.receive(message)
+
+    def _reconfigure(self, now: Reconfigure) -> None:
+        """Has hold what the supervisor has found good."""
+        if now.text is not None:
+            self._configuration.take(self._configuration.read(now.text))
+        self._admin.digest = now.admin
+        logs.set_level(now.config.log_level)
+        self._front_end.reconfigure(now)
 
     def _post(self, message: FromFrontEnd) -> None:
         self._wire.post(message)

@@ -60,7 +60,7 @@ class Deliveries:
     """The deliveries of one front end, which is to `run` this for as long as it serves."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._open: set[Delivery] = set()
         self._ended_peers: set[str] = set()  # of connections with streams that were ended
 
@@ -80,7 +80,7 @@ class Deliveries:
     async def run(self) -> None:
         """Looks at all deliveries again and again, until it is cancelled."""
         while True:
-            await asyncio.sleep(min(SWEEP_S, self._timeout_s / 2))
+            await asyncio.sleep(min(SWEEP_S, self.timeout_s / 2))
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
@@ -88,7 +88,7 @@ class Deliveries:
         others are left.
         """
         for delivery in list(self._open):
-            patience_s = min(self._timeout_s, delivery.patience_s)
+            patience_s = min(self.timeout_s, delivery.patience_s)
             if now - delivery.waits_since(now) >= patience_s:
                 self._open.discard(delivery)
                 self._ended_peers.add(delivery.peer)

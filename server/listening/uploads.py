@@ -49,7 +49,7 @@ class Uploads:
     """The messages on their way to one front end, which is to `run` this while it serves."""
 
     def __init__(self, timeout_s: float, max_message_bytes: int) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._most = max(LEAST, MOST_BYTES // max_message_bytes)
         self._open: dict[Upload, None] = {}  # oldest first
 
@@ -75,15 +75,15 @@ class Uploads:
     async def run(self) -> None:
         """Ends what takes too long, again and again, until it is cancelled."""
         while True:
-            await asyncio.sleep(min(SWEEP_S, self._timeout_s / 2))
+            await asyncio.sleep(min(SWEEP_S, self.timeout_s / 2))
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
         """Ends the messages that have taken too long at `now`."""
         for upload in islice(self._open, MOST_AT_ONCE):
-            if now - upload.since < self._timeout_s:
+            if now - upload.since < self.timeout_s:
                 break
-            upload.end(errors.not_received(self._timeout_s))
+            upload.end(errors.not_received(self.timeout_s))
         if (num_beyond := len(self._open) - self._most) > 0:
             for upload in self._slow(now)[: min(num_beyond, MOST_AT_ONCE)]:
                 upload.end(errors.too_slow(self._most))

@@ -80,6 +80,6 @@ def test_help_ends_with_a_default_where_it_names_none() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, Flags, shows_defaults=True)
     shown = " ".join(parser.format_help().split())
-    assert "bytes (default: 7) --folder FOLDER default: none --is-quick fast --pair" in shown
+    assert "bytes (default: 7) --folder FOLDER default: none --is-quick fast (default: no)" in shown
     assert "--needed NEEDED no default --max-size" in shown
     assert "even (default 2) --names" in shown

@@ -86,7 +86,7 @@ async def test_no_call_is_served_before_the_tiers_that_an_engine_proposes() -> N
 class FailingSlowly:
     """In the place of a Server."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, configuration: Configuration | None) -> None:
         pass
 
     async def start(self) -> None:

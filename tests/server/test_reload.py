@@ -158,7 +158,7 @@ def test_an_engine_that_is_started_again_does_not_read_the_file(tmp_path: Path) 
     path.write_text("[tiers")
     assert list(configuration.propose(()).tiers) == ["old"]
     with pytest.raises(ValueError, match=r"tiers\.toml"):
-        configuration.take(path.read_text())
+        configuration.read(path.read_text())
     assert list(configuration.tiers.tiers) == ["old"]
 
 

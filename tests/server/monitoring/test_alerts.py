@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server.config import parse
+from server.settings import parse
 from tests.server.monitoring.prometheus import FOLDER, README, RULES, alerts, promtool
 
 INSTANCE = {"instance": "a:9464", "job": "niyama"}
