@@ -8,7 +8,7 @@ import re
 from tests.server.monitoring.prometheus import FOLDER
 
 NAME = "grafana-dashboard.json"
-VARIABLES = {"$__rate_interval": "3s", "$job": ".*", "$instance": ".*", "$tier": ".*"}
+VARIABLES = {"$__rate_interval": "10s", "$job": ".*", "$instance": ".*", "$tier": ".*"}
 
 
 def dashboard() -> dict:
