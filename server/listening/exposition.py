@@ -60,7 +60,11 @@ class _Server(ThreadingMixIn, WSGIServer):
                 _hang_up(self._open.popleft())
             self._open.append(request)
         self._free.acquire()
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system starts no thread at the moment
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serves a connection, and makes room for the next."""

@@ -105,10 +105,11 @@ function stack(series) {
   });
 }
 
+// A line with gaps where nothing is known; a value alone is a dot.
 function curve(values, x, y) {
   let path = "", isDrawing = false;
   values.forEach((value, i) => {
-    if (value !== null) path += `${isDrawing ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+    if (value !== null) path += `${isDrawing ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}${isDrawing ? "" : "h0"}`;
     isDrawing = value !== null;
   });
   return path;

@@ -88,6 +88,8 @@ function row(body, name, below = "") {
 
 function cell(parent, text, below = "", className = "") {
   const made = make(parent, "td", className, text);
+  const header = parent.closest("table").tHead.rows[0];
+  made.dataset.column = header.cells[made.cellIndex]?.textContent ?? "";
   if (below) make(made, "span", "small", below);
   return made;
 }

@@ -108,26 +108,31 @@ async def test_every_page_of_a_server(frontends: int) -> None:
         answer = await asyncio.to_thread(ask, port, other)
         assert answer.status == 404
         assert "is remembered" in answer.json["error"]
+        await _is_lost(server, port)
         server.operating.is_draining = True
         answer = await asyncio.to_thread(ask, port, "/readyz")
         assert (answer.status, answer.body) == (503, b"not ready: draining\n")
 
 
-async def test_pages_are_there_before_the_engine_and_after_it_is_lost() -> None:
-    async with served() as (server, port):
-        server.engine.link.info, info = None, server.engine.link.info
-        server.engine.lost_reason = f"signal 9 {HOSTILE}"
-        told = await asyncio.to_thread(ask, port, "/status.json")
-        assert told.json["findings"][0]["line"] == "no engine"
-        assert HOSTILE in told.json["findings"][0]["detail"]
-        assert (await asyncio.to_thread(ask, port, "/readyz")).status == 503
-        assert (await asyncio.to_thread(ask, port, "/healthz")).status == 200
-        answer = await asyncio.to_thread(ask, port, "/explain?request_id=a")
-        assert answer.status == 503
-        assert "the engine is starting" in answer.json["error"]
-        server.engine.link.info = info
+async def _is_lost(server: Server, port: int) -> None:
+    """Looks at the pages while there is no engine."""
+    server.engine.link.info, info = None, server.engine.link.info
+    server.engine.lost_reason = f"signal 9 {HOSTILE}"
+    told = await asyncio.to_thread(ask, port, "/status.json")
+    assert told.json["findings"][0]["line"] == "no engine"
+    assert HOSTILE in told.json["findings"][0]["detail"]
+    assert (await asyncio.to_thread(ask, port, "/readyz")).body == b"not ready: lost\n"
+    assert (await asyncio.to_thread(ask, port, "/healthz")).status == 200
+    answer = await asyncio.to_thread(ask, port, "/explain?request_id=a")
+    assert answer.status == 503
+    assert "the engine is starting" in answer.json["error"]
+    server.engine.link.info = info
+
+
+def test_a_server_that_is_starting_is_alive_and_not_ready() -> None:
     with exposed(Night(False, Parts(Phase.STARTING, serving=0))) as port:
         assert ask(port, "/readyz").body == b"not ready: starting\n"
+        assert ask(port, "/healthz").body == b"alive\n"
 
 
 async def test_who_asks_a_loop_that_hangs_is_told_so_in_bounded_time() -> None:
