@@ -202,15 +202,15 @@ class Step(NamedTuple):
 
 class Computed(NamedTuple):
     """What an entry of the kind "chunk" says: an iteration of `batch_tokens` tokens computed
-    `length` of the `known` tokens of a request, from position `start`. It ended with the entry,
-    and was expected to end at `predicted_unix_s`.
+    `length` of the `known` tokens of a request, from position `start`. It was to begin at
+    `planned_unix_s`, and ended with the entry.
     """
 
     start: int
     length: int
     known: int
     batch_tokens: int
-    predicted_unix_s: float
+    planned_unix_s: float
 
 
 def computed(entry: Entry) -> Computed:
@@ -220,8 +220,8 @@ def computed(entry: Entry) -> Computed:
     start, length, known, batch_tokens = (int(fields.real(name)) for name in names)
     if not 0 <= start < start + length <= known or batch_tokens < length:
         raise BadLog(f"{entry.place}: no chunk of a prompt")
-    predicted_at = fields.real("predicted_at", entry.at)
-    return Computed(start, length, known, batch_tokens, entry.unix_s + predicted_at - entry.at)
+    planned_at = fields.real("planned_at")
+    return Computed(start, length, known, batch_tokens, entry.unix_s + planned_at - entry.at)
 
 
 def files_of(path: Path) -> list[Path]:

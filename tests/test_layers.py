@@ -39,7 +39,7 @@ LAYERS = (
     ("loadgen.scoring",),
     ("loadgen.reports",),
     ("loadgen.silos",),
-    ("loadgen.paper",),
+    ("loadgen.paper", "loadgen.audit"),
     ("loadgen",),
     ("loadgen.adversary",),
 )

@@ -109,6 +109,7 @@ class Page:
     headline: str
     subtitle: str
     notices: Sequence[Notice] = ()
+    answers: Sequence[str] = ()  # sentences, before any figure
     tiles: Sequence[Tile] = ()
     sections: Sequence[Section] = ()
     choices: Sequence[str] = ()  # loads, of which one is looked at

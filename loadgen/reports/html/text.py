@@ -15,12 +15,23 @@ DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
+class Trace(NamedTuple):
+    """What a row was made from: some of it by name, and the command that lists all of it."""
+
+    examples: Sequence[str]
+    command: str
+
+
 class WrittenTable(NamedTuple):
-    """A table as it is read. The first cell of each row is its name."""
+    """A table as it is read. The first cell of each row is its name. `traces`, if there are any,
+    has one for each row.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
+    traces: Sequence[Trace] = ()
 
 
 def written(table: Table) -> WrittenTable:
