@@ -13,9 +13,11 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
   left out has no value;
 * `chunk`: see `Computed`;
 * `admitted`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
-  what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`;
+  what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`; where
+  work was ahead `ahead` says whose: the largest parts as [tier, share, seconds, seconds beyond];
 * `finished`, the last of each request: `result` (a `Fate`), `reason`, `output_tokens`,
-  `cached_tokens`, `ttft_s`, `worst_tbt_s`, `ttlt_s`, `lived_s`, `relegated`, `preemptions`. Of one
+  `cached_tokens`, `ttft_s`, `worst_tbt_s`, `ttlt_s`, `lived_s`, `relegated`, `preemptions`,
+  `queue_s`, `holds`, `tbt_needed_s` and the parts of `engine.deciding.budget.Budget`. Of one
   that ended before the engine saw it there are only `result` and `reason`;
 * `refused`, instead of `finished`, of one that the engine never saw since there was no place for
   it: `result` and `reason`. Of a flood it says `count`, and has the fields of `arrived` with the

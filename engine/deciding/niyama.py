@@ -49,13 +49,15 @@ from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
-from engine.deciding.policy import KEPT_RANK, Cause, Move, MoveKind, Policy
+from engine.deciding.policy import ALL, KEPT_RANK, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
-from engine.deciding.request import BEYOND
+from engine.deciding.request import BEYOND, Importance
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
+ALONE = "it would end late by itself"
+BEHIND = "it could not be on time behind those who are due before it"
 MAX_ALPHA = 1024.0
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
@@ -260,17 +262,17 @@ class Niyama(Policy):
         moves: list[Move] = []
         if self.config.relegation:
             while (pair := self._promises.victim(now, self._lead_s)) is not None:
-                moves.append(self._relegate(*pair))
+                moves.append(self._relegate(*pair, now))
             moves += self._yield()
             if not moves:
                 moves += self._restore(now)
-            moves += self._spend_allowance()
+            moves += self._spend_allowance(now)
         if self.config.hybrid:
             moves += self._reorder(now)
         return moves
 
-    def _relegate(self, victim: Sequence, late: Sequence) -> Move:
-        work_s = self._promises.all.work(victim)
+    def _relegate(self, victim: Sequence, late: Sequence, now: float) -> Move:
+        work_s, short_s = self._promises.all.work(victim), now + self._promises.all.lateness
         self._break_promise(victim)
         self._recent.note_given_up(work_s)
         if self._tells_of_the_load(victim):
@@ -278,14 +280,30 @@ class Niyama(Policy):
         if victim.num_relegations < MAX_RETURNS:
             self._restorable.add(victim)
         key = self._background.add_relegated(victim, work_s)
-        if victim is late:
-            alone = "it would end late by itself"
-            return Move(victim, key, MoveKind.RELEGATE, alone, cause=Cause.LATE_ALONE)
+        values = {"own_s": work_s, "left_s": victim.prefill_due_at - now}
+        if work_s > values["left_s"]:
+            return Move(
+                victim, key, MoveKind.RELEGATE, ALONE, cause=Cause.LATE_ALONE, values=values
+            )
+        values["short_s"] = short_s if short_s > 0 else short_s + self._lead_s
+        values["as_high"] = float(self._is_spared_as_high(victim, late))
         why, cause = "others could not be on time", Cause.FOR_OTHERS
+        if victim is late:
+            why, cause = BEHIND, Cause.LATE_BEHIND
         if victim.importance == BEYOND:
             why += ", and its tenant has asked for more than its part"
             cause = Cause.SHARE_EXCEEDED
-        return Move(victim, key, MoveKind.RELEGATE, why, late, cause)
+        saved = None if victim is late else late
+        return Move(victim, key, MoveKind.RELEGATE, why, saved, cause, values)
+
+    def _is_spared_as_high(self, victim: Sequence, late: Sequence) -> bool:
+        """Whether another would have given way if the victim, which has, were of high
+        importance.
+        """
+        if not BEYOND < victim.importance < Importance.HIGH:
+            return False
+        other = self._promises.all.least_until(late.prefill_due_at)
+        return other is not None and other.importance < Importance.HIGH
 
     def _yield(self) -> list[Move]:
         """Gives up the costly requests of those who ask for too much, where the queue is feasible
@@ -304,7 +322,7 @@ class Niyama(Policy):
             moves.append(Move(victim, key, MoveKind.RELEGATE, why, cause=Cause.STREAMS))
         return moves
 
-    def _spend_allowance(self) -> list[Move]:
+    def _spend_allowance(self, now: float) -> list[Move]:
         """Under load, gives up the costliest request before it costs others their deadline, as far
         as the operator allows.
         """
@@ -316,7 +334,7 @@ class Niyama(Policy):
         if victim is None or self._promises.all.work(victim) < costly_s:
             return []
         self._num_spent += 1
-        move = self._relegate(victim, victim)
+        move = self._relegate(victim, victim, now)
         self._restorable.discard(victim)
         why = "within the allowance: among the costliest, under load"
         return [move._replace(reason=why, cause=Cause.ALLOWANCE)]
@@ -467,6 +485,18 @@ class Niyama(Policy):
         self._state_when_due(sequence, decodes_s, now)
         key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)
         return waiting.sum_before((key, math.inf), self._promises.all.work)
+
+    def served_before(self, sequence: Sequence, waiting: SequenceQueue) -> tuple[Key, float]:
+        return waiting.place(sequence) if sequence in self._promises else ALL
+
+    def num_overtaken_as_high(self, sequence: Sequence, waiting: SequenceQueue) -> int:
+        missing = Importance.HIGH - sequence.importance
+        if sequence not in self._promises or sequence.importance == BEYOND or not missing:
+            return 0
+        (rank, value), number = waiting.place(sequence)
+        value -= self.alpha * missing * self._recent.costliest_s
+        before = waiting.num_before(waiting.place(sequence))
+        return before - waiting.num_before(((rank, value), number))
 
     def check(self, waiting: SequenceQueue) -> None:
         promised = set(waiting.of_rank(KEPT_RANK))

@@ -11,21 +11,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.deciding.outcome import is_on_time
-from engine.deciding.plan import Finished
+from engine.deciding.outcome import Fate
 from engine.deciding.request import Importance, Request, named_by
-from engine.deciding.sequence import FinishReason
+from engine.deciding.timeline import End
 
 MOST = 100  # of each kind
 KINDS = ("relegated", "preempted", "refused", "expired", "late", "failed")
 
-# The kind of an end, where that is notable whatever the targets were.
-_ENDS = {
-    FinishReason.REJECTED: "refused",
-    FinishReason.DISPLACED: "refused",
-    FinishReason.TIMEOUT: "expired",
-    FinishReason.ERROR: "failed",
-}
+_ENDS = (Fate.REFUSED, Fate.EXPIRED, Fate.LATE, Fate.FAILED)  # called by the kinds of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +57,10 @@ class NotableDecisions:
             if not shares[fullest]:
                 del shares[fullest]
 
-    def add_end(self, request: Request, event: Finished, at: float, detail: str) -> None:
+    def add_end(self, request: Request, end: End, detail: str) -> None:
         """Keeps the end of a request, where it is notable."""
-        kind = _ENDS.get(event.reason)
-        if kind is None and event.reason is not FinishReason.CANCELLED and not is_on_time(event):
-            kind = "late"
-        if kind is not None:
-            self.add(request, at, kind, detail)
+        if end.result in _ENDS:
+            self.add(request, end.at, end.result.value, detail)
 
     def last(self, most: int) -> tuple[Notable, ...]:
         """Returns the last `most` of each kind, the newest first."""

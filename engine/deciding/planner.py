@@ -102,6 +102,7 @@ class Planner:
         before, self._roster.held = self._roster.held, set(held)
         self._totals.num_holds += len(held)
         self._record.held((s for s in held if s not in before), now)
+        self._record.go_on((s for s in before if s not in self._roster.held), now)
 
     def _grant_page(self, sequence: Sequence, now: float) -> None:
         """Preempts until there is a page, or the sequence itself had to give way."""

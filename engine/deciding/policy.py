@@ -46,9 +46,9 @@ random number, so that a simulation and the service decide alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from engine.deciding.demand import Demand
 from engine.deciding.plan import Work
@@ -60,6 +60,9 @@ from engine.deciding.streams import Streams
 # Ranks of keys: whose deadlines are to be kept, best effort, who was relegated. Everybody of one
 # goes before everybody of the next, unless `order` says else.
 KEPT_RANK, BEST_EFFORT_RANK, RELEGATED_RANK = 0, 1, 2
+ALL: Final[tuple[Key, float]] = ((RELEGATED_RANK + 1, 0.0), 0.0)  # a place behind everybody
+
+NOTHING: Final[Mapping[str, float]] = {}
 
 
 class MoveKind(Enum):
@@ -72,6 +75,7 @@ class Cause(Enum):
     """Why somebody is relegated, as metrics have it."""
 
     LATE_ALONE = "late_alone"  # it would end late though nobody was before it
+    LATE_BEHIND = "late_behind"  # behind those who are due before it, none of whom gives way for it
     FOR_OTHERS = "for_others"  # who could not be on time
     SHARE_EXCEEDED = "share_exceeded"  # the same, and its tenant had asked for more than its part
     STREAMS = "streams"  # they came late for the prefills of tenants who asked for too much
@@ -82,7 +86,8 @@ class Cause(Enum):
 
 class Move(NamedTuple):
     """A waiting sequence gets another key. `for_whom` is the sequence that is saved by it, and
-    `cause` says why it is relegated, where it is.
+    `cause` says why it is relegated, where it is; `values`, by name, are what that went by, for the
+    record.
     """
 
     sequence: Sequence
@@ -91,6 +96,7 @@ class Move(NamedTuple):
     reason: str = ""
     for_whom: Sequence | None = None
     cause: Cause = Cause.OTHER
+    values: Mapping[str, float] = NOTHING
 
     @property
     def told(self) -> str:
@@ -220,6 +226,18 @@ class Policy(ABC):
         """Returns the predicted seconds of waiting work that is served before the sequence. It may
         be a sequence that does not wait, made up for a question.
         """
+
+    def served_before(self, sequence: Sequence, waiting: SequenceQueue) -> tuple[Key, float]:
+        """Returns the place in the queue up to which others are served before a waiting sequence.
+        The work of these is that of which `ahead_s` is the sum.
+        """
+        return waiting.place(sequence)
+
+    def num_overtaken_as_high(self, sequence: Sequence, waiting: SequenceQueue) -> int:
+        """Returns how many that are before a waiting sequence would not be if it was of high
+        importance.
+        """
+        return 0
 
     def check(self, waiting: SequenceQueue) -> None:  # noqa: B027 # most have nothing to assert
         """Asserts what the policy's own account owes the queue between any two calls."""

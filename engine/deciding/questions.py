@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
-from engine.deciding.record import Timeline
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Sampling, Share, Targets
 from engine.deciding.stats import EngineStats, TierAsked
+from engine.deciding.timeline import Timeline
 
 AnswerT = TypeVar("AnswerT")
 

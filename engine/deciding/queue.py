@@ -69,14 +69,23 @@ class SequenceQueue:
         """Returns the sum of a value over the sequences before a place: exactly, if they are SAMPLE
         at most, and else as many times as there are the mean over SAMPLE of them, evenly spaced.
         """
-        number: int = self._sorted.bisect_left(place)
+        sample = self.sample_before(place)
+        total = math.fsum(map(value, sample))
+        return total * self.num_before(place) / SAMPLE if len(sample) == SAMPLE else total
+
+    def sample_before(self, place: tuple[Key, float]) -> list[Sequence]:
+        """Returns the sequences before a place, or SAMPLE of them, evenly spaced, if there are
+        more.
+        """
+        number = self.num_before(place)
         if number <= SAMPLE:
-            first = self._sorted.islice(0, number)
-            return math.fsum(value(sequence) for _, _, sequence in first)
-        total = 0.0
-        for i in range(SAMPLE):
-            total += value(self._sorted[(2 * i + 1) * number // (2 * SAMPLE)][2])
-        return total * number / SAMPLE
+            return [entry[2] for entry in self._sorted.islice(0, number)]
+        entries = self._sorted
+        return [entries[(2 * i + 1) * number // (2 * SAMPLE)][2] for i in range(SAMPLE)]
+
+    def num_before(self, place: tuple[Key, float]) -> int:
+        """Returns how many sequences are before a place."""
+        return int(self._sorted.bisect_left(place))
 
     def place(self, sequence: Sequence) -> tuple[Key, int]:
         """Returns what the order goes by: the key, and then a number that counts arrivals."""

@@ -19,35 +19,25 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from engine.deciding.budget import Account, Budget
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import NotableDecisions
 from engine.deciding.outcome import Fate, fate
-from engine.deciding.plan import Finished, Plan, Timings
-from engine.deciding.request import Request, TargetKind, Targets, key_of, named_by
-from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.plan import Finished, Plan
+from engine.deciding.request import Request, key_of, named_by
+from engine.deciding.sequence import Sequence, Status
+from engine.deciding.story import head
+from engine.deciding.timeline import Ahead, Decision, End, Timeline
 
 MAX_DECISIONS = 200
 MAX_TENANTS_TOLD = 5
-GAVE_PLACE = "it gave its place to more important work"
-IN_FLIGHT = "in flight"
 
 Entry = dict[str, Any]  # what a sink gets: values that JSON has
 NOTHING: Mapping[str, Any] = {}
 Ids = OrderedDict[str, None]  # of requests, the oldest first
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One entry. `predicted_at` is the instant that the scheduler then expected, if any."""
-
-    at: float
-    kind: str
-    detail: str
-    values: Mapping[str, float]
-    predicted_at: float | None = None
 
 
 class Unserved(NamedTuple):
@@ -66,15 +56,6 @@ class Unserved(NamedTuple):
     num_calls: int = 1
 
 
-@dataclass(slots=True)
-class Timeline:
-    """What is remembered of one request; of its prompt that is only the length."""
-
-    request: Request
-    decisions: list[Decision] = field(default_factory=list)
-    summary: str = IN_FLIGHT
-
-
 class DecisionLog:
     """The timelines of the last requests, by id (`Request.id`)."""
 
@@ -85,12 +66,18 @@ class DecisionLog:
         self._timelines: dict[str, Timeline] = {}
         self._by_share: dict[str, Ids] = {}  # by the name of the share
         self._by_name: dict[str, Ids] = {}  # by the name of the request, of all tenants
+        self._accounts: dict[str, Account] = {}  # of the requests in flight
         self.notable = NotableDecisions()
 
     # What is remembered
 
     def __len__(self) -> int:
         return len(self._timelines)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is remembered or told."""
+        return not self._is_off
 
     def open(self, request: Request) -> None:
         """A request came in: its timeline begins, anew where the id has been used before."""
@@ -142,6 +129,11 @@ class DecisionLog:
             )
         return tenants[0]
 
+    def spent(self, request_id: str, now: float) -> Budget | None:
+        """Returns where the time of a request in flight went until now."""
+        account = self._accounts.get(request_id)
+        return None if account is None else account.until(now)
+
     # What is noted
 
     def note(
@@ -151,6 +143,7 @@ class DecisionLog:
         kind: str,
         detail: str = "",
         predicted_at: float | None = None,
+        ahead: tuple[Ahead, ...] = (),
         told: Mapping[str, Any] = NOTHING,
         **values: float,
     ) -> None:
@@ -161,9 +154,10 @@ class DecisionLog:
             return
         timeline = self._timelines.get(request_id)
         if timeline is not None:
-            _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at))
+            _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at, ahead))
         if self._sink is not None:
-            self._tell(request_id, at, kind, detail, predicted_at, {**values, **told})
+            whose = {"ahead": [list(each) for each in ahead]} if ahead else NOTHING
+            self._tell(request_id, at, kind, detail, predicted_at, {**values, **told, **whose})
 
     def _tell(
         self,
@@ -190,10 +184,18 @@ class DecisionLog:
         if self._sink is not None:
             self._tell(request.id, request.arrived_at, "arrived", values=_asked(request))
 
-    def admitted(self, request: Request, expected: Forecast, at: float) -> None:
-        """A request came in, and this is expected of it."""
+    def admitted(
+        self,
+        request: Request,
+        expected: Forecast,
+        at: float,
+        ahead: tuple[Ahead, ...] = (),
+        **values: float,
+    ) -> None:
+        """A request came in, and this is expected of it. `values` are more of what is known."""
         if self._is_off:
             return
+        self._accounts[request.id] = Account(request.arrived_at, at)
         self.open(request)
         self._arrived(request)
         if request.attempt > 1:
@@ -204,19 +206,22 @@ class DecisionLog:
             "admitted",
             f"{len(request.prompt)} prompt tokens",
             predicted_at=request.arrived_at + expected.ttft_s,
+            ahead=ahead,
+            told=NOTHING,
             on_time=float(expected.on_time),
             ahead_s=expected.ahead_s,
             late_chance=expected.late_chance,
             predicted_ttlt_s=expected.ttlt_s,
+            **values,
         )
 
-    def rejected(self, request: Request, event: Finished, at: float) -> None:
+    def rejected(self, sequence: Sequence, event: Finished, at: float) -> None:
         """A request came, and was not let in."""
         if self._is_off:
             return
-        self.open(request)
-        self._arrived(request)
-        self.close(request, event, at)
+        self.open(sequence.request)
+        self._arrived(sequence.request)
+        self.close(sequence, event, at)
 
     def unserved(self, call: Unserved) -> None:
         """A call ended before its requests came here. One whose id is in flight is told to the sink
@@ -233,20 +238,25 @@ class DecisionLog:
             return
         self._arrived(request)
         self._tell(request.id, call.until, kind, call.detail, values=values)
-        known = self._timelines.get(request.id)
         if is_refused:
             self.notable.add(request, call.until, kind, call.detail or call.reason)
-        if self._capacity and (known is None or known.summary != IN_FLIGHT):
+        if self._capacity and request.id not in self._accounts:
             self.open(request)
             timeline = self._timelines[request.id]
             timeline.decisions.append(Decision(call.until, kind, call.detail or call.reason, {}))
-            said = "Refused on arrival" if is_refused else f"Ended before it began ({call.reason})"
-            timeline.summary = f"{said}: {call.detail}." if call.detail else f"{said}."
+            timeline.end = _unserved_end(call)
 
     def moved(
-        self, sequence: Sequence, kind: str, reason: str, expected: Forecast, at: float
+        self,
+        sequence: Sequence,
+        kind: str,
+        reason: str,
+        expected: Forecast,
+        at: float,
+        ahead: tuple[Ahead, ...] = (),
+        **values: float,
     ) -> None:
-        """A sequence was relegated or restored, as `kind` says."""
+        """A sequence was relegated or restored, as `kind` says. `values` are what that went by."""
         if self._is_off:
             return
         if kind == "relegated":
@@ -257,32 +267,57 @@ class DecisionLog:
             kind,
             reason,
             predicted_at=sequence.request.arrived_at + expected.ttlt_s,
+            ahead=ahead,
+            told=NOTHING,
             slack_s=sequence.due_at - at,
             ahead_s=expected.ahead_s,
+            **values,
         )
 
     def preempted(self, sequence: Sequence, why: str, num_lost: int, at: float) -> None:
         """The pages of a sequence were taken, and so many computed tokens lost."""
         if self._is_off:
             return
+        self._accounts[sequence.id].stop(at)
         self.notable.add(sequence.request, at, "preempted", why)
         self.note(sequence.id, at, "preempted", why, tokens_lost=num_lost)
 
+    def restarted(self, sequence: Sequence, why: str, at: float) -> None:
+        """A sequence is computed again, with its output so far."""
+        if self._is_off:
+            return
+        self._accounts[sequence.id].stop(at)
+        self.note(sequence.id, at, "restarted", why)
+
+    def go_on(self, sequences: Iterable[Sequence], at: float) -> None:
+        """Running sequences that sat iterations out do not sit out this one."""
+        if self._is_off:
+            return
+        for sequence in sequences:
+            self._accounts[sequence.id].go_on(at)
+
     def held(self, sequences: Iterable[Sequence], at: float) -> None:
         """Running sequences sit iterations out from this one on."""
+        if self._is_off:
+            return
         for sequence in sequences:
+            self._accounts[sequence.id].hold(at)
             slack_s = sequence.due_at - at
             self.note(sequence.id, at, "held", "tokens of others are due", slack_s=slack_s)
 
-    def computed(self, plan: Plan, at: float) -> None:
-        """A plan was carried out. Its chunks are noted, except those of requests that have ended;
-        its tokens are not in the outputs yet.
+    def computed(self, plan: Plan, at: float, took_s: float) -> None:
+        """A plan was carried out, which took so long. Its chunks are noted, except those of
+        requests that have ended; its tokens are not in the outputs yet.
         """
         if self._is_off:
             return
-        for sequence, start, length, _ in plan.chunks:
+        for sequence, start, length, samples in plan.chunks:
             if sequence.finish_reason is not None:
                 continue
+            account = self._accounts[sequence.id]
+            account.compute(took_s)
+            if samples and sequence.status is not Status.WAITING:  # else it was preempted since
+                account.decode(at)
             known = sequence.prompt_len + len(sequence.output)
             self.note(
                 sequence.id,
@@ -293,21 +328,32 @@ class DecisionLog:
                 told={"start": start, "known": known, "planned_at": plan.planned_at},
                 tokens=float(length),
                 batch_tokens=float(plan.work.num_tokens),
+                took_s=took_s,
+                expected_s=plan.predicted_s,
             )
 
-    def close(self, request: Request, event: Finished, at: float) -> None:
-        """A request ended: its timeline gets a summary."""
+    def first_token(self, sequence: Sequence, at: float) -> None:
+        """The first token of a request came."""
         if self._is_off:
             return
+        waited_s = self._accounts[sequence.id].until(at).waiting_s
+        self.note(sequence.id, at, "first_token", waited_s=waited_s)
+
+    def close(self, sequence: Sequence, event: Finished, at: float) -> None:
+        """A request ended, with that event."""
+        if self._is_off:
+            return
+        request = sequence.request
+        account = self._accounts.pop(request.id, None) or Account(request.arrived_at, at)
+        end = _end(sequence, event, account, at)
         detail = ": ".join(filter(None, (event.reason.value, event.detail)))
-        values = {"output_tokens": event.output_tokens}
-        timeline = self._timelines.get(event.request_id) or Timeline(request)
-        timeline.summary = summary(timeline, event)
+        timeline = self._timelines.get(request.id) or Timeline(request)
+        timeline.end = end
+        values = {"output_tokens": float(event.output_tokens)}
         _append(timeline.decisions, Decision(at, "finished", detail, values))
-        self.notable.add_end(request, event, at, timeline.summary)
+        self.notable.add_end(request, end, head(timeline, end))
         if self._sink is not None:
-            fared = _fared(request, event, at)
-            self._tell(event.request_id, at, "finished", detail, values=fared)
+            self._tell(request.id, at, "finished", detail, values=_fared(event, end))
 
 
 def _asked(request: Request) -> Entry:
@@ -332,20 +378,49 @@ def _asked(request: Request) -> Entry:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _fared(request: Request, event: Finished, at: float) -> Entry:
-    """Returns how a request that has ended fared."""
+def _end(sequence: Sequence, event: Finished, account: Account, at: float) -> End:
+    """Returns how a request has ended."""
     timings = event.timings
+    return End(
+        at=at,
+        result=fate(sequence.request, event, at),
+        reason=event.reason.value,
+        detail=event.detail,
+        output_tokens=event.output_tokens,
+        budget=account.until(at),
+        queue_s=timings.queue_s,
+        ttft_s=timings.ttft_s,
+        worst_tbt_s=timings.worst_tbt_s,
+        ttlt_s=timings.ttlt_s,
+        tbt_needed_s=sequence.tbt_needed_s,
+        preemptions=event.num_preemptions,
+        holds=account.num_holds,
+    )
+
+
+def _unserved_end(call: Unserved) -> End:
+    """Returns how a call has ended that never came to the engine."""
+    budget = Budget(max(0.0, call.until - call.request.arrived_at), 0.0, 0.0, 0.0, 0.0)
+    return End(call.until, call.fate, call.reason, call.detail, 0, budget)
+
+
+def _fared(event: Finished, end: End) -> Entry:
+    """Returns what the log says of an end."""
     return {
-        "result": fate(request, event, at).value,
-        "reason": event.reason.value,
-        "output_tokens": event.output_tokens,
+        "result": end.result.value,
+        "reason": end.reason,
+        "output_tokens": end.output_tokens,
         "cached_tokens": event.cached_tokens,
-        "ttft_s": timings.ttft_s,
-        "worst_tbt_s": timings.worst_tbt_s,
-        "ttlt_s": timings.ttlt_s,
-        "lived_s": at - request.arrived_at,
+        "ttft_s": end.ttft_s,
+        "worst_tbt_s": end.worst_tbt_s,
+        "ttlt_s": end.ttlt_s,
+        "lived_s": end.budget.total_s,
         "relegated": event.relegated,
-        "preemptions": event.num_preemptions,
+        "preemptions": end.preemptions,
+        "queue_s": end.queue_s,
+        "tbt_needed_s": end.tbt_needed_s,
+        "holds": end.holds,
+        **end.budget._asdict(),
     }
 
 
@@ -381,66 +456,3 @@ def _joined(old: Decision, new: Decision) -> Decision:
     """Tells two entries of one kind as one, in which the values of both are added up."""
     values = {k: old.values.get(k, 0.0) + v for k, v in new.values.items()}
     return Decision(new.at, new.kind, "(several, told together)", values, new.predicted_at)
-
-
-def summary(timeline: Timeline, event: Finished) -> str:
-    """Tells a person in one paragraph whether a request that ended was late, and why."""
-    request, timings = timeline.request, event.timings
-    if event.reason in (FinishReason.CANCELLED, FinishReason.TIMEOUT):
-        return f"Ended by the caller ({event.reason.value}) after {event.output_tokens} tokens."
-    if event.reason is FinishReason.DISPLACED:
-        waited = _ms(timings.ttlt_s)
-        return f"Refused after {waited} of waiting: {event.detail or GAVE_PLACE}."
-    if event.reason is FinishReason.REJECTED:
-        return f"Refused on arrival: {event.detail}."
-    if event.reason is FinishReason.ERROR:
-        return f"Failed: {event.detail or 'its call ended with an error'}."
-    if request.targets.kind is TargetKind.BEST_EFFORT:
-        return f"Best effort; complete after {_ms(timings.ttlt_s)}."
-    missed = _missed(request.targets, timings)
-    if not missed:
-        return f"On time: every target was met; complete after {_ms(timings.ttlt_s)}."
-    return "Late: " + "; ".join(missed) + ". " + _causes(timeline, event)
-
-
-def _missed(targets: Targets, timings: Timings) -> list[str]:
-    """Lists the targets that were missed, each with what was asked and what came."""
-    missed = [
-        f"{name} was {_ms(actual)} against a target of {_ms(target)}"
-        for name, met, actual, target in (
-            ("TTFT", timings.ttft_met, timings.ttft_s, targets.ttft_s),
-            ("TTLT", timings.ttlt_met, timings.ttlt_s, targets.ttlt_s),
-        )
-        if met is False
-    ]
-    if timings.tbt_met is False:
-        missed.append(
-            f"tokens came later than {_ms(targets.ttft_s)} + n * "
-            f"{_ms(targets.tbt_s)} (longest gap {_ms(timings.worst_tbt_s)})"
-        )
-    return missed
-
-
-def _causes(timeline: Timeline, event: Finished) -> str:
-    """Tells in words the decisions that can have made a request late."""
-    causes = []
-    for decision in timeline.decisions:
-        if decision.kind == "relegated":
-            causes.append(f"It was relegated: {decision.detail}.")
-        elif decision.kind == "restarted":
-            causes.append(f"It was begun again: {decision.detail}.")
-        elif decision.kind == "admitted" and not decision.values.get("on_time", 1.0):
-            causes.append(
-                f"Already at admission {_ms(decision.values.get('ahead_s'))} of work was ahead, and"
-                f" its chance of being late {decision.values.get('late_chance', 1.0):.0%}."
-            )
-    if event.num_preemptions:
-        causes.append(f"Its memory was taken {event.num_preemptions} time(s) and computed again.")
-    queue_s = event.timings.queue_s
-    if queue_s is not None and event.timings.ttlt_s and queue_s > event.timings.ttlt_s / 2:
-        causes.append(f"It waited {_ms(queue_s)} before the engine began with it.")
-    return " ".join(causes) or "No decision made it so: iterations took longer than predicted."
-
-
-def _ms(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{1e3 * seconds:.0f} ms"

@@ -43,7 +43,7 @@ from engine.deciding.planner import Planner
 from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
-from engine.deciding.record import DecisionLog, Entry, Timeline, Unserved
+from engine.deciding.record import DecisionLog, Entry, Unserved
 from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -58,6 +58,7 @@ from engine.deciding.stats import (
     TierAsked,
     Totals,
 )
+from engine.deciding.timeline import Ahead, Decision, Timeline, whose
 from engine.deciding.typical import TypicalRequests
 
 # Of a tenant that asks for nothing else: no name that a caller could have, as it is not printable.
@@ -128,7 +129,8 @@ class Scheduler:
         if expected.like is not None:
             first_at = request.arrived_at + expected.ttft_s
             self.experience.told(sequence, expected.like, first_at)
-        self.record.admitted(request, expected, now)
+        if self.record.is_on:
+            self._tell_admission(sequence, expected, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
     def _note_arrival(self, sequence: Sequence, now: float) -> None:
@@ -144,6 +146,28 @@ class Scheduler:
         prefills = sequence.prompt_len - sequence.expected_prefix
         self.flow.arrived(prefills, prefills_s, decodes, decodes_s, now)
 
+    def _tell_admission(self, sequence: Sequence, expected: Forecast, now: float) -> None:
+        policy, waiting = self.policy, self.roster.waiting
+        self.record.admitted(
+            sequence.request,
+            expected,
+            now,
+            self._whose_is_ahead(sequence, expected),
+            own_s=policy.demand.prefill_s(sequence),
+            waiting=len(waiting) - 1,
+            running=len(self.roster.running),
+            overtaken_as_high=policy.num_overtaken_as_high(sequence, waiting),
+        )
+
+    def _whose_is_ahead(self, sequence: Sequence, expected: Forecast) -> tuple[Ahead, ...]:
+        """Returns whose work is ahead of a waiting sequence."""
+        if not expected.ahead_s > 0:
+            return ()
+        waiting = self.roster.waiting
+        before = waiting.sample_before(self.policy.served_before(sequence, waiting))
+        others = (other for other in before if other is not sequence)
+        return whose(others, self.policy.known_work_s, expected.ahead_s)
+
     def _refusal(self, sequence: Sequence, now: float) -> str:
         """Returns why the policy turns the request away, or "". Where the first completion of a
         call was let in, the others are: the call would end for want of one, and all that its
@@ -158,7 +182,7 @@ class Scheduler:
         sequence.finish(FinishReason.REJECTED, now)
         self.totals.num_finished += 1
         event = finished(sequence, now, why, self.policy.retry_s(sequence, now))
-        self.record.rejected(sequence.request, event, now)
+        self.record.rejected(sequence, event, now)
         return event
 
     def _check_fits(self, request: Request) -> None:
@@ -213,8 +237,12 @@ class Scheduler:
             self._events.append(Relegated(move.sequence.id, move.reason, expected.ttlt_s))
 
     def _note(self, move: Move, now: float) -> Forecast:
-        expected = self._forecast(move.sequence, now)
-        self.record.moved(move.sequence, move.kind.value, move.told, expected, now)
+        sequence = move.sequence
+        expected = self._forecast(sequence, now)
+        if self.record.is_on:
+            ahead = self._whose_is_ahead(sequence, expected)
+            kind = move.kind.value
+            self.record.moved(sequence, kind, move.told, expected, now, ahead, **move.values)
         return expected
 
     # It is launched
@@ -257,14 +285,13 @@ class Scheduler:
         requests that have ended meanwhile are nobody's. A plan that was not advanced is, and began
         when it was planned.
         """
-        if plan is self._in_flight:
-            self._observe(plan, now - self._started_at)
-        else:
-            self._observe(plan, now - plan.planned_at)
-            self.advance(plan, plan.planned_at)
+        started_at = self._started_at if plan is self._in_flight else plan.planned_at
+        self._observe(plan, now - started_at)
+        if plan is not self._in_flight:
+            self.advance(plan, started_at)
         self._in_flight = None
         events, self._events = self._events, []
-        self.record.computed(plan, now)
+        self.record.computed(plan, now, now - started_at)
         tells = self.config.token_events
         for sequence, token in zip(plan.sampling, tokens, strict=True):
             if sequence.finish_reason is not None:
@@ -277,7 +304,7 @@ class Scheduler:
                 events.append(Sampled(sequence.id, token))
             if len(sequence.output) == 1:
                 self.experience.began(sequence.id, now)
-                self.record.note(sequence.id, now, "first_token")
+                self.record.first_token(sequence, now)
             if reason is not None:
                 events.append(self._finish(sequence, reason, now))
         for sequence, why in self.policy.overdue(now):
@@ -323,7 +350,7 @@ class Scheduler:
         self.roster.leave(sequence)
         self.pages.release(sequence)
         self.roster.wait(sequence.restart(), now)
-        self.record.note(sequence.id, now, "restarted", f"{LOGITS}; now without shared pages")
+        self.record.restarted(sequence, f"{LOGITS}; now without shared pages", now)
 
     def _finish(
         self,
@@ -347,7 +374,7 @@ class Scheduler:
             self.experience.forget(sequence.id)
         else:
             self.experience.learn(sequence.id, is_late=not is_on_time(event))
-        self.record.close(sequence.request, event, now)
+        self.record.close(sequence, event, now)
         return event
 
     # Questions
@@ -397,11 +424,30 @@ class Scheduler:
         refusal, retry_s = self.policy.refusal(sequence, now), self.policy.retry_s(sequence, now)
         return replace(expected, refusal=refusal, retry_s=retry_s)
 
-    def explain(self, request_id: str, tenant: str | None = "") -> Timeline:
-        """Returns the story of the request that a tenant (None: any) calls so. Raises LookupError
-        when none is remembered, ValueError when several tenants' are.
+    def explain(
+        self, request_id: str, tenant: str | None = "", now: float | None = None
+    ) -> Timeline:
+        """Returns what is remembered of the request that a tenant (None: any) calls so; of one in
+        flight also, given `now`, where its time went and what it waits for. Raises LookupError when
+        none is remembered, ValueError when several tenants' are.
         """
-        return self.record.find(request_id, tenant)
+        timeline = self.record.find(request_id, tenant)
+        sequence = self.roster.sequences.get(timeline.request.id)
+        if sequence is None or now is None:
+            return timeline
+        decisions = list(timeline.decisions)
+        if sequence in self.roster.waiting:
+            decisions.append(self._waits(sequence, now))
+        spent = self.record.spent(sequence.id, now)
+        return Timeline(timeline.request, decisions, None, spent)
+
+    def _waits(self, sequence: Sequence, now: float) -> Decision:
+        """Returns what a waiting sequence waits for, told like a decision."""
+        expected = self._forecast(sequence, now)
+        first_at = None if sequence.output else sequence.request.arrived_at + expected.ttft_s
+        values = {"ahead_s": expected.ahead_s, "late_chance": expected.late_chance}
+        ahead = self._whose_is_ahead(sequence, expected)
+        return Decision(now, "waiting", "it waits for its turn", values, first_at, ahead)
 
     def unserved(self, call: Unserved) -> None:
         """Takes note of a call, or a flood of calls, that ended before its requests came here."""

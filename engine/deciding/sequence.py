@@ -116,6 +116,8 @@ class Sequence:
     last_token_at: float | None = None
     worst_tbt_s: float = 0.0
     num_late_tokens: int = 0  # tokens after the first that came after their deadline
+    # The TBT that would have made none of them late, with a TTFT that was met; None: none was.
+    tbt_needed_s: float | None = None
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -213,13 +215,21 @@ class Sequence:
             if now - last > self.worst_tbt_s:
                 self.worst_tbt_s = now - last
             if now > self.in_flight_due_at:
-                self.num_late_tokens += 1
+                self._note_late(now)
         self.last_token_at = now
         count, sampling = len(self.output), self.request.sampling
         stops = sampling.stop_token_ids
         if stops and token_id in stops and count > sampling.min_tokens:
             return _STOP
         return None if count < self.max_tokens else _LENGTH
+
+    def _note_late(self, now: float) -> None:
+        """A token after the first came late."""
+        self.num_late_tokens += 1
+        if self.tbt_s is not None and self.first_token_at is not None:
+            since = max(self.first_due_at, self.first_token_at)
+            needed_s = (now - since) / (len(self.output) - 1)
+            self.tbt_needed_s = max(self.tbt_needed_s or 0.0, needed_s)
 
     def preempt(self) -> int:
         """Its pages were taken: all is to be computed again. Returns how many tokens were lost."""

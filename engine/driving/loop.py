@@ -26,10 +26,11 @@ from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
 from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
-from engine.deciding.record import Timeline, Unserved
+from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import EngineStats, Saturation, SchedulerStats, TierAsked
+from engine.deciding.timeline import Timeline
 from engine.driving.decision_file import DecisionFile
 from engine.messages import (
     Ask,
@@ -71,7 +72,7 @@ class Scheduler(Protocol):
 
     def saturation(self, tiers: Iterable[TierAsked], now: float) -> Saturation: ...
 
-    def explain(self, request_id: str, tenant: str | None) -> Timeline: ...
+    def explain(self, request_id: str, tenant: str | None, now: float) -> Timeline: ...
 
     def unserved(self, call: Unserved) -> None: ...
 
@@ -295,7 +296,7 @@ class EngineLoop:
                     self._busy_s,
                 )
             case Explain(request_id, tenant):
-                return self._scheduler.explain(request_id, tenant)
+                return self._scheduler.explain(request_id, tenant, now)
             case Estimate():
                 return self._scheduler.estimate(question, now)
         raise TypeError(f"the engine has no answer to {question!r}")

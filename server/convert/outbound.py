@@ -9,9 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
-from engine.deciding.record import Decision, Timeline
 from engine.deciding.request import Sampling, Targets
 from engine.deciding.sequence import FinishReason
+from engine.deciding.story import summary
+from engine.deciding.timeline import Decision, Timeline
 from engine.messages import EngineInfo
 from engine.tiers import Resolved, TargetSource, Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
@@ -193,7 +194,7 @@ def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
         request_id=request.name,
         targets=to_targets(quality),
         decisions=[_to_decision(entry, request.arrived_at) for entry in timeline.decisions],
-        summary=timeline.summary,
+        summary=summary(timeline),
     )
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from engine.deciding import story
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
 from engine.deciding.questions import Estimate
-from engine.deciding.record import MAX_DECISIONS, Decision, DecisionLog
+from engine.deciding.record import MAX_DECISIONS, DecisionLog
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
+from engine.deciding.timeline import Decision
 from engine.simulator import Result
 from tests.engine.deciding.parts import (
     MILLI,
@@ -30,7 +32,7 @@ from tests.engine.deciding.parts import (
 
 
 def summary(driver: Driver, name: str) -> str:
-    return driver.scheduler.explain(name).summary
+    return story.summary(driver.scheduler.explain(name))
 
 
 def test_the_timeline_of_a_request_tells_its_fate_in_order() -> None:
@@ -46,7 +48,7 @@ def test_the_timeline_of_a_request_tells_its_fate_in_order() -> None:
     chunk = timeline.decisions[1]
     assert chunk.values["tokens"] == 64
     assert chunk.predicted_at == pytest.approx(chunk.at)
-    assert timeline.summary.startswith("On time")
+    assert story.summary(timeline).startswith("On time")
 
 
 def test_the_summary_of_a_late_request_names_the_cause() -> None:
@@ -90,7 +92,10 @@ def test_the_summary_of_a_cancelled_request_says_so() -> None:
     driver.submit(make_request("r", 10, 20, targets=deadline(9.0)))
     driver.step()
     driver.cancel("r")
-    assert summary(driver, "r") == "Ended by the caller (cancelled) after 1 tokens."
+    assert summary(driver, "r") == (
+        "Cancelled by its caller after 11 ms and 1 tokens, with nothing overdue. Of its 11 ms,"
+        " 11 ms went on its prefill."
+    )
 
 
 def test_only_the_last_requests_are_remembered() -> None:

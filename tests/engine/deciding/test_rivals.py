@@ -24,6 +24,7 @@ from engine.deciding.rivals.fairbatching import MOST_PAUSE_S, FairBatching
 from engine.deciding.rivals.qoserve import HIGH_LOAD_ALPHA, LOW_LOAD_ALPHA, QoServe
 from engine.deciding.rivals.slidingserve import SlidingServe, knapsack
 from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.story import summary as told
 from engine.deciding.streams import Streams
 from engine.simulator import Arrival, Refusal, simulate
 from tests.engine.deciding.parts import (
@@ -334,7 +335,7 @@ def test_a_request_that_is_turned_away_ends_at_once() -> None:
     ended = driver.stories["out"].finished
     assert ended is not None
     assert (ended.reason, ended.timings.ttlt_met) == (FinishReason.REJECTED, False)
-    summary = scheduler.explain("out").summary
+    summary = told(scheduler.explain("out"))
     assert summary == "Refused on arrival: it could not be on time."
     assert driver.in_flight == ["in"]
     driver.drain()

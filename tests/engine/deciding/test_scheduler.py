@@ -18,6 +18,7 @@ from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
 from engine.deciding.policies import ORDERS, POLICIES
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.story import summary as told
 from tests.engine.deciding.memory import BAD, Memory
 from tests.engine.deciding.parts import (
     TARGETS,
@@ -201,7 +202,7 @@ def test_who_had_taken_spoiled_pages_is_computed_again_by_itself(ahead: bool) ->
     assert [end.reason for end in ends] == [FinishReason.ERROR, length, length]
     kinds = [decision.kind for decision in scheduler.explain("good").decisions]
     assert kinds.count("restarted") == 1
-    assert "not finite" in scheduler.explain("bad").summary
+    assert "not finite" in told(scheduler.explain("bad"))
 
 
 def test_a_request_for_which_no_token_is_left_ends_and_says_so() -> None:
@@ -218,7 +219,7 @@ def test_a_request_for_which_no_token_is_left_ends_and_says_so() -> None:
     assert end.cached_tokens > 0
     assert end.reason is FinishReason.ERROR
     assert end.detail.startswith("no token is left to pick: min_tokens")
-    assert scheduler.explain("second").summary == f"Failed: {end.detail}."
+    assert told(scheduler.explain("second")) == f"Failed: {end.detail}."
     assert scheduler.stats().totals.num_failed == 0
     scheduler.check()
 

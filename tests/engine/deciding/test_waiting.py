@@ -17,6 +17,7 @@ from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Request, Share, Targets, key_of
 from engine.deciding.sequence import FinishReason
+from engine.deciding.story import summary as told
 from engine.simulator import Arrival as Arriving
 from engine.simulator import Refusal, Replica, Result, simulate
 from tests.engine.deciding.parts import (
@@ -190,7 +191,7 @@ def test_the_record_says_why() -> None:
     replica = waiting()
     results = run(mixed(24.0, 0.0), replica)
     name = displaced(results)[-1].request_id
-    summary = replica.scheduler.explain(name).summary
+    summary = told(replica.scheduler.explain(name))
     assert summary.startswith("Refused after 7")
     assert "there was no time for it until 5 s after its deadline" in summary
 
