@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from server.command import run
-from server.config import parse
+from server.settings import parse
 
 
 def main() -> int:

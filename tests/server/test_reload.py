@@ -6,21 +6,25 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from client import Client, InvalidRequest
+from client import AccessDenied, Client, InvalidRequest, NotFound
 from engine.tiers import BUILT_IN, Tiers
 from engine.tiers_file import changes, load
 from server.configuration import Configuration
 from tests.server_process import ServerProcess
 
 WAIT_S = 60.0
+STREAMS, TOKENS = 6, 50
+MOST = 12  # requests: more than streams, of which one may be over and not have left yet
 Start = Callable[..., ServerProcess]
 
 
@@ -125,6 +129,106 @@ def test_without_a_file_it_is_ignored(start: Start) -> None:
     assert "lost" not in process.log
     process.signal(signal.SIGTERM)
     assert process.wait_exit() == 0
+
+
+class Load:
+    """Streams, one after another in each of some threads, until it is stopped."""
+
+    def __init__(self, address: str) -> None:
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(STREAMS)
+        self._running = [self._pool.submit(self._stream, address) for _ in range(STREAMS)]
+        self.num_ended = 0  # by itself, with all of its tokens
+
+    def _stream(self, address: str) -> int:
+        ended = 0
+        with Client(address) as client:
+            while not self._stopping.is_set():
+                tokens = list(client.generate("Once", ttlt=60, max_tokens=TOKENS, ignore_eos=True))
+                assert sum(len(token.token_ids) for token in tokens) == TOKENS
+                self.num_ended = ended = ended + 1
+        return ended
+
+    def stop(self) -> int:
+        """How many calls ended by themselves, with all their tokens. Raises what any ended with."""
+        self._stopping.set()
+        with self._pool:
+            return sum(each.result(WAIT_S) for each in self._running)
+
+
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_what_is_read_again_holds_from_then_on_and_no_call_is_lost(
+    start: Start, tmp_path: Path, frontends: int
+) -> None:
+    path, token = tmp_path / "n.toml", tmp_path / "token"
+
+    def write(limits: str, word: str, level: str = "info", rest: str = "") -> None:
+        path.write_text(
+            f"[limits]\n{limits}\n[logs]\nlog_level = '{level}'\n"
+            f"[identity]\nadmin_token_file = 'token'\n{rest}"
+        )
+        token.write_text(word)
+        token.chmod(0o600)
+
+    def until(is_true: Callable[[], bool]) -> None:
+        ends_at = time.monotonic() + WAIT_S
+        while not all(is_true() for _ in range(4 * frontends)):  # connections are dealt out
+            assert time.monotonic() < ends_at, process.log
+
+    def limit() -> int:
+        with Client(process.address) as client:
+            return client.server_info().limits.max_requests
+
+    def is_operator_s(word: str) -> bool:
+        with Client(process.address, token=word) as client:
+            try:
+                client.explain("nobody's")
+            except AccessDenied:
+                return False
+            except NotFound:
+                return True
+        raise AssertionError
+
+    write("max_requests = 300", "first")
+    process = start("--config", str(path), "--frontends", str(frontends), "--drain-s", "9")
+    load = Load(process.address)
+    assert is_operator_s("first")
+    for number, (most, word) in enumerate([(200, "second"), (400, "third"), (MOST, "fourth")]):
+        write(f"max_requests = {most}", word, rest=f"[scheduler]\nmax_gap = {2 + number}\n")
+        process.signal(signal.SIGHUP)
+        told = wait_line(process, "configuration read", number + 1)
+        assert told["changes"] == ["limits.max_requests", "identity.admin_token_file"]
+        late = wait_line(process, "configuration needs a restart", number + 1)
+        assert late["settings"] == ["scheduler.max_gap"]
+        until(lambda most=most: limit() == most)  # type: ignore[misc]
+        until(lambda word=word: is_operator_s(word))  # type: ignore[misc]
+        assert not is_operator_s("first")
+    with Client(process.address) as client, pytest.raises(InvalidRequest, match=f"at most {MOST}"):
+        client.complete("Once", n=MOST + 1, max_tokens=1)
+
+    write("max_requests = 0", "fifth")
+    process.signal(signal.SIGHUP)
+    said = wait_line(process, "configuration not read")["reason"]
+    assert said == f"{path}:2: limits.max_requests must be at least 1, got 0"
+    write("max_requests = 300", "two words")
+    process.signal(signal.SIGHUP)
+    assert "one word" in wait_line(process, "configuration not read", 2)["reason"]
+    assert limit() == MOST
+    assert is_operator_s("fourth")
+
+    write("max_requests = 300", "last", level="warning", rest="[lifetime]\ndrain_s = 1\n")
+    process.signal(signal.SIGHUP)
+    until(lambda: limit() == 300)
+    until(lambda: is_operator_s("last"))
+    assert load.stop() >= STREAMS
+    assert process.log.count('"event": "configuration read"') == 3  # not the last: a mere info
+    num_calls = process.log.count('"event": "call"')
+    with Client(process.address) as client:
+        assert client.generate("Once", max_tokens=2).read()
+    process.signal(signal.SIGTERM)
+    assert process.wait_exit() == 0
+    assert process.log.count('"event": "call"') == num_calls
+    assert "lost" not in process.log
 
 
 EARLY = """
