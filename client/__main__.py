@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
@@ -142,6 +143,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
         parents=[common],
         description="Generates text; the word `generate` may be left out.",
     )
+    parser.add_argument("--version", action="version", version=f"niyama {version('niyama')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="continue a prompt, as it comes"))
     info = commands.add_parser("info", help="describe the model, the tiers and the limits")
@@ -158,7 +160,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
     count.add_argument("prompt", help="- reads standard input")
     count.set_defaults(bound=lambda typed: partial(_count, prompt=typed.prompt))
     names = set(commands.choices or ())
-    if rest and rest[0] not in names | {"-h", "--help"}:
+    if rest and rest[0] not in names | {"-h", "--help", "--version"}:
         rest = ["generate", *rest]
     typed = parser.parse_args(rest, found)
     return _Asked(typed.server, typed.tenant or "", typed.token_file, typed.bound(typed))
@@ -293,6 +295,8 @@ def _info(client: Client) -> None:
         importance = f"importance {tier.importance.value}"
         gap = "" if tier.max_gap is None else f", gaps of {tier.max_gap:g} TBT at most"
         print(f"tier      {tier.name}: {_targets(tier.targets)}{gap}, {importance}{default}")
+        if tier.note:
+            print(f"          ! {tier.note}")
 
 
 def _estimate(client: Client, prompt_tokens: int, output_tokens: int, qos: QosOptions) -> None:

@@ -396,6 +396,7 @@ def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:
                 _from_targets(tier),
                 _from_importance(tier.importance),
                 tier.max_gap if tier.HasField("max_gap") else None,
+                tier.note,
             )
             for tier in message.tiers
         ),

@@ -237,13 +237,15 @@ class Explanation:
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A named set of targets. `max_gap` is the longest time that the scheduler lets pass between
-    two tokens of its requests, in TBTs, where it has such a bound.
+    two tokens of its requests, in TBTs, where it has such a bound; `note` says why its targets
+    cannot be kept on the server's machine, if so.
     """
 
     name: str
     targets: Targets
     importance: Importance
     max_gap: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from engine.deciding.questions import Question
 from engine.deciding.record import Unserved
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
-from engine.tiers import Tier
+from engine.tiers import Least, Tier
 
 
 class Submit(NamedTuple):
@@ -162,6 +162,7 @@ class EngineInfo:
     tiers: tuple[Tier, ...] = ()  # that it proposes; empty: the built-in ones hold
     calibration: Calibration | None = None  # None: it learns in service only
     compile_note: str = ""  # why it is not compiled as asked
+    least: Least | None = None  # that it can keep; None: nothing was measured, and nobody knows
     max_gap: float | None = None  # in TBTs, where a tier has none; None: the policy has no bound
 
     @property

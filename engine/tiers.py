@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
@@ -87,6 +88,68 @@ def _three_tiers(ttft_s: float, tbt_s: float, scale: float) -> tuple[Tier, ...]:
 BUILT_IN = _three_tiers(INTERACTIVE_TTFT_S, INTERACTIVE_TBT_S, 1.0)
 
 
+class Least(NamedTuple):
+    """The least targets that an engine can keep, in seconds: of a request of one token that has the
+    engine to itself (`alone`), and under moderate load (`loaded`).
+    """
+
+    alone_ttft_s: float
+    alone_tbt_s: float
+    loaded_ttft_s: float
+    loaded_tbt_s: float
+
+
+class Shortfall(NamedTuple):
+    """A target that is less than what any request can be served with: `target` is its name, the
+    rest is in seconds.
+    """
+
+    target: str
+    stated_s: float
+    alone_s: float
+    loaded_s: float
+
+    def __str__(self) -> str:
+        target = self.target.removesuffix("_s").upper()
+        return (
+            f"{target} of {_told(self.stated_s)} cannot be kept: here it takes"
+            f" {_told(self.alone_s)} even alone, {_told(self.loaded_s)} under moderate load"
+        )
+
+
+def least_of(profile: LatencyProfile, max_batch_size: int, context_len: int) -> Least:
+    """Returns the least targets that an engine with this profile can keep."""
+    model = LatencyModel(profile)
+    decodes = min(DECODES, max_batch_size)
+    work = Work(decodes, decodes * min(CONTEXT, context_len))
+    prompt_len = min(PROMPT_LEN, context_len)
+    prefill_s = model.prefill_seconds(0, prompt_len, model.saturating_chunk())
+    return Least(
+        alone_ttft_s=profile.seconds(add_chunk(Work(), 0, 1)),
+        alone_tbt_s=profile.seconds(Work(num_decodes=1, decode_context=1)),
+        loaded_ttft_s=PROMPTS_AHEAD * prefill_s,
+        loaded_tbt_s=profile.seconds(add_chunk(work, 0, min(CHUNK, profile.max_chunk))),
+    )
+
+
+def shortfalls(targets: Targets, least: Least) -> list[Shortfall]:
+    """Returns the targets that cannot be kept, whatever else there is to do."""
+    found = (
+        ("ttft_s", targets.ttft_s, least.alone_ttft_s, least.loaded_ttft_s),
+        ("tbt_s", targets.tbt_s, least.alone_tbt_s, least.loaded_tbt_s),
+        ("ttlt_s", targets.ttlt_s, least.alone_ttft_s, least.loaded_ttft_s),
+    )
+    return [
+        Shortfall(target, stated_s, alone_s, loaded_s)
+        for target, stated_s, alone_s, loaded_s in found
+        if stated_s is not None and stated_s < alone_s
+    ]
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def propose(profile: LatencyProfile, max_batch_size: int, context_len: int) -> tuple[Tier, ...]:
     """Returns the built-in tiers, as far as a moderately loaded engine with this profile can keep
     them.
@@ -94,14 +157,9 @@ def propose(profile: LatencyProfile, max_batch_size: int, context_len: int) -> t
     TTFT and TBT that it cannot keep become the next round numbers that it can, and the targets of
     the other tiers grow with the one of these two that has grown more.
     """
-    model = LatencyModel(profile)
-    decodes = min(DECODES, max_batch_size)
-    work = Work(decodes, decodes * min(CONTEXT, context_len))
-    iteration_s = profile.seconds(add_chunk(work, 0, min(CHUNK, profile.max_chunk)))
-    prompt_len = min(PROMPT_LEN, context_len)
-    prefill_s = model.prefill_seconds(0, prompt_len, model.saturating_chunk())
-    tbt_s = _at_least(INTERACTIVE_TBT_S, iteration_s)
-    ttft_s = _at_least(INTERACTIVE_TTFT_S, PROMPTS_AHEAD * prefill_s)
+    least = least_of(profile, max_batch_size, context_len)
+    tbt_s = _at_least(INTERACTIVE_TBT_S, least.loaded_tbt_s)
+    ttft_s = _at_least(INTERACTIVE_TTFT_S, least.loaded_ttft_s)
     return _three_tiers(ttft_s, tbt_s, max(ttft_s / INTERACTIVE_TTFT_S, tbt_s / INTERACTIVE_TBT_S))
 
 
@@ -149,6 +207,17 @@ class Tiers:
             source = TargetSource.RPC_DEADLINE
         wanted = chosen.importance if importance is None else importance
         return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
+
+    def shortfalls(self, least: Least) -> dict[str, list[Shortfall]]:
+        """Returns the targets that cannot be kept, by the name that the file has for who has them:
+        `tiers.chat`.
+        """
+        own = {f"tiers.{name}": tier for name, tier in self.tiers.items()}
+        for name, preset in self.applications.items():
+            if not preset.tier.name:
+                own[f"applications.{name}"] = preset.tier
+        found = {name: shortfalls(tier.targets, least) for name, tier in own.items()}
+        return {name: each for name, each in found.items() if each}
 
     def share_of(self, tenant: str) -> Share:
         """Returns whose part of queue and engine the tenant's requests take."""

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +55,9 @@ def _parser(is_typed: bool = True) -> _Parser:
         description="Sends an open-loop load of several tiers and reports who was on time.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"niyama-loadgen {version('niyama')}"
     )
     for title, about, config in (
         ("target", None, TargetFlags),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from engine import toml_file
 from engine.decision_log import Service
 from engine.messages import EngineInfo
 from engine.processes import collector
-from engine.tiers import Tiers
+from engine.tiers import Least, Shortfall, Tiers
 from server import logs
 from server.admin import Admin
 from server.admission.ledger import Ledger, linked
@@ -100,10 +101,30 @@ class Server:
         self.front_ends = self._front_ends()
         self.operating = Operating(config, self.engine, self.front_ends, self.admin)
         self.port = 0
+        self._least: Least | None = None  # that the engine can keep, as far as it is known
+        self._warned: Mapping[str, list[Shortfall]] = {}  # what the operator has been told of tiers
 
     def _engine_ready(self, info: EngineInfo) -> None:
         self.front_ends.engine_ready(info)
+        self._least = info.least
         self._describe()
+        self._warn()
+
+    def _warn(self) -> None:
+        """Tells the operator of tiers that cannot be kept, once of each."""
+        found = {} if self._least is None else self.configuration.tiers.shortfalls(self._least)
+        told, self._warned = self._warned, found
+        for name, short in found.items():
+            for each in short if told.get(name) != short else ():
+                log.warning(
+                    "tier cannot be kept",
+                    tier=name,
+                    note=str(each),
+                    target=each.target,
+                    stated_s=each.stated_s,
+                    least_s=each.alone_s,
+                    least_loaded_s=each.loaded_s,
+                )
 
     def _describe(self) -> None:
         """Tells the engine what its decision log is to say of the service."""
@@ -164,6 +185,7 @@ class Server:
         logs.set_level(config.log_level)
         self.front_ends.reconfigure(Reconfigure(configuration.text, config, admin.digest))
         self._describe()
+        self._warn()
         return changes
 
     def kill(self) -> None:

@@ -19,7 +19,7 @@ from engine.decision_log import Service, number
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
 from engine.messages import Calibration, EngineInfo, Pinned
-from engine.tiers import Tier, propose
+from engine.tiers import Tier, least_of, propose
 
 
 def assemble(
@@ -34,12 +34,14 @@ def assemble(
     calibration: Calibration | None = None,
     compile_note: str = "",
     choices: Choices | None = None,
+    is_measured: bool = True,
 ) -> Engine:
     """Returns an engine whose scheduler plans for the executor's memory of `num_pages` pages.
 
     Predictions start from `profile`; where the engine takes the place of another, also from what
     that one had learnt. `choices` are those that the next engine is to keep; None: it chooses
-    anew. Raises ValueError for a decision log that cannot be opened.
+    anew. `is_measured` says that the profile is this machine's, and no guess. Raises ValueError for
+    a decision log that cannot be opened.
     """
     context_len = context_length(config, model)
     before = config.pinned
@@ -67,6 +69,7 @@ def assemble(
         eos_token_ids=frozenset(model.eos_ids),
         context_note=model.context_note,
         tiers=tiers,
+        least=least_of(profile, config.max_batch_size, context_len) if is_measured else None,
         calibration=calibration,
         compile_note=compile_note,
         max_gap=longest_gap(config.policy, config.niyama()),

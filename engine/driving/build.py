@@ -62,6 +62,7 @@ def build(config: EngineConfig) -> Engine:
         calibration=calibration,
         compile_note=executor.compile_note,
         choices=executor.choices,
+        is_measured=profile != UNCALIBRATED,
     )
 
 

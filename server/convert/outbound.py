@@ -14,7 +14,7 @@ from engine.deciding.sequence import FinishReason
 from engine.deciding.story import summary
 from engine.deciding.timeline import Decision, Timeline
 from engine.messages import EngineInfo
-from engine.tiers import Resolved, TargetSource, Tier, Tiers
+from engine.tiers import Least, Resolved, TargetSource, Tier, Tiers, shortfalls
 from proto.niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES
 from server.errors import Refused
@@ -209,10 +209,11 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
     )
 
 
-def to_tier(tier: Tier, max_gap: float | None = None) -> pb.Tier:
+def to_tier(tier: Tier, max_gap: float | None = None, least: Least | None = None) -> pb.Tier:
     """Returns a tier as GetServerInfo tells of it; `max_gap` holds where it has none itself, None
-    where the policy knows no bound.
+    where the policy knows no bound. `least` is what the engine can keep, None where nobody knows.
     """
+    short = [] if least is None else shortfalls(tier.targets, least)
     has_gap = max_gap is not None and tier.targets.tbt_s is not None
     own_gap = tier.targets.max_gap
     return pb.Tier(
@@ -222,6 +223,7 @@ def to_tier(tier: Tier, max_gap: float | None = None) -> pb.Tier:
         ttlt=_maybe(tier.targets.ttlt_s),
         importance=_TO_IMPORTANCE[tier.importance],
         max_gap=(max_gap if own_gap is None else own_gap) if has_gap else None,
+        note="; ".join(map(str, short)),
     )
 
 
@@ -259,7 +261,7 @@ def to_server_info(
             has_chat_template=has_chat_template,
         ),
         policy=info.policy,
-        tiers=[to_tier(tier, info.max_gap) for tier in tiers.tiers.values()],
+        tiers=[to_tier(tier, info.max_gap, info.least) for tier in tiers.tiers.values()],
         default_tier=tiers.default,
         limits=limits,
         sampling=to_sampling_defaults(sampling),

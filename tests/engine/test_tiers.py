@@ -9,7 +9,7 @@ import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
-from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, propose
+from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, least_of, propose
 from engine.tiers_file import load, parse
 from engine.toml_file import MOST_BYTES
 
@@ -296,3 +296,41 @@ def test_a_slow_machine_gets_tiers_that_it_can_keep() -> None:
     assert proposed[0].targets == Targets(ttft_s=5.0, tbt_s=0.3)
     assert proposed[1].targets == Targets(ttlt_s=60.0)
     assert proposed[2].targets == Targets(ttlt_s=360.0)
+
+
+SLOW = LatencyProfile("slow", (Segment(UNBOUNDED, 2e-3, prefill=1e-3, decode=5e-3),))
+
+
+def test_the_least_that_can_be_kept_is_worked_out_from_the_profile() -> None:
+    """One token of prompt: 3 ms; one decode: 7; beside 32 decodes and 64 tokens: 226; four prompts
+    of 1,024 tokens: 4.1 s, and 2 ms for each iteration.
+    """
+    least = least_of(SLOW, 64, 4096)
+    assert (least.alone_ttft_s, least.alone_tbt_s) == pytest.approx((3e-3, 7e-3))
+    assert least.loaded_tbt_s == pytest.approx(0.226)
+    assert 4.096 < least.loaded_ttft_s < 4.2
+
+
+def test_a_tier_that_cannot_be_kept_is_named_with_the_least_that_can(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.toml"
+    path.write_text(
+        "[tiers.slow]\nttft_s = 0.003\ntbt_s = 0.007\n"
+        "[tiers.hasty]\nttft_s = 1\ntbt_s = 0.0001\n"
+        "[tiers.none]\n"
+        "[applications.a]\nttlt_s = 0.002\n"
+        "[applications.b]\ntier = 'hasty'\n"
+    )
+    found = load(path).shortfalls(least_of(SLOW, 64, 4096))
+    assert list(found) == ["tiers.hasty", "applications.a"]
+    (short,) = found["tiers.hasty"]
+    assert (short.target, short.stated_s) == ("tbt_s", 1e-4)
+    assert str(short) == (
+        "TBT of 0.1 ms cannot be kept: here it takes 7 ms even alone, 226 ms under moderate load"
+    )
+    assert [each.target for each in found["applications.a"]] == ["ttlt_s"]
+
+
+def test_what_an_engine_proposes_it_can_keep() -> None:
+    for profile in (SLOW, LatencyProfile("quick", (Segment(UNBOUNDED, 1e-3, 1e-5),))):
+        proposed = {tier.name: tier for tier in propose(profile, 64, 4096)}
+        assert Tiers(proposed).shortfalls(least_of(profile, 64, 4096)) == {}

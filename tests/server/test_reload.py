@@ -231,6 +231,34 @@ def test_what_is_read_again_holds_from_then_on_and_no_call_is_lost(
     assert "lost" not in process.log
 
 
+def test_a_tier_that_the_machine_cannot_keep_is_told_at_the_start_and_after_a_reload(
+    start: Start, tmp_path: Path
+) -> None:
+    """The engine takes 0.1 ms for an iteration, as it says itself."""
+    path = tmp_path / "tiers.toml"
+    path.write_text("[tiers.hasty]\nttft_s = 1\ntbt_s = 0.00001\n[tiers.fair]\nttlt_s = 1\n")
+    process = start("--config", str(path))
+    told = wait_line(process, "tier cannot be kept")
+    assert (told["tier"], told["target"], told["level"]) == ("tiers.hasty", "tbt_s", "warning")
+    assert told["stated_s"] < told["least_s"] < told["least_loaded_s"]
+    assert told["note"].startswith("TBT of 0.01 ms cannot be kept: here it takes 0.1 ms even alone")
+
+    def notes() -> dict[str, str]:
+        with Client(process.address) as client:
+            return {tier.name: tier.note for tier in client.server_info().tiers}
+
+    assert notes() == {"hasty": told["note"], "fair": ""}
+    path.write_text(path.read_text() + "[tiers.rash]\nttlt_s = 0.00001\n")
+    process.signal(signal.SIGHUP)
+    told = wait_line(process, "tier cannot be kept", 2)
+    assert (told["tier"], told["target"]) == ("tiers.rash", "ttlt_s")
+    path.write_text("[tiers.fair]\nttlt_s = 1\n")
+    process.signal(signal.SIGHUP)
+    wait_line(process, "configuration read", 2)
+    assert process.log.count("cannot be kept: ") == 2
+    assert notes() == {"fair": ""}
+
+
 EARLY = """
 import signal, sys
 

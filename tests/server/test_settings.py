@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from client.__main__ import main as client
 from engine import toml_file
 from engine.toml_file import BadFile, Document
+from loadgen.arguments import parse as loadgen
 from server.config import ServerConfig
 from server.configuration import value_of
 from server.settings import (
@@ -250,11 +254,17 @@ def test_nothing_of_a_given_configuration_is_lost() -> None:
     assert asked.resolve().config == ServerConfig(max_requests=3, drain_s=4.0)
 
 
-def test_flags_say_their_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("program", "main"),
+    [("niyama-server", parse), ("niyama", client), ("niyama-loadgen", loadgen)],
+)
+def test_a_command_says_its_version(
+    capsys: pytest.CaptureFixture[str], program: str, main: Callable[[list[str]], object]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse(["--version"])
+        main(["--version"])
     assert caught.value.code == 0
-    assert re.fullmatch(r"niyama-server \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert capsys.readouterr().out == f"{program} {version('niyama')}\n"
 
 
 def test_help_tells_the_default_of_every_flag(

@@ -490,20 +490,22 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameters: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., has_chat_template: _Optional[bool] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ("name", "ttft", "tbt", "ttlt", "importance", "max_gap")
+    __slots__ = ("name", "ttft", "tbt", "ttlt", "importance", "max_gap", "note")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTFT_FIELD_NUMBER: _ClassVar[int]
     TBT_FIELD_NUMBER: _ClassVar[int]
     TTLT_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
     MAX_GAP_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttft: _duration_pb2.Duration
     tbt: _duration_pb2.Duration
     ttlt: _duration_pb2.Duration
     importance: Importance
     max_gap: float
-    def __init__(self, name: _Optional[str] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tbt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttlt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., importance: _Optional[_Union[Importance, str]] = ..., max_gap: _Optional[float] = ...) -> None: ...
+    note: str
+    def __init__(self, name: _Optional[str] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tbt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttlt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., importance: _Optional[_Union[Importance, str]] = ..., max_gap: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_requests", "max_batch_size", "kv_tokens", "max_message_bytes")
