@@ -129,6 +129,14 @@ def _scheduler(stats: SchedulerStats, tiers: set[str]) -> Iterator[Metric]:
         number = stats.relegations.get((tier, reason), 0)
         relegations.add_metric([_tier(tier), reason], number)
     yield relegations
+    work = CounterMetricFamily(
+        "niyama_work_seconds",
+        "Engine time that the requests which the engine took in need, as predicted, by tenant",
+        labels=["tenant"],
+    )
+    for share, seconds in sorted(stats.asked_s.items()):
+        work.add_metric([share or "other"], seconds)
+    yield work
     yield _gauge("held_sequences", "Decoding sequences that sat an iteration out", stats.num_held)
     yield _gauge(
         "scheduling_alpha",

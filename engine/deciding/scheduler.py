@@ -90,6 +90,7 @@ class Scheduler:
         self._iterations = Distribution(ITERATION_BOUNDS)
         self._errors = Distribution(ERROR_BOUNDS)
         self._relegations: Counter[tuple[str, str]] = Counter()  # by tier and cause
+        self._asked_s: dict[str, float] = {}  # by share
         self._num_lost = 0  # of `totals.lost_tokens`: in the flow already
         resources = Resources(
             latency, self.history, config.num_pages, config.chunk_size, config.niyama
@@ -145,6 +146,8 @@ class Scheduler:
         decodes_s += decodes * self.latency.usual(Work()) / self.config.max_batch_size
         prefills = sequence.prompt_len - sequence.expected_prefix
         self.flow.arrived(prefills, prefills_s, decodes, decodes_s, now)
+        before_s = self._asked_s.get(request.share.name, 0.0)
+        self._asked_s[request.share.name] = before_s + prefills_s + decodes_s
 
     def _tell_admission(self, sequence: Sequence, expected: Forecast, now: float) -> None:
         policy, waiting = self.policy, self.roster.waiting
@@ -473,6 +476,7 @@ class Scheduler:
             iterations=self._iterations.counts(),
             errors=self._errors.counts(),
             relegations=dict(self._relegations),
+            asked_s=dict(self._asked_s),
             totals=replace(self.totals),
         )
 

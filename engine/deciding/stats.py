@@ -87,6 +87,7 @@ class SchedulerStats:
     iterations: Counts  # by their seconds
     errors: Counts  # iterations by actual over predicted
     relegations: Mapping[tuple[str, str], int]  # of num_relegations, by tier ("": explicit), cause
+    asked_s: Mapping[str, float]  # engine time that those submitted need, by name of their share
     totals: Totals
 
 

@@ -17,7 +17,7 @@ from server.status.history import Window
 RECENT_S = 300.0  # of attainment
 LATELY_S = 60.0  # of refusals
 SPEED_S = 30.0
-SLOW = 0.8  # of the calibrated speed
+SLOW = 0.7  # of the calibrated speed; a little less is usual where others use the same cores
 VERY_SLOW = 0.5
 ENOUGH = 0.99  # of a tier's calls on time
 POOR = 0.9

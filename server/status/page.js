@@ -1,7 +1,7 @@
 // Reads status.json every other second and shows it. Whatever callers chose (ids, tenants, tiers) is
 // written as text, never as markup.
 
-const POLL_MS = 2000, PATIENCE_MS = 5000, SLOW = 0.8;
+const POLL_MS = 2000, PATIENCE_MS = 5000, SLOW = 0.7;
 const at = (id) => document.getElementById(id);
 const STATES = [["running", "running"], ["waiting", "waiting"], ["relegated", "relegated"], ["best_effort", "best effort"]];
 const COLOURS = { ok: "#1d8a70", warn: "#c77f14", bad: "#d55e00", down: "#b3122d", wait: "#808080" };

@@ -16,7 +16,7 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
 from engine.deciding.policies import ORDERS, POLICIES
-from engine.deciding.request import Importance, Request, Sampling, Targets
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Request, Sampling, Share, Targets
 from engine.deciding.sequence import FinishReason, Sequence
 from engine.deciding.story import summary as told
 from tests.engine.deciding.memory import BAD, Memory
@@ -346,6 +346,17 @@ def test_what_could_never_be_served_is_refused_before_any_state_exists() -> None
         scheduler.submit(make_request("fits", prompt=1), 0.0)
     assert scheduler.stats().totals.num_submitted == 1
     scheduler.check()
+
+
+def test_it_counts_whose_work_it_was_asked_for() -> None:
+    """By share, as predicted on arrival: who has sent twice as much, has twice as much."""
+    scheduler = make_scheduler(num_pages=64, page_size=16, context_len=100)
+    for name in ("a", "b", "c"):
+        share = EVERYBODY_ELSE if name == "c" else Share("big")
+        scheduler.submit(make_request(name, prompt=30, output=4, share=share), 0.0)
+    asked_s = scheduler.stats().asked_s
+    assert asked_s["big"] == pytest.approx(2 * asked_s[""])
+    assert asked_s[""] > 0
 
 
 def test_the_context_length_ends_a_sequence() -> None:
