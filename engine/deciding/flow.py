@@ -9,9 +9,10 @@ pace, its memory and the machine make of it. Others run anyway, half empty, and 
     ratio = arrived / window * length,    length = time of full iterations / work done in them
 
 So where an engine falls behind, whose iterations are all full, it is what arrives over what is
-done: above 1 exactly then, by how much more is asked for than can be had. `window` is WINDOW_S or
-up to a step more; since the first request in the first minute of an engine, but LEAST_S at least,
-so that a first request alone is no overload.
+done: above 1 exactly then, by how much more is asked for than can be had. Calls that were refused,
+here or by a front end, have asked for it too. `window` is WINDOW_S or up to a step more; since the
+first request in the first minute of an engine, but LEAST_S at least, so that a first request alone
+is no overload.
 """
 
 from __future__ import annotations
@@ -42,7 +43,18 @@ class Flow:
     def arrived(
         self, prefills: int, prefills_s: float, decodes: float, decodes_s: float, now: float
     ) -> None:
-        """A request has come with so many tokens to prefill and to decode, and what they cost."""
+        """A request was taken in, with so many tokens to prefill and decode, and what they cost."""
+        self.asked(prefills_s + decodes_s, now)
+        rest = 1 - WEIGHT
+        self._prefills = rest * self._prefills + prefills
+        self._prefills_s = rest * self._prefills_s + prefills_s
+        self._decodes = rest * self._decodes + decodes
+        self._decodes_s = rest * self._decodes_s + decodes_s
+        self._per_prefill_s = self._prefills_s / max(self._prefills, 1.0)
+        self._per_decode_s = self._decodes_s / max(self._decodes, 1.0)
+
+    def asked(self, seconds: float, now: float) -> None:
+        """That much work has come; of calls that were not taken in, this is all that is known."""
         self._began_at = min(self._began_at, now)
         step = now - now % STEP_S
         if self._steps and self._steps[-1][0] >= step:
@@ -51,14 +63,7 @@ class Flow:
             before_s = 0.0
             while self._steps and self._steps[0][0] < _window(now):
                 self._steps.popleft()
-        self._steps.append((step, before_s + prefills_s + decodes_s))
-        rest = 1 - WEIGHT
-        self._prefills = rest * self._prefills + prefills
-        self._prefills_s = rest * self._prefills_s + prefills_s
-        self._decodes = rest * self._decodes + decodes
-        self._decodes_s = rest * self._decodes_s + decodes_s
-        self._per_prefill_s = self._prefills_s / max(self._prefills, 1.0)
-        self._per_decode_s = self._decodes_s / max(self._decodes, 1.0)
+        self._steps.append((step, before_s + seconds))
 
     def done(self, prefills: int, decodes: int, seconds: float) -> None:
         """A full iteration that took so long has computed so many tokens. Those to prefill may be

@@ -123,6 +123,7 @@ class Scheduler:
         sequence = Sequence(request, admitted_at=now, expected_prefix=cached)
         self.totals.num_submitted += 1
         if why := self._refusal(sequence, now):
+            self.flow.asked(self._work_s(sequence), now)
             return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
         self._note_arrival(sequence, now)
@@ -135,19 +136,27 @@ class Scheduler:
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
     def _note_arrival(self, sequence: Sequence, now: float) -> None:
-        """Counts a request that was taken in. Its decodes are charged their part of what a full
-        batch costs whoever is in it, too.
-        """
-        request, demand = sequence.request, self.policy.demand
+        """Counts a request that was taken in."""
         self.totals.prompt_tokens += sequence.prompt_len
-        self.typical.came(request.tier, sequence.prompt_len)
-        decodes = self.history.mean(sequence.output_group, sequence.max_tokens)
-        prefills_s, decodes_s = demand.prefill_s(sequence), demand.decodes_s(sequence)
-        decodes_s += decodes * self.latency.usual(Work()) / self.config.max_batch_size
+        self.typical.came(sequence.request.tier, sequence.prompt_len)
         prefills = sequence.prompt_len - sequence.expected_prefix
+        prefills_s = self.policy.demand.prefill_s(sequence)
+        decodes, decodes_s = self._decodes_of(sequence)
         self.flow.arrived(prefills, prefills_s, decodes, decodes_s, now)
-        before_s = self._asked_s.get(request.share.name, 0.0)
-        self._asked_s[request.share.name] = before_s + prefills_s + decodes_s
+        share = sequence.request.share.name
+        self._asked_s[share] = self._asked_s.get(share, 0.0) + prefills_s + decodes_s
+
+    def _decodes_of(self, sequence: Sequence) -> tuple[float, float]:
+        """Returns how many decodes are expected of a request that has just come, and their work.
+        They are charged their part of what a full batch costs whoever is in it, too.
+        """
+        decodes = self.history.mean(sequence.output_group, sequence.max_tokens)
+        fixed_s = self.latency.usual(Work()) / self.config.max_batch_size
+        return decodes, self.policy.demand.decodes_s(sequence) + decodes * fixed_s
+
+    def _work_s(self, sequence: Sequence) -> float:
+        """Returns the work of a request that is not taken in."""
+        return self.policy.demand.prefill_s(sequence) + self._decodes_of(sequence)[1]
 
     def _tell_admission(self, sequence: Sequence, expected: Forecast, now: float) -> None:
         policy, waiting = self.policy, self.roster.waiting
@@ -455,6 +464,8 @@ class Scheduler:
     def unserved(self, call: Unserved) -> None:
         """Takes note of a call, or a flood of calls, that ended before its requests came here."""
         self.record.unserved(call)
+        work_s = self._work_s(Sequence(call.request, admitted_at=call.until))
+        self.flow.asked(call.num_calls * work_s, call.until)
 
     def recent(self, most: int) -> tuple[Notable, ...]:
         """Returns the last notable decisions, `most` of each kind, the newest first."""

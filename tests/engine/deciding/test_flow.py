@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.flow import LEAST_S, STEP_S, WINDOW_S, Flow
+from engine.deciding.outcome import Fate
+from engine.deciding.record import Unserved
 from engine.deciding.request import BEST_EFFORT, Request, Targets
 from engine.simulator import Arrival, simulate
-from tests.engine.deciding.parts import interactive, make_replica, make_request, poisson
+from tests.engine.deciding.parts import (
+    interactive,
+    make_replica,
+    make_request,
+    make_scheduler,
+    poisson,
+)
 
 URGENT = interactive(2.0, 0.1)
 
@@ -49,6 +57,24 @@ def test_tokens_that_are_lost_again_count_as_not_done() -> None:
 
     assert ratio(0) == pytest.approx(1.0, rel=0.02)
     assert ratio(50) == pytest.approx(2.0, rel=0.05)
+
+
+def test_what_is_refused_has_been_asked_for() -> None:
+    """By a front end, told one by one or a flood as one, and by the policy."""
+    scheduler = make_scheduler("edf-reject")
+
+    def after(ask: Callable[[Request], object]) -> float:
+        ask(make_request("r", 500, 20, 0.0, interactive(1e-6, 1e-6)))
+        return scheduler.flow.ratio(0.0)
+
+    refused = after(lambda request: scheduler.submit(request, 0.0))
+    assert not scheduler.roster.sequences
+    assert refused == pytest.approx(0.5 / LEAST_S, rel=0.1)  # 1 ms for each prompt token
+    one = after(lambda request: scheduler.unserved(Unserved(request, Fate.REFUSED, "queue_full")))
+    assert one == pytest.approx(2 * refused)
+    flood = Unserved(make_request("f", 500, 20), Fate.REFUSED, "queue_full", num_calls=8)
+    scheduler.unserved(flood)
+    assert scheduler.flow.ratio(0.0) == pytest.approx(10 * refused)
 
 
 def requests(rate: float, output: int, targets: Targets) -> Iterator[Request]:

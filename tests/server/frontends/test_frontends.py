@@ -201,7 +201,11 @@ async def test_a_front_end_s_death_costs_its_own_calls_and_nobody_else_s(pair: P
         finished = await finish(replaced.inference.GenerateStream(asked("a", max_tokens=5)))
         assert finished.usage.output_tokens == 5
     # What the dead one had counted counts on: the probes, and the calls that went well.
-    await pair.until(lambda m: m['niyama_calls_total{outcome="OK"}'] == pair.num_probes + 2)
+    ok = pair.num_probes + 2
+    found = await pair.until(lambda m: m['niyama_calls_total{outcome="OK"}'] == ok)
+    of_each = ("", "-reader-short", "-reader-long")
+    told = {name.split('"')[1] for name in found if name.startswith("process_cpu_seconds_total")}
+    assert told == {"server", "engine", *(f"frontend-{n}{who}" for n in (0, 1) for who in of_each)}
     assert len(pair.workers()) == 2
     assert victim.pid not in [worker.pid for worker in pair.workers()]
 
