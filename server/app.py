@@ -99,7 +99,9 @@ class Server:
         )
         self.engine.registry.register(QueueMetrics(self.ledger.admission))
         self.front_ends = self._front_ends()
-        self.operating = Operating(config, self.engine, self.front_ends, self.admin)
+        self.operating = Operating(
+            config, self.engine, self.front_ends, self.admin, lambda: self._warned
+        )
         self.port = 0
         self._least: Least | None = None  # that the engine can keep, as far as it is known
         self._warned: Mapping[str, list[Shortfall]] = {}  # what the operator has been told of tiers

@@ -6,10 +6,11 @@ function of these alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
+from types import MappingProxyType
 from typing import NamedTuple
 
 from server.status.history import Window
@@ -38,12 +39,15 @@ class Phase(Enum):
 
 
 class Parts(NamedTuple):
-    """What the server knows of its parts: `reason` is why the engine was lost last."""
+    """What the server knows of its parts: `reason` is why the engine was lost last, and `too_tight`
+    has why tiers cannot be kept, by their names in the configuration file.
+    """
 
     phase: Phase
     reason: str = ""
     front_ends: int = 1
     serving: int = 1  # of the front ends
+    too_tight: Mapping[str, str] = MappingProxyType({})
 
     @property
     def is_ready(self) -> bool:
@@ -111,6 +115,7 @@ def findings(parts: Parts, window: Window) -> list[Finding]:
         found += [*_slow(window), *_overloaded(window), *_failing(window)]
         if not any(each.level in (Level.WARN, Level.BAD) for each in found):
             found += _late(window)
+        found += _too_tight(parts.too_tight)
     if not found:
         found = [_well(window)]
     order = list(Level)[::-1]
@@ -156,6 +161,17 @@ def _parts(parts: Parts) -> Iterator[Finding]:
                 f"{lost} of {parts.front_ends} front ends do not serve",
                 do="They are started again by themselves; the log line `front end lost` says why.",
             )
+
+
+def _too_tight(too_tight: Mapping[str, str]) -> Iterator[Finding]:
+    if too_tight:
+        yield Finding(
+            Level.WARN,
+            f"{', '.join(too_tight)} cannot be kept on this machine",
+            " ".join(f"{name}: {why}." for name, why in too_tight.items()),
+            "Raise these targets in the configuration file and send the server SIGHUP. Until then"
+            " whoever asks for them is late.",
+        )
 
 
 def _slow(window: Window) -> Iterator[Finding]:

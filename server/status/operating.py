@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from engine.tiers import Shortfall
 from server.admin import Admin
 from server.config import ServerConfig
 from server.engine import ServerEngine
@@ -30,12 +32,19 @@ class Operating:
     """
 
     def __init__(
-        self, config: ServerConfig, engine: ServerEngine, front_ends: ServingParts, admin: Admin
+        self,
+        config: ServerConfig,
+        engine: ServerEngine,
+        front_ends: ServingParts,
+        admin: Admin,
+        shortfalls: Callable[[], Mapping[str, Sequence[Shortfall]]],
     ) -> None:
+        """`shortfalls` returns the targets that cannot be kept, by who has them."""
         self._config = config
         self._engine = engine
         self._front_ends = front_ends
         self._admin = admin
+        self._shortfalls = shortfalls
         self._exposition: Exposition | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._has_served = False
@@ -72,4 +81,5 @@ class Operating:
             phase = Phase.SILENT
         else:
             phase = Phase.SERVING if self._has_served else Phase.STARTING
-        return Parts(phase, self._engine.lost_reason, self._config.frontends, serving)
+        too_tight = {name: ", ".join(map(str, short)) for name, short in self._shortfalls().items()}
+        return Parts(phase, self._engine.lost_reason, self._config.frontends, serving, too_tight)

@@ -77,6 +77,14 @@ def test_failed_calls_are_told_by_themselves() -> None:
     assert lines(found) == ["failing: 3 calls in the last five minutes"]
 
 
+def test_tiers_that_cannot_be_kept_are_told_and_why() -> None:
+    why = {"tiers.chat": "TBT of 0.1 ms cannot be kept: here it takes 3 ms even alone"}
+    (found,) = findings(SERVING._replace(too_tight=why), after())
+    assert found.level is Level.WARN
+    assert found.line == "tiers.chat cannot be kept on this machine"
+    assert why["tiers.chat"] in found.detail
+
+
 def test_a_lost_front_end_is_told_and_what_drains_is_not_overloaded() -> None:
     found = findings(Parts(Phase.SERVING, front_ends=4, serving=3), after())
     assert lines(found) == ["1 of 4 front ends do not serve"]

@@ -89,8 +89,10 @@ def exposed(night: Night, admin: Admin | None = None) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("frontends", [1, 2])
-async def test_every_page_of_a_server(frontends: int) -> None:
-    async with served(frontends=frontends) as (server, port):
+async def test_every_page_of_a_server(tmp_path: Path, frontends: int) -> None:
+    tiers = tmp_path / "tiers.toml"
+    tiers.write_text("[tiers.tight]\nttlt_s = 1e-6\n[tenants.acme]\n")
+    async with served(frontends=frontends, config=tiers) as (server, port):
         async with AsyncClient(f"127.0.0.1:{server.port}", tenant=HOSTILE) as client:
             await within(client.complete([7], max_tokens=2, request_id=HOSTILE))
         for path in PATHS:
@@ -98,7 +100,10 @@ async def test_every_page_of_a_server(frontends: int) -> None:
         told = (await asyncio.to_thread(ask, port, "/status.json")).json
         assert (told["phase"], told["ready"]) == ("serving", True)
         assert told["explain"] == {"needs_token": False, "may_ask": True, "why_not": ""}
-        assert told["decisions"] == []
+        assert [each["kind"] for each in told["decisions"]] == ["late", "relegated"]
+        assert told["decisions"][0]["tenant"] == HOSTILE
+        lines = [each["line"] for each in told["findings"]]
+        assert "tiers.tight cannot be kept on this machine" in lines
         for query in ({}, {"tenant": HOSTILE}):
             path = f"/explain?{urlencode({'request_id': HOSTILE} | query)}"
             story = (await asyncio.to_thread(ask, port, path)).json
