@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -23,7 +24,7 @@ from server.config import ServerConfig
 from server.configuration import Changes, Configuration, Reconfigure, reloaded_from
 from server.ending import REST_S, Ending
 from server.engine import ServerEngine
-from server.engine_metrics import QueueMetrics
+from server.engine_metrics import QueueMetrics, ReloadMetrics
 from server.frontend import FrontEnd
 from server.frontends.supervisor import Supervisor
 from server.listening.addresses import host_port, refuse_taken
@@ -98,6 +99,8 @@ class Server:
             lambda: self.front_ends.show_health(),
         )
         self.engine.registry.register(QueueMetrics(self.ledger.admission))
+        self.reloads = ReloadMetrics(self.engine.registry)
+        self.reloads.told(True, time.time())
         self.front_ends = self._front_ends()
         self.operating = Operating(
             config, self.engine, self.front_ends, self.admin, lambda: self._warned
@@ -279,8 +282,10 @@ async def _reload_when_asked(server: Server, ending: Ending, asked: asyncio.Even
         try:
             changes = await server.reload()
         except ValueError as error:
+            server.reloads.told(False, time.time())
             log.error("configuration not read", reason=str(error))
             continue
+        server.reloads.told(True, time.time())
         ending.patience_s = server.config.drain_s + REST_S
         log.info("configuration read", changes=changes.made)
         if changes.need_restart:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 
-from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -25,7 +25,7 @@ from engine.deciding.request import Importance
 from engine.deciding.stats import Counts, EngineStats, Saturation, SchedulerStats, Totals
 from engine.messages import EngineInfo
 from engine.processes.standard_streams import DROPPED
-from engine.tiers import Tiers
+from engine.tiers import Least, Tiers
 from server.admission.admission import Admission
 from server.config import ServerConfig
 from server.process_metrics import ProcessMetrics
@@ -247,6 +247,23 @@ class SetupMetrics(Collector):
                 if (seconds := getattr(targets, f"{target}_s")) is not None:
                     family.add_metric([name, target], seconds)
         yield family
+        if info is not None and info.least is not None:
+            yield _least(info.least)
+
+
+def _least(least: Least) -> Metric:
+    family = GaugeMetricFamily(
+        "niyama_target_least_seconds",
+        "What the calibrated machine takes at least, alone or under moderate load",
+        labels=["target", "load"],
+    )
+    for load, ttft_s, tbt_s in (
+        ("alone", least.alone_ttft_s, least.alone_tbt_s),
+        ("moderate", least.loaded_ttft_s, least.loaded_tbt_s),
+    ):
+        for target, seconds in (("ttft", ttft_s), ("tbt", tbt_s), ("ttlt", ttft_s)):
+            family.add_metric([target, load], seconds)
+    return family
 
 
 def _info(name: str, text: str, values: Mapping[str, str]) -> Metric:
@@ -270,6 +287,30 @@ class DroppedLines(Collector):
         """Yields what is asked for at a scrape."""
         text = "Lines of the log that could not be written: nobody reads it, or the disk is full"
         yield _counter("log_lines_dropped", text, DROPPED.total)
+
+
+class ReloadMetrics:
+    """Exposes whether the operator's files were good when they were last read, and when they last
+    were. It is for the process that reads them.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._successful = Gauge(
+            "niyama_config_last_reload_successful",
+            "Whether the configuration was good when it was last read",
+            registry=registry,
+        )
+        self._succeeded_at = Gauge(
+            "niyama_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read, in Unix time",
+            registry=registry,
+        )
+
+    def told(self, is_good: bool, unix_s: float) -> None:
+        """Notes what came of reading it."""
+        self._successful.set(is_good)
+        if is_good:
+            self._succeeded_at.set(unix_s)
 
 
 class EngineMetrics:

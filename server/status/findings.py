@@ -115,7 +115,7 @@ def findings(parts: Parts, window: Window) -> list[Finding]:
         found += [*_slow(window), *_overloaded(window), *_failing(window)]
         if not any(each.level in (Level.WARN, Level.BAD) for each in found):
             found += _late(window)
-        found += _too_tight(parts.too_tight)
+        found += [*_not_read(window), *_too_tight(parts.too_tight)]
     if not found:
         found = [_well(window)]
     order = list(Level)[::-1]
@@ -161,6 +161,16 @@ def _parts(parts: Parts) -> Iterator[Finding]:
                 f"{lost} of {parts.front_ends} front ends do not serve",
                 do="They are started again by themselves; the log line `front end lost` says why.",
             )
+
+
+def _not_read(window: Window) -> Iterator[Finding]:
+    if window.value("niyama_config_last_reload_successful") == 0:
+        yield Finding(
+            Level.WARN,
+            "configuration not read: what was there before holds",
+            "After SIGHUP the file of --config, or the operator's token, was no good.",
+            "The log line `configuration not read` names its line; --check-config does, too.",
+        )
 
 
 def _too_tight(too_tight: Mapping[str, str]) -> Iterator[Finding]:

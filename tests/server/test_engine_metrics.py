@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from engine.deciding.queued_work import STATES
 from proto.niyama.v1 import inference_pb2 as pb
 from server import process_metrics
-from server.engine_metrics import REASONS
+from server.engine_metrics import REASONS, ReloadMetrics
 from tests.server.conftest import BATCH, MAX_REQUESTS, Running, within
 from tests.server.monitoring.prometheus import promtool
 
@@ -55,6 +55,8 @@ async def test_the_engine_and_the_machine_are_told(running: Running) -> None:
         return found
 
     assert value("engine_up") == 1
+    assert value("target_least_seconds", target="tbt", load="alone") > 0
+    assert value("config_last_reload_successful") == 1
     assert value("iteration_seconds_count") == stats.totals.num_iterations > 0
     assert value("iteration_seconds_bucket", le="+Inf") == stats.totals.num_iterations
     assert value("iteration_error_ratio_count") == stats.totals.num_iterations
@@ -111,3 +113,13 @@ async def test_every_process_of_the_service_is_told(running: Running) -> None:
 
 def test_nothing_is_told_of_a_process_that_has_ended() -> None:
     assert process_metrics.read(1 << 30) is None
+
+
+def test_a_reload_that_fails_leaves_the_instant_of_the_last_good_one() -> None:
+    registry = CollectorRegistry()
+    reloads = ReloadMetrics(registry)
+    for is_good, unix_s, last in ((True, 5.0, 5.0), (False, 6.0, 5.0), (True, 7.0, 7.0)):
+        reloads.told(is_good, unix_s)
+        found = registry.get_sample_value("niyama_config_last_reload_successful")
+        at = registry.get_sample_value("niyama_config_last_reload_success_timestamp_seconds")
+        assert (found, at) == (is_good, last)

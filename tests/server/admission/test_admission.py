@@ -300,6 +300,25 @@ def test_who_is_served_in_no_time_has_a_share_at_the_next_call() -> None:
     assert admission.requests.held == {"flood": 50}, "the flood has its part, and no less"
 
 
+def test_other_limits_hold_for_who_comes_next() -> None:
+    """Who has entered stays: a reload ends no call."""
+    admission = Admission(10, 1000)
+    entered = [entry(f"r{i}", HIGH) for i in range(10)]
+    for each in entered:
+        assert refused(admission, each, 0.0) is None
+    admission.limit(5, 1000)
+    admission.check()
+    assert len(admission) == 10
+    for each in entered[:5]:
+        assert refused(admission, entry("more", HIGH), 0.0) is Refusal.QUEUE_FULL
+        admission.leave(each.key)
+    admission.leave(entered[5].key)
+    assert refused(admission, entry("more", HIGH), 0.0) is None
+    admission.limit(6, 1000)
+    assert refused(admission, entry("one more", HIGH), 0.0) is None
+    assert refused(admission, entry("too many", HIGH), 0.0) is Refusal.QUEUE_FULL
+
+
 # Everything that may happen
 
 
@@ -433,3 +452,24 @@ AnyLoad.TestCase.settings = settings(
     max_examples=60, stateful_step_count=60, deadline=None, derandomize=True
 )
 TestAnyLoad = AnyLoad.TestCase
+
+
+class AnyLimit(AnyLoad):
+    """And limits change while they do."""
+
+    @rule(requests=st.integers(4, 30), tokens=st.integers(90, 300))
+    def reload(self, requests: int, tokens: int) -> None:
+        before = self.waiting(), len(self.admission)
+        self.admission.limit(requests, tokens)
+        assert (self.waiting(), len(self.admission)) == before
+
+    @invariant()
+    def holds(self) -> None:
+        self.admission.check()
+        assert len(self.admission) == len(self.alive)
+
+
+AnyLimit.TestCase.settings = settings(
+    max_examples=30, stateful_step_count=60, deadline=None, derandomize=True
+)
+TestAnyLimit = AnyLimit.TestCase

@@ -116,3 +116,12 @@ def test_there_is_always_a_first_line_and_the_worst_comes_first(
     )
     assert (found[0].level is Level.DOWN) == is_down
     json.dumps(document(now, parts, 0.0, 0.0), allow_nan=False)
+
+
+def test_a_configuration_that_was_not_read_is_told() -> None:
+    """Beside how calls fare, which it does not hide."""
+    reload = Sample("niyama_config_last_reload_successful", {}, 0)
+    found = findings(SERVING, after(reload, *calls("chat", on_time=9, late=9)))
+    assert [each.level for each in found] == [Level.BAD, Level.WARN]
+    assert found[1].line == "configuration not read: what was there before holds"
+    assert lines(findings(SERVING, after(reload._replace(value=1)))) == ["all on time"]
