@@ -12,27 +12,29 @@ from typing import Any
 import grpc
 import structlog
 
+from engine.deciding.outcome import Fate
 from engine.deciding.plan import Accepted
-from engine.deciding.request import EVERYBODY_ELSE
+from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, TargetKind
 from engine.deciding.sequence import FinishReason
+from engine.tiers import Resolved
 from proto.niyama.v1 import inference_pb2 as pb
 from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound
 from server.convert.inbound import Asked
 from server.errors import CallError, Refusal, Refused
+from server.fate import End, Progress, fate, is_expired, progress
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
 from server.listening.deliveries import DISPLACED_S, Delivery
 from server.metrics import Metrics
-from server.promises import is_overdue, result
 
 log = structlog.get_logger()
 
-# The client's clock for its deadline runs a little ahead of ours: its cancellation comes first.
-DEADLINE_SKEW_S = 0.05
 GENERATING = frozenset({"Generate", "GenerateStream"})
 # Why the engine is told to end what is left of a call, by the call's outcome; else CANCELLED.
 _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.ERROR}
+# Outcomes of calls that nobody should have made: they are no arrivals.
+_INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS"})
 
 
 class Call:
@@ -53,20 +55,27 @@ class Call:
         arrived_at: float,
         context: grpc.aio.ServicerContext[Any, Any],
         metrics: Metrics,
-        raw: bytes = b"",
+        allowed_s: float | None,
+        raw: bytes | None = None,
     ) -> None:
+        """`allowed_s` is the time that its client gave it, counted from its beginning, if any;
+        `raw` its message, None where none has come.
+        """
         self.rpc = rpc
         self.generates = rpc in GENERATING
         self.arrived_at = arrived_at
         self.context = context
-        self.num_bytes = len(raw)
-        self.raw = raw  # its message, until that has been read: nobody else is to hold on to it
+        self.has_come = raw is not None
+        self.raw = raw or b""  # until it has been read: nobody else is to hold on to it
+        self.num_bytes = len(self.raw)
         self.request_id = ""
         self.tenant = ""
         self.share = EVERYBODY_ELSE  # of the tenant
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
+        self.fate: Fate | None = None  # what became of it, once it is closed; None of no arrival
         self.refusal: Refusal | None = None  # why it found no place in the queue, or lost it
+        self.quality: Resolved | None = None  # what it asks for, once that has been read
         self.entry: Entry | None = None  # what the ledger is told of it
         self.is_entered = False
         self.is_admitted = False
@@ -75,9 +84,12 @@ class Call:
         self.displaced: Refused | None = None  # it gave its place to another's
         self._reading: asyncio.Task[object] | None = None  # its handler, while its prompt is read
         self._metrics = metrics
+        self._allowed_s = allowed_s
+        self._progress: list[Progress] = []  # of each completion, once they are known
         self._ended: list[Ended] = []
-        self._is_on_time = True  # every target of every completion that has ended
-        self._is_unread = False  # its client took nothing of what it was sent
+        self._has_left = False  # its client, of its own accord
+        self._is_unread = False  # its client took nothing of what it was sent, and so has left
+        self._is_late = False  # a completion that has ended missed a target
 
     def timeout_s(self) -> float | None:
         """Returns the seconds from the call's arrival to its deadline; None where it has none.
@@ -91,6 +103,8 @@ class Call:
     async def enter(self, asked: Asked, entry: Entry, ledger: LedgerLink) -> None:
         """Enters the call in the ledger. Raises Refused or DuplicateRequest."""
         self.asked, self.entry, self._ledger = asked, entry, ledger
+        self.quality = asked.quality
+        self._progress = [progress(asked.quality.targets) for _ in range(asked.n)]
         await ledger.enter(entry, self.displace)
         self.is_entered = True
 
@@ -145,6 +159,20 @@ class Call:
         self.has_started = True
         self._ledger.start(self.entry.key)
 
+    def add(self, piece: Piece) -> None:
+        """Notes that new output is about to be handed out. Raises the error that the call was
+        displaced with, if it was before its first.
+        """
+        if not self.has_started:
+            self.start()
+        if piece.tokens:
+            lived_s = time.monotonic() - self.arrived_at
+            self._progress[piece.completion].add(len(piece.tokens), lived_s)
+
+    def restart(self, completion: int) -> None:
+        """Notes that what came of a completion is void: the engine begins it again."""
+        self._progress[completion] = progress(self.asked.quality.targets)
+
     def _raise_if_displaced(self) -> None:
         if self.displaced is not None:
             raise self.displaced
@@ -154,8 +182,7 @@ class Call:
         displaced with, if it was before its first output.
         """
         if isinstance(output, Piece):
-            if not self.has_started:
-                self.start()
+            self.add(output)
             return outbound.to_piece(*output)
         if isinstance(output, Ended):
             return pb.GenerateStreamResponse(finished=self.finish(output))
@@ -171,15 +198,10 @@ class Call:
         """Returns the message for the end of one completion, which is counted."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
-        is_on_time = all(target.met for target in finished.targets)
-        self._is_on_time &= is_on_time
-        self._metrics.count(ended.finished, self._tier, is_on_time)
+        self._progress[ended.completion].has_ended = True
+        self._is_late |= not all(target.met for target in finished.targets)
+        self._metrics.observe(self.asked.quality.tier, ended.finished.timings)
         return finished
-
-    @property
-    def _tier(self) -> str:
-        """Returns the call's tier as metrics name it."""
-        return self.asked.quality.tier or "explicit"
 
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
@@ -189,35 +211,66 @@ class Call:
             if not self.generation.is_done:
                 self.generation.close(_REASONS.get(self.outcome, FinishReason.CANCELLED))
             self._metrics.output_tokens.inc(self.generation.num_tokens)
-            self._count_promise()
         if self.entry is not None and self.is_entered:
             self._ledger.leave(self.entry.key)
         if self.displaced is not None:  # though its client left, or did not read that it was
             self.refusal = self.displaced.reason
-        if self.refusal is not None:
-            self._metrics.count_refused(self.entry, self.refusal, self.share)
-        outcome = self.outcome or "OK"
+        outcome, lived_s = self.outcome or "OK", time.monotonic() - self.arrived_at
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
-        if self.generates:
-            self._metrics.calls.labels(outcome).inc()
-        log.info("call", rpc=self.rpc, outcome=outcome, tenant=self.tenant, **self._story())
+        if self.refusal is not None:
+            self._metrics.count_refused(*self._class, self.share, self.refusal)
+        story: dict[str, object] = {"rpc": self.rpc, "outcome": outcome}
+        self.fate = self._fate(lived_s)
+        if self.fate is not None:
+            self._count(self.fate, lived_s)
+            story["result"] = self.fate.value
+        log.info("call", **story, tenant=self.tenant, **self._story(lived_s))
 
-    def _count_promise(self) -> None:
-        """Counts what came of what the caller was promised, if it was promised anything."""
-        promised = self.generation.promised
-        if promised is None:
-            return
-        lived_s = time.monotonic() - self.arrived_at
-        tokens = self.generation.num_tokens  # of all completions, which excuses a few of several
-        has_left = self.outcome == grpc.StatusCode.CANCELLED.name and self.displaced is None
-        was_overdue = is_overdue(self.asked.quality.targets, tokens, lived_s)
-        num_missing = self.asked.n - len(self._ended)
-        came = result(num_missing, self._is_on_time, has_left, was_overdue and not self._is_unread)
-        self._metrics.count_promise(self._tier, promised, came)
+    def _fate(self, lived_s: float) -> Fate | None:
+        """Returns what became of the call; None where it is no arrival."""
+        end = self._end()
+        is_arrival = self.has_come or end in (End.REFUSED, End.EXPIRED)
+        if not (self.generates and is_arrival) or self.outcome in _INVALID:
+            return None
+        quality = self.quality
+        has_targets = quality is not None and quality.targets.kind is not TargetKind.BEST_EFFORT
+        # Who takes nothing of what it is sent is late by its own doing.
+        is_late = self._is_late or (
+            not self._is_unread and any(each.is_overdue(lived_s) for each in self._progress)
+        )
+        return fate(end, has_targets, is_late)
+
+    def _end(self) -> End:
+        """Returns how the call came to its end."""
+        if self.refusal is not None:
+            return End.REFUSED
+        if not self.outcome:
+            return End.COMPLETE
+        if self.outcome == grpc.StatusCode.DEADLINE_EXCEEDED.name:
+            return End.EXPIRED
+        return End.LEFT if self._has_left else End.BROKEN
+
+    @property
+    def _class(self) -> tuple[str | None, Importance | None]:
+        """Returns the call's tier and importance, None where nobody has read them."""
+        if self.quality is None:
+            return None, None
+        return self.quality.tier, self.quality.importance
+
+    def _count(self, result: Fate, lived_s: float) -> None:
+        """Counts the call, and what it was promised, if anything."""
+        tier, importance = self._class
+        self._metrics.count(tier, importance, self.share, result)
+        if self.is_admitted and self.generation.promised is not None:
+            self._metrics.count_promise(tier, self.generation.promised, result)
+        if result is Fate.EXPIRED or (result is Fate.LATE and self._has_left):
+            for each in self._progress or [progress(BEST_EFFORT)]:
+                if not each.has_ended:
+                    self._metrics.observe_cut(tier, each, lived_s)
 
     def fail(self, error: CallError) -> None:
         """Notes the error that the call is about to end with."""
-        self.refusal = error.reason if isinstance(error, Refused) else None
+        self.refusal = error.reason
         self.outcome, self.error = error.code.name, error.message
 
     def give_up(self) -> None:
@@ -225,7 +278,7 @@ class Call:
         is sent.
         """
         self._metrics.unread.inc()
-        self._is_unread = True
+        self._is_unread = self._has_left = True
         self.outcome = grpc.StatusCode.CANCELLED.name
         self.error = "the client did not read"
         if self.is_closed:
@@ -239,24 +292,37 @@ class Call:
         """
         if self.outcome or (self.is_admitted and len(self._ended) == self.asked.n):
             return
-        remaining = self.context.time_remaining()
-        is_late = remaining is not None and remaining <= DEADLINE_SKEW_S
-        self.outcome = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
+        if self.has_expired():
+            self.outcome = grpc.StatusCode.DEADLINE_EXCEEDED.name
+        else:
+            self.outcome = grpc.StatusCode.CANCELLED.name
+            self._has_left = True
 
-    def _story(self) -> dict[str, object]:
+    def has_expired(self) -> bool:
+        """Says whether a call that is over before its status has come to its deadline."""
+        remaining_s, allowed_s = self.context.time_remaining(), self._allowed_s
+        if remaining_s is None or allowed_s is None:
+            return False
+        return is_expired(allowed_s, remaining_s)
+
+    def cut(self) -> None:
+        """Notes that the call ends before its status, since the server does."""
+        if not self.outcome:
+            self.outcome = grpc.StatusCode.CANCELLED.name
+            self.error = "the server has ended"
+
+    def _story(self, lived_s: float) -> dict[str, object]:
         """Returns the fields of the call's log line that depend on how far it has come."""
-        lived_s = time.monotonic() - self.arrived_at
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
         if self.request_id:
             story["request_id"] = self.request_id
         if self.error:
             story["error"] = self.error
+        if self.quality is not None:
+            story["tier"] = self.quality.tier
+            story["importance"] = self.quality.importance.name.lower()
         if self.entry is not None:
-            story |= {
-                "tier": self.asked.quality.tier,
-                "importance": self.asked.quality.importance.name.lower(),
-                "application": self.asked.application,
-            }
+            story["application"] = self.asked.application
         if self.refusal is not None:
             story["refused"] = self.refusal.value
         if not self.is_admitted:
@@ -270,7 +336,6 @@ class Call:
         for ended in self._ended[:1]:
             ttft_s = ended.finished.timings.ttft_s
             story["reason"] = ended.finished.reason.value
-            story["on_time"] = self._is_on_time
             story["relegated"] = ended.finished.relegated
             story["ttft_ms"] = None if ttft_s is None else round(ttft_s * 1000, 1)
         return story

@@ -41,9 +41,10 @@ class Calls:
     def __init__(self, metrics: Metrics, deliveries: Deliveries, uploads: Uploads) -> None:
         self._metrics = metrics
         self._deliveries = deliveries
-        self._uploads = uploads
+        self.uploads = uploads
         self._num_calls = 0
         self._is_draining = False
+        self._is_stopping = False
         self.on_over: Callable[[Call], None] = lambda call: None  # is told of each that is closed
         self.idle = asyncio.Event()
         self.idle.set()
@@ -69,6 +70,10 @@ class Calls:
         self._is_draining = True
         await self.idle.wait()
 
+    def stop(self) -> None:
+        """Has calls that gRPC ends from now on counted as ended by the server."""
+        self._is_stopping = True
+
     def refuse_when_draining(self) -> None:
         """Raises CallError, UNAVAILABLE, once the server drains."""
         if self._is_draining:
@@ -90,15 +95,29 @@ class Calls:
         """Returns the call, once its message has come. Where none comes, the call ends here, and
         what gRPC then raises is raised.
         """
+        allowed_s = context.time_remaining()
         try:
-            raw = await self._uploads.receive(context)
+            raw = await self.uploads.receive(context)
         except CallError as error:
-            call = Call(rpc, time.monotonic(), context, self._metrics)
-            call.delivery = self._deliveries.begin(context, call.give_up)
+            call = self._without_message(rpc, context, allowed_s)
             call.fail(error)
+            if call.has_expired():  # gRPC does not say so
+                call.outcome = grpc.StatusCode.DEADLINE_EXCEEDED.name
             call.close()
             await errors.abort(context, error)
-        return Call(rpc, time.monotonic(), context, self._metrics, raw)
+        except DEAD:
+            call = self._without_message(rpc, context, allowed_s)
+            call.leave()
+            call.close()
+            raise
+        return Call(rpc, time.monotonic(), context, self._metrics, allowed_s, raw)
+
+    def _without_message(
+        self, rpc: str, context: grpc.aio.ServicerContext[Any, Any], allowed_s: float | None
+    ) -> Call:
+        call = Call(rpc, time.monotonic(), context, self._metrics, allowed_s)
+        call.delivery = self._deliveries.begin(context, call.give_up)
+        return call
 
     async def _serve(self, call: Call, answer: Callable[[Call], Awaitable[ResponseT]]) -> ResponseT:
         """Serves a call from its arrival to its log line. Afterwards the engine holds nothing for
@@ -116,7 +135,7 @@ class Calls:
             call.fail(failure)
             await errors.abort(context, failure)
         except DEAD:
-            call.leave()
+            (call.cut if self._is_stopping else call.leave)()
             raise
         except Exception:  # a mistake of ours: gRPC logs its trace
             call.outcome = grpc.StatusCode.INTERNAL.name

@@ -28,7 +28,11 @@ MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the 
 
 
 class CallError(Exception):
-    """A failure that ends a call with this status and this detail."""
+    """A failure that ends a call with this status and this detail. `reason` says why it found no
+    place, or lost it, where that is what has happened.
+    """
+
+    reason: Refusal | None = None
 
     def __init__(self, code: grpc.StatusCode, message: str, detail: Message) -> None:
         self.message = shorten(message, MAX_MESSAGE_BYTES)
@@ -50,12 +54,15 @@ class Refusal(Enum):
     TOO_MUCH = "too_much"  # is being read, of messages and prompts
     DISPLACED = "displaced"  # it had one, and gave it to more important work, or waited too long
     REJECTED = "rejected"  # by the policy: it could not be on time, or would wait too long
+    DRAINING = "draining"  # the server ends
 
 
 class Refused(CallError):
     """A call finds no place, or loses it. Its caller is told when to try again: after `retry_s` by
     the engine's forecast, in whole seconds from RETRY_AFTER_S to MOST_RETRY_AFTER_S.
     """
+
+    reason: Refusal
 
     def __init__(self, reason: Refusal, message: str, retry_s: float = 0.0) -> None:
         bounded_s = max(RETRY_AFTER_S, min(MOST_RETRY_AFTER_S, retry_s))
@@ -117,7 +124,9 @@ def in_flight(request_id: str) -> CallError:
 
 def draining() -> CallError:
     """The server takes no new calls any more."""
-    return _with_reason(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is draining")
+    error = _with_reason(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is draining")
+    error.reason = Refusal.DRAINING
+    return error
 
 
 def engine_lost(message: str) -> CallError:

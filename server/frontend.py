@@ -108,6 +108,7 @@ class FrontEnd:
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
         self.service.adopt(info, self._configuration.propose(info.tiers))
+        self.metrics.expect(self._configuration.tiers)
         self.show_health()
         self._has_served.set()
 
@@ -137,6 +138,7 @@ class FrontEnd:
         self._deliveries.timeout_s = self._config.write_timeout_s
         self._uploads.timeout_s = self._config.receive_timeout_s
         self.service.reconfigure(self._config, self._configuration.tiers)
+        self.metrics.expect(self._configuration.tiers)
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
@@ -149,6 +151,7 @@ class FrontEnd:
         for sweeping in self._sweeping:
             sweeping.cancel()
         await asyncio.gather(*self._sweeping, return_exceptions=True)
+        self.service.calls.stop()
         # The grace is for the last status of calls that have just finished.
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from engine.deciding.plan import Finished
-from engine.deciding.request import Share
-from server.admission.places import Entry
+from engine.deciding.outcome import Fate
+from engine.deciding.plan import Timings
+from engine.deciding.request import Importance, Share
+from engine.tiers import Tiers
 from server.errors import Refusal
-from server.promises import Result
+from server.fate import Progress
 
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
+# Upper bounds of the histograms' buckets: whole hours and days too, as a target may be that long.
+_TTFT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_GAP_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 15, 60)
+_TTLT_SECONDS = (
+    *(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200),
+    86_400,
+)
+
+UNKNOWN = "unknown"  # tier and importance of a call that was never read
+OTHERS = "other"  # all tenants that the operator has not named
 
 
 class Metrics:
@@ -23,28 +32,24 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.calls = self._counter("calls", "Generate calls ended, by outcome", "outcome")
-        self.rpcs = self._counter(
-            "rpcs", "Calls of whatever kind ended, by RPC and outcome", "rpc", "outcome"
-        )
-        self.completions = self._counter(
-            "completions",
-            "Completions finished, by tier and whether every target was met",
-            *("tier", "on_time"),
-        )
-        self.forecasts = self._counter(
-            "forecasts",
-            "Calls that were admitted and have ended, by tier, by what they were promised at "
-            "admission and by whether every target was met",
-            *("tier", "promised", "result"),
+        self.requests = self._counter(
+            "requests",
+            "Calls of Generate and GenerateStream that arrived, by what became of them",
+            *("tier", "importance", "tenant", "result"),
         )
         self.refused = self._counter(
             "refused",
-            "Calls that found no place in the queue or gave theirs away",
+            "Calls of whatever kind that found no place or gave theirs away, by the reason",
             *("tier", "importance", "reason", "tenant"),
         )
-        self.relegated = self._counter(
-            "relegated_completions", "Completions that were relegated on the way", "tier"
+        self.forecasts = self._counter(
+            "forecasts",
+            "Calls that were admitted and have ended, by what they were promised at admission and "
+            "by what became of them",
+            *("tier", "promised", "result"),
+        )
+        self.rpcs = self._counter(
+            "rpcs", "Calls of whatever kind ended, by RPC and outcome", "rpc", "outcome"
         )
         self.unread = self._counter("unread_calls", "Calls ended since their client read nothing")
         self.output_tokens = self._counter("output_tokens", "Tokens handed to clients")
@@ -54,45 +59,96 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self.ttft = self._histogram("ttft", "Arrival to first token", _SECONDS)
-        self.worst_tbt = self._histogram(
-            "worst_tbt", "Longest time between two tokens of a completion", _GAP_SECONDS
+        self._latencies = {
+            "ttft": self._histogram("ttft", "Arrival to first token", _TTFT_SECONDS),
+            "worst_tbt": self._histogram(
+                "worst_tbt", "Longest time between two tokens of a completion", _GAP_SECONDS
+            ),
+            "ttlt": self._histogram("ttlt", "Arrival to last token", _TTLT_SECONDS),
+        }
+        self.lower_bounds = self._counter(
+            "latency_lower_bounds",
+            "Latencies in the histograms of which no more is known than that they were longer",
+            *("tier", "latency"),
         )
-        self.ttlt = self._histogram("ttlt", "Arrival to last token", _SECONDS)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"niyama_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(
-            f"niyama_{name}_seconds", text, ["tier"], buckets=buckets, registry=self.registry
+            f"niyama_{name}_seconds",
+            f"{text} of completions; those that were cut short when overdue count with their time",
+            ["tier"],
+            buckets=buckets,
+            registry=self.registry,
         )
 
-    def count_refused(self, entry: Entry | None, reason: Refusal, share: Share) -> None:
-        """Counts a call that found no place. Only tenants that the operator has named are told
-        apart: there is no end of others. A call without an entry was refused before anybody knew
-        what it asks for.
+    def expect(self, tiers: Tiers) -> None:
+        """Has the counts of these tiers begin at 0: Prometheus sees no rise in a count that it sees
+        for the first time.
         """
-        tier, importance = "unknown", "unknown"
-        if entry is not None:
-            tier, importance = entry.tier or "explicit", entry.importance.name.lower()
-        self.refused.labels(tier, importance, reason.value, share.name or "other").inc()
+        for tier in tiers.tiers.values():
+            for result in Fate:
+                importance = tier.importance.name.lower()
+                self.requests.labels(tier.name, importance, OTHERS, result.value)
 
-    def count_promise(self, tier: str, is_on_time: bool, result: Result) -> None:
+    def count(
+        self, tier: str | None, importance: Importance | None, share: Share, result: Fate
+    ) -> None:
+        """Counts a call that is over; tier and importance are None where it was never read. Only
+        tenants that the operator has named are told apart: there is no end of others.
+        """
+        labels = (tier_name(tier), importance_name(importance), share.name or OTHERS)
+        self.requests.labels(*labels, result.value).inc()
+
+    def count_refused(
+        self, tier: str | None, importance: Importance | None, share: Share, reason: Refusal
+    ) -> None:
+        """Counts a call that found no place; the arguments are as for `count`."""
+        labels = (tier_name(tier), importance_name(importance), reason.value)
+        self.refused.labels(*labels, share.name or OTHERS).inc()
+
+    def count_promise(self, tier: str | None, is_on_time: bool, result: Fate) -> None:
         """Counts a call that is over against what it was promised at its admission: to be on time,
         or late.
         """
-        self.forecasts.labels(tier, "on_time" if is_on_time else "late", result.value).inc()
+        promised = "on_time" if is_on_time else "late"
+        self.forecasts.labels(tier_name(tier), promised, result.value).inc()
 
-    def count(self, finished: Finished, tier: str, on_time: bool) -> None:
-        """Counts a completion that ended by itself, with its latencies."""
-        timings = finished.timings
-        self.completions.labels(tier, str(on_time).lower()).inc()
-        self.relegated.labels(tier).inc(finished.relegated)
-        for histogram, seconds in (
-            (self.ttft, timings.ttft_s),
-            (self.worst_tbt, timings.worst_tbt_s),
-            (self.ttlt, timings.ttlt_s),
-        ):
-            if seconds is not None:
-                histogram.labels(tier).observe(seconds)
+    def observe(self, tier: str, timings: Timings) -> None:
+        """Counts the latencies of a completion that ended by itself."""
+        self._observe(tier_name(tier), "ttft", timings.ttft_s)
+        self._observe(tier_name(tier), "worst_tbt", timings.worst_tbt_s)
+        self._observe(tier_name(tier), "ttlt", timings.ttlt_s)
+
+    def observe_cut(self, tier: str | None, progress: Progress, lived_s: float) -> None:
+        """Counts the latencies of a completion that was cut short after so many seconds, when it
+        was overdue: what it had still to wait for took longer. `tier` is None where nobody knows.
+        """
+        name, has_begun = tier_name(tier), progress.num_tokens > 0
+        self._observe(name, "ttft", min(progress.first_s, lived_s), is_bound=not has_begun)
+        if has_begun:
+            worst_s = max(progress.worst_gap_s, lived_s - progress.last_s)
+            self._observe(name, "worst_tbt", worst_s, is_bound=True)
+        self._observe(name, "ttlt", lived_s, is_bound=True)
+
+    def _observe(
+        self, tier: str, latency: str, seconds: float | None, is_bound: bool = False
+    ) -> None:
+        if seconds is not None:
+            self._latencies[latency].labels(tier).observe(seconds)
+            if is_bound:
+                self.lower_bounds.labels(tier, latency).inc()
+
+
+def tier_name(tier: str | None) -> str:
+    """Returns a tier's name as metrics have it: "" is that of targets that a request states, and
+    None of what nobody has read.
+    """
+    return UNKNOWN if tier is None else tier or "explicit"
+
+
+def importance_name(importance: Importance | None) -> str:
+    """Returns an importance as metrics have it; None is that of what nobody has read."""
+    return UNKNOWN if importance is None else importance.name.lower()

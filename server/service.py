@@ -7,6 +7,7 @@ message before, and ends the call afterwards.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,7 @@ from server.convert.input import Bounds, read_input
 from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
+from server.reading.messages import SHORT_BYTES, parse
 from server.reading.prompts import Prompts
 from server.unserved import UnservedCalls, unserved
 from server.violations import InvalidRequest, Violation
@@ -232,8 +234,12 @@ class InferenceService:
 
     async def _start(self, call: Call, kind: type[GenerateMessage]) -> None:
         """Has the engine begin with a call that generates. Raises one of `calls.FAILURES`."""
-        self.calls.refuse_when_draining()
-        limits = self._limits(self._ready())
+        try:
+            self.calls.refuse_when_draining()
+            limits = self._limits(self._ready())
+        except (CallError, EngineLost):
+            self._glimpse(call, kind)
+            raise
         with self._prompts.hold(call.raw, self._caller(call)):
             asked, prompt = await self._admit(call, kind, limits)
             call.raw = b""
@@ -252,6 +258,15 @@ class InferenceService:
         stream = self._engine.submit(requests, is_seen_whole)
         renew = text_of if is_seen_whole else None
         call.begin(Generation(stream, len(prompt), texts, renew))
+
+    def _glimpse(self, call: Call, kind: type[GenerateMessage]) -> None:
+        """Notes what a call asks for that is turned away unread, so that its tier counts it, where
+        that takes no time to see.
+        """
+        if len(call.raw) <= SHORT_BYTES:
+            with contextlib.suppress(InvalidRequest):
+                message = parse(kind, call.raw)
+                call.quality = inbound.read_quality(message, self.tiers, call.timeout_s())
 
     async def _admit(
         self, call: Call, kind: type[GenerateMessage], limits: Limits
@@ -321,10 +336,10 @@ async def _gather(call: Call) -> pb.GenerateResponse:
     while not call.generation.is_done:
         for output in await call.generation.next():
             if isinstance(output, Piece):
-                if not call.has_started:
-                    call.start()
+                call.add(output)
                 answer.add(output)
             elif isinstance(output, RestartedAt):
+                call.restart(output.completion)
                 answer.restart(output.completion)
             elif isinstance(output, Ended):
                 answer.end(output.completion, call.finish(output))

@@ -21,7 +21,6 @@ MOST_PER_S = 20
 SECOND = 1.0
 _UNKNOWN = "unknown"  # the tier of a call that was never read
 _BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English
-_NO_ARRIVALS = ("INVALID_ARGUMENT", "ALREADY_EXISTS")  # outcomes of calls that ask for nothing new
 
 _Group = tuple[str, int, str, Fate, str]
 
@@ -89,23 +88,14 @@ def unserved(call: Call, default_max_tokens: int, now: float) -> list[Unserved]:
     """Returns what is to be told of a call that is over: nothing where the engine had its requests,
     or it was no arrival; else one for each of its completions.
     """
-    if not call.generates or call.is_admitted or call.outcome in _NO_ARRIVALS:
+    fate = call.fate
+    if fate is None or call.is_admitted:
         return []
     reason = call.outcome.lower() if call.refusal is None else call.refusal.value
     asked = call.asked if call.entry is not None else None
     n = 1 if asked is None else asked.n
     requests = [_request(call, asked, default_max_tokens, None if n == 1 else i) for i in range(n)]
-    return [Unserved(each, _fate(call, each, now), reason, call.error, now) for each in requests]
-
-
-def _fate(call: Call, request: Request, now: float) -> Fate:
-    if call.refusal is not None:
-        return Fate.REFUSED
-    if call.outcome == "DEADLINE_EXCEEDED":
-        return Fate.EXPIRED
-    if call.outcome != "CANCELLED":
-        return Fate.FAILED
-    return Fate.LATE if now > request.token_due_at(1) else Fate.CANCELLED
+    return [Unserved(each, fate, reason, call.error, now) for each in requests]
 
 
 def _request(

@@ -119,7 +119,7 @@ class FrontEndCalls:
         self._ledger = ledger
         self._post = post
         self._clock = clock
-        self.keys: set[CallKey] = set()
+        self.entries: dict[CallKey, Entry] = {}
 
     def receive(self, message: ToLedger) -> None:
         """Carries out what the front end says."""
@@ -132,10 +132,12 @@ class FrontEndCalls:
         else:
             self._leave(message.key)
 
-    def release(self) -> None:
-        """Ends all of them."""
-        for key in list(self.keys):
-            self._leave(key)
+    def release(self) -> list[Entry]:
+        """Ends all of them, and returns which they were."""
+        entries = list(self.entries.values())
+        for entry in entries:
+            self._leave(entry.key)
+        return entries
 
     def _judge(self, asked: Enter) -> Exception | None:
         """Enters the call, or says why not. Raises nothing."""
@@ -146,12 +148,12 @@ class FrontEndCalls:
             self._ledger.admit(entry, lambda error: self._post(Displaced(entry.key, error)), now)
         except (Refused, DuplicateRequest) as error:
             return error
-        self.keys.add(entry.key)
+        self.entries[entry.key] = entry
         return None
 
     def _leave(self, key: CallKey) -> None:
         self._ledger.leave(key)
-        self.keys.discard(key)
+        self.entries.pop(key, None)
 
 
 class LedgerLink:

@@ -130,6 +130,17 @@ def read_generate(
     )
 
 
+def read_quality(
+    request: pb.GenerateRequest | pb.GenerateStreamRequest, tiers: Tiers, timeout_s: float | None
+) -> Resolved | None:
+    """Returns what a message that is not to be served asks for; None where it says nothing good of
+    that.
+    """
+    reader = Violations()
+    quality = _read_quality(reader, request.qos, tiers, timeout_s)
+    return None if reader else quality
+
+
 def read_estimate(
     request: pb.EstimateRequest, tiers: Tiers, limits: Limits, tenant: str = ""
 ) -> tuple[Estimate, Resolved]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.admission.ledger import FromLedger, ToLedger
+from server.admission.places import Entry
 from server.config import ServerConfig
 from server.configuration import Reconfigure
 
@@ -19,13 +20,15 @@ COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 class Start(NamedTuple):
     """`config` names the port that the supervisor holds; `number` tells front ends apart in the
     log; `configuration` is the text of the configuration file, None where there is none, and
-    `admin` the digest of the operator's token.
+    `admin` the digest of the operator's token. `lost` are the calls that ended with the front end
+    whose place it takes, for it to count.
     """
 
     config: ServerConfig
     number: int
     configuration: str | None = None
     admin: bytes | None = None
+    lost: tuple[Entry, ...] = ()
 
 
 class Listening(NamedTuple):

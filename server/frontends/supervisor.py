@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -35,6 +35,7 @@ from engine.processes.wire import Wire, open_wire
 from engine.tiers import Tiers
 from server.admin import Admin
 from server.admission.ledger import FrontEndCalls, Ledger
+from server.admission.places import Entry
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration, Reconfigure, reloaded_from
 from server.engine import ServerEngine
@@ -269,10 +270,12 @@ class Supervisor:
             front_end.kill()
         self._counters.cleanup()
 
-    def _launch(self, number: int) -> None:
-        """Starts one of them. Raises OSError when the system starts no process."""
+    def _launch(self, number: int, lost: Sequence[Entry] = ()) -> None:
+        """Starts one of them, in the place of one with which these calls were lost. Raises OSError
+        when the system starts no process.
+        """
         text, digest = self._configuration.text, self._admin.digest
-        start = Start(self._config, number, text, digest)
+        start = Start(self._config, number, text, digest, tuple(lost))
         self.processes[number] = FrontEndProcess(start, self._ledger, self._counters.name)
 
     async def _keep(self, number: int) -> None:
@@ -281,18 +284,19 @@ class Supervisor:
         while True:
             started_at, front_end = time.monotonic(), self.processes[number]
             await front_end.follow(self._received)
-            front_end.calls.release()  # the engine has been told by the end of the connection
+            # The engine has been told by the end of the connection.
+            lost = front_end.calls.release()
             mark_process_dead(number, self._counters.name)
             if self._ending.is_set() or not self._has_started:
                 return
-            log.error("front end lost", frontend=number, reason=front_end.problem)
+            log.error("front end lost", frontend=number, reason=front_end.problem, calls=len(lost))
             self._losses.inc()
             backoff.lost(time.monotonic() - started_at)
             is_launched = False
             while not is_launched:
                 if await self._ends_within(backoff.next_s()):
                     return
-                is_launched = self._relaunch(number)
+                is_launched = self._relaunch(number, lost)
             log.info("front end started again", frontend=number)
 
     async def _watch(self) -> None:
@@ -324,9 +328,9 @@ class Supervisor:
             await asyncio.wait_for(self._ending.wait(), seconds)
         return self._ending.is_set()
 
-    def _relaunch(self, number: int) -> bool:
+    def _relaunch(self, number: int, lost: Sequence[Entry]) -> bool:
         try:
-            self._launch(number)
+            self._launch(number, lost)
         except OSError as error:  # no memory or no file descriptors, at the moment
             log.error("front end not started", frontend=number, reason=str(error))
             return False

@@ -20,6 +20,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, values
 
+from engine.deciding.outcome import Fate
 from engine.linking.link import EngineLink
 from engine.messages import Ready
 from engine.processes import collector, standard_streams
@@ -81,6 +82,8 @@ class Worker:
         # Files by this front end's number, so that one that takes its place goes on with them.
         values.ValueClass = values.MultiProcessValue(lambda: start.number)
         metrics = Metrics(CollectorRegistry())
+        for entry in start.lost:
+            metrics.count(entry.tier, entry.importance, entry.share, Fate.FAILED)
         self._configuration = Configuration(start.config.config, start.configuration)
         self._admin = Admin(start.admin)
         self._front_end = FrontEnd(

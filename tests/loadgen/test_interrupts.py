@@ -25,6 +25,7 @@ WAIT_S = 60.0
 # `python -m loadgen` and its demo, but the servers that they start are of the module named first.
 LOADGEN = "import sys; from loadgen.cli import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
 DEMO = "import sys; from loadgen.demo import main; sys.exit(main([], server=sys.argv[1]))"
+STREAMED = 'outcome="OK",rpc="GenerateStream"'
 # What an evaluation does whose answers take long.
 POOL = """
 import sys, time
@@ -89,7 +90,7 @@ def comparing(report: Path) -> Iterator[psutil.Popen]:
             try:
                 url = f"http://127.0.0.1:{port}/metrics"
                 with urllib.request.urlopen(url, timeout=WAIT_S) as response:
-                    return 'niyama_calls_total{outcome="OK"}' in response.read().decode()
+                    return f"niyama_rpcs_total{{{STREAMED}}}" in response.read().decode()
             except OSError:
                 return False
 

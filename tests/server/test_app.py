@@ -47,10 +47,10 @@ def test_tiers_are_the_file_s_else_the_engine_s_else_the_built_in_ones(tmp_path:
 def test_metrics_are_served_until_they_are_stopped() -> None:
     registry = CollectorRegistry()
     exposition = Exposition(make_wsgi_app(registry))
-    Metrics(registry).calls.labels("OK").inc()
+    Metrics(registry).rpcs.labels("Generate", "OK").inc()
     url = f"http://127.0.0.1:{exposition.serve('127.0.0.1', 0)}/metrics"
     with urllib.request.urlopen(url, timeout=60) as response:
-        assert 'niyama_calls_total{outcome="OK"} 1.0' in response.read().decode()
+        assert 'niyama_rpcs_total{outcome="OK",rpc="Generate"} 1.0' in response.read().decode()
     exposition.stop()
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=60)
@@ -142,7 +142,8 @@ async def test_what_was_served_is_counted(running: Running) -> None:
         "niyama_ttlt_seconds_count": batch,
         "niyama_ttft_seconds_count": batch,
         "niyama_worst_tbt_seconds_count": batch,
-        "niyama_completions_total": batch | {"on_time": "true"},
+        "niyama_requests_total": batch
+        | {"importance": "normal", "tenant": "other", "result": "on_time"},
     }
     sample = running.metrics.registry.get_sample_value
     before = [sample(name, labels) or 0 for name, labels in counts.items()]
@@ -153,7 +154,6 @@ async def test_what_was_served_is_counted(running: Running) -> None:
     await within(running.service.calls.idle.wait())
     after = [sample(name, labels) or 0 for name, labels in counts.items()]
     assert [b - a for a, b in zip(before, after, strict=True)] == [4, 1, 1, 1, 1]
-    assert sample("niyama_relegated_completions_total", batch) == 0
     assert sample("niyama_calls_in_flight") == 0
 
 

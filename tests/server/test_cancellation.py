@@ -38,7 +38,7 @@ async def nothing_is_left(running: Running) -> AsyncIterator[None]:
 
 
 def outcome(running: Running, name: str) -> float:
-    counter = running.metrics.calls.labels(name)
+    counter = running.metrics.rpcs.labels("GenerateStream", name)
     return counter._value.get()
 
 

@@ -105,7 +105,7 @@ async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(start: Sta
     lines = [json.loads(line) for line in process.log.splitlines()]
     finished = [line for line in lines if line.get("request_id") == "of-800"]
     assert [(line["event"], line["outcome"]) for line in finished] == [("call", "OK")]
-    assert finished[0]["on_time"] in (True, False)
+    assert finished[0]["result"] in ("on_time", "late")
 
 
 async def test_drain_time_is_limited_and_a_second_signal_ends_it_at_once(start: Start) -> None:
@@ -324,7 +324,7 @@ async def test_an_ipv6_address_needs_no_brackets(start: Start, host: str) -> Non
     assert process.address.startswith("[::1]:")
     async with stubs_of(process) as stubs:
         assert (await finish(stubs.inference.GenerateStream(asked(5)))).usage.output_tokens == 5
-    assert "niyama_calls_total" in await asyncio.to_thread(read, f"http://[::1]:{port}/metrics")
+    assert "niyama_requests_total" in await asyncio.to_thread(read, f"http://[::1]:{port}/metrics")
 
 
 def test_a_machine_without_numpy_starts_quietly(

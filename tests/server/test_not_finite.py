@@ -150,7 +150,7 @@ async def test_a_request_whose_logits_are_not_finite_ends_internal_and_nobody_el
     await within(running.server.engine.refresh_metrics())
     sample = running.metrics.registry.get_sample_value
     assert sample("niyama_sequences_failed_total") == 1
-    assert sample("niyama_calls_total", {"outcome": "INTERNAL"}) == 1
+    assert sample("niyama_rpcs_total", {"rpc": "GenerateStream", "outcome": "INTERNAL"}) == 1
     stats = await running.stats()
     assert stats.pages_free == stats.pages_total
     assert await running.status() == "SERVING"

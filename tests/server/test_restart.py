@@ -227,7 +227,7 @@ async def test_a_front_end_that_stops_is_replaced_and_holds_nothing_any_more() -
         call = stubs.inference.GenerateStream(endless)
         await within(call.read())
         assert isinstance(server.front_ends, Supervisor)
-        (holder,) = (p for p in server.front_ends.processes.values() if p.calls.keys)
+        (holder,) = (p for p in server.front_ends.processes.values() if p.calls.entries)
         with capture_logs() as lines:
             os.kill(holder.pid, signal.SIGSTOP)
             await until(lambda: any(line["event"] == "front end started again" for line in lines))

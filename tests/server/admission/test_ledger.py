@@ -87,10 +87,10 @@ def test_nothing_is_kept_of_calls_that_are_over() -> None:
         asks = entry(f"call-{number}", share=f"tenant-{number}", n=2)
         front_end.now = float(number)
         front_end.enter(asks)
-        assert len(front_end.calls.keys) == 1
+        assert len(front_end.calls.entries) == 1
         front_end.calls.receive(Leave(asks.key))
-    keys = front_end.calls.keys
-    assert len(keys) == len(ledger.admission) == len(ledger.admission.requests.held) == 0
+    entries = front_end.calls.entries
+    assert len(entries) == len(ledger.admission) == len(ledger.admission.requests.held) == 0
 
 
 def test_what_a_front_end_that_is_gone_had_is_free_and_the_rest_is_not() -> None:
@@ -101,7 +101,7 @@ def test_what_a_front_end_that_is_gone_had_is_free_and_the_rest_is_not() -> None
     other.enter(entry("b"))
     with pytest.raises(DuplicateRequest):
         gone.enter(entry("b"))
-    gone.calls.release()
+    assert gone.calls.release() == [entry("a", n=2)]
     with pytest.raises(DuplicateRequest):
         other.enter(entry("b"))
     other.enter(entry("a", n=3))

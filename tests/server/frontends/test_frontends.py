@@ -148,6 +148,12 @@ async def started(
     return call
 
 
+def requests(result: str) -> str:
+    """The count of such calls as `asked`."""
+    labels = f'importance="normal",result="{result}",tenant="other",tier="explicit"'
+    return f"niyama_requests_total{{{labels}}}"
+
+
 async def code_of(answer: Awaitable[object]) -> grpc.StatusCode:
     try:
         await within(answer)
@@ -179,7 +185,7 @@ async def test_what_one_front_end_serves_the_other_knows_of(pair: Pair) -> None:
             await finish(stubs.inference.GenerateStream(asked(name, max_tokens=5)))
         found = await pair.until(lambda m: not m["niyama_calls_in_flight"])
         assert found["niyama_output_tokens_total"] == before + 10
-        assert found['niyama_calls_total{outcome="RESOURCE_EXHAUSTED"}'] == 2
+        assert found[requests("refused")] == 2
 
 
 async def test_a_front_end_s_death_costs_its_own_calls_and_nobody_else_s(pair: Pair) -> None:
@@ -201,8 +207,9 @@ async def test_a_front_end_s_death_costs_its_own_calls_and_nobody_else_s(pair: P
         finished = await finish(replaced.inference.GenerateStream(asked("a", max_tokens=5)))
         assert finished.usage.output_tokens == 5
     # What the dead one had counted counts on: the probes, and the calls that went well.
-    ok = pair.num_probes + 2
-    found = await pair.until(lambda m: m['niyama_calls_total{outcome="OK"}'] == ok)
+    found = await pair.until(lambda m: m.get(requests("best_effort")) == 2)
+    assert found['niyama_rpcs_total{outcome="OK",rpc="Generate"}'] == pair.num_probes
+    assert found[requests("failed")] == len(lost)
     of_each = ("", "-reader-short", "-reader-long")
     told = {name.split('"')[1] for name in found if name.startswith("process_cpu_seconds_total")}
     assert told == {"server", "engine", *(f"frontend-{n}{who}" for n in (0, 1) for who in of_each)}

@@ -109,9 +109,9 @@ async def test_what_front_ends_have_counted_can_be_read_until_the_engine_has_end
         await within(server.drain())
         await within(server.front_ends.stop())
         counted = server.engine.registry.get_sample_value
-        assert counted("niyama_calls_total", {"outcome": "OK"}) == 1
+        assert counted("niyama_rpcs_total", {"rpc": "Generate", "outcome": "OK"}) == 1
         await within(server.stop())
-        assert counted("niyama_calls_total", {"outcome": "OK"}) is None
+        assert counted("niyama_rpcs_total", {"rpc": "Generate", "outcome": "OK"}) is None
 
 
 async def test_everything_is_killed_from_a_thread_though_no_event_loop_runs_there() -> None:
