@@ -38,8 +38,9 @@ class Ending:
     """
 
     def __init__(self, patience_s: float, flush: Callable[[float], None]) -> None:
-        """`patience_s` is the time from the first signal to the end of the process, in seconds;
-        `flush(seconds)` writes what is left of the log, for at most so long.
+        """`patience_s` is the time from the first signal to the end of the process, in seconds, and
+        may be changed until then; `flush(seconds)` writes what is left of the log, for at most so
+        long.
         """
         self.on_asked: Callable[[], None] = _nothing
         self.kill: Callable[[], None] = _nothing

@@ -252,6 +252,11 @@ SCENARIOS = (
         {20: (), 25: (Firing("70"),), 40: ()},
     ),
     Scenario(
+        "NiyamaConfigurationNotRead",
+        {"niyama_config_last_reload_successful": "1x20 0x20 1x20"},
+        {20: (), 25: (), 30: (Firing(),), 45: ()},
+    ),
+    Scenario(
         "NiyamaCompiledWhileServing",
         {"niyama_engine_compilations_total": "0x20 1x90"},
         {20: (), 25: (Firing(),), 90: ()},
