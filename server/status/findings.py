@@ -222,12 +222,17 @@ def _overloaded(window: Window) -> Iterator[Finding]:
     if num_refused:
         parts.append(f"{num_refused:.0f} refused in the last minute")
     missed = sum(score.missed for score in scores(window, "tier", RECENT_S).values())
+    is_more_than_can_be_done = demand > 1.0 or num_refused
+    what = "overloaded" if is_more_than_can_be_done else "behind, as in a burst"
     yield Finding(
         Level.BAD if missed else Level.WARN,
-        f"overloaded: {', '.join(parts)}",
+        f"{what}: {', '.join(parts)}",
         " ".join(filter(None, (_who(window), _worst(window)))),
         "Have the largest sender slow down, lower the importance of what can wait, or add"
-        " capacity. Until then the important are served first.",
+        " capacity. Until then the important are served first."
+        if is_more_than_can_be_done
+        else "Less arrives than the engine can do, so it should catch up; where it does not,"
+        " Explain one of those relegated.",
     )
 
 

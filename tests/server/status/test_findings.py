@@ -53,6 +53,14 @@ def test_a_calm_night_is_one_line_and_a_bad_one_tells_each_cause() -> None:
     assert "interactive 50 %" in found[1].detail
 
 
+def test_a_burst_is_no_overload() -> None:
+    relegated = Sample("niyama_sequences", {"state": "relegated", "tier": "chat"}, 1.0)
+    (found,) = findings(SERVING, after(relegated, Sample("niyama_demand_ratio", {}, 0.6)))
+    assert (found.level, found.line) == (Level.WARN, "behind, as in a burst: 1 request relegated")
+    found, *_ = findings(SERVING, after(relegated, Sample("niyama_demand_ratio", {}, 1.6)))
+    assert found.line == "overloaded: 1.6 s of work arrive per second, 1 request relegated"
+
+
 def test_calls_that_are_late_though_nothing_is_wrong_are_told() -> None:
     some = after(*calls("chat", on_time=90, late=5), *calls("batch", on_time=5, cancelled=50))
     (found,) = findings(SERVING, some)

@@ -29,8 +29,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def exposed(night: Night) -> Iterator[tuple[str, Exposition]]:
-    exposition = Exposition(Site(CollectorRegistry(), night, Admin()))  # type: ignore[arg-type]
+def exposed(night: Night, admin: Admin | None = None) -> Iterator[tuple[str, Exposition]]:
+    site = Site(CollectorRegistry(), night, admin or Admin())  # type: ignore[arg-type]
+    exposition = Exposition(site)
     try:
         yield f"http://127.0.0.1:{exposition.serve('127.0.0.1', 0)}/", exposition
     finally:
@@ -68,6 +69,26 @@ def test_what_callers_chose_is_shown_and_never_taken_for_markup(browser: Browser
         assert browser.evaluate("document.images.length") == 0
         assert "machine slow: 43 %" in browser.evaluate("document.title")
         assert browser.complaints == []
+
+
+def test_with_a_token_single_requests_are_shown_once_it_is_typed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("a-word-that-nobody-guesses")
+    path.chmod(0o600)
+    shown = "document.querySelectorAll('#decisions li').length"
+    with exposed(Night(is_bad=True), Admin.of_file(path)) as (url, _):
+        browser.open(url + "#request_id=a", 1280, 900)
+        browser.until("document.querySelector('#story .failed') !== null")
+        browser.until(SHOWN)
+        assert browser.evaluate(shown) == 0
+        assert browser.evaluate("at('token').hidden") is False
+        browser.evaluate("form.elements.token.value = 'a-word-that-nobody-guesses'; void poll()")
+        browser.until(f"{shown} === 12")
+        browser.evaluate("void explain()")
+        browser.until("document.querySelector('#story table') !== null")
+        assert "Late: " in browser.evaluate("document.querySelector('#story .summary').textContent")
 
 
 def test_the_page_says_when_the_server_does_not_answer_and_when_it_does_again(
