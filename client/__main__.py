@@ -9,34 +9,42 @@ cannot be written; 2 for arguments that make no call; 130 when interrupted.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from client.arguments import token as checked_token
 from client.client import DEFAULT_SERVER, Client
-from client.errors import InvalidRequest, NiyamaError, QueueFull
+from client.errors import InvalidRequest, NiyamaError, NotFound, QueueFull
 from client.options import GenerateOptions, QosOptions
 from client.terminal import discard_output, have_streams, printable, write_any_character
 from client.values import (
     Accepted,
+    Estimate,
+    Explanation,
     Finished,
     Forecast,
     Relegated,
     ResolvedTargets,
     SamplingDefaults,
+    ServerInfo,
     Targets,
     Tokens,
+    WorkAhead,
 )
 
 SERVER = "NIYAMA_SERVER"
 TOKEN_FILE = "NIYAMA_TOKEN_FILE"
+
+MOST_COMPLETIONS = 1024  # of a request, whose stories are asked for
 
 _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
     ("max-tokens", int, "most tokens to generate"),
@@ -147,14 +155,18 @@ def _parse(argv: Sequence[str]) -> _Asked:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="continue a prompt, as it comes"))
     info = commands.add_parser("info", help="describe the model, the tiers and the limits")
-    info.set_defaults(bound=lambda typed: _info)
+    _add_json(info)
+    info.set_defaults(bound=lambda typed: partial(_info, as_json=typed.json))
     _add_estimate(commands.add_parser("estimate", help="would a request sent now be on time?"))
     explain = commands.add_parser(
         "explain", help="tell the story of a request; of --tenant NAME's, or with a token anybody's"
     )
     explain.add_argument("request_id", metavar="ID", help="of several completions: ID/0, ID/1, ...")
+    _add_json(explain)
     explain.set_defaults(
-        bound=lambda typed: partial(_explain, request_id=typed.request_id, tenant=typed.tenant)
+        bound=lambda typed: partial(
+            _explain, request_id=typed.request_id, tenant=typed.tenant, as_json=typed.json
+        )
     )
     count = commands.add_parser("count", help="count the tokens of a text")
     count.add_argument("prompt", help="- reads standard input")
@@ -189,15 +201,21 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt_tokens", type=int, help="tokens in the prompt")
     parser.add_argument("output_tokens", type=int, nargs="?", default=0)
+    _add_json(parser)
     _add_qos(parser)
     parser.set_defaults(
         bound=lambda typed: partial(
             _estimate,
             prompt_tokens=typed.prompt_tokens,
             output_tokens=typed.output_tokens,
+            as_json=typed.json,
             qos=cast(QosOptions, _given(typed, QosOptions.__annotations__)),
         )
     )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON: an object per line")
 
 
 def _add_qos(parser: argparse.ArgumentParser) -> None:
@@ -278,8 +296,11 @@ def _summary(request_id: str, finished: Finished) -> str:
     return "\n".join(lines)
 
 
-def _info(client: Client) -> None:
+def _info(client: Client, as_json: bool) -> None:
     info = client.server_info()
+    if as_json:
+        _print_json(info)
+        return
     model, limits = info.model, info.limits
     print(f"server    {info.version}, policy {info.policy}")
     print(f"model     {model.name} ({model.architecture}), {model.parameters:,} parameters")
@@ -299,8 +320,13 @@ def _info(client: Client) -> None:
             print(f"          ! {tier.note}")
 
 
-def _estimate(client: Client, prompt_tokens: int, output_tokens: int, qos: QosOptions) -> None:
+def _estimate(
+    client: Client, prompt_tokens: int, output_tokens: int, as_json: bool, qos: QosOptions
+) -> None:
     estimate = client.estimate(prompt_tokens, output_tokens, **qos)
+    if as_json:
+        _print_json(estimate)
+        return
     forecast = estimate.forecast
     admission = estimate.admission
     if not admission.admitted:
@@ -310,15 +336,63 @@ def _estimate(client: Client, prompt_tokens: int, output_tokens: int, qos: QosOp
     print(f"targets   {_resolved(estimate.targets)}")
 
 
-def _explain(client: Client, request_id: str, tenant: str | None) -> None:
-    story = client.explain(request_id, tenant)
-    print(f"{story.request_id}: {_resolved(story.targets)}")
+def _explain(client: Client, request_id: str, tenant: str | None, as_json: bool) -> None:
+    for number, story in enumerate(_stories(client, request_id, tenant)):
+        if as_json:
+            _print_json(story)
+        else:
+            print("\n" * (number > 0) + _told(story))
+
+
+def _stories(client: Client, request_id: str, tenant: str | None) -> Iterator[Explanation]:
+    """Yields the story of a request, or those of all its completions, where it has several."""
+    first = client.explain(request_id, tenant)
+    yield first
+    if first.request_id != f"{request_id}/0":
+        return
+    for index in range(1, MOST_COMPLETIONS):
+        try:
+            yield client.explain(f"{request_id}/{index}", tenant)
+        except NotFound:
+            return
+
+
+def _told(story: Explanation) -> str:
+    whose = f" of tenant {story.tenant}" if story.tenant else ""
+    lines = [f"{story.request_id}{whose}: {_resolved(story.targets)}"]
+    if story.from_decision_log:
+        lines.append("read in the decision log")
     for decision in story.decisions:
         predicted = (
             "" if decision.predicted_at is None else f"  (predicted {_ms(decision.predicted_at)})"
         )
-        print(f"{_ms(decision.at):>12}  {decision.kind:<12} {decision.detail}{predicted}")
-    print(story.summary)
+        lines.append(f"{_ms(decision.at):>12}  {decision.kind:<12} {decision.detail}{predicted}")
+        lines += [f"{_ms(part.work):>38} ahead{_of_whom(part)}" for part in decision.ahead]
+    lines.append(story.summary)
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in story.needed)])
+
+
+def _of_whom(part: WorkAhead) -> str:
+    tier = f", tier {part.tier}" if part.tier else ""
+    whose = ", of others" if part.tenant is None else f", tenant {part.tenant}"
+    whose = ", of tenants that are not named" if part.tenant == "" else whose
+    beyond = f", {_ms(part.beyond)} of it beyond its part" if part.beyond else ""
+    return tier + whose + beyond
+
+
+def _print_json(value: ServerInfo | Estimate | Explanation) -> None:
+    """Prints a value of the client on a line of its own. What is not finite is null: JSON has no
+    number for it.
+    """
+    print(json.dumps(_finite(asdict(value)), default=lambda named: named.value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _count(client: Client, prompt: str) -> None:

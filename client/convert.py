@@ -366,12 +366,32 @@ def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
             decision.detail,
             _seconds(decision, "predicted_at"),
             dict(decision.values),
+            tuple(map(_from_ahead, decision.ahead)),
         )
         for decision in message.decisions
     )
     return values.Explanation(
-        message.request_id, _from_resolved(message.targets), decisions, message.summary
+        request_id=message.request_id,
+        targets=_from_resolved(message.targets),
+        decisions=decisions,
+        summary=message.summary,
+        needed=tuple(message.needed),
+        budget=_from_budget(message.budget) if message.HasField("budget") else None,
+        result=message.result,
+        tenant=message.tenant,
+        from_decision_log=message.from_decision_log,
     )
+
+
+def _from_ahead(ahead: pb.WorkAhead) -> values.WorkAhead:
+    tenant = ahead.tenant if ahead.HasField("tenant") else None
+    work, beyond = (_seconds(ahead, name) or 0.0 for name in ("work", "beyond"))
+    return values.WorkAhead(ahead.tier, tenant, work, beyond)
+
+
+def _from_budget(budget: pb.TimeBudget) -> values.TimeBudget:
+    names = ("reading", "waiting", "prefill", "decoding", "held")
+    return values.TimeBudget(*(_seconds(budget, name) or 0.0 for name in names))
 
 
 def from_info_response(message: pb.GetServerInfoResponse) -> values.ServerInfo:

@@ -214,6 +214,29 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkAhead:
+    """Work that is served before a request, and how much of it came while its tenant had asked for
+    more than its part. Seconds of the engine's time.
+    """
+
+    tier: str  # "" where the targets were explicit, and where several are told as one
+    tenant: str | None  # "": all that the operator has not named; None: several told as one
+    work: float
+    beyond: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBudget:
+    """Where the time of a request went: seconds, in whole milliseconds that add up to all of it."""
+
+    reading: float  # until the engine had it
+    waiting: float  # in the queue
+    prefill: float
+    decoding: float
+    held: float  # it sat iterations out
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One entry of a request's timeline. Instants are in seconds since its arrival."""
 
@@ -222,6 +245,7 @@ class Decision:
     detail: str
     predicted_at: float | None
     values: dict[str, float]
+    ahead: tuple[WorkAhead, ...] = ()  # whose work was then before it, where that was told
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +256,11 @@ class Explanation:
     targets: ResolvedTargets
     decisions: tuple[Decision, ...]
     summary: str
+    needed: tuple[str, ...] = ()  # what would have had to be different, a sentence each
+    budget: TimeBudget | None = None
+    result: str = ""  # "on_time", "late", "expired", ...; "" while it is in flight
+    tenant: str = ""
+    from_decision_log: bool = False  # the engine does not remember it (any more)
 
 
 @dataclass(frozen=True, slots=True)

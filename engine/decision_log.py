@@ -34,13 +34,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from engine.deciding.budget import Budget
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.outcome import Fate
 from engine.deciding.request import Importance, Targets
+from engine.deciding.timeline import End
 from engine.tiers import Tier, Tiers
 
 MOST_OPEN = 100_000  # requests without an end: more were lost with their engine, or from the log
@@ -316,7 +318,7 @@ class DecisionLogReader:
                 yield Step(entry, _flood(entry), is_over=True)
                 continue
             if entry.kind == "arrived":
-                new = _logged(entry, entry.unix_s)
+                new = logged(entry)
                 known = open_.get(entry.key)
                 if known is not None and new.attempt > known.attempt:  # with another engine
                     known.attempt = new.attempt
@@ -402,12 +404,27 @@ def _tier(values: Any, place: Place) -> Tier:
     return Tier(fields.text("name"), fields.targets(), fields.importance())
 
 
-def _logged(entry: Entry, unix_s: float) -> Logged:
+def parsed(raw: bytes, place: Place) -> Entry | None:
+    """Returns what one line says; None for the kind "engine". Raises BadLog for a line that is none
+    of a decision log's, or was cut short.
+    """
+    try:
+        values = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadLog(f"{place}: not JSON: {_first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise BadLog(f"{place}: not a line of a decision log")
+    entry = _entry(values, place)
+    return None if entry.kind == "engine" else entry
+
+
+def logged(entry: Entry) -> Logged:
+    """Returns the request of an entry that has the fields of `arrived`. Raises BadLog."""
     fields = _Fields(entry.values, entry.place)
     return Logged(
         entry.request_id,
         entry.tenant,
-        unix_s,
+        entry.unix_s,
         fields.text("tier"),
         fields.text("application", ""),
         fields.importance(),
@@ -425,7 +442,7 @@ def _flood(entry: Entry) -> Logged:
     """Returns calls that were refused and are told as one."""
     fields = _Fields(entry.values, entry.place)
     since_s = max(0.0, entry.at - fields.real("since"))
-    request = _logged(entry, entry.unix_s - since_s)
+    request = logged(replace(entry, unix_s=entry.unix_s - since_s))
     request.count, request.until_unix_s = fields.count("count"), entry.unix_s
     _end(request, entry)
     return request
@@ -450,6 +467,34 @@ def _end(request: Logged, entry: Entry) -> None:
     request.lived_s = fields.maybe_real("lived_s")
     request.relegated = bool(entry.values.get("relegated"))
     request.preemptions = fields.count("preemptions", least=0)
+
+
+def end_of(entry: Entry, arrived_at: float) -> End:
+    """Returns how a request ended that arrived then, by the last of its entries. Raises BadLog."""
+    fields = _Fields(entry.values, entry.place)
+    try:
+        result = Fate(fields.text("result"))
+    except ValueError as error:
+        raise BadLog(f"{entry.place}: {error}") from None
+    reason = fields.text("reason")
+    if "output_tokens" not in entry.values:  # it never came to the engine
+        budget = Budget(max(0.0, entry.at - arrived_at), 0.0, 0.0, 0.0, 0.0)
+        return End(entry.at, result, reason, entry.detail, 0, budget)
+    return End(
+        entry.at,
+        result,
+        reason,
+        entry.detail.removeprefix(reason).removeprefix(": "),
+        fields.count("output_tokens", least=0),
+        Budget(*(fields.real(name, 0.0) for name in Budget._fields)),
+        fields.maybe_real("queue_s"),
+        fields.maybe_real("ttft_s"),
+        fields.maybe_real("worst_tbt_s"),
+        fields.maybe_real("ttlt_s"),
+        fields.maybe_real("tbt_needed_s"),
+        fields.count("preemptions", least=0),
+        0 if entry.values.get("holds") is None else fields.count("holds", least=0),
+    )
 
 
 class _Fields:

@@ -118,16 +118,7 @@ class DecisionLog:
 
     def _only_tenant(self, name: str) -> str:
         ids = {**self._by_name.get(name, {}), **self._by_name.get(f"{name}/0", {})}
-        tenants = sorted({named_by(request_id)[0] for request_id in ids})
-        if not tenants:
-            raise LookupError(f"request_id {name!r} is not remembered")
-        if len(tenants) > 1:
-            some = ", ".join(repr(each) for each in tenants[:MAX_TENANTS_TOLD])
-            raise ValueError(
-                f"niyama-tenant must be given: {len(tenants)} tenants have a request_id {name!r}"
-                f" ({some}{', ...' if len(tenants) > MAX_TENANTS_TOLD else ''})"
-            )
-        return tenants[0]
+        return only_tenant(name, {named_by(request_id)[0] for request_id in ids})
 
     def spent(self, request_id: str, now: float) -> Budget | None:
         """Returns where the time of a request in flight went until now."""
@@ -154,7 +145,7 @@ class DecisionLog:
             return
         timeline = self._timelines.get(request_id)
         if timeline is not None:
-            _append(timeline.decisions, Decision(at, kind, detail, values, predicted_at, ahead))
+            remember(timeline.decisions, Decision(at, kind, detail, values, predicted_at, ahead))
         if self._sink is not None:
             whose = {"ahead": [list(each) for each in ahead]} if ahead else NOTHING
             self._tell(request_id, at, kind, detail, predicted_at, {**values, **told, **whose})
@@ -350,7 +341,7 @@ class DecisionLog:
         timeline = self._timelines.get(request.id) or Timeline(request)
         timeline.end = end
         values = {"output_tokens": float(event.output_tokens)}
-        _append(timeline.decisions, Decision(at, "finished", detail, values))
+        remember(timeline.decisions, Decision(at, "finished", detail, values))
         self.notable.add_end(request, end, head(timeline, end))
         if self._sink is not None:
             self._tell(request.id, at, "finished", detail, values=_fared(event, end))
@@ -424,6 +415,22 @@ def _fared(event: Finished, end: End) -> Entry:
     }
 
 
+def only_tenant(name: str, having: Iterable[str]) -> str:
+    """Returns the tenant that has a request of that name, of all `having` one. Raises LookupError
+    where none has, and ValueError where several have.
+    """
+    tenants = sorted(having)
+    if not tenants:
+        raise LookupError(f"request_id {name!r} is not remembered")
+    if len(tenants) > 1:
+        some = ", ".join(repr(each) for each in tenants[:MAX_TENANTS_TOLD])
+        raise ValueError(
+            f"niyama-tenant must be given: {len(tenants)} tenants have a request_id {name!r}"
+            f" ({some}{', ...' if len(tenants) > MAX_TENANTS_TOLD else ''})"
+        )
+    return tenants[0]
+
+
 def _possible_ids(name: str, tenant: str) -> Iterator[str]:
     """Ids that a name may stand for, the likeliest first. A request that is called `a/1` comes
     before completion 1 of `a`.
@@ -442,7 +449,7 @@ def _discard(groups: dict[str, Ids], key: str, request_id: str) -> None:
         del groups[key]
 
 
-def _append(decisions: list[Decision], new: Decision) -> None:
+def remember(decisions: list[Decision], new: Decision) -> None:
     """Appends an entry; of a full timeline it takes the place of the last of its kind."""
     if len(decisions) >= MAX_DECISIONS:
         for i in range(len(decisions) - 1, -1, -1):

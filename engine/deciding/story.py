@@ -67,7 +67,7 @@ def summary(timeline: Timeline, is_operator: bool = False) -> str:
 
 def _in_flight(timeline: Timeline, is_operator: bool) -> Iterator[str]:
     if timeline.budget is None:
-        yield "in flight"
+        yield timeline.note or "in flight"
         return
     yield f"in flight. {_spent(timeline.budget)}"
     for decision in timeline.decisions:

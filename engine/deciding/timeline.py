@@ -88,10 +88,12 @@ class End:
 class Timeline:
     """What is remembered of one request; of its prompt that is only the length.
 
-    Of one in flight `budget` says where its time went until it was asked about.
+    Of one in flight `budget` says where its time went until it was asked about. `note` says why no
+    end is known, where that is not because it is in flight.
     """
 
     request: Request
     decisions: list[Decision] = field(default_factory=list)
     end: End | None = None
     budget: Budget | None = None
+    note: str = ""

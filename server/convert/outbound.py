@@ -7,11 +7,12 @@ from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
 
+from engine.deciding.budget import Budget
 from engine.deciding.forecast import Forecast
 from engine.deciding.plan import Accepted, Finished, Relegated, Timings, Token
-from engine.deciding.request import Sampling, Targets
+from engine.deciding.request import Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
-from engine.deciding.story import summary
+from engine.deciding.story import needed, rows, summary
 from engine.deciding.timeline import Decision, Timeline
 from engine.messages import EngineInfo
 from engine.tiers import Least, Resolved, TargetSource, Tier, Tiers, shortfalls
@@ -185,20 +186,45 @@ def to_admission(refusal: Refused | None) -> pb.Admission:
     )
 
 
-def to_explanation(timeline: Timeline) -> pb.ExplainResponse:
-    """Returns the answer to Explain."""
-    request = timeline.request
-    source = TargetSource(request.target_source)
-    quality = Resolved(request.targets, request.importance, source, request.tier)
+def to_explanation(
+    timeline: Timeline, is_operator: bool = False, from_decision_log: bool = False
+) -> pb.ExplainResponse:
+    """Returns the answer to Explain, as the operator or the request's own tenant may know it."""
+    request, end = timeline.request, timeline.end
+    budget = timeline.budget if end is None else end.budget
     return pb.ExplainResponse(
         request_id=request.name,
-        targets=to_targets(quality),
-        decisions=[_to_decision(entry, request.arrived_at) for entry in timeline.decisions],
-        summary=summary(timeline),
+        targets=_to_told_targets(request),
+        decisions=[_to_decision(each, request, is_operator) for each in timeline.decisions],
+        summary=summary(timeline, is_operator),
+        budget=None if budget is None else _to_budget(budget),
+        needed=needed(timeline, is_operator),
+        result="" if end is None else end.result.value,
+        tenant=request.tenant,
+        from_decision_log=from_decision_log,
     )
 
 
-def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
+def _to_told_targets(request: Request) -> pb.ResolvedTargets:
+    """Returns the targets of a request that was told of by the engine or, perhaps changed by
+    somebody, by its log.
+    """
+    known = {source.value for source in TargetSource}
+    source = request.target_source if request.target_source in known else TargetSource.REQUEST.value
+    return to_targets(
+        Resolved(request.targets, request.importance, TargetSource(source), request.tier)
+    )
+
+
+def _to_budget(budget: Budget) -> pb.TimeBudget:
+    reading, waiting, prefill, decoding, held = (to_duration(ms / 1e3) for ms in budget.in_ms())
+    return pb.TimeBudget(
+        reading=reading, waiting=waiting, prefill=prefill, decoding=decoding, held=held
+    )
+
+
+def _to_decision(entry: Decision, request: Request, is_operator: bool) -> pb.Decision:
+    arrived_at = request.arrived_at
     predicted = None if entry.predicted_at is None else entry.predicted_at - arrived_at
     return pb.Decision(
         at=to_duration(entry.at - arrived_at),
@@ -206,6 +232,15 @@ def _to_decision(entry: Decision, arrived_at: float) -> pb.Decision:
         detail=entry.detail,
         predicted_at=_maybe(predicted),
         values=entry.values,
+        ahead=[
+            pb.WorkAhead(
+                tier=row.tier,
+                tenant=row.tenant,
+                work=to_duration(row.seconds),
+                beyond=to_duration(row.beyond_s),
+            )
+            for row in rows(entry, request, is_operator)
+        ],
     )
 
 

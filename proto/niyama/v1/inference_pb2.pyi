@@ -385,19 +385,43 @@ class ExplainRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "targets", "decisions", "summary")
+    __slots__ = ("request_id", "targets", "decisions", "summary", "budget", "needed", "result", "tenant", "from_decision_log")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    FROM_DECISION_LOG_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     targets: ResolvedTargets
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
     summary: str
-    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., summary: _Optional[str] = ...) -> None: ...
+    budget: TimeBudget
+    needed: _containers.RepeatedScalarFieldContainer[str]
+    result: str
+    tenant: str
+    from_decision_log: bool
+    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., summary: _Optional[str] = ..., budget: _Optional[_Union[TimeBudget, _Mapping]] = ..., needed: _Optional[_Iterable[str]] = ..., result: _Optional[str] = ..., tenant: _Optional[str] = ..., from_decision_log: _Optional[bool] = ...) -> None: ...
+
+class TimeBudget(_message.Message):
+    __slots__ = ("reading", "waiting", "prefill", "decoding", "held")
+    READING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    reading: _duration_pb2.Duration
+    waiting: _duration_pb2.Duration
+    prefill: _duration_pb2.Duration
+    decoding: _duration_pb2.Duration
+    held: _duration_pb2.Duration
+    def __init__(self, reading: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decoding: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., held: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("at", "kind", "detail", "predicted_at", "values")
+    __slots__ = ("at", "kind", "detail", "predicted_at", "values", "ahead")
     class ValuesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -410,12 +434,26 @@ class Decision(_message.Message):
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_AT_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     at: _duration_pb2.Duration
     kind: str
     detail: str
     predicted_at: _duration_pb2.Duration
     values: _containers.ScalarMap[str, float]
-    def __init__(self, at: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., kind: _Optional[str] = ..., detail: _Optional[str] = ..., predicted_at: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    ahead: _containers.RepeatedCompositeFieldContainer[WorkAhead]
+    def __init__(self, at: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., kind: _Optional[str] = ..., detail: _Optional[str] = ..., predicted_at: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., values: _Optional[_Mapping[str, float]] = ..., ahead: _Optional[_Iterable[_Union[WorkAhead, _Mapping]]] = ...) -> None: ...
+
+class WorkAhead(_message.Message):
+    __slots__ = ("tier", "tenant", "work", "beyond")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    tenant: str
+    work: _duration_pb2.Duration
+    beyond: _duration_pb2.Duration
+    def __init__(self, tier: _Optional[str] = ..., tenant: _Optional[str] = ..., work: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., beyond: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CountTokensRequest(_message.Message):
     __slots__ = ("input",)
