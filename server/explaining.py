@@ -18,10 +18,13 @@ from engine.linking.errors import EngineLost, Unanswered
 from engine.messages import Failure
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
+from server.admission.quota import Caller, Quota
 from server.convert import outbound
 
 RESTS = 4  # times as long as a search took, until the next may begin
-MOST_SEARCHES = 32  # that wait
+MOST_SEARCHES = 32  # that wait or are made
+
+OPERATOR = Caller("", "")
 
 
 class Stories:
@@ -32,10 +35,14 @@ class Stories:
         self._ask = ask
         self._log = log
         self._turn = asyncio.Lock()
-        self._num_searches = 0  # that wait or are made
+        self._searches = Quota("searches of the decision log", MOST_SEARCHES)
 
     async def tell(
-        self, request_id: str, tenant: str | None, is_operator: bool
+        self,
+        request_id: str,
+        tenant: str | None,
+        caller: Caller = OPERATOR,
+        is_operator: bool = True,
     ) -> pb.ExplainResponse:
         """Returns the story of the request that a tenant (None: any) calls so, as the operator or
         the tenant may know it. Raises CallError.
@@ -52,7 +59,8 @@ class Stories:
         if self._log is None:
             raise unknown
         try:
-            found = await self._search(self._log, request_id, tenant)
+            with self._searches.hold(caller, 1):
+                found = await self._search(self._log, request_id, tenant)
         except ValueError as error:
             raise errors.unanswered(Failure.INVALID, str(error)) from error
         except (LookupError, OSError):
@@ -60,19 +68,11 @@ class Stories:
         return outbound.to_explanation(found, is_operator, from_decision_log=True)
 
     async def _search(self, log: Path, request_id: str, tenant: str | None) -> Timeline:
-        """Returns what the log has, when it is this one's turn. Raises as `past.find`, and
-        CallError.
-        """
-        if self._num_searches >= MOST_SEARCHES:
-            raise errors.too_much("searches of the decision log", MOST_SEARCHES)
-        self._num_searches += 1
+        """Returns what the log has, when it is this one's turn. Raises as `past.find`."""
+        await self._turn.acquire()
+        began_at = time.monotonic()
         try:
-            await self._turn.acquire()
-            began_at = time.monotonic()
-            try:
-                return await asyncio.to_thread(past.find, log, request_id, tenant)
-            finally:
-                rest_s = RESTS * (time.monotonic() - began_at)
-                asyncio.get_running_loop().call_later(rest_s, self._turn.release)
+            return await asyncio.to_thread(past.find, log, request_id, tenant)
         finally:
-            self._num_searches -= 1
+            rest_s = RESTS * (time.monotonic() - began_at)
+            asyncio.get_running_loop().call_later(rest_s, self._turn.release)

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.deciding.questions import AnswerT, Explain, Question
+from engine.deciding.questions import AnswerT, Question
 from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
@@ -40,6 +40,7 @@ from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
 from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
+from server.explaining import Stories
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
 from server.reading.messages import SHORT_BYTES, parse
 from server.reading.prompts import Prompts
@@ -77,6 +78,7 @@ class InferenceService:
         self._longest_token = max((len(spelling.of(i)) for i in range(len(spelling))), default=0)
         self._prompts = Prompts(tokenizer, config)
         self._questions = Quota("questions to the engine", MAX_QUESTIONS)
+        self._stories = Stories(engine.ask, config.engine.decision_log)
         self._ledger = ledger
         self._admin = admin
         self.calls = calls
@@ -172,15 +174,12 @@ class InferenceService:
         request = await self._receive(call, pb.ExplainRequest)
         call.request_id = inbound.read_request_id(request)
         metadata = call.context.invocation_metadata() or ()
-        is_anybody_s = self._admin.is_shown(metadata) and not inbound.names_tenant(metadata)
+        is_operator = self._admin.is_shown(metadata)
+        is_anybody_s = is_operator and not inbound.names_tenant(metadata)
         tenant = None if is_anybody_s else call.tenant
-        try:
-            timeline = await self._ask(call, Explain(call.request_id, tenant))
-        except CallError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-            raise errors.not_remembered(call.request_id, tenant) from error
-        return outbound.to_explanation(timeline)
+        caller = self._caller(call)
+        with self._questions.hold(caller, 1):
+            return await self._stories.tell(call.request_id, tenant, caller, is_operator)
 
     # What they share
 

@@ -54,7 +54,8 @@ class Operating:
         """Serves the pages, where they are wanted. Raises StartError."""
         if not self._config.metrics_port:
             return
-        source = Source(self._engine.registry, self._engine.link, self.parts)
+        log = self._config.engine.decision_log
+        source = Source(self._engine.registry, self._engine.link, self.parts, log)
         self._exposition = Exposition(Site(self._engine.registry, source, self._admin))
         listen_metrics(self._exposition, self._config)
         self._sampling = asyncio.create_task(source.run())

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from engine.deciding.questions import Explain, Recent
+from engine.deciding.questions import Recent
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
-from engine.messages import Failure
 from proto.niyama.v1 import inference_pb2 as pb
-from server import errors
-from server.convert import outbound
+from server.explaining import Stories
 from server.status.document import decisions, document
 from server.status.findings import Parts
 from server.status.history import History, Sample
@@ -34,11 +33,16 @@ class Source:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, link: EngineLink, parts: Callable[[], Parts]
+        self,
+        registry: CollectorRegistry,
+        link: EngineLink,
+        parts: Callable[[], Parts],
+        decision_log: Path | None = None,
     ) -> None:
         self._registry = registry
         self._link = link
         self._parts = parts
+        self._stories = Stories(link.ask, decision_log)
         self._line = LoopLine(asyncio.get_running_loop())
         self._began_at = time.monotonic()
         self._history = History()
@@ -97,14 +101,7 @@ class Source:
         """
 
         async def ask() -> pb.ExplainResponse:
-            try:
-                return outbound.to_explanation(await self._link.ask(Explain(request_id, tenant)))
-            except Unanswered as error:
-                if error.failure is Failure.NOT_FOUND:
-                    raise errors.not_remembered(request_id, tenant) from error
-                raise errors.unanswered(error.failure, str(error)) from error
-            except EngineLost as error:
-                raise errors.engine_lost(str(error)) from error
+            return await self._stories.tell(request_id, tenant)
 
         return self._line.ask(ask)
 
