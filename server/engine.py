@@ -48,7 +48,7 @@ class ServerEngine:
         self._poll: asyncio.Task[None] | None = None
         self._compile_note = ""  # of the first engine
         self.registry = CollectorRegistry()
-        self.metrics = EngineMetrics(self.registry, config, tiers)
+        self.metrics = EngineMetrics(self.registry, config, tiers, lambda: self.link.serves)
         self.lost_reason = ""  # of the last engine that was lost
         self.keeper = EngineKeeper(
             config.engine,

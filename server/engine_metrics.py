@@ -68,21 +68,22 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Totals], float]], ...] = (
 
 
 class ReportedMetrics(Collector):
-    """Exposes what the engine last reported of itself (`stats`, None: there is no engine), and
-    `info`, which the present engine, or else the last, said when it was ready.
+    """Exposes what the engine last reported of itself (`stats`, None: it does not answer), while it
+    serves, as `serves()` says; and `info`, which it, or else the last, said when it was ready.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, serves: Callable[[], bool]) -> None:
+        self._serves = serves
         self.stats: EngineStats | None = None
         self.info: EngineInfo | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yields what is asked for at a scrape."""
-        stats, info = self.stats, self.info
-        yield _gauge("engine_up", "Whether an engine serves", stats is not None)
+        serves, stats, info = self._serves(), self.stats, self.info
+        yield _gauge("engine_up", "Whether an engine serves", serves)
         if info is not None:
             yield from _engine_limits(info)
-        if stats is None:
+        if stats is None or not serves:
             return
         yield _counter(
             "engine_compilations",
@@ -314,12 +315,18 @@ class ReloadMetrics:
 
 
 class EngineMetrics:
-    """The metrics of the process that owns the engine. `tiers()` are those in force."""
+    """The metrics of the process that owns the engine. `tiers()` are those in force, and `serves()`
+    says whether the engine does.
+    """
 
     def __init__(
-        self, registry: CollectorRegistry, config: ServerConfig, tiers: Callable[[], Tiers]
+        self,
+        registry: CollectorRegistry,
+        config: ServerConfig,
+        tiers: Callable[[], Tiers],
+        serves: Callable[[], bool],
     ) -> None:
-        self.reported = ReportedMetrics()
+        self.reported = ReportedMetrics(serves)
         registry.register(self.reported)
         registry.register(SetupMetrics(config, self.reported, tiers))
         registry.register(ProcessMetrics())

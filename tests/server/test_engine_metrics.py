@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,9 +13,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from engine.deciding.queued_work import STATES
+from engine.deciding.request import Targets
+from engine.tiers import Tier, Tiers
 from proto.niyama.v1 import inference_pb2 as pb
 from server import process_metrics
-from server.engine_metrics import REASONS, ReloadMetrics
+from server.engine_metrics import REASONS, ReloadMetrics, ReportedMetrics, SetupMetrics
 from tests.server.conftest import BATCH, MAX_REQUESTS, Running, within
 from tests.server.monitoring.prometheus import promtool
 
@@ -109,6 +112,54 @@ async def test_every_process_of_the_service_is_told(running: Running) -> None:
     for name in ("server", "engine", "reader-short", "reader-long"):
         assert (sample("process_resident_memory_bytes", {"process": name}) or 0) > 1 << 20
         assert (sample("process_cpu_seconds_total", {"process": name}) or 0) > 0
+
+
+def of(registry: CollectorRegistry, name: str) -> list[str]:
+    """The samples whose names begin so, each as its line."""
+    lines = generate_latest(registry).decode().splitlines()
+    return [line for line in lines if line.startswith(name)]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_no_speed_is_told_without_calibration_and_nothing_of_a_silent_engine(
+    running: Running,
+) -> None:
+    await scraped(running)
+    serves = True
+    reported, registry = ReportedMetrics(lambda: serves), CollectorRegistry()
+    registry.register(reported)
+    info = running.server.engine.link.ready()
+    reported.stats, reported.info = running.server.engine.metrics.reported.stats, info
+    assert len(of(registry, "niyama_speed_ratio")) == 1
+    reported.info = replace(info, calibration=None)
+    assert not of(registry, "niyama_speed_ratio")
+    assert of(registry, "niyama_engine_up") == ["niyama_engine_up 1.0"]
+    assert of(registry, "niyama_demand_ratio")
+    serves = False
+    assert of(registry, "niyama_engine_up") == ["niyama_engine_up 0.0"]
+    assert not of(registry, "niyama_demand_ratio")
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_targets_told_are_those_in_force(running: Running) -> None:
+    """Also after the operator has changed them."""
+    tiers = Tiers({"chat": Tier("chat", Targets(ttft_s=2.0, tbt_s=0.25))}, "chat")
+    reported, registry = ReportedMetrics(lambda: True), CollectorRegistry()
+    registry.register(SetupMetrics(running.server.config, reported, lambda: tiers))
+    name = "niyama_tier_target_seconds"
+    assert of(registry, name) == [
+        f'{name}{{target="ttft",tier="chat"}} 2.0',
+        f'{name}{{target="tbt",tier="chat"}} 0.25',
+    ]
+    night, free = Tier("night", Targets(ttlt_s=60.0)), Tier("free", Targets())
+    tiers = Tiers({"night": night, "free": free}, "night")
+    assert of(registry, name) == [f'{name}{{target="ttlt",tier="night"}} 60.0']
+    assert not of(registry, "niyama_config_info"), "no engine has been ready"
+    reported.info = running.server.engine.link.ready()
+    (info,) = of(registry, "niyama_config_info")
+    assert 'policy="niyama"' in info
+    assert 'calibrated="true"' in info
+    assert len(of(registry, "niyama_build_info")) == 1
 
 
 def test_nothing_is_told_of_a_process_that_has_ended() -> None:
