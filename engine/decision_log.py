@@ -206,15 +206,15 @@ class Step(NamedTuple):
 
 class Computed(NamedTuple):
     """What an entry of the kind "chunk" says: an iteration of `batch_tokens` tokens computed
-    `length` of the `known` tokens of a request, from position `start`. It was to begin at
-    `planned_unix_s`, and ended with the entry.
+    `length` of the `known` tokens of a request, from position `start`. It took `took_s` seconds,
+    and ended with the entry.
     """
 
     start: int
     length: int
     known: int
     batch_tokens: int
-    planned_unix_s: float
+    took_s: float
 
 
 def computed(entry: Entry) -> Computed:
@@ -224,8 +224,7 @@ def computed(entry: Entry) -> Computed:
     start, length, known, batch_tokens = (int(fields.real(name)) for name in names)
     if not 0 <= start < start + length <= known or batch_tokens < length:
         raise BadLog(f"{entry.place}: no chunk of a prompt")
-    planned_at = fields.real("planned_at")
-    return Computed(start, length, known, batch_tokens, entry.unix_s + planned_at - entry.at)
+    return Computed(start, length, known, batch_tokens, max(0.0, fields.real("took_s")))
 
 
 def files_of(path: Path) -> list[Path]:

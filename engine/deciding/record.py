@@ -316,7 +316,7 @@ class DecisionLog:
                 "chunk",
                 f"tokens {start} to {start + length} of {known}",
                 predicted_at=plan.planned_at + plan.predicted_s,
-                told={"start": start, "known": known, "planned_at": plan.planned_at},
+                told={"start": start, "known": known},
                 tokens=float(length),
                 batch_tokens=float(plan.work.num_tokens),
                 took_s=took_s,

@@ -32,7 +32,7 @@ from loadgen.audit.periods import Periods, Span
 
 MOST_CELLS = 4096
 MOST_GROUPS = 128
-_TOLD_EVERY_S = 60  # how often the engine's time is told to the periods
+_TOLD_EVERY_S = 10  # how often the engine's time is told to the periods
 _NOTHING = array("d")
 
 _HARM_OF = {Fate.LATE: Harm.LATE, Fate.EXPIRED: Harm.EXPIRED, Fate.REFUSED: Harm.REFUSED}
@@ -156,7 +156,7 @@ class Account:
         self.begins_at = min(self.begins_at, entry.unix_s)
         self.ends_at = max(self.ends_at, entry.unix_s)
         self._now = max(self._now, entry.unix_s)
-        if entry.unix_s >= self._told_at + _TOLD_EVERY_S:
+        if entry.unix_s // _TOLD_EVERY_S > self._told_at // _TOLD_EVERY_S:
             self._tell_work(meter, entry.unix_s)
         if request is None:
             return
@@ -242,7 +242,7 @@ class Account:
         return ended
 
     def _harmed(self, ended: Ended, who: Who, state: _InFlight | None) -> None:
-        if state is None or self._meter is None:
+        if state is None or self._meter is None or not ended.logged.was_seen:
             self._suffer(ended, who, _NOTHING)
         else:
             mark = self._meter.mark(ended.ended_at)
@@ -257,18 +257,26 @@ class Account:
     def _suffer(self, ended: Ended, who: Who, served: array[float]) -> None:
         cell = self._cell(who)
         for harm in ended.harms:
-            cell.suffered(harm).add(ended.waited_s, served, ended.example)
+            suffered = cell.suffered(harm)
+            suffered.add(ended.example)
+            if ended.logged.was_seen:
+                suffered.wait(ended.waited_s, served)
 
     # Whose it is
 
     def who(self, request: Logged) -> Who:
         """Returns by what a request is counted."""
+        is_nobodys = request.count > 1 and not request.tenant  # of a flood of several tenants
         return Who(
             request.tier or EXPLICIT,
             request.importance.name.lower(),
-            self._tenants.of(request.tenant),
+            OTHERS if is_nobodys else self._tenants.of(request.tenant),
             self._applications.of(request.application),
         )
+
+    def tenant_of(self, name: str) -> str:
+        """Returns the tenant in whose row one of that name is."""
+        return name if name == OTHERS else self._tenants.of(name)
 
     def _cell(self, who: Who) -> Cell:
         if who not in self.cells and len(self.cells) >= MOST_CELLS:

@@ -81,20 +81,26 @@ class Suffered:
     """
 
     count: int = 0
-    waited_s: float = 0.0  # sum; their time in the system
+    num_seen: int = 0  # by the engine: others were refused, or left, before it had them
+    waited_s: float = 0.0  # sum of the times that these were there
     served: array[float] = field(default_factory=lambda: array("d"))  # sums of seconds by group
     examples: list[Example] = field(default_factory=list)  # a heap, of those that waited longest
 
-    def add(self, waited_s: float, served: array[float], example: Example) -> None:
+    def add(self, example: Example) -> None:
         """One more came to it, or as many as the example is told of."""
         self.count += example.num
+        self._keep(example)
+
+    def wait(self, waited_s: float, served: array[float]) -> None:
+        """The engine had seen it, and did this while it was there."""
+        self.num_seen += 1
         self.waited_s += waited_s
         self._serve(served)
-        self._keep(example)
 
     def merge(self, other: Suffered) -> None:
         """Adds what others suffered."""
         self.count += other.count
+        self.num_seen += other.num_seen
         self.waited_s += other.waited_s
         self._serve(other.served)
         for example in other.examples:

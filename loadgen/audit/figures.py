@@ -59,6 +59,7 @@ def _cell(who: Who, cell: Cell, groups: Mapping[Group, int]) -> Document:
 def _suffered(suffered: Suffered, groups: Mapping[Group, int]) -> Document:
     return {
         "count": suffered.count,
+        "num_seen": suffered.num_seen,
         "waited_s": suffered.waited_s,
         "meanwhile": _served(suffered.served, groups),
         "examples": [each._asdict() for each in sorted(suffered.examples, reverse=True)],

@@ -128,7 +128,7 @@ class Meter:
         segment = _segment(self.profile, first.batch_tokens)
         parts = [(group, _weight_of_chunk(segment, chunk)) for group, chunk in chunks]
         decodes = self._weights(segment)
-        self._divide(min(first.planned_unix_s, at), decodes)
+        self._divide(at - first.took_s, decodes)
         self._divide(at, parts + decodes)
         beginning, self._beginning = self._beginning, []
         for group, context in beginning:

@@ -20,6 +20,7 @@ from loadgen.reports.html.text import duration
 MOST_LINES = 7  # tenants of a chart; the others are added up
 _MORE = 0.02  # a share of those that missed that is larger by less is as large as of all
 _MOST_TOLD = 3  # tenants, in sentences
+_LEAST_STEPS = 4  # of a chart, in whose halves a drift is looked for; of days there are two
 _DRIFT = 0.05  # a part of the work that changes by less is no drift
 _REST = "all others"
 
@@ -195,9 +196,12 @@ def _for_whose_sake(account: Account) -> Iterator[str]:
 
 
 def _meanwhile(sake: Sake) -> str:
-    if not sake.suffered.waited_s:
-        return "were refused at once."
-    there = f"were there for {duration(sake.mean(sake.suffered.waited_s))} on average"
+    suffered = sake.suffered
+    if not suffered.num_seen:
+        return "were refused, or left, before the engine saw them."
+    there = f"were there for {duration(sake.mean(suffered.waited_s))} on average"
+    if suffered.num_seen < suffered.count:
+        there = f"(the {suffered.num_seen:,} of {suffered.count:,} that the engine saw) {there}"
     own = f"in which the engine worked {duration(sake.mean(sake.own_s))} for their own tenants"
     if not sake.others_s:
         return f"{there}, {own} and for nobody else."
@@ -212,7 +216,7 @@ def _drift(account: Account) -> Iterator[str]:
     """Says whose part of the work changed most from the first half of the time to the second."""
     periods = account.periods.days if len(account.periods.days) > 1 else account.periods.steps
     numbers = sorted(number for number, each in periods.items() if total(each).arrived)
-    if len(numbers) < 2:
+    if len(numbers) < (2 if periods is account.periods.days else _LEAST_STEPS):
         return
     half = len(numbers) // 2
     first, second = _joined(periods, numbers[:half]), _joined(periods, numbers[half:])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 HOUR_S, DAY_S = 3600, 86400
-STEPS_S = (60, 300, 900, HOUR_S, 6 * HOUR_S, DAY_S, 7 * DAY_S)
+STEPS_S = (10, 60, 300, 900, HOUR_S, 6 * HOUR_S, DAY_S, 7 * DAY_S)
 MOST_STEPS = 240  # of a chart; more are joined
 
 

@@ -38,8 +38,8 @@ class Sake:
         return max(0.0, self.suffered.waited_s - self.own_s - self.others_s)
 
     def mean(self, seconds: float) -> float | None:
-        """Returns a sum for each of the requests."""
-        return seconds / self.suffered.count if self.suffered.count else None
+        """Returns a sum for each of the requests that the engine had seen."""
+        return seconds / self.suffered.num_seen if self.suffered.num_seen else None
 
     def add(self, who: Who, suffered: Suffered, groups: Mapping[Group, int]) -> None:
         """Adds what the requests of one cell suffered."""

@@ -38,6 +38,7 @@ _FATES = {
 }
 _SAKE_HEADER = (
     "requests",
+    "seen",
     "there for",
     "own work",
     "work of others",
@@ -48,9 +49,9 @@ _SAKE_HEADER = (
     f"the {MOST_OTHERS} largest of others",
 )
 _SAKE_NOTE = (
-    "Means over the requests that were late, expired, were refused, relegated or preempted: how "
-    "long they were there, and what the engine did in that time. Own work is that of their "
-    "tenants, themselves included."
+    "Requests that were late, expired, refused, relegated or preempted, and how many of them the "
+    "engine had seen. Means over these: how long they were there, and what the engine did in that "
+    "time. Own work is that of their tenants, themselves included."
 )
 
 
@@ -200,6 +201,7 @@ def _sake_row(sake: Sake) -> list[str]:
     )
     return [
         f"{sake.suffered.count:,}",
+        f"{sake.suffered.num_seen:,}",
         *(duration(sake.mean(seconds)) for seconds in (*sums, *parts)),
         ", ".join(names) or DASH,
     ]

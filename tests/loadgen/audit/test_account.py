@@ -116,6 +116,7 @@ def test_refusals_and_floods_of_them_are_counted(tmp_path: Path) -> None:
     by_tenant = {who.tenant: cell for who, cell in rolled_up(account.cells, ("tenant",))}
     assert by_tenant["flood"].num(Harm.REFUSED) == 500
     assert by_tenant["flood"].num(Harm.ANY) == 507
+    assert by_tenant["flood"].harms[Harm.ANY].num_seen == 0
     assert by_tenant["acme"].harms[Harm.REFUSED].examples[0].request_id == "x"
 
 
@@ -168,7 +169,7 @@ def entry(kind: str, tenant: int, number: int, fate: str, at: float) -> dict[str
             return {**base, **asked, "kind": kind}
         case "chunk":
             sizes = {"start": 0, "tokens": 10, "known": 10, "batch_tokens": 10}
-            return {**base, **sizes, "kind": kind, "planned_at": at - 0.5}
+            return {**base, **sizes, "kind": kind, "took_s": 0.5}
         case "finished" | "refused":
             return {**base, "kind": kind, "result": fate, "reason": "x"}
     return {**base, "kind": kind}

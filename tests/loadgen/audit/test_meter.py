@@ -23,23 +23,23 @@ from tests.loadgen.audit.logs import Sender
 PLAIN = LatencyProfile("plain", (Segment(UNBOUNDED, 0.5, prefill=1 / 64, decode=0.25),))
 
 
-def chunk(length: int, planned: float, start: int = 0, batch: int | None = None) -> Computed:
-    return Computed(start, length, start + length, batch or length, planned)
+def chunk(length: int, took: float, batch: int | None = None) -> Computed:
+    return Computed(0, length, length, batch or length, took)
 
 
 def test_an_iteration_is_divided_by_what_its_parts_cost_and_what_is_before_it_is_idle() -> None:
     """Sixteen and 48 tokens cost a quarter and three quarters of a second, of the two it took."""
     meter = Meter(PLAIN, 10.0)
-    meter.chunk(13.0, 0, chunk(16, 11.0, batch=64))
-    meter.chunk(13.0, 1, chunk(48, 11.0, batch=64))
+    meter.chunk(13.0, 0, chunk(16, 2.0, 64))
+    meter.chunk(13.0, 1, chunk(48, 2.0, 64))
     meter.pass_time(14.0)
     assert list(meter.served) == [0.5, 1.5]
-    assert meter.idle_s == 2.0  # before it was planned, and after it
+    assert meter.idle_s == 2.0  # before it began, and after it
 
 
 def test_streams_have_the_time_between_iterations_with_chunks_and_their_part_of_those() -> None:
     meter = Meter(PLAIN, 0.0)
-    meter.chunk(1.0, 0, chunk(16, 0.0))
+    meter.chunk(1.0, 0, chunk(16, 1.0))
     meter.begin_stream(1.0, 0, 16)  # after the iteration that ends now
     assert meter.served[:] == meter.served[:0]
     meter.chunk(4.0, 1, chunk(16, 2.0))  # as dear as the stream's decode
@@ -55,7 +55,7 @@ def test_streams_have_the_time_between_iterations_with_chunks_and_their_part_of_
 def test_who_arrives_within_an_iteration_was_there_for_a_part_of_it() -> None:
     meter = Meter(PLAIN, 0.0)
     start = meter.mark(0.5)
-    meter.chunk(2.0, 0, chunk(16, 0.0))
+    meter.chunk(2.0, 0, chunk(16, 2.0))
     end = meter.mark(2.0)
     assert list(between(start, end)) == [1.5]
     late = meter.mark(3.0)
@@ -94,7 +94,7 @@ def test_all_of_the_time_is_somebodys_or_idle_once(
     for after, group, what, took in events:
         now += after
         if what == "chunk":
-            meter.chunk(now, group, chunk(100, now - took))
+            meter.chunk(now, group, chunk(100, took))
         elif what == "begin":
             meter.begin_stream(now, group, 100)
             streams[group] += 1
