@@ -81,6 +81,7 @@ class Call:
         self.is_admitted = False
         self.is_closed = False
         self.has_started = False
+        self.is_awaited = True  # its output, and does not itself wait for its client to read
         self.displaced: Refused | None = None  # it gave its place to another's
         self._reading: asyncio.Task[object] | None = None  # its handler, while its prompt is read
         self._metrics = metrics
@@ -167,7 +168,7 @@ class Call:
             self.start()
         if piece.tokens:
             lived_s = time.monotonic() - self.arrived_at
-            self._progress[piece.completion].add(len(piece.tokens), lived_s)
+            self._progress[piece.completion].add(len(piece.tokens), lived_s, self.is_awaited)
 
     def restart(self, completion: int) -> None:
         """Notes that what came of a completion is void: the engine begins it again."""

@@ -17,7 +17,7 @@ from engine.deciding.request import Targets
 
 # A client's deadline is earlier than the server knows it: clocks apart and the way take some time,
 # and gRPC rounds a timeout up to two or three digits, at most by 1 %.
-SKEW_S = 0.05
+SKEW_S = 0.1
 SKEW_SHARE = 0.02
 
 
@@ -70,14 +70,16 @@ class Progress:
     is_late: bool = False  # a token came after it was due
     has_ended: bool = False  # by itself
 
-    def add(self, num_tokens: int, now_s: float) -> None:
-        """Notes that so many more tokens, at least one, were handed out."""
+    def add(self, num_tokens: int, now_s: float, is_awaited: bool = True) -> None:
+        """Notes that so many more tokens, at least one, were handed out. Those that had to wait for
+        the caller to take what came before (not `is_awaited`) are not late by that.
+        """
         if not self.num_tokens:
             self.first_s = now_s
         elif now_s - self.last_s > self.worst_gap_s:
             self.worst_gap_s = now_s - self.last_s
         self.last_s = now_s
-        if now_s > self.due_s:
+        if is_awaited and now_s > self.due_s:
             self.is_late = True
         self.num_tokens += num_tokens
         self.due_s += num_tokens * self.tbt_s

@@ -323,10 +323,12 @@ async def _stream(call: Call) -> None:
                 delivery.pending = message = to_message(output)
                 await write(message)
                 delivery.pending = None
+                call.is_awaited = False  # until all that came meanwhile is taken
         elif generation.is_done:
             return
         else:
             await generation.arrival()
+            call.is_awaited = True
 
 
 async def _gather(call: Call) -> pb.GenerateResponse:

@@ -107,7 +107,7 @@ def _request(
     key = key_of(call.tenant, call.request_id, completion)
     estimated_len = max(1, call.num_bytes // _BYTES_PER_TOKEN)
     if asked is None:
-        return Request(
+        unread = Request(
             key,
             range(estimated_len),
             Sampling(max_tokens=default_max_tokens),
@@ -116,6 +116,10 @@ def _request(
             tenant=call.tenant,
             share=call.share,
         )
+        known = call.quality
+        if known is None:
+            return unread
+        return replace(unread, targets=known.targets, importance=known.importance, tier=known.tier)
     quality = asked.quality
     max_tokens = default_max_tokens if asked.max_tokens is None else asked.max_tokens
     return Request(

@@ -68,7 +68,7 @@ def test_nothing_is_on_time_that_did_not_end_by_itself_with_all_targets_met(
 # Deadlines
 
 
-@given(st.floats(1e-3, 1e6), st.floats(0, 0.01), st.floats(0, 0.04))
+@given(st.floats(1e-3, 1e6), st.floats(0, 0.01), st.floats(0, 0.05))
 def test_a_caller_that_waits_for_its_deadline_has_expired(
     allowed_s: float, rounding: float, skew_s: float
 ) -> None:
@@ -92,7 +92,7 @@ def test_who_has_less_time_left_has_rather_expired(allowed_s: float, a: float, b
 
 
 def test_how_close_to_a_deadline_is_past_it() -> None:
-    """50 ms, or 2 % where that is more; of a very short one half."""
+    """100 ms, or 2 % where that is more; of a very short one half."""
     for allowed_s, skew_s in ((1.0, SKEW_S), (100.0, 2.0), (0.02, 0.01)):
         assert is_expired(allowed_s, skew_s)
         assert not is_expired(allowed_s, math.nextafter(skew_s, 1e9))
@@ -114,6 +114,13 @@ def test_when_the_next_token_is_overdue() -> None:
     assert not report.is_overdue(10.0)
     assert report.is_overdue(10.1)
     assert not progress(Targets()).is_overdue(1e9)
+
+
+def test_what_waits_for_a_slow_reader_is_not_late() -> None:
+    chat = progress(CHAT)
+    chat.add(1, 0.5)
+    chat.add(9, 30.0, is_awaited=False)
+    assert not chat.is_late
 
 
 def test_what_came_late_stays_late_though_nothing_is_due_now() -> None:
