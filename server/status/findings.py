@@ -221,7 +221,7 @@ def _overloaded(window: Window) -> Iterator[Finding]:
         parts.append(f"{_count(relegated, 'request')} relegated")
     if num_refused:
         parts.append(f"{num_refused:.0f} refused in the last minute")
-    missed = sum(score.missed for score in scores(window, "tier", RECENT_S).values())
+    missed, _ = _sums(window, RECENT_S)
     is_more_than_can_be_done = demand > 1.0 or num_refused
     what = "overloaded" if is_more_than_can_be_done else "behind, as in a burst"
     yield Finding(
@@ -284,23 +284,40 @@ def _failing(window: Window) -> Iterator[Finding]:
 
 
 def _late(window: Window) -> Iterator[Finding]:
-    tiers = scores(window, "tier", RECENT_S).values()
-    missed, judged = (sum(getattr(s, field) for s in tiers) for field in ("missed", "judged"))
-    if judged and (text := _worst(window)):
-        yield Finding(
-            Level.BAD if missed / judged > 1 - POOR else Level.WARN,
-            f"late: {missed:.0f} of {_count(judged, 'call')} in the last five minutes",
-            text,
-            "The load has just changed, or the forecast errs: the latest decisions below have the"
-            " reasons, and Explain tells the story of each.",
-        )
+    missed, judged = _sums(window, RECENT_S)
+    if not judged or not (worst := _worst(window)):
+        return
+    is_over = not _sums(window, LATELY_S)[0]
+    line = f"late: {missed:.0f} of {_count(judged, 'call')} in the last five minutes"
+    peak = _peak(window)
+    told = f"Up to {peak:.2g} s of work arrived per second." if peak > 1.0 else ""
+    yield Finding(
+        Level.BAD if missed / judged > 1 - POOR and not is_over else Level.WARN,
+        f"{line}, none in the last" if is_over else line,
+        " ".join(filter(None, (told, _who(window) if told else "", worst))),
+        "The latest decisions below have the reasons, and Explain tells the story of each."
+        if told
+        else "The load has just changed, or the forecast errs: the latest decisions below have the"
+        " reasons, and Explain tells the story of each.",
+    )
+
+
+def _sums(window: Window, seconds: float) -> tuple[float, float]:
+    """Returns how many calls of the last seconds missed a target, and of how many that had one."""
+    tiers = scores(window, "tier", seconds).values()
+    return sum(score.missed for score in tiers), sum(score.judged for score in tiers)
+
+
+def _peak(window: Window) -> float:
+    """Returns the most work that has arrived per second, of late."""
+    rows = [row for row in window.rows if row.at >= window.rows[-1].at - RECENT_S]
+    return max((ratio or 0.0 for ratio in window.series("niyama_demand_ratio", rows)), default=0.0)
 
 
 def _well(window: Window) -> Finding:
-    judged = sum(score.judged for score in scores(window, "tier", RECENT_S).values())
+    missed, judged = _sums(window, RECENT_S)
     if not judged:
         return Finding(Level.OK, "all on time", "Nobody with targets has called lately.")
-    missed = sum(score.missed for score in scores(window, "tier", RECENT_S).values())
     on_time = f"{judged - missed:.0f} of {_count(judged, 'call')}"
     return Finding(Level.OK, "all on time", f"In the last five minutes {on_time} were on time.")
 

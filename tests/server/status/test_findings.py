@@ -74,6 +74,18 @@ def test_calls_that_are_late_though_nothing_is_wrong_are_told() -> None:
     assert (found.level, found.line) == (Level.BAD, "late: 1 of 2 calls in the last five minutes")
 
 
+def test_an_overload_that_is_over_is_told_as_such() -> None:
+    history = History()
+    history.add(0.0, calls("chat", on_time=0, late=0))
+    for at, late, demand in ((60.0, 0, 0.5), (120.0, 40, 1.9), (200.0, 40, 0.9)):
+        told = calls("chat", on_time=at, late=late)
+        history.add(at, [*told, Sample("niyama_demand_ratio", {}, demand)])
+    (found,) = findings(SERVING, history.window())
+    line = "late: 40 of 240 calls in the last five minutes, none in the last"
+    assert (found.level, found.line) == (Level.WARN, line)
+    assert found.detail.startswith("Up to 1.9 s of work arrived per second.")
+
+
 def test_one_late_call_of_a_thousand_is_no_alarm() -> None:
     (found,) = findings(SERVING, after(*calls("chat", on_time=999, late=1)))
     assert found.line == "all on time"
