@@ -49,9 +49,22 @@ def main(asked: Asked) -> int:
     for note in asked.notes:
         print(f"niyama-server: warning: {note}", file=sys.stderr)
     if asked.as_json:
-        print(json.dumps(to_dict(resolved, document)))
+        said = [json.dumps(to_dict(resolved, document))]
     else:
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in lines(resolved, document)).encode())
+        said = list(lines(resolved, document))
+    return _print(said)
+
+
+def _print(said: list[str]) -> int:
+    """Prints lines. Returns 0; 1 where they are not taken, as by `head`, or cannot be written."""
+    try:
+        sys.stdout.buffer.write("".join(f"{line}\n" for line in said).encode())
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        if not isinstance(error, BrokenPipeError):
+            print(f"niyama-server: error: cannot print: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

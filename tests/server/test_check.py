@@ -204,6 +204,26 @@ def test_it_is_a_command_that_loads_no_model_and_leaves_nothing_behind(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["n.toml"]
 
 
+@pytest.mark.parametrize(("sink", "message"), [("|", ""), ("/dev/full", "No space left")])
+def test_output_that_is_not_taken_is_no_traceback(sink: str, message: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    target = writing if sink == "|" else os.open(sink, os.O_WRONLY)
+    said = subprocess.run(
+        [sys.executable, "-m", "server", "--check-config"],
+        stdout=target,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    for each in {target, writing}:
+        os.close(each)
+    assert said.returncode == 1
+    assert message in said.stderr
+    assert said.stderr.count("\n") == bool(message)
+
+
 def test_the_example_for_operators_is_good(capsys: pytest.CaptureFixture[str]) -> None:
     """And has every section, and each kind of the rest."""
     text = (ROOT / "server/README.md").read_text(encoding="utf-8")
