@@ -277,6 +277,10 @@ def test_prometheus_takes_the_example() -> None:
     promtool("check", "config", str(FOLDER / "prometheus.yml"))
 
 
+def read(path: Path) -> dict:
+    return dict(yaml.safe_load(path.read_text()))
+
+
 def test_rules_are_as_prometheus_wants_them() -> None:
     promtool("check", "rules", *map(str, RULES))
 
@@ -307,6 +311,31 @@ def test_what_counts_as_missed_is_stated_once() -> None:
     }
 
 
+def test_a_tier_may_have_an_objective_of_its_own(tmp_path: Path) -> None:
+    """By the line that the file holds as a comment."""
+    rules = RULES[0].read_text()
+    line = '# label_replace(vector(0.999), "tier", "chat", "", "")'
+    assert line in rules
+    own = tmp_path / "recording.yml"
+    own.write_text(rules.replace(line, line[2:]))
+    expected = [
+        {"labels": f'tier:niyama_objective:ratio{{tier="{tier}"}}', "value": value}
+        for tier, value in (("chat", 0.999), ("report", 0.99))
+    ]
+    group = {
+        "interval": "1m",
+        "input_series": [
+            {"series": requests("on_time", tier), "values": "1x5"} for tier in ("chat", "report")
+        ],
+        "promql_expr_test": [
+            {"expr": "tier:niyama_objective:ratio", "eval_time": "5m", "exp_samples": expected}
+        ],
+    }
+    path = tmp_path / "objective_test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(own)], "tests": [group]}))
+    promtool("test", "rules", str(path))
+
+
 def test_each_alert_fires_and_ends(tmp_path: Path) -> None:
     assert {scenario.alert for scenario in SCENARIOS} == alerts().keys()
     paths = []
@@ -315,6 +344,8 @@ def test_each_alert_fires_and_ends(tmp_path: Path) -> None:
         content = {
             "rule_files": [str(rule) for rule in RULES],
             "evaluation_interval": f"{interval}m",
+            # What is recorded is known for five minutes, which may end before the next look.
+            "group_eval_order": [g["name"] for path in RULES for g in read(path)["groups"]],
             "tests": [_group(scenario) for scenario in SCENARIOS if scenario.interval == interval],
         }
         paths[-1].write_text(yaml.safe_dump(content))
