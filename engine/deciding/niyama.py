@@ -49,7 +49,7 @@ from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Work
-from engine.deciding.policy import ALL, KEPT_RANK, Cause, Move, MoveKind, Policy
+from engine.deciding.policy import ALL, KEPT_RANK, NOTHING, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
 from engine.deciding.queue import Key, SequenceQueue
 from engine.deciding.request import BEYOND, Importance
@@ -260,9 +260,13 @@ class Niyama(Policy):
 
     def review(self, now: float) -> list[Move]:
         moves: list[Move] = []
+        highest = 0
         if self.config.relegation:
+            late_s = now + self._promises.all.lateness  # how much too long the queue is
             while (pair := self._promises.victim(now, self._lead_s)) is not None:
-                moves.append(self._relegate(*pair, now))
+                highest = highest if moves else self._promises.highest
+                early_s = self._lead_s if pair[0].importance < highest else 0.0
+                moves.append(self._relegate(*pair, now, late_s + early_s))
             moves += self._yield()
             if not moves:
                 moves += self._restore(now)
@@ -271,8 +275,11 @@ class Niyama(Policy):
             moves += self._reorder(now)
         return moves
 
-    def _relegate(self, victim: Sequence, late: Sequence, now: float) -> Move:
-        work_s, short_s = self._promises.all.work(victim), now + self._promises.all.lateness
+    def _relegate(self, victim: Sequence, late: Sequence, now: float, short_s: float) -> Move:
+        """Relegates the victim, for the late one's sake; with `short_s` less to do in the queue
+        that would not be.
+        """
+        work_s = self._promises.all.work(victim)
         self._break_promise(victim)
         self._recent.note_given_up(work_s)
         if self._tells_of_the_load(victim):
@@ -285,7 +292,7 @@ class Niyama(Policy):
             return Move(
                 victim, key, MoveKind.RELEGATE, ALONE, cause=Cause.LATE_ALONE, values=values
             )
-        values["short_s"] = short_s if short_s > 0 else short_s + self._lead_s
+        values["short_s"] = short_s
         values["as_high"] = float(self._is_spared_as_high(victim, late))
         why, cause = "others could not be on time", Cause.FOR_OTHERS
         if victim is late:
@@ -334,10 +341,10 @@ class Niyama(Policy):
         if victim is None or self._promises.all.work(victim) < costly_s:
             return []
         self._num_spent += 1
-        move = self._relegate(victim, victim, now)
+        move = self._relegate(victim, victim, now, 0.0)
         self._restorable.discard(victim)
         why = "within the allowance: among the costliest, under load"
-        return [move._replace(reason=why, cause=Cause.ALLOWANCE)]
+        return [move._replace(reason=why, cause=Cause.ALLOWANCE, values=NOTHING)]
 
     def _restore(self, now: float) -> list[Move]:
         """Takes back the relegated request that is due next, if there is twice the time for it."""

@@ -59,6 +59,11 @@ class Promises:
         """Says whether anybody is promised who counts as that important."""
         return self._present[importance] > 0
 
+    @property
+    def highest(self) -> int:
+        """The highest importance in here, which is not empty."""
+        return max(importance for importance, number in self._present.items() if number)
+
     def load(self, now: float) -> float:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
         from `now` on leaves; 0 if nobody waits, inf if not all can be on time.
@@ -89,8 +94,7 @@ class Promises:
             return None  # only rounding could lead here
         if start + self.all.work(late) > late.prefill_due_at:
             return late, late
-        highest = max(importance for importance, number in self._present.items() if number)
-        return (victim, late) if certain or victim.importance < highest else None
+        return (victim, late) if certain or victim.importance < self.highest else None
 
     def check(self) -> None:
         """Asserts that the tree is sound, and that who is counted is in it."""

@@ -127,7 +127,8 @@ def _missed(request: Request, end: End) -> list[tuple[str, float]]:
     if targets.ttlt_s is not None and end.ttlt_s is not None and end.ttlt_s > targets.ttlt_s:
         text = f"TTLT was {_time(end.ttlt_s)} against a target of {_time(targets.ttlt_s)}"
         missed.append((text, end.ttlt_s - targets.ttlt_s))
-    if end.tbt_needed_s is not None:
+    is_paced = (end.tbt_needed_s or 0.0) <= (targets.tbt_s or 0.0)
+    if end.tbt_needed_s is not None and not (missed and is_paced):  # else the first alone was late
         text = (
             f"tokens came later than {_time(targets.ttft_s)} + n * {_time(targets.tbt_s)}"
             f" (longest gap {_time(end.worst_tbt_s)})"
@@ -309,7 +310,7 @@ def _more_important(timeline: Timeline) -> Iterator[str]:
         )
     relegated = _last(timeline.decisions, "relegated")
     if relegated is not None and relegated.values.get("as_high"):
-        yield "Of high importance it would not have been relegated: another would have been."
+        yield "Of high importance another would have been relegated before it."
 
 
 def _last(decisions: list[Decision], kind: str) -> Decision | None:

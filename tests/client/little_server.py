@@ -154,7 +154,19 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
             request_id="known",
             targets=pb.ResolvedTargets(tier="batch", source=pb.TARGET_SOURCE_TIER),
             decisions=[
-                pb.Decision(kind="admitted", detail="behind 3 others"),
+                pb.Decision(
+                    kind="admitted",
+                    detail="behind 3 others",
+                    ahead=[
+                        pb.WorkAhead(
+                            tier="chat",
+                            tenant="acme",
+                            work=Duration(seconds=2),
+                            beyond=Duration(seconds=1),
+                        ),
+                        pb.WorkAhead(work=Duration(seconds=1)),
+                    ],
+                ),
                 pb.Decision(
                     at=Duration(nanos=20_000_000),
                     kind="chunk",
@@ -164,6 +176,17 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
                 ),
             ],
             summary="On time.",
+            budget=pb.TimeBudget(
+                reading=Duration(seconds=1),
+                waiting=Duration(seconds=2),
+                prefill=Duration(seconds=3),
+                decoding=Duration(seconds=4),
+                held=Duration(seconds=5),
+            ),
+            needed=["Nothing."],
+            result="on_time",
+            tenant="acme",
+            from_decision_log=True,
         )
 
 

@@ -12,7 +12,9 @@ from client.values import (
     Relegated,
     SamplingDefaults,
     TargetResult,
+    TimeBudget,
     Tokens,
+    WorkAhead,
 )
 from tests.client.little_server import LittleInference
 
@@ -172,6 +174,13 @@ async def test_explain_tells_the_timeline(client: AsyncClient) -> None:
     assert [decision.kind for decision in story.decisions] == ["admitted", "chunk"]
     assert (story.decisions[1].at, story.decisions[1].predicted_at) == (0.02, 0.018)
     assert story.decisions[1].values == {"tokens": 64.0}
+    assert story.decisions[0].ahead == (
+        WorkAhead("chat", "acme", 2.0, 1.0),
+        WorkAhead("", None, 1.0, 0.0),
+    )
+    assert story.budget == TimeBudget(1.0, 2.0, 3.0, 4.0, 5.0)
+    assert (story.needed, story.result, story.tenant) == (("Nothing.",), "on_time", "acme")
+    assert story.from_decision_log
     assert story.summary == "On time."
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from client.__main__ import main
 from tests.client.little_server import LittleInference
 
+ADMITTED = {"admitted": True, "reason": "", "detail": "", "retry_after": None}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -164,9 +166,28 @@ async def test_estimate_and_explain_and_count(address: str, capsys: Capture) -> 
     assert await run("estimate", "10", "15", "--ttlt", "20", "--server", address) == 0
     assert capsys.readouterr().out.startswith("LATE\npredicted TTFT 10,000.0 ms")
     assert await run("explain", "known", "--server", address) == 0
-    assert "20.0 ms  chunk        64 tokens  (predicted 18.0 ms)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "20.0 ms  chunk        64 tokens  (predicted 18.0 ms)" in shown
+    assert "2,000.0 ms ahead, tier chat, tenant acme, 1,000.0 ms of it beyond its part" in shown
+    assert "1,000.0 ms ahead, of others" in shown
+    assert "read in the decision log" in shown
+    assert shown.endswith("On time.\n- Nothing.\n")
     assert await run("count", "a b c", "--server", address) == 0
     assert capsys.readouterr().out == "3\n"
+
+
+async def test_what_programs_read_is_an_object_per_line(address: str, capsys: Capture) -> None:
+    """Instants and durations in seconds; what is not finite is null."""
+    for command, expected in (
+        (("explain", "known"), {"request_id": "known", "result": "on_time", "tenant": "acme"}),
+        (("estimate", "10", "15", "--ttlt", "20"), {"admission": ADMITTED}),
+        (("info",), {"default_tier": "standard"}),
+    ):
+        assert await run(*command, "--json", "--server", address) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        told = json.loads(line)
+        assert expected.items() <= told.items()
+    assert json.loads(line)["tiers"][0]["importance"] in ("low", "normal", "high")
 
 
 async def test_a_relegation_is_shown_when_it_comes(address: str, capsys: Capture) -> None:
