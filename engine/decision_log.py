@@ -15,6 +15,9 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
 * `admitted`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
   what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`; where
   work was ahead `ahead` says whose: the largest parts as [tier, share, seconds, seconds beyond];
+* `speed`, of no request, every second of computing: `iterations` that ended between `since` (on
+  the engine's clock) and `at` took `actual_s`, with what the host did between them, and take
+  `profile_s` by the latency profile;
 * `finished`, the last of each request: `result` (a `Fate`), `reason`, `output_tokens`,
   `cached_tokens`, `ttft_s`, `worst_tbt_s`, `ttlt_s`, `lived_s`, `relegated`, `preemptions`,
   `queue_s`, `holds`, `tbt_needed_s` and the parts of `engine.deciding.budget.Budget`. Of one
@@ -42,6 +45,7 @@ from engine.deciding.budget import Budget
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.outcome import Fate
 from engine.deciding.request import Importance, Targets
+from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.timeline import End
 from engine.tiers import Tier, Tiers
 
@@ -69,7 +73,9 @@ class Service:
     max_queued_tokens: int | None = None
 
     @classmethod
-    def of(cls, tiers: Tiers, max_requests: int, max_queued_tokens: int) -> Service:
+    def of(
+        cls, tiers: Tiers, max_requests: int | None = None, max_queued_tokens: int | None = None
+    ) -> Service:
         """Returns it for tiers and limits that are in force."""
         weights = {name: share.weight for name, share in tiers.tenants.items()}
         named = tuple(tiers.tiers.values())
@@ -84,6 +90,37 @@ class Service:
             "max_requests": self.max_requests,
             "max_queued_tokens": self.max_queued_tokens,
         }
+
+
+def described(
+    config: SchedulerConfig,
+    profile: LatencyProfile,
+    service: Service,
+    *,
+    version: str,
+    model: str,
+    started_unix_s: float,
+) -> dict[str, Any]:
+    """Returns what the log says of an engine and the service that it belongs to."""
+    niyama = config.niyama
+    return {
+        "version": version,
+        "model": model,
+        "policy": config.policy,
+        "chunk_size": config.chunk_size,
+        "max_gap": number(niyama.pace.max_gap),
+        "reserve": niyama.pace.reserve,
+        "relegation_allowance": niyama.allowance,
+        "background_share": niyama.background_share,
+        "longest_wait_s": number(niyama.longest_wait_s),
+        "kv_tokens": config.num_pages * config.page_size,
+        "page_size": config.page_size,
+        "context_len": config.context_len,
+        "max_batch_size": config.max_batch_size,
+        "started_unix_s": round(started_unix_s, 6),
+        "profile": profile.to_dict(),
+        **service.described(),
+    }
 
 
 def _tier_fields(tier: Tier) -> dict[str, Any]:
@@ -174,6 +211,7 @@ class Logged:
     count: int = 1
     until_unix_s: float | None = None
     attempt: int = 1
+    target_source: str = ""  # a `TargetSource`, or "" where the log does not say
     promised: bool | None = None  # whether its admission told that it would be on time
     fate: Fate | None = None  # None: the log does not say how it ended
     reason: str = ""
@@ -225,6 +263,24 @@ def computed(entry: Entry) -> Computed:
     if not 0 <= start < start + length <= known or batch_tokens < length:
         raise BadLog(f"{entry.place}: no chunk of a prompt")
     return Computed(start, length, known, batch_tokens, max(0.0, fields.real("took_s")))
+
+
+class Speed(NamedTuple):
+    """What an entry of the kind "speed" says: until when iterations took `factor` times what the
+    latency profile says.
+    """
+
+    unix_s: float
+    factor: float
+
+
+def speed(entry: Entry) -> Speed:
+    """Returns what an entry of the kind "speed" says. Raises BadLog."""
+    fields = _Fields(entry.values, entry.place)
+    actual_s, profile_s = fields.real("actual_s"), fields.real("profile_s")
+    if not (actual_s > 0 and profile_s > 0):
+        raise BadLog(f"{entry.place}: actual_s and profile_s are to be positive")
+    return Speed(entry.unix_s, actual_s / profile_s)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -434,6 +490,7 @@ def logged(entry: Entry) -> Logged:
         fields.maybe_real("timeout_s"),
         entry.place,
         attempt=fields.maybe_count("attempt") or 1,
+        target_source=fields.text("target_source", ""),
     )
 
 

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from engine.deciding.outcome import Fate
 from engine.deciding.plan import Accepted, Event, Finished, Plan, Relegated, Token, Work
+from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence, Status
@@ -42,6 +44,7 @@ class Arrival(NamedTuple):
     timeout_s: float | None = None  # from its arrival
     # The tokens after which its output is over, if STOP is a stop token of it; None: `max_tokens`.
     output_len: int | None = None
+    leaves_s: float | None = None  # after which the caller hangs up, from its arrival
 
 
 class Refusal(Enum):
@@ -79,7 +82,8 @@ class Replica:
     # Of the requests in flight, by their ids:
     _arrivals: dict[str, Arrival] = field(default_factory=dict)
     _leaving: dict[str, int] = field(default_factory=dict)  # tokens after which the caller hangs up
-    _timeouts: list[tuple[float, str]] = field(default_factory=list)  # heap of (instant, id)
+    # Heap of (instant, id, whether its deadline passes; else its caller hangs up)
+    _timeouts: list[tuple[float, str, bool]] = field(default_factory=list)
     _relegated: set[str] = field(default_factory=set)
     _promised: dict[str, bool] = field(default_factory=dict)  # `on_time` of their Accepted
     _output_len: dict[str, int] = field(default_factory=dict)  # of those that end by STOP
@@ -94,7 +98,10 @@ class Replica:
         """Takes a request in, or returns the result that says why it was refused."""
         request, id = arrival.request, arrival.request.id
         if len(self._arrivals) >= self.max_requests:
-            return self._refuse(request, Refusal.QUEUE_FULL, "the queue is full")
+            why = "the queue is full"
+            call = Unserved(request, Fate.REFUSED, "queue_full", why, request.arrived_at)
+            self.scheduler.unserved(call)
+            return self._refuse(request, Refusal.QUEUE_FULL, why)
         try:
             events = self.scheduler.submit(request, self.now)
         except ValueError as error:
@@ -110,8 +117,9 @@ class Replica:
             self._leaving[id] = arrival.leaves_after
         if arrival.output_len is not None:
             self._output_len[id] = arrival.output_len
-        if arrival.timeout_s is not None:
-            heapq.heappush(self._timeouts, (request.arrived_at + arrival.timeout_s, id))
+        for seconds, is_deadline in ((arrival.timeout_s, True), (arrival.leaves_s, False)):
+            if seconds is not None:
+                heapq.heappush(self._timeouts, (request.arrived_at + seconds, id, is_deadline))
         return None
 
     def _refuse(self, request: Request, refusal: Refusal, error: str) -> Result:
@@ -208,9 +216,10 @@ class Replica:
 
     def _time_out(self) -> Iterator[Result]:
         while self._timeouts and self._timeouts[0][0] <= self.now:
-            _, id = heapq.heappop(self._timeouts)
+            _, id, is_deadline = heapq.heappop(self._timeouts)
             if id in self._arrivals:
-                yield from self._cancel(id, FinishReason.TIMEOUT)
+                reason = FinishReason.TIMEOUT if is_deadline else FinishReason.CANCELLED
+                yield from self._cancel(id, reason)
 
     def _cancel(self, id: str, reason: FinishReason) -> Iterator[Result]:
         output = self.scheduler.sequence(id).output

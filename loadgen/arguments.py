@@ -18,6 +18,7 @@ from loadgen.flags import LoadFlags, ModeFlags, ReportFlags, RequestFlags, Targe
 from loadgen.simulation_flags import SimulationFlags
 from loadgen.workload import toml_file
 from loadgen.workload.arrivals import Process
+from loadgen.workload.logged import is_log
 from loadgen.workload.spec import Spec, TierSpec
 
 _EPILOG = """\
@@ -84,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         parser.error("argument --policy: not allowed with argument --compare, which names them")
     arguments = Arguments(
         make(TargetFlags, typed),
-        SimulationFlags(**simulation) if simulation else None,
+        SimulationFlags(**simulation, given=frozenset(simulation)) if simulation else None,
         make(LoadFlags, typed),
         make(RequestFlags, typed),
         mode,
@@ -114,6 +115,10 @@ def _contradiction(arguments: Arguments) -> str:
         return "argument --trace: not allowed with lengths for all tiers, which its rows give"
     if load.replay is not None and (load.arrivals, load.cv) != (None, None):
         return "argument --replay: not allowed with --arrivals or --cv, its rows say when"
+    if load.scale is not None and load.rps is not None:
+        return "argument --scale: not allowed with argument --rps"
+    if mode.find_replicas and simulation is None:
+        return "argument --find-replicas: only with --simulate"
     if load.cv is not None and load.arrivals not in (None, Process.GAMMA):
         return "argument --cv: only of gamma arrivals"
     return ""
@@ -163,13 +168,16 @@ def to_spec(arguments: Arguments) -> Spec:
         prefix=requests.shared_prefix,
     )
     named = [name for name in {**prompt, **output} if name]
+    replay, logs = _replayed(arguments)
     spec = Spec(
         rate=load.rps,
         duration_s=load.duration,
         seed=load.seed,
         process=load.arrivals,
         cv=load.cv,
-        replay=load.replay,
+        replay=replay,
+        logs=logs,
+        scale=load.scale,
         mix=load.mix,
         tenants=requests.tenants,
         applications=requests.applications,
@@ -178,3 +186,26 @@ def to_spec(arguments: Arguments) -> Spec:
         tiers={name: TierSpec(prompt=prompt.get(name), output=output.get(name)) for name in named},
     )
     return spec if load.workload is None else spec.over(toml_file.load(load.workload))
+
+
+def _replayed(arguments: Arguments) -> tuple[Path | None, tuple[Path, ...] | None]:
+    """Returns the trace that is replayed, or the decision logs. Raises ValueError where a flag says
+    otherwise of what is in a log, or OSError.
+    """
+    load, requests, paths = arguments.load, arguments.requests, arguments.load.replay
+    if paths is None:
+        return None, None
+    are_logs = [is_log(path) for path in paths]
+    if len(paths) == 1 and not are_logs[0]:
+        return paths[0], None
+    if not all(are_logs):
+        raise ValueError(f"{paths[are_logs.index(False)]}: no decision log, and one trace at most")
+    said = {name: getattr(requests, name) for name in flags_of(RequestFlags)}
+    said |= {"mix": load.mix, "workload": load.workload}
+    if arguments.simulation is not None:
+        said["stated_output"] = arguments.simulation.stated_output
+    for name, value in said.items():
+        if value not in (None, ()):
+            flag = name.replace("_", "-")
+            raise ValueError(f"argument --{flag}: not allowed with a decision log, which says it")
+    return None, paths

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -28,8 +28,9 @@ from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, NotMeasured
 from loadgen.scoring.summary import Measuring
-from loadgen.silos import SiloTarget
+from loadgen.silos import SiloTarget, smallest
 from loadgen.targets import local_server
+from loadgen.targets.simulated import SimulatedTarget
 from loadgen.targets.target import End, Target, Unreachable
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
@@ -94,6 +95,7 @@ class _Command:
     argv: Sequence[str]
     done: list[Measurement] = field(default_factory=list)  # every run so far
     capacities: dict[str, Capacity] = field(default_factory=dict)  # by contender
+    replicas: dict[str, int] = field(default_factory=dict)  # the fewest that serve, by contender
 
     @property
     def mode(self) -> ModeFlags:
@@ -109,8 +111,9 @@ class _Command:
         finally:
             if self.done:
                 with interrupts.unheard():
+                    found = self.capacities, self.replicas
                     _Reports(
-                        self.arguments, self.spec, self.out, self.argv, self.done, self.capacities
+                        self.arguments, self.spec, self.out, self.argv, self.done, *found
                     ).make()
         if not all(capacity.is_bracketed for capacity in self.capacities.values()):
             return EXIT_INVALID
@@ -150,18 +153,23 @@ class _Command:
         simulation = self.arguments.simulation
         fair_share = simulation is not None and simulation.fair_share
 
-        def measure(load: Workload, name: str) -> Measurement:
+        def measure_on(asked: Target, load: Workload, name: str) -> Measurement:
             full_name = f"{contender} {name}".strip()
+            info = asked.info()
             done = modes.measure(
-                target, info, load, measuring, showing, full_name, contender, fair_share
+                asked, info, load, measuring, showing, full_name, contender, fair_share
             )
             self.done.append(done)
             return done
+
+        measure = partial(measure_on, target)
 
         if self.mode.sweep:
             return modes.sweep(measure, workload, self.mode.sweep)
         if self.mode.find_capacity:
             return self._search(measure, workload, contender)
+        if self.mode.find_replicas:
+            return self._fewest(target, measure_on, workload, contender)
         return [measure(workload, "")]
 
     def _search(self, measure: Measure, workload: Workload, contender: str) -> list[Measurement]:
@@ -183,6 +191,33 @@ class _Command:
         capacity, done = modes.search_capacity(measure_aloud, workload, search)
         self.capacities[contender] = capacity
         line = terminal.capacity_line(capacity, search.max_misses)
+        self.out.print(f"{escape(contender)} {line}".strip(), highlight=False)
+        return done
+
+    def _fewest(
+        self,
+        target: Target,
+        measure_on: Callable[[Target, Workload, str], Measurement],
+        workload: Workload,
+        contender: str,
+    ) -> list[Measurement]:
+        """Searches the fewest replicas that serve a load and prints each step and the result."""
+        if not isinstance(target, SimulatedTarget):
+            raise ValueError(f"{contender}: only replicas that share all requests are searched")
+        search = modes.Search(guess=1.0, max_misses=self.mode.max_misses)
+        done: list[Measurement] = []
+
+        def serves(count: int) -> bool:
+            several = SimulatedTarget(replace(target.setup, replicas=count))
+            done.append(measure_on(several, workload, f"{count} x"))
+            passed = search.is_passed(done[-1].summary)
+            self.out.print(terminal.search_line(done[-1], passed), highlight=False)
+            if done[-1].summary.end is not End.COMPLETE:
+                raise NotMeasured(done[-1].summary.problem)
+            return passed
+
+        self.replicas[contender] = count = smallest(serves)
+        line = terminal.replicas_line(count, search.max_misses)
         self.out.print(f"{escape(contender)} {line}".strip(), highlight=False)
         return done
 
@@ -211,6 +246,7 @@ class _Reports:
     argv: Sequence[str]
     done: Sequence[Measurement]
     capacities: Mapping[str, Capacity]  # by contender
+    replicas: Mapping[str, int]
 
     def make(self) -> None:
         """Prints the report and writes the files that were asked for. Raises NotWritten."""
@@ -222,7 +258,7 @@ class _Reports:
     def _show(self) -> None:
         """Prints the report; that of a search was printed step by step."""
         mode = self.arguments.mode
-        if not mode.find_capacity:
+        if not (mode.find_capacity or mode.find_replicas):
             terminal.print_mode(mode.name, self.done, self.spec.planned_seed, self.out)
 
     def _write(self) -> None:
@@ -246,7 +282,8 @@ class _Reports:
 
     def _write_json(self, path: Path) -> None:
         mode = self.arguments.mode.name
-        document = figures.to_json(mode, self._flags_as_sent(), self.done, self.capacities)
+        found = self.capacities, self.replicas
+        document = figures.to_json(mode, self._flags_as_sent(), self.done, *found)
         figures.write(document, path)
 
     def _write_html(self, path: Path) -> None:
@@ -257,7 +294,7 @@ class _Reports:
         first run really had.
         """
         first = self.done[0]
-        rate = self.spec.planned_rate
+        rate = self.spec.planned_rate if self.spec.logs is None else self.spec.rate
         really = {
             "seed": self.spec.planned_seed,
             "rps": None if rate is None else str(rate),

@@ -90,7 +90,16 @@ class LoadFlags:
     ] = None
     cv: Annotated[float | None, Flag("of gamma arrivals: coefficient of variation")] = None
     replay: Annotated[
-        Path | None, Flag("arrival times and lengths of a trace's rows", metavar="TRACE")
+        tuple[Path, ...] | None,
+        Flag(
+            "instants and lengths of a trace, or all that decision logs say of requests",
+            metavar="TRACE|LOG,...",
+            parse=parse_replay,
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        Flag("so many times the rate (of a log: bursts stay where they are)", parse=parse_factor),
     ] = None
 
 
@@ -156,6 +165,9 @@ class ModeFlags:
     find_capacity: Annotated[bool, Flag("the largest rate that is served", is_exclusive=True)] = (
         False
     )
+    find_replicas: Annotated[
+        bool, Flag("simulated: the fewest engines that serve the load", is_exclusive=True)
+    ] = False
     slo_gate: Annotated[
         Shares | None,
         Flag(
@@ -193,6 +205,8 @@ class ModeFlags:
             return "compare"
         if self.sweep:
             return "sweep"
+        if self.find_replicas:
+            return "find-replicas"
         return "find-capacity" if self.find_capacity else "run"
 
 
@@ -217,6 +231,22 @@ class ReportFlags:
     json: Annotated[Path | None, Flag("write the figures", metavar="FILE")] = None
     html: Annotated[Path | None, Flag("write a page of charts", metavar="FILE")] = None
     csv: Annotated[Path | None, Flag("write a row per request", metavar="FILE")] = None
+
+
+def parse_replay(text: str) -> tuple[Path, ...]:
+    """Reads FILE,FILE,...; a file whose name has a comma is one."""
+    return (Path(text),) if Path(text).exists() else tuple(map(Path, text.split(",")))
+
+
+def parse_factor(text: str) -> float:
+    """Reads a positive number. Raises ValueError."""
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{text!r} is not a factor such as 1.5")
+    return factor
 
 
 def parse_rates(text: str) -> list[float]:

@@ -16,6 +16,7 @@ from loadgen.targets import live, local_server
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.simulated import SimulatedTarget
 from loadgen.targets.target import Target
+from loadgen.workload import logged
 from loadgen.workload.spec import DEFAULT_SEED, Spec
 
 
@@ -64,12 +65,15 @@ class Opener:
 
     def _simulated(self, flags: SimulationFlags, contender: str | None) -> Target:
         drain_s, spec = self.arguments.target.drain, self.spec
+        log = None if spec.logs is None else logged.load(spec.logs)
         setup = flags.setup(
             drain_s=math.inf if drain_s is None else drain_s,
-            prefix_caching=any(tier.prefix for tier in (spec.everyone, *spec.tiers.values())),
+            prefix_caching=any(tier.prefix for tier in (spec.everyone, *spec.tiers.values()))
+            or (log is not None and log.has_prefixes),
             stated_output=spec.planned_stated,
             seed=self.arguments.load.seed or DEFAULT_SEED,
             keeps_series=self.arguments.report.html is not None,
+            log=log,
         )
         if contender is None:
             return SimulatedTarget(setup)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from client.values import Importance, Targets, Tier
 from engine.deciding.niyama import NiyamaConfig
@@ -18,9 +18,21 @@ from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
+from loadgen.workload.logged import Log
 from loadgen.workload.units import parse_duration, parse_weights
 
 _USUAL = Setup(profiles.A100)  # the defaults
+# What a decision log says of how its engine was told to decide.
+_IN_LOGS: dict[str, type[Any]] = {
+    "policy": str,
+    "chunk_size": int,
+    "max_gap": float,
+    "reserve": float,
+    "relegation_allowance": float,
+    "background_share": float,
+    "longest_wait_s": float,
+    "max_requests": int,
+}
 # Flags of the server by the same name.
 _OF_THE_SERVER = (
     *("policy", "chunk_size", "context_len", "max_batch_size"),
@@ -34,7 +46,11 @@ class SimulationFlags:
 
     simulate: Annotated[
         str,
-        Flag(f"{profiles.A100.name}, roofline:DEVICE:CONFIG.json, or FILE", metavar="PROFILE"),
+        Flag(
+            f"{profiles.A100.name}, roofline:DEVICE:CONFIG.json, FILE, or log: the engine whose"
+            " decision log is replayed",
+            metavar="PROFILE",
+        ),
     ]
     policy: Annotated[str, Flag("default %(default)s", POLICIES)] = _USUAL.policy
     chunk_size: Annotated[int, Flag(f"of {', '.join(ORDERS)} (default %(default)s)")] = (
@@ -53,7 +69,10 @@ class SimulationFlags:
     routing: Annotated[str, Flag("default %(default)s", ROUTINGS)] = _USUAL.routing
     tiers: Annotated[
         Path | None,
-        Flag("as the server reads it (default: the profile's)", metavar="FILE"),
+        Flag(
+            "as the server reads it (default: the replayed log's, else the profile's)",
+            metavar="FILE",
+        ),
     ] = None
     tier: Annotated[
         Sequence[Tier],
@@ -109,6 +128,12 @@ class SimulationFlags:
     longest_wait_s: Annotated[
         float, Flag("niyama: best effort, and relegated when late (default %(default)s)")
     ] = _USUAL.niyama.longest_wait_s
+    decision_log: Annotated[
+        Path | None, Flag("write what a server's would say, of the last run", metavar="FILE")
+    ] = None
+    reserve: float = _USUAL.niyama.pace.reserve  # as a log says, like the next
+    background_share: float = _USUAL.niyama.background_share
+    given: frozenset[str] = frozenset()  # the flags that were given
 
     def setup(
         self,
@@ -118,35 +143,67 @@ class SimulationFlags:
         stated_output: Stated,
         seed: int,
         keeps_series: bool,
+        log: Log | None = None,
     ) -> Setup:
-        """Returns the replicas asked for. Raises ValueError, naming the field, or OSError."""
-        in_file = profiles.load_weights(self.tiers) if self.tiers else {}
+        """Returns the replicas asked for, to which `log` is replayed. Raises ValueError, naming the
+        field, or OSError.
+        """
+        flags = self if log is None else self.as_logged(log)
+        weights = {} if log is None else log.header.service.weights
+        in_file = profiles.load_weights(self.tiers) if self.tiers else weights
         return Setup(
-            self.profile(),
-            policy=self.policy,
-            chunk_size=self.chunk_size,
-            replicas=self.replicas,
-            routing=self.routing,
-            predictor_error=self.predictor_error,
-            max_requests=math.inf if self.max_requests is None else self.max_requests,
+            flags.profile(log),
+            policy=flags.policy,
+            chunk_size=flags.chunk_size,
+            replicas=flags.replicas,
+            routing=flags.routing,
+            predictor_error=flags.predictor_error,
+            max_requests=math.inf if flags.max_requests is None else flags.max_requests,
             drain_s=drain_s,
             prefix_caching=prefix_caching,
             stated_output=stated_output,
             niyama=NiyamaConfig(
-                pace=PaceConfig(max_gap=self.max_gap),
-                allowance=self.relegation_allowance,
-                longest_wait_s=self.longest_wait_s,
+                pace=PaceConfig(max_gap=flags.max_gap, reserve=flags.reserve),
+                allowance=flags.relegation_allowance,
+                background_share=flags.background_share,
+                longest_wait_s=flags.longest_wait_s,
             ),
             weights={**in_file, **(self.weights or {})},
             seed=seed,
             keeps_series=keeps_series,
+            decision_log=self.decision_log,
+            slowness=log.speeds if log is not None and self.is_logged else (),
         )
 
-    def profile(self) -> Profile:
-        """Returns the profile with what flags say otherwise. Raises BadProfile, or OSError."""
-        profile = profiles.load(self.simulate).with_overhead(self.host_overhead)
-        tiers = profiles.load_tiers(self.tiers) if self.tiers else profile.tiers
-        named = {tier.name: tier for tier in (*tiers, *self.tier)}
+    @property
+    def is_logged(self) -> bool:
+        """Says whether they ask for the engine whose log is replayed."""
+        return self.simulate == profiles.LOGGED
+
+    def as_logged(self, log: Log) -> SimulationFlags:
+        """Returns them, where they ask for the engine of the log, with what that was told, unless a
+        flag says otherwise. Raises ValueError.
+        """
+        if not self.is_logged:
+            return self
+        values, found = log.header.values, {}
+        for name, kind in _IN_LOGS.items():
+            value = values.get(name)
+            if name not in self.given and isinstance(value, str | int | float):
+                found[name] = kind(value)
+        return replace(self, **found)
+
+    def profile(self, log: Log | None = None) -> Profile:
+        """Returns the profile with what flags say otherwise. A tier with other targets keeps its
+        importance. Raises BadProfile, or OSError.
+        """
+        profile = profiles.load(self.simulate, log).with_overhead(self.host_overhead)
+        usual = profile.tiers if log is None else log.tiers
+        tiers = profiles.load_tiers(self.tiers) if self.tiers else usual
+        named = {tier.name: tier for tier in tiers}
+        for tier in self.tier:
+            before = named.get(tier.name, tier)
+            named[tier.name] = replace(tier, importance=before.importance)
         return replace(
             profile,
             tiers=tuple(named.values()),

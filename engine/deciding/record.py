@@ -29,6 +29,7 @@ from engine.deciding.outcome import Fate, fate
 from engine.deciding.plan import Finished, Plan
 from engine.deciding.request import Request, key_of, named_by
 from engine.deciding.sequence import Sequence, Status
+from engine.deciding.speed import Span
 from engine.deciding.story import head
 from engine.deciding.timeline import Ahead, Decision, End, Timeline
 
@@ -322,6 +323,10 @@ class DecisionLog:
                 took_s=took_s,
                 expected_s=plan.predicted_s,
             )
+
+    def ran(self, span: Span) -> None:
+        """Tells the sink how long iterations took."""
+        self._tell("", span.at, "speed", values=span._asdict())
 
     def first_token(self, sequence: Sequence, at: float) -> None:
         """The first token of a request came."""

@@ -48,6 +48,7 @@ from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence
+from engine.deciding.speed import SpeedNotes
 from engine.deciding.stats import (
     ERROR_BOUNDS,
     ITERATION_BOUNDS,
@@ -109,6 +110,7 @@ class Scheduler:
         self._events: list[Event] = []  # that planning caused; handed out by the next call
         self._in_flight: Plan | None = None  # advanced, and not committed
         self._started_at = 0.0  # when the plan in flight did
+        self._speed = None if decision_sink is None else SpeedNotes(latency.profile)
 
     # A request comes, and its caller may leave
 
@@ -223,6 +225,8 @@ class Scheduler:
         With one in flight, `now` is the instant at which that is expected to end.
         """
         if not self.roster.waiting and not self.roster.running:
+            if self._speed is not None:
+                self._speed.idle()
             return None
         self._apply(self.policy.review(now), now)
         return self._planner.plan(now)
@@ -304,6 +308,9 @@ class Scheduler:
         self._in_flight = None
         events, self._events = self._events, []
         self.record.computed(plan, now, now - started_at)
+        if self._speed is not None:
+            for span in self._speed.ended(plan, started_at, now):
+                self.record.ran(span)
         tells = self.config.token_events
         for sequence, token in zip(plan.sampling, tokens, strict=True):
             if sequence.finish_reason is not None:

@@ -15,11 +15,11 @@ from engine.deciding.plan import Executor
 from engine.deciding.policies import longest_gap
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
-from engine.decision_log import Service, number
+from engine.decision_log import Service, described
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
 from engine.messages import Calibration, EngineInfo, Pinned
-from engine.tiers import Tier, least_of, propose
+from engine.tiers import least_of, propose
 
 
 def assemble(
@@ -46,10 +46,21 @@ def assemble(
     context_len = context_length(config, model)
     before = config.pinned
     tiers = propose(profile, config.max_batch_size, context_len)
-    decisions = _decision_file(config, _described(config, profile, num_pages, context_len, tiers))
+    scheduling = _scheduler_config(config, num_pages, context_len)
+    decisions = _decision_file(
+        config,
+        described(
+            scheduling,
+            profile,
+            Service(tiers, tiers[0].name),  # until the service has told its own
+            version=version("niyama"),
+            model=config.served_name,
+            started_unix_s=time.time(),
+        ),
+    )
     latency = LatencyModel(profile, learnt=() if before is None else before.learnt)
     scheduler = Scheduler(
-        _scheduler_config(config, num_pages, context_len),
+        scheduling,
         latency,
         None if decisions is None else decisions.write,
     )
@@ -97,36 +108,6 @@ def _decision_file(config: EngineConfig, engine: dict[str, Any]) -> DecisionFile
         config.decision_log_mib << 20,
         config.decision_log_files,
     )
-
-
-def _described(
-    config: EngineConfig,
-    profile: LatencyProfile,
-    num_pages: int,
-    context_len: int,
-    tiers: tuple[Tier, ...],
-) -> dict[str, Any]:
-    """Returns what the decision log says of the engine, with the tiers that hold until the service
-    has told its own.
-    """
-    return {
-        "version": version("niyama"),
-        "model": config.served_name,
-        "policy": config.policy,
-        "chunk_size": config.chunk_size,
-        "max_gap": number(config.max_gap),
-        "reserve": config.reserve,
-        "relegation_allowance": config.relegation_allowance,
-        "background_share": config.background_share,
-        "longest_wait_s": number(config.longest_wait_s),
-        "kv_tokens": num_pages * config.page_size,
-        "page_size": config.page_size,
-        "context_len": context_len,
-        "max_batch_size": config.max_batch_size,
-        "started_unix_s": round(time.time(), 6),
-        "profile": profile.to_dict(),
-        **Service(tiers, tiers[0].name).described(),
-    }
 
 
 def _scheduler_config(config: EngineConfig, num_pages: int, context_len: int) -> SchedulerConfig:

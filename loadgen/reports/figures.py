@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.deciding.outcome import Fate
+from loadgen.scoring.against import Replayed
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import Score
@@ -27,10 +29,11 @@ def to_json(
     arguments: Mapping[str, Any],
     measurements: Sequence[Measurement],
     capacities: Mapping[str, Capacity] | None = None,
+    replicas: Mapping[str, int] | None = None,
 ) -> Document:
     """Returns the figures of runs as a document that JSON can hold. `arguments` is what was asked
-    for, so that it can be asked for again; `capacities` what was found, by contender ("" where
-    nothing was compared).
+    for, so that it can be asked for again; `capacities` and `replicas` what was found, by contender
+    ("" where nothing was compared).
     """
     document: Document = {"schema": SCHEMA, "mode": mode, "arguments": dict(arguments)}
     for contender, capacity in (capacities or {}).items():
@@ -38,6 +41,11 @@ def to_json(
             document.setdefault("capacities", {})[contender] = _capacity(capacity)
         else:
             document["capacity"] = _capacity(capacity)
+    for contender, count in (replicas or {}).items():
+        if contender:
+            document.setdefault("replicas_of", {})[contender] = count
+        else:
+            document["replicas"] = count
     document["runs"] = [_run(each) for each in measurements]
     return document
 
@@ -50,8 +58,26 @@ def _capacity(capacity: Capacity) -> Document:
 
 
 def _run(measurement: Measurement) -> Document:
-    who = {"name": measurement.name, "contender": measurement.contender}
-    return who | {"rate": measurement.rate} | _summary(measurement.summary)
+    who: Document = {"name": measurement.name, "contender": measurement.contender}
+    who |= {"rate": measurement.rate} | _summary(measurement.summary)
+    return who if measurement.replayed is None else who | {"log": _log(measurement.replayed)}
+
+
+def _log(replayed: Replayed) -> Document:
+    """Returns what really became of the requests of a replayed log."""
+    return {
+        "files": list(replayed.files),
+        "factor": replayed.factor,
+        "guesses": replayed.guesses._asdict(),
+        "by_tier": [
+            {
+                "group": each.group,
+                "attainment": each.attainment,
+                "fates": {fate.value: each.fates.get(fate, 0) for fate in Fate},
+            }
+            for each in replayed.happened
+        ],
+    }
 
 
 def write(document: Document, path: Path) -> None:

@@ -64,7 +64,9 @@ COLUMNS = (
     "prefix",  # which of the shared prefixes the prompt starts with, and how long it is
     "prefix_tokens",
     "leaves_after",  # tokens after which the client leaves, as planned
+    "leaves_s",  # or seconds
     "timeout_s",  # the call's own deadline
+    "stated",  # the max_tokens that its caller stated, where a log says it
     "seed",  # of the prompt's tokens and of sampling
     "exact",  # scheduled_at, sent_at, ended_at and server_ttft_s to the last digit; - for none
     "token_at",  # the instant of each token
@@ -125,7 +127,9 @@ def _details(record: Record) -> Iterator[object]:
     yield _cell(request.prefix)
     yield request.prefix_len
     yield _cell(request.cancel_after)
+    yield _cell(request.leaves_s)
     yield _cell(request.timeout_s)
+    yield _cell(request.stated)
     yield request.seed
     exact = (request.at, record.sent_at, record.ended_at, record.server_ttft_s)
     yield " ".join(_cell(value) or "-" for value in exact)
@@ -223,8 +227,10 @@ def _record(row: Mapping[str, str]) -> Record:
         prefix=_if_any(int, row["prefix"]),
         prefix_len=int(row["prefix_tokens"]),
         cancel_after=_if_any(int, row["leaves_after"]),
+        leaves_s=_if_any(float, row["leaves_s"]),
         timeout_s=_if_any(float, row["timeout_s"]),
         seed=int(row["seed"]),
+        stated=_if_any(int, row["stated"]),
     )
     return Record(
         request,

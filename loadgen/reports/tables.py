@@ -278,6 +278,47 @@ def _promises_row(name: str, score: Score) -> list[Figure]:
     ]
 
 
+def against_log(run: Measurement) -> Table:
+    """Returns a table of what really became of the requests of a replayed log, beside what became
+    of them in the run; it has no rows where none was replayed.
+    """
+    columns = [
+        Column("tier", Kind.TEXT),
+        Column("in the log", Kind.COUNT),
+        Column("on time there", Kind.SHARE),
+        Column("sent here", Kind.COUNT),
+        Column("on time here", Kind.SHARE),
+        Column("difference", Kind.GROWTH),
+    ]
+    rows: list[list[Figure]] = []
+    here = {score.group: score for score in (*run.summary.by_tier, run.summary.total)}
+    for then in run.replayed.happened if run.replayed else ():
+        now, was = here[then.group], then.attainment
+        share = now.attainment
+        difference = None if was is None or share is None else share - was
+        rows.append([then.group, then.num_ended, was, now.num_sent, share, difference])
+    return Table("Against the log", columns, rows)
+
+
+def replayed_from(run: Measurement) -> str:
+    """Says which log was replayed and what had to be guessed of it; "" where none was."""
+    if run.replayed is None:
+        return ""
+    found, of = run.replayed.guesses, run.replayed.factor
+    said = [
+        (found.outputs, "output lengths are guesses: of who was refused, expired, failed or left"),
+        (found.prompts, "prompt lengths are estimates: of who was refused before it was tokenized"),
+        (found.unread, "requests are left out: they were refused before they were read"),
+        (found.without_end, "requests have no end in the log"),
+        (found.before, "ends are of requests from before the log"),
+        (found.torn, "lines were cut short"),
+    ]
+    parts = [f"{count:,} {what}" for count, what in said if count]
+    if abs(of - 1) > 1e-9:
+        parts.insert(0, f"{of:.4g} requests for each of the log's")
+    return f"{', '.join(run.replayed.files)}: {'; '.join(parts) or 'nothing was guessed'}"
+
+
 def errors_table(runs: Sequence[Measurement]) -> Table:
     """Returns a table of the errors of each run, most frequent first; it has no rows where nothing
     went wrong.

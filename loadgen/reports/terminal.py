@@ -48,15 +48,16 @@ def print_mode(
 ) -> None:
     """Prints what was done in a mode: "run", "sweep" or "compare". `seed` is None if not known."""
     if mode == "run":
-        print_report(measurements[0].summary, out)
+        print_report(measurements[0], out)
     else:
         print_runs("contender" if mode == "compare" else "rate", measurements, seed, out)
 
 
-def print_report(summary: Summary, out: Console) -> None:
+def print_report(run: Measurement, out: Console) -> None:
     """Prints one run: a table per kind of group, then the figures that are of the run as a
     whole.
     """
+    summary = run.summary
     target, window = summary.target, summary.window
     out.print(
         f"[bold]{_who(target)}[/], policy {escape(target.policy)}; "
@@ -66,6 +67,9 @@ def print_report(summary: Summary, out: Console) -> None:
     narrow = out.width < _NARROW
     for table in tables.score_tables(summary):
         out.print(_score_table(table, narrow))
+    _print_table(tables.against_log(run), out)
+    if source := tables.replayed_from(run):
+        out.print(f"[dim]of the log {escape(source)}[/]", highlight=False)
     _print_promises(tables.promises_by_tier(summary), out)
     _print_table(tables.cold_start(summary), out)
     _print_portions(tables.portions(summary), out)
@@ -222,6 +226,15 @@ def capacity_line(capacity: Capacity, max_misses: float) -> str:
     return (
         f"capacity: [bold]{capacity.passed:.4g} requests/s[/] {condition} "
         f"({capacity.failed:.4g}/s is too much)"
+    )
+
+
+def replicas_line(count: int, max_misses: float) -> str:
+    """Tells the result of the search for replicas in a line."""
+    engines = "1 engine serves" if count == 1 else f"{count} engines serve"
+    return (
+        f"[bold]{engines}[/] it with at most {max_misses:.2%} of all requests late and no growing"
+        " backlog"
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from client.values import Importance
 from loadgen import interrupts
 from loadgen.scoring import fairness
+from loadgen.scoring.against import Replayed, replayed
 from loadgen.scoring.capacity import Capacity, find_capacity, majority
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.summary import WHOLE, Measuring, Summary, summarise
@@ -50,6 +51,7 @@ class Measurement:
     duration_s: float = 0.0  # of the load that was planned
     interrupted_by: int = 0  # the number of the signal that ended it
     measuring: Measuring = WHOLE
+    replayed: Replayed | None = None  # a decision log, and what really happened
 
 
 def measure(
@@ -85,6 +87,7 @@ def measure(
         duration_s=workload.duration_s,
         interrupted_by=run.interrupted_by,
         measuring=measuring,
+        replayed=replayed(workload, summary.window),
     )
 
 

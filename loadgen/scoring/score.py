@@ -11,7 +11,8 @@ All latencies run from the *scheduled* instant of a request, never from its send
   unfinished requests are misses. Left out are only those in flight when the user interrupted the
   run, and those outside the measured part (warm-up, cool-down).
 * A request whose own client left as planned is judged by what it received: on time when no token
-  was late (interactive), or when its client left before the deadline.
+  was late (interactive), or when its client left before the deadline. One that leaves after a time,
+  not after a token, is a miss where it left since the next token was overdue.
 * Goodput: requests on time per second of the measured part.
 * Promise: what a request was told at its admission, that it would be on time or that it would be
   late (`on_time` of the forecast in the stream's first event). It is scored against what came of
@@ -90,6 +91,10 @@ def is_on_time(record: Record) -> bool:
     if record.outcome not in (Outcome.FINISHED, Outcome.CANCELLED):
         return False
     request = record.request
+    if record.outcome is Outcome.CANCELLED and request.leaves_s is not None:
+        due_s = request.targets.ttlt or token_due_s(request.targets, len(record.token_at) + 1)
+        if request.leaves_s > due_s:  # it left since it had waited too long
+            return False
     if request.targets.ttlt is not None:
         ended_at = math.inf if record.ended_at is None else record.ended_at
         end = record.token_at[-1] if record.token_at else ended_at

@@ -301,14 +301,21 @@ class _Sender:
 
     async def _read(self, record: Record, stream: AsyncStream) -> Outcome:
         """Notes the instant of each token until the stream ends or its client leaves as planned."""
-        token_at, leaves_after = record.token_at, record.request.cancel_after
-        async with stream:
-            async for tokens in stream:
-                now = self.now()
-                for _ in tokens.token_ids:
-                    token_at.append(now)
-                if leaves_after is not None and len(token_at) >= leaves_after:
-                    return Outcome.CANCELLED
+        token_at, request = record.token_at, record.request
+        leaves_after, leaves_s = request.cancel_after, request.leaves_s
+        left_s = None if leaves_s is None else request.at + leaves_s - self.now()
+        try:
+            async with asyncio.timeout(left_s) as patience, stream:
+                async for tokens in stream:
+                    now = self.now()
+                    for _ in tokens.token_ids:
+                        token_at.append(now)
+                    if leaves_after is not None and len(token_at) >= leaves_after:
+                        return Outcome.CANCELLED
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            return Outcome.CANCELLED
         return Outcome.FINISHED
 
     async def _probe(self) -> None:

@@ -2,6 +2,7 @@
 
 * `a100-llama3-8b`: the coefficients published with Niyama (arXiv 2503.22562; QoServe, ASPLOS 2026).
 * `roofline:DEVICE:CONFIG.json`: from a device's data sheet and the config.json of a model.
+* `log`: that of the engine whose decision log is replayed.
 * a JSON file with the calibration that a live server saved (`LatencyProfile.to_dict`); beside its
   coefficients it may say `kv_tokens`, `context_len` and `max_batch_size`.
 
@@ -22,6 +23,7 @@ from client.values import Importance, Targets, Tier
 from engine import tiers as server_tiers
 from engine import tiers_file
 from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
+from loadgen.workload.logged import Log, client_tier
 
 # The tiers of the paper's evaluation (section 4): Q1, Q2, Q3.
 PAPER_TIERS = (
@@ -31,15 +33,8 @@ PAPER_TIERS = (
 )
 
 
-def _tier(tier: server_tiers.Tier) -> Tier:
-    """Turns a tier of the server into one as clients see it."""
-    targets = Targets(tier.targets.ttft_s, tier.targets.tbt_s, tier.targets.ttlt_s)
-    importance = Importance[tier.importance.name]
-    return Tier(tier.name, targets, importance, tier.targets.max_gap)
-
-
 # The tiers of a server that was told nothing.
-SERVER_TIERS = tuple(map(_tier, server_tiers.BUILT_IN))
+SERVER_TIERS = tuple(map(client_tier, server_tiers.BUILT_IN))
 HOST_OVERHEAD_S = 2e-3  # per iteration of a roofline: launching kernels, scheduling
 _MAX_BATCH_SIZE = 256
 _UNKNOWN_KV_TOKENS = 1 << 20  # of a saved calibration that says nothing: memory never binds
@@ -120,10 +115,17 @@ class BadProfile(ValueError):
     """The profile cannot be used; the message is one line."""
 
 
-def load(text: str) -> Profile:
-    """Makes the profile that `--simulate` names. Raises BadProfile, or OSError."""
+LOGGED = "log"  # names the profile of the engine whose log is replayed
+
+
+def load(text: str, log: Log | None = None) -> Profile:
+    """Makes the profile that `--simulate` names, while `log` is replayed. Raises BadProfile, or
+    OSError.
+    """
     if text == A100.name:
         return A100
+    if text == LOGGED and not Path(text).exists():
+        return logged(log)
     if text.startswith("roofline:"):
         device, _, path = text.removeprefix("roofline:").partition(":")
         shape = _model_shape(_read_json(Path(path)), path)
@@ -131,11 +133,21 @@ def load(text: str) -> Profile:
     return _saved(Path(text))
 
 
+def logged(log: Log | None) -> Profile:
+    """Makes the profile of the engine whose log it is. Raises BadProfile where there is none."""
+    if log is None:
+        raise BadProfile("log is the profile of a replayed decision log: it needs --replay")
+    header = log.header
+    name = f"{header.model} as logged"
+    sizes = header.kv_tokens, header.context_len, header.max_batch_size
+    return Profile(name, header.profile, *sizes, log.tiers)
+
+
 def _read_json(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise BadProfile(
-            f"{str(path)!r} is no file; a profile is {A100.name}, roofline:DEVICE:CONFIG.json, or "
-            "the file of a saved calibration"
+            f"{str(path)!r} is no file; a profile is {A100.name}, roofline:DEVICE:CONFIG.json, "
+            "the file of a saved calibration, or log"
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -255,7 +267,7 @@ def load_tiers(path: Path) -> tuple[Tier, ...]:
 
     Its presets for applications do not matter here: every request names its tier or its targets.
     """
-    return tuple(map(_tier, _load_file(path).tiers.values()))
+    return tuple(map(client_tier, _load_file(path).tiers.values()))
 
 
 def load_weights(path: Path) -> dict[str, float]:

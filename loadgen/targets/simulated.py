@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 from client import values
 from engine import simulator
@@ -23,17 +24,19 @@ from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
 from engine.deciding.policies import longest_gap
-from engine.deciding.request import Importance, Request, Sampling, Share, Targets
+from engine.deciding.record import Entry
+from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.simulator import Arrival, Cost, Refusal, Replica, Result, Route
 from loadgen import interrupts
+from loadgen.targets.decisions import DecisionLines
 from loadgen.targets.profiles import Profile
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.series import SeriesRecorder
 from loadgen.targets.target import WATCH_INTERVAL_S, End, Progress, Run, Watch
-from loadgen.workload.lengths import USUALLY_STATED, Stated, state
+from loadgen.workload.lengths import USUALLY_STATED, Fixed, Stated, state
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
 
@@ -69,6 +72,10 @@ class Setup:
     weights: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0  # of the noise
     keeps_series: bool = False  # chunk size and queue length over time
+    # How slow the machine is: until each instant, in turn, it takes so many times what the profile
+    # says, and after the last as many times as before it.
+    slowness: tuple[tuple[float, float], ...] = ()
+    decision_log: Path | None = None  # of the last run
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
@@ -97,14 +104,17 @@ class Setup:
             niyama=self.niyama,
         )
 
-    def make_replicas(self) -> list[Replica]:
-        """Makes the replicas, each idle at instant 0."""
-        return [self._replica(index) for index in range(self.replicas)]
+    def make_replicas(self, sink: Callable[[Entry], None] | None = None) -> list[Replica]:
+        """Makes the replicas, each idle at instant 0. `sink` gets every decision."""
+        return [self._replica(index, sink) for index in range(self.replicas)]
 
-    def _replica(self, index: int) -> Replica:
-        model = LatencyModel if self.predictor_error else _Exact
-        scheduler = Scheduler(self.scheduler_config(), model(self.profile.latency))
-        return Replica(index, scheduler, self._cost(index), self.max_requests)
+    def _replica(self, index: int, sink: Callable[[Entry], None] | None) -> Replica:
+        model = LatencyModel if self.predictor_error or self.slowness else _Exact
+        scheduler = Scheduler(self.scheduler_config(), model(self.profile.latency), sink)
+        replica = Replica(index, scheduler, self._cost(index), self.max_requests)
+        if self.slowness:
+            replica.cost = _slowed(replica, self.slowness)
+        return replica
 
     def _cost(self, index: int) -> Cost:
         """Makes the function that says what an iteration really takes. The scheduler sees only
@@ -119,6 +129,24 @@ class Setup:
             return predict(work) * max(LEAST_NOISE, 1 + gauss(0.0, error))
 
         return cost
+
+
+def _slowed(replica: Replica, slowness: Sequence[tuple[float, float]]) -> Cost:
+    """Makes the replica's cost that of a machine that is so slow. Its time never goes back."""
+    cost, later = replica.cost, iter(slowness)
+    until, factor = next(later)
+
+    def slowed(work: Work) -> float:
+        nonlocal until, factor
+        began_at = now = replica.now
+        left_s = cost(work)
+        while now + factor * left_s > until:
+            left_s -= max(0.0, until - now) / factor
+            now = max(now, until)
+            until, factor = next(later, (math.inf, factor))
+        return now + factor * left_s - began_at
+
+    return slowed
 
 
 class _Exact(LatencyModel):
@@ -151,8 +179,24 @@ class SimulatedTarget:
         """
         if self.setup.keeps_series and series is None:
             series = SeriesRecorder()
-        with uncollected():
-            return _Recorder(self.setup, watch, series=series).run(requests)
+        with uncollected(), _decisions(self.setup) as sink:
+            return _Recorder(self.setup, watch, series=series, sink=sink).run(requests)
+
+
+@contextlib.contextmanager
+def _decisions(setup: Setup) -> Iterator[Callable[[Entry], None] | None]:
+    """Yields what takes the decisions of a run while it lasts; None where no log was asked for.
+    Raises OSError.
+    """
+    if setup.decision_log is None:
+        yield None
+        return
+    config, weights = setup.scheduler_config(), dict(setup.weights)
+    lines = DecisionLines(setup.decision_log, config, setup.profile, weights)
+    try:
+        yield lines.write
+    finally:
+        lines.close()
 
 
 @contextlib.contextmanager
@@ -210,6 +254,7 @@ class _Recorder:
     num_failed: int = 0
     watched_at: float = 0.0
     series: SeriesRecorder | None = None
+    sink: Callable[[Entry], None] | None = None  # of decisions
 
     def run(self, requests: Iterable[PlannedRequest]) -> Run:
         """Runs to the end. A signal ends the run instead of the program, so that there is a
@@ -236,7 +281,7 @@ class _Recorder:
         route = ROUTINGS[setup.routing]()
         observe = None if self.series is None else self.series.observe
         for result in simulator.simulate(
-            self._arrivals(requests), setup.make_replicas(), route, setup.drain_s, observe
+            self._arrivals(requests), setup.make_replicas(self.sink), route, setup.drain_s, observe
         ):
             yield self._note(result)
 
@@ -248,12 +293,15 @@ class _Recorder:
             record = Record(planned, sent_at=planned.at)
             self.records.append(record)
             room = longest - planned.prompt_len
-            stated = state(self.setup.stated_output, planned.output_len, room, rng)
+            own = planned.stated
+            said = self.setup.stated_output if own is None else Fixed(own)
+            stated = state(said, planned.output_len, room, rng)
             arrival = Arrival(
                 self._request(planned, tiers.get(planned.tier), stated),
                 planned.cancel_after,
                 planned.timeout_s,
                 planned.output_len if planned.output_len < stated else None,
+                planned.leaves_s,
             )
             self.by_id[arrival.request.id] = record
             yield arrival
@@ -317,7 +365,7 @@ def _request(planned: PlannedRequest, tier: values.Tier | None, stated: int) -> 
     importance = values.Importance.NORMAL if tier is None else tier.importance
     max_gap = None if tier is None or planned.explicit else tier.max_gap
     return Request(
-        id=str(planned.index),
+        id=key_of(planned.tenant, str(planned.index)),
         prompt=_prompt(planned),
         sampling=_sampling(stated),
         arrived_at=planned.at,
@@ -326,6 +374,8 @@ def _request(planned: PlannedRequest, tier: values.Tier | None, stated: int) -> 
         tier="" if planned.explicit else planned.tier,
         application=planned.application,
         tenant=planned.tenant,
+        target_source="request" if planned.explicit else "tier",
+        timeout_s=planned.timeout_s,
     )
 
 

@@ -81,7 +81,17 @@ class Exact:
         return "exact"
 
 
-Stated = Fixed | Lognormal | Exact
+@dataclass(frozen=True, slots=True)
+class AsLogged:
+    """What is stated of a length is what the replayed log says; of one of which it says nothing,
+    the length itself.
+    """
+
+    def __str__(self) -> str:
+        return "as logged"
+
+
+Stated = Fixed | Lognormal | Exact | AsLogged
 # What callers state as `max_tokens`: a round number far above what they expect.
 USUALLY_STATED = Fixed(2048)
 
@@ -90,7 +100,7 @@ def state(stated: Stated, output_len: int, room: int, rng: random.Random) -> int
     """Returns the `max_tokens` that a caller states whose output will have that length: what is
     drawn, doubled until it is enough, but not more than `room`, which the prompt leaves.
     """
-    if isinstance(stated, Exact):
+    if isinstance(stated, Exact | AsLogged):
         return output_len
     most = stated.draw(rng)
     while most < output_len:

@@ -13,7 +13,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from client import arguments
 from client.values import Importance, Targets
@@ -44,8 +44,10 @@ class PlannedRequest:
     prefix: int | None = None  # which shared prefix the prompt starts with
     prefix_len: int = 0
     cancel_after: int | None = None  # the client leaves after this many tokens
+    leaves_s: float | None = None  # or so many seconds after `at`, if it has not all by then
     timeout_s: float | None = None  # the call's own deadline
     seed: int = 0  # of the prompt's tokens, and of its sampling
+    stated: int | None = None  # the `max_tokens` that a simulated caller states; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,15 @@ class TierLoad:
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"the timeout is positive, got {self.timeout_s:g}")
         _check_shares(self.importance, f"importance of {self.tier}")
+
+
+class Recorded(Protocol):
+    """Requests that came before, and are to come again (loadgen/workload/logged.py)."""
+
+    def planned(self, workload: Workload) -> Iterator[PlannedRequest]:
+        """Yields those of the workload's tenants within its time, at its rate and with what its
+        tiers say, in order of time.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,7 @@ class Workload:
     applications: Mapping[str, float] = field(default_factory=dict)
     context_length: int | None = None  # prompt and output are cut to fit
     replay_lengths: bool = False  # a replayed row also says the lengths
+    recorded: Recorded | None = None  # all requests, of which `tenants` then says whose are sent
 
     def __post_init__(self) -> None:
         if not 0 < self.duration_s < math.inf:
@@ -158,7 +170,7 @@ class Workload:
         _check_shares({load.tier: load.share for load in self.tiers}, "tiers")
         _check_shares(self.tenants, "tenants")
         _check_shares(self.applications, "applications")
-        for tenant in self.tenants:
+        for tenant in () if self.recorded is not None else self.tenants:
             arguments.tenant(tenant, "tenants")
         for application in self.applications:
             arguments.text(application, "applications")
@@ -194,6 +206,9 @@ def _check_shares(shares: Mapping[T, float], what: str) -> None:
 
 def plan(workload: Workload) -> Iterator[PlannedRequest]:
     """Yields every request of the run, in order of time."""
+    if workload.recorded is not None:
+        yield from workload.recorded.planned(workload)
+        return
 
     def stream(purpose: str) -> random.Random:
         return random.Random(f"{workload.seed}/{purpose}")

@@ -4,18 +4,28 @@ what the target says of itself (its tiers, its context length) and with defaults
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from client.values import Importance, Targets, Tier
-from loadgen.workload import traces
+from loadgen.workload import logged, traces
 from loadgen.workload.arrivals import Process, Rate
-from loadgen.workload.lengths import USUALLY_STATED, Distribution, FromTrace, Lengths, Stated
+from loadgen.workload.lengths import (
+    USUALLY_STATED,
+    AsLogged,
+    Distribution,
+    FromTrace,
+    Lengths,
+    Stated,
+)
 from loadgen.workload.mix import complete_mix, default_lengths
 from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
+from loadgen.workload.traces import Row
 
 DEFAULT_RATE = Rate(10.0, 10.0)
 DEFAULT_DURATION_S = 30.0
@@ -60,6 +70,8 @@ class Spec:
     process: Process | None = None
     cv: float | None = None  # alone, it asks for gamma arrivals
     replay: Path | None = None
+    logs: tuple[Path, ...] | None = None  # decision logs, of which each request comes again
+    scale: float | None = None  # factor of the rate
     replay_lengths: bool | None = None  # None: yes, unless lengths are given
     mix: Mapping[str, float] | None = None
     tenants: Mapping[str, float] | None = None
@@ -81,6 +93,8 @@ class Spec:
     @property
     def planned_stated(self) -> Stated:
         """Returns what simulated callers state as `max_tokens`."""
+        if self.logs is not None:
+            return AsLogged()
         return USUALLY_STATED if self.stated_output is None else self.stated_output
 
     def over(self, base: Spec) -> Spec:
@@ -110,9 +124,47 @@ def _overlay(top: S, base: S) -> S:
 
 
 def build(spec: Spec, target: TargetInfo) -> Workload:
-    """Makes the whole workload for a target. Raises ValueError (BadMix, BadTrace) with one line, or
-    OSError.
+    """Makes the whole workload for a target. Raises ValueError (BadMix, BadTrace, BadLog) with one
+    line, or OSError.
     """
+    workload = _drawn(spec, target) if spec.logs is None else _logged(spec, spec.logs, target)
+    return workload if spec.scale is None else workload.scaled(spec.scale)
+
+
+def _logged(spec: Spec, paths: tuple[Path, ...], target: TargetInfo) -> Workload:
+    """Makes the workload of decision logs. A tier is the target's of that name, else that of the
+    log, whose targets are then sent explicitly. Raises BadLog, or OSError.
+    """
+    log = logged.load(paths)
+    duration_s = min(spec.duration_s or math.inf, log.duration_s)
+    requests = [each for each in log.requests if each.at < duration_s]
+    tenants, tiers = Counter(r.tenant for r in requests), Counter(r.tier for r in requests)
+    known = {tier.name: tier for tier in target.tiers}
+    of_log = {tier.name: tier for tier in log.tiers}
+    nobodys = Tier("", Targets(), Importance.NORMAL)
+    rate = len(requests) / duration_s if spec.rate is None else spec.rate.mean(duration_s)
+    return Workload(
+        Arrivals(Rate(rate, rate)),
+        tuple(
+            TierLoad(
+                name,
+                count / len(requests),
+                known.get(name, of_log.get(name, nobodys)).targets,
+                FromTrace(tuple(Row(r.at, r.prompt_len, r.output_len) for r in requests[:1])),
+                explicit=name not in known,
+            )
+            for name, count in sorted(tiers.items())
+        ),
+        duration_s,
+        spec.planned_seed,
+        {tenant: count / len(requests) for tenant, count in sorted(tenants.items())},
+        context_length=target.context_length,
+        recorded=log,
+    )
+
+
+def _drawn(spec: Spec, target: TargetInfo) -> Workload:
+    """Makes a workload that is drawn, but for the instants and lengths of a trace."""
     known = {tier.name: tier for tier in target.tiers}
     for name, tier in spec.tiers.items():
         if tier.targets is not None:

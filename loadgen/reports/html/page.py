@@ -16,12 +16,14 @@ from loadgen.reports.html.shares import attainment, distributions
 from loadgen.reports.html.text import WrittenTable, duration, targets_text, written
 from loadgen.reports.html.timeline import NOT_TOLD, over_time
 from loadgen.reports.tables import (
+    against_log,
     called,
     cold_start,
     errors_table,
     portions,
     promises_by_run,
     promises_by_tier,
+    replayed_from,
     runs_table,
     score_tables,
     worst_off,
@@ -59,6 +61,7 @@ TITLES = {
     "run": "Load run",
     "sweep": "Sweep over loads",
     "find-capacity": "Search for capacity",
+    "find-replicas": "Search for the fewest engines",
     "compare": "Comparison",
 }
 
@@ -149,7 +152,7 @@ def _tables(runs: Sequence[Measurement]) -> Iterator[WrittenTable]:
     yield from map(written, tables)
     first = runs[0].summary
     if len(runs) == 1:
-        others = [promises_by_tier(first), cold_start(first), portions(first)]
+        others = [against_log(runs[0]), promises_by_tier(first), cold_start(first), portions(first)]
     else:
         others = [promises_by_run("run", runs), worst_off("run", runs)]
     yield from (written(table) for table in (*others, errors_table(runs)) if table.rows)
@@ -181,6 +184,8 @@ def _notices(runs: Sequence[Measurement]) -> Iterator[Notice]:
             yield Notice(f"Invalid run{of}: it says nothing of the server", run.summary.invalid)
         if run.summary.end is not End.COMPLETE:
             yield Notice(f"Partial run{of}", run.summary.problem)
+    if said := replayed_from(runs[0]):
+        yield Notice("Replayed from a decision log", said + ".")
     behind = [called(run) for run in runs if MEASURED.falls_behind(run.summary)]
     if behind:
         where = f" in {', '.join(behind)}" if len(runs) > 1 else ""

@@ -27,7 +27,7 @@ def summary() -> Summary:
 
 def printed(summary: Summary, width: int) -> str:
     out = io.StringIO()
-    print_report(summary, Console(file=out, width=width))
+    print_report(Measurement("", summary, []), Console(file=out, width=width))
     return out.getvalue()
 
 
