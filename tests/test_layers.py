@@ -39,9 +39,9 @@ LAYERS = (
     ("loadgen.scoring",),
     ("loadgen.reports",),
     ("loadgen.silos",),
-    ("loadgen.paper", "loadgen.audit"),
+    ("loadgen.paper",),
     ("loadgen",),
-    ("loadgen.adversary",),
+    ("loadgen.adversary", "loadgen.audit"),
 )
 # What no module of a folder names in any import statement, at any depth, though it be lower.
 FORBIDDEN = {

@@ -1,4 +1,4 @@
-"""`python -m loadgen.audit LOG`: who came to harm, and for whose sake.
+"""`python -m loadgen.audit LOG`: who came to harm, for whose sake, and what would have been.
 
 python -m loadgen.audit decisions.jsonl                          the answer, and the main table
 python -m loadgen.audit decisions.jsonl --html audit.html --json audit.json
@@ -30,6 +30,7 @@ from engine.flags import Flag, add_flags, make
 from loadgen import interrupts
 from loadgen.audit import figures, query, terminal
 from loadgen.audit.account import Account, Ended
+from loadgen.audit.alternatives import MOST_REQUESTS, imagine
 from loadgen.audit.page import Head, page
 from loadgen.audit.query import Condition, parse_condition
 from loadgen.reports import figures as json_file
@@ -37,6 +38,13 @@ from loadgen.reports.html import document
 from loadgen.reports.terminal import console
 
 EXIT_OUTPUT, EXIT_USAGE = 1, 2
+
+
+def parse_requests(text: str) -> int:
+    """Reads a number of requests, 0 for none. Raises ValueError."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text!r} is not a number of requests")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,20 @@ class Flags:
             is_repeated=True,
         ),
     ] = ()
+    simulated: Annotated[
+        int,
+        Flag(
+            "requests of which it is simulated what would have been; 0: none (default %(default)s)",
+            parse=parse_requests,
+        ),
+    ] = MOST_REQUESTS
 
 
 def parse(argv: Sequence[str] | None) -> Flags:
     """Reads the command line (None: the process's own). Exits where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="python -m loadgen.audit",
-        description="Tells who came to harm, and for whose sake.",
+        description="Tells who came to harm, for whose sake, and what would have been otherwise.",
     )
     parser.add_argument("logs", type=Path, nargs="+", metavar="LOG")
     add_flags(parser, Flags)
@@ -114,6 +129,7 @@ def _report(flags: Flags, asked: Sequence[str]) -> None:
         pass
     if not account.cells:
         raise BadLog(f"{', '.join(map(str, flags.logs))}: no request is in it")
+    alternatives = imagine(account, flags.logs, flags.simulated) if flags.simulated else None
     paths = [printable(str(path)) for path in flags.logs]
     head = Head(
         paths,
@@ -121,9 +137,9 @@ def _report(flags: Flags, asked: Sequence[str]) -> None:
         version("niyama"),
         datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    made = page(head, account)
+    made = page(head, account, alternatives)
     if flags.json is not None:
-        json_file.write(figures.to_json(paths, account), flags.json)
+        json_file.write(figures.to_json(paths, account, alternatives), flags.json)
     if flags.html is not None:
         document.write(made, flags.html)
     terminal.print_page(made, console())

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadgen.audit.account import Account, Group
+from loadgen.audit.alternatives import Alternatives
 from loadgen.audit.cells import Cell, Fate, Harm, Suffered, Who
 from loadgen.audit.periods import ByTenant, day_text
 
@@ -14,7 +15,7 @@ SCHEMA = "niyama.audit/1"
 Document = dict[str, Any]
 
 
-def to_json(paths: Sequence[str], account: Account) -> Document:
+def to_json(paths: Sequence[str], account: Account, alternatives: Alternatives | None) -> Document:
     """Returns everything that the report is made of."""
     last, periods = account.header, account.periods
     assert last is not None
@@ -47,6 +48,7 @@ def to_json(paths: Sequence[str], account: Account) -> Document:
             }
             for number, each in sorted(periods.steps.items())
         ],
+        "alternatives": None if alternatives is None else alternatives.to_json(),
     }
 
 

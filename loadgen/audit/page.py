@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from loadgen.audit import query
 from loadgen.audit.account import Account
+from loadgen.audit.alternatives import Alternatives
 from loadgen.audit.cells import Cell, Fate, Harm, rolled_up
 from loadgen.audit.periods import DAY_S, HOUR_S, ByTenant, Periods, Span, share, total
 from loadgen.audit.sake import Sake, sakes
-from loadgen.audit.tables import Written, largest, named
+from loadgen.audit.tables import Written, alternatives_tables, largest, named
 from loadgen.reports.html import text
 from loadgen.reports.html.chart import Absent, Axis, Chart, Curves, Draw, Line, colour
 from loadgen.reports.html.headline import Tile
@@ -39,6 +40,10 @@ DEFINITIONS = {
     "it was. An iteration is divided among its chunks and streams by what each costs by the log's "
     "own latency profile. That others were served is not yet a wrong: who asked for more than its "
     "part waits for others.",
+    "fair share": "of the engine: a tenant's weight over those of all tenants. Who has no weight "
+    "shares one weight of 1 with all others that have none.",
+    "simulated": "the same arrivals, served by the same scheduler in virtual time, with the log's "
+    "own latency profile.",
 }
 
 
@@ -51,16 +56,18 @@ class Head(NamedTuple):
     written_at: str
 
 
-def page(head: Head, account: Account) -> Page:
+def page(head: Head, account: Account, alternatives: Alternatives | None) -> Page:
     """Makes the page of an account of at least one request."""
     whole = _whole(account)
     tables = list(Written(account, head.paths).tables())
+    if alternatives is not None:
+        tables[1:1] = alternatives_tables(alternatives, head.paths)
     return Page(
         title="Audit of a decision log",
         headline=_headline(whole),
         subtitle=_subtitle(account),
         notices=list(_notices(account)),
-        answers=list(answers(account)),
+        answers=list(answers(account, alternatives)),
         tiles=list(_tiles(account, whole)),
         sections=[Section("Over time", list(_charts(account)))],
         tables=tables,
@@ -119,12 +126,14 @@ def _notices(account: Account) -> Iterator[Notice]:
 # The answer
 
 
-def answers(account: Account) -> Iterator[str]:
+def answers(account: Account, alternatives: Alternatives | None) -> Iterator[str]:
     """Yields what somebody who has to answer for it wants to know, a sentence or two for each."""
     whole = _whole(account)
     yield _what_happened(whole)
     yield from _who(account)
     yield from _for_whose_sake(account)
+    if alternatives is not None:
+        yield from alternatives.sentences()
     yield from _drift(account)
 
 

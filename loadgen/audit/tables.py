@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from loadgen.audit import query
 from loadgen.audit.account import Account
+from loadgen.audit.alternatives import Alternatives, by_tenant, by_tier, whole
 from loadgen.audit.cells import (
     NAMELESS,
     Cell,
@@ -52,6 +53,10 @@ _SAKE_NOTE = (
     "Requests that were late, expired, refused, relegated or preempted, and how many of them the "
     "engine had seen. Means over these: how long they were there, and what the engine did in that "
     "time. Own work is that of their tenants, themselves included."
+)
+_ALTERNATIVES_NOTE = (
+    "Shares on time of the requests with targets. What would have been is to be compared with what "
+    "is simulated as configured, which differs from the log by what a simulation does not know."
 )
 
 
@@ -234,3 +239,48 @@ def _told(example: Example) -> str:
     end = f" to {example.ended}" if example.ended else ""
     lived = duration(example.waited_s)
     return f"{example.request_id}{who}, there for {lived}: {example.arrived}{end}"
+
+
+def alternatives_tables(alternatives: Alternatives, paths: Sequence[str]) -> list[WrittenTable]:
+    """Returns what tenants and tiers had, and would have had."""
+    was, simulated = alternatives.was, alternatives.simulated
+    in_order, window = alternatives.in_order, _window(alternatives)
+    tenants = sorted({tenant for tenant, _ in was}, key=lambda name: -alternatives.worse_by(name))
+    tables = []
+    for dimension, names, of, alone in (
+        ("tenant", tenants, by_tenant, alternatives.alone_of),
+        ("tier", sorted({tier for _, tier in was}), by_tier, alternatives.alone_by_tier),
+    ):
+        rows = [
+            [
+                named(name),
+                *([text.share(alternatives.fair.get(name))] if dimension == "tenant" else []),
+                text.share(of(was, name)),
+                text.share(of(simulated, name)),
+                text.share(of(in_order, name)),
+                text.share(alone(name)),
+            ]
+            for name in names
+        ]
+        rows.append(["all", *([DASH] if dimension == "tenant" else [])])
+        rows[-1] += [text.share(whole(each)) for each in (was, simulated, in_order)] + [DASH]
+        traces = [
+            Trace([], query.command(paths, [*window, Condition(dimension, name)])) for name in names
+        ]
+        traces.append(Trace([], query.command(paths, window)))
+        header = [dimension, *(["fair share"] if dimension == "tenant" else []), "in the log"]
+        header += [
+            "simulated as configured",
+            "first come first served",
+            "with its fair share alone",
+        ]
+        title = f"On time, and what would have been, by {dimension}"
+        tables.append(WrittenTable(title, header, rows, _ALTERNATIVES_NOTE, traces))
+    return tables
+
+
+def _window(alternatives: Alternatives) -> list[Condition]:
+    return [
+        Condition("from", query.instant_text(alternatives.begins_at)),
+        Condition("to", query.instant_text(alternatives.ends_at)),
+    ]

@@ -55,6 +55,7 @@ OTHERS = "(others)"
 OWN_TARGETS = "explicit"  # the group of requests whose targets are their callers' own
 UNREAD = "unknown"  # the tier of a call that was refused before it was read
 _NAMED = ("tier", "application", "default")  # who stated the targets of a named tier
+ALWAYS = (-math.inf, math.inf)  # Unix time
 _ENDED = ("stop", "length")
 
 
@@ -146,18 +147,21 @@ def is_log(path: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
-def load(paths: tuple[Path, ...]) -> Log:
-    """Reads decision logs, each with its files that got a number. Raises BadLog, or OSError."""
-    reading = _Reading()
+def load(paths: tuple[Path, ...], within: tuple[float, float] = ALWAYS) -> Log:
+    """Reads what arrived within a time (from, to) in decision logs, each with its files that got a
+    number. Raises BadLog, or OSError.
+    """
+    reading = _Reading(within)
     for path in paths:
         reading.read(path)
     return reading.log(paths)
 
 
 class _Reading:
-    """Gathers what is kept of each request."""
+    """Gathers what is kept of each request that arrived within a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: tuple[float, float]) -> None:
+        self._from, self._to = within
         self._header: Header | None = None
         self._logged: list[Logged] = []
         self._speeds: list[Speed] = []
@@ -168,7 +172,7 @@ class _Reading:
         for entry, request, is_over in reader.steps():
             if entry is not None and entry.kind == "speed":
                 self._speeds.append(speed(entry))
-            if request is None or not is_over:
+            if request is None or not is_over or not self._from <= request.unix_s < self._to:
                 continue
             if request.tier == UNREAD:
                 self._num_unread += request.count

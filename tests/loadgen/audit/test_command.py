@@ -56,11 +56,26 @@ def listed(log: Path, capsys: pytest.CaptureFixture[str], *where: str) -> list[d
 def test_the_sentences_name_who_suffered_and_for_whose_sake(
     log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(log)]) == 0
+    assert main([str(log), "--simulated", "0"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"^\d+\.\d.% of \d+ requests with targets missed them", said)
     assert re.search(r"Those of tenant acme were there for .* of that for flood \(chat\)", said)
     assert re.search(r"the part of flood in the engine's work rose from", said)
+
+
+def test_what_would_have_been(made: Made) -> None:
+    """With its fair share alone acme is on time; first come first served is as it was."""
+    found = {
+        (each["tenant"], each["tier"]): each
+        for each in made.figures["alternatives"]["by_tenant_and_tier"]
+    }
+    acme, flood = found["acme", "chat"], found["flood", "chat"]
+    assert acme["alone"] > 0.8 > 0.75 > acme["simulated"]
+    assert acme["simulated"] == acme["first_come_first_served"]
+    assert acme["simulated"] == pytest.approx(acme["was"], abs=0.05)
+    assert flood["alone"] < 0.5
+    assert sum(made.figures["alternatives"]["fair_shares"].values()) == pytest.approx(1.0)
+    assert "Worst off by the doing of others is acme" in made.html
 
 
 def test_every_figure_is_that_of_the_requests_that_are_listed_for_it(
@@ -112,6 +127,7 @@ def test_the_page_is_complete_and_a_name_is_only_a_name(made: Made, tmp_path: Pa
     assert all(figure["data-drawn"] == "yes" for figure in seen.figures)
     for said in (
         "What became of every arrival, by tenant",
+        "On time, and what would have been, by tenant",
         "For whose sake, by tenant and tier",
         "By day (UTC)",
         "--where tenant=acme --where tier=chat --where harm=any",
@@ -147,5 +163,5 @@ def test_a_file_that_is_not_there_is_told(
     assert main([str(tmp_path / "none")]) == EXIT_USAGE
     assert "none: No such file or directory" in capsys.readouterr().err
     page = tmp_path / "none" / "page.html"
-    assert main([str(log), "--html", str(page)]) == EXIT_USAGE
+    assert main([str(log), "--simulated", "0", "--html", str(page)]) == EXIT_USAGE
     assert "page.html: No such file or directory" in capsys.readouterr().err
