@@ -119,7 +119,7 @@ def test_random_settings_of_niyama_keep_every_invariant(ahead: float) -> None:
         random_run(
             "niyama", seed, 30, ahead, niyama=random_settings(random.Random(seed)), crowded=True
         )
-        for seed in range(60)
+        for seed in range(80)
     ]
     finished = [s.finished for run in runs for s in run.stories.values() if s.finished]
     reasons = [f.reason for f in finished]
