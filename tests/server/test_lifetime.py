@@ -117,6 +117,9 @@ async def test_drain_time_is_limited_and_a_second_signal_ends_it_at_once(start: 
         brief.signal(signal.SIGTERM)
         assert await status_of(cut) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert await asyncio.to_thread(brief.wait_exit) == 0
+    lines = [json.loads(line) for line in brief.log.splitlines()]
+    told = [(each["result"], each["error"]) for each in lines if each["event"] == "call"]
+    assert told == [("failed", "the server has ended")]  # not cancelled: no caller left
     async with stubs_of(patient) as stubs:
         cut = await started(stubs, 4000)
         watch = stubs.health.Watch(health_pb2.HealthCheckRequest())

@@ -79,6 +79,7 @@ async def test_a_stream_that_is_not_read_is_ended_told_and_counted(host: str) ->
             assert len((await within(server.stub.Generate(asked()))).completions) == 1
     calls = [line for line in lines if line["event"] == "call"]
     assert [line["outcome"] for line in calls] == ["CANCELLED", "OK"]
+    assert [line["result"] for line in calls] == ["cancelled", "on_time"]
     assert calls[0]["error"] == "the client did not read"
 
 
