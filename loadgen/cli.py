@@ -287,7 +287,8 @@ class _Reports:
         figures.write(document, path)
 
     def _write_html(self, path: Path) -> None:
-        document.write(page(self._page_head(), self.done, self.capacities), path)
+        found = self.capacities, self.replicas
+        document.write(page(self._page_head(), self.done, *found), path)
 
     def _flags_as_sent(self) -> dict[str, object]:
         """Returns the flags by name, but of those that say which requests are sent what the

@@ -102,6 +102,7 @@ def test_how_many_engines_next_month(
     assert verdicts[f"{count}"].endswith("passes")
     assert verdicts[f"{count - 1}"].endswith("fails")
     assert "Search for the fewest engines" in page.read_text()
+    assert f"{count} engines serve it" in page.read_text()
 
 
 def test_several_logs_are_one_load_and_the_files_of_one_are_read_in_turn(

@@ -123,24 +123,37 @@ class Page:
 
 
 def page(
-    asked: Asked, runs: Sequence[Measurement], capacities: Mapping[str, Capacity] | None = None
+    asked: Asked,
+    runs: Sequence[Measurement],
+    capacities: Mapping[str, Capacity] | None = None,
+    replicas: Mapping[str, int] | None = None,
 ) -> Page:
-    """Makes the page of at least one run. `capacities` is what searches found, by contender ("" for
-    the only one).
+    """Makes the page of at least one run. `capacities` and `replicas` are what searches found, by
+    contender ("" for the only one). Of a search for replicas the runs that it found are shown.
     """
     found = capacities or {}
-    shown = views(runs, found.values())
+    fewest = {f"{who} {count} x".strip() for who, count in (replicas or {}).items()}
+    told = [run for run in runs if run.name in fewest] or runs
+    shown = views(told, found.values())
     return Page(
         title=TITLES[asked.mode],
-        headline=headline(runs, found, asked.max_misses),
+        headline=_engines(replicas) if replicas else headline(runs, found, asked.max_misses),
         subtitle=_subtitle(runs),
         notices=[*_made_again(asked), *_notices(runs)],
-        tiles=tiles(runs, found, asked.max_misses),
+        tiles=tiles(told, found, asked.max_misses),
         sections=[*_over_all(asked, runs, found), *_of_views(shown, asked)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],
         chosen=_most_telling(shown, asked.max_misses),
         tables=list(_tables(runs)),
         facts=_facts(asked, runs),
+    )
+
+
+def _engines(replicas: Mapping[str, int]) -> str:
+    """Says how many engines were found to serve the load."""
+    return "; ".join(
+        f"{who}{': ' * bool(who)}{count} {'engine serves' if count == 1 else 'engines serve'} it"
+        for who, count in replicas.items()
     )
 
 

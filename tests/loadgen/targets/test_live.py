@@ -144,6 +144,16 @@ def test_clients_that_leave_do_so_after_their_tokens(little: LittleServer) -> No
     assert [len(record.token_at) for record in run.records] == [2, 2, 2]
 
 
+def test_clients_that_have_waited_for_so_long_leave(little: LittleServer) -> None:
+    """It was overdue, so they are misses; those who get all of it before that stay."""
+    little.servicer.acts_as = "stay"
+    run = target(little).run(iter(every(0.0, 2, leaves_s=0.05)), unwatched)
+    assert {record.outcome for record in run.records} == {Outcome.CANCELLED}
+    little.servicer.acts_as = ""
+    run = target(little).run(iter(every(0.0, 2, leaves_s=60.0)), unwatched)
+    assert {record.outcome for record in run.records} == {Outcome.FINISHED}
+
+
 def test_a_slow_server_does_not_slow_the_sending(little: LittleServer) -> None:
     """Open loop: no request ever ends, and yet every one is sent at its instant; then they are
     unfinished.
