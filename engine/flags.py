@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import re
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 T = TypeVar("T")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # as texts
@@ -107,14 +108,22 @@ def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: values[name] for name in flags_of(config) if values[name] is not None}
 
 
-def marked(config: type[Any]) -> Iterator[tuple[str, type[Any], Flag]]:
-    """Yields the name, the type of a value and the flag of each field that is marked as one, in the
-    order of the fields.
+def marked(config: type[Any]) -> tuple[tuple[str, type[Any], Flag], ...]:
+    """Returns the name, the type of a value and the flag of each field that is marked as one, in
+    the order of the fields.
     """
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        for mark in get_args(hint)[1:]:
-            if isinstance(mark, Flag):
-                yield name, _value_type(get_args(hint)[0], mark), mark
+    return _marked(cast(Hashable, config))
+
+
+@cache
+def _marked(config: Hashable) -> tuple[tuple[str, type[Any], Flag], ...]:
+    """Does as `marked`, once for each dataclass; to mypy a class is not hashable."""
+    return tuple(
+        (name, _value_type(get_args(hint)[0], mark), mark)
+        for name, hint in get_type_hints(config, include_extras=True).items()
+        for mark in get_args(hint)[1:]
+        if isinstance(mark, Flag)
+    )
 
 
 def option_of(name: str) -> str:
