@@ -231,6 +231,26 @@ class Logged:
         """Returns what tells it from those of others."""
         return self.tenant, self.request_id
 
+    def take_end(self, entry: Entry) -> None:
+        """Adds how it ended, by its last entry. Raises BadLog."""
+        fields = _Fields(entry.values, entry.place)
+        try:
+            self.fate = Fate(fields.text("result"))
+        except ValueError as error:
+            raise BadLog(f"{entry.place}: {error}") from None
+        self.reason = fields.text("reason")
+        self.was_seen = "output_tokens" in entry.values
+        if not self.was_seen:
+            self.lived_s = max(0.0, entry.unix_s - self.unix_s)
+            return
+        self.output_tokens = fields.count("output_tokens", least=0)
+        self.cached_tokens = fields.count("cached_tokens", least=0)
+        self.ttft_s, self.ttlt_s = fields.maybe_real("ttft_s"), fields.maybe_real("ttlt_s")
+        self.worst_tbt_s = fields.maybe_real("worst_tbt_s")
+        self.lived_s = fields.maybe_real("lived_s")
+        self.relegated = bool(entry.values.get("relegated"))
+        self.preemptions = fields.count("preemptions", least=0)
+
 
 class Step(NamedTuple):
     """An entry as it is read, with its request as it is known by then, where its arrival is in the
@@ -401,7 +421,7 @@ class DecisionLogReader:
         if entry.kind == "admitted":
             request.promised = bool(entry.values.get("on_time"))
         elif entry.kind in ("finished", "refused"):
-            _end(request, entry)
+            request.take_end(entry)
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -500,29 +520,8 @@ def _flood(entry: Entry) -> Logged:
     since_s = max(0.0, entry.at - fields.real("since"))
     request = logged(replace(entry, unix_s=entry.unix_s - since_s))
     request.count, request.until_unix_s = fields.count("count"), entry.unix_s
-    _end(request, entry)
+    request.take_end(entry)
     return request
-
-
-def _end(request: Logged, entry: Entry) -> None:
-    """Adds how a request ended."""
-    fields = _Fields(entry.values, entry.place)
-    try:
-        request.fate = Fate(fields.text("result"))
-    except ValueError as error:
-        raise BadLog(f"{entry.place}: {error}") from None
-    request.reason = fields.text("reason")
-    request.was_seen = "output_tokens" in entry.values
-    if not request.was_seen:
-        request.lived_s = max(0.0, entry.unix_s - request.unix_s)
-        return
-    request.output_tokens = fields.count("output_tokens", least=0)
-    request.cached_tokens = fields.count("cached_tokens", least=0)
-    request.ttft_s, request.ttlt_s = fields.maybe_real("ttft_s"), fields.maybe_real("ttlt_s")
-    request.worst_tbt_s = fields.maybe_real("worst_tbt_s")
-    request.lived_s = fields.maybe_real("lived_s")
-    request.relegated = bool(entry.values.get("relegated"))
-    request.preemptions = fields.count("preemptions", least=0)
 
 
 def end_of(entry: Entry, arrived_at: float) -> End:

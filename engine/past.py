@@ -114,8 +114,8 @@ def timeline_of(entries: Iterable[Entry]) -> Timeline:
         try:
             if entry.kind == "arrived":
                 request = _request(entry)
-                timeline = timeline or Timeline(request, note=NO_END)
-                timeline.request = request  # begun again with another engine, it is the same
+                before = timeline.decisions if timeline else []  # with an engine that was lost
+                timeline = Timeline(request, before, note=NO_END)
             elif timeline is not None:
                 _add(timeline, entry)
         except BadLog:
