@@ -54,7 +54,7 @@ class UnservedCalls:
         common = request.tier, int(request.importance), request.share.name
         group = (*common, call.fate, call.reason)
         known = self._sums.get(group)
-        self._sums[group] = _nameless(call) if known is None else _added(known, call)
+        self._sums[group] = call if known is None else _added(known, call)
 
     def flush(self) -> None:
         """A second is over: tells the sums."""
@@ -64,14 +64,8 @@ class UnservedCalls:
             self._tell(each)
 
 
-def _nameless(call: Unserved) -> Unserved:
-    tenant = call.request.share.name  # of the others, nobody in particular
-    request = replace(call.request, id=key_of(tenant, ""), tenant=tenant, application="")
-    return call._replace(request=request, detail="")
-
-
 def _added(known: Unserved, call: Unserved) -> Unserved:
-    """Returns both as one, with the means of their lengths."""
+    """Returns both as one that has no name, with the means of their lengths."""
     count, new = known.num_calls + 1, call.request
 
     def mean(before: int, after: int) -> int:
@@ -80,7 +74,15 @@ def _added(known: Unserved, call: Unserved) -> Unserved:
     old = known.request
     prompt_len = mean(len(old.prompt), len(new.prompt))
     max_tokens = mean(old.sampling.max_tokens, new.sampling.max_tokens)
-    request = replace(old, prompt=range(prompt_len), sampling=Sampling(max_tokens=max_tokens))
+    tenant = old.share.name  # of those that the operator has not named, nobody in particular
+    request = replace(
+        old,
+        id=key_of(tenant, ""),
+        prompt=range(prompt_len),
+        sampling=Sampling(max_tokens=max_tokens),
+        tenant=tenant,
+        application="",
+    )
     return Unserved(request, known.fate, known.reason, "", call.until, count)
 
 

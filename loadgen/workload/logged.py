@@ -4,9 +4,10 @@ A request comes again at the instant, with the lengths, tier or targets of its o
 importance, application, `max_tokens` and deadline that it had. What the log cannot say is guessed,
 and counted (`Guesses`):
 
-* the output length of who was refused, expired, failed or left: drawn from those outputs of its
-  application (or tier) that are not longer than its `max_tokens`, else `max_tokens`. One that was
-  being received when it ended is taken to be longer than that;
+* the output length of who was refused, expired, failed or left: drawn from the outputs of its
+  tenant's application (or tier), or else of all of its tier, and no longer than its `max_tokens`,
+  which it is where there are none. One that was being received when it ended is taken to be longer
+  than that;
 * who left with nothing overdue leaves again after as many tokens; who left before the first, or
   when he had waited too long, leaves again after as many seconds;
 * which prompts begin alike: prompts of one tenant and application of which tokens were cached share
@@ -213,7 +214,8 @@ def _one_by_one(logged: Sequence[Logged]) -> Iterator[Logged]:
         took_s = (each.until_unix_s or each.unix_s) - each.unix_s
         for i in range(each.count):
             unix_s = round(each.unix_s + took_s * i / each.count, 6)
-            yield replace(each, unix_s=unix_s, count=1, until_unix_s=None)
+            tenant = each.tenant or OTHERS  # of several, which the operator has not named
+            yield replace(each, tenant=tenant, unix_s=unix_s, count=1, until_unix_s=None)
 
 
 class _Maker:
@@ -224,9 +226,11 @@ class _Maker:
         self._began = began
         self._importance = {tier.name: tier.importance for tier in header.service.tiers}
         self._outputs: dict[tuple[str, str], list[int]] = {}
+        self._of_tier: dict[str, list[int]] = {}
         for each in logged:
             if each.reason in _ENDED and each.output_tokens:
                 self._outputs.setdefault(_group(each), []).append(each.output_tokens)
+                self._of_tier.setdefault(each.tier, []).append(each.output_tokens)
         self._rng = random.Random("outputs")
         sent = Counter(each.tenant for each in logged)
         most = [tenant for tenant, _ in sent.most_common(MOST_TENANTS)]
@@ -268,7 +272,7 @@ class _Maker:
         if logged.reason in _ENDED and came:
             return came
         self.num_guessed += 1
-        known = self._outputs.get(_group(logged), ())
+        known = self._outputs.get(_group(logged)) or self._of_tier.get(logged.tier)
         guess = self._rng.choice(known) if known else logged.max_tokens
         return max(min(guess, logged.max_tokens), min(came + 1, logged.max_tokens), 1)
 

@@ -167,6 +167,7 @@ def test_what_the_log_cannot_say_is_guessed_and_counted(tmp_path: Path) -> None:
         record.unserved(Unserved(request, Fate.REFUSED, "queue_full", "", at + 2.0, count))
 
     refuse("acme", 100.0, count=4)
+    refuse("", 100.5, count=3)
     refuse("", 101.0, tier="unknown", count=50)
     for i in range(60):
         refuse(f"invented-{i}", 110.0 + i)
@@ -177,14 +178,15 @@ def test_what_the_log_cannot_say_is_guessed_and_counted(tmp_path: Path) -> None:
     acme = [each for each in log.requests if each.tenant == "acme"]
     assert [each.at for each in acme] == [0.0, 0.5, 1.0, 1.5]
     assert {(each.prompt_len, each.output_len, each.stated) for each in log.requests} == {(7, 9, 9)}
-    assert (log.guesses.outputs, log.guesses.prompts, log.guesses.unread) == (124, 124, 50)
+    assert (log.guesses.outputs, log.guesses.prompts, log.guesses.unread) == (127, 127, 50)
     tenants = {each.tenant for each in log.requests}
     assert OTHERS in tenants
+    assert "" not in tenants, "of a flood nobody knows that it named no tenant"
     assert len(tenants) <= 52
     workload = build(Spec(logs=(path,)), info())  # type: ignore[arg-type]
     then = replayed(workload, Window(0.0, 1e9))
     assert then is not None
-    assert then.happened[-1].fates == {Fate.REFUSED: 124}
+    assert then.happened[-1].fates == {Fate.REFUSED: 127}
     assert then.happened[-1].attainment == 0.0
     assert then.factor == 1.0
 
@@ -201,6 +203,8 @@ def test_outputs_of_who_has_none_are_drawn_from_its_own_kind(tmp_path: Path) -> 
     assert log.requests[-1].output_len == 40
     assert log.requests[-1].timeout_s == 0.3
     assert log.guesses.outputs == 1
+    of_another = replace(last, tenant="u", application="b", timeout_s=0.1)
+    assert logged(tmp_path / "other", [*of_app, of_another]).requests[-1].output_len == 40
 
 
 def test_who_left_leaves_again(tmp_path: Path) -> None:
