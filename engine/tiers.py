@@ -20,6 +20,11 @@ from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, Targets
 
+# Names in metrics and reports that are no tier's: of targets that requests state themselves, and of
+# calls that nobody has read.
+EXPLICIT, UNREAD = "explicit", "unknown"
+OTHER_TENANTS = "other"  # of all tenants that the operator has not named
+
 # The targets of the built-in tiers, in seconds.
 INTERACTIVE_TTFT_S, INTERACTIVE_TBT_S, STANDARD_TTLT_S, BATCH_TTLT_S = 1.0, 0.05, 10.0, 60.0
 

@@ -38,7 +38,7 @@ from typing import Any
 from engine import toml_file
 from engine.config import SECTIONS
 from engine.deciding.request import Importance, Share, Targets
-from engine.tiers import BUILT_IN, Preset, Tier, Tiers
+from engine.tiers import BUILT_IN, EXPLICIT, OTHER_TENANTS, UNREAD, Preset, Tier, Tiers
 from engine.toml_file import Document, Keys, Misstated, refuse_unknown
 
 _TIER_KEYS = {"ttft_s", "tbt_s", "ttlt_s", "max_gap", "importance"}
@@ -46,6 +46,7 @@ KEYS = frozenset({"default_tier", "deadline_is_target", "tiers", "applications",
 MOST_NAME_BYTES = 128  # of a name that a call may state: tier, application, tenant, request
 MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
 WEIGHTS = (1e-6, 1e6)
+RESERVED = {"tiers": (EXPLICIT, UNREAD), "tenants": (OTHER_TENANTS,)}  # by metrics
 
 
 def load(path: Path) -> Tiers:
@@ -112,6 +113,8 @@ def _tables(document: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
                 ": no call can name it: a name is printable ASCII, not empty,"
                 f" of at most {MOST_NAME_BYTES} bytes",
             )
+        if name in RESERVED.get(key, ()):
+            raise Misstated((key, name), "is a name that metrics have for something else")
     return tables
 
 

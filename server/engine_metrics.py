@@ -25,9 +25,10 @@ from engine.deciding.request import Importance
 from engine.deciding.stats import Counts, EngineStats, Saturation, SchedulerStats, Totals
 from engine.messages import EngineInfo
 from engine.processes.standard_streams import DROPPED
-from engine.tiers import Least, Tiers
+from engine.tiers import OTHER_TENANTS, Least, Tiers
 from server.admission.admission import Admission
 from server.config import ServerConfig
+from server.metrics import tier_name
 from server.process_metrics import ProcessMetrics
 
 # When a series began is known to Prometheus by other means, and those would be as many again.
@@ -128,7 +129,7 @@ def _scheduler(stats: SchedulerStats, tiers: set[str]) -> Iterator[Metric]:
     )
     for tier, reason in sorted({*stats.relegations, *itertools.product(tiers, REASONS)}):
         number = stats.relegations.get((tier, reason), 0)
-        relegations.add_metric([_tier(tier), reason], number)
+        relegations.add_metric([tier_name(tier), reason], number)
     yield relegations
     work = CounterMetricFamily(
         "niyama_work_seconds",
@@ -136,7 +137,7 @@ def _scheduler(stats: SchedulerStats, tiers: set[str]) -> Iterator[Metric]:
         labels=["tenant"],
     )
     for share, seconds in sorted(stats.asked_s.items()):
-        work.add_metric([share or "other"], seconds)
+        work.add_metric([share or OTHER_TENANTS], seconds)
     yield work
     yield _gauge("held_sequences", "Decoding sequences that sat an iteration out", stats.num_held)
     yield _gauge(
@@ -162,8 +163,8 @@ def _saturation(saturation: Saturation) -> Iterator[Metric]:
         "niyama_queued_work_seconds", "Engine time that these need yet, as predicted", labels=labels
     )
     for (tier, state), amount in sorted(saturation.amounts.items()):
-        sequences.add_metric([_tier(tier), state], amount.num)
-        work.add_metric([_tier(tier), state], amount.seconds)
+        sequences.add_metric([tier_name(tier), state], amount.num)
+        work.add_metric([tier_name(tier), state], amount.seconds)
     yield sequences
     yield work
     yield _gauge(
@@ -187,10 +188,6 @@ def _saturation(saturation: Saturation) -> Iterator[Metric]:
         chance.add_metric([tier], outlook.late_chance)
     yield headroom
     yield chance
-
-
-def _tier(name: str) -> str:
-    return name or "explicit"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from engine.deciding.outcome import Fate
 from engine.deciding.plan import Timings
 from engine.deciding.request import Importance, Share
-from engine.tiers import Tiers
+from engine.tiers import EXPLICIT, OTHER_TENANTS, UNREAD, Tiers
 from server.errors import Refusal
 from server.fate import Progress
 
@@ -22,9 +22,6 @@ _TTLT_SECONDS = (
     *(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200),
     86_400,
 )
-
-UNKNOWN = "unknown"  # tier and importance of a call that was never read
-OTHERS = "other"  # all tenants that the operator has not named
 
 
 class Metrics:
@@ -91,7 +88,7 @@ class Metrics:
         for tier in tiers.tiers.values():
             for result in Fate:
                 importance = tier.importance.name.lower()
-                self.requests.labels(tier.name, importance, OTHERS, result.value)
+                self.requests.labels(tier.name, importance, OTHER_TENANTS, result.value)
 
     def count(
         self, tier: str | None, importance: Importance | None, share: Share, result: Fate
@@ -99,7 +96,7 @@ class Metrics:
         """Counts a call that is over; tier and importance are None where it was never read. Only
         tenants that the operator has named are told apart: there is no end of others.
         """
-        labels = (tier_name(tier), importance_name(importance), share.name or OTHERS)
+        labels = (tier_name(tier), importance_name(importance), tenant_name(share))
         self.requests.labels(*labels, result.value).inc()
 
     def count_refused(
@@ -107,7 +104,7 @@ class Metrics:
     ) -> None:
         """Counts a call that found no place; the arguments are as for `count`."""
         labels = (tier_name(tier), importance_name(importance), reason.value)
-        self.refused.labels(*labels, share.name or OTHERS).inc()
+        self.refused.labels(*labels, tenant_name(share)).inc()
 
     def count_promise(self, tier: str | None, is_on_time: bool, result: Fate) -> None:
         """Counts a call that is over against what it was promised at its admission: to be on time,
@@ -146,9 +143,14 @@ def tier_name(tier: str | None) -> str:
     """Returns a tier's name as metrics have it: "" is that of targets that a request states, and
     None of what nobody has read.
     """
-    return UNKNOWN if tier is None else tier or "explicit"
+    return UNREAD if tier is None else tier or EXPLICIT
 
 
 def importance_name(importance: Importance | None) -> str:
     """Returns an importance as metrics have it; None is that of what nobody has read."""
-    return UNKNOWN if importance is None else importance.name.lower()
+    return UNREAD if importance is None else importance.name.lower()
+
+
+def tenant_name(share: Share) -> str:
+    """Returns the name of a tenant that the operator has named; of all others, one for them."""
+    return share.name or OTHER_TENANTS

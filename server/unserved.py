@@ -14,12 +14,12 @@ from dataclasses import replace
 from engine.deciding.outcome import Fate
 from engine.deciding.record import Unserved
 from engine.deciding.request import Request, Sampling, key_of
+from engine.tiers import UNREAD
 from server.call import Call
 from server.convert.inbound import Asked
 
 MOST_PER_S = 20
 SECOND = 1.0
-_UNKNOWN = "unknown"  # the tier of a call that was never read
 _BYTES_PER_TOKEN = 4  # of a message, as tokenizers are in English
 
 _Group = tuple[str, int, str, Fate, str]
@@ -114,7 +114,7 @@ def _request(
             range(estimated_len),
             Sampling(max_tokens=default_max_tokens),
             call.arrived_at,
-            tier=_UNKNOWN,
+            tier=UNREAD,
             tenant=call.tenant,
             share=call.share,
         )

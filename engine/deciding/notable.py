@@ -11,14 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.deciding.outcome import Fate
+from engine.deciding.outcome import MISSES
 from engine.deciding.request import Importance, Request, named_by
 from engine.deciding.timeline import End
 
 MOST = 100  # of each kind
-KINDS = ("relegated", "preempted", "refused", "expired", "late", "failed")
-
-_ENDS = (Fate.REFUSED, Fate.EXPIRED, Fate.LATE, Fate.FAILED)  # called by the kinds of that name
+KINDS = ("relegated", "preempted", "refused", "expired", "late", "failed")  # MISSES by their names
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class NotableDecisions:
 
     def add_end(self, request: Request, end: End, detail: str) -> None:
         """Keeps the end of a request, where it is notable."""
-        if end.result in _ENDS:
+        if end.result in MISSES:
             self.add(request, end.at, end.result.value, detail)
 
     def last(self, most: int) -> tuple[Notable, ...]:

@@ -21,6 +21,10 @@ class Fate(Enum):
     BEST_EFFORT = "best_effort"  # it ended by itself, and had no target
 
 
+# What counts against attainment; cancelled and best effort do neither for it nor against it.
+MISSES = (Fate.LATE, Fate.EXPIRED, Fate.REFUSED, Fate.FAILED)
+
+
 _FATES = {
     FinishReason.TIMEOUT: Fate.EXPIRED,
     FinishReason.DISPLACED: Fate.REFUSED,

@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.deciding.outcome import MISSES, Fate
 from engine.decision_log import DecisionLogReader, Entry, Header, Logged, Place, computed
+from engine.tiers import EXPLICIT
 from loadgen.audit.cells import (
-    EXPLICIT,
     JUDGED,
-    MISSES,
     OTHERS,
     Cell,
     Example,
-    Fate,
     Harm,
     Names,
     Who,
@@ -51,7 +50,7 @@ class Ended:
     """A request, or a flood of `count` told as one, of which no more will be read."""
 
     logged: Logged
-    fate: Fate
+    fate: Fate | None
     ended_at: float
     place: Place | None  # of its end; None: the log has none
     relegated: bool = False
@@ -60,7 +59,7 @@ class Ended:
     @property
     def harms(self) -> list[Harm]:
         """Returns what it came to, with ANY where it came to something."""
-        found = [_HARM_OF[self.fate]] if self.fate in _HARM_OF else []
+        found = [_HARM_OF[self.fate]] if self.fate is not None and self.fate in _HARM_OF else []
         found += [Harm.RELEGATED] * self.relegated + [Harm.PREEMPTED] * self.preempted
         return [*found, Harm.ANY] if found else []
 
@@ -223,17 +222,16 @@ class Account:
     def _end(self, request: Logged, place: Place | None) -> Ended:
         """Counts a request of which no more will be read."""
         state = self._in_flight.pop(request.key, None) if request.count == 1 else None
-        fate = Fate.UNTOLD if request.fate is None else Fate(request.fate.value)
         ended = Ended(
             request,
-            fate,
+            request.fate,
             _ended_at(request, self._now),
             place,
             request.relegated or (state is not None and state.relegated),
             request.preemptions > 0 or (state is not None and state.preempted),
         )
         who = self.who(request)
-        self._cell(who).fates[fate] += request.count
+        self._cell(who).fates[request.fate] += request.count
         self.periods.add(request.unix_s, who.tenant, _span(ended))
         if state is not None and self._meter is not None:
             self._stops(self._meter, ended.ended_at, state)

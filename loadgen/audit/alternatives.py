@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from client.values import Targets
-from engine.deciding.outcome import Fate as EngineFate
+from engine.deciding.outcome import Fate
 from engine.decision_log import BadLog
 from loadgen.audit.account import Account
-from loadgen.audit.cells import JUDGED, NAMELESS, OTHERS, Fate
+from loadgen.audit.cells import JUDGED, NAMELESS, OTHERS
 from loadgen.audit.periods import Periods, total
 from loadgen.audit.query import instant_text
 from loadgen.reports.html.text import share
@@ -299,8 +299,8 @@ def imagine(
     ]
     was: Tallies = {}
     for fate, mine in zip(fates, whose, strict=True):
-        if fate is not None and Fate(fate.value) in JUDGED:
-            was.setdefault(mine, Tally()).add(fate is EngineFate.ON_TIME)
+        if fate in JUDGED:
+            was.setdefault(mine, Tally()).add(fate is Fate.ON_TIME)
     setup = _setup(log, len(paths))
     return Alternatives(
         begins_at,

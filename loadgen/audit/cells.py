@@ -15,28 +15,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from engine.deciding.outcome import MISSES, Fate
+
 OTHERS = "(others)"
 NAMELESS = "(no name)"
-EXPLICIT = "explicit"  # the tier of who has targets of its own
 MOST_NAMES = 30  # of tenants and of applications that have rows of their own
 MOST_NAMED = 1000  # tenants of the operator
 MOST_EXAMPLES = 10  # requests of a row that are told by their ids
 
 
-class Fate(StrEnum):
-    """What became of an arrival."""
-
-    ON_TIME = "on_time"
-    LATE = "late"
-    EXPIRED = "expired"
-    REFUSED = "refused"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    BEST_EFFORT = "best_effort"
-    UNTOLD = "untold"  # the log ends, or its engine process was lost, before the request ended
-
-
-MISSES = (Fate.LATE, Fate.EXPIRED, Fate.REFUSED, Fate.FAILED)
+FATES = (*Fate, None)  # None: the log ends, or its engine was lost, before the request ended
+UNTOLD = "untold"
 JUDGED = (Fate.ON_TIME, *MISSES)  # what attainment is a share of
 
 
@@ -124,7 +113,7 @@ class Suffered:
 class Cell:
     """The requests of one kind of sender."""
 
-    fates: Counter[Fate] = field(default_factory=Counter)
+    fates: Counter[Fate | None] = field(default_factory=Counter)
     harms: dict[Harm, Suffered] = field(default_factory=dict)
 
     @property
@@ -177,6 +166,11 @@ class Names:
             self._own.add(name)
             return name
         return OTHERS
+
+
+def result_of(fate: Fate | None) -> str:
+    """Returns what became of an arrival in a word, UNTOLD where nobody knows."""
+    return UNTOLD if fate is None else fate.value
 
 
 def rolled_up(cells: dict[Who, Cell], by: Collection[str]) -> Iterator[tuple[Who, Cell]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from loadgen.audit.account import Account, Group
 from loadgen.audit.alternatives import Alternatives
-from loadgen.audit.cells import Cell, Fate, Harm, Suffered, Who
+from loadgen.audit.cells import FATES, Cell, Harm, Suffered, Who, result_of
 from loadgen.audit.periods import ByTenant, day_text
 
 SCHEMA = "niyama.audit/1"
@@ -53,7 +53,7 @@ def to_json(paths: Sequence[str], account: Account, alternatives: Alternatives |
 
 
 def _cell(who: Who, cell: Cell, groups: Mapping[Group, int]) -> Document:
-    fates = {fate.value: cell.fates[fate] for fate in Fate}
+    fates = {result_of(fate): cell.fates[fate] for fate in FATES}
     harms = {harm.value: _suffered(cell.harms[harm], groups) for harm in Harm if harm in cell.harms}
     return {**who._asdict(), "num_arrived": cell.num_arrived, "results": fates, "harms": harms}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from engine.deciding.outcome import Fate
 from loadgen.audit import query
 from loadgen.audit.account import Account
 from loadgen.audit.alternatives import Alternatives
-from loadgen.audit.cells import Cell, Fate, Harm, rolled_up
+from loadgen.audit.cells import Cell, Harm, rolled_up
 from loadgen.audit.periods import DAY_S, HOUR_S, ByTenant, Periods, Span, share, total
 from loadgen.audit.sake import Sake, sakes
 from loadgen.audit.tables import Written, alternatives_tables, largest, named
@@ -146,7 +147,7 @@ def _what_happened(whole: Cell) -> str:
             (Fate.REFUSED, "were refused"),
             (Fate.FAILED, "failed"),
             (Fate.CANCELLED, "were left by their callers"),
-            (Fate.UNTOLD, "have no end in the log"),
+            (None, "have no end in the log"),
         )
         if whole.fates[fate]
     ]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from loadgen.audit.account import Ended
-from loadgen.audit.cells import DIMENSIONS, Fate, Harm, Who
+from loadgen.audit.cells import DIMENSIONS, FATES, Harm, Who, result_of
 from loadgen.audit.periods import DAY_S, HOUR_S, day_text
 
 _TIMES = {"from": "at or after", "to": "before"}
@@ -36,7 +36,7 @@ class Condition(NamedTuple):
             return arrived_at >= instant if self.name == "from" else arrived_at < instant
         match self.name:
             case "result":
-                return ended.fate.value == self.value
+                return result_of(ended.fate) == self.value
             case "harm":
                 return self.value in ended.harms
             case "day":
@@ -89,7 +89,7 @@ def _check_day(text: str) -> None:
 
 
 _CHECKS: dict[str, Callable[[str], Any]] = {
-    "result": _one_of(Fate),
+    "result": _one_of(map(result_of, FATES)),
     "harm": _one_of(Harm),
     "hour": _one_of(map(str, range(24))),
     "day": _check_day,
@@ -113,7 +113,7 @@ def to_json(ended: Ended, who: Who) -> dict[str, Any]:
         "tier": who.tier,
         "application": logged.application,
         "importance": who.importance,
-        "result": ended.fate.value,
+        "result": result_of(ended.fate),
         "reason": logged.reason,
         "relegated": ended.relegated,
         "preempted": ended.preempted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from engine.deciding.outcome import Fate
 from loadgen.audit import query
 from loadgen.audit.account import Account
 from loadgen.audit.alternatives import Alternatives, by_tenant, by_tier, whole
@@ -11,7 +12,6 @@ from loadgen.audit.cells import (
     NAMELESS,
     Cell,
     Example,
-    Fate,
     Harm,
     Suffered,
     Who,
@@ -35,7 +35,7 @@ _FATES = {
     Fate.FAILED: "failed",
     Fate.CANCELLED: "left by its caller",
     Fate.BEST_EFFORT: "best effort",
-    Fate.UNTOLD: "not told",
+    None: "not told",
 }
 _SAKE_HEADER = (
     "requests",

@@ -47,14 +47,13 @@ from engine.decision_log import (
     files_of,
     speed,
 )
+from engine.tiers import EXPLICIT, UNREAD
 from engine.tiers import Tier as ServerTier
 from loadgen.workload.plan import PlannedRequest, Workload
 
 COPIED_WITHIN_S = 1.0
 MOST_TENANTS = 50  # that are told apart, beside those that the operator has named
 OTHERS = "(others)"
-OWN_TARGETS = "explicit"  # the group of requests whose targets are their callers' own
-UNREAD = "unknown"  # the tier of a call that was refused before it was read
 _NAMED = ("tier", "application", "default")  # who stated the targets of a named tier
 ALWAYS = (-math.inf, math.inf)  # Unix time
 _ENDED = ("stop", "length")
@@ -249,7 +248,7 @@ class _Maker:
         return PlannedRequest(
             index,
             max(0.0, round(logged.unix_s - self._began, 6)),
-            _shown(logged.tier) or OWN_TARGETS,
+            _shown(logged.tier) or EXPLICIT,
             client_targets(logged.targets),
             logged.prompt_tokens,
             output_len,

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.deciding.notable import Notable
 from server.bounded import shorten
+from server.metrics import tier_name
 from server.status.findings import (
     MISSED,
     RECENT_S,
@@ -60,7 +61,7 @@ def decisions(recent: Sequence[Notable], now: float, unix_s: float) -> list[dict
             "kind": each.kind,
             "request_id": each.request_id,
             "tenant": each.tenant,
-            "tier": each.tier or "explicit",
+            "tier": tier_name(each.tier),
             "importance": each.importance.name.lower(),
             "detail": shorten(each.detail, MOST_DETAIL_BYTES),
         }

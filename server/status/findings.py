@@ -13,6 +13,8 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple
 
+from engine.deciding.outcome import MISSES
+from engine.tiers import OTHER_TENANTS
 from server.status.history import Window
 
 RECENT_S = 300.0  # of attainment
@@ -24,8 +26,7 @@ ENOUGH = 0.99  # of a tier's calls on time
 POOR = 0.9
 DOMINANT = 0.5  # of all work, from one of several tenants
 
-# What counts against a tier; cancelled and best effort do neither for it nor against it.
-MISSED = ("late", "expired", "refused", "failed")
+MISSED = tuple(fate.value for fate in MISSES)
 
 
 class Phase(Enum):
@@ -244,7 +245,7 @@ def _who(window: Window) -> str:
     tenant = max(shares, key=lambda name: shares[name])
     if shares[tenant] < DOMINANT:
         return ""
-    name = "Tenants without a name of their own" if tenant == "other" else f"Tenant {tenant}"
+    name = "Tenants without a name of their own" if tenant == OTHER_TENANTS else f"Tenant {tenant}"
     return f"{name} sent {_percent(shares[tenant])} of the work of the last minutes."
 
 

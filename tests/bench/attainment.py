@@ -41,6 +41,7 @@ from rich.table import Table
 
 from client import Client
 from client.values import ServerInfo
+from engine.deciding.outcome import MISSES
 from loadgen.reports.progress import showing
 from loadgen.scoring.modes import Search, measure, search_capacity
 from loadgen.scoring.summary import Measuring
@@ -62,7 +63,7 @@ LENGTHS = {
 }
 MAX_REQUESTS = 96
 POINT = 0.01
-MISSED = ("late", "expired", "refused", "failed")
+MISSED = tuple(fate.value for fate in MISSES)
 SETTLE_S = 10.0  # for the last calls to be counted, after their clients have been answered
 GUESS_RPS = 20.0  # of an engine that is not slowed
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.deciding.outcome import Fate as EngineFate
+from engine.deciding.outcome import Fate
 from engine.deciding.record import Unserved
 from engine.deciding.request import key_of
 from engine.decision_log import BadLog, DecisionLogReader, files_of
 from engine.driving.decision_file import DecisionFile
 from loadgen.audit import cells
 from loadgen.audit.account import Account, Ended
-from loadgen.audit.cells import OTHERS, Cell, Fate, Harm, Names, rolled_up
+from loadgen.audit.cells import OTHERS, Cell, Harm, Names, rolled_up
 from loadgen.audit.periods import DAY_S, MOST_STEPS, Periods, Span, total
 from loadgen.audit.sake import sakes
 from tests.engine.deciding.parts import deadline, make_request
@@ -106,9 +106,9 @@ def test_refusals_and_floods_of_them_are_counted(tmp_path: Path) -> None:
     one = make_request(key_of("acme", "x"), 10, 5, targets=deadline(3.0), tenant="acme")
     many = make_request(key_of("flood", ""), 10, 5, targets=deadline(3.0), tenant="flood")
     calls = [
-        Unserved(one, EngineFate.REFUSED, "queue_full", "", 1.0),
-        Unserved(many, EngineFate.REFUSED, "queue_full", "", 2.0, 500),
-        Unserved(many, EngineFate.EXPIRED, "timeout", "", 2.0, 7),
+        Unserved(one, Fate.REFUSED, "queue_full", "", 1.0),
+        Unserved(many, Fate.REFUSED, "queue_full", "", 2.0, 500),
+        Unserved(many, Fate.EXPIRED, "timeout", "", 2.0, 7),
     ]
     logs.write(tmp_path / "log", [], refused=calls)
     account, _ = read(tmp_path / "log")
@@ -132,7 +132,7 @@ def test_an_engine_that_was_lost_leaves_ends_untold_and_streams_nowhere(tmp_path
     again.flush()
     account, _ = read(tmp_path / "log")
     assert account.num_restarts == 1
-    assert whole(account).fates[Fate.UNTOLD] > 0
+    assert whole(account).fates[None] > 0
     assert account.idle_s > 900.0
 
 
@@ -151,7 +151,7 @@ ENTRIES = st.lists(
         st.sampled_from(KINDS),
         st.integers(0, 3),  # whose
         st.integers(0, 4),  # which
-        st.sampled_from([each.value for each in EngineFate]),
+        st.sampled_from([each.value for each in Fate]),
         st.floats(0.0, 100.0),
     ),
     max_size=40,
@@ -213,7 +213,7 @@ def test_a_torn_line_is_left_out_and_a_foreign_file_is_told(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-20])
     account, _ = read(path)
     assert account.num_torn == 1
-    assert whole(account).fates[Fate.UNTOLD] == 1
+    assert whole(account).fates[None] == 1
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
     with pytest.raises(BadLog, match=r"log, line 1: "):
         read(path)

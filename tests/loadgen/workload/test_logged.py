@@ -16,12 +16,13 @@ from engine.deciding.outcome import Fate
 from engine.deciding.record import DecisionLog, Unserved
 from engine.deciding.request import Request, Sampling, key_of
 from engine.decision_log import BadLog
+from engine.tiers import EXPLICIT
 from loadgen.scoring.against import replayed
 from loadgen.scoring.summary import Window
 from loadgen.targets import profiles
 from loadgen.targets.decisions import DecisionLines
 from loadgen.targets.simulated import Setup, SimulatedTarget
-from loadgen.workload.logged import COPIED_WITHIN_S, OTHERS, OWN_TARGETS, Log, load, scaled
+from loadgen.workload.logged import COPIED_WITHIN_S, OTHERS, Log, load, scaled
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.spec import Spec, build
 
@@ -52,9 +53,9 @@ OWN = st.one_of(st.builds(Targets, ttlt=SECONDS), st.builds(Targets, ttft=SECOND
 def planned(draw: st.DrawFn) -> list[PlannedRequest]:
     at, requests = 0.0, []
     for index in range(draw(st.integers(1, 15))):
-        tier = draw(st.sampled_from([*TIERS, OWN_TARGETS]))
+        tier = draw(st.sampled_from([*TIERS, EXPLICIT]))
         output = draw(st.integers(1, 300))
-        is_own = tier == OWN_TARGETS
+        is_own = tier == EXPLICIT
         requests.append(
             PlannedRequest(
                 index,
@@ -211,7 +212,7 @@ def test_who_left_leaves_again(tmp_path: Path) -> None:
     """After as many tokens where nothing was overdue; after as long who had waited too long."""
     content = PlannedRequest(0, 0.0, "interactive", TIERS["interactive"], 10, 400, cancel_after=7)
     impatient = PlannedRequest(
-        1, 0.0, OWN_TARGETS, Targets(ttlt=0.01), 4000, 400, explicit=True, leaves_s=0.05
+        1, 0.0, EXPLICIT, Targets(ttlt=0.01), 4000, 400, explicit=True, leaves_s=0.05
     )
     log = logged(tmp_path / "log", [content, impatient])
     assert log.fates == (Fate.CANCELLED, Fate.LATE)
