@@ -10,6 +10,8 @@ from rich.table import Table
 from loadgen.reports.html.page import Page
 from loadgen.reports.html.text import WrittenTable
 
+_LEAST_WIDTH = 8  # of the names of rows
+
 
 def print_page(page: Page, out: Console) -> None:
     """Prints what comes first of a page, and its first table."""
@@ -23,9 +25,17 @@ def print_page(page: Page, out: Console) -> None:
 
 
 def _shown(table: WrittenTable) -> Table:
+    """Returns the table without the columns in which there is nothing but zeros."""
     shown = Table(title=escape(table.title), box=box.SIMPLE_HEAD, title_justify="left")
-    for index, heading in enumerate(table.header):
-        shown.add_column(escape(heading), justify="right" if index else "left", overflow="fold")
+    shown.padding, shown.pad_edge = (0, 1, 0, 0), False
+    told = [i for i in range(len(table.header)) if any(row[i] != "0" for row in table.rows)]
+    for i in told:
+        heading = escape(table.header[i])
+        if not i:
+            shown.add_column(heading, overflow="fold", min_width=_LEAST_WIDTH)
+        else:  # its words are not broken
+            heading = heading.replace(" ", "\n")
+            shown.add_column(heading, justify="right", overflow="fold", no_wrap=True)
     for row in table.rows:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*(escape(row[i]) for i in told))
     return shown
