@@ -23,6 +23,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import grpc
 from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 from proto.niyama.v1 import inference_pb2 as pb
 from server import errors
@@ -83,7 +84,7 @@ class Site:
     def __call__(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path, method = environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]
         if path == METRICS and method == "GET":
-            told: Iterable[bytes] = self._metrics(environ, start)
+            told: Iterable[bytes] = self._metrics(_encodable(environ), start)
             return told
         answer = self._answer(path, method, environ)
         headers = [
@@ -167,6 +168,17 @@ class Site:
         shown = environ.get("HTTP_AUTHORIZATION")
         if shown is None or not self._admin.is_shown([(KEY, shown)]):
             raise errors.unauthenticated()
+
+
+def _encodable(environ: WSGIEnvironment) -> WSGIEnvironment:
+    """Returns what asks for metrics, without an Accept header that prometheus_client trips over, as
+    over versions that are no numbers: who sends one gets the plain format.
+    """
+    try:
+        choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    except (TypeError, ValueError):
+        return {**environ, "HTTP_ACCEPT": ""}
+    return environ
 
 
 def _is_local(environ: WSGIEnvironment) -> bool:

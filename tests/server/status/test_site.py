@@ -229,6 +229,13 @@ def test_a_question_that_makes_no_sense_is_told_why(calm: int, query: str, field
     assert len(answer.body) < 2000
 
 
+@pytest.mark.parametrize("version", ["bogus", "1.x", "1..0", "9" * 5000, "\xff"])
+def test_metrics_of_a_format_that_is_none_are_told_as_plain_text(calm: int, version: str) -> None:
+    told = ask(calm, "/metrics", Accept=f"application/openmetrics-text;version={version}")
+    assert told.status == 200
+    assert told.headers["Content-Type"].startswith("text/plain")
+
+
 def test_with_a_token_only_who_shows_it_learns_of_single_requests(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(TOKEN)
