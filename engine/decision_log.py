@@ -53,6 +53,7 @@ MOST_OPEN = 100_000  # requests without an end: more were lost with their engine
 MOST_LINE_BYTES = 1 << 20
 _START = '{"kind": "'
 _LARGEST = 1 << 53  # of a count: exact as a float
+_LAST_UNIX_S = 250_000_000_000  # in the year 9892: a later one has no date
 
 
 class BadLog(ValueError):
@@ -435,7 +436,7 @@ def _first_line(error: BaseException) -> str:
 def _entry(values: dict[str, Any], place: Place) -> Entry:
     fields = _Fields(values, place)
     kind = fields.text("kind")
-    at, unix_s = fields.real("at"), fields.real("unix_s")
+    at, unix_s = fields.real("at"), fields.instant("unix_s")
     if kind == "engine":
         return Entry(kind, "", "", at, unix_s, "", values, place)
     named = fields.text("request_id"), fields.text("tenant")
@@ -518,6 +519,8 @@ def _flood(entry: Entry) -> Logged:
     """Returns calls that were refused and are told as one."""
     fields = _Fields(entry.values, entry.place)
     since_s = max(0.0, entry.at - fields.real("since"))
+    if since_s > entry.unix_s:
+        raise BadLog(f"{entry.place}: since is to be after 1970")
     request = logged(replace(entry, unix_s=entry.unix_s - since_s))
     request.count, request.until_unix_s = fields.count("count"), entry.unix_s
     request.take_end(entry)
@@ -567,6 +570,8 @@ class _Fields:
         value = self._values.get(name, default)
         if not isinstance(value, str):
             self._refuse(name, "a text")
+        if not value.isascii():  # JSON may escape what is no character
+            return value.encode(errors="replace").decode()
         return value
 
     def real(self, name: str, default: float | None = None) -> float:
@@ -575,6 +580,12 @@ class _Fields:
         if not is_number or not -_LARGEST <= value <= _LARGEST:
             self._refuse(name, "a number")
         return float(value)
+
+    def instant(self, name: str) -> float:
+        value = self.real(name)
+        if not 0 <= value <= _LAST_UNIX_S:
+            self._refuse(name, "Unix time in seconds")
+        return value
 
     def maybe_real(self, name: str) -> float | None:
         return None if self._values.get(name) is None else self.real(name)

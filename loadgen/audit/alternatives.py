@@ -287,7 +287,7 @@ def imagine(
     """
     begins_at, ends_at = worst_part(account.periods, most)
     try:
-        log = load(tuple(paths), (begins_at, ends_at))
+        log = load(tuple(paths), (begins_at, ends_at), most + 1)
     except BadLog:  # the logs have been read: there is nothing else that it can be
         return None
     planned, fates = log.requests[:most], log.fates[:most]

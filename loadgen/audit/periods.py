@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 HOUR_S, DAY_S = 3600, 86400
-STEPS_S = (10, 60, 300, 900, HOUR_S, 6 * HOUR_S, DAY_S, 7 * DAY_S)
-MOST_STEPS = 240  # of a chart; more are joined
+STEPS_S = (10, 60, 300, 900, HOUR_S, 6 * HOUR_S, DAY_S, 7 * DAY_S, 364 * DAY_S)
+MOST_STEPS = 240  # of a chart, those without arrivals included; more are joined
 
 
 @dataclass(slots=True)
@@ -43,6 +43,8 @@ class Periods:
     hours: dict[int, ByTenant] = field(default_factory=dict)  # 0 to 23
     steps: dict[int, ByTenant] = field(default_factory=dict)
     _length: int = 0  # which of STEPS_S
+    _first_s: int = 0  # the earliest second and the latest, once there are any
+    _last_s: int = 0
 
     @property
     def step_s(self) -> int:
@@ -52,14 +54,21 @@ class Periods:
     def add(self, unix_s: float, tenant: str, span: Span) -> None:
         """Adds what a tenant had at an instant."""
         second = int(unix_s)
+        if not self.steps:
+            self._first_s = self._last_s = second
+        self._first_s, self._last_s = min(self._first_s, second), max(self._last_s, second)
         for periods, number in (
             (self.days, second // DAY_S),
             (self.hours, second // HOUR_S % 24),
             (self.steps, second // self.step_s),
         ):
             periods.setdefault(number, {}).setdefault(tenant, Span()).merge(span)
-        while len(self.steps) > MOST_STEPS and self._length + 1 < len(STEPS_S):
+        while self._num_steps > MOST_STEPS and self._length + 1 < len(STEPS_S):
             self._lengthen()
+
+    @property
+    def _num_steps(self) -> int:
+        return self._last_s // self.step_s - self._first_s // self.step_s + 1
 
     def _lengthen(self) -> None:
         old_s, self._length = self.step_s, self._length + 1

@@ -24,13 +24,15 @@ Seconds, tokens.
 
 from __future__ import annotations
 
+import heapq
 import math
 import operator
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +58,7 @@ MOST_TENANTS = 50  # that are told apart, beside those that the operator has nam
 OTHERS = "(others)"
 _NAMED = ("tier", "application", "default")  # who stated the targets of a named tier
 ALWAYS = (-math.inf, math.inf)  # Unix time
+MOST_REQUESTS = 4_000_000  # of a load: a flood of more has one line in a log, and no bound
 _ENDED = ("stop", "length")
 
 
@@ -147,14 +150,17 @@ def is_log(path: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
-def load(paths: tuple[Path, ...], within: tuple[float, float] = ALWAYS) -> Log:
+def load(
+    paths: tuple[Path, ...], within: tuple[float, float] = ALWAYS, most: int | None = None
+) -> Log:
     """Reads what arrived within a time (from, to) in decision logs, each with its files that got a
-    number. Raises BadLog, or OSError.
+    number: the first `most`, or all. Raises BadLog, also where all are more than MOST_REQUESTS, or
+    OSError.
     """
     reading = _Reading(within)
     for path in paths:
         reading.read(path)
-    return reading.log(paths)
+    return reading.log(paths, most)
 
 
 class _Reading:
@@ -182,12 +188,17 @@ class _Reading:
         self._num_unknown += reader.num_unknown
         self._num_torn += reader.num_torn
 
-    def log(self, paths: tuple[Path, ...]) -> Log:
-        """Returns the log. Raises BadLog where nothing arrived in it."""
+    def log(self, paths: tuple[Path, ...], most: int | None) -> Log:
+        """Returns the log. Raises BadLog where nothing arrived in it, or too much."""
+        names = ", ".join(map(str, paths))
         if not self._logged or self._header is None:
-            raise BadLog(f"{', '.join(map(str, paths))}: no request arrived in it")
-        order = operator.attrgetter("unix_s", "place.line")
-        logged = sorted(_one_by_one(self._logged), key=order)
+            raise BadLog(f"{names}: no request arrived in it")
+        arrived = sum(each.count for each in self._logged)
+        if most is None and arrived > MOST_REQUESTS:
+            raise BadLog(
+                f"{names}: {arrived} requests arrived in it, at most {MOST_REQUESTS} are read"
+            )
+        logged = list(islice(_one_by_one(self._logged), most))
         began = logged[0].unix_s
         make = _Maker(logged, self._header, began)
         requests = tuple(make.request(index, each) for index, each in enumerate(logged))
@@ -204,17 +215,21 @@ class _Reading:
         return Log(paths, self._header, requests, fates, guesses, speeds)
 
 
-def _one_by_one(logged: Sequence[Logged]) -> Iterator[Logged]:
-    """Yields each request of a flood by itself, evenly over the time that the flood took."""
-    for each in logged:
-        if each.count == 1:
-            yield each
-            continue
-        took_s = (each.until_unix_s or each.unix_s) - each.unix_s
-        for i in range(each.count):
-            unix_s = round(each.unix_s + took_s * i / each.count, 6)
-            tenant = each.tenant or OTHERS  # of several, which the operator has not named
-            yield replace(each, tenant=tenant, unix_s=unix_s, count=1, until_unix_s=None)
+def _one_by_one(logged: Iterable[Logged]) -> Iterator[Logged]:
+    """Yields the requests in their order, each of a flood by itself."""
+    order = operator.attrgetter("unix_s", "place.line")
+    single = sorted((each for each in logged if each.count == 1), key=order)
+    floods = (_spread(each) for each in logged if each.count > 1)
+    return heapq.merge(single, *floods, key=order)
+
+
+def _spread(flood: Logged) -> Iterator[Logged]:
+    """Yields the requests of a flood, evenly over the time that it took."""
+    took_s = (flood.until_unix_s or flood.unix_s) - flood.unix_s
+    for i in range(flood.count):
+        unix_s = round(flood.unix_s + took_s * i / flood.count, 6)
+        tenant = flood.tenant or OTHERS  # of several, which the operator has not named
+        yield replace(flood, tenant=tenant, unix_s=unix_s, count=1, until_unix_s=None)
 
 
 class _Maker:

@@ -244,6 +244,9 @@ def line(**changed: object) -> str:
         ([HEADER, line(prompt_tokens=10**400)], "line 2: prompt_tokens is to be a count"),
         ([HEADER, line(at="soon")], "line 2: at is to be a number"),
         ([HEADER, line(unix_s=1e300)], "line 2: unix_s is to be a number"),
+        ([HEADER, line(unix_s=-1.0)], "line 2: unix_s is to be Unix time"),
+        ([HEADER, line(unix_s=4e11)], "line 2: unix_s is to be Unix time"),
+        ([HEADER, line(kind="refused", count=2, since=-2.0)], "line 2: since is to be after 1970"),
         ([HEADER, line(at=math.nan)], "line 2: not JSON: NaN is no number of JSON"),
         ([HEADER, line(importance="vast")], "line 2: importance is to be one of low, normal, high"),
         ([HEADER, line(tenant=5)], "line 2: tenant is to be a text"),
@@ -266,6 +269,13 @@ def test_what_is_no_decision_log_is_told_by_file_and_line(
     assert f"{path}, {said}" in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_an_escape_of_what_is_no_character_reads_as_a_question_mark(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("\n".join([HEADER, line(tenant="\ud800\u00e9", request_id="\udfff")]) + "\n")
+    (request,) = requests_of([path])
+    assert (request.tenant, request.request_id) == ("?\u00e9", "?")
 
 
 def test_a_tier_without_a_bound_on_gaps_comes_back(tmp_path: Path) -> None:

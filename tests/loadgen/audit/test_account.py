@@ -242,3 +242,12 @@ def test_a_long_log_has_longer_steps_and_the_same_sums() -> None:
     assert sum(total(each).work_s for each in periods.steps.values()) == 2.0 * 24 * 40
     assert [periods.hours[hour]["a"].arrived for hour in (0, 23)] == [40, 40]
     assert min(periods.days) * DAY_S == 0
+
+
+def test_steps_without_arrivals_count_as_steps() -> None:
+    """Else the charts of a log of a few requests in years would have millions of points."""
+    periods = Periods()
+    for year in range(4):
+        periods.add(1e9 + year * 365 * DAY_S, "a", Span(arrived=1))
+    assert max(periods.steps) - min(periods.steps) < MOST_STEPS
+    assert sum(total(each).arrived for each in periods.steps.values()) == 4

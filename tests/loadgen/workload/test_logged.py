@@ -22,7 +22,14 @@ from loadgen.scoring.summary import Window
 from loadgen.targets import profiles
 from loadgen.targets.decisions import DecisionLines
 from loadgen.targets.simulated import Setup, SimulatedTarget
-from loadgen.workload.logged import COPIED_WITHIN_S, OTHERS, Log, load, scaled
+from loadgen.workload.logged import (
+    COPIED_WITHIN_S,
+    MOST_REQUESTS,
+    OTHERS,
+    Log,
+    load,
+    scaled,
+)
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.spec import Spec, build
 
@@ -190,6 +197,22 @@ def test_what_the_log_cannot_say_is_guessed_and_counted(tmp_path: Path) -> None:
     assert then.happened[-1].fates == {Fate.REFUSED: 127}
     assert then.happened[-1].attainment == 0.0
     assert then.factor == 1.0
+
+
+def test_of_a_flood_without_end_only_so_many_are_read_as_are_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    record = lines(path)
+    for i, count in enumerate((1, MOST_REQUESTS, 1)):
+        request = Request(key_of("", f"r{i}"), range(7), Sampling(), 100.0 + i)
+        record.unserved(Unserved(request, Fate.REFUSED, "queue_full", "", 110.0, count))
+    record.close_file()  # type: ignore[attr-defined]
+    load.cache_clear()
+    with pytest.raises(BadLog, match=f"{MOST_REQUESTS + 2} requests arrived in it, at most"):
+        load((path,))
+    first = [each.at for each in load((path,), most=1000).requests]
+    assert len(first) == 1000
+    assert first[:2] == [0.0, 1.0]
+    assert first == sorted(first)
 
 
 def test_outputs_of_who_has_none_are_drawn_from_its_own_kind(tmp_path: Path) -> None:
