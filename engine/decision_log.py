@@ -51,6 +51,7 @@ from engine.tiers import Tier, Tiers
 
 MOST_OPEN = 100_000  # requests without an end: more were lost with their engine, or from the log
 MOST_LINE_BYTES = 1 << 20
+MOST_PAGES = 1 << 24  # of an engine's memory: a simulation has a list of them
 _START = '{"kind": "'
 _LARGEST = 1 << 53  # of a count: exact as a float
 _LAST_UNIX_S = 250_000_000_000  # in the year 9892: a later one has no date
@@ -450,7 +451,7 @@ def _header(entry: Entry) -> Header:
         service = Service(
             tuple(_tier(each, entry.place) for each in values["tiers"]),
             fields.text("default_tier", ""),
-            {str(name): float(weight) for name, weight in values.get("tenants", {}).items()},
+            {str(name): _weight(weight) for name, weight in values.get("tenants", {}).items()},
             fields.maybe_count("max_requests"),
             fields.maybe_count("max_queued_tokens"),
         )
@@ -458,19 +459,29 @@ def _header(entry: Entry) -> Header:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadLog(f"{entry.place}: what it says of the engine: {_first_line(error)}") from None
+    kv_tokens, page_size = fields.count("kv_tokens"), fields.count("page_size")
+    if kv_tokens // page_size > MOST_PAGES:
+        raise BadLog(f"{entry.place}: kv_tokens is to be at most {MOST_PAGES} pages")
     return Header(
         profile,
         service,
         fields.text("version", ""),
         fields.text("model", ""),
         fields.text("policy", ""),
-        fields.count("kv_tokens"),
-        fields.count("page_size"),
+        kv_tokens,
+        page_size,
         fields.count("context_len"),
         fields.count("max_batch_size"),
         fields.real("started_unix_s", entry.unix_s),
         values,
     )
+
+
+def _weight(value: Any) -> float:
+    weight = float(value)
+    if not 0 < weight < math.inf:
+        raise ValueError(f"a tenant's weight is to be positive, got {weight}")
+    return weight
 
 
 def _tier(values: Any, place: Place) -> Tier:

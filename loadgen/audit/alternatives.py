@@ -283,7 +283,8 @@ def imagine(
     account: Account, paths: Sequence[Path], most: int = MOST_REQUESTS
 ) -> Alternatives | None:
     """Simulates the part in which most came to harm of logs that the account is of; None where
-    nobody knows what they asked for that arrived in it. Raises OSError.
+    nobody knows what they asked for that arrived in it. Raises BadLog for an engine that cannot be
+    simulated, or OSError.
     """
     begins_at, ends_at = worst_part(account.periods, most)
     try:
@@ -301,7 +302,11 @@ def imagine(
     for fate, mine in zip(fates, whose, strict=True):
         if fate in JUDGED:
             was.setdefault(mine, Tally()).add(fate is Fate.ON_TIME)
-    setup = _setup(log, len(paths))
+    try:
+        setup = _setup(log, len(paths))
+    except ValueError as error:
+        names = ", ".join(map(str, paths))
+        raise BadLog(f"{names}: {error} (--simulated 0 does without)") from None
     return Alternatives(
         begins_at,
         ends_at,

@@ -144,7 +144,7 @@ def _cell(kind: Kind, figure: Figure, narrow: bool) -> str:
         case Kind.SHARE:
             return _share(figure)
         case Kind.GROWTH:
-            return f"{figure:+.1%}"
+            return _growth(figure)
         case Kind.RATE | Kind.LOAD:
             return f"{figure:.2f}"
         case Kind.DURATION | Kind.LATENCY:
@@ -285,3 +285,7 @@ def _ms(seconds: float | None) -> str:
 
 def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def _growth(growth: float | None) -> str:
+    return "-" if growth is None else f"{growth:+.1%}"

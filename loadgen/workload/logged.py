@@ -55,6 +55,7 @@ from loadgen.workload.plan import PlannedRequest, Workload
 
 COPIED_WITHIN_S = 1.0
 MOST_TENANTS = 50  # that are told apart, beside those that the operator has named
+LEAST_TIMEOUT_S = 1e-3  # of who came when its deadline had all but passed
 OTHERS = "(others)"
 _NAMED = ("tier", "application", "default")  # who stated the targets of a named tier
 ALWAYS = (-math.inf, math.inf)  # Unix time
@@ -275,7 +276,7 @@ class _Maker:
             prefix_len=cached,
             cancel_after=cancel_after,
             leaves_s=leaves_s,
-            timeout_s=logged.timeout_s,
+            timeout_s=None if logged.timeout_s is None else max(logged.timeout_s, LEAST_TIMEOUT_S),
             stated=logged.max_tokens,
             seed=index,
         )

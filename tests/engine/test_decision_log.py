@@ -227,6 +227,10 @@ ARRIVED = {
 }
 
 
+def changed_header(**changed: object) -> str:
+    return json.dumps(json.loads(HEADER) | changed)
+
+
 def line(**changed: object) -> str:
     return json.dumps(ARRIVED | changed)
 
@@ -257,6 +261,12 @@ def line(**changed: object) -> str:
         ([HEADER, line(tier=MOST_LINE_BYTES * "x")], "line 2: longer than"),
         ([HEADER.replace('"segments"', '"parts"')], "line 1: what it says of the engine"),
         ([HEADER.replace('"kv_tokens": 1000', '"kv_tokens": 0')], "line 1: kv_tokens"),
+        ([changed_header(kv_tokens=2**53, page_size=1)], "line 1: kv_tokens is to be at most"),
+        (
+            [changed_header(tenants={"acme": "nan"})],
+            "line 1: what it says of the engine: a tenant's",
+        ),
+        ([changed_header(tenants={"acme": -1})], "line 1: what it says of the engine: a tenant's"),
     ],
 )
 def test_what_is_no_decision_log_is_told_by_file_and_line(

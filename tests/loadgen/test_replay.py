@@ -175,3 +175,16 @@ def test_log_is_a_profile_of_a_log_alone(
     assert "it needs --replay" in capsys.readouterr().err
     assert status(["--find-replicas"]) == EXIT_USAGE
     assert "only with --simulate" in capsys.readouterr().err
+
+
+def test_a_log_without_an_end_is_replayed_with_calls_that_had_no_time_left(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = tmp_path / "torn"
+    entries = [json.loads(line) for line in log.read_text().splitlines()[:200]]
+    begun = [each for each in entries if each["kind"] in ("engine", "arrived")]
+    begun[1]["timeout_s"] = 0.0
+    torn.write_text("".join(json.dumps(each) + "\n" for each in begun))
+    (run,) = replayed(torn, tmp_path, "--simulate", "log")["runs"]
+    assert [each["attainment"] for each in run["log"]["by_tier"]][-1] is None
+    assert "difference" in capsys.readouterr().out

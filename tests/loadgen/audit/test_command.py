@@ -165,3 +165,15 @@ def test_a_file_that_is_not_there_is_told(
     page = tmp_path / "none" / "page.html"
     assert main([str(log), "--simulated", "0", "--html", str(page)]) == EXIT_USAGE
     assert "page.html: No such file or directory" in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_be_simulated_is_told_and_done_without(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "later"
+    later.write_text(log.read_text().replace('"policy": "fcfs"', '"policy": "of a later version"'))
+    assert main([str(later)]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"{later}: policy must be one of" in said
+    assert "Traceback" not in said
+    assert main([str(later), "--simulated", "0"]) == 0
