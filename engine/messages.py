@@ -16,10 +16,10 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from engine.checkpoint.options import Choices
+from engine.deciding.entries import Unserved
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
 from engine.deciding.questions import Question
-from engine.deciding.record import Unserved
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
 from engine.tiers import Least, Tier

@@ -31,7 +31,7 @@ def find(
     path: Path, name: str, tenant: str | None = None, most_bytes: int = MOST_BYTES
 ) -> Timeline:
     """Returns the timeline of the request that its tenant (None: any) calls `name`, as
-    `DecisionLog.find` does, of the last one where the name was used again. Raises LookupError where
+    `Record.find` does, of the last one where the name was used again. Raises LookupError where
     there is none, ValueError where several tenants have one, and OSError.
     """
     found: dict[tuple[str, str], list[Entry]] = {}  # by tenant and name

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
 from engine.deciding.plan import Accepted, Event, Finished, Plan, Relegated, Token, Work
-from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.sequence import FinishReason, Sequence, Status

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
-from engine.deciding.record import Unserved
 from engine.deciding.request import Request, Sampling, key_of
 from engine.tiers import UNREAD
 from server.call import Call

@@ -28,7 +28,7 @@ from engine.deciding.pages import PagePool
 from engine.deciding.plan import Chunk, Plan, Work
 from engine.deciding.policy import Policy, saves
 from engine.deciding.queue import Key
-from engine.deciding.record import DecisionLog
+from engine.deciding.record import Record
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
 from engine.deciding.stats import Totals
@@ -47,7 +47,7 @@ class Planner:
         pages: PagePool,
         latency: LatencyModel,
         max_batch_size: int,
-        record: DecisionLog,
+        record: Record,
         totals: Totals,
     ) -> None:
         self._roster = roster

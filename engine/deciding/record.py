@@ -16,48 +16,31 @@ nothing. Instants and durations are in seconds.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.deciding.budget import Account, Budget
+from engine.deciding.entries import Entry, Unserved, asked, end_of, fared, unserved_end
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import NotableDecisions
-from engine.deciding.outcome import Fate, fate
+from engine.deciding.outcome import Fate
 from engine.deciding.plan import Finished, Plan
 from engine.deciding.request import Request, key_of, named_by
 from engine.deciding.sequence import Sequence, Status
 from engine.deciding.speed import Span
 from engine.deciding.story import head
-from engine.deciding.timeline import Ahead, Decision, End, Timeline
+from engine.deciding.timeline import Ahead, Decision, Timeline
 
 MAX_DECISIONS = 200
 MAX_TENANTS_TOLD = 5
 
-Entry = dict[str, Any]  # what a sink gets: values that JSON has
 NOTHING: Mapping[str, Any] = {}
 Ids = OrderedDict[str, None]  # of requests, the oldest first
 
 
-class Unserved(NamedTuple):
-    """A call that ended before the engine had its requests. Of a flood, `num_calls` calls of one
-    tier, importance and share are told as one, from `request`, the first of them, until `until`:
-    its prompt and `max_tokens` are then the means of all, and it has no name.
-
-    The prompt is a `range`: as long as it was, or is estimated to have been.
-    """
-
-    request: Request
-    fate: Fate
-    reason: str  # as metrics and logs name it
-    detail: str = ""
-    until: float = 0.0  # when it ended
-    num_calls: int = 1
-
-
-class DecisionLog:
+class Record:
     """The timelines of the last requests, by id (`Request.id`)."""
 
     def __init__(self, capacity: int, sink: Callable[[Entry], None] | None = None) -> None:
@@ -174,7 +157,7 @@ class DecisionLog:
     def _arrived(self, request: Request) -> None:
         """Tells the sink what was asked for."""
         if self._sink is not None:
-            self._tell(request.id, request.arrived_at, "arrived", values=_asked(request))
+            self._tell(request.id, request.arrived_at, "arrived", values=asked(request))
 
     def admitted(
         self,
@@ -225,7 +208,7 @@ class DecisionLog:
         kind = "refused" if is_refused else "finished"
         values: Entry = {"result": call.fate.value, "reason": call.reason}
         if call.num_calls > 1:
-            values |= {"count": call.num_calls, "since": request.arrived_at} | _asked(request)
+            values |= {"count": call.num_calls, "since": request.arrived_at} | asked(request)
             self._tell(request.id, call.until, kind, call.detail, values=values)
             return
         self._arrived(request)
@@ -236,7 +219,7 @@ class DecisionLog:
             self.open(request)
             timeline = self._timelines[request.id]
             timeline.decisions.append(Decision(call.until, kind, call.detail or call.reason, {}))
-            timeline.end = _unserved_end(call)
+            timeline.end = unserved_end(call)
 
     def moved(
         self,
@@ -341,7 +324,7 @@ class DecisionLog:
             return
         request = sequence.request
         account = self._accounts.pop(request.id, None) or Account(request.arrived_at, at)
-        end = _end(sequence, event, account, at)
+        end = end_of(sequence, event, account, at)
         detail = ": ".join(filter(None, (event.reason.value, event.detail)))
         timeline = self._timelines.get(request.id) or Timeline(request)
         timeline.end = end
@@ -349,75 +332,7 @@ class DecisionLog:
         remember(timeline.decisions, Decision(at, "finished", detail, values))
         self.notable.add_end(request, end, head(timeline, end))
         if self._sink is not None:
-            self._tell(request.id, at, "finished", detail, values=_fared(event, end))
-
-
-def _asked(request: Request) -> Entry:
-    """Returns what a request asks for, without what it says nothing of."""
-    targets = request.targets
-    max_gap = targets.max_gap
-    said = {
-        "tier": request.tier,
-        "application": request.application,
-        "importance": request.importance.name.lower(),
-        "share": request.share.name,
-        "ttft_s": targets.ttft_s,
-        "tbt_s": targets.tbt_s,
-        "ttlt_s": targets.ttlt_s,
-        "max_gap": "inf" if max_gap == math.inf else max_gap,
-        "target_source": request.target_source or None,
-        "prompt_tokens": len(request.prompt),
-        "max_tokens": request.sampling.max_tokens,
-        "timeout_s": request.timeout_s,
-        "attempt": request.attempt if request.attempt > 1 else None,
-    }
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def _end(sequence: Sequence, event: Finished, account: Account, at: float) -> End:
-    """Returns how a request has ended."""
-    timings = event.timings
-    return End(
-        at=at,
-        result=fate(sequence.request, event, at),
-        reason=event.reason.value,
-        detail=event.detail,
-        output_tokens=event.output_tokens,
-        budget=account.until(at),
-        queue_s=timings.queue_s,
-        ttft_s=timings.ttft_s,
-        worst_tbt_s=timings.worst_tbt_s,
-        ttlt_s=timings.ttlt_s,
-        tbt_needed_s=sequence.tbt_needed_s,
-        preemptions=event.num_preemptions,
-        holds=account.num_holds,
-    )
-
-
-def _unserved_end(call: Unserved) -> End:
-    """Returns how a call has ended that never came to the engine."""
-    budget = Budget(max(0.0, call.until - call.request.arrived_at), 0.0, 0.0, 0.0, 0.0)
-    return End(call.until, call.fate, call.reason, call.detail, 0, budget)
-
-
-def _fared(event: Finished, end: End) -> Entry:
-    """Returns what the log says of an end."""
-    return {
-        "result": end.result.value,
-        "reason": end.reason,
-        "output_tokens": end.output_tokens,
-        "cached_tokens": event.cached_tokens,
-        "ttft_s": end.ttft_s,
-        "worst_tbt_s": end.worst_tbt_s,
-        "ttlt_s": end.ttlt_s,
-        "lived_s": end.budget.total_s,
-        "relegated": event.relegated,
-        "preemptions": end.preemptions,
-        "queue_s": end.queue_s,
-        "tbt_needed_s": end.tbt_needed_s,
-        "holds": end.holds,
-        **end.budget._asdict(),
-    }
+            self._tell(request.id, at, "finished", detail, values=fared(event, end))
 
 
 def only_tenant(name: str, having: Iterable[str]) -> str:

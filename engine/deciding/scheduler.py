@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListOf
 from dataclasses import replace
 
+from engine.deciding.entries import Entry, Unserved
 from engine.deciding.experience import Experience
 from engine.deciding.flow import Flow
 from engine.deciding.forecast import Forecast, forecast
@@ -43,7 +44,7 @@ from engine.deciding.planner import Planner
 from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
-from engine.deciding.record import DecisionLog, Entry, Unserved
+from engine.deciding.record import Record
 from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -84,7 +85,7 @@ class Scheduler:
         self.experience = Experience()
         self.history = OutputLengths(config.output_deviations)
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
-        self.record = DecisionLog(config.record_capacity, decision_sink)
+        self.record = Record(config.record_capacity, decision_sink)
         self.totals = Totals()
         self.flow = Flow()
         self.typical = TypicalRequests()

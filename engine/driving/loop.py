@@ -22,11 +22,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from engine.deciding.entries import Unserved
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
 from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
-from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import EngineStats, Saturation, SchedulerStats, TierAsked

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
+from engine.deciding.entries import Unserved
 from engine.deciding.questions import AnswerT, Question
-from engine.deciding.record import Unserved
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.linking.errors import EngineLost, Unanswered

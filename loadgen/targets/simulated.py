@@ -19,12 +19,12 @@ from pathlib import Path
 
 from client import values
 from engine import simulator
+from engine.deciding.entries import Entry
 from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
 from engine.deciding.policies import longest_gap
-from engine.deciding.record import Entry
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.deciding.entries import Unserved
 from engine.deciding.latency import A100_LLAMA3_8B
 from engine.deciding.outcome import Fate
-from engine.deciding.record import DecisionLog, Unserved
+from engine.deciding.record import Record
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.decision_log import (
@@ -199,7 +200,7 @@ def test_whatever_is_asked_for_and_however_it_is_called_comes_back(
     path = tmp_path / "log"
     path.unlink(missing_ok=True)
     decisions = written(path)
-    record = DecisionLog(0, decisions.write)
+    record = Record(0, decisions.write)
     for request in requests:
         record.unserved(Unserved(request, Fate.FAILED, "unavailable", "", request.arrived_at))
     decisions.flush()

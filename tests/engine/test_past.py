@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from engine import past
 from engine.deciding import story
+from engine.deciding.entries import Unserved
 from engine.deciding.latency import LatencyModel
 from engine.deciding.outcome import Fate
-from engine.deciding.record import Unserved
 from engine.deciding.request import Importance, Request, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig

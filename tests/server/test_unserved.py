@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
-from engine.deciding.record import Unserved
 from engine.deciding.request import Request, Sampling, Share, key_of
 from server.unserved import MOST_PER_S, UnservedCalls
 

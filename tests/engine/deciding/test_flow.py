@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.deciding.entries import Unserved
 from engine.deciding.flow import LEAST_S, STEP_S, WINDOW_S, Flow
 from engine.deciding.outcome import Fate
-from engine.deciding.record import Unserved
 from engine.deciding.request import BEST_EFFORT, Request, Targets
 from engine.simulator import Arrival, simulate
 from tests.engine.deciding.parts import (

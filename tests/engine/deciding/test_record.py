@@ -11,7 +11,7 @@ from engine.deciding import story
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Accepted
 from engine.deciding.questions import Estimate
-from engine.deciding.record import MAX_DECISIONS, DecisionLog
+from engine.deciding.record import MAX_DECISIONS, Record
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
@@ -170,7 +170,7 @@ def test_the_log_tells_tenant_and_name_apart() -> None:
 
 def test_one_request_keeps_a_bounded_timeline() -> None:
     """However its kinds alternate; what is told together adds up."""
-    log = DecisionLog(capacity=10)
+    log = Record(capacity=10)
     log.open(make_request("r"))
     for i in range(10 * MAX_DECISIONS):
         log.note("r", float(i), ("chunk", "preempted")[i % 2], tokens=1.0)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine import simulator
+from engine.deciding.entries import Unserved
 from engine.deciding.latency import A100_LLAMA3_8B, LatencyModel
 from engine.deciding.plan import Plan
-from engine.deciding.record import Unserved
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
 from engine.decision_log import Service

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
-from engine.deciding.record import Unserved
 from engine.deciding.request import key_of
 from engine.decision_log import BadLog, DecisionLogReader, files_of
 from engine.driving.decision_file import DecisionFile

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client.values import Importance, Targets
+from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
-from engine.deciding.record import DecisionLog, Unserved
+from engine.deciding.record import Record
 from engine.deciding.request import Request, Sampling, key_of
 from engine.decision_log import BadLog
 from engine.tiers import EXPLICIT
@@ -146,11 +147,11 @@ def test_a_load_that_is_not_scaled_is_as_it_was() -> None:
     assert list(scaled(requests, 1.0, 7)) == requests
 
 
-def lines(path: Path) -> DecisionLog:
+def lines(path: Path) -> Record:
     """A record whose entries go to the file of a simulation."""
     config = Setup(profiles.A100).scheduler_config()
     writer = DecisionLines(path, config, profiles.A100, {"acme": 1.0})
-    record = DecisionLog(0, writer.write)
+    record = Record(0, writer.write)
     record.close_file = writer.close  # type: ignore[attr-defined]
     return record
 
