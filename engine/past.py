@@ -71,10 +71,13 @@ def _entries(path: Path, names: Iterable[str], most_bytes: int) -> Iterator[Entr
 
 def _lines(paths: list[Path], needles: list[bytes], most_bytes: int) -> Iterable[bytes]:
     """Returns the last lines with one of the needles, in their order. A file that is gone has been
-    numbered, or deleted as the oldest, since it was listed.
+    numbered, or deleted as the oldest, since it was listed. What is no file (a pipe) remembers
+    nothing: whoever opened it might wait for ever, or take from another what was meant for it.
     """
     kept: deque[bytes] = deque(maxlen=MOST_LINES)
     for path in reversed(paths):
+        if not path.is_file():
+            continue
         try:
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)

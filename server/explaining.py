@@ -68,11 +68,20 @@ class Stories:
         return outbound.to_explanation(found, is_operator, from_decision_log=True)
 
     async def _search(self, log: Path, request_id: str, tenant: str | None) -> Timeline:
-        """Returns what the log has, when it is this one's turn. Raises as `past.find`."""
+        """Returns what the log has, when it is this one's turn. Raises as `past.find`.
+
+        A thread cannot be stopped: the turn is over when it has ended, though nobody waits for it
+        any more. So a disk that hangs holds one thread, and not all that there are.
+        """
         await self._turn.acquire()
         began_at = time.monotonic()
-        try:
-            return await asyncio.to_thread(past.find, log, request_id, tenant)
-        finally:
+        search = asyncio.ensure_future(asyncio.to_thread(past.find, log, request_id, tenant))
+
+        def rest(ended: asyncio.Future[Timeline]) -> None:
+            if not ended.cancelled():
+                ended.exception()  # it has been told, unless nobody waited
             rest_s = RESTS * (time.monotonic() - began_at)
-            asyncio.get_running_loop().call_later(rest_s, self._turn.release)
+            ended.get_loop().call_later(rest_s, self._turn.release)
+
+        search.add_done_callback(rest)
+        return await asyncio.shield(search)

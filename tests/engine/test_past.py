@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -161,3 +162,20 @@ def test_a_search_is_bounded_and_takes_no_harm_from_broken_lines(path: Path) -> 
     path.write_text('not JSON, but "request_id": "old"\n[1]\n' + text)
     with pytest.raises(LookupError, match="no longer has the arrival"):
         past.find(path, "old")
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_pipe_remembers_nothing_and_loses_nothing(path: Path, is_written: bool) -> None:
+    os.mkfifo(path)
+    path.with_name(f"{path.name}.1").mkdir()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if is_written else None
+    if reader is not None:
+        log = DecisionFile(path, 0.0, {"version": "1"})
+        make_driver(log).submit(make_request("old"))
+        log.flush()
+    with pytest.raises(LookupError, match="is not remembered"):
+        past.find(path, "old")
+    if reader is not None:
+        assert b'"old"' in os.read(reader, 1 << 16)
+        os.close(reader)
+        log.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +142,34 @@ async def test_who_asks_for_unknown_ids_leaves_room_for_others(log: Path) -> Non
     codes = [end.code.name for end in ends if isinstance(end, CallError)]
     assert codes.count("NOT_FOUND") == MOST_SEARCHES // 2
     assert codes.count("RESOURCE_EXHAUSTED") == 2 * MOST_SEARCHES - MOST_SEARCHES // 2
+
+
+async def test_a_disk_that_hangs_holds_one_thread(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited has left long since: the next search begins when this one has ended."""
+    hangs, begun = threading.Event(), asyncio.Queue[str]()
+    loop = asyncio.get_running_loop()
+
+    def find(path: Path, name: str, tenant: str | None) -> Timeline:
+        loop.call_soon_threadsafe(begun.put_nowait, name)
+        hangs.wait()
+        raise LookupError
+
+    monkeypatch.setattr("engine.past.find", find)
+    monkeypatch.setattr("server.explaining.RESTS", 0)
+    stories = Stories(Answers(UNKNOWN).ask, log)
+    try:
+        first = asyncio.create_task(stories.tell("first", "a"))
+        assert await within(begun.get()) == "first"
+        first.cancel()
+        await within(asyncio.wait([first]))
+        second = asyncio.create_task(stories.tell("second", "a"))
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(begun.get(), timeout=0.05)
+    finally:
+        hangs.set()
+    assert await within(begun.get()) == "second"
+    with pytest.raises(CallError):
+        await within(second)
