@@ -17,7 +17,8 @@ from typing import BinaryIO
 from engine.deciding.record import only_tenant, remember
 from engine.deciding.request import Request, Sampling, Share, key_of
 from engine.deciding.timeline import Ahead, Decision, Timeline
-from engine.decision_log import BadLog, Entry, Place, end_of, files_of, logged, parsed
+from engine.decision_lines import BadLog, Entry, Place, end_of, entry_of, logged, values_of
+from engine.decision_log import files_of
 
 MOST_BYTES = 64 << 20  # that are searched
 MOST_LINES = 20_000  # of one id that are looked at, the last
@@ -62,10 +63,11 @@ def _entries(path: Path, names: Iterable[str], most_bytes: int) -> Iterator[Entr
     needles = [f'"request_id": {json.dumps(name)}'.encode() for name in names]
     for raw in _lines(files_of(path), needles, most_bytes):
         try:
-            entry = parsed(raw, Place(path, 0))
+            place = Place(path, 0)
+            entry = entry_of(values_of(raw, place), place)
         except BadLog:
             continue
-        if entry is not None and "count" not in entry.values:
+        if entry.kind != "engine" and "count" not in entry.values:
             yield entry
 
 

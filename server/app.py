@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from engine import toml_file
-from engine.decision_log import Service
+from engine.decision_header import Service
 from engine.messages import EngineInfo
 from engine.processes import collector
 from engine.tiers import Least, Shortfall, Tiers

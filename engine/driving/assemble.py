@@ -15,7 +15,7 @@ from engine.deciding.plan import Executor
 from engine.deciding.policies import longest_gap
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
-from engine.decision_log import Service, described
+from engine.decision_header import Service, described
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import Engine
 from engine.messages import Calibration, EngineInfo, Pinned

@@ -2,7 +2,7 @@
 
     {"kind": ..., "request_id": ..., "tenant": ..., "at": ..., "detail": ..., "unix_s": ..., ...}
 
-An object also has the entry's values by name (`engine.decision_log` says which, and reads them).
+An object also has the entry's values by name (`engine.decision_lines` says which).
 `at` and `predicted_at` are seconds on the engine's clock, `unix_s` is `at` in Unix time, and a
 value that is not finite is null. No prompt is in it.
 
@@ -18,13 +18,13 @@ stalls, is lost, counted and reported; the engine goes on.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from engine.decision_lines import line_of
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
 
@@ -117,9 +117,7 @@ class DecisionFile:
         return self._line({"kind": "engine", "at": self._began_at, **self._header})
 
     def _line(self, entry: Mapping[str, Any]) -> str:
-        finite = {k: v if _is_writable(v) else None for k, v in entry.items()}
-        finite["unix_s"] = round(entry["at"] + self._offset_s, 6)
-        return json.dumps(finite) + "\n"
+        return line_of(entry, self._offset_s)
 
     def _put(self, data: bytes | memoryview) -> int:
         """Returns how much of the data the file took. Raises OSError."""
@@ -161,7 +159,3 @@ def _ends_torn(path: Path) -> bool:
             return file.read(1) != b"\n"
     except OSError:  # it may be written, and not be read
         return True
-
-
-def _is_writable(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Annotated
 
 from client.terminal import discard_output, have_streams, printable, write_any_character
-from engine.decision_log import BadLog, DecisionLogReader, files_of
+from engine.decision_lines import BadLog
+from engine.decision_log import DecisionLogReader, files_of
 from engine.flags import Flag, add_flags, make
 from loadgen import interrupts
 from loadgen.audit import figures, query, terminal

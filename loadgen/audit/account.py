@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.deciding.outcome import MISSES, Fate
-from engine.decision_log import DecisionLogReader, Entry, Header, Logged, Place, computed
+from engine.decision_header import Header
+from engine.decision_lines import Entry, Logged, Place, computed
+from engine.decision_log import DecisionLogReader
 from engine.tiers import EXPLICIT
 from loadgen.audit.cells import (
     JUDGED,

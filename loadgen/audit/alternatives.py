@@ -22,7 +22,7 @@ from typing import Any
 
 from client.values import Targets
 from engine.deciding.outcome import Fate
-from engine.decision_log import BadLog
+from engine.decision_lines import BadLog
 from loadgen.audit.account import Account
 from loadgen.audit.cells import JUDGED, NAMELESS, OTHERS
 from loadgen.audit.periods import Periods, total

@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from engine.deciding.latency import LatencyProfile, Segment
-from engine.decision_log import Computed
+from engine.decision_lines import Computed
 
 _LEAST_WEIGHT = 1e-9  # seconds: a published profile may have a decode cost nothing, or less
 

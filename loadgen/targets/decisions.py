@@ -4,8 +4,6 @@ time begins with the simulation.
 
 from __future__ import annotations
 
-import json
-import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 from client.values import Tier
 from engine.deciding.request import Importance, Share, Targets
 from engine.deciding.scheduler_config import SchedulerConfig
-from engine.decision_log import Service, described
+from engine.decision_header import Service, described
+from engine.decision_lines import line_of
 from engine.tiers import Tier as ServerTier
 from engine.tiers import Tiers
 from loadgen.targets.profiles import Profile
@@ -43,11 +42,7 @@ class DecisionLines:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Writes an entry, as a scheduler's decision sink. Raises OSError."""
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in entry.items()
-        }
-        self._file.write(json.dumps(finite | {"unix_s": round(entry["at"], 6)}) + "\n")
+        self._file.write(line_of(entry, 0.0))
 
     def close(self) -> None:
         """Raises OSError where the last of it cannot be written."""

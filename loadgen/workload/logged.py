@@ -40,15 +40,9 @@ from client.values import Importance, Targets, Tier
 from engine.deciding.outcome import Fate
 from engine.deciding.request import Targets as ServerTargets
 from engine.deciding.sequence import FinishReason
-from engine.decision_log import (
-    BadLog,
-    DecisionLogReader,
-    Header,
-    Logged,
-    Speed,
-    files_of,
-    speed,
-)
+from engine.decision_header import Header
+from engine.decision_lines import BadLog, Logged, Speed, speed
+from engine.decision_log import DecisionLogReader, files_of
 from engine.tiers import EXPLICIT, UNREAD
 from engine.tiers import Tier as ServerTier
 from loadgen.workload.plan import PlannedRequest, Workload

@@ -21,16 +21,9 @@ from engine.deciding.outcome import Fate
 from engine.deciding.record import Record
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
-from engine.decision_log import (
-    MOST_LINE_BYTES,
-    BadLog,
-    DecisionLogReader,
-    Logged,
-    Service,
-    computed,
-    files_of,
-    requests_of,
-)
+from engine.decision_header import Service
+from engine.decision_lines import BadLog, Logged, computed
+from engine.decision_log import MOST_LINE_BYTES, DecisionLogReader, files_of
 from engine.driving.decision_file import DecisionFile
 from engine.tiers import BUILT_IN, Tier
 from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
@@ -119,7 +112,7 @@ def test_requests_go_on_from_one_file_to_the_next(tmp_path: Path, most_bytes: in
     assert len(files_of(tmp_path / "several")) > 2
 
     def read(path: Path) -> list[Logged]:
-        requests = list(requests_of([path]))
+        requests = list(DecisionLogReader(files_of(path)).requests())
         for each in requests:
             each.place = each.place._replace(path=Path(), line=0)
         return requests
@@ -218,7 +211,7 @@ def test_whatever_is_asked_for_and_however_it_is_called_comes_back(
 
 def test_an_empty_log_has_no_requests(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
-    assert list(requests_of([tmp_path / "log"])) == []
+    assert list(DecisionLogReader([tmp_path / "log"]).requests()) == []
 
 
 HEADER = json.dumps({"kind": "engine", "at": 0.0, "unix_s": 0.0, **ENGINE})
@@ -276,7 +269,7 @@ def test_what_is_no_decision_log_is_told_by_file_and_line(
     path = tmp_path / "log"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(BadLog) as error:
-        list(requests_of([path]))
+        list(DecisionLogReader(files_of(path)).requests())
     assert f"{path}, {said}" in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
@@ -285,7 +278,7 @@ def test_what_is_no_decision_log_is_told_by_file_and_line(
 def test_an_escape_of_what_is_no_character_reads_as_a_question_mark(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("\n".join([HEADER, line(tenant="\ud800\u00e9", request_id="\udfff")]) + "\n")
-    (request,) = requests_of([path])
+    (request,) = DecisionLogReader(files_of(path)).requests()
     assert (request.tenant, request.request_id) == ("?\u00e9", "?")
 
 

@@ -14,7 +14,7 @@ from engine.deciding.latency import A100_LLAMA3_8B, LatencyModel
 from engine.deciding.plan import Plan
 from engine.deciding.request import Importance, Request, Sampling, Share, Targets, key_of
 from engine.deciding.scheduler import Scheduler
-from engine.decision_log import Service
+from engine.decision_header import Service
 from engine.driving.decision_file import DecisionFile
 from engine.simulator import STOP, Arrival, Replica
 from engine.tiers import Tier

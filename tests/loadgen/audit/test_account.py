@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
 from engine.deciding.request import key_of
-from engine.decision_log import BadLog, DecisionLogReader, files_of
+from engine.decision_lines import BadLog
+from engine.decision_log import DecisionLogReader, files_of
 from engine.driving.decision_file import DecisionFile
 from loadgen.audit import cells
 from loadgen.audit.account import Account, Ended

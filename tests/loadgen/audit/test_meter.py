@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.plan import Plan
-from engine.decision_log import Computed, DecisionLogReader
+from engine.decision_lines import Computed
+from engine.decision_log import DecisionLogReader
 from engine.simulator import Replica
 from loadgen.audit.account import Account
 from loadgen.audit.meter import Meter, between

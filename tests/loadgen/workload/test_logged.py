@@ -16,7 +16,7 @@ from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
 from engine.deciding.record import Record
 from engine.deciding.request import Request, Sampling, key_of
-from engine.decision_log import BadLog
+from engine.decision_lines import BadLog
 from engine.tiers import EXPLICIT
 from loadgen.scoring.against import replayed
 from loadgen.scoring.summary import Window
