@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from client import words
 from client.arguments import token as checked_token
 from client.client import DEFAULT_SERVER, Client
 from client.errors import InvalidRequest, NiyamaError, NotFound, QueueFull
@@ -30,15 +31,9 @@ from client.values import (
     Accepted,
     Estimate,
     Explanation,
-    Finished,
-    Forecast,
     Relegated,
-    ResolvedTargets,
-    SamplingDefaults,
     ServerInfo,
-    Targets,
     Tokens,
-    WorkAhead,
 )
 
 SERVER = "NIYAMA_SERVER"
@@ -263,37 +258,14 @@ def _generate(client: Client, prompt: str, is_chat: bool, options: GenerateOptio
                 print(event.text, end="", flush=True)
                 at_line_start = event.text.endswith("\n") if event.text else at_line_start
             elif isinstance(event, Accepted) and event.forecast and not event.forecast.on_time:
-                print(f"expected late: {_forecast(event.forecast)}", file=sys.stderr)
+                print(f"expected late: {words.forecast(event.forecast)}", file=sys.stderr)
             elif isinstance(event, Relegated):
-                print(_relegation(event), file=sys.stderr)
+                print(words.relegation(event), file=sys.stderr)
     finally:
         if not at_line_start:
             print(flush=True)
     for finished in stream.completions.values():
-        print(_summary(stream.request_id or "", finished), file=sys.stderr)
-
-
-def _relegation(event: Relegated) -> str:
-    expected = f"expected to be complete {_ms(event.expected_ttlt)} after it was sent"
-    return f"relegated: {event.reason}; {expected}"
-
-
-def _forecast(forecast: Forecast) -> str:
-    return f"TTFT {_ms(forecast.ttft)}  TTLT {_ms(forecast.ttlt)}"
-
-
-def _summary(request_id: str, finished: Finished) -> str:
-    usage, timings = finished.usage, finished.timings
-    lines = [
-        f"{request_id}: {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
-        f"{usage.output_tokens} output tokens, ended by {finished.reason.value}",
-        f"  queue {_ms(timings.queue)}  TTFT {_ms(timings.ttft)}  TBT mean {_ms(timings.mean_tbt)} "
-        f"worst {_ms(timings.worst_tbt)}  TTLT {_ms(timings.ttlt)}",
-    ]
-    for result in finished.targets:
-        verdict = "met" if result.met else "MISSED"
-        lines.append(f"  {result.name.upper()} target {_ms(result.target)}: {verdict}")
-    return "\n".join(lines)
+        print(words.summary(stream.request_id or "", finished), file=sys.stderr)
 
 
 def _info(client: Client, as_json: bool) -> None:
@@ -310,12 +282,12 @@ def _info(client: Client, as_json: bool) -> None:
         f"limits    {limits.max_requests:,} requests, {limits.max_batch_size:,} per iteration, "
         f"{limits.kv_tokens:,} tokens in memory"
     )
-    print(f"sampling  {_sampling(info.sampling)}, where a request does not say")
+    print(f"sampling  {words.sampling(info.sampling)}, where a request does not say")
     for tier in info.tiers:
         default = "  (default)" if tier.name == info.default_tier else ""
         importance = f"importance {tier.importance.value}"
         gap = "" if tier.max_gap is None else f", gaps of {tier.max_gap:g} TBT at most"
-        print(f"tier      {tier.name}: {_targets(tier.targets)}{gap}, {importance}{default}")
+        print(f"tier      {tier.name}: {words.targets(tier.targets)}{gap}, {importance}{default}")
         if tier.note:
             print(f"          ! {tier.note}")
 
@@ -330,10 +302,10 @@ def _estimate(
     forecast = estimate.forecast
     admission = estimate.admission
     if not admission.admitted:
-        print(f"REFUSED   {admission.detail}; retry after {_ms(admission.retry_after)}")
+        print(f"REFUSED   {admission.detail}; retry after {words.ms(admission.retry_after)}")
     print("on time" if forecast.on_time else "LATE")
-    print(f"predicted {_forecast(forecast)}")
-    print(f"targets   {_resolved(estimate.targets)}")
+    print(f"predicted {words.forecast(forecast)}")
+    print(f"targets   {words.resolved(estimate.targets)}")
 
 
 def _explain(client: Client, request_id: str, tenant: str | None, as_json: bool) -> None:
@@ -341,7 +313,7 @@ def _explain(client: Client, request_id: str, tenant: str | None, as_json: bool)
         if as_json:
             _print_json(story)
         else:
-            print("\n" * (number > 0) + _told(story))
+            print("\n" * (number > 0) + words.told(story))
 
 
 def _stories(client: Client, request_id: str, tenant: str | None) -> Iterator[Explanation]:
@@ -355,29 +327,6 @@ def _stories(client: Client, request_id: str, tenant: str | None) -> Iterator[Ex
             yield client.explain(f"{request_id}/{index}", tenant)
         except NotFound:
             return
-
-
-def _told(story: Explanation) -> str:
-    whose = f" of tenant {story.tenant}" if story.tenant else ""
-    lines = [f"{story.request_id}{whose}: {_resolved(story.targets)}"]
-    if story.from_decision_log:
-        lines.append("read in the decision log")
-    for decision in story.decisions:
-        predicted = (
-            "" if decision.predicted_at is None else f"  (predicted {_ms(decision.predicted_at)})"
-        )
-        lines.append(f"{_ms(decision.at):>12}  {decision.kind:<12} {decision.detail}{predicted}")
-        lines += [f"{_ms(part.work):>38} ahead{_of_whom(part)}" for part in decision.ahead]
-    lines.append(story.summary)
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in story.needed)])
-
-
-def _of_whom(part: WorkAhead) -> str:
-    tier = f", tier {part.tier}" if part.tier else ""
-    whose = ", of others" if part.tenant is None else f", tenant {part.tenant}"
-    whose = ", of tenants that are not named" if part.tenant == "" else whose
-    beyond = f", {_ms(part.beyond)} of it beyond its part" if part.beyond else ""
-    return tier + whose + beyond
 
 
 def _print_json(value: ServerInfo | Estimate | Explanation) -> None:
@@ -397,31 +346,6 @@ def _finite(value: Any) -> Any:
 
 def _count(client: Client, prompt: str) -> None:
     print(client.count_tokens(_text(prompt)).count)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:,.1f} ms"
-
-
-def _sampling(defaults: SamplingDefaults) -> str:
-    return (
-        f"temperature {defaults.temperature:g}, top-k {defaults.top_k}, top-p {defaults.top_p:g}, "
-        f"min-p {defaults.min_p:g}, repetition penalty {defaults.repetition_penalty:g}, "
-        f"{defaults.max_tokens:,} tokens at most"
-    )
-
-
-def _targets(targets: Targets) -> str:
-    named = (("TTFT", targets.ttft), ("TBT", targets.tbt), ("TTLT", targets.ttlt))
-    stated = [f"{name} {_ms(value)}" for name, value in named if value is not None]
-    return ", ".join(stated) or "best effort"
-
-
-def _resolved(resolved: ResolvedTargets) -> str:
-    origin = f"from {resolved.source.replace('_', ' ')}"
-    if resolved.tier:
-        origin = f"tier {resolved.tier}, {origin}"
-    return f"{_targets(resolved.targets)} ({origin}), importance {resolved.importance.value}"
 
 
 if __name__ == "__main__":
