@@ -26,7 +26,9 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
 * `refused`, instead of `finished`, of one that the engine never saw since there was no place for
   it: `result` and `reason`. Of a flood it says `count`, and has the fields of `arrived` with the
   means of `prompt_tokens` and `max_tokens`; they came between `since` (on the engine's clock) and
-  `at`. The tier of a call that was refused before it was read is "unknown".
+  `at`. So is told, as a flood of one, who never came to the engine with the id of a request that is
+  there, and maybe as `finished`: it has no other line. The tier of a call that was refused before
+  it was read is "unknown".
 """
 
 from __future__ import annotations

@@ -200,14 +200,14 @@ class Record:
 
     def unserved(self, call: Unserved) -> None:
         """A call ended before its requests came here. One whose id is in flight is told to the sink
-        alone: the timeline is that of who has the id now.
+        alone, as a sum of one: entries of that id and the timeline are of who has the id now.
         """
         if self._is_off:
             return
         request, is_refused = call.request, call.fate is Fate.REFUSED
         kind = "refused" if is_refused else "finished"
         values: Entry = {"result": call.fate.value, "reason": call.reason}
-        if call.num_calls > 1:
+        if call.num_calls > 1 or request.id in self._accounts:
             values |= {"count": call.num_calls, "since": request.arrived_at} | asked(request)
             self._tell(request.id, call.until, kind, call.detail, values=values)
             return
@@ -215,7 +215,7 @@ class Record:
         self._tell(request.id, call.until, kind, call.detail, values=values)
         if is_refused:
             self.notable.add(request, call.until, kind, call.detail or call.reason)
-        if self._capacity and request.id not in self._accounts:
+        if self._capacity:
             self.open(request)
             timeline = self._timelines[request.id]
             timeline.decisions.append(Decision(call.until, kind, call.detail or call.reason, {}))

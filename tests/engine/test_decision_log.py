@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine import past
 from engine.deciding.entries import Unserved
 from engine.deciding.latency import A100_LLAMA3_8B
 from engine.deciding.outcome import Fate
@@ -320,3 +321,22 @@ def test_a_chunk_that_cannot_be_is_told_by_its_line(
     chunk = next(e for e in DecisionLogReader([path]).entries() if e.kind == "chunk")
     with pytest.raises(BadLog, match=rf"{path}, line {chunk.place.line}: "):
         computed(replace(chunk, values={**chunk.values, **changed}))
+
+
+def test_who_left_early_with_an_id_in_flight_ends_nobody_else_s_request(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    decisions = written(path)
+    driver = Driver(noted(decisions))
+    driver.submit(make_request("same", 100, 3, targets=interactive(10.0, 1.0), tier="chat"))
+    driver.step()
+    again = make_request("same", 7, 9)
+    driver.scheduler.unserved(Unserved(again, Fate.CANCELLED, "cancelled", "", driver.now))
+    driver.drain()
+    decisions.flush()
+    reader = DecisionLogReader([path])
+    left, served_ = reader.requests(keeps_entries=True)
+    assert (left.fate, left.count, left.prompt_tokens) == (Fate.CANCELLED, 1, 7)
+    assert (served_.fate, served_.prompt_tokens) == (Fate.ON_TIME, 100)
+    assert served_.entries[-1].kind == "finished"
+    assert reader.num_unknown == 0
+    assert past.find(path, "same").end is not None
