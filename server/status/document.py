@@ -12,11 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 from engine.deciding.notable import Notable
+from engine.deciding.queued_work import BEST_EFFORT, RELEGATED, RUNNING, WAITING
 from server.bounded import shorten
 from server.metrics import tier_name
 from server.status.findings import (
     MISSED,
     RECENT_S,
+    SLOW,
     Parts,
     Score,
     findings,
@@ -29,7 +31,7 @@ from server.status.history import Row, Window
 POINTS = 150  # of a chart
 RATE_S = 10.0  # of what is told per second
 MOST_DETAIL_BYTES = 500
-STATES = ("running", "waiting", "relegated", "best_effort")
+STATES = (RUNNING, WAITING, RELEGATED, BEST_EFFORT)
 
 
 def document(window: Window, parts: Parts, unix_s: float, uptime_s: float) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def _load(window: Window) -> dict[str, Any]:
         "utilization": _figure(_capped(window.rate("niyama_engine_busy_seconds_total", RATE_S))),
         "demand_ratio": _figure(window.value("niyama_demand_ratio")),
         "speed_ratio": _figure(speed(window)),
+        "slow_below": SLOW,
         "actual_over_predicted": _figure(_ratio(actual, predicted)),
         "kv_usage": _figure(window.value("niyama_kv_usage_ratio")),
         "requests": _figure(window.value("niyama_queue_requests")),

@@ -1,7 +1,7 @@
 // Reads status.json every other second and shows it. Whatever callers chose (ids, tenants, tiers) is
 // written as text, never as markup.
 
-const POLL_MS = 2000, PATIENCE_MS = 5000, SLOW = 0.7;
+const POLL_MS = 2000, PATIENCE_MS = 5000;
 const at = (id) => document.getElementById(id);
 const STATES = [["running", "running"], ["waiting", "waiting"], ["relegated", "relegated"], ["best_effort", "best effort"]];
 const COLOURS = { ok: "#1d8a70", warn: "#c77f14", bad: "#d55e00", down: "#b3122d", wait: "#808080" };
@@ -62,7 +62,7 @@ function showTiles(load) {
   at("tiles").replaceChildren();
   tile("Engine busy", share(load.utilization), "of the time");
   tile("Demand", brief(load.demand_ratio), "s of work arrive per second", load.demand_ratio > 1 ? "bad" : "");
-  tile("Machine speed", share(load.speed_ratio), "of its calibration", load.speed_ratio !== null && load.speed_ratio < SLOW ? "bad" : "");
+  tile("Machine speed", share(load.speed_ratio), "of its calibration", load.speed_ratio !== null && load.speed_ratio < load.slow_below ? "bad" : "");
   tile("Iterations take", withUnit(load.actual_over_predicted, "\u00d7"), "the predicted time", load.actual_over_predicted > 1.25 ? "warn" : "");
   tile("Requests in hand", count(load.requests), `of at most ${count(load.most_requests)}`, load.requests >= 0.9 * load.most_requests && load.most_requests ? "warn" : "");
   tile("KV memory", share(load.kv_usage), "in use", load.kv_usage > 0.95 ? "warn" : "");
