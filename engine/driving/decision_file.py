@@ -12,12 +12,14 @@ configured. When that changes it is told again.
 A file that is full gets a number (`log` becomes `log.1`, `log.1` becomes `log.2`), which does
 nothing to who is reading it, and the oldest beyond `most_files` is deleted. What is no file (a
 pipe) is never full. What cannot be written at once, since the disk is full or a pipe's reader
-stalls, is lost, counted and reported; the engine goes on.
+stalls, is lost, counted and reported; the engine goes on. So it does where another engine writes
+the same file, which is reported: each would number what the other writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Mapping
@@ -60,6 +62,7 @@ class DecisionFile:
             raise ValueError(f"--decision-log {path}: {error.strerror}") from error
         opened = os.fstat(self._fd)
         self._is_file = stat.S_ISREG(opened.st_mode)
+        self._warning = self._lock() if self._is_file else ""
         self._num_bytes = opened.st_size if self._is_file else 0
         self._is_open = True
         self._is_torn = bool(self._num_bytes) and _ends_torn(path)  # in the middle of a line
@@ -83,7 +86,8 @@ class DecisionFile:
 
     def flush(self) -> str:
         """Writes what has gathered. Returns a line for the operator, or "": when entries begin to
-        be lost, why; when the file takes entries again, how many were lost.
+        be lost, why; when the file takes entries again, how many were lost; once, that the file is
+        another's.
         """
         if not self._lines:
             return ""
@@ -100,7 +104,10 @@ class DecisionFile:
                 data = data[self._put(data) :]
         except OSError as error:
             return self._lost(bytes(data).count(b"\n"), error)
-        return self._took()
+        if self._num_lost:
+            return self._took()
+        warning, self._warning = self._warning, ""
+        return warning
 
     def close(self) -> None:
         """Closes the file; entries that still come are dropped."""
@@ -138,6 +145,17 @@ class DecisionFile:
         fd = os.open(self._path, _FLAGS | os.O_TRUNC, 0o666)
         os.close(self._fd)
         self._fd, self._num_bytes, self._is_torn = fd, 0, False
+        self._warning = self._lock()
+
+    def _lock(self) -> str:
+        """Takes the lock of the open file. Returns what is to be said where another has it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"decision log {self._path} is another engine's too: give each a file of its own"
+        except OSError:  # there are no locks: nobody can say
+            pass
+        return ""
 
     def _numbered(self, number: int) -> Path:
         return self._path if not number else self._path.with_name(f"{self._path.name}.{number}")
@@ -148,7 +166,7 @@ class DecisionFile:
 
     def _took(self) -> str:
         num_lost, self._num_lost = self._num_lost, 0
-        return f"decision log {self._path} goes on, without {num_lost} entries" if num_lost else ""
+        return f"decision log {self._path} goes on, without {num_lost} entries"
 
 
 def _ends_torn(path: Path) -> bool:

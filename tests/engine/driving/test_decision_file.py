@@ -160,3 +160,21 @@ def test_a_file_that_was_left_in_the_middle_of_a_line_goes_on_with_a_new_one(
 def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--decision-log .*no-such-folder"):
         DecisionFile(tmp_path / "no-such-folder" / "log", 0.0)
+
+
+def test_a_file_that_another_engine_writes_is_told_once(tmp_path: Path) -> None:
+    """One that has ended is no other."""
+    path = tmp_path / "log"
+    one, two = DecisionFile(path, 0.0), DecisionFile(path, 0.0)
+
+    def said(decisions: DecisionFile) -> str:
+        decisions.write(ENTRY)
+        return decisions.flush()
+
+    assert said(one) == ""
+    assert "another engine's too" in said(two)
+    assert said(two) == ""
+    one.close()
+    three = DecisionFile(path, 0.0)
+    assert said(three) == ""
+    assert len(read(path)) == 4
