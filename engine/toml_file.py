@@ -8,13 +8,17 @@ a line is to be blamed.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import os
 import re
 import reprlib
+import stat
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 MOST_BYTES = 1 << 20  # of a file: thousands of tenants
 MOST_SHOWN = 128  # characters of a key in a message
@@ -62,10 +66,22 @@ class Document(NamedTuple):
         return BadFile(self.path, str(error), self.line_of(error.keys))
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file to read it; a pipe that nobody writes to, which would be waited for for ever, is
+    an OSError.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        os.set_blocking(file.fileno(), True)
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) and not file.peek(1):
+            raise OSError(errno.ENXIO, "is a pipe that nobody writes to", str(path))
+        yield file
+
+
 def read(path: Path) -> str:
     """Returns the file's text. Raises BadFile."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             found = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise BadFile(path, str(error.strerror)) from error

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.toml_file import opened
 from server import errors
 
 KEY = "authorization"
@@ -60,7 +61,7 @@ def _digest(token: bytes) -> bytes:
 
 def _read_token(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             token = file.read(MOST_TOKEN_BYTES + 1).strip()
     except OSError as error:

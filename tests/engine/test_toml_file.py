@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_looking_for_a_line_ends_though_a_statement_is_all_of_a_large_file() -> 
     """Which is parsed once for each of its lines: beyond a bound no line is named."""
     text = "a = [\n" + "1,\n" * 3_000 + "]\nb = 1\n"
     assert parse(text, PATH).line_of(("b",)) == 0
+
+
+def test_a_pipe_is_read_and_not_waited_for_where_nobody_writes_to_it(tmp_path: Path) -> None:
+    end, other = os.pipe()
+    try:
+        os.write(other, b"a = 1")
+        os.close(other)
+        assert read(Path(f"/dev/fd/{end}")) == "a = 1"
+    finally:
+        os.close(end)
+    left = tmp_path / "left.toml"
+    os.mkfifo(left)
+    with pytest.raises(BadFile, match=r"left\.toml: is a pipe that nobody writes to"):
+        read(left)

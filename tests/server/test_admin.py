@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,3 +130,10 @@ async def test_a_server_without_its_token_file_does_not_start(tmp_path: Path) ->
         with pytest.raises(StartError, match="No such file"):
             async with served(tmp_path / "missing", frontends):
                 pass
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(ValueError, match="is a pipe that nobody writes to"):
+        Admin.of_file(path)
