@@ -95,7 +95,8 @@ def test_a_deadline_caps_targets_from_the_arrival_whatever_reading_took() -> Non
 
     def timeout_s(remaining: float | None) -> float | None:
         context: Any = Remaining(remaining)
-        return Call("Generate", time.monotonic() - 10.0, context, metrics).timeout_s()
+        call = Call("Generate", time.monotonic() - 10.0, context, metrics, remaining)
+        return call.timeout_s()
 
     given = timeout_s(5.0)
     assert given is not None
