@@ -25,6 +25,8 @@ class TargetSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TARGET_SOURCE_APPLICATION: _ClassVar[TargetSource]
     TARGET_SOURCE_RPC_DEADLINE: _ClassVar[TargetSource]
     TARGET_SOURCE_DEFAULT: _ClassVar[TargetSource]
+    TARGET_SOURCE_GATEWAY: _ClassVar[TargetSource]
+    TARGET_SOURCE_INFERRED: _ClassVar[TargetSource]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -48,6 +50,8 @@ TARGET_SOURCE_TIER: TargetSource
 TARGET_SOURCE_APPLICATION: TargetSource
 TARGET_SOURCE_RPC_DEADLINE: TargetSource
 TARGET_SOURCE_DEFAULT: TargetSource
+TARGET_SOURCE_GATEWAY: TargetSource
+TARGET_SOURCE_INFERRED: TargetSource
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -145,20 +149,22 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
 
 class QualityOfService(_message.Message):
-    __slots__ = ("interactive", "deadline", "best_effort", "tier", "importance", "application")
+    __slots__ = ("interactive", "deadline", "best_effort", "tier", "importance", "application", "refuse_if_late")
     INTERACTIVE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     BEST_EFFORT_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
     APPLICATION_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_IF_LATE_FIELD_NUMBER: _ClassVar[int]
     interactive: InteractiveTargets
     deadline: DeadlineTargets
     best_effort: BestEffortTargets
     tier: str
     importance: Importance
     application: str
-    def __init__(self, interactive: _Optional[_Union[InteractiveTargets, _Mapping]] = ..., deadline: _Optional[_Union[DeadlineTargets, _Mapping]] = ..., best_effort: _Optional[_Union[BestEffortTargets, _Mapping]] = ..., tier: _Optional[str] = ..., importance: _Optional[_Union[Importance, str]] = ..., application: _Optional[str] = ...) -> None: ...
+    refuse_if_late: bool
+    def __init__(self, interactive: _Optional[_Union[InteractiveTargets, _Mapping]] = ..., deadline: _Optional[_Union[DeadlineTargets, _Mapping]] = ..., best_effort: _Optional[_Union[BestEffortTargets, _Mapping]] = ..., tier: _Optional[str] = ..., importance: _Optional[_Union[Importance, str]] = ..., application: _Optional[str] = ..., refuse_if_late: _Optional[bool] = ...) -> None: ...
 
 class InteractiveTargets(_message.Message):
     __slots__ = ("ttft", "tbt")
@@ -215,32 +221,36 @@ class GenerateStreamResponse(_message.Message):
     def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., relegated: _Optional[_Union[Relegated, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("request_id", "targets", "prompt_tokens", "forecast")
+    __slots__ = ("request_id", "targets", "prompt_tokens", "forecast", "inferred")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FORECAST_FIELD_NUMBER: _ClassVar[int]
+    INFERRED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     targets: ResolvedTargets
     prompt_tokens: int
     forecast: Forecast
-    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., forecast: _Optional[_Union[Forecast, _Mapping]] = ...) -> None: ...
+    inferred: ResolvedTargets
+    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., prompt_tokens: _Optional[int] = ..., forecast: _Optional[_Union[Forecast, _Mapping]] = ..., inferred: _Optional[_Union[ResolvedTargets, _Mapping]] = ...) -> None: ...
 
 class ResolvedTargets(_message.Message):
-    __slots__ = ("tier", "ttft", "tbt", "ttlt", "importance", "source")
+    __slots__ = ("tier", "ttft", "tbt", "ttlt", "importance", "source", "reason")
     TIER_FIELD_NUMBER: _ClassVar[int]
     TTFT_FIELD_NUMBER: _ClassVar[int]
     TBT_FIELD_NUMBER: _ClassVar[int]
     TTLT_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     tier: str
     ttft: _duration_pb2.Duration
     tbt: _duration_pb2.Duration
     ttlt: _duration_pb2.Duration
     importance: Importance
     source: TargetSource
-    def __init__(self, tier: _Optional[str] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tbt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttlt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., importance: _Optional[_Union[Importance, str]] = ..., source: _Optional[_Union[TargetSource, str]] = ...) -> None: ...
+    reason: str
+    def __init__(self, tier: _Optional[str] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tbt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttlt: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., importance: _Optional[_Union[Importance, str]] = ..., source: _Optional[_Union[TargetSource, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Forecast(_message.Message):
     __slots__ = ("on_time", "ttft", "ttlt")
