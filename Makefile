@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH ?= scheduler
 TORCH_CPU := torch==2.13.0+cpu
-PROTO := proto/niyama/v1/inference.proto
+PROTO := niyama/v1/inference.proto
 
 .PHONY: demo test lint proto bench paper install develop clean
 
@@ -17,8 +17,8 @@ test: develop            ## set up, run every test, two files at a time (most wa
 lint: develop
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-proto: develop           ## regenerate the stubs beside the .proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+proto: develop           ## regenerate the stubs of proto/, which lie in client/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=client --pyi_out=client --grpc_python_out=client $(PROTO)
 
 bench: develop           ## BENCH=NAME picks another; `python -m tests.bench` lists them
 	$(BIN)/python -m tests.bench $(BENCH)
@@ -29,17 +29,17 @@ paper: install           ## the papers' evaluation in simulation: half an hour o
 install: $(VENV)/.installed     ## what it takes to run
 develop: $(VENV)/.developing    ## and to test
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg pyproject.toml client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# GPU wheels only where there is a GPU; elsewhere the CPU build, from the configured index or PyTorch's own.
 	if command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(BIN)/pip install -q 'torch>=2.11'; \
 	else $(BIN)/pip install -q '$(TORCH_CPU)' || $(BIN)/pip install -q '$(TORCH_CPU)' --index-url https://download.pytorch.org/whl/cpu; fi
-	$(BIN)/pip install -q -e '.[hf]'
+	$(BIN)/pip install -q -e ./client -e '.[hf]'
 	touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
-	$(BIN)/pip install -q -e '.[dev,hf]'
+	$(BIN)/pip install -q -e ./client -e '.[dev,hf]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info client/build client/*.egg-info

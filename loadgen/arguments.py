@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from client.terminal import printable
 from engine.flags import add_flags, flags_of, given, make
 from loadgen import simulation_flags
 from loadgen.flags import LoadFlags, ModeFlags, ReportFlags, RequestFlags, TargetFlags
@@ -20,6 +19,7 @@ from loadgen.workload import toml_file
 from loadgen.workload.arrivals import Process
 from loadgen.workload.logged import is_log
 from loadgen.workload.spec import Spec, TierSpec
+from niyama.client.terminal import printable
 
 _EPILOG = """\
 rates       40; 2..5/15m (square wave); step:2..5/15m; ramp:2..5; sine:1..9/24h

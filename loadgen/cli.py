@@ -16,7 +16,6 @@ from platform import python_version
 from rich.console import Console
 from rich.markup import escape
 
-from client.terminal import discard_output, have_streams, printable, write_any_character
 from loadgen import interrupts
 from loadgen.arguments import Arguments, as_typed, parse, to_spec
 from loadgen.flags import ModeFlags
@@ -35,6 +34,7 @@ from loadgen.targets.target import End, Target, Unreachable
 from loadgen.workload.plan import Workload, plan
 from loadgen.workload.served import TargetInfo
 from loadgen.workload.spec import Spec, build
+from niyama.client.terminal import discard_output, have_streams, printable, write_any_character
 
 EXIT_TARGET, EXIT_USAGE, EXIT_GATE, EXIT_INVALID = 1, 2, 3, 4
 

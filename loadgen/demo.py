@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from client.__main__ import main as client_main
-from client.terminal import discard_output
 from loadgen import interrupts
 from loadgen.cli import main as loadgen_main
 from loadgen.targets import local_server
 from loadgen.targets.target import Unreachable
+from niyama.client.__main__ import main as client_main
+from niyama.client.terminal import discard_output
 
 PROMPT = "In the beginning"
 SAMPLE = ("--tier", "interactive", "--max-tokens", "64", "--temperature", "0.7", "--seed", "1")

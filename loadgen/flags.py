@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from client import address, arguments
-from client.client import DEFAULT_SERVER
-from client.values import Importance
 from engine.flags import Flag
 from loadgen.scoring import gate
 from loadgen.scoring.modes import Search
@@ -25,6 +22,9 @@ from loadgen.workload.lengths import Distribution, parse_distribution
 from loadgen.workload.plan import SharedPrefix
 from loadgen.workload.spec import DEFAULT_DURATION_S, DEFAULT_RATE, DEFAULT_SEED, by_importance
 from loadgen.workload.units import parse_duration, parse_shares
+from niyama.client import address, arguments
+from niyama.client.client import DEFAULT_SERVER
+from niyama.client.values import Importance
 
 _MEASURING, _SEARCH = Measuring(), Search(guess=1.0)  # the defaults
 _GATE = "0.99"  # of `--slo-gate` alone

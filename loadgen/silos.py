@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from client.values import Tier
 from loadgen.scoring.criterion import SIMULATED, Criterion
 from loadgen.scoring.score import backlog_growth, backlog_noise
 from loadgen.targets.record import Record
@@ -28,6 +27,7 @@ from loadgen.targets.simulated import (
 from loadgen.targets.target import End, Run, Watch
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
+from niyama.client.values import Tier
 
 PACED_CHUNK, BULK_CHUNK = 256, 2048
 CHUNKS = (256, 512, 1024, 2048)  # those that are tried

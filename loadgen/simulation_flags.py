@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from client.values import Importance, Targets, Tier
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import ORDERS, POLICIES
@@ -20,6 +19,7 @@ from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
 from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
 from loadgen.workload.logged import Log
 from loadgen.workload.units import parse_duration, parse_weights
+from niyama.client.values import Importance, Targets, Tier
 
 _USUAL = Setup(profiles.A100)  # the defaults
 # What a decision log says of how its engine was told to decide.

@@ -6,7 +6,7 @@ hold up the event loop, and with it every other call, for seconds.
 
 from __future__ import annotations
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.convert import outbound
 from server.generation import Piece
 

@@ -17,7 +17,7 @@ from engine.deciding.plan import Accepted
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, TargetKind
 from engine.deciding.sequence import FinishReason
 from engine.tiers import Resolved
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound

@@ -16,7 +16,7 @@ from engine.deciding.questions import Explain
 from engine.deciding.timeline import Timeline
 from engine.linking.errors import EngineLost, Unanswered
 from engine.messages import Failure
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admission.quota import Caller, Quota
 from server.convert import outbound

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
-from proto.niyama.v1 import inference_pb2
+from niyama.v1 import inference_pb2
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.calls import Calls

@@ -25,7 +25,7 @@ from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
 from engine.tiers_file import MOST_NAME_BYTES
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import Admin
 from server.admission.ledger import LedgerLink

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 # Who stands on whom, lowest first: a module imports from its own layer and from those above it in
 # this list. A module belongs to the longest name that it begins with.
 LAYERS = (
+    ("niyama.v1",),
+    ("niyama.client",),
     ("client",),
     ("engine.private", "engine.processes", "engine.embedded"),
     ("engine.deciding",),
@@ -45,12 +47,12 @@ LAYERS = (
 )
 # What no module of a folder names in any import statement, at any depth, though it be lower.
 FORBIDDEN = {
-    "engine/checkpoint": {"torch", "asyncio", "grpc", "proto"},
-    "engine/computing": {"asyncio", "grpc", "proto", "engine.messages", "engine.config"},
-    "engine/driving": {"asyncio", "grpc", "proto"},
-    "engine/linking": {"torch", "grpc", "proto", "engine.computing", "engine.driving"},
-    "engine/processes": {"torch", "grpc", "proto", "engine.private", "engine.embedded"},
-    "server": {"torch", "client", "engine.computing", "engine.driving"},
+    "engine/checkpoint": {"torch", "asyncio", "grpc", "niyama"},
+    "engine/computing": {"asyncio", "grpc", "niyama", "engine.messages", "engine.config"},
+    "engine/driving": {"asyncio", "grpc", "niyama"},
+    "engine/linking": {"torch", "grpc", "niyama", "engine.computing", "engine.driving"},
+    "engine/processes": {"torch", "grpc", "niyama", "engine.private", "engine.embedded"},
+    "server": {"torch", "niyama.client", "client", "engine.computing", "engine.driving"},
     "client": {"torch"},
     "loadgen": {"torch", "server", "engine.computing", "engine.driving", "engine.linking"},
 }
@@ -78,11 +80,16 @@ def within(name: str, packages: set[str]) -> bool:
     return any(".".join(parts[: i + 1]) in packages for i in range(len(parts)))
 
 
-def modules(folder: str) -> list[str]:
-    """Dotted names of the modules below a folder, without generated stubs."""
+def modules(folder: str) -> dict[str, Path]:
+    """The modules below a folder, by their dotted names."""
     paths = sorted((ROOT / folder).rglob("*.py"))
     assert paths, f"nothing in {folder}"
-    return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
+    return {".".join(path.relative_to(base_of(path)).with_suffix("").parts): path for path in paths}
+
+
+def base_of(path: Path) -> Path:
+    """The folder from which a file is imported: `client/` is that of a distribution of its own."""
+    return ROOT / "client" if path.is_relative_to(ROOT / "client/niyama") else ROOT
 
 
 def layer(module: str) -> int:
@@ -100,17 +107,19 @@ def internal_imports() -> dict[str, set[str]]:
     A package that imports nothing is only a name.
     """
     packages = ("client", "engine", "server", "loadgen")
-    files = {name.removesuffix(".__init__"): name for p in packages for name in modules(p)}
+    files = {
+        name.removesuffix(".__init__"): path for p in packages for name, path in modules(p).items()
+    }
     graph = {}
-    for module, name in files.items():
-        tree = ast.parse((ROOT / name.replace(".", "/")).with_suffix(".py").read_text())
+    for module, path in files.items():
+        tree = ast.parse(path.read_text())
         named = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 members = {f"{node.module}.{alias.name}" for alias in node.names}
                 named |= (members & files.keys()) or {node.module or ""}
         graph[module] = named & files.keys() - {module}
-    empty = {m for m, name in files.items() if name.endswith(".__init__") and not graph[m]}
+    empty = {m for m, path in files.items() if path.name == "__init__.py" and not graph[m]}
     return {module: names - empty for module, names in graph.items()}
 
 

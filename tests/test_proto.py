@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import proto
-from proto.niyama.v1 import inference_pb2
+from niyama.v1 import inference_pb2
 from tests.node.test_node_stream import NO_NETWORK
 
-ROOT = Path(proto.__file__).parent.parent
-SOURCE = Path("proto/niyama/v1/inference.proto")
+ROOT = Path(__file__).parents[1]
+SOURCE = "niyama/v1/inference.proto"  # by this name every tool and language knows it
 BUF = "@bufbuild/buf@1.75.0"
 STUBS = ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py")
 
@@ -23,16 +22,21 @@ STUBS = ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stubs")
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, str(SOURCE)]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-Iproto", *outputs, SOURCE]
     subprocess.run(command, cwd=ROOT, check=True)
-    return folder / SOURCE.parent
+    return folder / "niyama/v1"
 
 
 @pytest.mark.parametrize("name", STUBS)
 def test_committed_stubs_are_what_the_proto_generates(generated: Path, name: str) -> None:
     """`make proto` was run after the last change."""
-    committed = (ROOT / SOURCE).with_name(name).read_text()
+    committed = (ROOT / "client/niyama/v1" / name).read_text()
     assert committed == (generated / name).read_text()
+
+
+def test_the_file_is_registered_by_its_name() -> None:
+    """Reflection serves it by this name, and other generated code that imports it asks for it."""
+    assert inference_pb2.DESCRIPTOR.name == SOURCE
 
 
 def test_both_generate_requests_have_the_same_fields() -> None:

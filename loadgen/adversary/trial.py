@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from client.values import Importance
 from loadgen.adversary.condition import Condition
 from loadgen.arguments import parse, to_spec
 from loadgen.opening import Opener
@@ -15,6 +14,7 @@ from loadgen.targets.record import Outcome, Record
 from loadgen.targets.simulated import uncollected
 from loadgen.workload.plan import plan
 from loadgen.workload.spec import build
+from niyama.client.values import Importance
 
 
 class Figures(NamedTuple):

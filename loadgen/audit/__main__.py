@@ -24,7 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from client.terminal import discard_output, have_streams, printable, write_any_character
 from engine.decision_lines import BadLog
 from engine.decision_log import DecisionLogReader, files_of
 from engine.flags import Flag, add_flags, make
@@ -37,6 +36,7 @@ from loadgen.audit.query import Condition, parse_condition
 from loadgen.reports import figures as json_file
 from loadgen.reports.html import document
 from loadgen.reports.terminal import console
+from niyama.client.terminal import discard_output, have_streams, printable, write_any_character
 
 EXIT_OUTPUT, EXIT_USAGE = 1, 2
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from client.values import Targets
 from engine.deciding.outcome import Fate
 from engine.decision_lines import BadLog
 from loadgen.audit.account import Account
@@ -37,6 +36,7 @@ from loadgen.targets.simulated import Setup, records, uncollected
 from loadgen.workload.lengths import USUALLY_STATED
 from loadgen.workload.logged import Log, load
 from loadgen.workload.plan import PlannedRequest
+from niyama.client.values import Targets
 
 MOST_REQUESTS = 4000  # that are simulated
 MOST_ALONE = 4  # times as many, of one tenant with its fair share alone

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from client.values import Importance
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from loadgen.targets.profiles import PAPER_TIERS
@@ -14,6 +13,7 @@ from loadgen.workload import traces
 from loadgen.workload.arrivals import Process, Rate, parse_rate
 from loadgen.workload.lengths import Fixed, FromTrace, Independent, Lengths, Lognormal
 from loadgen.workload.plan import Arrivals, TierLoad, Workload, plan
+from niyama.client.values import Importance
 
 # The Azure LLM inference traces of 2023, as the Azure Public Dataset publishes them.
 TRACES = Path("../shared/traces")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from client.values import Importance
 from engine.deciding.latency import LatencyProfile
 from loadgen.paper.ceiling import least_seconds
 from loadgen.paper.contender import Contender
@@ -23,6 +22,7 @@ from loadgen.silos import CHUNKS, is_served
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import records
 from loadgen.workload.plan import plan
+from niyama.client.values import Importance
 
 _STEPS = 100  # rates tried per compute bound
 

@@ -21,13 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from client.terminal import discard_output, have_streams, printable, write_any_character
 from engine.flags import Flag, add_flags, make
 from loadgen.reports import figures, records, terminal
 from loadgen.reports.html import document
 from loadgen.reports.html.page import Asked, page, server_versions
 from loadgen.scoring.criterion import MEASURED
 from loadgen.scoring.modes import Measurement
+from niyama.client.terminal import discard_output, have_streams, printable, write_any_character
 
 EXIT_OUTPUT, EXIT_USAGE = 1, 2
 

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.values import Importance, Targets, Tier
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import is_on_pace, is_on_time
 from loadgen.scoring.summary import Measuring, summarise
@@ -30,6 +29,7 @@ from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
+from niyama.client.values import Importance, Targets, Tier
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from client.values import Importance
 from loadgen import interrupts
 from loadgen.scoring import fairness
 from loadgen.scoring.against import Replayed, replayed
@@ -23,6 +22,7 @@ from loadgen.targets.record import Record
 from loadgen.targets.target import End, Run, Series, Target, Watch
 from loadgen.workload.plan import TierLoad, Workload, plan
 from loadgen.workload.served import TargetInfo
+from niyama.client.values import Importance
 
 Showing = Callable[[float, str], AbstractContextManager[Watch]]
 

@@ -49,8 +49,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from client.values import Targets
 from loadgen.targets.record import Outcome, Record
+from niyama.client.values import Targets
 
 ALL = "all"  # the group of all requests, whatever their tier
 HISTORY = 5  # outputs, from which the scheduler guesses the next (`engine.deciding.history`)

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from client.values import Tier
 from engine.deciding.request import Importance, Share, Targets
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.decision_header import Service, described
@@ -16,6 +15,7 @@ from engine.decision_lines import line_of
 from engine.tiers import Tier as ServerTier
 from engine.tiers import Tiers
 from loadgen.targets.profiles import Profile
+from niyama.client.values import Tier
 
 
 class DecisionLines:

@@ -15,16 +15,6 @@ from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from client import (
-    AsyncClient,
-    AsyncStream,
-    NiyamaError,
-    QueueFull,
-    TimedOut,
-    Unavailable,
-)
-from client.options import GenerateOptions
-from client.values import ServerInfo
 from loadgen import interrupts
 from loadgen.interrupts import Interrupted
 from loadgen.targets import priority
@@ -39,6 +29,16 @@ from loadgen.targets.target import (
 )
 from loadgen.workload.plan import PlannedRequest, prompt_ids
 from loadgen.workload.served import TargetInfo
+from niyama.client import (
+    AsyncClient,
+    AsyncStream,
+    NiyamaError,
+    QueueFull,
+    TimedOut,
+    Unavailable,
+)
+from niyama.client.options import GenerateOptions
+from niyama.client.values import ServerInfo
 
 CHANNELS, DRAIN_S = 4, 60.0  # the defaults
 _START_DELAY_S = 0.1  # from the first connection to instant 0

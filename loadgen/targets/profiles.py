@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client.values import Importance, Targets, Tier
 from engine import tiers as server_tiers
 from engine import tiers_file
 from engine.deciding.latency import A100_LLAMA3_8B, UNBOUNDED, LatencyProfile, Segment
 from loadgen.workload.logged import Log, client_tier
+from niyama.client.values import Importance, Targets, Tier
 
 # The tiers of the paper's evaluation (section 4): Q1, Q2, Q3.
 PAPER_TIERS = (

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from client import values
 from engine import simulator
 from engine.deciding.entries import Entry
 from engine.deciding.latency import LatencyModel
@@ -39,6 +38,7 @@ from loadgen.targets.target import WATCH_INTERVAL_S, End, Progress, Run, Watch
 from loadgen.workload.lengths import USUALLY_STATED, Fixed, Stated, state
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
+from niyama.client import values
 
 COARSE_PAGE_SIZE = 64  # where no prefix is shared: fewer pages, nearly the same memory
 _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults

@@ -36,7 +36,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from client.values import Importance, Targets, Tier
 from engine.deciding.outcome import Fate
 from engine.deciding.request import Targets as ServerTargets
 from engine.deciding.sequence import FinishReason
@@ -46,6 +45,7 @@ from engine.decision_log import DecisionLogReader, files_of
 from engine.tiers import EXPLICIT, UNREAD
 from engine.tiers import Tier as ServerTier
 from loadgen.workload.plan import PlannedRequest, Workload
+from niyama.client.values import Importance, Targets, Tier
 
 COPIED_WITHIN_S = 1.0
 MOST_TENANTS = 50  # that are told apart, beside those that the operator has named

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from client.values import Tier
 from loadgen.workload.lengths import Distribution, Independent, Lognormal
 from loadgen.workload.units import SHARE_TOLERANCE
+from niyama.client.values import Tier
 
 # Small enough for the embedded model at 40 requests/s on 2 cores; the shape is that of a chat
 # (short and snappy) and of work in the background (longer both ways).

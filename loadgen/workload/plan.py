@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
-from client import arguments
-from client.values import Importance, Targets
 from loadgen.workload.arrivals import Process, Rate, Shape, arrival_times, unit_gaps
 from loadgen.workload.lengths import Length, Lengths
 from loadgen.workload.traces import Row
 from loadgen.workload.units import SHARE_TOLERANCE
+from niyama.client import arguments
+from niyama.client.values import Importance, Targets
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from client.values import Tier
+from niyama.client.values import Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.values import Importance, Targets, Tier
 from loadgen.workload import logged, traces
 from loadgen.workload.arrivals import Process, Rate
 from loadgen.workload.lengths import (
@@ -26,6 +25,7 @@ from loadgen.workload.mix import complete_mix, default_lengths
 from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
 from loadgen.workload.traces import Row
+from niyama.client.values import Importance, Targets, Tier
 
 DEFAULT_RATE = Rate(10.0, 10.0)
 DEFAULT_DURATION_S = 30.0

@@ -42,12 +42,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.values import Importance, Targets
 from loadgen.workload.arrivals import Process, Rate, parse_rate
 from loadgen.workload.lengths import Distribution, Stated, parse_distribution, parse_stated
 from loadgen.workload.plan import SharedPrefix
 from loadgen.workload.spec import Spec, TierSpec, by_importance
 from loadgen.workload.units import parse_duration
+from niyama.client.values import Importance, Targets
 
 V = TypeVar("V")
 Table = Mapping[str, Any]

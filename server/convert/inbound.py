@@ -26,7 +26,7 @@ from engine.deciding.request import (
 )
 from engine.tiers import Resolved, Tiers
 from engine.tiers_file import MOST_NAME_BYTES
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
 from server.violations import InvalidRequest, Violation, Violations
 

@@ -16,7 +16,7 @@ from engine.deciding.story import needed, rows, summary
 from engine.deciding.timeline import Decision, Timeline
 from engine.messages import EngineInfo
 from engine.tiers import Least, Resolved, TargetSource, Tier, Tiers, shortfalls
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import IMPORTANCES
 from server.errors import Refused
 

@@ -23,7 +23,7 @@ from engine.checkpoint.tokenizer import Tokenizer
 from engine.processes import standard_streams
 from engine.processes.frames import receive, send
 from engine.processes.spawn import leave_signals, parent_of
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import check_stops
 from server.convert.input import Bounds, read_form, read_input
 from server.reading.encoder import Encoder

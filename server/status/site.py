@@ -25,7 +25,7 @@ from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server import errors
 from server.admin import KEY, Admin
 from server.convert import inbound

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from engine.deciding.questions import Recent
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.explaining import Stories
 from server.status.document import decisions, document
 from server.status.findings import Parts

@@ -22,8 +22,8 @@ from engine.deciding.plan import Pending, Plan
 from engine.driving import null
 from engine.driving.loop import Engine
 from engine.processes import collector
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 from server import logs
 from server.app import Server
 from server.config import ServerConfig

@@ -39,8 +39,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from client import Client
-from client.values import ServerInfo
 from engine.deciding.outcome import MISSES
 from loadgen.reports.progress import showing
 from loadgen.scoring.modes import Search, measure, search_capacity
@@ -52,6 +50,8 @@ from loadgen.targets.simulated import Setup, SimulatedTarget
 from loadgen.workload.arrivals import Rate
 from loadgen.workload.lengths import Exact, Independent, Lognormal
 from loadgen.workload.plan import Arrivals, TierLoad, Workload
+from niyama.client import Client
+from niyama.client.values import ServerInfo
 from tests.bench._priced import SLOW, priced
 
 # Seconds, of an engine that is not slowed.

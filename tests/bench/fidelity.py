@@ -35,8 +35,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from client import Client
-from client.values import ServerInfo, Tier
 from loadgen.reports.progress import showing
 from loadgen.scoring.modes import (
     Measurement,
@@ -59,6 +57,8 @@ from loadgen.workload.lengths import Exact
 from loadgen.workload.mix import default_lengths
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
+from niyama.client import Client
+from niyama.client.values import ServerInfo, Tier
 from tests.bench._notes import NOTES, Note, in_service, read
 
 LOADS = {"light": 0.4, "at capacity": 1.0, "overload": 1.5}

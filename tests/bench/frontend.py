@@ -42,8 +42,8 @@ import psutil
 import uvloop
 from google.protobuf import __version__ as protobuf_version
 
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 
 GOAL = 0.70
 LENGTH = 4000  # tokens of a stream, more than a run reads

@@ -43,8 +43,8 @@ import psutil
 import uvloop
 
 from engine.processes.environment import environment
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 from tests.bench._engines import NOTES
 from tests.bench.frontend import Arm, cpu_s, machine, serving
 

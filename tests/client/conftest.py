@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from client import AsyncClient
+from niyama.client import AsyncClient
 from tests.client.little_server import LittleInference, serving
 
 

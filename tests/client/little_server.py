@@ -17,8 +17,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 
 TIERS = (
     pb.Tier(

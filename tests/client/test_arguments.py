@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from client import AsyncClient, Client, InvalidRequest
-from client.convert import to_estimate_request, to_explain_request, to_stream_request
+from niyama.client import AsyncClient, Client, InvalidRequest
+from niyama.client.convert import to_estimate_request, to_explain_request, to_stream_request
 
 LONE = "a\udcffb"  # what Python makes of a byte 0xff among the arguments
 HUGE = pytest.param(10**5000, id="5000 digits")  # more than Python writes out

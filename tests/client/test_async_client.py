@@ -5,8 +5,8 @@ import gc
 
 import pytest
 
-from client import AsyncClient, FinishReason, Importance, Targets
-from client.values import (
+from niyama.client import AsyncClient, FinishReason, Importance, Targets
+from niyama.client.values import (
     Accepted,
     Finished,
     Relegated,

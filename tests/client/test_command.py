@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from client.__main__ import main
+from niyama.client.__main__ import main
 from tests.client.little_server import LittleInference
 
 ADMITTED = {"admitted": True, "reason": "", "detail": "", "retry_after": None}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from client import Importance, InvalidRequest
-from client.convert import to_estimate_request, to_stream_request
-from client.options import SamplingOptions
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client import Importance, InvalidRequest
+from niyama.client.convert import to_estimate_request, to_stream_request
+from niyama.client.options import SamplingOptions
+from niyama.v1 import inference_pb2 as pb
 
 
 def test_a_bare_prompt_sends_nothing_else() -> None:

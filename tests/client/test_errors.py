@@ -7,7 +7,7 @@ from typing import cast
 import grpc
 import pytest
 
-from client import (
+from niyama.client import (
     AsyncClient,
     InvalidRequest,
     NiyamaError,
@@ -18,7 +18,7 @@ from client import (
     TimedOut,
     Unavailable,
 )
-from client.errors import translate
+from niyama.client.errors import translate
 from tests.client.little_server import LittleInference
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from client import AsyncClient, Client, InvalidRequest
+from niyama.client import AsyncClient, Client, InvalidRequest
 from tests.server_process import ServerProcess
 
 PROMPT = "And it came to pass"

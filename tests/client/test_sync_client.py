@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from client import Client, NotFound, Targets, Unavailable
-from client.values import Relegated
+from niyama.client import Client, NotFound, Targets, Unavailable
+from niyama.client.values import Relegated
 from tests.client.little_server import LittleInference
 
 WAIT_S = 10.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from client import words
-from client.values import Decision, Explanation, Importance, ResolvedTargets, Targets
+from niyama.client import words
+from niyama.client.values import Decision, Explanation, Importance, ResolvedTargets, Targets
 
 ASKED = ResolvedTargets(Targets(ttlt=30.0), "report", Importance.NORMAL, "tier")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 
-from client.values import Importance, Targets, Tier
 from loadgen.scoring.summary import WHOLE, Measuring, Summary, summarise
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import Run
@@ -13,6 +12,7 @@ from loadgen.workload.arrivals import Process, Rate
 from loadgen.workload.lengths import Fixed, Independent
 from loadgen.workload.plan import Arrivals, PlannedRequest, TierLoad, Workload
 from loadgen.workload.served import TargetInfo
+from niyama.client.values import Importance, Targets, Tier
 
 CHAT = Targets(ttft=1.0, tbt=0.125)  # eighths are exact in binary
 REPORT = Targets(ttlt=10.0)

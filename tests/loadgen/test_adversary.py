@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.values import Importance, Targets
 from loadgen import cli
 from loadgen.adversary.__main__ import EXIT_FOUND, main
 from loadgen.adversary.condition import Condition, Part, draw, percents, profile_of
@@ -26,6 +25,7 @@ from loadgen.adversary.shrink import shrink, simpler
 from loadgen.adversary.trial import Figures, Trial, figures, run
 from loadgen.adversary.verdict import Measure, better, is_perfect
 from loadgen.targets.record import Outcome
+from niyama.client.values import Importance, Targets
 from tests.loadgen.examples import CHAT, REPORT, planned, record
 
 GOOD = Figures(0.0, 0.0, 1.0, 1.0, 0.0, 0.0)

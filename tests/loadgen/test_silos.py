@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from client.values import Importance, Targets, Tier
 from loadgen.silos import Silo, SiloTarget, falls_behind, fewest_replicas, parse_silos, smallest
 from loadgen.targets.record import Record
 from loadgen.targets.simulated import SimulatedTarget
 from loadgen.workload.plan import PlannedRequest
+from niyama.client.values import Importance, Targets, Tier
 from tests.loadgen.examples import planned, record
 from tests.loadgen.targets.test_simulated import FCFS, PROFILE, ignore, instants
 

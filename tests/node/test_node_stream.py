@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from client import Client
+from niyama.client import Client
 from tests.server_process import ServerProcess
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 from tests.server.conftest import Ended, within
 
 PROMPT = pb.Input(text="In the beginning")

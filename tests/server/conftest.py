@@ -17,7 +17,7 @@ from engine.config import EngineConfig
 from engine.deciding.questions import Stats
 from engine.deciding.stats import SchedulerStats
 from engine.linking.link import EngineLink
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
 from server.frontend import SERVICE, FrontEnd

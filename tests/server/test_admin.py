@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from client import AccessDenied, AsyncClient, InvalidRequest, NotFound
-from client.__main__ import main
 from engine.config import EngineConfig
+from niyama.client import AccessDenied, AsyncClient, InvalidRequest, NotFound
+from niyama.client.__main__ import main
 from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig, StartError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from engine.deciding.plan import Token
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.answer import Answer
 from server.convert.outbound import to_logprobs
 from server.generation import Piece

@@ -19,7 +19,7 @@ from engine.deciding.request import Importance, Targets
 from engine.linking.errors import Unanswered
 from engine.messages import Failure
 from engine.tiers import Tier
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server import app
 from server.app import Server
 from server.config import ServerConfig, StartError

@@ -10,7 +10,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import BATCH, Running, within
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -21,6 +21,7 @@ from server.configuration import value_of
 from server.settings import CONFIGURATION, FLAGS, Given, ask
 
 ROOT = Path(__file__).parents[2]
+PATH = f"{ROOT}:{ROOT / 'client'}"
 GOOD = """\
 default_tier = "chat"
 
@@ -195,7 +196,7 @@ def test_it_is_a_command_that_loads_no_model_and_leaves_nothing_behind(tmp_path:
         "code = main(['--config', 'n.toml', '--check-config']);"
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NIYAMA_MAX_REQUESTS": "7"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "NIYAMA_MAX_REQUESTS": "7"}
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
@@ -215,7 +216,7 @@ def test_output_that_is_not_taken_is_no_traceback(sink: str, message: str) -> No
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PATH},
     )
     for each in {target, writing}:
         os.close(each)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from engine.config import EngineConfig
 from engine.deciding.outcome import Fate
 from engine.decision_log import DecisionLogReader
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.unserved import MOST_PER_S

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.http2 import HEADERS, Http2
 from tests.server.conftest import Stubs, within
 from tests.server_process import ServerProcess

@@ -16,7 +16,7 @@ from engine.deciding.experience import MOST_RISK
 from engine.deciding.queued_work import STATES
 from engine.deciding.request import Targets
 from engine.tiers import Tier, Tiers
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server import process_metrics
 from server.engine_metrics import REASONS, ReloadMetrics, ReportedMetrics, SetupMetrics
 from tests.server.conftest import BATCH, MAX_REQUESTS, Running, within

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 
 from engine.config import EngineConfig
 from engine.deciding.questions import Question
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.service import MAX_QUESTIONS

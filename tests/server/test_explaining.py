@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from client import Client, NotFound
-from client.__main__ import main
-from client.values import Explanation
 from engine.deciding.request import Request, Sampling
 from engine.deciding.timeline import Timeline
 from engine.linking.errors import EngineLost, Unanswered
 from engine.messages import Failure
+from niyama.client import Client, NotFound
+from niyama.client.__main__ import main
+from niyama.client.values import Explanation
 from server.admission.quota import Caller
 from server.errors import CallError
 from server.explaining import MOST_SEARCHES, Stories

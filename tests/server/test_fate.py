@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from engine.config import EngineConfig
 from engine.deciding.outcome import Fate
 from engine.deciding.request import Targets
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
 from server.fate import SKEW_S, End, Progress, fate, is_expired, progress
 from tests.engine.driving.engines import SLOW

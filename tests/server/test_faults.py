@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import pytest
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.call import Call
 from server.generation import Ended, Output
 from server.reading.prompts import Prompts

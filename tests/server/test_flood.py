@@ -15,7 +15,7 @@ import tokenizers
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.attacks import MOST_GAP_S, bystander, memory_mib, message, send
 from tests.server.conftest import Ended, until, within
 from tests.server.test_templates import make_checkpoint

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from client import AsyncClient
-from client.values import SamplingDefaults
 from engine.config import EngineConfig
 from engine.embedded import FOLDER
+from niyama.client import AsyncClient
+from niyama.client.values import SamplingDefaults
 from server.app import Server
 from server.config import ServerConfig, StartError
 from tests.server.conftest import within

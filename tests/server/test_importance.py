@@ -15,11 +15,11 @@ import pytest
 from google.rpc import error_details_pb2
 from structlog.testing import capture_logs
 
-from client import AsyncClient, QueueFull, RequestIdInUse
 from engine.config import EngineConfig
 from engine.deciding.questions import Stats
-from proto.niyama.v1 import inference_pb2 as pb
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.client import AsyncClient, QueueFull, RequestIdInUse
+from niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2_grpc
 from server.app import Server
 from server.config import ServerConfig
 from tests.engine.driving.engines import SLOW

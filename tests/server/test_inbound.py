@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Targets
 from engine.tiers import TargetSource, Tiers
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import (
     Asked,
     Limits,

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from engine.checkpoint.detokenizer import SPACE
 from engine.deciding.latency import LatencyProfile
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
 from tests.server_process import ServerProcess
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
 from tests.server.frontends.test_frontends import Pair, free_port
 from tests.server.test_lifetime import NOT_SERVING, SERVING

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from tests.server.conftest import BATCH, Running, within

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from client import values
-from client.convert import from_info_response, from_stream_response
 from engine.deciding.plan import Finished, Timings, Token
 from engine.deciding.request import Targets
 from engine.deciding.sequence import FinishReason
 from engine.tiers import Tier
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client import values
+from niyama.client.convert import from_info_response, from_stream_response
+from niyama.v1 import inference_pb2 as pb
 from server.convert.outbound import to_finished, to_logprobs, to_tier
 
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from tests.server.conftest import BATCH, Running, within

@@ -9,10 +9,10 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
-from client.client import AsyncClient
-from client.errors import NotFound
-from client.values import Accepted, Finished, Relegated, Tokens
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client.client import AsyncClient
+from niyama.client.errors import NotFound
+from niyama.client.values import Accepted, Finished, Relegated, Tokens
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Running, within
 from tests.server.test_service import failure
 

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
 from server.errors import MOST_RETRY_AFTER_S
 from tests.engine.driving.engines import DEAR

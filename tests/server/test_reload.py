@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from client import AccessDenied, Client, InvalidRequest, NotFound
 from engine.tiers import BUILT_IN, Tiers
 from engine.tiers_file import changes, load
+from niyama.client import AccessDenied, Client, InvalidRequest, NotFound
 from server.configuration import Configuration
 from tests.server_process import ServerProcess
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
 from engine.deciding.questions import Stats
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.frontends.supervisor import Supervisor

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.frontend import SERVICE
 from tests.server.conftest import MAX_REQUESTS, Ended, Running, within
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client.__main__ import main as client
 from engine import toml_file
 from engine.toml_file import BadFile, Document
 from loadgen.arguments import parse as loadgen
+from niyama.client.__main__ import main as client
 from server.config import ServerConfig
 from server.configuration import value_of
 from server.settings import (

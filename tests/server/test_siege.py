@@ -27,10 +27,10 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from client.client import AsyncClient
-from client.errors import InvalidRequest
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client.client import AsyncClient
+from niyama.client.errors import InvalidRequest
+from niyama.v1 import inference_pb2 as pb
 from tests.http2 import Http2
 from tests.server.attacks import (
     METHOD,

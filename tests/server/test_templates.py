@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from engine.embedded import FOLDER
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.attacks import (
     MOST_GAP_S,
     bystander,

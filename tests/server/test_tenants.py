@@ -5,8 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from client import AsyncClient, InvalidRequest, NotFound
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client import AsyncClient, InvalidRequest, NotFound
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Running, within
 from tests.server.test_service import failure
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from client import Client
+from niyama.client import Client
 from tests.server_process import EXIT_S, ServerProcess
 
 

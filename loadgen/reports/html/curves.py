@@ -6,10 +6,10 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from client.values import Targets
 from loadgen.reports.html.chart import Axis, Curves, Draw, Line, Mark, Point
 from loadgen.scoring.score import Percentiles, Score
 from loadgen.targets.record import Record
+from niyama.client.values import Targets
 
 MOST_POINTS = 160  # of a distribution: more cannot be told apart on a screen
 MOST_GAPS = 200_000  # of a tier, sorted for one; of more, those of every k-th request

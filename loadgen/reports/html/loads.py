@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from client.values import Targets
 from loadgen.reports.html.chart import (
     Absent,
     Axis,
@@ -31,6 +30,7 @@ from loadgen.reports.html.runs import contender, contenders, has_loads, load_rps
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import ALL, Score
+from niyama.client.values import Targets
 
 _LOAD = Axis("load (requests/s)")
 _LATE = Axis("late (% of requests)", is_share=True)

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from client.values import Targets
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measurement
+from niyama.client.values import Targets
 
 MOST_VIEWS = 8
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from client.values import Targets
 from loadgen.reports.html.chart import Absent, Axis, Bars, BarSeries, Chart, colour
 from loadgen.reports.html.curves import METRICS, TBT, TTFT, TTLT, Metric, Sample, distribution
 from loadgen.reports.html.runs import View, contender, tier_targets
@@ -14,6 +13,7 @@ from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import ALL, Score, counted
 from loadgen.scoring.summary import Summary
 from loadgen.targets.record import Record
+from niyama.client.values import Targets
 
 _ON_TIME = Axis("on time (% of requests)", is_share=True)
 _PACE_NOTE = "On pace: on time, and no gap between two tokens longer than the TBT target."

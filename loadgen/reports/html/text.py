@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, assert_never
 
-from client.values import Targets
 from loadgen.reports.tables import Column, Figure, Kind, Table
 from loadgen.scoring.score import Percentiles
+from niyama.client.values import Targets
 
 DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"

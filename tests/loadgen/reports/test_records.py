@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.values import Importance, Targets, Tier
 from loadgen.cli import main as loadgen
 from loadgen.reports import records
 from loadgen.reports.__main__ import EXIT_USAGE, main
@@ -23,6 +22,7 @@ from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.served import TargetInfo
+from niyama.client.values import Importance, Targets, Tier
 
 Capture = pytest.CaptureFixture[str]
 

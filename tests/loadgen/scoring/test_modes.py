@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from client.values import Importance, Targets, Tier
 from loadgen import interrupts
 from loadgen.scoring.modes import (
     Measurement,
@@ -29,6 +28,7 @@ from loadgen.targets.target import End, Progress, Run, Target, Watch
 from loadgen.workload.plan import Arrivals, PlannedRequest, Workload
 from loadgen.workload.served import TargetInfo
 from loadgen.workload.traces import Row
+from niyama.client.values import Importance, Targets, Tier
 from tests.loadgen.examples import CHAT, INFO, REPORT, record, workload
 
 SERVICE_S = 0.05  # capacity: 20 requests/s

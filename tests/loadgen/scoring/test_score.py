@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.values import Targets
 from loadgen.scoring.score import (
     Promises,
     backlog_growth,
@@ -22,6 +21,7 @@ from loadgen.scoring.score import (
     score,
 )
 from loadgen.targets.record import Outcome, Record
+from niyama.client.values import Targets
 from tests.loadgen.examples import REPORT, planned, record
 
 # CHAT: TTFT 1.0, TBT 0.125. A request at 10.0 has tokens due at 11.0, 11.125, 11.25.

@@ -2,13 +2,13 @@
 
 import pytest
 
-from client.values import Importance
 from engine.deciding.history import MIN_OBSERVED
 from loadgen.scoring import gate
 from loadgen.scoring.score import HISTORY, without_history
 from loadgen.scoring.summary import Measuring, Summary
 from loadgen.targets.record import Outcome, Record
 from loadgen.targets.target import End, Run
+from niyama.client.values import Importance
 from tests.loadgen.examples import CHAT, INFO, REPORT, planned, record, summarised, workload
 
 MIXED = workload(

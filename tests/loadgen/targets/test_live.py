@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from client import AsyncClient
-from client.values import Importance, Targets
 from loadgen import interrupts
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.record import Outcome
 from loadgen.targets.target import End, Progress, Unreachable
 from loadgen.workload.plan import PlannedRequest, plan
+from niyama.client import AsyncClient
+from niyama.client.values import Importance, Targets
 from tests.loadgen.conftest import LittleServer
 from tests.loadgen.examples import REPORT, planned, workload
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from client.values import Importance, Targets, Tier
 from engine.deciding.latency import A100_LLAMA3_8B, LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from loadgen.simulation_flags import parse_tier
 from loadgen.targets import profiles
 from loadgen.targets.profiles import A100, BadProfile, Device, Efficiency, ModelShape
+from niyama.client.values import Importance, Targets, Tier
 
 LLAMA3_8B = {
     "hidden_size": 4096,

@@ -13,7 +13,6 @@ from itertools import islice
 
 import pytest
 
-from client.values import Importance, Targets, Tier
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.niyama import NiyamaConfig
 from engine.deciding.pace import PaceConfig
@@ -24,6 +23,7 @@ from loadgen.targets.simulated import Setup, SimulatedTarget, target_info
 from loadgen.targets.target import End, Progress
 from loadgen.workload.lengths import Exact, Fixed, Lognormal, Stated
 from loadgen.workload.plan import PlannedRequest, plan
+from niyama.client.values import Importance, Targets, Tier
 from tests.loadgen.examples import CHAT, REPORT, planned, workload
 
 COSTS = LatencyProfile("eighths", (Segment(UNBOUNDED, 0.5, prefill=0.25, decode=0.125),))

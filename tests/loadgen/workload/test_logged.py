@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.values import Importance, Targets
 from engine.deciding.entries import Unserved
 from engine.deciding.outcome import Fate
 from engine.deciding.record import Record
@@ -33,6 +32,7 @@ from loadgen.workload.logged import (
 )
 from loadgen.workload.plan import PlannedRequest
 from loadgen.workload.spec import Spec, build
+from niyama.client.values import Importance, Targets
 
 TIERS = {tier.name: tier.targets for tier in profiles.PAPER_TIERS}
 NO_FIXTURE = settings(

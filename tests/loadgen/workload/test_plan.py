@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from client.values import Importance
 from loadgen.workload.arrivals import Process, Rate, Shape
 from loadgen.workload.lengths import Fixed, Independent, Lognormal
 from loadgen.workload.plan import Arrivals, SharedPrefix, TierLoad, Workload, plan, prompt_ids
 from loadgen.workload.traces import Row
+from niyama.client.values import Importance
 from tests.loadgen.examples import CHAT, REPORT, planned, workload
 
 TWO = (("interactive", 0.75, CHAT), ("standard", 0.25, REPORT))

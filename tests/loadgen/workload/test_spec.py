@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from client.values import Importance, Targets
 from loadgen.arguments import parse, to_spec
 from loadgen.workload.arrivals import Process, Rate, Shape
 from loadgen.workload.lengths import Fixed, FromTrace, Independent, Lognormal
@@ -13,6 +12,7 @@ from loadgen.workload.plan import SharedPrefix, TierLoad, Workload
 from loadgen.workload.spec import build
 from loadgen.workload.toml_file import BadWorkloadFile, load
 from loadgen.workload.traces import Row
+from niyama.client.values import Importance, Targets
 from tests.loadgen.examples import CHAT, INFO
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens

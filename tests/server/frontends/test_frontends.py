@@ -16,7 +16,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from tests.server.conftest import Stubs, within
 from tests.server.test_lifetime import NOT_SERVING, SERVING, finish, status_of
 from tests.server_process import ServerProcess

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig, StartError
 from tests.engine.driving.engines import NULL

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
 
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.listening.exposition import MOST_CONNECTIONS, Exposition

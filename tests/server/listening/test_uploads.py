@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from structlog.testing import capture_logs
 
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
 from server.errors import CallError
 from server.listening.uploads import LEAST, MOST_BYTES, SLOW_S, Uploads

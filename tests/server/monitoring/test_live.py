@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from client import Client, NiyamaError, QueueFull
-from client.options import GenerateOptions
+from niyama.client import Client, NiyamaError, QueueFull
+from niyama.client.options import GenerateOptions
 from tests.server.frontends.test_frontends import free_port
 from tests.server.monitoring.dashboard import expressions, metrics
 from tests.server.monitoring.prometheus import LIMIT_S, README, Prometheus, promtool, until
@@ -156,7 +156,7 @@ def test_a_command_of_the_runbook_runs_as_it_is_written(
         "ID": request_id,
         "NIYAMA_SERVER": service.address,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(README.parents[1]),
+        "PYTHONPATH": f"{README.parents[1]}:{README.parents[1] / 'client'}",
     }
     here = command.replace("localhost:9464", f"localhost:{metrics_port}")
     done = subprocess.run(

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.admission.quota import Caller
 from server.convert.input import Bounds
 from server.errors import CallError

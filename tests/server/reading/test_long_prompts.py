@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.config import EngineConfig
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
 from server.reading.messages import SHORT_BYTES

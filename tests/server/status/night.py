@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.deciding.notable import KINDS, Notable
 from engine.deciding.request import Importance
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.v1 import inference_pb2 as pb
 from server.status.document import decisions, document
 from server.status.findings import Parts, Phase
 from server.status.history import History, Sample, Window

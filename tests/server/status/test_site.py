@@ -17,8 +17,8 @@ from urllib.parse import urlencode
 import pytest
 from prometheus_client import CollectorRegistry
 
-from client import AsyncClient
 from engine.config import EngineConfig
+from niyama.client import AsyncClient
 from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig

@@ -1,4 +1,4 @@
-"""Turns the client's values into protobuf and back. No other module of `client` reads a message."""
+"""Turns the client's values into protobuf and back. No other module of it reads a message."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, cast
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from client import arguments, values
-from client.arguments import shown
-from client.errors import InvalidRequest
-from client.options import Prompt, QosOptions
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client import arguments, values
+from niyama.client.arguments import shown
+from niyama.client.errors import InvalidRequest
+from niyama.client.options import Prompt, QosOptions
+from niyama.v1 import inference_pb2 as pb
 
 TENANT_KEY = "niyama-tenant"
 TOKEN_KEY = "authorization"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from client.values import (
+from niyama.client.values import (
     Decision,
     Explanation,
     Finished,

@@ -14,7 +14,7 @@ from typing import NoReturn, SupportsFloat, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from client.errors import InvalidRequest
+from niyama.client.errors import InvalidRequest
 
 MOST_NAME_BYTES = 128  # of a tenant, as the server has it
 MOST_DURATION_S = 315_576_000_000  # what google.protobuf.Duration may hold: 10,000 years

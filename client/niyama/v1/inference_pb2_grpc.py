@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from proto.niyama.v1 import inference_pb2 as proto_dot_niyama_dot_v1_dot_inference__pb2
+from niyama.v1 import inference_pb2 as niyama_dot_v1_dot_inference__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in proto/niyama/v1/inference_pb2_grpc.py depends on'
+        + ' but the generated code in niyama/v1/inference_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -51,33 +51,33 @@ class InferenceStub:
         """
         self.Generate = channel.unary_unary(
                 '/niyama.v1.Inference/Generate',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
         self.GenerateStream = channel.unary_stream(
                 '/niyama.v1.Inference/GenerateStream',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
         self.Estimate = channel.unary_unary(
                 '/niyama.v1.Inference/Estimate',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.EstimateRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.EstimateResponse.FromString,
                 _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/niyama.v1.Inference/Explain',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
                 _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/niyama.v1.Inference/CountTokens',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/niyama.v1.Inference/GetServerInfo',
-                request_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
-                response_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
+                request_serializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -146,33 +146,33 @@ def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_unary_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
             ),
             'Estimate': grpc.unary_unary_rpc_method_handler(
                     servicer.Estimate,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.EstimateRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.EstimateResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.CountTokensRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.CountTokensResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
-                    request_deserializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.FromString,
-                    response_serializer=proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.SerializeToString,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,8 +215,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/Generate',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -242,8 +242,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/GenerateStream',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -269,8 +269,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/Estimate',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.EstimateResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.EstimateRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.EstimateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -296,8 +296,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/Explain',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -323,8 +323,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/CountTokens',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -350,8 +350,8 @@ class Inference:
             request,
             target,
             '/niyama.v1.Inference/GetServerInfo',
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
-            proto_dot_niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
+            niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,11 +13,11 @@ from typing import cast
 
 import grpc
 
-from client import convert
-from client.convert import Event
-from client.errors import Cancelled, ServerError, translate
-from client.values import Accepted, Finished, Relegated, Timings, Tokens
-from proto.niyama.v1 import inference_pb2 as pb
+from niyama.client import convert
+from niyama.client.convert import Event
+from niyama.client.errors import Cancelled, ServerError, translate
+from niyama.client.values import Accepted, Finished, Relegated, Timings, Tokens
+from niyama.v1 import inference_pb2 as pb
 
 AsyncCall = grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStreamResponse]
 
@@ -93,8 +93,8 @@ class AsyncStream(Heard):
 
     A loop over `events()` instead also gets what else the server says, when it says it: that the
     request was relegated, for instance, so that the caller may give it up. The request is sent when
-    the stream is made. The loop raises the errors of `client.errors`. To cancel at an exact place,
-    use `async with`, or `cancel()`.
+    the stream is made. The loop raises the errors of `niyama.client.errors`. To cancel at an exact
+    place, use `async with`, or `cancel()`.
     """
 
     def __init__(self, call: AsyncCall, num_completions: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from client.values import Importance
+from niyama.client.values import Importance
 
 # Plain text, token ids, or chat messages ({"role": "user", "content": "..."}, oldest first).
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]

@@ -1,7 +1,7 @@
 """The two clients: AsyncClient for code with an event loop, Client for code without.
 
-Both have the same methods with the same arguments (`client.options` states them), send one call
-per method and translate its errors (`client.errors`). Durations are float seconds.
+Both have the same methods with the same arguments (`options` states them), send one call per method
+and translate its errors (`errors`). Durations are float seconds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypedDict, TypeVar, Unpack, cast
 
 import grpc
 
-from client import address, arguments, convert, values
-from client.errors import translate
-from client.options import GenerateOptions, Prompt, QosOptions
-from client.streams import AsyncCall, AsyncStream, Stream
-from proto.niyama.v1 import inference_pb2_grpc
+from niyama.client import address, arguments, convert, values
+from niyama.client.errors import translate
+from niyama.client.options import GenerateOptions, Prompt, QosOptions
+from niyama.client.streams import AsyncCall, AsyncStream, Stream
+from niyama.v1 import inference_pb2_grpc
 
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_TIMEOUT_S = 10.0  # of the calls that generate nothing

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from client import arguments
+from niyama.client import arguments
 
 # https://grpc.github.io/grpc/core/md_doc_naming.html
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
