@@ -1,9 +1,9 @@
 """Tiers, application presets, and which targets a request is served with. Seconds throughout.
 
-Targets come, in this order, from the request itself, its named tier, its application's preset, the
-default tier. The call's own deadline caps them, as nothing is worth having after it. It is itself
-the target (as TTLT) only for those whom the operator says so of: every backend sets deadlines, and
-most mean "give up after", not "in time if by then".
+Targets come, in this order, from the request itself, its named tier, what a gateway says of it, its
+application's preset, the default tier. The call's own deadline caps them, as nothing is worth
+having after it. It is itself the target (as TTLT) only for those whom the operator says so of:
+every backend sets deadlines, and most mean "give up after", not "in time if by then".
 
 `engine/tiers_file.py` reads what an operator says of all this.
 """
@@ -44,6 +44,7 @@ class TargetSource(Enum):
     APPLICATION = "application"
     RPC_DEADLINE = "rpc_deadline"
     DEFAULT = "default"
+    GATEWAY = "gateway"
 
 
 class UnknownTier(ValueError):
@@ -68,15 +69,32 @@ class Preset:
 
 
 @dataclass(frozen=True, slots=True)
+class FromGateway:
+    """What a gateway says of a call, beside the call's own message: targets, or an `objective` by
+    its name, and an importance. `reason` tells a person what carried the targets or the objective.
+    """
+
+    targets: Targets | None = None
+    objective: Preset | None = None
+    importance: Importance | None = None
+    reason: str = ""
+
+
+NO_GATEWAY = FromGateway()
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """The targets that a request is served with, and where they came from: `source` says who stated
-    them, also where the call's deadline has made them tighter.
+    them, also where the call's deadline has made them tighter, and `reason` tells a person why
+    these, where it is neither the request nor the operator that states them.
     """
 
     targets: Targets
     importance: Importance
     source: TargetSource
     tier: str = ""
+    reason: str = ""
 
 
 def _three_tiers(ttft_s: float, tbt_s: float, scale: float) -> tuple[Tier, ...]:
@@ -200,18 +218,33 @@ class Tiers:
         application: str = "",
         timeout_s: float | None = None,
         importance: Importance | None = None,
+        gateway: FromGateway = NO_GATEWAY,
     ) -> Resolved:
         """Returns the targets and the importance of a request that states these.
 
-        `timeout_s` is from the arrival to the call's own deadline. Raises UnknownTier.
+        `timeout_s` is from the arrival to the call's own deadline. A gateway's importance holds for
+        a request that states neither its importance nor a tier, which has one. Raises UnknownTier.
         """
         limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
-        chosen, source, is_target = self._choose(explicit, tier, application)
+        chosen, source, is_target = self._choose(explicit, tier, application, gateway)
         if is_target and limit_s < math.inf:
             chosen = Tier("", Targets(ttlt_s=limit_s), chosen.importance)
             source = TargetSource.RPC_DEADLINE
-        wanted = chosen.importance if importance is None else importance
-        return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name)
+        wanted = importance
+        if wanted is None and not tier:
+            wanted = gateway.importance
+        if wanted is None:
+            wanted = chosen.importance
+        reason = gateway.reason if source is TargetSource.GATEWAY else ""
+        return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name, reason)
+
+    def objective(self, name: str) -> Preset | None:
+        """Returns what a gateway's objective of that name stands for: the tier of the name, or else
+        the preset of the application of the name; None where there is neither.
+        """
+        if name in self.tiers:
+            return Preset(self.tiers[name])
+        return self.applications.get(name)
 
     def shortfalls(self, least: Least) -> dict[str, list[Shortfall]]:
         """Returns the targets that cannot be kept, by the name that the file has for who has them:
@@ -229,7 +262,7 @@ class Tiers:
         return self.tenants.get(tenant, EVERYBODY_ELSE)
 
     def _choose(
-        self, explicit: Targets | None, tier: str, application: str
+        self, explicit: Targets | None, tier: str, application: str, gateway: FromGateway
     ) -> tuple[Tier, TargetSource, bool]:
         """Returns the tier whose targets hold, who stated it, and whether the call's deadline,
         where it has one, takes the place of the targets.
@@ -241,6 +274,12 @@ class Tiers:
                 known = ", ".join(sorted(self.tiers))
                 raise UnknownTier(f"unknown tier {tier!r}; the server has {known}")
             return self.tiers[tier], TargetSource.TIER, False
+        objective = gateway.objective
+        if gateway.targets is not None:
+            importance = Importance.NORMAL if objective is None else objective.tier.importance
+            return Tier("", gateway.targets, importance), TargetSource.GATEWAY, False
+        if objective is not None:
+            return objective.tier, TargetSource.GATEWAY, objective.deadline_is_target
         if application in self.applications:
             preset = self.applications[application]
             return preset.tier, TargetSource.APPLICATION, preset.deadline_is_target

@@ -21,6 +21,7 @@ from niyama.v1 import inference_pb2 as pb
 from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound
+from server.convert.gateway import NOTHING
 from server.convert.inbound import Asked
 from server.errors import CallError, Refusal, Refused
 from server.fate import End, Progress, fate, is_expired, progress
@@ -71,6 +72,7 @@ class Call:
         self.request_id = ""
         self.tenant = ""
         self.share = EVERYBODY_ELSE  # of the tenant
+        self.gateway = NOTHING  # what one says of it
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
         self.fate: Fate | None = None  # what became of it, once it is closed; None of no arrival
@@ -218,6 +220,8 @@ class Call:
             self.refusal = self.displaced.reason
         outcome, lived_s = self.outcome or "OK", time.monotonic() - self.arrived_at
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
+        for key, why in self.gateway.ignored:
+            self._metrics.gateway_ignored.labels(key, why.value).inc()
         if self.refusal is not None:
             self._metrics.count_refused(*self._class, self.share, self.refusal)
         story: dict[str, object] = {"rpc": self.rpc, "outcome": outcome}
@@ -322,6 +326,11 @@ class Call:
         if self.quality is not None:
             story["tier"] = self.quality.tier
             story["importance"] = self.quality.importance.name.lower()
+        if self.gateway.keys:
+            story["gateway"] = ", ".join(self.gateway.keys)
+        if self.gateway.ignored:
+            ignored = [f"{key} ({why.value})" for key, why in self.gateway.ignored]
+            story["gateway_ignored"] = ", ".join(ignored)
         if self.entry is not None:
             story["application"] = self.asked.application
         if self.refusal is not None:

@@ -54,6 +54,15 @@ class ServerConfig:
             is_reloaded=True,
         ),
     ] = None
+    gateway_metadata: Annotated[
+        bool,
+        Flag(
+            "take targets, importance and tenant from a gateway's metadata, too, where a call's"
+            " message states none",
+            section="identity",
+            is_reloaded=True,
+        ),
+    ] = False
     generation_config: Annotated[
         str,
         Flag(

@@ -50,6 +50,11 @@ class Metrics:
         )
         self.unread = self._counter("unread_calls", "Calls ended since their client read nothing")
         self.output_tokens = self._counter("output_tokens", "Tokens handed to clients")
+        self.gateway_ignored = self._counter(
+            "gateway_metadata_ignored",
+            "Metadata of gateways that counted for nothing, by key and reason",
+            *("key", "reason"),
+        )
         self.in_flight = Gauge(
             "niyama_calls_in_flight",
             "Generate calls being served",

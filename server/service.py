@@ -35,7 +35,7 @@ from server.bounded import shorten
 from server.call import Call
 from server.calls import Calls
 from server.config import ServerConfig
-from server.convert import inbound, outbound
+from server.convert import gateway, inbound, outbound
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds, read_input
 from server.convert.work import entry_of, entry_of_estimate, work
@@ -120,7 +120,10 @@ class InferenceService:
 
     async def _answer(self, answer: Callable[[Call], Awaitable[Any]], call: Call) -> Any:
         """Answers a call once it is known whose it is."""
-        call.tenant = inbound.read_tenant(call.context.invocation_metadata() or ())
+        metadata = call.context.invocation_metadata() or ()
+        if self._config.gateway_metadata:
+            call.gateway = gateway.read(metadata, self.tiers)
+        call.tenant = inbound.read_tenant(metadata, call.gateway.tenant)
         call.share = self.tiers.share_of(call.tenant)
         return await answer(call)
 
@@ -163,7 +166,9 @@ class InferenceService:
         self.calls.refuse_when_draining()
         request = await self._receive(call, pb.EstimateRequest)
         limits = self._limits(self._ready())
-        question, quality = inbound.read_estimate(request, self.tiers, limits, call.tenant)
+        question, quality = inbound.read_estimate(
+            request, self.tiers, limits, call.tenant, call.gateway.said
+        )
         refusal = await self._ledger.refusal(entry_of_estimate(question, call.share))
         forecast = await self._ask(call, question)
         if refusal is None and forecast.refusal:
@@ -265,7 +270,9 @@ class InferenceService:
         if len(call.raw) <= SHORT_BYTES:
             with contextlib.suppress(InvalidRequest):
                 message = parse(kind, call.raw)
-                call.quality = inbound.read_quality(message, self.tiers, call.timeout_s())
+                call.quality = inbound.read_quality(
+                    message, self.tiers, call.timeout_s(), call.gateway.said
+                )
 
     async def _admit(
         self, call: Call, kind: type[GenerateMessage], limits: Limits
@@ -274,7 +281,7 @@ class InferenceService:
         a call which the queue has no room for costs no more than its check. Returns what it asks
         for and the prompt's token ids. Raises one of `calls.FAILURES`.
         """
-        bounds, context = self._bounds(limits, limits.vocab_size), call.context
+        bounds = self._bounds(limits, limits.vocab_size)
         received = await self._prompts.receive(kind, call.raw, self._caller(call), bounds)
         request_id = received.message.request_id or secrets.token_hex(8)
         call.request_id = shorten(request_id, MOST_NAME_BYTES)  # a longer one is refused
@@ -283,9 +290,10 @@ class InferenceService:
             self.tiers,
             limits.vocab_size,
             call.timeout_s(),
-            context.invocation_metadata() or (),
+            call.tenant,
             bounds,
             received.prompt,
+            call.gateway.said,
         )
         if asked.n > (most := self._config.max_requests):
             text = f"must be at most {most}, as many as may wait or run here; got {asked.n}"

@@ -24,7 +24,7 @@ from engine.deciding.request import (
     Targets,
     key_of,
 )
-from engine.tiers import Resolved, Tiers
+from engine.tiers import NO_GATEWAY, FromGateway, Resolved, Tiers
 from engine.tiers_file import MOST_NAME_BYTES
 from niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
@@ -97,21 +97,22 @@ def read_generate(
     tiers: Tiers,
     vocab_size: int,
     timeout_s: float | None,
-    metadata: Metadata = (),
+    tenant: str = "",
     bounds: Bounds | None = None,
     prompt: Input | None = None,
+    gateway: FromGateway = NO_GATEWAY,
 ) -> Asked:
-    """Checks a message that asks for output. Raises InvalidRequest.
+    """Checks a message that asks for output, of a tenant. Raises InvalidRequest.
 
     `timeout_s` is from the call's arrival to its deadline. `prompt` is the message's input, where
-    it was read before; else it is read here, and must keep to `bounds`.
+    it was read before; else it is read here, and must keep to `bounds`. `gateway` is what one says
+    of the call.
     """
     reader = Violations()
-    tenant = _read_tenant(reader, metadata)
     _check_name(reader, "request_id", request.request_id)
     prompt = prompt or read_form(reader, request.input, bounds or Bounds(vocab_size))
     sampling = _read_sampling(reader, request.sampling, vocab_size)
-    quality = _read_quality(reader, request.qos, tiers, timeout_s)
+    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway)
     reader.finish()
     assert quality is not None
     wire = request.sampling
@@ -131,18 +132,25 @@ def read_generate(
 
 
 def read_quality(
-    request: pb.GenerateRequest | pb.GenerateStreamRequest, tiers: Tiers, timeout_s: float | None
+    request: pb.GenerateRequest | pb.GenerateStreamRequest,
+    tiers: Tiers,
+    timeout_s: float | None,
+    gateway: FromGateway = NO_GATEWAY,
 ) -> Resolved | None:
     """Returns what a message that is not to be served asks for; None where it says nothing good of
     that.
     """
     reader = Violations()
-    quality = _read_quality(reader, request.qos, tiers, timeout_s)
+    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway)
     return None if reader else quality
 
 
 def read_estimate(
-    request: pb.EstimateRequest, tiers: Tiers, limits: Limits, tenant: str = ""
+    request: pb.EstimateRequest,
+    tiers: Tiers,
+    limits: Limits,
+    tenant: str = "",
+    gateway: FromGateway = NO_GATEWAY,
 ) -> tuple[Estimate, Resolved]:
     """Returns the question that the message puts to the engine, and the targets with which such a
     request is served. The call's own deadline says nothing about those. Raises InvalidRequest.
@@ -156,7 +164,7 @@ def read_estimate(
         reader.refuse("prompt_tokens", f"must be below {room + prompt_len}, got {prompt_len}")
     elif output_len > room:
         reader.refuse("output_tokens", f"must be at most {room} with such a prompt")
-    quality = _read_quality(reader, request.qos, tiers, None)
+    quality = _read_quality(reader, request.qos, tiers, None, gateway)
     reader.finish()
     assert quality is not None
     question = Estimate(
@@ -183,28 +191,24 @@ def read_request_id(request: pb.ExplainRequest) -> str:
     return request.request_id
 
 
-def read_tenant(metadata: Metadata) -> str:
-    """Returns the tenant that a call's metadata names, "" where it names none. Raises
-    InvalidRequest.
+def read_tenant(metadata: Metadata, gateway_tenant: str = "") -> str:
+    """Returns the tenant that a call's metadata names, else the one that a gateway names, "" where
+    neither does. Raises InvalidRequest.
     """
+    names = [value for key, value in metadata if key == TENANT_KEY]
+    if not names:
+        return gateway_tenant
     reader = Violations()
-    tenant = _read_tenant(reader, metadata)
+    if len(names) > 1:
+        reader.refuse(TENANT_KEY, "must be given once")
+    _check_name(reader, TENANT_KEY, names[0])
     reader.finish()
-    return tenant
+    return names[0]
 
 
 def names_tenant(metadata: Metadata) -> bool:
     """Returns whether a call's metadata names a tenant, be it the nameless one."""
     return any(key == TENANT_KEY for key, _ in metadata)
-
-
-def _read_tenant(reader: Violations, metadata: Metadata) -> str:
-    names = [value for key, value in metadata if key == TENANT_KEY]
-    if len(names) > 1:
-        reader.refuse(TENANT_KEY, "must be given once")
-    name = names[0] if names else ""
-    _check_name(reader, TENANT_KEY, name)
-    return name
 
 
 def _check_name(reader: Violations, field: str, name: str) -> None:
@@ -276,7 +280,11 @@ def check_stops(reader: Violations, wire: pb.Sampling, vocab_size: int) -> None:
 
 
 def _read_quality(
-    reader: Violations, wire: pb.QualityOfService, tiers: Tiers, timeout_s: float | None
+    reader: Violations,
+    wire: pb.QualityOfService,
+    tiers: Tiers,
+    timeout_s: float | None,
+    gateway: FromGateway,
 ) -> Resolved | None:
     _check_name(reader, "qos.tier", wire.tier)
     _check_name(reader, "qos.application", wire.application)
@@ -287,7 +295,7 @@ def _read_quality(
         reader.refuse("qos.tier", "cannot be combined with explicit targets")
     importance = IMPORTANCES.get(wire.importance)
     try:
-        return tiers.resolve(explicit, wire.tier, wire.application, timeout_s, importance)
+        return tiers.resolve(explicit, wire.tier, wire.application, timeout_s, importance, gateway)
     except ValueError as error:
         reader.refuse("qos.tier", str(error))
         return None

@@ -26,6 +26,7 @@ _SOURCES = {
     TargetSource.APPLICATION: pb.TARGET_SOURCE_APPLICATION,
     TargetSource.RPC_DEADLINE: pb.TARGET_SOURCE_RPC_DEADLINE,
     TargetSource.DEFAULT: pb.TARGET_SOURCE_DEFAULT,
+    TargetSource.GATEWAY: pb.TARGET_SOURCE_GATEWAY,
 }
 _TO_IMPORTANCE = {value: key for key, value in IMPORTANCES.items()}
 _REASONS = {
@@ -54,6 +55,7 @@ def to_targets(quality: Resolved) -> pb.ResolvedTargets:
         ttlt=_maybe(targets.ttlt_s),
         importance=_TO_IMPORTANCE[quality.importance],
         source=_SOURCES[quality.source],
+        reason=quality.reason,
     )
 
 

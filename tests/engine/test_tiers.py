@@ -9,7 +9,16 @@ import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
-from engine.tiers import Resolved, TargetSource, Tier, Tiers, UnknownTier, least_of, propose
+from engine.tiers import (
+    FromGateway,
+    Resolved,
+    TargetSource,
+    Tier,
+    Tiers,
+    UnknownTier,
+    least_of,
+    propose,
+)
 from engine.tiers_file import load, parse
 from engine.toml_file import MOST_BYTES
 
@@ -59,24 +68,54 @@ def tiers(tmp_path: Path) -> Tiers:
 
 
 def test_the_nearest_source_of_targets_wins(tiers: Tiers) -> None:
-    """Explicit, named tier, application, default: drop one at a time."""
+    """Explicit, named tier, gateway, application, default: drop one at a time."""
     explicit = Targets(ttlt_s=1.0)
+    said = Targets(ttlt_s=4.0)
     everything = {
         "explicit": explicit,
         "tier": "chat",
+        "gateway": FromGateway(said, tiers.objective("chat"), reason="tracestate"),
         "application": "search",
         "timeout_s": 70.0,
     }
     expected = [
         ("explicit", TargetSource.REQUEST, explicit, ""),
         ("tier", TargetSource.TIER, Targets(ttft_s=0.5, tbt_s=0.05), "chat"),
+        ("gateway", TargetSource.GATEWAY, said, ""),
         ("application", TargetSource.APPLICATION, Targets(ttlt_s=2.0), ""),
         ("", TargetSource.DEFAULT, Targets(ttlt_s=30.0), "report"),
     ]
     for argument, source, targets, tier in expected:
         resolved = tiers.resolve(**everything)  # type: ignore[arg-type]  # spelled above
         assert (resolved.source, resolved.targets, resolved.tier) == (source, targets, tier)
+        assert resolved.reason == ("tracestate" if source is TargetSource.GATEWAY else "")
         everything.pop(argument, None)
+
+
+def test_an_objective_is_a_tier_or_else_a_preset(tiers: Tiers) -> None:
+    chat = tiers.resolve(application="nightly", gateway=FromGateway(None, tiers.objective("chat")))
+    assert (chat.tier, chat.importance) == ("chat", Importance.HIGH)
+    search = FromGateway(None, tiers.objective("search"))
+    assert tiers.resolve(gateway=search).targets == Targets(ttlt_s=2.0)
+    mailer = FromGateway(None, tiers.objective("mailer"), reason="x")
+    timed = tiers.resolve(gateway=mailer, timeout_s=3.0)
+    assert (timed.source, timed.targets) == (TargetSource.RPC_DEADLINE, Targets(ttlt_s=3.0))
+    assert tiers.objective("gold") is None
+
+
+def test_a_gateway_s_importance_holds_where_the_request_states_none_and_no_tier(
+    tiers: Tiers,
+) -> None:
+    low = FromGateway(None, None, Importance.LOW)
+    assert tiers.resolve(gateway=low).importance is Importance.LOW
+    assert tiers.resolve(gateway=low).source is TargetSource.DEFAULT
+    assert tiers.resolve(explicit=BEST_EFFORT, gateway=low).importance is Importance.LOW
+    assert tiers.resolve(application="desk", gateway=low).importance is Importance.LOW
+    assert tiers.resolve(tier="chat", gateway=low).importance is Importance.HIGH
+    high = tiers.resolve(importance=Importance.HIGH, gateway=low)
+    assert high.importance is Importance.HIGH
+    both = FromGateway(None, tiers.objective("chat"), Importance.NORMAL)
+    assert tiers.resolve(gateway=both).importance is Importance.NORMAL  # nearer than the tier's
 
 
 def test_a_low_tier_and_a_low_preset_are_low(tiers: Tiers, tmp_path: Path) -> None:

@@ -377,15 +377,19 @@ def test_durations_are_seconds() -> None:
 )
 def test_a_tenant_is_one_short_printable_name(metadata: list[tuple[str, str]]) -> None:
     assert violations(lambda: read_tenant(metadata)) == ["niyama-tenant"]
-    request = make_request(request_id="é")
-    both = violations(lambda: read_generate(request, Tiers(), VOCAB, None, metadata))
-    assert both == ["niyama-tenant", "request_id"]
+    assert violations(lambda: read_tenant(metadata, "acme")) == ["niyama-tenant"]
+
+
+def test_a_tenant_is_the_one_that_the_call_names_or_else_the_gateway() -> None:
+    assert read_tenant([("niyama-tenant", "a")], "acme") == "a"
+    assert read_tenant([("niyama-tenant", "")], "acme") == ""
+    assert read_tenant([("user-agent", "x")], "acme") == "acme"
+    assert read_tenant([]) == ""
 
 
 def test_every_engine_request_carries_the_tenant_of_its_call() -> None:
-    metadata = [("user-agent", "x"), ("niyama-tenant", "acme")]
     request = make_request(sampling=pb.Sampling(n=2))
-    asked = read_generate(request, Tiers(), VOCAB, None, metadata)
+    asked = read_generate(request, Tiers(), VOCAB, None, "acme")
     made = engine_requests(asked, "id", range(3), LIMITS, 77, 1.5)
     assert [each.tenant for each in made] == ["acme", "acme"]
     assert {each.tenant for each in admitted(request)} == {""}
