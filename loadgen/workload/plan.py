@@ -24,6 +24,7 @@ from niyama.client.values import Importance, Targets
 
 T = TypeVar("T")
 
+_SILENT = Row(0.0, 1, 1)  # says neither tier nor application
 _LEAST_CV, _MOST_CV = 1e-3, 1e3  # of gamma arrivals; its square is the scale of a gap
 
 
@@ -219,11 +220,16 @@ def plan(workload: Workload) -> Iterator[PlannedRequest]:
     drawers = {load.tier: _Drawer(load, workload.seed) for load in workload.tiers}
     content = stream("content")
     times = workload.arrivals.times(workload.duration_s, stream("arrivals"))
-    rows: Sequence[Row] = workload.arrivals.replay if workload.replay_lengths else ()
+    rows: Sequence[Row] = workload.arrivals.replay
     for index, at in enumerate(times):
-        length = Length(rows[index].prompt_len, rows[index].output_len) if rows else None
-        who = _Who(next_tenant(), next_application(), content.getrandbits(63))
-        drawer = drawers[next_tier().tier]
+        row = rows[index] if rows else _SILENT
+        has_lengths = bool(rows) and workload.replay_lengths
+        length = Length(row.prompt_len, row.output_len) if has_lengths else None
+        # All are drawn even where a row says otherwise, so that the generators stay in step.
+        tenant, application, load = next_tenant(), next_application(), next_tier()
+        application = application if row.application is None else row.application
+        who = _Who(tenant, application, content.getrandbits(63))
+        drawer = drawers[load.tier if row.tier is None else row.tier]
         yield drawer.draw(index, at, who, length, workload.context_length)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,8 +170,8 @@ def _drawn(spec: Spec, target: TargetInfo) -> Workload:
         if tier.targets is not None:
             known[name] = Tier(name, tier.targets, Importance.NORMAL)
     asked = [*(spec.mix or {}), *spec.tiers]
-    mix = complete_mix(spec.mix or {}, list(known), asked)
     rows = traces.load(spec.replay) if spec.replay is not None else ()
+    mix = complete_mix(_shares(spec.mix, rows, "tier"), list(known), asked)
     arrivals = Arrivals(
         spec.planned_rate,
         spec.process or (Process.POISSON if spec.cv is None else Process.GAMMA),
@@ -185,10 +185,23 @@ def _drawn(spec: Spec, target: TargetInfo) -> Workload:
         _duration_s(spec, arrivals),
         spec.planned_seed,
         spec.tenants or {},
-        spec.applications or {},
+        _shares(spec.applications, rows, "application"),
         target.context_length,
         replay_lengths=bool(rows) and _rows_say_lengths(spec, specs),
     )
+
+
+def _shares(
+    given: Mapping[str, float] | None, rows: Sequence[Row], column: str
+) -> dict[str, float]:
+    """Returns the shares that were asked for, or those of a trace that has the column. Raises
+    ValueError where both say so.
+    """
+    said: list[str | None] = [getattr(row, column) for row in rows]
+    found = Counter(name for name in said if name is not None)
+    if given and found:
+        raise ValueError(f"shares of {column}s: not allowed with a trace, whose rows name them")
+    return {name: count / len(rows) for name, count in sorted(found.items())} or dict(given or {})
 
 
 def _duration_s(spec: Spec, arrivals: Arrivals) -> float:

@@ -2,7 +2,9 @@
 
 A header `TIMESTAMP,ContextTokens,GeneratedTokens`, then one request per row, in order of time, the
 time stamp with up to nine fractional digits ("2023-11-16 18:15:46.6805900"), CR, LF or CRLF line
-ends. Other columns may follow. Source: github.com/Azure/AzurePublicDataset.
+ends. A request log of one's own may have two columns more: `Tier`, which each row then names, and
+`Application`, which may be empty. Other columns may follow. Source:
+github.com/Azure/AzurePublicDataset.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+TIER, APPLICATION = "Tier", "Application"
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)?")
 
 
 class Row(NamedTuple):
-    """One request of a trace: seconds since the first row's instant, and lengths in tokens."""
+    """One request of a trace: seconds since the first row's instant, lengths in tokens, and what
+    the trace has a column for (None: it has none).
+    """
 
     at: float
     prompt_len: int
     output_len: int
+    tier: str | None = None
+    application: str | None = None
 
 
 class BadTrace(ValueError):
@@ -52,6 +59,7 @@ def _parse(lines: Iterable[str], path: Path) -> Iterable[Row]:
     if missing:
         raise BadTrace(f"{path}, line 1: no column {', '.join(missing)} in the header")
     columns = [header.index(name) for name in COLUMNS]
+    named = {name: header.index(name) for name in (TIER, APPLICATION) if name in header}
     start, last = None, 0.0
     for line, cells in rows:
         if not any(cells):
@@ -60,7 +68,13 @@ def _parse(lines: Iterable[str], path: Path) -> Iterable[Row]:
             stamp, prompt, output = (cells[column] for column in columns)
             instant = _instant(stamp)
             start = instant if start is None else start
-            row = Row(instant - start, _tokens(prompt, "ContextTokens"), _tokens(output, "Gen"))
+            row = Row(
+                instant - start,
+                _tokens(prompt, "ContextTokens"),
+                _tokens(output, "Gen"),
+                _tier(cells[named[TIER]]) if TIER in named else None,
+                cells[named[APPLICATION]] if APPLICATION in named else None,
+            )
         except (IndexError, ValueError) as error:
             reason = "too few columns" if isinstance(error, IndexError) else error
             raise BadTrace(f"{path}, line {line}: {reason}") from None
@@ -95,6 +109,12 @@ def _instant(stamp: str) -> float:
     if whole.tzinfo is None:
         whole = whole.replace(tzinfo=UTC)
     return whole.timestamp() + float(match[2] or 0.0)
+
+
+def _tier(text: str) -> str:
+    if not text:
+        raise ValueError(f"no tier ({TIER})")
+    return text
 
 
 def _tokens(text: str, column: str) -> int:

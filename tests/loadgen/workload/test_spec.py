@@ -8,7 +8,7 @@ from loadgen.arguments import parse, to_spec
 from loadgen.workload.arrivals import Process, Rate, Shape
 from loadgen.workload.lengths import Fixed, FromTrace, Independent, Lognormal
 from loadgen.workload.mix import INTERACTIVE
-from loadgen.workload.plan import SharedPrefix, TierLoad, Workload
+from loadgen.workload.plan import SharedPrefix, TierLoad, Workload, plan
 from loadgen.workload.spec import build
 from loadgen.workload.toml_file import BadWorkloadFile, load
 from loadgen.workload.traces import Row
@@ -164,3 +164,54 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, message: st
         load(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
+NAMED = f"""{HEADER},Application,Tier
+2024-05-10 00:00:00,100,10,editor,interactive
+2024-05-10 00:00:01,200,20,,batch
+2024-05-10 00:00:02,300,30,editor,interactive
+2024-05-10 00:00:03,400,40,night,batch
+"""
+
+
+def test_a_request_log_says_which_tier_and_application_each_row_is_of(folder: Path) -> None:
+    path = folder / "requests.csv"
+    path.write_text(NAMED)
+    workload = built("--replay", str(path))
+    assert [(load.tier, load.share) for load in workload.tiers] == [
+        ("batch", 0.5),
+        ("interactive", 0.5),
+    ]
+    assert [(r.at, r.tier, r.application, r.prompt_len, r.output_len) for r in plan(workload)] == [
+        (0.0, "interactive", "editor", 100, 10),
+        (1.0, "batch", "", 200, 20),
+        (2.0, "interactive", "editor", 300, 30),
+        (3.0, "batch", "night", 400, 40),
+    ]
+    twice = built("--replay", str(path), "--scale", "2", "--prompt-tokens", "7")
+    assert [(r.at, r.tier, r.prompt_len) for r in plan(twice)] == [
+        (0.0, "interactive", 7),
+        (0.5, "batch", 7),
+        (1.0, "interactive", 7),
+        (1.5, "batch", 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (NAMED, ("--mix", "batch:1"), "shares of tiers: not allowed with a trace, whose rows"),
+        (NAMED, ("--applications", "a:1"), "shares of applications: not allowed with a trace"),
+        (NAMED.replace("batch", "gold"), (), "unknown tier gold; the target has "),
+        (NAMED.replace("batch", ""), (), "line 3: no tier \\(Tier\\)"),
+        (f"{HEADER},Tier\n2024-05-10 00:00:00,1,1\n", (), "line 2: too few columns"),
+    ],
+)
+def test_a_request_log_that_cannot_be_had_is_refused(
+    folder: Path, text: str, flags: tuple[str, ...], message: str
+) -> None:
+    path = folder / "requests.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        built("--replay", str(path), *flags)
