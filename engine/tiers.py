@@ -19,6 +19,7 @@ from typing import NamedTuple
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, Targets
+from engine.deciding.stats import TierAsked
 
 # Names in metrics and reports that are no tier's: of targets that requests state themselves, and of
 # calls that nobody has read.
@@ -256,6 +257,14 @@ class Tiers:
                 own[f"applications.{name}"] = preset.tier
         found = {name: shortfalls(tier.targets, least) for name, tier in own.items()}
         return {name: each for name, each in found.items() if each}
+
+    def asked(self) -> tuple[TierAsked, ...]:
+        """Returns what an engine is to know of the tiers, to tell what their requests have to
+        expect.
+        """
+        return tuple(
+            TierAsked(tier.name, tier.targets, tier.importance) for tier in self.tiers.values()
+        )
 
     def share_of(self, tenant: str) -> Share:
         """Returns whose part of queue and engine the tenant's requests take."""

@@ -206,6 +206,11 @@ class Call:
         self._metrics.observe(self.asked.quality.tier, ended.finished.timings)
         return finished
 
+    def cost(self) -> dict[str, float]:
+        """Returns what the call has cost, by names, once all of its output has been handed out."""
+        generation = self.generation
+        return {"prompt_tokens": generation.prompt_len, "output_tokens": generation.num_tokens}
+
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
         self.is_closed = True

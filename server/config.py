@@ -148,6 +148,13 @@ class ServerConfig:
     metrics_port: Annotated[
         int, Flag("port of the Prometheus metrics (0: none)", section="metrics")
     ] = 0
+    load_reports: Annotated[
+        bool,
+        Flag(
+            "tell gRPC's balancers the load: in each call's trailers, and by ORCA's OpenRcaService",
+            section="metrics",
+        ),
+    ] = False
     log_format: Annotated[
         str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
     ] = "auto"

@@ -10,7 +10,6 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from engine.deciding.questions import Stats
-from engine.deciding.stats import TierAsked
 from engine.linking.errors import EngineLost, EngineStartError, Unanswered
 from engine.linking.keeper import EngineKeeper
 from engine.linking.link import EngineLink
@@ -90,13 +89,9 @@ class ServerEngine:
     async def refresh_metrics(self) -> None:
         """Asks the engine for the scheduler's counters; without an answer there are none."""
         try:
-            self.metrics.reported.stats = await self.link.ask(Stats(self._asked()))
+            self.metrics.reported.stats = await self.link.ask(Stats(self._tiers().asked()))
         except (EngineLost, Unanswered):
             self.metrics.reported.stats = None
-
-    def _asked(self) -> tuple[TierAsked, ...]:
-        tiers = self._tiers().tiers.values()
-        return tuple(TierAsked(tier.name, tier.targets, tier.importance) for tier in tiers)
 
     async def _poll_metrics(self) -> None:
         while True:

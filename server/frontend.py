@@ -11,9 +11,9 @@ import contextlib
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from engine.deciding.questions import Stats
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
@@ -23,12 +23,15 @@ from server.admission.ledger import LedgerLink
 from server.calls import Calls
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration, Reconfigure, reloaded_from
+from server.listening import orca
 from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
 from server.listening.health import Health
+from server.listening.reflecting import add_reflection
 from server.listening.standard import ShortMessages
 from server.listening.uploads import Uploads
+from server.loads import Loads
 from server.metrics import Metrics
 from server.service import InferenceService
 from server.startup import default_sampling, load_tokenizer
@@ -85,11 +88,16 @@ class FrontEnd:
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
         standard: Any = ShortMessages(self._grpc, self._uploads)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        # Not by its own function, which takes `standard` for a server with threads: each stream
-        # would have one of the few that processes are ended by, for as long as it is open.
-        reflecting = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, standard)
+        files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
+        self._loads = Loads(
+            lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.service.info
+        )
+        if config.load_reports:
+            self.service.reports = orca.CallReports(self._loads.newest)
+            open_rca = orca.OpenRca(self._loads.now, self._deliveries)
+            standard.add_generic_rpc_handlers((open_rca.handler(),))
+            files.append(orca.DESCRIPTOR)
+        add_reflection(files, standard)
 
     async def start(self) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
@@ -151,6 +159,7 @@ class FrontEnd:
         for sweeping in self._sweeping:
             sweeping.cancel()
         await asyncio.gather(*self._sweeping, return_exceptions=True)
+        await self._loads.stop()
         self.service.calls.stop()
         # The grace is for the last status of calls that have just finished.
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))

@@ -42,6 +42,7 @@ from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.explaining import Stories
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
+from server.listening.orca import CallReports
 from server.reading.messages import SHORT_BYTES, parse
 from server.reading.prompts import Prompts
 from server.unserved import UnservedCalls, unserved
@@ -85,6 +86,7 @@ class InferenceService:
         self.calls.on_over = self._over
         self._unserved = UnservedCalls(engine.tell, _later)
         self.tiers = tiers
+        self.reports: CallReports | None = None  # for the trailers of calls
         self.info: EngineInfo | None = None  # of the last engine that was ready
 
     def adopt(self, info: EngineInfo, tiers: Tiers) -> None:
@@ -125,7 +127,10 @@ class InferenceService:
             call.gateway = gateway.read(metadata, self.tiers)
         call.tenant = inbound.read_tenant(metadata, call.gateway.tenant)
         call.share = self.tiers.share_of(call.tenant)
-        return await answer(call)
+        response = await answer(call)
+        if self.reports is not None and call.generates:
+            call.context.set_trailing_metadata(self.reports.trailers(call.cost()))
+        return response
 
     # RPCs
 

@@ -27,6 +27,7 @@ LAYERS = (
     ("engine.driving",),
     ("engine.linking",),
     ("server.bounded", "server.violations", "server.errors", "server.config", "server.settings"),
+    ("server.loads",),
     ("server.admission",),
     ("server.convert",),
     ("server.reading",),

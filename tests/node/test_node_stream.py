@@ -96,3 +96,23 @@ def test_node_hears_which_field_was_wrong(server: ServerProcess, node_modules: P
     assert ran.returncode == 1
     assert "INVALID_ARGUMENT" in ran.stderr
     assert "qos.tier" in ran.stderr
+
+
+def test_node_s_balancers_read_the_load(node_modules: Path, tmp_path: Path) -> None:
+    """grpc-js has ORCA's messages whole, and reads them by itself."""
+    with ServerProcess(tmp_path / "log", "--load-reports", module="tests.null_server") as server:
+        server.wait_ready()
+        ran = subprocess.run(
+            ["node", HERE / "orca.js", server.address, ROOT / "proto"],
+            env={**os.environ, "NODE_PATH": str(node_modules)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert ran.returncode == 0, ran.stderr
+    out_of_band, of_the_call = map(json.loads, ran.stdout.splitlines())
+    for report in (out_of_band, of_the_call):
+        assert report["named_metrics"]["num_requests_waiting"] == 0
+        assert report["named_metrics"]["kv_cache_usage_perc"] == 0
+    assert out_of_band["request_cost"] == {}
+    assert of_the_call["request_cost"] == {"prompt_tokens": 3, "output_tokens": 3}

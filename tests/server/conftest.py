@@ -124,6 +124,6 @@ async def running() -> AsyncIterator[Running]:
         compile="off",
         dtype="float32",  # the same tokens, whoever else is in the batch
     )
-    config = ServerConfig(port=0, max_requests=MAX_REQUESTS, engine=engine)
+    config = ServerConfig(port=0, max_requests=MAX_REQUESTS, load_reports=True, engine=engine)
     async with running_with(config) as server:
         yield server

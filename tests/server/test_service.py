@@ -9,7 +9,6 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from engine.checkpoint.tokenizer import Tokenizer
@@ -293,14 +292,3 @@ async def test_health_knows_the_server_and_its_service(running: Running) -> None
         error = await running.status("no.such.Service")
     assert error is None
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-async def test_reflection_lists_the_services(running: Running) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)
-    call = stub.ServerReflectionInfo()
-    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-    response = await within(call.read())
-    await call.done_writing()
-    names = {service.name for service in response.list_services_response.service}
-    assert names >= {"niyama.v1.Inference", "grpc.health.v1.Health"}
-    call.cancel()
