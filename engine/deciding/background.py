@@ -35,7 +35,8 @@ from engine.deciding.request import Share
 from engine.deciding.sequence import Sequence
 
 COUNTED_ON = 0.8  # of the rate at which the background was served lately
-RATE_WINDOW = 100  # chunks over which it is measured how fast the background is served
+RATE_WINDOW = 100  # chunks, at least, over which it is measured how fast the background is served
+RATE_SPAN = 0.05  # of the longest wait, over which that is measured where chunks take less time
 
 
 class FairShares:
@@ -87,10 +88,13 @@ class Background:
     seconds.
     """
 
-    def __init__(self, share: float, chunk: int, longest_wait_s: float = math.inf) -> None:
+    def __init__(
+        self, share: float, chunk: int, longest_wait_s: float = math.inf, chunk_s: float = 1.0
+    ) -> None:
         """The background earns `share` of a token, in [0, 1), for each prefill token of the others.
-        An iteration has at most `chunk` prefill tokens.
+        An iteration has at most `chunk` prefill tokens, and takes about `chunk_s` seconds then.
         """
+        self._window = chunk * max(RATE_WINDOW, RATE_SPAN * longest_wait_s / chunk_s)
         self._share = share
         self._chunk = chunk
         self._longest_wait_s = longest_wait_s
@@ -188,7 +192,7 @@ class Background:
                 others += length
                 self._credit += self._share * length
         if own or others:
-            weight = min(1.0, (own + others) / (RATE_WINDOW * self._chunk))
+            weight = min(1.0, (own + others) / self._window)
             self._rate += weight * (own / (own + others) - self._rate)
 
     def order(self, waiting: SequenceQueue) -> Iterator[Sequence]:

@@ -96,6 +96,7 @@ LIGHT = 0.05  # load of the queue below which there is no hurry
 ENDANGERED = 0.5  # load of the queue from which decodes that have time sit out for it
 PATIENCE = 2.0  # who sits out has time for this many times the iterations that it needs
 AMPLE = 0.75  # of a pace: as long as all decodes take no more, some may sit out for prefills
+_ONE_DECODE = Work(1, 1)
 LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 
 
@@ -170,7 +171,8 @@ class Chunking:
         floor_s = self._idle_s = self._latency.predict(work)
         self._response_s = response_s
         most_gap = 1.0 if load < LIGHT else math.inf
-        budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap)
+        least_s = self._latency.predict(_ONE_DECODE)
+        budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap, least_s)
         longest_s = max(response_s, LOST_GAP * floor_s)
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
         left, most_left = self._demand.risky_output_left, self._demand.most_risky_left

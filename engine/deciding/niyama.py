@@ -115,11 +115,13 @@ class Niyama(Policy):
         self._fixed_chunk = fixed_chunk
         held = int(config.max_held_share * num_pages)
         self._chunking = Chunking(config.pace, latency, demand, held)
-        self._background = Background(config.background_share, demand.chunk, config.longest_wait_s)
         self._promises = Promises()
         self._shares = FluidShares()
         self._recent = RecentRequests()
         self._step_s = latency.prefill_seconds(0, demand.chunk, demand.chunk)
+        self._background = Background(
+            config.background_share, demand.chunk, config.longest_wait_s, self._step_s
+        )
         self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
         self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
         self._yielding: dict[Sequence, None] = {}  # promised, but not while a stream has a wish

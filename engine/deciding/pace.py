@@ -105,13 +105,21 @@ class Budget(NamedTuple):
 
 
 def iteration_budget(
-    config: PaceConfig, decodes: Streams, floor_s: float, now: float, most_gap: float = math.inf
+    config: PaceConfig,
+    decodes: Streams,
+    floor_s: float,
+    now: float,
+    most_gap: float = math.inf,
+    least_s: float = math.inf,
 ) -> Budget:
     """Returns the tightest bound over the streams that decode with a TBT, each of which has some.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
-    not relax by waiting binds nobody, as prefills must not starve for what cannot be had. No gap
-    exceeds `most_gap` TBTs, whatever the config and the streams say.
+    not relax by waiting binds nobody, as prefills must not starve for what cannot be had. But a
+    pace that one stream alone would have, with iterations of `least_s`, is lost to the number of
+    streams, and each prefill makes one more: there the slack of those that are not late yet is
+    kept, until some have ended. No gap exceeds `most_gap` TBTs, whatever the config and the streams
+    say.
 
     Both bounds of a stream grow with the instants from which they run. So of streams with one pace
     that which has waited longest for a token has the tightest gap, and that whose next is due first
@@ -122,6 +130,9 @@ def iteration_budget(
         max_gap = min(config.max_gap if own_gap is None else own_gap, most_gap)
         if config.catch_up * tbt_s < floor_s:
             bound = max(max_gap, LOST_GAP) * floor_s
+            if least_s <= config.catch_up * tbt_s:
+                due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
+                bound = min(bound, due - now - config.reserve * tbt_s)
         else:
             due = min([s.due_at for s in streams])
             if due <= now:

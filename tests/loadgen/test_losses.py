@@ -8,7 +8,7 @@ import pytest
 
 from loadgen.adversary.condition import Condition, Part
 from loadgen.adversary.search import Search
-from loadgen.adversary.trial import run
+from loadgen.adversary.trial import Trial, run
 from loadgen.adversary.verdict import Measure
 
 # A prompt of 4,000 tokens takes 0.42 s at once, and far longer in chunks for a tenth of the TTFT.
@@ -54,6 +54,16 @@ HURRIED = Condition(
     max_batch_size=64,
     seed=31,
 )
+# More streams than the pace allows fit into the batch.
+MANY = Condition(
+    "a100-llama3-8b",
+    (Part("chat", "2.8s/58ms", 100, "140/420", "130/200"),),
+    rps=34.0,
+    duration_s=30.0,
+    swing=0.3,
+    max_batch_size=512,
+    seed=110,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -75,3 +85,8 @@ def test_who_is_past_the_guess_is_not_slowed_down_as_if_it_were_about_to_end() -
 def test_what_is_given_up_does_not_slow_down_whom_a_rejecting_policy_has_on_time() -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(Measure.LATE, "edf-reject", HURRIED) is None
+
+
+def test_no_more_streams_begin_than_have_their_pace() -> None:
+    """Each that began beyond it made all others late: 59 % of them, where a tenth must wait."""
+    assert run(Trial(MANY, "niyama", 111)).late < 0.15

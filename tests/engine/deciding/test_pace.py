@@ -39,8 +39,9 @@ def budget(
     now: float,
     config: PaceConfig = CONFIG,
     most_gap: float = math.inf,
+    least_s: float = math.inf,
 ) -> Budget:
-    return iteration_budget(config, Streams(decodes), floor_s, now, most_gap)
+    return iteration_budget(config, Streams(decodes), floor_s, now, most_gap, least_s)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,16 @@ def test_a_pace_that_cannot_be_had_does_not_bind() -> None:
     possible = make_stream(interactive(1.0, 0.07), due_at=0.5)
     assert budget([lost], 0.06, 0.0).seconds == pytest.approx(0.12)
     assert budget([possible], 0.06, 0.0).seconds == pytest.approx(0.14)
+
+
+def test_a_pace_that_is_lost_to_the_number_of_streams_is_kept_for_those_that_are_not_late() -> None:
+    """Decodes take 60 ms for a TBT of 50, and one alone would take 20. Who is due in 0.2 s leaves
+    all but its reserve of 0.1 s; who is due at once leaves nothing for a prefill, until it is late.
+    """
+    soon, later, late = (make_stream(interactive(1.0, TBT), due_at=at) for at in (0.05, 0.2, -1.0))
+    for streams, expected in (([later, late], 0.1), ([later, soon], -0.05), ([late], 0.12)):
+        assert budget(streams, 0.06, 0.0, least_s=0.02).seconds == pytest.approx(expected)
+        assert budget(streams, 0.06, 0.0, least_s=0.05).seconds == pytest.approx(0.12), "lost"
 
 
 @pytest.mark.parametrize("targets", [interactive(9.0, 1.0), deadline(9.0), BEST_EFFORT])

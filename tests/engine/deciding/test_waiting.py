@@ -253,6 +253,15 @@ def test_the_wait_is_predicted_from_the_work_and_the_rate_at_which_it_is_done() 
     assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(3.75)
 
 
+def test_a_second_in_which_others_are_served_says_little_of_a_wait_of_ten_minutes() -> None:
+    """At 10 ms a chunk the rate is that of the last 30 s, a twentieth of the longest wait."""
+    background = Background(0.02, 64, 600.0, 0.01)
+    mine, other = make_sequence("mine"), make_sequence("other")
+    background.add_best_effort(mine, 12.0)
+    background.launched([(other, 64)] * 100)
+    assert background.wait_s(EVERYBODY_ELSE) == pytest.approx(12.0 / 0.8 / (1 - 100 / 3000))
+
+
 def test_a_flood_of_another_share_makes_best_effort_wait_no_longer_than_its_turn() -> None:
     """The flood fills its 60 s; what comes of the other share starts beside the first of it."""
     background = Background(0.1, 64, 60.0)
