@@ -23,6 +23,7 @@ from server.admission.places import Entry
 from server.convert import outbound
 from server.convert.gateway import NOTHING
 from server.convert.inbound import Asked
+from server.convert.trace_context import TraceContext
 from server.errors import CallError, Refusal, Refused
 from server.fate import End, Progress, fate, is_expired, progress
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
@@ -73,6 +74,8 @@ class Call:
         self.tenant = ""
         self.share = EVERYBODY_ELSE  # of the tenant
         self.gateway = NOTHING  # what one says of it
+        self.trace: TraceContext | None = None  # that it is a part of
+        self.span: Any = None  # its own in it, where there is one
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
         self.fate: Fate | None = None  # what became of it, once it is closed; None of no arrival
@@ -211,6 +214,10 @@ class Call:
         generation = self.generation
         return {"prompt_tokens": generation.prompt_len, "output_tokens": generation.num_tokens}
 
+    def finish_reasons(self) -> list[str]:
+        """Returns why those of its completions ended that did so by themselves."""
+        return [ended.finished.reason.value for ended in self._ended]
+
     def close(self) -> None:
         """Frees what engine and ledger still hold, counts the call and logs it."""
         self.is_closed = True
@@ -326,6 +333,8 @@ class Call:
         story: dict[str, object] = {"duration_ms": round(lived_s * 1000, 1)}
         if self.request_id:
             story["request_id"] = self.request_id
+        if self.trace is not None:
+            story |= {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
         if self.error:
             story["error"] = self.error
         if self.quality is not None:

@@ -21,11 +21,13 @@ from engine.deciding.sequence import FinishReason
 from engine.linking.errors import DuplicateRequest, EngineLost
 from server import errors
 from server.call import Call
+from server.convert import trace_context
 from server.errors import CallError
 from server.generation import GenerationFailed
 from server.listening.deliveries import Deliveries
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
+from server.tracing import Tracing
 from server.violations import InvalidRequest
 
 FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
@@ -45,6 +47,7 @@ class Calls:
         self._num_calls = 0
         self._is_draining = False
         self._is_stopping = False
+        self.tracing: Tracing | None = None
         self.on_over: Callable[[Call], None] = lambda call: None  # is told of each that is closed
         self.idle = asyncio.Event()
         self.idle.set()
@@ -124,6 +127,9 @@ class Calls:
         it.
         """
         context = call.context
+        call.trace = trace_context.read(context.invocation_metadata() or ())
+        if self.tracing is not None:
+            self.tracing.begin(call)
         call.delivery = delivery = self._deliveries.begin(context, call.give_up)
         self._num_calls += 1
         self.idle.clear()
@@ -144,6 +150,8 @@ class Calls:
         finally:
             call.close()
             self.on_over(call)
+            if self.tracing is not None:
+                self.tracing.end(call)
             delivery.pending = call  # of which gRPC may still have something to send
             self._metrics.in_flight.dec(call.generates)
             self._num_calls -= 1

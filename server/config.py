@@ -158,6 +158,13 @@ class ServerConfig:
     log_format: Annotated[
         str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
     ] = "auto"
+    traces: Annotated[
+        bool,
+        Flag(
+            "send spans of calls by OpenTelemetry (extra otel; its own OTEL_* variables say where)",
+            section="logs",
+        ),
+    ] = False
     log_level: Annotated[
         str, Flag("least level logged", LOG_LEVELS, section="logs", is_reloaded=True)
     ] = "info"

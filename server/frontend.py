@@ -35,6 +35,7 @@ from server.loads import Loads
 from server.metrics import Metrics
 from server.service import InferenceService
 from server.startup import default_sampling, load_tokenizer
+from server.tracing import Tracing, provider_of
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
@@ -98,6 +99,12 @@ class FrontEnd:
             standard.add_generic_rpc_handlers((open_rca.handler(),))
             files.append(orca.DESCRIPTOR)
         add_reflection(files, standard)
+        if config.traces:
+            try:
+                provider = provider_of()
+            except ValueError as error:
+                raise StartError(str(error)) from error
+            calls.tracing = Tracing(provider, engine.ask, config.engine.served_name)
 
     async def start(self) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
@@ -165,6 +172,8 @@ class FrontEnd:
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
         await self.service.stop()
+        if self.service.calls.tracing is not None:
+            await self.service.calls.tracing.stop()
 
     def close(self) -> None:
         """Does nothing: its metrics are kept in memory."""

@@ -254,7 +254,13 @@ class InferenceService:
             call.raw = b""
         call.resize(work(asked, len(prompt), limits))
         requests = inbound.engine_requests(
-            asked, call.request_id, prompt, limits, secrets.randbits(63), call.arrived_at
+            asked,
+            call.request_id,
+            prompt,
+            limits,
+            secrets.randbits(63),
+            call.arrived_at,
+            "" if call.trace is None else call.trace.trace_id,
         )
         spelled = self._first_spelled(prompt)
 

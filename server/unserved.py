@@ -82,6 +82,7 @@ def _added(known: Unserved, call: Unserved) -> Unserved:
         sampling=Sampling(max_tokens=max_tokens),
         tenant=tenant,
         application="",
+        trace_id="",
     )
     return Unserved(request, known.fate, known.reason, "", call.until, count)
 
@@ -107,6 +108,7 @@ def _request(
     known.
     """
     key = key_of(call.tenant, call.request_id, completion)
+    trace_id = "" if call.trace is None else call.trace.trace_id
     estimated_len = max(1, call.num_bytes // _BYTES_PER_TOKEN)
     if asked is None:
         unread = Request(
@@ -117,6 +119,7 @@ def _request(
             tier=UNREAD,
             tenant=call.tenant,
             share=call.share,
+            trace_id=trace_id,
         )
         known = call.quality
         if known is None:
@@ -137,4 +140,5 @@ def _request(
         quality.source.value,
         asked.share,
         timeout_s=asked.timeout_s,
+        trace_id=trace_id,
     )

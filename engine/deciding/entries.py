@@ -48,6 +48,7 @@ def asked(request: Request) -> Entry:
         "prompt_tokens": len(request.prompt),
         "max_tokens": request.sampling.max_tokens,
         "timeout_s": request.timeout_s,
+        "trace_id": request.trace_id or None,
         "attempt": request.attempt if request.attempt > 1 else None,
     }
     return {name: value for name, value in said.items() if value is not None}

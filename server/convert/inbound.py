@@ -330,6 +330,7 @@ def engine_requests(
     limits: Limits,
     seed: int,
     arrived_at: float,
+    trace_id: str = "",
 ) -> list[Request]:
     """Returns the engine's requests, one for each completion. `request_id` and `seed` are the
     call's own, or made for it.
@@ -365,6 +366,7 @@ def engine_requests(
             target_source=quality.source.value,
             share=asked.share,
             timeout_s=asked.timeout_s,
+            trace_id=trace_id,
         )
         for i in range(asked.n)
     ]

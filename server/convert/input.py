@@ -59,6 +59,11 @@ class Input:
     token_ids: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
 
+    @property
+    def operation(self) -> str:
+        """Returns what it asks for, as OpenTelemetry's conventions for GenAI name it."""
+        return "chat" if self.field == "input.chat" else "text_completion"
+
 
 def read_input(message: pb.Input, bounds: Bounds) -> Input:
     """Returns the prompt of a message. Raises InvalidRequest."""

@@ -32,7 +32,9 @@ def test_a_request_comes_back_whole() -> None:
     targets = Targets(ttlt_s=9.0)
     names = ("tier", "application", "tenant", "target_source")
     share = Share("acme", 2.0)
-    request = Request("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share, 2, 3.5)
+    request = Request(
+        "a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share, 2, 3.5, "ff"
+    )
     for record in (request, sampling):
         for each in fields(record):
             assert getattr(record, each.name) != each.default
