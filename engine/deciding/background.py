@@ -168,7 +168,9 @@ class Background:
         removed.
         """
         since = now - self._longest_wait_s
-        return list(self._unbegun.irange_key(None, since)) if self._unbegun else []
+        if not self._unbegun or _waits_from(self._unbegun[0]) > since:
+            return []  # as nearly always
+        return list(self._unbegun.irange_key(None, since))
 
     @property
     def is_due(self) -> bool:

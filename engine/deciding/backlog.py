@@ -35,12 +35,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 from engine.deciding.sequence import Sequence
 
 NEVER: Final = -math.inf  # the lateness of nobody
+_NOBODY: Final = (-math.inf, 0.0)  # the rank of nobody
 
 
 class _Node:
@@ -164,24 +164,37 @@ class Backlog:
         assert sequence not in self._nodes, "already in the backlog"
         self._num_added += 1
         node = self._nodes[sequence] = _Node(sequence, due, self._num_added, work)
-        before, after = _split(self._root, due, node.number)
-        self._root = _merge(_merge(before, node), after)
+        path: list[_Node] = []  # down to the first that may not be above the new one
+        at, is_left = self._root, False
+        while at is not None and at.heap > node.heap:
+            path.append(at)
+            is_left = due < at.due
+            at = at.left if is_left else at.right
+        node.left, node.right = _split(at, due, node.number)
+        node.pull()
+        self._hang(path, is_left, node)
 
     def remove(self, sequence: Sequence) -> None:
         """Removes the entry of the sequence; raises KeyError if it has none."""
         node = self._nodes.pop(sequence)
         path = self._path(node)
         assert path.pop() is node
-        below = _merge(node.left, node.right)
+        is_left = bool(path) and path[-1].left is node
+        self._hang(path, is_left, _merge(node.left, node.right))
+
+    def _hang(self, path: list[_Node], is_left: bool, subtree: _Node | None) -> None:
+        """Puts the subtree at the end of a path from the root, to the left or right of its last
+        node, and computes the sums of the path anew.
+        """
         if not path:
-            self._root = below
+            self._root = subtree
             return
-        if path[-1].left is node:
-            path[-1].left = below
+        if is_left:
+            path[-1].left = subtree
         else:
-            path[-1].right = below
-        for parent in reversed(path):
-            parent.pull()
+            path[-1].right = subtree
+        for node in reversed(path):
+            node.pull()
 
     def set_work(self, sequence: Sequence, work: float) -> None:
         """Replaces the work that the sequence has left; raises KeyError if it has no entry."""
@@ -193,17 +206,23 @@ class Backlog:
     def _path(self, node: _Node) -> list[_Node]:
         """Returns the nodes from the root to this one, both included."""
         path = []
-        at, key = self._root, (node.due, node.number)
+        at, due, number = self._root, node.due, node.number
         while at is not node:
             assert at is not None
             path.append(at)
-            at = at.left if key < (at.due, at.number) else at.right
+            is_left = due < at.due or (due == at.due and number < at.number)
+            at = at.left if is_left else at.right
         path.append(node)
         return path
 
     def work(self, sequence: Sequence) -> float:
         """Returns the work that the sequence has left; raises KeyError if it has no entry."""
         return self._nodes[sequence].work
+
+    def find_work(self, sequence: Sequence) -> float | None:
+        """Returns the work that the sequence has left; None if it has no entry."""
+        node = self._nodes.get(sequence)
+        return None if node is None else node.work
 
     @property
     def total(self) -> float:
@@ -272,36 +291,39 @@ class Backlog:
             node = node.right
         return None  # only rounding could lead here
 
-    def largest_until(self, due: float) -> Sequence | None:
-        """Returns the entry with most work among those due at or before that instant."""
-        return self._best_until(due, "work", "top")
+    @property
+    def largest(self) -> Sequence | None:
+        """The entry with most work; None if there is none."""
+        node = self._root
+        while node is not None and node.work != node.top:
+            left = node.left
+            node = left if left is not None and left.top == node.top else node.right
+        return None if node is None else node.sequence
 
     def least_until(self, due: float) -> Sequence | None:
-        """Returns the same, but among the least important of those."""
-        return self._best_until(due, "rank", "least")
-
-    def _best_until(self, due: float, own: str, over: str) -> Sequence | None:
-        """Returns the entry with the largest value `own`, which a node keeps `over` its subtree.
+        """Returns, of those due at or before that instant, the entry with most work among the least
+        important.
 
         Going down, `best` is the best node on the path, or the root of the best subtree that lies
         wholly before the instant; in the latter the entry is looked for at the end.
         """
-        own_of, top_of = attrgetter(own), attrgetter(over)
         best: _Node | None = None
-        subtree = False  # whether best stands for its subtree
-        top: Any = None
+        rank = _NOBODY
+        is_subtree = False  # whether best stands for its subtree
         node = self._root
         while node is not None:
-            if node.due <= due:
-                if best is None or own_of(node) > top:
-                    best, top, subtree = node, own_of(node), False
-                if node.left is not None and top_of(node.left) > top:
-                    best, top, subtree = node.left, top_of(node.left), True
-                node = node.right
-            else:
+            if node.due > due:
                 node = node.left
-        while best is not None and subtree and own_of(best) != top:
-            best = best.left if best.left is not None and top_of(best.left) == top else best.right
+                continue
+            left = node.left
+            if node.rank > rank:
+                best, rank, is_subtree = node, node.rank, False
+            if left is not None and left.least > rank:
+                best, rank, is_subtree = left, left.least, True
+            node = node.right
+        while is_subtree and best is not None and best.rank != rank:
+            left = best.left
+            best = left if left is not None and left.least == rank else best.right
         return None if best is None else best.sequence
 
     @property

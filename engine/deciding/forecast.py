@@ -44,14 +44,16 @@ def forecast(
     """
     request = sequence.request
     waited_s = now - request.arrived_at
-    work_s = ahead_s + demand.prefill_s(sequence) + iteration_s / 2
+    prefill_s = demand.prefill_s(sequence)
+    work_s = ahead_s + prefill_s + iteration_s / 2
     ttft_s = waited_s + experience.slowdown * work_s
     output_left = demand.output_left(sequence) if output_len is None else output_len
     ttlt_s = ttft_s + (output_left - 1) * iteration_s
     if request.targets.kind is TargetKind.BEST_EFFORT:
         return Forecast(True, ttft_s, ttlt_s, ahead_s)
     ratio = _time_ratio(request.targets, ttft_s, ttlt_s, iteration_s)
-    like = Likeness.of(sequence.importance, ratio, demand.seconds(sequence))
+    own_s = prefill_s + demand.decodes_s(sequence)
+    like = Likeness.of(sequence.importance, ratio, own_s)
     chance = experience.late_chance(like)
     return Forecast(chance < MOST_RISK, ttft_s, ttlt_s, ahead_s, chance, like)
 

@@ -254,9 +254,8 @@ class Niyama(Policy):
 
     def known_work_s(self, sequence: Sequence) -> float:
         """Returns the work that a waiting sequence was last said to have left."""
-        if sequence in self._promises:
-            return self._promises.all.work(sequence)
-        return self._background.work_s(sequence)
+        work_s = self._promises.all.find_work(sequence)
+        return self._background.work_s(sequence) if work_s is None else work_s
 
     # Relegation
 
@@ -338,7 +337,7 @@ class Niyama(Policy):
         allowance = self.config.allowance
         if self.alpha < 1 or self._num_spent >= int(allowance * self._recent.num_noted):
             return []
-        victim = self._promises.all.largest_until(math.inf)
+        victim = self._promises.all.largest
         costly_s = self._recent.costly_s(allowance)
         if victim is None or self._promises.all.work(victim) < costly_s:
             return []

@@ -13,6 +13,7 @@ All durations and instants are in seconds, and all lengths in tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -147,6 +148,10 @@ class Sampled(NamedTuple):
 
     request_id: str
     token: Token
+
+
+# `Sampled(...)` takes twice as long.
+make_sampled: Callable[[type[Sampled], tuple[str, Token]], Sampled] = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)

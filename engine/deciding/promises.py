@@ -75,9 +75,9 @@ class Promises:
         """Whether one more request with that deadline and work would be on time, and all that are
         due later too, with work beginning at `start`.
         """
-        own_s = start + self.all.work_until(due) + work_s - due
-        others_s = start + self.all.lateness_after(due) + work_s
-        return max(own_s, others_s) <= 0
+        if start + self.all.work_until(due) + work_s > due:
+            return False
+        return start + self.all.lateness_after(due) + work_s <= 0
 
     def victim(self, start: float, margin_s: float = 0.0) -> tuple[Sequence, Sequence] | None:
         """Returns who should give way with work beginning at `start`, and for whom: the first that

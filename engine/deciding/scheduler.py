@@ -39,7 +39,17 @@ from engine.deciding.latency import LatencyModel
 from engine.deciding.notable import Notable
 from engine.deciding.outcome import CHOICE, LOGITS, finished, is_on_time
 from engine.deciding.pages import PagePool
-from engine.deciding.plan import Accepted, Chunk, Event, Plan, Relegated, Sampled, Token, Work
+from engine.deciding.plan import (
+    Accepted,
+    Chunk,
+    Event,
+    Plan,
+    Relegated,
+    Sampled,
+    Token,
+    Work,
+    make_sampled,
+)
 from engine.deciding.planner import Planner
 from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
@@ -129,25 +139,25 @@ class Scheduler:
             self.flow.asked(self._work_s(sequence), now)
             return [self._reject(sequence, why, now)]
         self.roster.wait(sequence, now)
-        self._note_arrival(sequence, now)
+        prefill_s = self.policy.demand.prefill_s(sequence)
+        self._note_arrival(sequence, prefill_s, now)
         expected = self._forecast(sequence, now)
         if expected.like is not None:
             first_at = request.arrived_at + expected.ttft_s
             self.experience.told(sequence, expected.like, first_at)
         if self.record.is_on:
-            self._tell_admission(sequence, expected, now)
+            self._tell_admission(sequence, expected, prefill_s, now)
         return [Accepted(request.id, expected.on_time, expected.ttft_s, expected.ttlt_s)]
 
-    def _note_arrival(self, sequence: Sequence, now: float) -> None:
-        """Counts a request that was taken in."""
+    def _note_arrival(self, sequence: Sequence, prefill_s: float, now: float) -> None:
+        """Counts a request that was taken in, whose prefill takes so long."""
         self.totals.prompt_tokens += sequence.prompt_len
         self.typical.came(sequence.request.tier, sequence.prompt_len)
         prefills = sequence.prompt_len - sequence.expected_prefix
-        prefills_s = self.policy.demand.prefill_s(sequence)
         decodes, decodes_s = self._decodes_of(sequence)
-        self.flow.arrived(prefills, prefills_s, decodes, decodes_s, now)
+        self.flow.arrived(prefills, prefill_s, decodes, decodes_s, now)
         share = sequence.request.share.name
-        self._asked_s[share] = self._asked_s.get(share, 0.0) + prefills_s + decodes_s
+        self._asked_s[share] = self._asked_s.get(share, 0.0) + prefill_s + decodes_s
 
     def _decodes_of(self, sequence: Sequence) -> tuple[float, float]:
         """Returns how many decodes are expected of a request that has just come, and their work.
@@ -161,14 +171,16 @@ class Scheduler:
         """Returns the work of a request that is not taken in."""
         return self.policy.demand.prefill_s(sequence) + self._decodes_of(sequence)[1]
 
-    def _tell_admission(self, sequence: Sequence, expected: Forecast, now: float) -> None:
+    def _tell_admission(
+        self, sequence: Sequence, expected: Forecast, prefill_s: float, now: float
+    ) -> None:
         policy, waiting = self.policy, self.roster.waiting
         self.record.admitted(
             sequence.request,
             expected,
             now,
             self._whose_is_ahead(sequence, expected),
-            own_s=policy.demand.prefill_s(sequence),
+            own_s=prefill_s,
             waiting=len(waiting) - 1,
             running=len(self.roster.running),
             overtaken_as_high=policy.num_overtaken_as_high(sequence, waiting),
@@ -236,6 +248,8 @@ class Scheduler:
         """Gives each the last key that a move has for it. Everybody is at its new place before
         anybody is told what to expect there.
         """
+        if not moves:
+            return  # as mostly
         keys = {move.sequence: move.key for move in moves}
         if any(move.kind is MoveKind.REORDER for move in moves):
             self.roster.waiting.rekey_all(keys)
@@ -312,16 +326,17 @@ class Scheduler:
         if self._speed is not None:
             for span in self._speed.ended(plan, started_at, now):
                 self.record.ran(span)
-        tells = self.config.token_events
+        tells, tell = self.config.token_events, events.append
         for sequence, token in zip(plan.sampling, tokens, strict=True):
             if sequence.finish_reason is not None:
                 continue
-            if token.id < 0:  # `is_sampled`, without a call for every token
+            token_id = token.id
+            if token_id < 0:  # `is_sampled`, without a call for every token
                 self._refuse(sequence, token, now, events)
                 continue
-            reason = sequence.take_token(token.id, now)
+            reason = sequence.take_token(token_id, now)
             if tells:
-                events.append(Sampled(sequence.id, token))
+                tell(make_sampled(Sampled, (sequence.id, token)))
             if len(sequence.output) == 1:
                 self.experience.began(sequence.id, now)
                 self.record.first_token(sequence, now)

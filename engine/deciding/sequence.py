@@ -97,8 +97,10 @@ class Sequence:
     relegated: bool = False  # now; a request may be taken back
     num_relegations: int = 0
     # Of the request, which is asked for every token:
+    id: str = field(init=False)
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
+    stop_token_ids: frozenset[int] = field(init=False)
     tbt_s: float | None = field(init=False)
     pace: Pace | None = field(init=False)
     output_group: str = field(init=False)
@@ -121,8 +123,9 @@ class Sequence:
     finished_at: float | None = None
 
     def __post_init__(self) -> None:
-        request = self.request
-        self.prompt_len, self.max_tokens = len(request.prompt), request.sampling.max_tokens
+        request, sampling = self.request, self.request.sampling
+        self.id, self.prompt_len = request.id, len(request.prompt)
+        self.max_tokens, self.stop_token_ids = sampling.max_tokens, sampling.stop_token_ids
         self.tbt_s, self.first_due_at = request.targets.tbt_s, request.token_due_at(1)
         self.pace = None if self.tbt_s is None else Pace(self.tbt_s, request.targets.max_gap)
         self.output_group = request.output_group
@@ -131,10 +134,6 @@ class Sequence:
         self.importance = request.importance
 
     # What is known and what is computed
-
-    @property
-    def id(self) -> str:
-        return self.request.id
 
     @property
     def num_output(self) -> int:
@@ -217,9 +216,8 @@ class Sequence:
             if now > self.in_flight_due_at:
                 self._note_late(now)
         self.last_token_at = now
-        count, sampling = len(self.output), self.request.sampling
-        stops = sampling.stop_token_ids
-        if stops and token_id in stops and count > sampling.min_tokens:
+        count, stops = len(self.output), self.stop_token_ids
+        if stops and token_id in stops and count > self.request.sampling.min_tokens:
             return _STOP
         return None if count < self.max_tokens else _LENGTH
 

@@ -5,6 +5,7 @@ how it ended. Instants and durations are in seconds; story.py puts it in words.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -34,21 +35,21 @@ def whose(
     """Returns whose work is ahead, the most first and MOST_AHEAD at most: `sequences` are all that
     are served before, or a sample of them, and `ahead_s` is the work of all of them.
     """
-    sums: dict[tuple[str, str], float] = {}
-    beyond: dict[tuple[str, str], float] = {}
+    sums: defaultdict[tuple[str, str], float] = defaultdict(float)
+    beyond: defaultdict[tuple[str, str], float] = defaultdict(float)
     for sequence in sequences:
         request = sequence.request
         who = request.tier, request.share.name
         own_s = work_s(sequence)
-        sums[who] = sums.get(who, 0.0) + own_s
+        sums[who] += own_s
         if sequence.importance == BEYOND:
-            beyond[who] = beyond.get(who, 0.0) + own_s
+            beyond[who] += own_s
     total_s = math.fsum(sums.values())
     if not total_s > 0 or not ahead_s > 0:
         return ()
     scale = ahead_s / total_s
     largest = sorted(sums, key=lambda who: (-sums[who], who))[:MOST_AHEAD]
-    return tuple(Ahead(*who, sums[who] * scale, beyond.get(who, 0.0) * scale) for who in largest)
+    return tuple(Ahead(*who, sums[who] * scale, beyond[who] * scale) for who in largest)
 
 
 @dataclass(frozen=True, slots=True)

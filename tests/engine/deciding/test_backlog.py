@@ -54,8 +54,8 @@ class Model:
     def first_late(self, start: float) -> Sequence | None:
         return next((s for end, due, s in self.ends() if start + end > due), None)
 
-    def largest_until(self, until: float) -> float | None:
-        return max((w for due, _, w, _ in self.entries if due <= until), default=None)
+    def largest(self) -> float | None:
+        return max((w for _, _, w, _ in self.entries), default=None)
 
     def least_until(self, until: float) -> tuple[int, float] | None:
         """The importance and work of the entry, negated."""
@@ -97,14 +97,11 @@ def test_every_answer_equals_that_of_a_sorted_list(
         assert backlog.work_until(due) == sum(e[2] for e in model.entries if e[0] <= due)
         assert backlog.lateness_after(due) == model.lateness(low=due)
         assert backlog.lateness_before(due) == model.lateness(high=due)
-        largest = backlog.largest_until(due)
-        assert (None if largest is None else backlog.work(largest)) == model.largest_until(due)
         least = backlog.least_until(due)
         assert (
             None if least is None else (least.importance, -backlog.work(least))
         ) == model.least_until(due)
-        for found in (largest, least):
-            assert found is None or next(e[0] for e in model.entries if e[3] is found) <= due
+        assert least is None or next(e[0] for e in model.entries if e[3] is least) <= due
 
 
 def test_lateness_by_hand() -> None:
