@@ -6,9 +6,8 @@ The unit in which deadlines are weighed is predicted seconds of engine time.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
-
-from sortedcontainers import SortedList
 
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
@@ -137,7 +136,7 @@ class RecentRequests:
         self._relegated_share = 0.0  # weighted by recency
         self._work_s = self._relegated_s = 0.0  # of all; sums, weighted by recency
         self._works_s: deque[float] = deque()  # of the last WINDOW, the oldest first
-        self._sorted: SortedList[float] = SortedList()  # the same, the smallest first
+        self._sorted: list[float] = []  # the same, the smallest first
 
     def note_arrival(self, is_stream: bool) -> None:
         """Takes note of a request, whatever it asks for; `is_stream`: with a TBT."""
@@ -165,9 +164,9 @@ class RecentRequests:
         if ttft_s is not None:
             self.shortest_ttft_s = min(self.shortest_ttft_s, ttft_s)
         if len(self._works_s) == WINDOW:
-            self._sorted.remove(self._works_s.popleft())
+            del self._sorted[bisect_left(self._sorted, self._works_s.popleft())]
         self._works_s.append(work_s)
-        self._sorted.add(work_s)
+        insort(self._sorted, work_s)
 
     def note_relegation(self) -> None:
         """Takes note that one of the requests was relegated."""
@@ -203,4 +202,4 @@ class RecentRequests:
         """
         if len(self._sorted) < WINDOW // 10:
             return math.inf
-        return float(self._sorted[int((1 - share) * len(self._sorted))])
+        return self._sorted[int((1 - share) * len(self._sorted))]

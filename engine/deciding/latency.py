@@ -31,12 +31,11 @@ at once; rounding may put it off by one or two, so it is checked and moved to wh
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
-
-from sortedcontainers import SortedList
 
 from engine.deciding.plan import Work
 
@@ -227,7 +226,7 @@ class LatencyModel:
         self._scales = list(learnt) or [1.0] * len(profile.segments)  # the slow corrections
         self._present = 1.0  # the quick one
         self._recent: deque[float] = deque()
-        self._sorted: SortedList[float] = SortedList()
+        self._sorted: list[float] = []  # the same; it is so short that a list is quickest
         self._margin = 1.0
         self._profiled_s = self._actual_s = 0.0  # sums over iterations, the older weighing less
 
@@ -329,16 +328,16 @@ class LatencyModel:
         self._actual_s = rest * self._actual_s + actual_s
         ratio = actual_s / predicted
         if len(self._recent) == self.WINDOW:
-            self._sorted.remove(self._recent.popleft())
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         self._recent.append(ratio)
-        self._sorted.add(ratio)
+        insort(self._sorted, ratio)
         if self._learns:
             self._scales[i] = _bounded(self._scales[i] * _step(actual_s / usual) ** self.SLOW)
             self._present = _bounded(self._present * _step(ratio) ** self.QUICK)
         self._margin = min(max(1.0, self._quantile(self.MARGIN_QUANTILE)), self.MAX_MARGIN)
 
     def _quantile(self, q: float) -> float:
-        return float(self._sorted[min(len(self._sorted) - 1, int(q * len(self._sorted)))])
+        return self._sorted[min(len(self._sorted) - 1, int(q * len(self._sorted)))]
 
     def errors(self) -> LatencyErrors | None:
         """Returns the quantiles of the recent errors; None before the first observation."""

@@ -387,6 +387,7 @@ class Niyama(Policy):
         would be late for being overtaken before those who would overtake (see the module).
         """
         taken: set[Sequence] = set()
+        lead_s = self._lead_s
         if self._background.is_due:
             first = next(self._background.order(waiting), None)
             if first is not None:
@@ -394,17 +395,18 @@ class Niyama(Policy):
                 yield first
         for sequence in chain(waiting.of_rank(KEPT_RANK), self._background.order(waiting)):
             while sequence not in taken:
-                urgent = self._overtaken(sequence, taken, now) or sequence
+                urgent = self._overtaken(sequence, taken, lead_s, now) or sequence
                 taken.add(urgent)
                 yield urgent
 
-    def _overtaken(self, sequence: Sequence, taken: set[Sequence], now: float) -> Sequence | None:
+    def _overtaken(
+        self, sequence: Sequence, taken: set[Sequence], lead_s: float, now: float
+    ) -> Sequence | None:
         """Returns who must go before the sequence, because a step of it would make them late, or
         leave them less time than they need not to be relegated. Of what has not begun that is
         who is due first, unless its tenant has asked for more than its part.
         """
         everybody = self._promises.all
-        lead_s = self._lead_s
         step_s = min(self.known_work_s(sequence), lead_s) + lead_s
         for begun in self._begun:
             if begun not in taken and begun is not sequence:

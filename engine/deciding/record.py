@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from engine.deciding.budget import Account, Budget
@@ -67,7 +66,7 @@ class Record:
         """A request came in: its timeline begins, anew where the id has been used before."""
         if request.id in self._timelines:
             self._forget(request.id)
-        self._timelines[request.id] = Timeline(replace(request, prompt=range(len(request.prompt))))
+        self._timelines[request.id] = Timeline(request.without_tokens())
         self._by_share.setdefault(request.share.name, OrderedDict())[request.id] = None
         self._by_name.setdefault(request.name, OrderedDict())[request.id] = None
         while len(self._timelines) > self._capacity:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as TokenIds
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum, IntEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -208,6 +209,11 @@ class Request:
         """
         return key_of(self.tenant, self.application or self.tier)
 
+    def without_tokens(self) -> Request:
+        """Returns the same request, but of its prompt nothing but the length."""
+        id_, prompt, *others = _values_of(self)
+        return Request(id_, range(len(prompt)), *others)
+
     def token_due_at(self, n: int) -> float:
         """Returns the deadline of token n (1 is the first); inf where the targets set none.
 
@@ -219,3 +225,6 @@ class Request:
         if self.targets.ttlt_s is not None:
             return self.arrived_at + self.targets.ttlt_s
         return math.inf
+
+
+_values_of = attrgetter(*(field.name for field in fields(Request)))  # in the order of __init__

@@ -27,7 +27,8 @@ class Streams(list[Sequence]):
     @cached_property
     def elastic(self) -> list[Sequence]:
         """Those that have a deadline for their last token only (TTLT)."""
-        return [s for s in self if s.request.targets.ttlt_s is not None]
+        paceless = [s for s in self if s.pace is None]
+        return [s for s in paceless if s.request.targets.ttlt_s is not None]
 
     @cached_property
     def elastic_by_group(self) -> dict[str, tuple[float, list[Sequence]]]:
