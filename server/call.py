@@ -229,7 +229,7 @@ class Call:
         if self.entry is not None and self.is_entered:
             self._ledger.leave(self.entry.key)
         if self.displaced is not None:  # though its client left, or did not read that it was
-            self.refusal = self.displaced.reason
+            self.refusal = self.displaced.refusal
         outcome, lived_s = self.outcome or "OK", time.monotonic() - self.arrived_at
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
         for key, why in self.gateway.ignored:
@@ -287,7 +287,7 @@ class Call:
 
     def fail(self, error: CallError) -> None:
         """Notes the error that the call is about to end with."""
-        self.refusal = error.reason
+        self.refusal = error.refusal
         self.outcome, self.error = error.code.name, error.message
 
     def give_up(self) -> None:

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from engine.deciding.sequence import FinishReason
 from engine.linking.errors import DuplicateRequest, EngineLost
-from server import errors
+from server import defects, errors
 from server.call import Call
 from server.convert import trace_context
 from server.errors import CallError
@@ -92,7 +92,12 @@ class Calls:
         """Waits for the message, then serves the call. Draining waits only for calls whose message
         has come.
         """
-        return await self._serve(await self._received(rpc, context), answer)
+        try:
+            return await self._serve(await self._received(rpc, context), answer)
+        except DEAD:
+            raise
+        except Exception:  # in ending it: gRPC would tell the caller all of that
+            await errors.abort(context, defects.noted(rpc=rpc))
 
     async def _received(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
         """Returns the call, once its message has come. Where none comes, the call ends here, and
@@ -106,6 +111,8 @@ class Calls:
             call.fail(error)
             if call.has_expired():  # gRPC does not say so
                 call.outcome = grpc.StatusCode.DEADLINE_EXCEEDED.name
+            elif error.reason == "NO_MESSAGE":  # most have left, and are told nothing
+                call.outcome = grpc.StatusCode.CANCELLED.name
             call.close()
             await errors.abort(context, error)
         except DEAD:
@@ -139,14 +146,14 @@ class Calls:
         except FAILURES as error:
             failure = _translate(error)
             call.fail(failure)
-            await errors.abort(context, failure)
+            await errors.abort(context, failure, call.request_id)
         except DEAD:
             (call.cut if self._is_stopping else call.leave)()
             raise
-        except Exception:  # a mistake of ours: gRPC logs its trace
-            call.outcome = grpc.StatusCode.INTERNAL.name
-            context.set_code(grpc.StatusCode.INTERNAL)
-            raise
+        except Exception:  # a mistake of ours, of which gRPC would tell the caller
+            failure = defects.noted(rpc=call.rpc, request_id=call.request_id)
+            call.fail(failure)
+            await errors.abort(context, failure)
         finally:
             call.close()
             self.on_over(call)

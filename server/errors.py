@@ -1,78 +1,137 @@
 """How a call fails: the google.rpc.Status of every failure, with its details, in one place.
 
-INVALID_ARGUMENT carries a BadRequest, RESOURCE_EXHAUSTED a RetryInfo, and every other status an
-ErrorInfo whose reason a program can compare.
+Every status carries an ErrorInfo: a reason that a program can compare and that never changes its
+meaning, and what it was about, by name. INVALID_ARGUMENT carries a BadRequest before that, and
+RESOURCE_EXHAUSTED a RetryInfo, whose delay stands in `grpc-retry-pushback-ms` too, where gRPC's own
+clients look (gRPC's proposal A6). docs/errors.md has a row for every reason.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+from zlib import crc32
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
 
 from engine.messages import Failure
 from server.bounded import shorten
 from server.violations import InvalidRequest, Violation
 
 DOMAIN = "niyama.v1"
-RETRY_AFTER_S = 1  # where nothing is known, and the least
-MOST_RETRY_AFTER_S = 60  # by then the load is another
+RETRY_AFTER_S = 1.0  # where nothing is known, and the least
+MOST_RETRY_AFTER_S = 60.0  # by then the load is another
+SPREAD = 0.5  # by so much at most is a delay made longer, so that not all come back at once
 DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+NO_RETRY = "-1"  # by A6: the call is not tried again by gRPC itself
 MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the details
-
-
-class CallError(Exception):
-    """A failure that ends a call with this status and this detail. `reason` says why it found no
-    place, or lost it, where that is what has happened.
-    """
-
-    reason: Refusal | None = None
-
-    def __init__(self, code: grpc.StatusCode, message: str, detail: Message) -> None:
-        self.message = shorten(message, MAX_MESSAGE_BYTES)
-        super().__init__(self.message)
-        self.code = code
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickles the error with its detail, so that it crosses to another process whole."""
-        return CallError, (self.code, self.message, self.detail)
+MAX_VALUE_BYTES = 128  # of what an ErrorInfo says, each
 
 
 class Refusal(Enum):
-    """Why a call finds no place, as metrics and logs name it."""
+    """Why a call finds no place, as metrics and logs have it; its name is the reason it is told."""
 
     QUEUE_FULL = "queue_full"  # of requests
     WORK_FULL = "work_full"  # of tokens that wait
     SHARE_USED = "share_used"  # the tenant's
     TOO_MUCH = "too_much"  # is being read, of messages and prompts
-    DISPLACED = "displaced"  # it had one, and gave it to more important work, or waited too long
+    DISPLACED = "displaced"  # it had one, and gave it to more important work
+    WAITED_TOO_LONG = "waited_too_long"  # it had one, and was ended by the policy
     REJECTED = "rejected"  # by the policy: it could not be on time, or would wait too long
+    WOULD_BE_LATE = "would_be_late"  # by the forecast, and it asked to be refused then
     DRAINING = "draining"  # the server ends
 
 
-class Refused(CallError):
-    """A call finds no place, or loses it. Its caller is told when to try again: after `retry_s` by
-    the engine's forecast, in whole seconds from RETRY_AFTER_S to MOST_RETRY_AFTER_S.
+# The status of each reason that an ErrorInfo may have.
+CODES: Final[Mapping[str, StatusCode]] = {
+    **{each.name: StatusCode.RESOURCE_EXHAUSTED for each in Refusal},
+    "DRAINING": StatusCode.UNAVAILABLE,
+    "INVALID_REQUEST": StatusCode.INVALID_ARGUMENT,
+    "NO_MESSAGE": StatusCode.INVALID_ARGUMENT,
+    "NOT_RECEIVED": StatusCode.CANCELLED,
+    "CANCELLED": StatusCode.CANCELLED,
+    "REQUEST_ID_IN_FLIGHT": StatusCode.ALREADY_EXISTS,
+    "UNKNOWN_REQUEST": StatusCode.NOT_FOUND,
+    "UNKNOWN_SERVICE": StatusCode.NOT_FOUND,
+    "WRONG_TOKEN": StatusCode.UNAUTHENTICATED,
+    "NOT_LOCAL": StatusCode.PERMISSION_DENIED,
+    "ENGINE_LOST": StatusCode.UNAVAILABLE,
+    "READER_LOST": StatusCode.UNAVAILABLE,
+    "ENGINE_ERROR": StatusCode.INTERNAL,
+    "READER_ERROR": StatusCode.INTERNAL,
+    "INTERNAL_ERROR": StatusCode.INTERNAL,
+}
+
+
+class CallError(Exception):
+    """A failure that ends a call with the status of `reason`, which is one of CODES. `about` says
+    what it was about, by name, and `details` go before the ErrorInfo.
     """
 
-    reason: Refusal
+    refusal: Refusal | None = None  # why it found no place, or lost it, where that has happened
 
-    def __init__(self, reason: Refusal, message: str, retry_s: float = 0.0) -> None:
-        bounded_s = max(RETRY_AFTER_S, min(MOST_RETRY_AFTER_S, retry_s))
-        self.retry_after_s = math.ceil(bounded_s)
-        retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=self.retry_after_s))
-        super().__init__(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry)
-        self.reason = reason
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        about: Mapping[str, str] | None = None,
+        details: tuple[Message, ...] = (),
+    ) -> None:
+        self.reason, self.code = reason, CODES[reason]
+        self.message = shorten(message, MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
+        self.about = {k: shorten(v, MAX_VALUE_BYTES) for k, v in (about or {}).items()}
+        self.details = details
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Refused, (self.reason, self.message, self.retry_after_s)
+        """Pickles the error with its details, so that it crosses to another process whole."""
+        return CallError, (self.reason, self.message, self.about, self.details)
+
+
+class Refused(CallError):
+    """A call finds no place, or loses it. Its caller is told when to try again: after
+    `retry_after_s`, by what is predicted from RETRY_AFTER_S on.
+
+    `is_final` says that by the caller's own clock no later try of this very call can help, so that
+    gRPC is not to make one behind the caller's back.
+    """
+
+    refusal: Refusal
+
+    def __init__(
+        self,
+        refusal: Refusal,
+        message: str,
+        retry_s: float = 0.0,
+        about: Mapping[str, str] | None = None,
+        is_final: bool = False,
+    ) -> None:
+        super().__init__(refusal.name, message, about)
+        self.refusal = refusal
+        self.is_final = is_final
+        most_s = MOST_RETRY_AFTER_S / (1 + SPREAD)
+        # Not a number compares with nothing, and so is the least.
+        self.retry_after_s = max(RETRY_AFTER_S, min(most_s, retry_s))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rest = self.retry_after_s, self.about, self.is_final
+        return Refused, (self.refusal, self.message, *rest)
+
+
+def spread(delay_s: float, key: str) -> float:
+    """Returns the delay, in whole milliseconds, made longer by up to SPREAD of itself, by as much
+    as `key`, the name of the call, has it: the same for the same call, and evenly for many. Those
+    who are refused at once, and would all come back at once, do not.
+    """
+    share = crc32(key.encode()) / 2**32
+    return math.floor(1000 * delay_s * (1 + SPREAD * share)) / 1000
 
 
 def rejected(why: str, retry_s: float) -> Refused:
@@ -82,56 +141,61 @@ def rejected(why: str, retry_s: float) -> Refused:
 
 def waited_too_long(why: str, retry_s: float) -> Refused:
     """The policy ends a request that waits, and has not been begun."""
-    return Refused(Refusal.DISPLACED, f"waited too long: {why}", retry_s)
+    return Refused(Refusal.WAITED_TOO_LONG, f"waited too long: {why}", retry_s)
 
 
 def invalid(error: InvalidRequest) -> CallError:
-    """The request breaks rules of the API; the detail names its fields."""
+    """The request breaks rules of the API; the details name its fields."""
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
         for v in error.violations
     ]
-    detail = error_details_pb2.BadRequest(field_violations=violations)
-    return CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error), detail)
+    details = (error_details_pb2.BadRequest(field_violations=violations),)
+    about = {"field": error.violations[0].field} if error.violations else None
+    return CallError("INVALID_REQUEST", str(error), about, details)
 
 
 def too_much(what: str, share: int) -> Refused:
     """Too much is in hand of something that is limited beside the queue. `what` names it with its
     unit, and a tenant may hold `share` of it.
     """
-    return Refused(
-        Refusal.TOO_MUCH, f"too much is in hand: {what}, of which a tenant may hold {share}"
-    )
-
-
-def not_received(timeout_s: float) -> CallError:
-    """The call's message did not come in time."""
-    return cancelled(f"the message did not come within {timeout_s:g} s")
+    message = f"too much is in hand: {what}, of which a tenant may hold {share}"
+    return Refused(Refusal.TOO_MUCH, message, about={"what": what, "limit": str(share)})
 
 
 def too_slow(most: int) -> Refused:
     """The message comes slowly, while more than `most` messages are on their way."""
-    return Refused(
-        Refusal.TOO_MUCH, f"the message comes slowly, and more than {most} are on their way"
-    )
+    message = f"the message comes slowly, and more than {most} are on their way"
+    about = {"what": "messages on their way", "limit": str(most)}
+    return Refused(Refusal.TOO_MUCH, message, about=about)
+
+
+def not_received(timeout_s: float) -> CallError:
+    """The call's message did not come in time."""
+    return CallError("NOT_RECEIVED", f"the message did not come within {timeout_s:g} s")
+
+
+def no_message() -> CallError:
+    """The call ended before its message had come whole."""
+    return CallError("NO_MESSAGE", "the call ended before its message had come")
 
 
 def in_flight(request_id: str) -> CallError:
     """A request of that id is in flight."""
     message = f"request_id {request_id!r} is in flight"
-    return _with_reason(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_IN_FLIGHT", message)
+    return CallError("REQUEST_ID_IN_FLIGHT", message, {"request_id": request_id})
 
 
 def draining() -> CallError:
     """The server takes no new calls any more."""
-    error = _with_reason(grpc.StatusCode.UNAVAILABLE, "DRAINING", "the server is draining")
-    error.reason = Refusal.DRAINING
+    error = CallError("DRAINING", "the server is draining")
+    error.refusal = Refusal.DRAINING
     return error
 
 
 def engine_lost(message: str) -> CallError:
     """No engine serves now: the caller should try again."""
-    return _with_reason(grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST", message)
+    return CallError("ENGINE_LOST", message)
 
 
 def unanswered(failure: Failure, message: str) -> CallError:
@@ -141,7 +205,7 @@ def unanswered(failure: Failure, message: str) -> CallError:
     if failure is Failure.INVALID:
         field, _, rest = message.partition(" ")
         return invalid(InvalidRequest([Violation(field, rest)]))
-    return _with_reason(grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST", message)
+    return CallError("UNKNOWN_REQUEST", message)
 
 
 def not_remembered(request_id: str, tenant: str | None) -> CallError:
@@ -157,13 +221,17 @@ def not_remembered(request_id: str, tenant: str | None) -> CallError:
     )
     if tenant is not None:
         message += "; another tenant's takes that tenant's name, or the operator's token"
-    return unanswered(Failure.NOT_FOUND, message)
+    return CallError("UNKNOWN_REQUEST", message, {"request_id": request_id})
+
+
+def unknown_service(name: str) -> CallError:
+    """Somebody asks for the health of a service that is not served here."""
+    return CallError("UNKNOWN_SERVICE", "no such service", {"service": name})
 
 
 def unauthenticated() -> CallError:
     """The call shows a token that is not the operator's."""
-    message = "the token in authorization is not the operator's"
-    return _with_reason(grpc.StatusCode.UNAUTHENTICATED, "WRONG_TOKEN", message)
+    return CallError("WRONG_TOKEN", "the token in authorization is not the operator's")
 
 
 def not_local() -> CallError:
@@ -174,43 +242,65 @@ def not_local() -> CallError:
         "only who is on this machine may ask about single requests; with --admin-token-file whoever"
         " shows the token"
     )
-    return _with_reason(grpc.StatusCode.PERMISSION_DENIED, "NOT_LOCAL", message)
+    return CallError("NOT_LOCAL", message)
 
 
 def engine_error(message: str) -> CallError:
     """The request failed by no fault of the caller's."""
-    return _with_reason(grpc.StatusCode.INTERNAL, "ENGINE_ERROR", message)
+    return CallError("ENGINE_ERROR", message)
+
+
+def internal(error_id: str) -> CallError:
+    """A mistake of ours, which the log tells by that id. Its caller learns nothing of it."""
+    message = f"a mistake of the server's: its log tells it by error_id {error_id}"
+    return CallError("INTERNAL_ERROR", message, {"error_id": error_id})
 
 
 def reader_lost() -> CallError:
     """The process that reads was lost at this message, twice, and nobody knows why."""
-    return engine_error("the process that reads messages was lost while it read this one")
-
-
-def reader_failed() -> CallError:
-    """Reading the message failed by a mistake of ours."""
-    return engine_error("the message could not be read, by a mistake of the server's")
+    message = "the process that reads messages was lost while it read this one"
+    return CallError("READER_ERROR", message)
 
 
 def unreadable() -> CallError:
     """There is no process that could read the message, and none can be started."""
     message = "the process that reads messages cannot be started at the moment"
-    return _with_reason(grpc.StatusCode.UNAVAILABLE, "READER_LOST", message)
+    return CallError("READER_LOST", message)
 
 
 def cancelled(message: str) -> CallError:
     """The call ends without a result, and its caller knows why or is gone."""
-    return _with_reason(grpc.StatusCode.CANCELLED, "CANCELLED", message)
+    return CallError("CANCELLED", message)
 
 
-def _with_reason(code: grpc.StatusCode, reason: str, message: str) -> CallError:
-    return CallError(code, message, error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+def trailers(error: CallError, key: str, left_s: float | None) -> tuple[tuple[str, Any], ...]:
+    """Returns the trailing metadata of a call that ends with the error, `left_s` before its
+    deadline, if it has one. `key` says how a delay is spread.
+
+    gRPC's own clients wait for a pushback though their deadline passes meanwhile, and are not told
+    then why they were refused. So they are told not to where it would.
+    """
+    details, pushback = error.details, ""
+    if isinstance(error, Refused):
+        delay_s = spread(error.retry_after_s, key)
+        delay = Duration()
+        delay.FromMilliseconds(round(1000 * delay_s))
+        details = (*details, error_details_pb2.RetryInfo(retry_delay=delay))
+        is_final = error.is_final or (left_s is not None and left_s <= delay_s)
+        pushback = NO_RETRY if is_final else str(round(1000 * delay_s))
+    why = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.about)
+    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    for detail in (*details, why):
+        status.details.add().Pack(detail)
+    told = ((DETAILS_KEY, status.SerializeToString()),)
+    return (*told, (PUSHBACK_KEY, pushback)) if pushback else told
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CallError) -> NoReturn:
-    """Ends the call with the error's status and details, by raising what gRPC takes for that."""
-    detail = AnyMessage()
-    detail.Pack(error.detail)
-    number = error.code.value[0]
-    status = status_pb2.Status(code=number, message=error.message, details=[detail])
-    await context.abort(error.code, error.message, ((DETAILS_KEY, status.SerializeToString()),))
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: CallError, key: str = ""
+) -> NoReturn:
+    """Ends the call, which `key` tells from others, with the error's status and details, by raising
+    what gRPC takes for that.
+    """
+    told = trailers(error, key or context.peer(), context.time_remaining())
+    await context.abort(error.code, error.message, told)

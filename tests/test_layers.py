@@ -26,7 +26,10 @@ LAYERS = (
     ("engine.computing",),
     ("engine.driving",),
     ("engine.linking",),
-    ("server.bounded", "server.violations", "server.errors", "server.config", "server.settings"),
+    (
+        *("server.bounded", "server.violations", "server.errors", "server.defects"),
+        *("server.config", "server.settings"),
+    ),
     ("server.loads",),
     ("server.admission",),
     ("server.convert",),

@@ -12,8 +12,9 @@ A share belongs to each tenant whom the operator has named, and one to all other
 (engine/tiers.py). While more than half of a limited thing is used, an active share may hold its
 part of it, by weight; beyond that, its calls displace only its own. A share within its part may
 also take the place of an equally important call of a share beyond its part. A share is active while
-it holds something, and for a moment after each of its calls, whatever came of that: a tenant that
-found the queue full of another's requests, or was served in no time, finds room at its next try.
+it holds something, for a moment after each of its calls, and until it has been told to come back
+(returns.py): a tenant that found the queue full of another's requests, or was served in no time,
+finds room at its next try.
 A weight that the operator has changed holds from the share's next call on, for all that the share
 has in the queue.
 
@@ -26,14 +27,16 @@ number of shares.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from engine.deciding.request import Importance, Share
 from engine.linking.errors import DuplicateRequest
 from server import errors
 from server.admission.places import NOTHING, CallKey, Entry, Line, Place, Pool, State, Use, sum_of
+from server.admission.returns import Returns
 from server.errors import Refusal, Refused
 
-# Who finds the queue full is to try again after RETRY_AFTER_S: its share waits a little longer.
+# How long a share is active after a call; after one that is to come back, so much longer.
 REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
 
 
@@ -51,7 +54,8 @@ class Admission:
         self._num_entered = 0
         self._num_displaced = 0  # and not over yet
         self._most_displaced = max_requests  # of them: more only where the limit was higher then
-        self._called_at: dict[str, float] = {}  # by the share's name, oldest first
+        self._active_until: dict[str, float] = {}  # by the name of a share that has called
+        self._returns = Returns()
 
     def __len__(self) -> int:
         """Returns the number of calls that are not over."""
@@ -63,11 +67,16 @@ class Admission:
 
         Raises Refused or DuplicateRequest, and then nothing has changed but that its share called.
         """
+        self._returns.look(now)
+        until = now + REMEMBERED_S
         try:
             victims = self._victims(entry, now)
+        except Refused as refused:
+            until += (1 + errors.SPREAD) * refused.retry_after_s
+            raise
         finally:
-            self._called_at.pop(entry.share.name, None)
-            self._called_at[entry.share.name] = now
+            known = self._active_until.get(entry.share.name, 0.0)
+            self._active_until[entry.share.name] = max(until, known)
         for victim in victims:
             self._displace(victim)
         self._num_entered += 1
@@ -86,10 +95,19 @@ class Admission:
         does not make a share active.
         """
         try:
-            self._victims(entry, now)
+            self._victims(entry, now, is_told=False)
         except Refused as refused:
             return refused
         return None
+
+    def displaced(self, entry: Entry, now: float) -> Refused:
+        """Returns the error that a call ends with which has given its place to another."""
+        return Refused(
+            Refusal.DISPLACED,
+            f"gave its place to more important work: {_told(entry)}",
+            self._return_s(entry, Use(entry.n, entry.tokens), now),
+            _about(entry),
+        )
 
     def resize(self, key: CallKey, tokens: int) -> None:
         """Takes the exact work of a call, in place of the estimate by which it entered."""
@@ -111,6 +129,7 @@ class Admission:
         self._account(place, -1)
         if place.state is State.WAITING:
             self._leave_line(place)
+            self._returns.freed(Use(0, place.entry.tokens))
         elif place.state is State.DISPLACED:
             self._num_displaced -= 1
         place.state = State.STARTED
@@ -120,6 +139,7 @@ class Admission:
         """Gives the place of a call back: the call is over."""
         place = self._places.pop(key)
         self._account(place, -1)
+        self._returns.freed(place.use)
         if place.state is State.WAITING:
             self._leave_line(place)
         elif place.state is State.DISPLACED:
@@ -127,10 +147,11 @@ class Admission:
 
     # Who gives way
 
-    def _victims(self, entry: Entry, now: float) -> list[Place]:
+    def _victims(self, entry: Entry, now: float, is_told: bool = True) -> list[Place]:
         """Returns the places that would have to go for such a call. None goes here. Raises Refused
         or DuplicateRequest.
         """
+        refuse = partial(self._refuse, entry, now=now, is_told=is_told)
         self._forget(now)
         self._shares[entry.share.name] = entry.share
         if entry.key in self._places:
@@ -143,17 +164,17 @@ class Admission:
         of_own = [[offer for offer in rank if offer.share == name] for rank in ranks]
         victims = _take(of_own, own)
         if victims is None:
-            raise self._refuse(entry, Refusal.SHARE_USED)
+            raise refuse(Refusal.SHARE_USED, own)
         if own == NOTHING:  # within its part
             ranks.append(self._offers_of_those_beyond(entry.importance, active))
         short = short.less(sum_of(victims))
         others = _take(ranks, short)
         if others is None or entry.n > self.requests.limit:
             is_work = entry.n <= self.requests.limit and not short.requests
-            raise self._refuse(entry, Refusal.WORK_FULL if is_work else Refusal.QUEUE_FULL)
+            raise refuse(Refusal.WORK_FULL if is_work else Refusal.QUEUE_FULL, short)
         victims += others
         if victims and self._num_displaced + len(victims) > self.requests.limit:
-            raise self._refuse(entry, Refusal.QUEUE_FULL)
+            raise refuse(Refusal.QUEUE_FULL, Use(entry.n, 0))
         return victims
 
     def _missing(self, entry: Entry) -> Use:
@@ -165,7 +186,7 @@ class Admission:
 
     def _active(self, caller: Share) -> float:
         """Returns the weight of all shares together among which the whole is divided now."""
-        names = {caller.name, *self.requests.held, *self._called_at}
+        names = {caller.name, *self.requests.held, *self._active_until}
         return sum(self._shares[name].weight for name in names)
 
     def _beyond(self, share: Share, active: float, entry: Entry | None = None) -> Use:
@@ -202,28 +223,42 @@ class Admission:
         place.state = State.DISPLACED
         self._num_displaced += 1
 
-    def _refuse(self, entry: Entry, reason: Refusal) -> Refused:
-        return Refused(reason, f"{self._why(entry, reason)}; refused is {_told(entry)}")
+    def _refuse(
+        self, entry: Entry, reason: Refusal, missing: Use, now: float, is_told: bool
+    ) -> Refused:
+        """Returns the error of a call for which so much is missing."""
+        why, limits = self._why(entry, reason)
+        retry_s = self._return_s(entry, missing, now, is_told)
+        message = f"{why}; refused is {_told(entry)}"
+        return Refused(reason, message, retry_s, _about(entry) | limits)
 
-    def _why(self, entry: Entry, reason: Refusal) -> str:
+    def _return_s(self, entry: Entry, missing: Use, now: float, is_told: bool = True) -> float:
+        """Returns when a call for which so much is missing is to come back."""
+        line, own = (entry.share.name, entry.importance), Use(entry.n, entry.tokens)
+        part = entry.share.weight / self._active(entry.share)
+        return self._returns.delay_s(line, missing, own, part, now, is_told)
+
+    def _why(self, entry: Entry, reason: Refusal) -> tuple[str, dict[str, str]]:
+        """Returns why, and the limits that were met by name."""
         if reason is Refusal.SHARE_USED:
             active = self._active(entry.share)
-            return (
-                "the tenant's share of the queue is used:"
-                f" {self.requests.part(entry.share, active)} requests or"
-                f" {self.tokens.part(entry.share, active)} tokens of waiting work,"
-                " while more than half of the queue is"
+            requests = self.requests.part(entry.share, active)
+            tokens = self.tokens.part(entry.share, active)
+            why = (
+                f"the tenant's share of the queue is used: {requests} requests or {tokens} tokens"
+                " of waiting work, while more than half of the queue is"
             )
+            return why, {"share_requests": str(requests), "share_tokens": str(tokens)}
         if reason is Refusal.WORK_FULL:
-            return f"the queue is full: {self.tokens.total} tokens of work are waiting"
-        return f"the queue is full: {self.requests.total} requests are waiting or running"
+            why = f"the queue is full: {self.tokens.total} tokens of work are waiting"
+            return why, {"max_queued_tokens": str(self.tokens.limit)}
+        why = f"the queue is full: {self.requests.total} requests are waiting or running"
+        return why, {"max_requests": str(self.requests.limit)}
 
     def _forget(self, now: float) -> None:
         """Ends the activity of shares that called too long ago."""
-        for name, at in list(self._called_at.items()):
-            if now - at <= REMEMBERED_S:
-                return
-            del self._called_at[name]
+        for name in [name for name, until in self._active_until.items() if until < now]:
+            del self._active_until[name]
 
     # The books
 
@@ -316,6 +351,6 @@ def _told(entry: Entry) -> str:
     return f"a call{tenant} with {tier} and importance {entry.importance.name.lower()}"
 
 
-def gave_place(entry: Entry) -> Refused:
-    """Returns the error that a displaced call ends with."""
-    return Refused(Refusal.DISPLACED, f"gave its place to more important work: {_told(entry)}")
+def _about(entry: Entry) -> dict[str, str]:
+    about = {"tier": entry.tier, "importance": entry.importance.name.lower()}
+    return about | ({"tenant": entry.tenant} if entry.tenant else {})

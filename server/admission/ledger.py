@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from engine.linking.errors import DuplicateRequest
-from server.admission.admission import Admission, gave_place
+from server.admission.admission import Admission
 from server.admission.places import CallKey, Entry
 from server.errors import Refused
 
@@ -38,7 +38,7 @@ class Ledger:
         displaced = self.admission.admit(entry, now)
         self._displace[entry.key] = displace
         for each in displaced:
-            self._displace[each.key](gave_place(each))
+            self._displace[each.key](self.admission.displaced(each, now))
 
     def limit(self, max_requests: int, max_queued_tokens: int) -> None:
         """Sets other limits, for the calls to come."""

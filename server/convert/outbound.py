@@ -182,7 +182,7 @@ def to_admission(refusal: Refused | None) -> pb.Admission:
     if refusal is None:
         return pb.Admission(admitted=True)
     return pb.Admission(
-        reason=refusal.reason.value,
+        reason=refusal.refusal.value,
         detail=refusal.message,
         retry_after=to_duration(refusal.retry_after_s),
     )

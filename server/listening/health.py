@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
+from server import errors
 from server.listening.deliveries import Deliveries
 
 Status = pb.HealthCheckResponse
@@ -50,7 +51,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
     ) -> pb.HealthCheckResponse:
         """Answers with the status now."""
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            await errors.abort(context, errors.unknown_service(request.service))
         return Status(status=self._status)
 
     async def List(

@@ -1,25 +1,27 @@
 """Receives the messages of the standard services, health and reflection, which are short.
 
 gRPC would receive them without a limit of time and parse them on the event loop. Here they come as
-those of our own service do (`server.listening.uploads`). One that is long, or is no message at all,
-is taken for a question about something that nobody knows, and answered so.
+those of our own service do (`server.listening.uploads`), and their calls end with the statuses of
+`server.errors`. One that is long, or is no message at all, is INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from server import errors
+from server import defects, errors
 from server.errors import CallError
 from server.listening.uploads import Uploads
+from server.violations import InvalidRequest, Violation
 
 MOST_BYTES = 4096
-# In each of their messages field 1 is a text: the service, or the host.
-UNKNOWN = b"\x0a\x01?"
+# What is raised where the call is over already, or has just been ended.
+OVER = (asyncio.CancelledError, grpc.aio.BaseError)
 
 
 class ShortMessages:
@@ -77,9 +79,11 @@ class _Rpc:
         """Answers an RPC whose client sends one message."""
         try:
             raw = await self._uploads.receive(context)
-        except CallError as error:
-            await errors.abort(context, error)
-        return await self._behavior(_parse(self._deserialize, raw), context)
+            return await self._behavior(_parse(self._deserialize, raw), context)
+        except OVER:
+            raise
+        except Exception as error:
+            await errors.abort(context, _told(error))
 
     async def each(
         self, _: object, context: grpc.aio.ServicerContext[Any, Any]
@@ -88,8 +92,10 @@ class _Rpc:
         try:
             async for answer in self._behavior(self._messages(context), context):
                 yield answer
-        except CallError as error:
-            await errors.abort(context, error)
+        except OVER:
+            raise
+        except Exception as error:
+            await errors.abort(context, _told(error))
 
     async def _messages(
         self, context: grpc.aio.ServicerContext[Any, Any]
@@ -98,10 +104,17 @@ class _Rpc:
             yield _parse(self._deserialize, raw)
 
 
+def _told(error: Exception) -> CallError:
+    """Returns what a call ends with that has failed so: a mistake of ours is logged, not told."""
+    return error if isinstance(error, CallError) else defects.noted()
+
+
 def _parse(deserialize: Callable[[bytes], Message], raw: bytes) -> Message:
+    """Raises CallError, INVALID_ARGUMENT."""
     if len(raw) <= MOST_BYTES:
         try:
             return deserialize(raw)
         except DecodeError:
-            pass  # what it is read as follows
-    return deserialize(UNKNOWN)
+            pass  # which is told as follows
+    text = f"the message is none of this RPC's, or has more than {MOST_BYTES} bytes"
+    raise errors.invalid(InvalidRequest([Violation("", text)]))

@@ -61,7 +61,7 @@ class Uploads:
         raw = await self._next(context)
         if raw is None:
             # Of a client that left, or never meant to send any: gRPC does not say which.
-            raise errors.cancelled("the call ended before its message had come")
+            raise errors.no_message()
         return raw
 
     async def each(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import structlog
-
 from engine.checkpoint.tokenizer import Tokenizer
-from server import errors
+from server import defects
 from server.admission.quota import Caller, Quota
 from server.config import ServerConfig
 from server.convert.input import Bounds, Input
@@ -34,8 +32,6 @@ from server.reading.messages import (
     counted,
     parse,
 )
-
-log = structlog.get_logger()
 
 LONG_TEXT = 4096  # bytes; encoding so many takes one or two milliseconds
 # The most that may wait to be read.
@@ -129,8 +125,7 @@ class Prompts:
     async def _do(self, lane: Lane, caller: Caller, job: Job) -> Any:
         reply = await lane.do(caller, job)
         if isinstance(reply, Broken):
-            log.error("reader failed", lane=lane.name, trace=reply.trace)
-            raise errors.reader_failed()
+            raise defects.noted(reply.trace, lane=lane.name)
         return reply
 
 

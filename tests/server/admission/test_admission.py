@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
 from engine.linking.errors import DuplicateRequest
-from server.admission.admission import REMEMBERED_S, Admission, gave_place
+from server.admission.admission import REMEMBERED_S, Admission
 from server.admission.places import KEPT_PERCENT, Entry
-from server.errors import Refusal, Refused
+from server.errors import SPREAD, Refusal, Refused
 
 LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
 PLENTY = 10**9  # tokens
@@ -48,7 +48,7 @@ def refused(admission: Admission, asks: Entry, now: float = 0.0) -> Refusal | No
     try:
         admission.admit(asks, now)
     except Refused as error:
-        return error.reason
+        return error.refusal
     return None
 
 
@@ -170,7 +170,8 @@ def test_a_refusal_tells_tier_importance_and_tenant() -> None:
     admission = filled(1, acme=1)
     with pytest.raises(Refused, match="of tenant 'acme' with tier 'chat' and importance low"):
         admission.admit(entry("low", LOW, "acme"), 0.0)
-    told = gave_place(entry("low", LOW, "acme"))
+    told = admission.displaced(entry("low", LOW, "acme"), 0.0)
+    assert told.about == {"tier": "chat", "importance": "low", "tenant": "acme"}
     assert "gave its place to more important work" in told.message
 
 
@@ -178,7 +179,7 @@ def test_a_question_changes_nothing() -> None:
     admission = filled(10, flood=10)
     refusal = admission.refusal(entry("?", NORMAL, "a", n=11), 0.0)
     assert refusal is not None
-    assert refusal.reason is Refusal.QUEUE_FULL
+    assert refusal.refusal is Refusal.QUEUE_FULL
     admission.leave(("flood", "flood0"))
     assert refused(admission, entry("more", share="flood")) is None, "nobody else was there"
 
@@ -267,13 +268,14 @@ def test_who_is_beyond_its_share_displaces_its_own_and_nobody_else() -> None:
 
 def test_who_found_the_queue_full_has_a_share_at_the_next_try() -> None:
     admission = filled(10, started=True, flood=10)
-    assert refused(admission, entry("x", share="a")) is Refusal.QUEUE_FULL
+    with pytest.raises(Refused, match="the queue is full") as caught:
+        admission.admit(entry("x", share="a"), 0.0)
     admission.leave(("flood", "flood0"))
     again = entry("again", share="flood")
     assert refused(admission, again, now=1.0) is Refusal.SHARE_USED  # the place is kept for "a"
     assert refused(admission, entry("x", share="a"), now=1.0) is None
     admission.leave(("a", "x"))
-    later = 1.1 + REMEMBERED_S
+    later = 0.1 + REMEMBERED_S + (1 + SPREAD) * caught.value.retry_after_s
     assert refused(admission, again, now=later) is None  # "a" did not come back
 
 
@@ -332,7 +334,7 @@ class AnyLoad(RuleBasedStateMachine):
         self.displaced: set[tuple[str, str]] = set()
         self.started: set[tuple[str, str]] = set()
         self.shares: dict[str, Share] = {}  # by name, as they last called
-        self.called_at: dict[str, float] = {}  # by the share's name
+        self.active_until: dict[str, float] = {}  # by the share's name
         self.count = 0
         self.now = 0.0
 
@@ -356,16 +358,19 @@ class AnyLoad(RuleBasedStateMachine):
         self.count += 1
         self.now += passes
         asks = entry(f"r{self.count}", importance, share, n, tokens, weight)
-        self.shares[share], self.called_at[share] = asks.share, self.now
+        self.shares[share] = asks.share
+        self.stays_active(share, REMEMBERED_S)
         before = self.waiting()
         foretold = self.admission.refusal(asks, self.now)
         try:
             victims = self.admission.admit(asks, self.now)
         except Refused as refusal:
-            reason = refusal.reason
+            reason, retry_s = refusal.refusal, refusal.retry_after_s
+            self.stays_active(share, REMEMBERED_S + (1 + SPREAD) * retry_s)
         else:
-            reason = None
-        assert reason is (None if foretold is None else foretold.reason)
+            reason, retry_s = None, None
+        told = None if foretold is None else (foretold.refusal, foretold.retry_after_s)
+        assert told == (None if reason is None else (reason, retry_s))
         if reason is None:
             self.check_admitted(asks, victims, before)
         else:
@@ -408,13 +413,17 @@ class AnyLoad(RuleBasedStateMachine):
         assert few or len(self.displaced) >= requests.limit - len(lower)
         assert requests.total + tokens.total > 0
 
+    def stays_active(self, share: str, for_s: float) -> None:
+        known = self.active_until.get(share, 0.0)
+        self.active_until[share] = max(known, self.now + for_s)
+
     def waiting(self) -> set[Entry]:
         gone = self.started | self.displaced
         return {each for key, each in self.alive.items() if key not in gone}
 
     def active_weight(self) -> float:
         """Returns the weight of the shares that hold something, or have called a moment ago."""
-        recent = [name for name, at in self.called_at.items() if self.now - at <= REMEMBERED_S]
+        recent = [name for name, until in self.active_until.items() if self.now <= until]
         return sum(self.shares[name].weight for name in {*recent, *self.admission.requests.held})
 
     @rule(which=st.integers(0, 99), tokens=st.integers(1, 90))

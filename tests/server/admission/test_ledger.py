@@ -56,7 +56,7 @@ def test_whoever_gives_its_place_is_told_why_and_nobody_else() -> None:
         ledger.admit(asks, lambda error, name=name: told.append((name, error)), now=0.0)  # type: ignore[misc]  # bound now
     ledger.admit(entry("high", Importance.HIGH), ignore, now=0.0)
     ((name, error),) = told
-    assert (name, error.reason) == ("low", Refusal.DISPLACED)
+    assert (name, error.refusal) == ("low", Refusal.DISPLACED)
     ledger.leave(("", "low"))
     ledger.admit(entry("low", Importance.HIGH), ignore, now=0.0)
     assert [name for name, _ in told] == ["low", "normal"]
@@ -118,7 +118,7 @@ async def test_a_ledger_of_the_same_process_answers_at_once() -> None:
         entering = link.enter(asks, displace)
         with pytest.raises(StopIteration):
             entering.send(None)
-    assert [error.reason for error in told] == [Refusal.DISPLACED]
+    assert [error.refusal for error in told] == [Refusal.DISPLACED]
     for asks in (low, high):
         link.leave(asks.key)
     assert len(ledger.admission) == 0
@@ -128,6 +128,6 @@ def test_a_refusal_crosses_processes_whole() -> None:
     error = Refused(Refusal.WORK_FULL, "too much")
     copy = pickle.loads(pickle.dumps(error))
     assert isinstance(copy, Refused)
-    assert (copy.code, copy.message, copy.detail) == (error.code, error.message, error.detail)
-    assert copy.reason is error.reason
+    assert vars(copy) == vars(error)
+    assert copy.refusal is error.refusal
     assert str(copy) == str(error)
