@@ -1,9 +1,10 @@
 """Tiers, application presets, and which targets a request is served with. Seconds throughout.
 
 Targets come, in this order, from the request itself, its named tier, what a gateway says of it, its
-application's preset, the default tier. The call's own deadline caps them, as nothing is worth
-having after it. It is itself the target (as TTLT) only for those whom the operator says so of:
-every backend sets deadlines, and most mean "give up after", not "in time if by then".
+application's preset, what is inferred from the history of its like (`engine/inferring`), the
+default tier. The call's own deadline caps them, as nothing is worth having after it. It is itself
+the target (as TTLT) only for those whom the operator says so of: every backend sets deadlines, and
+most mean "give up after", not "in time if by then".
 
 `engine/tiers_file.py` reads what an operator says of all this.
 """
@@ -46,6 +47,7 @@ class TargetSource(Enum):
     RPC_DEADLINE = "rpc_deadline"
     DEFAULT = "default"
     GATEWAY = "gateway"
+    INFERRED = "inferred"
 
 
 class UnknownTier(ValueError):
@@ -67,6 +69,13 @@ class Preset:
 
     tier: Tier
     deadline_is_target: bool = False  # where the call has one
+
+
+class Inferred(NamedTuple):
+    """The tier with which calls that state nothing may be served, and why, for people."""
+
+    tier: Tier
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +229,16 @@ class Tiers:
         timeout_s: float | None = None,
         importance: Importance | None = None,
         gateway: FromGateway = NO_GATEWAY,
+        inferred: Inferred | None = None,
     ) -> Resolved:
         """Returns the targets and the importance of a request that states these.
 
         `timeout_s` is from the arrival to the call's own deadline. A gateway's importance holds for
-        a request that states neither its importance nor a tier, which has one. Raises UnknownTier.
+        a request that states neither its importance nor a tier, which has one; `inferred` is for
+        one that nobody states anything of. Raises UnknownTier.
         """
         limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
-        chosen, source, is_target = self._choose(explicit, tier, application, gateway)
+        chosen, source, is_target = self._choose(explicit, tier, application, gateway, inferred)
         if is_target and limit_s < math.inf:
             chosen = Tier("", Targets(ttlt_s=limit_s), chosen.importance)
             source = TargetSource.RPC_DEADLINE
@@ -236,7 +247,11 @@ class Tiers:
             wanted = gateway.importance
         if wanted is None:
             wanted = chosen.importance
-        reason = gateway.reason if source is TargetSource.GATEWAY else ""
+        reason = ""
+        if source is TargetSource.GATEWAY:
+            reason = gateway.reason
+        elif inferred is not None and source is TargetSource.INFERRED:
+            reason = inferred.reason
         return Resolved(chosen.targets.within(limit_s), wanted, source, chosen.name, reason)
 
     def objective(self, name: str) -> Preset | None:
@@ -271,7 +286,12 @@ class Tiers:
         return self.tenants.get(tenant, EVERYBODY_ELSE)
 
     def _choose(
-        self, explicit: Targets | None, tier: str, application: str, gateway: FromGateway
+        self,
+        explicit: Targets | None,
+        tier: str,
+        application: str,
+        gateway: FromGateway,
+        inferred: Inferred | None,
     ) -> tuple[Tier, TargetSource, bool]:
         """Returns the tier whose targets hold, who stated it, and whether the call's deadline,
         where it has one, takes the place of the targets.
@@ -292,4 +312,6 @@ class Tiers:
         if application in self.applications:
             preset = self.applications[application]
             return preset.tier, TargetSource.APPLICATION, preset.deadline_is_target
+        if inferred is not None:
+            return inferred.tier, TargetSource.INFERRED, self.deadline_is_target
         return self.tiers[self.default], TargetSource.DEFAULT, self.deadline_is_target

@@ -22,9 +22,10 @@
     [tenants.acme]
     weight = 2              # of its share of queue and engine; 1 where left out
 
-Tiers of the file replace the built-in ones altogether. A tenant that is not named there shares with
-all others that are not: a name that anybody may invent buys nothing. The file's other tables are
-sections of the server's flags (`engine.config.SECTIONS`, read by `server/settings.py`).
+Tiers of the file replace the built-in ones altogether. An application (or `default_tier`) may also
+name one of `presets.toml`, which is then one of the tiers. A tenant that is not named there shares
+with all others that are not: a name that anybody may invent buys nothing. The file's other tables
+are sections of the server's flags (`engine.config.SECTIONS`, read by `server/settings.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,7 @@ def _read(document: dict[str, Any], built_in: Iterable[Tier]) -> Tiers:
     tables = _tables(document, "tiers")
     tiers = {name: _tier(name, table, ("tiers", name)) for name, table in tables.items()}
     tiers = tiers or {t.name: t for t in built_in}
+    tiers |= _named_presets(document, tiers)
     default = document.get("default_tier", next(iter(tiers)))
     if default not in list(tiers):
         raise Misstated(("default_tier",), f"{reprlib.repr(default)} is not one of the tiers")
@@ -87,6 +90,22 @@ def _read(document: dict[str, Any], built_in: Iterable[Tier]) -> Tiers:
         for name, table in _tables(document, "tenants").items()
     }
     return Tiers(tiers, default, applications, _deadline_is_target(document, ()), tenants)
+
+
+@cache
+def presets() -> Mapping[str, Tier]:
+    """Returns the tiers for the usual kinds of work, by name (`presets.toml`)."""
+    path = Path(__file__).with_name("presets.toml")
+    tables = _tables(toml_file.parse(toml_file.read(path), path).tables, "tiers")
+    return {name: _tier(name, table, ("tiers", name)) for name, table in tables.items()}
+
+
+def _named_presets(document: dict[str, Any], tiers: Mapping[str, Tier]) -> dict[str, Tier]:
+    """Returns the presets that the document names where it could name one of its tiers."""
+    applications = _tables(document, "applications").values()
+    named = [document.get("default_tier"), *(each.get("tier") for each in applications)]
+    texts = {name for name in named if isinstance(name, str)} - tiers.keys()
+    return {name: tier for name, tier in presets().items() if name in texts}
 
 
 def changes(before: Tiers, after: Tiers) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.request import BEST_EFFORT, Importance, Share, Targets
 from engine.tiers import (
+    BUILT_IN,
     FromGateway,
+    Inferred,
     Resolved,
     TargetSource,
     Tier,
@@ -19,7 +23,7 @@ from engine.tiers import (
     least_of,
     propose,
 )
-from engine.tiers_file import load, parse
+from engine.tiers_file import load, parse, presets
 from engine.toml_file import MOST_BYTES
 
 FILE = """
@@ -375,3 +379,52 @@ def test_what_an_engine_proposes_it_can_keep() -> None:
     for profile in (SLOW, LatencyProfile("quick", (Segment(UNBOUNDED, 1e-3, 1e-5),))):
         proposed = {tier.name: tier for tier in propose(profile, 64, 4096)}
         assert Tiers(proposed).shortfalls(least_of(profile, 64, 4096)) == {}
+
+
+def test_an_application_may_name_a_preset_which_is_a_tier_from_then_on() -> None:
+    tiers = parse("[applications.a]\ntier = 'nightly-batch'\nimportance = 'normal'", Path("f.toml"))
+    assert list(tiers.tiers) == ["interactive", "standard", "batch", "nightly-batch"]
+    assert tiers.default == "interactive"
+    assert tiers.tiers["nightly-batch"] == presets()["nightly-batch"]
+    resolved = tiers.resolve(application="a")
+    assert (resolved.tier, resolved.importance) == ("nightly-batch", Importance.NORMAL)
+    assert tiers.resolve(tier="nightly-batch").importance is Importance.LOW
+    assert parse("default_tier = 'chat'", Path("f.toml")).default == "chat"
+    assert "chat" not in parse("", Path("f.toml")).tiers
+
+
+def test_a_tier_of_the_file_replaces_a_preset_of_its_name() -> None:
+    text = "[tiers.chat]\nttlt_s = 5\n[applications.a]\ntier = 'chat'"
+    tiers = parse(text, Path("f.toml"))
+    assert tiers.tiers == {"chat": Tier("chat", Targets(ttlt_s=5.0))}
+
+
+def test_there_are_presets_for_the_usual_kinds_of_work_each_with_its_reason() -> None:
+    """A comment above each table, and no name that a built-in tier has."""
+    assert presets().keys() == {
+        *("chat", "code-completion", "retrieval-answer", "agent-step", "summary", "extraction"),
+        *("nightly-batch", "evaluation", "scoring"),
+    }
+    assert not presets().keys() & {tier.name for tier in BUILT_IN}
+    lines = files("engine").joinpath("presets.toml").read_text().splitlines()
+    for i, line in enumerate(lines):
+        assert not line.startswith("[") or lines[i - 1].startswith("# ")
+
+
+def test_what_is_inferred_comes_after_all_that_is_stated(tiers: Tiers) -> None:
+    inferred = Inferred(Tier("steady", tiers.tiers["steady"].targets), "why")
+    stated: list[tuple[dict[str, object], TargetSource]] = [
+        ({"explicit": Targets(ttlt_s=1.0)}, TargetSource.REQUEST),
+        ({"tier": "chat"}, TargetSource.TIER),
+        ({"application": "search"}, TargetSource.APPLICATION),
+        ({"application": "unknown"}, TargetSource.INFERRED),
+        ({}, TargetSource.INFERRED),
+    ]
+    for arguments, source in stated:
+        resolved = tiers.resolve(**arguments, inferred=inferred)  # type: ignore[arg-type]
+        assert resolved.source is source
+        assert resolved.reason == ("why" if source is TargetSource.INFERRED else "")
+    assert tiers.resolve(inferred=inferred, timeout_s=2.0).targets.tbt_s == 2.0
+    operators = replace(tiers, deadline_is_target=True)
+    assert operators.resolve(inferred=inferred, timeout_s=2.0).source is TargetSource.RPC_DEADLINE
+    assert operators.resolve(inferred=inferred).source is TargetSource.INFERRED
