@@ -9,9 +9,10 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
   (`engine.decision_header`);
 * `arrived`: `tier` ("" where the targets are the caller's own), `application`, `importance`,
   `share` (the tenant whose part of the engine it takes, "" for everybody's), `ttft_s`, `tbt_s`,
-  `ttlt_s`, `max_gap`, `target_source`, `prompt_tokens`, `max_tokens`, `timeout_s` (from the arrival
-  to the call's own deadline), `trace_id` (W3C's, of the trace that its call is part of), `attempt`
-  (2: begun again, as its engine was lost). A field that is left out has no value;
+  `ttlt_s`, `max_gap`, `target_source`, `target_reason` (for people, where nobody stated targets),
+  `prompt_tokens`, `max_tokens`, `timeout_s` (from the arrival to the call's own deadline),
+  `trace_id` (W3C's, of the trace that its call is part of), `attempt` (2: begun again, as its
+  engine was lost). A field that is left out has no value;
 * `chunk`: see `Computed`;
 * `admitted`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
   what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`; where

@@ -132,6 +132,7 @@ def timeline_of(entries: Iterable[Entry]) -> Timeline:
 
 def _request(entry: Entry) -> Request:
     asked, source = logged(entry), entry.values.get("target_source")
+    reason = entry.values.get("target_reason")
     return Request(
         key_of(asked.tenant, asked.request_id),
         range(asked.prompt_tokens),
@@ -146,6 +147,7 @@ def _request(entry: Entry) -> Request:
         Share(asked.share),
         asked.attempt,
         asked.timeout_s,
+        target_reason=reason if isinstance(reason, str) else "",
     )
 
 

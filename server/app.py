@@ -14,6 +14,8 @@ import structlog
 
 from engine import toml_file
 from engine.decision_header import Service
+from engine.inferring.habits import Habits, Observed
+from engine.inferring.proposal import Known
 from engine.messages import EngineInfo
 from engine.processes import collector
 from engine.tiers import Least, Shortfall, Tiers
@@ -92,6 +94,7 @@ class Server:
         self.configuration = configuration or read_configuration(config)
         self.admin = read_admin(config)
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
+        self.habits = Habits()  # of calls that state no targets, at all front ends
         self.engine = ServerEngine(
             config,
             lambda: self.front_ends.tiers,
@@ -103,7 +106,9 @@ class Server:
         self.reloads.told(True, time.time())
         self.front_ends = self._front_ends()
         self.operating = Operating(
-            config, self.engine, self.front_ends, self.admin, lambda: self._warned
+            *(config, self.engine, self.front_ends, self.admin),
+            shortfalls=lambda: self._warned,
+            known=lambda: Known(list(self.habits.known()), self.front_ends.tiers),
         )
         self.port = 0
         self._least: Least | None = None  # that the engine can keep, as far as it is known
@@ -208,11 +213,18 @@ class Server:
         """
         config, engine, ledger = self.config, self.engine, self.ledger
         if config.frontends > 1:
-            return Supervisor(config, engine, ledger, self.configuration, self.admin)
+            return Supervisor(config, engine, ledger, self.configuration, self.admin, self.habits)
         metrics = Metrics(engine.registry)
-        return FrontEnd(
-            config, engine.link, metrics, linked(ledger), self.configuration, self.admin
+
+        def observe(observed: Observed) -> None:
+            for learnt in self.habits.observe(observed):
+                front_end.learn(learnt)
+
+        front_end = FrontEnd(
+            *(config, engine.link, metrics, linked(ledger), self.configuration, self.admin),
+            observe,
         )
+        return front_end
 
 
 async def serve(

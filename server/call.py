@@ -16,6 +16,7 @@ from engine.deciding.outcome import Fate
 from engine.deciding.plan import Accepted
 from engine.deciding.request import BEST_EFFORT, EVERYBODY_ELSE, Importance, TargetKind
 from engine.deciding.sequence import FinishReason
+from engine.inferring.calls import CallSite, Coming
 from engine.tiers import Resolved
 from niyama.v1 import inference_pb2 as pb
 from server.admission.ledger import LedgerLink
@@ -78,9 +79,13 @@ class Call:
         self.span: Any = None  # its own in it, where there is one
         self.outcome = ""  # name of the status it ended with
         self.error = ""  # and the message with it
+        self.end: End | None = None  # how it came to its end, once it is closed
         self.fate: Fate | None = None  # what became of it, once it is closed; None of no arrival
         self.refusal: Refusal | None = None  # why it found no place in the queue, or lost it
         self.quality: Resolved | None = None  # what it asks for, once that has been read
+        self.site: CallSite | None = None  # where it comes from, of one that states nothing
+        self.coming = Coming()
+        self.shadow: Resolved | None = None  # what is inferred and not used
         self.entry: Entry | None = None  # what the ledger is told of it
         self.is_entered = False
         self.is_admitted = False
@@ -91,10 +96,10 @@ class Call:
         self._reading: asyncio.Task[object] | None = None  # its handler, while its prompt is read
         self._metrics = metrics
         self._allowed_s = allowed_s
-        self._progress: list[Progress] = []  # of each completion, once they are known
+        self.progress: list[Progress] = []  # of each completion, once they are known
         self._ended: list[Ended] = []
         self._has_left = False  # its client, of its own accord
-        self._is_unread = False  # its client took nothing of what it was sent, and so has left
+        self.is_unread = False  # its client took nothing of what it was sent, and so has left
         self._is_late = False  # a completion that has ended missed a target
 
     def timeout_s(self) -> float | None:
@@ -110,7 +115,7 @@ class Call:
         """Enters the call in the ledger. Raises Refused or DuplicateRequest."""
         self.asked, self.entry, self._ledger = asked, entry, ledger
         self.quality = asked.quality
-        self._progress = [progress(asked.quality.targets) for _ in range(asked.n)]
+        self.progress = [progress(asked.quality.targets) for _ in range(asked.n)]
         await ledger.enter(entry, self.displace)
         self.is_entered = True
 
@@ -173,11 +178,11 @@ class Call:
             self.start()
         if piece.tokens:
             lived_s = time.monotonic() - self.arrived_at
-            self._progress[piece.completion].add(len(piece.tokens), lived_s, self.is_awaited)
+            self.progress[piece.completion].add(len(piece.tokens), lived_s, self.is_awaited)
 
     def restart(self, completion: int) -> None:
         """Notes that what came of a completion is void: the engine begins it again."""
-        self._progress[completion] = progress(self.asked.quality.targets)
+        self.progress[completion] = progress(self.asked.quality.targets)
 
     def _raise_if_displaced(self) -> None:
         if self.displaced is not None:
@@ -194,7 +199,11 @@ class Call:
             return pb.GenerateStreamResponse(finished=self.finish(output))
         if isinstance(output, Accepted):
             accepted = outbound.to_accepted(
-                self.request_id, self.asked.quality, self.generation.prompt_len, output
+                self.request_id,
+                self.asked.quality,
+                self.generation.prompt_len,
+                output,
+                self.shadow,
             )
             return pb.GenerateStreamResponse(accepted=accepted)
         assert isinstance(output, RelegatedAt)  # what is streamed is not begun again
@@ -204,7 +213,7 @@ class Call:
         """Returns the message for the end of one completion, which is counted."""
         self._ended.append(ended)
         finished = outbound.to_finished(*ended)
-        self._progress[ended.completion].has_ended = True
+        self.progress[ended.completion].has_ended = True
         self._is_late |= not all(target.met for target in finished.targets)
         self._metrics.observe(self.asked.quality.tier, ended.finished.timings)
         return finished
@@ -245,7 +254,7 @@ class Call:
 
     def _fate(self, lived_s: float) -> Fate | None:
         """Returns what became of the call; None where it is no arrival."""
-        end = self._end()
+        end = self.end = self._end()
         is_arrival = self.has_come or end in (End.REFUSED, End.EXPIRED)
         if not (self.generates and is_arrival) or self.outcome in _INVALID:
             return None
@@ -253,7 +262,7 @@ class Call:
         has_targets = quality is not None and quality.targets.kind is not TargetKind.BEST_EFFORT
         # Who takes nothing of what it is sent is late by its own doing.
         is_late = self._is_late or (
-            not self._is_unread and any(each.is_overdue(lived_s) for each in self._progress)
+            not self.is_unread and any(each.is_overdue(lived_s) for each in self.progress)
         )
         return fate(end, has_targets, is_late)
 
@@ -281,7 +290,7 @@ class Call:
         if self.is_admitted and self.generation.promised is not None:
             self._metrics.count_promise(tier, self.generation.promised, result)
         if result is Fate.EXPIRED or (result is Fate.LATE and self._has_left):
-            for each in self._progress or [progress(BEST_EFFORT)]:
+            for each in self.progress or [progress(BEST_EFFORT)]:
                 if not each.has_ended:
                     self._metrics.observe_cut(tier, each, lived_s)
 
@@ -295,7 +304,7 @@ class Call:
         is sent.
         """
         self._metrics.unread.inc()
-        self._is_unread = self._has_left = True
+        self.is_unread = self._has_left = True
         self.outcome = grpc.StatusCode.CANCELLED.name
         self.error = "the client did not read"
         if self.is_closed:

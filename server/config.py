@@ -16,6 +16,7 @@ from engine.flags import Flag
 MONITORING = Path(__file__).parent / "monitoring"  # what operators load into their own tools
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
+INFER = ("off", "shadow", "on")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 QUEUED_TOKENS = 8192  # for each of `max_requests`
 LONGEST_S = 1e6  # some days: what the system's timers can hold
@@ -72,6 +73,16 @@ class ServerConfig:
             section="model",
         ),
     ] = "auto"
+    infer: Annotated[
+        str,
+        Flag(
+            "targets of calls that state none, from the history of their like: off, shadow (told"
+            " and counted, not used) or on",
+            INFER,
+            section="scheduler",
+            is_reloaded=True,
+        ),
+    ] = "shadow"
     max_requests: Annotated[
         int,
         Flag(
@@ -181,6 +192,8 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.generation_config not in GENERATION_CONFIG:
             raise ValueError(f"generation_config must be one of {', '.join(GENERATION_CONFIG)}")
+        if self.infer not in INFER:
+            raise ValueError(f"infer must be one of {', '.join(INFER)}, got {self.infer!r}")
         if self.max_queued_tokens < 0:
             raise ValueError(
                 f"max_queued_tokens must not be negative, got {self.max_queued_tokens}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.deciding.questions import Stats
+from engine.inferring.habits import Learnt, Observed
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
@@ -24,6 +26,7 @@ from server.calls import Calls
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration, Reconfigure, reloaded_from
 from server.listening import orca
+from server.inferring import Inferring
 from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
@@ -56,11 +59,12 @@ class FrontEnd:
         ledger: LedgerLink,
         configuration: Configuration,
         admin: Admin,
+        observe: Callable[[Observed], None],
         *,
         shares_port: bool = False,
     ) -> None:
-        """`shares_port` lets other front ends listen at the same one. Raises StartError for a model
-        folder that is no good.
+        """`observe` is told how calls that state no targets end. `shares_port` lets other front
+        ends listen at the same port. Raises StartError for a model folder that is no good.
         """
         self._config = config
         self._engine = engine
@@ -78,8 +82,11 @@ class FrontEnd:
         self._uploads = Uploads(config.receive_timeout_s, config.max_message_bytes)
         self._sweeping: list[asyncio.Task[None]] = []
         calls = Calls(metrics, self._deliveries, self._uploads)
+        inferring = Inferring(config.infer, metrics, observe)
+        self.learn: Callable[[Learnt], None] = inferring.learn
         self.service = InferenceService(
-            config, engine, tokenizer, sampling, configuration.tiers, ledger, admin, calls
+            *(config, engine, tokenizer, sampling, configuration.tiers, ledger, admin, calls),
+            inferring,
         )
         self._health = Health(("", SERVICE), self._deliveries)
         try:

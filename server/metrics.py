@@ -45,6 +45,11 @@ class Metrics:
             "by what became of them",
             *("tier", "promised", "result"),
         )
+        self.inferences = self._counter(
+            "inferences",
+            "Calls that state no targets, by the tier that was inferred for them",
+            *("inferred", "used"),
+        )
         self.rpcs = self._counter(
             "rpcs", "Calls of whatever kind ended, by RPC and outcome", "rpc", "outcome"
         )
@@ -103,6 +108,12 @@ class Metrics:
         """
         labels = (tier_name(tier), importance_name(importance), tenant_name(share))
         self.requests.labels(*labels, result.value).inc()
+
+    def count_inference(self, tier: str | None, is_used: bool) -> None:
+        """Counts a call that states no targets; `tier` was inferred for it, None where too little
+        is known.
+        """
+        self.inferences.labels(tier_name(tier), "yes" if is_used else "no").inc()
 
     def count_refused(
         self, tier: str | None, importance: Importance | None, share: Share, reason: Refusal

@@ -43,6 +43,7 @@ from server.errors import CallError
 from server.explaining import Stories
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
 from server.listening.orca import CallReports
+from server.inferring import Inferring
 from server.reading.messages import SHORT_BYTES, parse
 from server.reading.prompts import Prompts
 from server.unserved import UnservedCalls, unserved
@@ -69,6 +70,7 @@ class InferenceService:
         ledger: LedgerLink,
         admin: Admin,
         calls: Calls,
+        inferring: Inferring,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -83,6 +85,7 @@ class InferenceService:
         self._ledger = ledger
         self._admin = admin
         self.calls = calls
+        self.inferring = inferring
         self.calls.on_over = self._over
         self._unserved = UnservedCalls(engine.tell, _later)
         self.tiers = tiers
@@ -96,6 +99,7 @@ class InferenceService:
     def reconfigure(self, config: ServerConfig, tiers: Tiers) -> None:
         """Takes other limits and tiers for the calls to come."""
         self._config, self.tiers = config, tiers
+        self.inferring.mode = config.infer
 
     def start(self) -> None:
         """Starts the processes that read long messages."""
@@ -194,7 +198,10 @@ class InferenceService:
     # What they share
 
     def _over(self, call: Call) -> None:
-        """Tells the engine of a call whose requests it never had."""
+        """Tells the engine of a call whose requests it never had, and how one ended that stated
+        nothing.
+        """
+        self.inferring.over(call)
         for each in unserved(call, self._sampling.max_tokens, time.monotonic()):
             self._unserved.add(each)
 
@@ -305,11 +312,13 @@ class InferenceService:
             bounds,
             received.prompt,
             call.gateway.said,
+            self.inferring.inferred(call, received.message, self.tiers),
         )
         if asked.n > (most := self._config.max_requests):
             text = f"must be at most {most}, as many as may wait or run here; got {asked.n}"
             raise InvalidRequest([Violation("sampling.n", text)])
         entry = entry_of(asked, call.request_id, len(call.raw), limits)
+        self.inferring.note(call, asked, self.tiers)
         await call.enter(asked, entry, self._ledger)
         caller = self._caller(call)
         with call.reading():

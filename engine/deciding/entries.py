@@ -45,6 +45,7 @@ def asked(request: Request) -> Entry:
         "ttlt_s": targets.ttlt_s,
         "max_gap": "inf" if max_gap == math.inf else max_gap,
         "target_source": request.target_source or None,
+        "target_reason": request.target_reason or None,
         "prompt_tokens": len(request.prompt),
         "max_tokens": request.sampling.max_tokens,
         "timeout_s": request.timeout_s,

@@ -186,6 +186,7 @@ class Request:
     attempt: int = 1  # 2: the engine process that had it was lost before any of it was seen
     timeout_s: float | None = None  # from its arrival to the call's own deadline, for the record
     trace_id: str = ""  # of the trace that its call is a part of, for the record
+    target_reason: str = ""  # why it has these targets, where nobody stated them; for the record
 
     def __post_init__(self) -> None:
         if not len(self.prompt):

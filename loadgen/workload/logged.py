@@ -51,7 +51,8 @@ COPIED_WITHIN_S = 1.0
 MOST_TENANTS = 50  # that are told apart, beside those that the operator has named
 LEAST_TIMEOUT_S = 1e-3  # of who came when its deadline had all but passed
 OTHERS = "(others)"
-_NAMED = ("tier", "application", "default", "gateway")  # who stated the targets of a named tier
+# Who stated the targets of a named tier.
+_NAMED = ("tier", "application", "default", "gateway", "inferred")
 ALWAYS = (-math.inf, math.inf)  # Unix time
 MOST_REQUESTS = 4_000_000  # of a load: a flood of more has one line in a log, and no bound
 _ENDED = ("stop", "length")

@@ -24,7 +24,7 @@ from engine.deciding.request import (
     Targets,
     key_of,
 )
-from engine.tiers import NO_GATEWAY, FromGateway, Resolved, Tiers
+from engine.tiers import NO_GATEWAY, FromGateway, Inferred, Resolved, Tiers
 from engine.tiers_file import MOST_NAME_BYTES
 from niyama.v1 import inference_pb2 as pb
 from server.convert.input import Bounds, Input, read_form
@@ -101,18 +101,19 @@ def read_generate(
     bounds: Bounds | None = None,
     prompt: Input | None = None,
     gateway: FromGateway = NO_GATEWAY,
+    inferred: Inferred | None = None,
 ) -> Asked:
     """Checks a message that asks for output, of a tenant. Raises InvalidRequest.
 
     `timeout_s` is from the call's arrival to its deadline. `prompt` is the message's input, where
     it was read before; else it is read here, and must keep to `bounds`. `gateway` is what one says
-    of the call.
+    of the call, `inferred` what is for one of which nobody states targets.
     """
     reader = Violations()
     _check_name(reader, "request_id", request.request_id)
     prompt = prompt or read_form(reader, request.input, bounds or Bounds(vocab_size))
     sampling = _read_sampling(reader, request.sampling, vocab_size)
-    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway)
+    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway, inferred)
     reader.finish()
     assert quality is not None
     wire = request.sampling
@@ -285,6 +286,7 @@ def _read_quality(
     tiers: Tiers,
     timeout_s: float | None,
     gateway: FromGateway,
+    inferred: Inferred | None = None,
 ) -> Resolved | None:
     _check_name(reader, "qos.tier", wire.tier)
     _check_name(reader, "qos.application", wire.application)
@@ -295,7 +297,9 @@ def _read_quality(
         reader.refuse("qos.tier", "cannot be combined with explicit targets")
     importance = IMPORTANCES.get(wire.importance)
     try:
-        return tiers.resolve(explicit, wire.tier, wire.application, timeout_s, importance, gateway)
+        return tiers.resolve(
+            explicit, wire.tier, wire.application, timeout_s, importance, gateway, inferred
+        )
     except ValueError as error:
         reader.refuse("qos.tier", str(error))
         return None
@@ -364,6 +368,7 @@ def engine_requests(
             application=asked.application,
             tenant=asked.tenant,
             target_source=quality.source.value,
+            target_reason=quality.reason,
             share=asked.share,
             timeout_s=asked.timeout_s,
             trace_id=trace_id,

@@ -27,6 +27,7 @@ _SOURCES = {
     TargetSource.RPC_DEADLINE: pb.TARGET_SOURCE_RPC_DEADLINE,
     TargetSource.DEFAULT: pb.TARGET_SOURCE_DEFAULT,
     TargetSource.GATEWAY: pb.TARGET_SOURCE_GATEWAY,
+    TargetSource.INFERRED: pb.TARGET_SOURCE_INFERRED,
 }
 _TO_IMPORTANCE = {value: key for key, value in IMPORTANCES.items()}
 _REASONS = {
@@ -65,14 +66,21 @@ def to_forecast(on_time: bool, ttft_s: float, ttlt_s: float) -> pb.Forecast:
 
 
 def to_accepted(
-    request_id: str, quality: Resolved, prompt_len: int, event: Accepted
+    request_id: str,
+    quality: Resolved,
+    prompt_len: int,
+    event: Accepted,
+    inferred: Resolved | None = None,
 ) -> pb.Accepted:
-    """Returns a stream's message that the request is in the queue."""
+    """Returns a stream's message that the request is in the queue; `inferred` would have been its
+    targets, had they been used.
+    """
     return pb.Accepted(
         request_id=request_id,
         targets=to_targets(quality),
         prompt_tokens=prompt_len,
         forecast=to_forecast(event.on_time, event.predicted_ttft_s, event.predicted_ttlt_s),
+        inferred=None if inferred is None else to_targets(inferred),
     )
 
 
@@ -214,7 +222,13 @@ def _to_told_targets(request: Request) -> pb.ResolvedTargets:
     known = {source.value for source in TargetSource}
     source = request.target_source if request.target_source in known else TargetSource.REQUEST.value
     return to_targets(
-        Resolved(request.targets, request.importance, TargetSource(source), request.tier)
+        Resolved(
+            request.targets,
+            request.importance,
+            TargetSource(source),
+            request.tier,
+            request.target_reason,
+        )
     )
 
 

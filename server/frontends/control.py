@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from engine.inferring.habits import Learnt, Observed
 from server.admission.ledger import FromLedger, ToLedger
 from server.admission.places import Entry
 from server.config import ServerConfig
@@ -55,7 +56,7 @@ class CannotStart(NamedTuple):
     line: str
 
 
-FromFrontEnd = ToLedger | Listening | Attached | Detached | CannotStart | LinesDropped
+FromFrontEnd = ToLedger | Listening | Attached | Detached | CannotStart | LinesDropped | Observed
 
 
 class EngineSilent(NamedTuple):
@@ -68,4 +69,4 @@ class Drain(NamedTuple):
     """The front end is to refuse new calls, let the running ones finish, and exit."""
 
 
-FromSupervisor = FromLedger | Drain | Reconfigure | EngineSilent
+FromSupervisor = FromLedger | Drain | Reconfigure | EngineSilent | Learnt

@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import Counter
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from engine.inferring.habits import Habits, Learnt, Observed
 from engine.linking.keeper import KILL_PATIENCE_S
 from engine.messages import EngineInfo
 from engine.processes.backoff import Backoff
@@ -159,6 +160,7 @@ class Supervisor:
         ledger: Ledger,
         configuration: Configuration,
         admin: Admin,
+        habits: Habits,
     ) -> None:
         """Raises StartError where there is no folder for the metrics of the front ends."""
         self._config = config
@@ -166,6 +168,7 @@ class Supervisor:
         self._ledger = ledger
         self._configuration = configuration
         self._admin = admin
+        self._habits = habits
         self.processes: dict[int, FrontEndProcess] = {}  # by the number of the front end
         self._keepers: list[asyncio.Task[None]] = []
         self._has_started = False
@@ -350,10 +353,16 @@ class Supervisor:
             self._connect(front_end)
         elif isinstance(message, LinesDropped):
             DROPPED.add(message.n)
+        elif isinstance(message, Observed):
+            for learnt in self._habits.observe(message):
+                for each in self.processes.values():
+                    each.post(learnt)
         elif isinstance(message, Listening):
             front_end.listening.set()
             text, digest = self._configuration.text, self._admin.digest
             front_end.post(Reconfigure(text, self._config, digest))  # changed in the meantime?
+            for site, habit in self._habits.known():
+                front_end.post(Learnt(site, habit.need))
             self._connect(front_end)
         elif isinstance(message, CannotStart):
             front_end.problem = message.line

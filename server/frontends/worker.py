@@ -21,6 +21,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, values
 
 from engine.deciding.outcome import Fate
+from engine.inferring.habits import Learnt
 from engine.linking.link import EngineLink
 from engine.messages import Ready
 from engine.processes import collector, standard_streams
@@ -93,6 +94,7 @@ class Worker:
             self._ledger,
             self._configuration,
             self._admin,
+            self._post,
             shares_port=True,
         )
 
@@ -147,6 +149,8 @@ class Worker:
                 self._front_end.show_health()
             elif isinstance(message, Reconfigure):
                 self._reconfigure(message)
+            elif isinstance(message, Learnt):
+                self._front_end.learn(message)
             else:
                 self._ledger.receive(message)
 

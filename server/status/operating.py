@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from engine.inferring.proposal import Known
 from engine.tiers import Shortfall
 from server.admin import Admin
 from server.config import ServerConfig
@@ -38,13 +39,17 @@ class Operating:
         front_ends: ServingParts,
         admin: Admin,
         shortfalls: Callable[[], Mapping[str, Sequence[Shortfall]]],
+        known: Callable[[], Known],
     ) -> None:
-        """`shortfalls` returns the targets that cannot be kept, by who has them."""
+        """`shortfalls` returns the targets that cannot be kept, by who has them; `known` what is
+        inferred from.
+        """
         self._config = config
         self._engine = engine
         self._front_ends = front_ends
         self._admin = admin
         self._shortfalls = shortfalls
+        self._known = known
         self._exposition: Exposition | None = None
         self._sampling: asyncio.Task[None] | None = None
         self._has_served = False
@@ -55,7 +60,7 @@ class Operating:
         if not self._config.metrics_port:
             return
         log = self._config.engine.decision_log
-        source = Source(self._engine.registry, self._engine.link, self.parts, log)
+        source = Source(self._engine.registry, self._engine.link, self.parts, log, self._known)
         self._exposition = Exposition(Site(self._engine.registry, source, self._admin))
         listen_metrics(self._exposition, self._config)
         self._sampling = asyncio.create_task(source.run())

@@ -3,6 +3,7 @@
     /                the status page                /metrics   for Prometheus
     /status.json     what that page shows           /healthz   200 while the process is alive
     /explain         the story of one request       /readyz    200 while calls are served
+    /inferred.toml   what calls that state no targets seem to need
 
 Threads run it. What they need of the event loop is asked with a bounded wait, and answered 503
 where that is over. What befell single requests is for the operator: whoever shows the token, or
@@ -77,6 +78,7 @@ class Site:
             "/": self._page,
             "/status.json": self._status,
             "/explain": self._explain,
+            "/inferred.toml": self._inferred,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
         }
@@ -124,6 +126,13 @@ class Site:
         is_engine_s = parts.phase is not Phase.SERVING
         why = parts.phase.value if is_engine_s else "no front end serves"
         return _text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {why}")
+
+    def _inferred(self, environ: WSGIEnvironment) -> Answer:
+        try:
+            self._admit(environ)
+        except CallError as error:
+            return _failed(_STATUSES[error.code], error.message)
+        return Answer(HTTPStatus.OK, self._source.inferred().encode(), "application/toml")
 
     def _status(self, environ: WSGIEnvironment) -> Answer:
         document = self._source.document()

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from engine.deciding.questions import Recent
+from engine.inferring.proposal import NOTHING_KNOWN, Known, proposal
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
 from niyama.v1 import inference_pb2 as pb
@@ -38,10 +39,12 @@ class Source:
         link: EngineLink,
         parts: Callable[[], Parts],
         decision_log: Path | None = None,
+        known: Callable[[], Known] = lambda: NOTHING_KNOWN,
     ) -> None:
         self._registry = registry
         self._link = link
         self._parts = parts
+        self._known = known
         self._stories = Stories(link.ask, decision_log)
         self._line = LoopLine(asyncio.get_running_loop())
         self._began_at = time.monotonic()
@@ -94,6 +97,14 @@ class Source:
             return {"decisions": self._recent, "decisions_age_s": age_s}
 
         return self._line.ask(look)
+
+    def inferred(self) -> str:
+        """Returns what was inferred, as a file for the operator. Raises LoopSilent."""
+
+        async def look() -> Known:
+            return self._known()
+
+        return proposal(self._line.ask(look))
 
     def explain(self, request_id: str, tenant: str | None) -> pb.ExplainResponse:
         """Returns the story of the request that a tenant (None: any) calls so. Raises CallError and

@@ -129,6 +129,9 @@ class Night:
         told = decisions(notable() if self._is_bad else [], SECONDS, UNIX_S)
         return {"decisions": told, "decisions_age_s": 0.4}
 
+    def inferred(self) -> str:
+        return "# nothing\n"
+
     def explain(self, request_id: str, tenant: str | None) -> pb.ExplainResponse:
         told = pb.ExplainResponse(request_id=request_id, summary=f"Late: {HOSTILE}")
         for i in range(30):

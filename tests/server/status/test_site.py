@@ -31,7 +31,7 @@ from tests.server.conftest import within
 from tests.server.status.night import HOSTILE, Night
 
 TOKEN = "a-word-that-nobody-guesses"
-PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz")
+PATHS = ("/", "/status.json", "/metrics", "/healthz", "/readyz", "/inferred.toml")
 WAIT_S = 60.0
 
 
