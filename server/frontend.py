@@ -25,8 +25,8 @@ from server.admission.ledger import LedgerLink
 from server.calls import Calls
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration, Reconfigure, reloaded_from
-from server.listening import orca
 from server.inferring import Inferring
+from server.listening import orca
 from server.listening.addresses import host_port
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections

@@ -42,8 +42,8 @@ from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.explaining import Stories
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
-from server.listening.orca import CallReports
 from server.inferring import Inferring
+from server.listening.orca import CallReports
 from server.reading.messages import SHORT_BYTES, parse
 from server.reading.prompts import Prompts
 from server.unserved import UnservedCalls, unserved
