@@ -18,6 +18,7 @@ from loadgen.targets.simulated import SimulatedTarget
 from loadgen.targets.target import Target
 from loadgen.workload import logged
 from loadgen.workload.spec import DEFAULT_SEED, Spec
+from niyama.client.options import ConnectionOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,12 @@ class Opener:
             return
         name, _, address = (contender or "").partition("=")
         if contender is None or address:
-            yield self._live(address or self.arguments.target.target)
+            flags = self.arguments.target
+            yield self._live(address or flags.target, flags.connection())
             return
-        flags = ["--policy", name, *shlex.split(self.arguments.mode.server_flags)]
-        with local_server.serving(flags, self.server) as own:
-            yield self._live(own)
+        started = ["--policy", name, *shlex.split(self.arguments.mode.server_flags)]
+        with local_server.serving(started, self.server) as own:
+            yield self._live(own, ConnectionOptions())
 
     def check(self) -> None:
         """Raises ValueError where one of the contenders cannot be opened, before the first runs."""
@@ -58,10 +60,10 @@ class Opener:
                     f"unknown policy {name!r}: one of {', '.join(POLICIES)}, or NAME=HOST:PORT"
                 )
 
-    def _live(self, address: str) -> LiveTarget:
+    def _live(self, address: str, connection: ConnectionOptions) -> LiveTarget:
         flags = self.arguments.target
         drain_s = live.DRAIN_S if flags.drain is None else flags.drain
-        return LiveTarget(address, flags.channels, drain_s)
+        return LiveTarget(address, flags.channels, drain_s, connection)
 
     def _simulated(self, flags: SimulationFlags, contender: str | None) -> Target:
         drain_s, spec = self.arguments.target.drain, self.spec

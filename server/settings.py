@@ -25,7 +25,9 @@ from engine.toml_file import BadFile, Document, Misstated, refuse_unknown, sugge
 from server.config import MONITORING, ServerConfig
 
 PREFIX = "NIYAMA_"
-OTHERS = frozenset({"NIYAMA_SERVER", "NIYAMA_TOKEN_FILE"})  # the client's names
+OTHERS = frozenset(  # the client's names
+    f"NIYAMA_{name}" for name in ("SERVER", "TOKEN_FILE", "TLS", "CA", "CERT", "KEY", "SERVER_NAME")
+)
 # What Kubernetes sets in a pod for a Service that is named niyama, NIYAMA_PORT among them.
 _LINKS, _LINKED = ("NIYAMA_SERVICE_", "NIYAMA_PORT_"), ("tcp://", "udp://", "sctp://")
 CONFIGURATION = "configuration"  # the section of flags that cannot stand in a file

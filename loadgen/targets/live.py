@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from loadgen import interrupts
 from loadgen.interrupts import Interrupted
@@ -37,7 +37,8 @@ from niyama.client import (
     TimedOut,
     Unavailable,
 )
-from niyama.client.options import GenerateOptions
+from niyama.client.connection import Connection
+from niyama.client.options import ConnectionOptions, GenerateOptions
 from niyama.client.values import ServerInfo
 
 CHANNELS, DRAIN_S = 4, 60.0  # the defaults
@@ -51,7 +52,8 @@ _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 @dataclass(frozen=True, slots=True)
 class LiveTarget:
-    """A server at HOST:PORT, which is asked over `channels` connections in turn.
+    """A server at HOST:PORT, which is asked over `channels` connections in turn, each made with the
+    options of `connection`. Nothing is tried again: the load is what was planned.
 
     After the last request its answers are waited for, `drain_s` seconds at most. Raises ValueError
     for a value out of range.
@@ -60,16 +62,23 @@ class LiveTarget:
     server: str
     channels: int = CHANNELS
     drain_s: float = DRAIN_S
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions, hash=False)
 
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError(f"there is at least 1 channel, got {self.channels}")
         if not self.drain_s >= 0:
             raise ValueError(f"the drain time is not negative, got {self.drain_s:g}")
+        Connection(self.server, **self.connection)
+
+    def client(self, **others: Unpack[ConnectionOptions]) -> AsyncClient:
+        """Makes a client of the server, with other options beside its own."""
+        chosen: ConnectionOptions = {**self.connection, "retries": False, **others}
+        return AsyncClient(self.server, **chosen)
 
     def info(self) -> TargetInfo:
         """Returns what the server says of itself. Raises Unreachable, or Interrupted."""
-        return _target_info(self.server, _run(_ask_info(self.server)))
+        return _target_info(self.server, _run(_ask_info(self)))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         """Sends the requests; see `Target`. Raises Unreachable, or Interrupted before the start."""
@@ -102,12 +111,12 @@ async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
             raise
 
 
-async def _ask_info(server: str) -> ServerInfo:
-    async with AsyncClient(server) as client:
+async def _ask_info(target: LiveTarget) -> ServerInfo:
+    async with target.client() as client:
         try:
             return await client.server_info()
         except NiyamaError as error:
-            raise Unreachable(f"{server}: {_one_line(error)}") from None
+            raise Unreachable(f"{target.server}: {_one_line(error)}") from None
 
 
 def _target_info(server: str, info: ServerInfo) -> TargetInfo:
@@ -174,7 +183,7 @@ class _Sender:
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
         """Opens the connections, which `stack` closes, and sets instant 0 of the run."""
         for _ in range(self.target.channels):
-            client = AsyncClient(self.target.server, channel_options=_OWN_CONNECTION)
+            client = self.target.client(channel_options=_OWN_CONNECTION)
             self.clients.append(await stack.enter_async_context(client))
         try:
             infos = await asyncio.gather(*(client.server_info() for client in self.clients))
@@ -324,8 +333,8 @@ class _Sender:
         A front end whose engine restarts answers, and so do front ends beside one that died, though
         its socket may take a question with it: hence several tries.
         """
-        async with AsyncClient(
-            self.target.server, timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
+        async with self.target.client(
+            timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
         ) as client:
             for _ in range(_PROBES):
                 try:

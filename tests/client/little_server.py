@@ -12,8 +12,8 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
-from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -56,10 +56,10 @@ INFO = pb.GetServerInfoResponse(
 class LittleInference(inference_pb2_grpc.InferenceServicer):
     """Answers a prompt of words with those words; token ids with as many tokens as asked for.
 
-    Prompts that act: "full" (RESOURCE_EXHAUSTED), "bad" (INVALID_ARGUMENT), "bug" (an exception),
-    "cut" (the stream ends without the end of its last completion), "relegate ..." (an event before
-    the tokens), "stay ..." (the words come, then nothing ever), "die N" (aborts UNAVAILABLE after N
-    tokens).
+    Prompts that act: "full", "late" (RESOURCE_EXHAUSTED), "bad" (INVALID_ARGUMENT), "again"
+    (ALREADY_EXISTS), "bug" (INTERNAL), "cut" (the stream ends without the end of its last
+    completion), "relegate ..." (an event before the tokens), "stay ..." (the words come, then
+    nothing ever), "die N" (aborts UNAVAILABLE after N tokens).
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,8 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
         self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
         self.timeouts: list[float | None] = []
         self.tenants: list[str] = []  # of the calls that generate or explain
+        self.tokens: list[str] = []  # of all calls; "": none
+        self.pushbacks: list[str] = []  # so many calls that generate are refused, each with this
         self.ended = asyncio.Queue[str]()  # ids of the streams that are over, however
 
     async def GenerateStream(
@@ -75,7 +77,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         self.requests.append(request)
         self.timeouts.append(context.time_remaining())
-        self.tenants.append(_tenant(context))
+        await self._take(context)
         if self.acts_as and request.input.HasField("token_ids"):
             request = pb.GenerateStreamRequest(
                 input=pb.Input(text=self.acts_as),
@@ -102,7 +104,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenerateResponse:
         self.requests.append(request)
-        self.tenants.append(_tenant(context))
+        await self._take(context)
         await _refuse(request, context)
         text = "".join(event.tokens.text for event in _events(request))
         return pb.GenerateResponse(
@@ -116,6 +118,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        self.tokens.append(_said(context, "authorization"))
         if self.num_away:
             self.num_away -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
@@ -124,12 +127,14 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
     ) -> pb.CountTokensResponse:
+        self.tokens.append(_said(context, "authorization"))
         count = len(request.input.text.split())
         return pb.CountTokensResponse(count=count, token_ids=range(count))
 
     async def Estimate(
         self, request: pb.EstimateRequest, context: grpc.aio.ServicerContext
     ) -> pb.EstimateResponse:
+        self.tokens.append(_said(context, "authorization"))
         seconds = request.prompt_tokens + request.output_tokens
         return pb.EstimateResponse(
             targets=pb.ResolvedTargets(
@@ -147,7 +152,8 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def Explain(
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
     ) -> pb.ExplainResponse:
-        self.tenants.append(_tenant(context))
+        self.tenants.append(_said(context, "niyama-tenant"))
+        self.tokens.append(_said(context, "authorization"))
         if request.request_id != "known":
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no request {request.request_id}")
         return pb.ExplainResponse(
@@ -189,22 +195,34 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
             from_decision_log=True,
         )
 
+    async def _take(self, context: grpc.aio.ServicerContext) -> None:
+        """Notes who calls, and refuses the call if it is to be."""
+        self.tenants.append(_said(context, "niyama-tenant"))
+        self.tokens.append(_said(context, "authorization"))
+        if self.pushbacks:
+            pushback = (("grpc-retry-pushback-ms", self.pushbacks.pop(0)),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "not now", pushback)
+
 
 Generation = pb.GenerateRequest | pb.GenerateStreamRequest
 
 
-def _tenant(context: grpc.aio.ServicerContext) -> str:
-    return str(dict(context.invocation_metadata() or ()).get("niyama-tenant", ""))
+def _said(context: grpc.aio.ServicerContext, key: str) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(key, ""))
 
 
 async def _refuse(request: Generation, context: grpc.aio.ServicerContext) -> None:
     text = request.input.text
-    if text == "full":
+    if text in ("full", "late"):
         detail = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", detail)
+        reason = "WOULD_BE_LATE" if text == "late" else "QUEUE_FULL"
+        why = error_details_pb2.ErrorInfo(reason=reason, metadata={"limit": "5"})
+        code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the queue is {text}"
+        await _abort(context, code, message, detail, why)
     if text == "bad":
         detail = error_details_pb2.BadRequest()
         detail.field_violations.add(field="sampling.top_p", description="too large")
+        detail.field_violations.add(field="qos.tier", description="unknown")
         await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "sampling.top_p: too large", detail)
     if text == "again":
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, "request id in flight")
@@ -216,12 +234,14 @@ async def _abort(
     context: grpc.aio.ServicerContext,
     code: grpc.StatusCode,
     message: str,
-    detail: error_details_pb2.RetryInfo | error_details_pb2.BadRequest,
+    *details: Message,
 ) -> None:
-    packed = Any()
-    packed.Pack(detail)
-    status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
-    await context.abort_with_status(rpc_status.to_status(status))
+    """Ends the call with the details, and has gRPC's own retries leave it at that."""
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    told = rpc_status.to_status(status).trailing_metadata
+    await context.abort(code, message, (*told, ("grpc-retry-pushback-ms", "-1")))
 
 
 def _accepted(request: Generation, request_id: str) -> pb.Accepted:
@@ -302,11 +322,16 @@ def _finished(request: Generation, index: int) -> pb.Finished:
 
 
 @contextlib.asynccontextmanager
-async def serving(servicer: LittleInference) -> AsyncIterator[str]:
+async def serving(
+    servicer: LittleInference, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[str]:
     """Serves on a free port of the loopback while the block lasts; yields HOST:PORT."""
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

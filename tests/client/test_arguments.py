@@ -216,7 +216,7 @@ ANYTHING = st.one_of(
 NAMES = [
     *(*TEXTS, *FLOATS, *WHOLES, "repetition_penalty", "frequency_penalty", "stop"),
     *("stop_token_ids", "ignore_eos", "ttft", "tbt", "ttlt", "best_effort", "importance"),
-    *("timeout", "tenant"),
+    *("timeout", "tenant", "refuse_if_late"),
 ]
 
 

@@ -196,6 +196,40 @@ async def test_a_relegation_is_shown_when_it_comes(address: str, capsys: Capture
     assert shown[0].startswith("relegated: a long queue; expected to be complete 9,000.0 ms after")
 
 
+async def test_flags_say_who_calls_and_what_is_rather_refused(
+    address: str,
+    servicer: LittleInference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("word\n")
+    server = ("--server", address)
+    assert await run("--token-file", str(path), *server, "--refuse-if-late", "one") == 0
+    assert servicer.requests[0].qos.refuse_if_late
+    monkeypatch.setenv("NIYAMA_TOKEN_FILE", str(path))
+    assert await run("count", "one", *server) == 0
+    assert servicer.tokens == ["Bearer word"] * 2
+    servicer.num_away = 1
+    assert await run("info", *server) == 1
+    servicer.num_away = 1
+    assert await run("info", "--retries", *server) == 0
+    capsys.readouterr()
+    assert await run("info", "--server", "niyama.example:1") == 2
+    assert "a token is not sent unencrypted to niyama.example:1" in capsys.readouterr().err
+
+
+async def test_a_variable_that_is_no_good_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("NIYAMA_TLS", "perhaps")
+    with pytest.raises(SystemExit) as caught:
+        await run("info")
+    assert caught.value.code == 2
+    assert "NIYAMA_TLS is true or false, not 'perhaps'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["two words", "", "caf\u00e9"])
 async def test_a_file_that_holds_no_token_is_named(
     content: str, address: str, capsys: Capture, tmp_path: Path

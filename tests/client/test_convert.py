@@ -1,10 +1,12 @@
 """Arguments become the request that they say, and nothing that was left out is sent."""
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from niyama.client import Importance, InvalidRequest
-from niyama.client.convert import to_estimate_request, to_stream_request
+from niyama.client import Importance, InvalidRequest, Targets
+from niyama.client.convert import from_stream_response, to_estimate_request, to_stream_request
 from niyama.client.options import SamplingOptions
+from niyama.client.values import Accepted, Finished
 from niyama.v1 import inference_pb2 as pb
 
 
@@ -76,6 +78,7 @@ def test_importance_is_a_word_or_a_member(importance: Importance | str) -> None:
         ({"ttlt": float("nan")}, "qos.deadline.ttlt"),
         ({"ttlt": float("inf")}, "qos.deadline.ttlt"),
         ({"importance": "huge"}, "qos.importance"),
+        ({"refuse_if_late": "yes"}, "qos.refuse_if_late"),
         ({"max_tokens": -1}, "sampling.max_tokens"),
         ({"top_k": -1}, "sampling.top_k"),
         ({"seed": 2**64}, "sampling.seed"),
@@ -104,3 +107,45 @@ def test_a_misspelt_argument_is_an_error() -> None:
         to_stream_request("hi", {"max_token": 3})
     with pytest.raises(TypeError, match="seed"):
         to_estimate_request(1, 1, {"seed": 1})  # type: ignore[typeddict-unknown-key]  # what is tested
+
+
+def test_a_request_may_ask_to_be_refused_rather_than_be_late() -> None:
+    for asked in (True, False):
+        assert to_stream_request("hi", {"refuse_if_late": asked}).qos.refuse_if_late is asked
+    assert to_estimate_request(1, 1, {"refuse_if_late": True}).qos.refuse_if_late
+    assert not to_stream_request("hi", {"refuse_if_late": None}).HasField("qos")
+
+
+def test_it_is_told_where_targets_come_from_and_what_would_have_been_inferred() -> None:
+    inferred = pb.ResolvedTargets(
+        ttlt=Duration(seconds=9), source=pb.TARGET_SOURCE_INFERRED, reason="its deadlines"
+    )
+    targets = pb.ResolvedTargets(source=pb.TARGET_SOURCE_GATEWAY, reason="x-slo-ttft-ms")
+    accepted = from_stream_response(
+        pb.GenerateStreamResponse(accepted=pb.Accepted(targets=targets, inferred=inferred))
+    )
+    assert isinstance(accepted, Accepted)
+    assert (accepted.targets.source, accepted.targets.reason) == ("gateway", "x-slo-ttft-ms")
+    assert accepted.inferred is not None
+    assert accepted.inferred.targets == Targets(ttlt=9.0)
+    assert (accepted.inferred.source, accepted.inferred.reason) == ("inferred", "its deadlines")
+    plain = from_stream_response(pb.GenerateStreamResponse(accepted=pb.Accepted(targets=targets)))
+    assert isinstance(plain, Accepted)
+    assert plain.inferred is None
+
+
+def test_what_only_a_newer_server_knows_breaks_nothing() -> None:
+    targets = pb.ResolvedTargets(tier="batch")
+    targets.source = 99  # type: ignore[assignment]  # what is tested
+    result = pb.TargetResult()
+    result.name = 98  # type: ignore[assignment]
+    finished = from_stream_response(
+        pb.GenerateStreamResponse(finished=pb.Finished(targets=[result]))
+    )
+    assert isinstance(finished, Finished)
+    assert finished.targets[0].name == "98"
+    accepted = from_stream_response(
+        pb.GenerateStreamResponse(accepted=pb.Accepted(targets=targets))
+    )
+    assert isinstance(accepted, Accepted)
+    assert accepted.targets.source == "99"

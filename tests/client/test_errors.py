@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import cast
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 
 from niyama.client import (
     AsyncClient,
@@ -17,6 +19,7 @@ from niyama.client import (
     ServerError,
     TimedOut,
     Unavailable,
+    WouldBeLate,
 )
 from niyama.client.errors import translate
 from tests.client.little_server import LittleInference
@@ -26,6 +29,7 @@ async def test_an_invalid_request_names_its_field(client: AsyncClient) -> None:
     with pytest.raises(InvalidRequest, match="too large") as caught:
         await client.generate("bad").read()
     assert caught.value.field == "sampling.top_p"
+    assert caught.value.violations == (("sampling.top_p", "too large"), ("qos.tier", "unknown"))
     assert isinstance(caught.value, ValueError)
     with pytest.raises(InvalidRequest) as caught:
         await client.complete("bad")
@@ -37,6 +41,14 @@ async def test_a_full_queue_says_when_to_retry(client: AsyncClient) -> None:
         await client.generate("full").read()
     assert caught.value.retry_after == 1.5
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (caught.value.reason, caught.value.about) == ("QUEUE_FULL", {"limit": "5"})
+
+
+async def test_a_refusal_that_was_asked_for_is_told_apart(client: AsyncClient) -> None:
+    with pytest.raises(WouldBeLate) as caught:
+        await client.generate("late", refuse_if_late=True).read()
+    assert isinstance(caught.value, QueueFull)
+    assert (caught.value.reason, caught.value.retry_after) == ("WOULD_BE_LATE", 1.5)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +88,7 @@ async def test_a_stream_without_its_last_event_is_a_server_error(client: AsyncCl
 async def test_nobody_listening_is_unavailable() -> None:
     with socket.socket() as held:  # bound, not listening: connections are refused
         held.bind(("127.0.0.1", 0))
-        async with AsyncClient(f"127.0.0.1:{held.getsockname()[1]}") as client:
+        async with AsyncClient(f"127.0.0.1:{held.getsockname()[1]}", retries=False) as client:
             with pytest.raises(Unavailable):
                 await client.server_info()
 
@@ -85,7 +97,8 @@ class Failed:
     """A failed call as gRPC itself ends it: without details of ours."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        self.code, self.details, self.trailing_metadata = lambda: code, lambda: message, tuple
+        self.code, self.details = lambda: code, lambda: message
+        self.trailing_metadata: Callable[[], tuple[tuple[str, bytes], ...]] = tuple
 
 
 @pytest.mark.parametrize(
@@ -105,3 +118,13 @@ def test_what_grpc_itself_finds_too_large_is_no_full_queue(
     assert type(error) is kind
     assert message in str(error)
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("details", [b"\xff", status_pb2.Status(code=3).SerializeToString()])
+def test_details_that_do_not_belong_to_the_status_are_left_aside(details: bytes) -> None:
+    """A proxy may change the one and not the other."""
+    failed = Failed(grpc.StatusCode.UNAVAILABLE, "gone")
+    failed.trailing_metadata = lambda: (("grpc-status-details-bin", details),)
+    error = translate(cast(grpc.Call, failed))
+    assert type(error) is Unavailable
+    assert (str(error), error.reason, error.retry_after) == ("gone", "", None)

@@ -333,7 +333,7 @@ async def test_invented_tenants_leave_a_named_one_its_part(tmp_path: Path) -> No
 async def test_an_estimate_says_that_a_call_would_be_refused_now() -> None:
     async with (
         served(max_requests=2) as server,
-        AsyncClient(f"127.0.0.1:{server.port}") as client,
+        AsyncClient(f"127.0.0.1:{server.port}", retries=False) as client,
     ):
         assert (await within(client.estimate(10, 5))).admission.admitted
         streams = [client.generate([7], max_tokens=3000, ignore_eos=True) for _ in range(2)]

@@ -16,6 +16,8 @@ from niyama.client.errors import (
     ServerError,
     TimedOut,
     Unavailable,
+    Violation,
+    WouldBeLate,
 )
 from niyama.client.streams import AsyncStream, Stream
 from niyama.client.values import FinishReason, Importance, Targets, Tokens
@@ -39,4 +41,6 @@ __all__ = [
     "TimedOut",
     "Tokens",
     "Unavailable",
+    "Violation",
+    "WouldBeLate",
 ]

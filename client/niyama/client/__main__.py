@@ -20,14 +20,13 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
-from niyama.client import words
-from niyama.client.arguments import token as checked_token
-from niyama.client.client import DEFAULT_SERVER, Client
-from niyama.client.errors import InvalidRequest, NiyamaError, NotFound, QueueFull
-from niyama.client.options import GenerateOptions, QosOptions
+from niyama.client import flags, words
+from niyama.client.client import Client
+from niyama.client.connection import DEFAULT_SERVER
+from niyama.client.errors import InvalidRequest, NiyamaError, NotFound
+from niyama.client.options import ConnectionOptions, GenerateOptions, QosOptions
 from niyama.client.terminal import discard_output, have_streams, printable, write_any_character
 from niyama.client.values import (
     Accepted,
@@ -39,7 +38,6 @@ from niyama.client.values import (
 )
 
 SERVER = "NIYAMA_SERVER"
-TOKEN_FILE = "NIYAMA_TOKEN_FILE"
 
 MOST_COMPLETIONS = 1024  # of a request, whose stories are asked for
 
@@ -59,11 +57,10 @@ _SAMPLING_FLAGS: tuple[tuple[str, type, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What the command line asks for: whom to call, on whose behalf, and what to do there."""
+    """What the command line asks for: whom to call, and how, and what to do there."""
 
     server: str
-    tenant: str
-    token_file: str | None
+    connection: ConnectionOptions
     command: Callable[[Client], None]
 
 
@@ -75,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("standard output is closed", 1)
     write_any_character()
     try:
-        token = _read_token(asked.token_file)
-        with Client(asked.server, tenant=asked.tenant, token=token) as client:
+        with Client(asked.server, **asked.connection) as client:
             asked.command(client)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -98,23 +94,9 @@ def _fail(line: str, status: int) -> int:
     return status
 
 
-def _read_token(path: str | None) -> str | None:
-    """Returns the operator's token in a file; None: no file is named. Raises InvalidRequest, with
-    one line, for a file that cannot be read or holds no token.
-    """
-    if not path:
-        return None
-    try:
-        return checked_token(Path(path).read_text("ascii").strip())
-    except OSError as error:
-        raise InvalidRequest(f"token file {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, InvalidRequest):
-        raise InvalidRequest(f"token file {path}: a token is one word of printable ASCII") from None
-
-
 def _one_line(error: NiyamaError, server: str) -> str:
     message = " ".join(str(error).split())
-    if isinstance(error, QueueFull) and error.retry_after is not None:
+    if error.retry_after is not None:
         message += f" (retry after {error.retry_after:g} s)"
     return f"{server}: {message}"
 
@@ -128,7 +110,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
 
     Each command's parser holds, as `bound`, a function that binds the command to its arguments.
     """
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common = argparse.ArgumentParser("niyama", add_help=False, allow_abbrev=False)
     common.add_argument(
         "--server",
         default=os.environ.get(SERVER) or DEFAULT_SERVER,
@@ -136,12 +118,10 @@ def _parse(argv: Sequence[str]) -> _Asked:
         help=f"default: ${SERVER}, or {DEFAULT_SERVER}",
     )
     common.add_argument("--tenant", metavar="NAME", help="on whose behalf to call")
-    common.add_argument(
-        "--token-file",
-        metavar="FILE",
-        default=os.environ.get(TOKEN_FILE),
-        help=f"the operator's token, to explain any tenant's request (default: ${TOKEN_FILE})",
-    )
+    try:
+        flags.add_connection(common.add_argument_group("connection"))
+    except argparse.ArgumentError as error:
+        common.error(str(error))
     found, rest = common.parse_known_args(argv)
     parser = argparse.ArgumentParser(
         prog="niyama",
@@ -172,7 +152,9 @@ def _parse(argv: Sequence[str]) -> _Asked:
     if rest and rest[0] not in names | {"-h", "--help", "--version"}:
         rest = ["generate", *rest]
     typed = parser.parse_args(rest, found)
-    return _Asked(typed.server, typed.tenant or "", typed.token_file, typed.bound(typed))
+    connection = flags.connection(typed)
+    connection["tenant"] = typed.tenant or ""
+    return _Asked(typed.server, connection, typed.bound(typed))
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +204,12 @@ def _add_qos(parser: argparse.ArgumentParser) -> None:
     qos.add_argument("--tbt", type=float, help="seconds between tokens; needs --ttft")
     qos.add_argument("--ttlt", type=float, help="seconds to the last token")
     qos.add_argument("--best-effort", action="store_true", default=None)
+    qos.add_argument(
+        "--refuse-if-late",
+        action="store_true",
+        default=None,
+        help="refuse it at once where it is expected to miss a target",
+    )
     qos.add_argument("--importance", choices=("low", "normal", "high"))
     qos.add_argument("--application", help="who asks: selects a preset")
 
@@ -259,8 +247,9 @@ def _generate(client: Client, prompt: str, is_chat: bool, options: GenerateOptio
             if isinstance(event, Tokens):
                 print(event.text, end="", flush=True)
                 at_line_start = event.text.endswith("\n") if event.text else at_line_start
-            elif isinstance(event, Accepted) and event.forecast and not event.forecast.on_time:
-                print(f"expected late: {words.forecast(event.forecast)}", file=sys.stderr)
+            elif isinstance(event, Accepted):
+                for line in words.accepted(event):
+                    print(line, file=sys.stderr)
             elif isinstance(event, Relegated):
                 print(words.relegation(event), file=sys.stderr)
     finally:

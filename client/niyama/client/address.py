@@ -6,6 +6,7 @@ or it connects to port 443; so an address is checked here before.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from niyama.client import arguments
@@ -14,6 +15,27 @@ from niyama.client import arguments
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _HOST_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:/\[\]]+):([0-9]+)")
 _MOST_PORT = 65535
+
+
+def is_local(server: str) -> bool:
+    """Returns whether what is sent to a checked address does not leave this machine, as far as the
+    address itself says so.
+    """
+    scheme, colon, rest = server.partition(":")
+    if colon and scheme in _SCHEMES:
+        if scheme in ("unix", "unix-abstract"):
+            return True
+        hosts = rest.removeprefix("///").split(",") if scheme in ("dns", "ipv4", "ipv6") else [""]
+    else:
+        hosts = [server]
+    return all(_is_local_host(each.rpartition(":")[0].strip("[]")) for each in hosts)
+
+
+def _is_local_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def check(server: object) -> str:

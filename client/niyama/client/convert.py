@@ -32,7 +32,7 @@ _SAMPLING_SCALARS: dict[str, Callable[[object, str], object]] = {
     "n": arguments.whole,
 }
 _SAMPLING = {*_SAMPLING_SCALARS, "stop", "stop_token_ids"}
-_QOS = {"tier", "ttft", "tbt", "ttlt", "best_effort", "importance", "application"}
+_QOS = set(QosOptions.__annotations__)
 _IMPORTANCE = {
     values.Importance.LOW: pb.IMPORTANCE_LOW,
     values.Importance.NORMAL: pb.IMPORTANCE_NORMAL,
@@ -48,28 +48,16 @@ _FINISH_REASON = {
 # To the wire
 
 
-def to_metadata(tenant: str | None) -> tuple[tuple[str, str], ...] | None:
-    """Returns the metadata by which a call names its tenant; None where it names none. Raises
-    InvalidRequest for a name that gRPC cannot carry.
+def to_metadata(tenant: str | None, token: str | None) -> tuple[tuple[str, str], ...] | None:
+    """Returns the metadata by which a call names its tenant and shows its token, both checked; None
+    where it does neither.
     """
-    name = arguments.tenant(tenant, TENANT_KEY)
-    return ((TENANT_KEY, name),) if name else None
-
-
-def to_operator_metadata(
-    tenant: str | None, token: str | None
-) -> tuple[tuple[str, str], ...] | None:
-    """Returns the metadata of a call that may be the operator's. Raises InvalidRequest.
-
-    Without a token it is that of any call. With a token, a tenant is named only where one is given,
-    be it the nameless one.
-    """
-    if token is None:
-        return to_metadata(tenant)
-    proof = (TOKEN_KEY, f"Bearer {arguments.token(token)}")
-    if tenant is None:
-        return (proof,)
-    return (proof, (TENANT_KEY, arguments.tenant(tenant, TENANT_KEY)))
+    metadata: tuple[tuple[str, str], ...] = ()
+    if token is not None:
+        metadata += ((TOKEN_KEY, f"Bearer {token}"),)
+    if tenant is not None:
+        metadata += ((TENANT_KEY, tenant),)
+    return metadata or None
 
 
 def to_generate_request(prompt: Prompt, options: Mapping[str, object]) -> pb.GenerateRequest:
@@ -182,6 +170,8 @@ def _to_qos(given: Mapping[str, Any]) -> pb.QualityOfService:
     for name in ("tier", "application"):
         if given.get(name) is not None:
             setattr(qos, name, arguments.text(given[name], f"qos.{name}"))
+    if given.get("refuse_if_late") is not None:
+        qos.refuse_if_late = arguments.truth(given["refuse_if_late"], "qos.refuse_if_late")
     if given.get("importance") is not None:
         qos.importance = _to_importance(given["importance"])
     ttft, tbt, ttlt = (given.get(name) for name in ("ttft", "tbt", "ttlt"))
@@ -236,9 +226,21 @@ def _from_importance(importance: int) -> values.Importance:
 
 
 def _from_resolved(message: pb.ResolvedTargets) -> values.ResolvedTargets:
-    source = pb.TargetSource.Name(message.source).removeprefix("TARGET_SOURCE_").lower()
     return values.ResolvedTargets(
-        _from_targets(message), message.tier, _from_importance(message.importance), source
+        _from_targets(message),
+        message.tier,
+        _from_importance(message.importance),
+        _word(pb.TargetSource, message.source, "TARGET_SOURCE_"),
+        message.reason,
+    )
+
+
+def _word(kind: Any, number: int, prefix: str) -> str:
+    """Returns the name of a value of an enum, in small letters and without its prefix. A value that
+    only a newer server knows is called by its number.
+    """
+    return (
+        (kind.Name(number) if number in kind.values() else str(number)).removeprefix(prefix).lower()
     )
 
 
@@ -277,6 +279,7 @@ def from_stream_response(message: pb.GenerateStreamResponse) -> Event | None:
             _from_resolved(accepted.targets),
             accepted.prompt_tokens,
             _from_forecast(accepted.forecast) if has_forecast else None,
+            _from_resolved(accepted.inferred) if accepted.HasField("inferred") else None,
         )
     if kind == "relegated":
         relegated = message.relegated
@@ -312,7 +315,7 @@ def _from_finished(message: pb.Finished) -> values.Finished:
 
 def _from_target_result(message: pb.TargetResult) -> values.TargetResult:
     return values.TargetResult(
-        name=pb.TargetName.Name(message.name).removeprefix("TARGET_NAME_").lower(),
+        name=_word(pb.TargetName, message.name, "TARGET_NAME_"),
         target=_seconds(message, "target") or 0.0,
         actual=_seconds(message, "actual"),
         met=message.met,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from niyama.client.credentials import Pem
+from niyama.client.tokens import Token
 from niyama.client.values import Importance
 
 # Plain text, token ids, or chat messages ({"role": "user", "content": "..."}, oldest first).
@@ -24,6 +26,9 @@ class QosOptions(TypedDict, total=False):
     tbt: float  # explicit: seconds between tokens; needs ttft
     ttlt: float  # explicit: seconds to the last token
     best_effort: bool  # explicit: nothing is promised
+    refuse_if_late: (
+        bool  # refuse it, before anything is sent, where a target is expected to be missed
+    )
     importance: Importance | str  # "low", "normal" or "high"
     application: str  # selects its preset, and groups requests with similar output lengths
 
@@ -54,3 +59,29 @@ class GenerateOptions(QosOptions, SamplingOptions, total=False):
     request_id: str  # chosen by the caller, unique among the requests in flight
     timeout: float  # seconds after which the call is given up, and frees what it holds; inf: never
     tenant: str  # instead of the client's: on whose behalf, for one client that serves many
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """How a client reaches its server and shows who calls.
+
+    With `tls`, or with a certificate, the connection is encrypted; without `ca` whom the machine
+    trusts is trusted. `token` goes with every call: a text, the pathlib.Path of a file that is read
+    again when it changes, or a function that returns it. It is sent unencrypted only to this
+    machine, unless `allow_plaintext` says that it may be.
+
+    Unless `retries` is False, gRPC tries a call again that was refused for the moment or found no
+    server, a few times and within its timeout, as long as nothing of its answer has come: as
+    `connection.SERVICE_CONFIG` says, and when the server says so.
+    """
+
+    timeout: float | None  # seconds of the calls that generate nothing; None: no limit
+    tenant: str  # on whose behalf calls are made
+    token: Token | None
+    allow_plaintext: bool
+    tls: bool
+    ca: Pem | None  # the authorities that are trusted: the path of a PEM file, or PEM as bytes
+    cert: Pem | None  # the client's certificate, with those that lead to its authority
+    key: Pem | None  # its private key
+    server_name: str | None  # whom the server's certificate has to name, if not the host
+    retries: bool
+    channel_options: Sequence[tuple[str, object]]  # of gRPC, which hold before those chosen here

@@ -46,7 +46,10 @@ class ResolvedTargets:
     targets: Targets
     tier: str  # "" when the targets were explicit or are the call's deadline
     importance: Importance
-    source: str  # "request", "tier", "application", "rpc_deadline" or "default"
+    source: (
+        str  # "request", "tier", "application", "rpc_deadline", "default", "gateway", "inferred"
+    )
+    reason: str = ""  # for a person: what was inferred from what, or which metadata a gateway sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Accepted:
     targets: ResolvedTargets
     prompt_tokens: int
     forecast: Forecast | None
+    # What the server would have inferred for a request without targets, where it only watches.
+    inferred: ResolvedTargets | None = None
 
 
 class TokenLogprob(NamedTuple):

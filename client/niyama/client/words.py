@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from niyama.client.values import (
+    Accepted,
     Decision,
     Explanation,
     Finished,
@@ -24,6 +25,18 @@ def relegation(event: Relegated) -> str:
     """Says that a request was relegated, and why."""
     expected = f"expected to be complete {ms(event.expected_ttlt)} after it was sent"
     return f"relegated: {event.reason}; {expected}"
+
+
+def accepted(event: Accepted) -> Iterator[str]:
+    """Yields what a caller should know of a request that waits: that it is expected to be late, and
+    which targets nobody has stated.
+    """
+    if event.forecast and not event.forecast.on_time:
+        yield f"expected late: {forecast(event.forecast)}"
+    if event.targets.reason:
+        yield f"targets: {resolved(event.targets)}"
+    if event.inferred:
+        yield f"would be inferred: {resolved(event.inferred)}"
 
 
 def forecast(expected: Forecast) -> str:
@@ -102,7 +115,9 @@ def targets(asked: Targets) -> str:
 
 def resolved(asked: ResolvedTargets) -> str:
     """Writes latency targets with who stated them."""
-    origin = f"from {asked.source.replace('_', ' ')}"
+    source = asked.source.replace("_", " ")
+    origin = source if source == "inferred" else f"from {source}"
     if asked.tier:
         origin = f"tier {asked.tier}, {origin}"
-    return f"{targets(asked.targets)} ({origin}), importance {asked.importance.value}"
+    reason = f": {asked.reason}" if asked.reason else ""
+    return f"{targets(asked.targets)} ({origin}{reason}), importance {asked.importance.value}"

@@ -57,7 +57,7 @@ class Traffic:
             caller.result()
 
     def _call(self, number: int) -> None:
-        with Client(self._address) as client:
+        with Client(self._address, retries=False) as client:
             for i in itertools.count(number):
                 if self._is_over.is_set():
                     return
@@ -136,7 +136,7 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def request_id(prometheus: Prometheus, service: ServerProcess) -> str:
     """Of a request that was served, once there was room for it."""
-    with Client(service.address) as client:
+    with Client(service.address, retries=False) as client:
 
         def served() -> str:
             with contextlib.suppress(QueueFull):

@@ -1,0 +1,86 @@
+"""The flags of a command that calls a server: how it is reached, and who calls.
+
+The environment may say the same, which is kept out of `ps` and of every line typed:
+NIYAMA_TLS=true, NIYAMA_CA, NIYAMA_CERT, NIYAMA_KEY, NIYAMA_SERVER_NAME and NIYAMA_TOKEN_FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from niyama.client.options import ConnectionOptions
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("", "false", "no", "off", "0")
+_FILES = {
+    "ca": "PEM file of the authorities to trust (default: those of this machine)",
+    "cert": "PEM file of a certificate to show, with --key",
+    "key": "PEM file of its private key",
+}
+_TOKEN_FILE = "file of the token that says who calls, sent with every call"
+_SERVER_NAME = "whom the server's certificate names, if not the host"
+
+
+def add_connection(
+    parser: argparse._ActionsContainer, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Adds the flags to a parser or to one of its groups. Exits with a usage line for a variable
+    that is no good.
+    """
+    tls = environment.get("NIYAMA_TLS", "").lower()
+    if tls not in (*TRUE, *FALSE):
+        raise argparse.ArgumentError(None, f"NIYAMA_TLS is true or false, not {tls!r}")
+    parser.add_argument(
+        "--tls",
+        action=argparse.BooleanOptionalAction,
+        default=True if tls in TRUE else None,
+        help="encrypt, as --ca and --cert say by themselves (default: $NIYAMA_TLS)",
+    )
+    for name, text in _FILES.items():
+        _add(parser, name, "FILE", text, environment)
+    _add(parser, "server_name", "NAME", _SERVER_NAME, environment)
+    _add(parser, "token_file", "FILE", _TOKEN_FILE, environment)
+    parser.add_argument(
+        "--allow-plaintext",
+        action="store_true",
+        help="send the token unencrypted to another machine, too",
+    )
+    parser.add_argument(
+        "--retries",
+        action="store_true",
+        help="try a call again that was refused for the moment or found no server",
+    )
+
+
+def _add(
+    parser: argparse._ActionsContainer,
+    name: str,
+    metavar: str,
+    text: str,
+    environment: Mapping[str, str],
+) -> None:
+    variable = f"NIYAMA_{name.upper()}"
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        metavar=metavar,
+        default=environment.get(variable) or None,
+        help=f"{text}; or ${variable}",
+    )
+
+
+def connection(typed: argparse.Namespace) -> ConnectionOptions:
+    """Returns the options of the clients of a command with these flags."""
+    options = ConnectionOptions(
+        allow_plaintext=typed.allow_plaintext,
+        ca=typed.ca,
+        cert=typed.cert,
+        key=typed.key,
+        server_name=typed.server_name,
+        token=Path(typed.token_file) if typed.token_file else None,
+        retries=typed.retries,
+    )
+    if typed.tls is not None:
+        options["tls"] = typed.tls
+    return options
