@@ -20,6 +20,7 @@ import pytest
 
 from niyama.client import Client, NiyamaError, QueueFull
 from niyama.client.options import GenerateOptions
+from tests.docs.test_promql import queries
 from tests.server.frontends.test_frontends import free_port
 from tests.server.monitoring.dashboard import expressions, metrics
 from tests.server.monitoring.prometheus import LIMIT_S, README, Prometheus, promtool, until
@@ -124,6 +125,12 @@ def test_every_panel_has_something_to_show(prometheus: Prometheus) -> None:
         unknown = metrics(expression) - known
         assert not unknown, expression
         until(lambda text=expression: prometheus.query(text))
+
+
+def test_the_queries_of_the_page_are_answered(prometheus: Prometheus) -> None:
+    for query in queries():
+        recent = re.sub(r"\[\d+d:\d+m\]", "[1m:1s]", query)  # steps that have been
+        until(lambda text=recent: prometheus.query(text))
 
 
 def commands() -> list[str]:
