@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 MOST_ASKED = 64  # of the engine at once; of calls beyond it is told what the front end knows
 ANSWER_S = 10.0  # in which the engine has told, or has not
+COMPLAINT_S = 30.0
 FLUSH_S = 2.0  # at the end, for what is still to be sent
 # Of a server's span: whatever else ends a call is its client's doing, or meant.
 _ERRORS = frozenset(
@@ -80,11 +81,13 @@ class Tracing:
             start_time=_unix_ns(call.arrived_at, _offset_s()),
         )
         own = span.get_span_context()
+        if not own.is_valid:  # OTEL_SDK_DISABLED
+            return
+        call.span = span
         state = "" if call.trace is None else call.trace.state
         call.trace = TraceContext(
             f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags, state
         )
-        call.span = span
 
     def end(self, call: Call) -> None:
         """Ends the span of a call that is over, once the engine has told of it, where it is to be
@@ -192,13 +195,20 @@ def provider_of(environment: Mapping[str, str] = os.environ) -> Any:
 
 
 class _Complaints(logging.Handler):
-    """Has OpenTelemetry's complaints in our own log."""
+    """Has OpenTelemetry's complaints in our own log, the same one once in COMPLAINT_S: it complains
+    of every span that it drops. What it has to say of a caller's `tracestate` is left out.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self._told_at: dict[tuple[str, int], float] = {}  # by the line of its code
 
     def emit(self, record: logging.LogRecord) -> None:
-        log.warning("tracing", note=record.getMessage())
+        place = record.pathname, record.lineno
+        is_new = record.created - self._told_at.get(place, 0.0) >= COMPLAINT_S
+        if is_new and not record.name.startswith("opentelemetry.trace"):
+            self._told_at[place] = record.created
+            log.warning("tracing", note=record.getMessage())
 
 
 def _told(call: Call, model: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+import structlog
 
 from engine.deciding.budget import Budget
 from engine.deciding.outcome import Fate
@@ -265,11 +266,15 @@ async def test_no_call_waits_for_a_collector_that_does_not_answer(
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
     collector.held.clear()
     running.service.calls.tracing = tracing = tracing_of(running, provider_of())
-    for _ in range(5):
-        await read(running.stub.GenerateStream(asked(max_tokens=2), metadata=SAMPLED))
-    await until(lambda: not tracing._asking)
+    odd = (SAMPLED[0], ("tracestate", "no member at all"))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(5):
+            await read(running.stub.GenerateStream(asked(max_tokens=2), metadata=odd))
+        await until(lambda: not tracing._asking)
     assert await asyncio.to_thread(collector.is_asked.wait, 60)
     assert collector.spans == []
+    told = [line["note"] for line in lines if line["event"] == "tracing"]
+    assert told == ["Queue full, dropping Span."]  # once, and of a caller's tracestate nothing
     running.service.calls.tracing = None
     await within(tracing.stop())  # in bounded time, though nothing is taken
 
@@ -285,6 +290,21 @@ async def test_no_call_waits_for_a_collector_that_is_gone(
     assert events[-1].HasField("finished")
     running.service.calls.tracing = None
     await within(tracing.stop())
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_environment_can_turn_spans_off(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    running.service.calls.tracing = tracing = tracing_of(running, provider_of())
+    with structlog.testing.capture_logs() as lines:
+        await read(running.stub.GenerateStream(asked(max_tokens=2), metadata=SAMPLED))
+        await read(running.stub.GenerateStream(asked(max_tokens=2)))
+        await until(lambda: len(lines) == 2)
+    running.service.calls.tracing = None
+    await within(tracing.stop())
+    assert [line.get("span_id") for line in lines] == [SPAN, None]
 
 
 def test_a_protocol_that_is_not_there_is_told() -> None:
