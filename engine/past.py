@@ -131,8 +131,8 @@ def timeline_of(entries: Iterable[Entry]) -> Timeline:
 
 
 def _request(entry: Entry) -> Request:
-    asked, source = logged(entry), entry.values.get("target_source")
-    reason = entry.values.get("target_reason")
+    asked, said = logged(entry), entry.values
+    source, trace_id, reason = map(said.get, ("target_source", "trace_id", "target_reason"))
     return Request(
         key_of(asked.tenant, asked.request_id),
         range(asked.prompt_tokens),
@@ -147,6 +147,7 @@ def _request(entry: Entry) -> Request:
         Share(asked.share),
         asked.attempt,
         asked.timeout_s,
+        trace_id=trace_id if isinstance(trace_id, str) else "",
         target_reason=reason if isinstance(reason, str) else "",
     )
 

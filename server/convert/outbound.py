@@ -212,6 +212,7 @@ def to_explanation(
         result="" if end is None else end.result.value,
         tenant=request.tenant,
         from_decision_log=from_decision_log,
+        trace_id=request.trace_id,
     )
 
 

@@ -193,6 +193,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
             result="on_time",
             tenant="acme",
             from_decision_log=True,
+            trace_id="0af7651916cd43dd8448eb211c80319c",
         )
 
     async def _take(self, context: grpc.aio.ServicerContext) -> None:

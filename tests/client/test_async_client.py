@@ -181,6 +181,7 @@ async def test_explain_tells_the_timeline(client: AsyncClient) -> None:
     assert story.budget == TimeBudget(1.0, 2.0, 3.0, 4.0, 5.0)
     assert (story.needed, story.result, story.tenant) == (("Nothing.",), "on_time", "acme")
     assert story.from_decision_log
+    assert story.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert story.summary == "On time."
 
 

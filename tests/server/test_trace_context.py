@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import past
 from niyama.v1 import inference_pb2 as pb
 from niyama.v1 import inference_pb2_grpc
 from server.convert.trace_context import MOST_STATE_CHARS, TraceContext, read
@@ -61,7 +62,7 @@ def test_whatever_comes_is_a_trace_or_none(metadata: list[tuple[str, str]]) -> N
     assert found is None or (len(found.trace_id), len(found.span_id)) == (32, 16)
 
 
-def test_a_trace_is_told_in_the_log_and_in_the_decision_log(tmp_path: Path) -> None:
+def test_a_trace_is_told_in_the_log_the_decision_log_and_the_story(tmp_path: Path) -> None:
     decisions = tmp_path / "decisions.jsonl"
     with ServerProcess(
         tmp_path / "log", "--decision-log", str(decisions), module="tests.null_server"
@@ -73,13 +74,16 @@ def test_a_trace_is_told_in_the_log_and_in_the_decision_log(tmp_path: Path) -> N
             stub.Generate(request, metadata=(("traceparent", PARENT),), timeout=60)
             request.request_id = "untraced"
             stub.Generate(request, timeout=60)
+            question = pb.ExplainRequest(request_id="traced")
+            assert stub.Explain(question, timeout=60).trace_id == TRACE
         server.signal(signal.SIGTERM)
         assert server.wait_exit() == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    calls = {line["request_id"]: line for line in lines if line["event"] == "call"}
+    calls = {line["request_id"]: line for line in lines if line.get("rpc") == "Generate"}
     assert (calls["traced"]["trace_id"], calls["traced"]["span_id"]) == (TRACE, SPAN)
     assert "trace_id" not in calls["untraced"]
     entries = [json.loads(line) for line in decisions.read_text().splitlines()]
     arrived = {each["request_id"]: each for each in entries if each["kind"] == "arrived"}
     assert arrived["traced"]["trace_id"] == TRACE
     assert "trace_id" not in arrived["untraced"]
+    assert past.find(decisions, "traced", "").request.trace_id == TRACE

@@ -383,6 +383,7 @@ def from_explain_response(message: pb.ExplainResponse) -> values.Explanation:
         result=message.result,
         tenant=message.tenant,
         from_decision_log=message.from_decision_log,
+        trace_id=message.trace_id,
     )
 
 

@@ -266,6 +266,7 @@ class Explanation:
     result: str = ""  # "on_time", "late", "expired", ...; "" while it is in flight
     tenant: str = ""
     from_decision_log: bool = False  # the engine does not remember it (any more)
+    trace_id: str = ""  # W3C's, of the trace that its call was part of
 
 
 @dataclass(frozen=True, slots=True)

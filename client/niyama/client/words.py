@@ -63,6 +63,8 @@ def told(story: Explanation) -> str:
     """Tells the story of a request; of many decisions alike the first and the last."""
     whose = f" of tenant {story.tenant}" if story.tenant else ""
     lines = [f"{story.request_id}{whose}: {resolved(story.targets)}"]
+    if story.trace_id:
+        lines.append(f"trace {story.trace_id}")
     if story.from_decision_log:
         lines.append("read in the decision log")
     for _, run in groupby(story.decisions, lambda each: (each.kind, each.detail)):

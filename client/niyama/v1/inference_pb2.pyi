@@ -395,7 +395,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "targets", "decisions", "summary", "budget", "needed", "result", "tenant", "from_decision_log")
+    __slots__ = ("request_id", "targets", "decisions", "summary", "budget", "needed", "result", "tenant", "from_decision_log", "trace_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
@@ -405,6 +405,7 @@ class ExplainResponse(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     FROM_DECISION_LOG_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     targets: ResolvedTargets
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
@@ -414,7 +415,8 @@ class ExplainResponse(_message.Message):
     result: str
     tenant: str
     from_decision_log: bool
-    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., summary: _Optional[str] = ..., budget: _Optional[_Union[TimeBudget, _Mapping]] = ..., needed: _Optional[_Iterable[str]] = ..., result: _Optional[str] = ..., tenant: _Optional[str] = ..., from_decision_log: _Optional[bool] = ...) -> None: ...
+    trace_id: str
+    def __init__(self, request_id: _Optional[str] = ..., targets: _Optional[_Union[ResolvedTargets, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., summary: _Optional[str] = ..., budget: _Optional[_Union[TimeBudget, _Mapping]] = ..., needed: _Optional[_Iterable[str]] = ..., result: _Optional[str] = ..., tenant: _Optional[str] = ..., from_decision_log: _Optional[bool] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class TimeBudget(_message.Message):
     __slots__ = ("reading", "waiting", "prefill", "decoding", "held")

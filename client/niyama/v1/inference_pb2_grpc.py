@@ -26,13 +26,13 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
-    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
-    place to more important work), except gRPC's own, for a message above the limit of its size;
-    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
-    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
-    model's logits were not finite, min_tokens left no token to pick, or a defect).
+    """Errors are google.rpc.Status values, each with an ErrorInfo of domain "niyama.v1", whose reason is for
+    programs: docs/errors.md lists all of them, with what a client should do. INVALID_ARGUMENT carries
+    BadRequest with the offending field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED
+    carries RetryInfo, and the same delay stands in the trailing metadata `grpc-retry-pushback-ms`;
+    UNAVAILABLE says that the engine is starting, draining or was lost; INTERNAL that it was no fault of
+    the caller's. gRPC itself answers without details where a message or its metadata is too large, or
+    cannot be decompressed, and where there is no such RPC.
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -82,13 +82,13 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
-    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
-    place to more important work), except gRPC's own, for a message above the limit of its size;
-    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
-    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
-    model's logits were not finite, min_tokens left no token to pick, or a defect).
+    """Errors are google.rpc.Status values, each with an ErrorInfo of domain "niyama.v1", whose reason is for
+    programs: docs/errors.md lists all of them, with what a client should do. INVALID_ARGUMENT carries
+    BadRequest with the offending field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED
+    carries RetryInfo, and the same delay stands in the trailing metadata `grpc-retry-pushback-ms`;
+    UNAVAILABLE says that the engine is starting, draining or was lost; INTERNAL that it was no fault of
+    the caller's. gRPC itself answers without details where a message or its metadata is too large, or
+    cannot be decompressed, and where there is no such RPC.
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
@@ -183,13 +183,13 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Errors are google.rpc.Status values. INVALID_ARGUMENT carries BadRequest with the offending
-    field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED carries RetryInfo (the queue is
-    full; too much is being read; or the call waited, nothing of it had been streamed, and it gave its
-    place to more important work), except gRPC's own, for a message above the limit of its size;
-    ALREADY_EXISTS says that a request id of the same tenant is in flight; UNAVAILABLE says that the
-    engine is starting, draining or was lost; INTERNAL says what went wrong with this one call (the
-    model's logits were not finite, min_tokens left no token to pick, or a defect).
+    """Errors are google.rpc.Status values, each with an ErrorInfo of domain "niyama.v1", whose reason is for
+    programs: docs/errors.md lists all of them, with what a client should do. INVALID_ARGUMENT carries
+    BadRequest with the offending field's path, for the first 16 offences at most; RESOURCE_EXHAUSTED
+    carries RetryInfo, and the same delay stands in the trailing metadata `grpc-retry-pushback-ms`;
+    UNAVAILABLE says that the engine is starting, draining or was lost; INTERNAL that it was no fault of
+    the caller's. gRPC itself answers without details where a message or its metadata is too large, or
+    cannot be decompressed, and where there is no such RPC.
     Cancelling a call, or passing its deadline, frees everything it holds.
 
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
