@@ -166,6 +166,13 @@ class ServerConfig:
             section="metrics",
         ),
     ] = False
+    channelz: Annotated[
+        bool,
+        Flag(
+            "answer the operator what gRPC knows of connections (extra channelz)",
+            section="metrics",
+        ),
+    ] = False
     log_format: Annotated[
         str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
     ] = "auto"

@@ -236,11 +236,11 @@ def unauthenticated() -> CallError:
 
 def not_local() -> CallError:
     """Where the operator has no token, only who is on this machine may ask about every tenant's
-    requests.
+    requests and connections.
     """
     message = (
-        "only who is on this machine may ask about single requests; with --admin-token-file whoever"
-        " shows the token"
+        "only who is on this machine may ask about single requests or connections; with"
+        " --admin-token-file whoever shows the token"
     )
     return CallError("NOT_LOCAL", message)
 

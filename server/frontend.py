@@ -20,6 +20,7 @@ from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from engine.tiers import Tiers
 from niyama.v1 import inference_pb2
+from server import errors
 from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.calls import Calls
@@ -28,6 +29,7 @@ from server.configuration import Configuration, Reconfigure, reloaded_from
 from server.inferring import Inferring
 from server.listening import orca
 from server.listening.addresses import host_port
+from server.listening.channelz import add_channelz, is_local
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
 from server.listening.health import Health
@@ -69,6 +71,7 @@ class FrontEnd:
         self._config = config
         self._engine = engine
         self._configuration = configuration
+        self._admin = admin
         self.metrics = metrics
         self._has_served = asyncio.Event()
         if not config.engine.model.is_dir():
@@ -105,6 +108,11 @@ class FrontEnd:
             open_rca = orca.OpenRca(self._loads.now, self._deliveries)
             standard.add_generic_rpc_handlers((open_rca.handler(),))
             files.append(orca.DESCRIPTOR)
+        if config.channelz:
+            try:
+                files.append(add_channelz(standard, self._admit_operator))
+            except ValueError as error:
+                raise StartError(str(error)) from error
         add_reflection(files, standard)
         if config.traces:
             try:
@@ -126,6 +134,16 @@ class FrontEnd:
         ]
         await self._grpc.start()
         return port
+
+    def _admit_operator(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Raises CallError for a call that is not the operator's: by the token where there is one,
+        else by coming from this machine.
+        """
+        is_shown = self._admin.is_shown(context.invocation_metadata() or ())
+        if not is_shown and self._admin.digest is not None:
+            raise errors.unauthenticated()
+        if not is_shown and not is_local(context.peer()):
+            raise errors.not_local()
 
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""

@@ -103,7 +103,7 @@ def hang_up(peer: str) -> None:
     """Closes this process's connection with a peer, named as gRPC names it. No other descriptor is
     touched. Raises OSError where no descriptor is free, which looking for it takes.
     """
-    wanted = _address(peer)
+    wanted = address_of(peer)
     for name in os.listdir("/proc/self/fd") if wanted else ():
         with contextlib.suppress(OSError), _socket(int(name)) as connection:
             host, port, *_ = connection.getpeername()
@@ -127,7 +127,7 @@ def _socket(fd: int) -> socket.socket:
     raise OSError("no connection over IP")
 
 
-def _address(peer: str) -> tuple[str, int] | None:
+def address_of(peer: str) -> tuple[str, int] | None:
     """Returns host and port of "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; None for a peer
     that is not connected over IP.
     """

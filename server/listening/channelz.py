@@ -1,0 +1,61 @@
+"""Channelz: what gRPC itself knows of this process's connections (gRFC A14), for its operator.
+
+It tells who is connected from where, so nobody else may ask. Of several front ends it is the one
+that the asking connection has come to. The package is an extra, `channelz`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message import Message
+
+from server import errors
+from server.errors import CallError
+from server.listening.deliveries import address_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class NotInstalled(ValueError):
+    """The package is not there."""
+
+
+def add_channelz(server: Any, admit: Callable[[Context], None]) -> FileDescriptor:
+    """Adds the service to a server. `admit` raises CallError for a call that is not the operator's.
+    Returns the file that describes the service. Raises NotInstalled.
+    """
+    try:
+        from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+    except ImportError as error:
+        raise NotInstalled(f"channelz needs pip install 'niyama[channelz]' ({error})") from error
+    descriptor: FileDescriptor = channelz_pb2.DESCRIPTOR
+    servicer = channelz.aio.ChannelzServicer()  # type: ignore[attr-defined]
+    rpcs = [method.name for method in descriptor.services_by_name["Channelz"].methods]
+    guarded = {name: _guarded(getattr(servicer, name), admit) for name in rpcs}
+    # Not by the package's own function, which takes any server but gRPC's own for one with threads.
+    channelz_pb2_grpc.add_ChannelzServicer_to_server(SimpleNamespace(**guarded), server)
+    return descriptor
+
+
+def _guarded(answer: Any, admit: Callable[[Context], None]) -> Any:
+    async def admitted(request: Message, context: Context) -> Message:
+        try:
+            admit(context)
+        except CallError as error:
+            await errors.abort(context, error)
+        response: Message = await answer(request, context)
+        return response
+
+    return admitted
+
+
+def is_local(peer: str) -> bool:
+    """Returns whether a peer, named as gRPC names it, is on this machine."""
+    address = address_of(peer)
+    return address is not None and ipaddress.ip_address(address[0]).is_loopback
