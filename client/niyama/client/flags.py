@@ -14,34 +14,38 @@ from pathlib import Path
 from niyama.client.options import ConnectionOptions
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("", "false", "no", "off", "0")
-_FILES = {
-    "ca": "PEM file of the authorities to trust (default: those of this machine)",
-    "cert": "PEM file of a certificate to show, with --key",
-    "key": "PEM file of its private key",
+_TLS = "NIYAMA_TLS"
+# A variable is a flag's name in capitals.
+_TEXTS = {
+    "NIYAMA_CA": ("FILE", "PEM file of the authorities to trust (default: those of this machine)"),
+    "NIYAMA_CERT": ("FILE", "PEM file of a certificate to show, with --key"),
+    "NIYAMA_KEY": ("FILE", "PEM file of its private key"),
+    "NIYAMA_SERVER_NAME": ("NAME", "whom the server's certificate names, if not the host"),
+    "NIYAMA_TOKEN_FILE": ("FILE", "file of the token that says who calls, sent with every call"),
 }
-_TOKEN_FILE = "file of the token that says who calls, sent with every call"
-_SERVER_NAME = "whom the server's certificate names, if not the host"
 
 
 def add_connection(
     parser: argparse._ActionsContainer, environment: Mapping[str, str] = os.environ
 ) -> None:
-    """Adds the flags to a parser or to one of its groups. Exits with a usage line for a variable
-    that is no good.
+    """Adds the flags to a parser or to one of its groups. Raises ArgumentError for a variable that
+    is no good.
     """
-    tls = environment.get("NIYAMA_TLS", "").lower()
+    tls = environment.get(_TLS, "").lower()
     if tls not in (*TRUE, *FALSE):
-        raise argparse.ArgumentError(None, f"NIYAMA_TLS is true or false, not {tls!r}")
+        raise argparse.ArgumentError(None, f"{_TLS} is true or false, not {tls!r}")
     parser.add_argument(
         "--tls",
         action=argparse.BooleanOptionalAction,
         default=True if tls in TRUE else None,
         help="encrypt, as --ca and --cert say by themselves (default: $NIYAMA_TLS)",
     )
-    for name, text in _FILES.items():
-        _add(parser, name, "FILE", text, environment)
-    _add(parser, "server_name", "NAME", _SERVER_NAME, environment)
-    _add(parser, "token_file", "FILE", _TOKEN_FILE, environment)
+    for variable, (metavar, text) in _TEXTS.items():
+        name = variable.removeprefix("NIYAMA_").lower().replace("_", "-")
+        default = environment.get(variable) or None
+        parser.add_argument(
+            f"--{name}", metavar=metavar, default=default, help=f"{text}; or ${variable}"
+        )
     parser.add_argument(
         "--allow-plaintext",
         action="store_true",
@@ -51,22 +55,6 @@ def add_connection(
         "--retries",
         action="store_true",
         help="try a call again that was refused for the moment or found no server",
-    )
-
-
-def _add(
-    parser: argparse._ActionsContainer,
-    name: str,
-    metavar: str,
-    text: str,
-    environment: Mapping[str, str],
-) -> None:
-    variable = f"NIYAMA_{name.upper()}"
-    parser.add_argument(
-        f"--{name.replace('_', '-')}",
-        metavar=metavar,
-        default=environment.get(variable) or None,
-        help=f"{text}; or ${variable}",
     )
 
 
