@@ -182,6 +182,13 @@ class Replica:
         left = self._output_len[sequence.id] - len(sequence.output)
         self._ending.setdefault(iteration + left - 1, set()).add(sequence)
 
+    def give_up(self, id: str) -> Iterator[Result]:
+        """Yields what became of a request in flight whose caller hangs up now, if nothing of it has
+        come.
+        """
+        if not self.scheduler.sequence(id).output:
+            yield from self._cancel(id, FinishReason.CANCELLED)
+
     def in_flight(self) -> Iterator[Result]:
         """Yields the requests that have not ended, with the tokens that they have so far."""
         for id, arrival in self._arrivals.items():

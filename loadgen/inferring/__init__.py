@@ -1,0 +1,1 @@
+"""Applications that state no targets, what they mean by that, and how well it is inferred."""
