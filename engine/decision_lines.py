@@ -12,7 +12,8 @@ on the engine's clock), `unix_s` (the same instant in Unix time) and, but for th
   `ttlt_s`, `max_gap`, `target_source`, `target_reason` (for people, where nobody stated targets),
   `prompt_tokens`, `max_tokens`, `timeout_s` (from the arrival to the call's own deadline),
   `trace_id` (W3C's, of the trace that its call is part of), `attempt` (2: begun again, as its
-  engine was lost). A field that is left out has no value;
+  engine was lost), `refuse_if_late` (true: its caller wanted it refused rather than late). A field
+  that is left out has no value;
 * `chunk`: see `Computed`;
 * `admitted`, `first_token`, `preempted`, `relegated`, `restored`, `held`, `restarted`:
   what was decided of it, with the values and the `predicted_at` of `engine.deciding.record`; where
@@ -208,6 +209,7 @@ class Logged:
     until_unix_s: float | None = None
     attempt: int = 1
     target_source: str = ""  # a `TargetSource`, or "" where the log does not say
+    refuse_if_late: bool = False
     promised: bool | None = None  # whether its admission told that it would be on time
     fate: Fate | None = None  # None: the log does not say how it ended
     reason: str = ""
@@ -266,6 +268,7 @@ def logged(entry: Entry) -> Logged:
         entry.place,
         attempt=fields.maybe_count("attempt") or 1,
         target_source=fields.text("target_source", ""),
+        refuse_if_late=bool(entry.values.get("refuse_if_late")),
     )
 
 

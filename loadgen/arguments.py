@@ -166,6 +166,7 @@ def to_spec(arguments: Arguments) -> Spec:
         timeout_s=requests.timeout,
         cancel_rate=requests.cancel_rate,
         prefix=requests.shared_prefix,
+        refuse_if_late=requests.refuse_if_late or None,
     )
     named = [name for name in {**prompt, **output} if name]
     replay, logs = _replayed(arguments)

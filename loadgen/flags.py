@@ -182,6 +182,7 @@ class RequestFlags:
     timeout: Annotated[
         float | None, Flag("deadline of each call (default: none)", parse=parse_duration)
     ] = None
+    refuse_if_late: Annotated[bool, Flag("every call asks to be refused rather than late")] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,15 @@ class Call:
         self.refusal = error.refusal
         self.outcome, self.error = error.code.name, error.message
 
+    def about(self) -> dict[str, str]:
+        """Returns what its client is told of it where it fails, as far as that is known."""
+        about = {"request_id": self.request_id} if self.request_id else {}
+        if self.quality is not None:
+            about["importance"] = self.quality.importance.name.lower()
+            if self.quality.tier:
+                about["tier"] = self.quality.tier
+        return about
+
     def give_up(self) -> None:
         """Notes that the call is about to be cancelled, since its client takes nothing of what it
         is sent.

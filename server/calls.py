@@ -145,6 +145,7 @@ class Calls:
             return await answer(call)
         except FAILURES as error:
             failure = _translate(error)
+            failure.about = {**call.about(), **failure.about}
             call.fail(failure)
             await errors.abort(context, failure, call.request_id)
         except DEAD:
@@ -181,6 +182,8 @@ def _translate(error: Exception) -> CallError:
     if isinstance(error, GenerationFailed):
         if error.reason is FinishReason.REJECTED:
             return errors.rejected(str(error), error.retry_s)
+        if error.reason is FinishReason.WOULD_BE_LATE and error.expected is not None:
+            return errors.would_be_late(str(error), error.retry_s, error.expected)
         if error.reason is FinishReason.DISPLACED:
             return errors.waited_too_long(str(error), error.retry_s)
         is_error = error.reason is FinishReason.ERROR

@@ -139,6 +139,17 @@ def rejected(why: str, retry_s: float) -> Refused:
     return Refused(Refusal.REJECTED, f"rejected: {why}", retry_s)
 
 
+def would_be_late(why: str, retry_s: float, expected: tuple[float, float]) -> Refused:
+    """The request would miss a target by its forecast, and asked to be refused then. `expected` are
+    the times to its first and to its last token. It is the caller's to ask again, and elsewhere: by
+    the caller's own clock it would only be later.
+    """
+    ttft_ms, ttlt_ms = (str(round(1000 * seconds)) for seconds in expected)
+    about = {"expected_ttft_ms": ttft_ms, "expected_ttlt_ms": ttlt_ms}
+    message = f"it would be late: {why}"
+    return Refused(Refusal.WOULD_BE_LATE, message, retry_s, about, is_final=True)
+
+
 def waited_too_long(why: str, retry_s: float) -> Refused:
     """The policy ends a request that waits, and has not been begun."""
     return Refused(Refusal.WAITED_TOO_LONG, f"waited too long: {why}", retry_s)

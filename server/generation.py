@@ -54,6 +54,7 @@ class GenerationFailed(Exception):
     def __init__(self, finished: Finished) -> None:
         super().__init__(finished.detail or f"the engine ended it: {finished.reason.value}")
         self.reason, self.retry_s = finished.reason, finished.retry_s
+        self.expected = finished.expected
 
 
 class Text:

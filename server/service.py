@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from engine.checkpoint.tokenizer import Tokenizer
+from engine.deciding.forecast import lateness
 from engine.deciding.questions import AnswerT, Question
 from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost, Unanswered
@@ -182,6 +183,9 @@ class InferenceService:
         forecast = await self._ask(call, question)
         if refusal is None and forecast.refusal:
             refusal = errors.rejected(forecast.refusal, forecast.retry_s)
+        elif refusal is None and request.qos.refuse_if_late and not forecast.on_time:
+            why, expected = lateness(question.targets, forecast), (forecast.ttft_s, forecast.ttlt_s)
+            refusal = errors.would_be_late(why, forecast.on_time_in_s, expected)
         return outbound.to_estimate(quality, forecast, refusal)
 
     async def _explain(self, call: Call) -> pb.ExplainResponse:

@@ -51,6 +51,7 @@ def asked(request: Request) -> Entry:
         "timeout_s": request.timeout_s,
         "trace_id": request.trace_id or None,
         "attempt": request.attempt if request.attempt > 1 else None,
+        "refuse_if_late": request.refuse_if_late or None,
     }
     return {name: value for name, value in said.items() if value is not None}
 

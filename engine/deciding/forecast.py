@@ -4,6 +4,8 @@ it will be on time, judged by how requests like it have fared lately (experience
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.deciding.demand import Demand
@@ -24,6 +26,7 @@ class Forecast:
     like: Likeness | None = None  # what it was compared by; None where it has no target
     refusal: str = ""  # of an estimate: why the policy would turn it away now
     retry_s: float = 0.0  # after which it would not, if nothing else came
+    on_time_in_s: float = 0.0  # after which it would be on time then, where it is not; inf: never
 
 
 def forecast(
@@ -56,6 +59,39 @@ def forecast(
     like = Likeness.of(sequence.importance, ratio, own_s)
     chance = experience.late_chance(like)
     return Forecast(chance < MOST_RISK, ttft_s, ttlt_s, ahead_s, chance, like)
+
+
+def on_time_in_s(at: Callable[[float], Forecast], ahead_s: float, slowdown: float) -> float:
+    """Returns the seconds after which enough of the work ahead would be done for a request to be
+    called on time, if nothing else came; inf where it would not be with nothing ahead. `at(ahead)`
+    is what is expected with so much ahead, and `slowdown` how long a second of work takes.
+
+    It is sought by halves, to a thousandth of the work ahead.
+    """
+    if at(ahead_s).on_time:
+        return 0.0
+    if not at(0.0).on_time:
+        return math.inf
+    enough_s, too_much_s = 0.0, ahead_s
+    for _ in range(10):
+        middle_s = (enough_s + too_much_s) / 2
+        if at(middle_s).on_time:
+            enough_s = middle_s
+        else:
+            too_much_s = middle_s
+    return slowdown * (ahead_s - enough_s)
+
+
+def lateness(targets: Targets, expected: Forecast) -> str:
+    """Returns why a request is expected to be late, for a person."""
+    if targets.ttlt_s is not None:
+        which, asked_s, told_s = "last", targets.ttlt_s, expected.ttlt_s
+    else:
+        assert targets.ttft_s is not None
+        which, asked_s, told_s = "first", targets.ttft_s, expected.ttft_s
+    if told_s > asked_s:
+        return f"its {which} token is expected after {told_s:.3g} s, and due after {asked_s:.3g} s"
+    return f"of requests like it {expected.late_chance:.0%} have been late lately"
 
 
 def _time_ratio(targets: Targets, ttft_s: float, ttlt_s: float, iteration_s: float) -> float:

@@ -29,6 +29,7 @@ _FATES = {
     FinishReason.TIMEOUT: Fate.EXPIRED,
     FinishReason.DISPLACED: Fate.REFUSED,
     FinishReason.REJECTED: Fate.REFUSED,
+    FinishReason.WOULD_BE_LATE: Fate.REFUSED,
     FinishReason.ERROR: Fate.FAILED,
 }
 
@@ -63,9 +64,15 @@ def timings(sequence: Sequence, now: float) -> Timings:
     )
 
 
-def finished(sequence: Sequence, now: float, detail: str = "", retry_s: float = 0.0) -> Finished:
+def finished(
+    sequence: Sequence,
+    now: float,
+    detail: str = "",
+    retry_s: float = 0.0,
+    expected: tuple[float, float] | None = None,
+) -> Finished:
     """Returns the last event of a sequence that has ended; `detail` says what went wrong, if
-    anything, and `retry_s` when to try again.
+    anything, `retry_s` when to try again, and `expected` what was expected of it.
     """
     assert sequence.finish_reason is not None
     return Finished(
@@ -80,6 +87,7 @@ def finished(sequence: Sequence, now: float, detail: str = "", retry_s: float = 
         timings=timings(sequence, now),
         detail=detail,
         retry_s=retry_s,
+        expected=expected,
     )
 
 

@@ -192,8 +192,10 @@ class Finished:
     relegated: bool  # at any time
     num_preemptions: int
     timings: Timings
-    detail: str = ""  # for ERROR, REJECTED and DISPLACED: what happened
-    retry_s: float = 0.0  # for REJECTED and DISPLACED: when such a request would fare better
+    detail: str = ""  # where it ended for no reason of its own: what happened
+    retry_s: float = 0.0  # of one that was refused: when such a request would fare better
+    # For WOULD_BE_LATE: the expected times to the first and to the last token, from its arrival.
+    expected: tuple[float, float] | None = None
 
 
 Event = Accepted | Sampled | Relegated | Finished

@@ -187,6 +187,8 @@ class Request:
     timeout_s: float | None = None  # from its arrival to the call's own deadline, for the record
     trace_id: str = ""  # of the trace that its call is a part of, for the record
     target_reason: str = ""  # why it has these targets, where nobody stated them; for the record
+    refuse_if_late: bool = False  # end it when it comes where it would not be on time
+    num_after: int = 0  # completions of the same call that come right after it
 
     def __post_init__(self) -> None:
         if not len(self.prompt):

@@ -30,9 +30,10 @@ from collections.abc import Sequence as ListOf
 from dataclasses import replace
 
 from engine.deciding.entries import Entry, Unserved
+from engine.deciding.expectations import Expectations
 from engine.deciding.experience import Experience
 from engine.deciding.flow import Flow
-from engine.deciding.forecast import Forecast, forecast
+from engine.deciding.forecast import Forecast, lateness
 from engine.deciding.headroom import headroom_s
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
@@ -55,7 +56,7 @@ from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
 from engine.deciding.record import Record
-from engine.deciding.request import Request, Sampling, Share, TargetKind
+from engine.deciding.request import Request, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence
@@ -109,6 +110,9 @@ class Scheduler:
         )
         self.policy = MAKERS[config.policy](resources)
         self.roster = Roster(self.policy)
+        self._expectations = Expectations(
+            self.policy, self.roster, latency, self.history, self.experience
+        )
         self._planner = Planner(
             self.roster,
             self.policy,
@@ -136,12 +140,20 @@ class Scheduler:
         sequence = Sequence(request, admitted_at=now, expected_prefix=cached)
         self.totals.num_submitted += 1
         if why := self._refusal(sequence, now):
-            self.flow.asked(self._work_s(sequence), now)
-            return [self._reject(sequence, why, now)]
+            sequence.finish(FinishReason.REJECTED, now)
+            return [self._reject(sequence, now, why, self.policy.retry_s(sequence, now))]
+        promise = None
+        if request.refuse_if_late and not self._is_of_a_call_let_in(request):
+            promise = self._expectations.promise(sequence, now)
+        if promise is not None and not promise.on_time:
+            sequence.finish(FinishReason.WOULD_BE_LATE, now)
+            why = lateness(request.targets, promise)
+            told = promise.ttft_s, promise.ttlt_s
+            return [self._reject(sequence, now, why, promise.on_time_in_s, told)]
         self.roster.wait(sequence, now)
         prefill_s = self.policy.demand.prefill_s(sequence)
         self._note_arrival(sequence, prefill_s, now)
-        expected = self._forecast(sequence, now)
+        expected = promise or self._expectations.of(sequence, now)
         if expected.like is not None:
             first_at = request.arrived_at + expected.ttft_s
             self.experience.told(sequence, expected.like, first_at)
@@ -196,19 +208,28 @@ class Scheduler:
         return whose(others, self.policy.known_work_s, expected.ahead_s)
 
     def _refusal(self, sequence: Sequence, now: float) -> str:
-        """Returns why the policy turns the request away, or "". Where the first completion of a
-        call was let in, the others are: the call would end for want of one, and all that its
-        completions had waited for.
-        """
-        if sequence.request.first_of_call in self.roster.sequences:
-            return ""
-        return self.policy.refusal(sequence, now)
+        """Returns why the policy turns the request away, or ""."""
+        is_let_in = self._is_of_a_call_let_in(sequence.request)
+        return "" if is_let_in else self.policy.refusal(sequence, now)
 
-    def _reject(self, sequence: Sequence, why: str, now: float) -> Event:
-        """The request ends before it began; returns its only event."""
-        sequence.finish(FinishReason.REJECTED, now)
+    def _is_of_a_call_let_in(self, request: Request) -> bool:
+        """Whether the first completion of its call was let in. Then the others are: the call would
+        end for want of one, and all that its completions had waited for.
+        """
+        return request.first_of_call in self.roster.sequences
+
+    def _reject(
+        self,
+        sequence: Sequence,
+        now: float,
+        why: str,
+        retry_s: float,
+        expected: tuple[float, float] | None = None,
+    ) -> Event:
+        """The request has ended before it began; returns its only event."""
+        self.flow.asked(self._work_s(sequence), now)
         self.totals.num_finished += 1
-        event = finished(sequence, now, why, self.policy.retry_s(sequence, now))
+        event = finished(sequence, now, why, retry_s, expected)
         self.record.rejected(sequence, event, now)
         return event
 
@@ -269,7 +290,7 @@ class Scheduler:
 
     def _note(self, move: Move, now: float) -> Forecast:
         sequence = move.sequence
-        expected = self._forecast(sequence, now)
+        expected = self._expectations.of(sequence, now)
         if self.record.is_on:
             ahead = self._whose_is_ahead(sequence, expected)
             kind = move.kind.value
@@ -418,46 +439,9 @@ class Scheduler:
         """Returns the state of a request in flight. Raises KeyError where there is none."""
         return self.roster.sequences[request_id]
 
-    def _forecast(self, sequence: Sequence, now: float, output_len: int | None = None) -> Forecast:
-        """Returns what is expected of a sequence. Iterations are expected to last as long as of
-        late, and as a decode of this one by itself at least; where the policy keeps the pace of
-        streams, not longer than its TBT, unless the decodes alone take that.
-        """
-        demand = self.policy.demand
-        ahead_s = self.policy.ahead_s(sequence, self.roster.waiting, now)
-        alone_s = self.latency.usual(Work(1, sequence.num_known))
-        iteration_s = max(demand.iteration_s, alone_s)
-        tbt_s = sequence.request.targets.tbt_s
-        if tbt_s is not None and self.policy.keeps_pace:
-            context = sequence.num_known + self.roster.context
-            decodes_s = self.latency.usual(Work(1 + len(self.roster.running), context))
-            iteration_s = min(iteration_s, max(tbt_s, decodes_s))
-        return forecast(sequence, ahead_s, demand, self.experience, iteration_s, now, output_len)
-
     def estimate(self, asked: Estimate, now: float) -> Forecast:
         """Returns what would become of such a request if it was sent now."""
-        output_len = asked.output_len
-        request = Request(
-            "",
-            range(asked.prompt_len),
-            Sampling(max_tokens=asked.default_output_len if output_len is None else output_len),
-            arrived_at=now,
-            targets=asked.targets,
-            importance=asked.importance,
-            tier=asked.tier,
-            application=asked.application,
-            tenant=asked.tenant,
-            share=asked.share,
-        )
-        if output_len is None:
-            output_len = self.history.known(request.output_group)
-        if output_len is None:
-            most = asked.default_output_len
-            output_len = self.history.estimate(request.output_group, most)
-        sequence = Sequence(request, admitted_at=now)
-        expected = self._forecast(sequence, now, output_len)
-        refusal, retry_s = self.policy.refusal(sequence, now), self.policy.retry_s(sequence, now)
-        return replace(expected, refusal=refusal, retry_s=retry_s)
+        return self._expectations.estimate(asked, now)
 
     def explain(
         self, request_id: str, tenant: str | None = "", now: float | None = None
@@ -478,7 +462,7 @@ class Scheduler:
 
     def _waits(self, sequence: Sequence, now: float) -> Decision:
         """Returns what a waiting sequence waits for, told like a decision."""
-        expected = self._forecast(sequence, now)
+        expected = self._expectations.of(sequence, now)
         first_at = None if sequence.output else sequence.request.arrived_at + expected.ttft_s
         values = {"ahead_s": expected.ahead_s, "late_chance": expected.late_chance}
         ahead = self._whose_is_ahead(sequence, expected)

@@ -68,6 +68,7 @@ class FinishReason(Enum):
     TIMEOUT = "timeout"  # the RPC's own deadline passed
     DISPLACED = "displaced"  # it waited, and others had its place: in the queue, or for too long
     REJECTED = "rejected"  # never admitted: by its policy, it could not be served in time
+    WOULD_BE_LATE = "would_be_late"  # never admitted: by its forecast, and it asked for that
     ERROR = "error"  # the engine could not go on with it; never silent
 
 

@@ -281,6 +281,8 @@ class _Sender:
             options["best_effort"] = True
         if request.importance is not None:
             options["importance"] = request.importance
+        if request.refuse_if_late:
+            options["refuse_if_late"] = True
         if request.timeout_s is not None:
             options["timeout"] = request.timeout_s
         return options

@@ -376,6 +376,7 @@ def _request(planned: PlannedRequest, tier: values.Tier | None, stated: int) -> 
         tenant=planned.tenant,
         target_source="request" if planned.explicit else "tier",
         timeout_s=planned.timeout_s,
+        refuse_if_late=planned.refuse_if_late,
     )
 
 

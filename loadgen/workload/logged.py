@@ -274,6 +274,7 @@ class _Maker:
             timeout_s=None if logged.timeout_s is None else max(logged.timeout_s, LEAST_TIMEOUT_S),
             stated=logged.max_tokens,
             seed=index,
+            refuse_if_late=logged.refuse_if_late,
         )
 
     def _output_len(self, logged: Logged) -> int:

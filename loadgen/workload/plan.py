@@ -49,6 +49,7 @@ class PlannedRequest:
     timeout_s: float | None = None  # the call's own deadline
     seed: int = 0  # of the prompt's tokens, and of its sampling
     stated: int | None = None  # the `max_tokens` that a simulated caller states; None: not known
+    refuse_if_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class TierLoad:
     timeout_s: float | None = None
     cancel_rate: float = 0.0  # share of requests whose client leaves before the last token
     prefix: SharedPrefix | None = None
+    refuse_if_late: bool = False  # they ask to be refused rather than late
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 + SHARE_TOLERANCE:
@@ -286,6 +288,7 @@ class _Drawer:
             cancel_after=self._draw_cancel(output_len),
             timeout_s=load.timeout_s,
             seed=who.seed,
+            refuse_if_late=load.refuse_if_late,
         )
 
     def _draw_prefix(self) -> tuple[int | None, int]:

@@ -56,6 +56,7 @@ class TierSpec:
     timeout_s: float | None = None
     cancel_rate: float | None = None
     prefix: SharedPrefix | None = None
+    refuse_if_late: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,7 @@ def _load(tier: Tier, share: float, spec: TierSpec) -> TierLoad:
         spec.timeout_s,
         spec.cancel_rate or 0.0,
         spec.prefix,
+        spec.refuse_if_late or False,
     )
 
 

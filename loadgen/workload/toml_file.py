@@ -25,6 +25,7 @@ timeout = "30s"
 cancel_rate = 0.02
 importance = {low = 0.2, normal = 0.8}
 shared_prefix = {length = 256, share = 0.5, count = 4}
+refuse_if_late = true        # they ask to be refused rather than late
 
 [tiers.interactive]          # the keys of [all], and:
 share = 0.6
@@ -104,6 +105,7 @@ def _tier_spec(reader: _Reader, folder: Path) -> TierSpec:
         timeout_s=reader.take("timeout", _duration),
         cancel_rate=reader.take("cancel_rate", _number),
         prefix=reader.take("shared_prefix", _prefix),
+        refuse_if_late=reader.take("refuse_if_late", _boolean),
     )
     reader.check_empty()
     return spec

@@ -78,6 +78,7 @@ class Asked:
     tenant: str = ""
     share: Share = EVERYBODY_ELSE
     timeout_s: float | None = None  # from the call's arrival to its deadline
+    refuse_if_late: bool = False
 
 
 class Limits(NamedTuple):
@@ -129,6 +130,7 @@ def read_generate(
         tenant=tenant,
         share=tiers.share_of(tenant),
         timeout_s=None if timeout_s is None else max(_LEAST_TIMEOUT_S, timeout_s),
+        refuse_if_late=request.qos.refuse_if_late,
     )
 
 
@@ -372,6 +374,8 @@ def engine_requests(
             share=asked.share,
             timeout_s=asked.timeout_s,
             trace_id=trace_id,
+            refuse_if_late=asked.refuse_if_late,
+            num_after=asked.n - 1 - i,
         )
         for i in range(asked.n)
     ]

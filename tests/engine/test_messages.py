@@ -33,7 +33,8 @@ def test_a_request_comes_back_whole() -> None:
     names = ("tier", "application", "tenant", "target_source")
     share = Share("acme", 2.0)
     request = Request(
-        *("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share, 2, 3.5, "ff", "why")
+        *("a", [1, 2], sampling, 1.5, targets, Importance.HIGH, *names, share, 2, 3.5, "ff", "why"),
+        *(True, 1),
     )
     for record in (request, sampling):
         for each in fields(record):

@@ -302,6 +302,15 @@ def test_stop_tokens_are_the_request_s_and_the_model_s() -> None:
     assert admitted(make_request(sampling=sampling))[0].sampling.stop_token_ids == {7}
 
 
+def test_who_would_rather_be_refused_than_late_has_all_completions_judged_at_the_first() -> None:
+    request = make_request(sampling=pb.Sampling(n=3))
+    assert [(r.refuse_if_late, r.num_after) for r in admitted(request)] == [
+        *((False, 2), (False, 1), (False, 0))
+    ]
+    request.qos.refuse_if_late = True
+    assert all(each.refuse_if_late for each in admitted(request))
+
+
 def test_explicit_targets_are_read_in_seconds() -> None:
     request = make_request()
     request.qos.interactive.ttft.FromMilliseconds(250)

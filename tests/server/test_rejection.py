@@ -10,21 +10,23 @@ from google.rpc import error_details_pb2
 from engine.config import EngineConfig
 from niyama.v1 import inference_pb2 as pb
 from server.config import ServerConfig
-from server.errors import MOST_RETRY_AFTER_S, SPREAD
+from server.errors import MOST_RETRY_AFTER_S, PUSHBACK_KEY, SPREAD
 from tests.engine.driving.engines import DEAR
 from tests.server.conftest import running_with, within
-from tests.server.test_service import failure
+from tests.server.test_service import details, failure
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-def asked(ttlt_s: float) -> pb.GenerateRequest:
+def asked(ttlt_s: float, refuse_if_late: bool = False) -> pb.GenerateRequest:
     ttlt = Duration()
     ttlt.FromNanoseconds(int(1e9 * ttlt_s))
     return pb.GenerateRequest(
         input=pb.Input(text="Once"),
         sampling=pb.Sampling(max_tokens=2, ignore_eos=True),
-        qos=pb.QualityOfService(deadline=pb.DeadlineTargets(ttlt=ttlt)),
+        qos=pb.QualityOfService(
+            deadline=pb.DeadlineTargets(ttlt=ttlt), refuse_if_late=refuse_if_late
+        ),
     )
 
 
@@ -88,3 +90,45 @@ async def test_who_has_waited_too_long_is_told_so_and_when_to_try_again() -> Non
         assert error.details() == why
         assert 1000 <= detail.retry_delay.ToMilliseconds() <= 1500
         await within(running.service.calls.idle.wait())
+
+
+async def test_who_asks_to_be_refused_rather_than_late_is_before_anything_is_sent() -> None:
+    """By the forecast, as Estimate says, too; streamed or not, of one completion or several. It is
+    counted and told as that, and gRPC is not to try again behind the caller's back.
+    """
+    async with running_with(
+        ServerConfig(port=0, engine=EngineConfig(factory=DEAR))  # a second for each token
+    ) as running:
+        late = asked(5.0, refuse_if_late=True)
+        late.input.token_ids.ids.extend([5] * 10)
+        about = pb.EstimateRequest(prompt_tokens=10, output_tokens=2, qos=late.qos)
+        admission = (await within(running.stub.Estimate(about))).admission
+        assert (admission.admitted, admission.reason) == (False, "would_be_late")
+        assert "its last token is expected after" in admission.detail
+        stream = pb.GenerateStreamRequest.FromString(late.SerializeToString())
+        late.request_id = "late"
+        calls = [running.stub.Generate(late), running.stub.GenerateStream(stream).read()]
+        for call in calls:
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert dict(error.trailing_metadata() or ())[PUSHBACK_KEY] == "-1"
+            retry, why = details(error)
+            assert 1 <= retry.retry_delay.ToSeconds() <= MOST_RETRY_AFTER_S
+            assert why.reason == "WOULD_BE_LATE"
+            assert 5000 < int(why.metadata["expected_ttlt_ms"]) < 60_000
+        story = await within(running.stub.Explain(pb.ExplainRequest(request_id="late")))
+        assert story.result == "refused"
+        assert story.summary.startswith("Refused on arrival: its last token is expected after")
+        labels = ("explicit", "normal", "would_be_late", "other")
+        await within(running.service.calls.idle.wait())
+        assert running.metrics.refused.labels(*labels)._value.get() == 2
+
+        fits = asked(5.0, refuse_if_late=True)
+        fits.input.token_ids.ids.extend([5])
+        assert (await within(running.stub.Generate(fits))).completions
+        fits.sampling.n = 16
+        error = await failure(running.stub.Generate(fits))
+        assert details(error)[1].reason == "WOULD_BE_LATE"
+        stats = await running.stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+        assert len(running.server.ledger.admission) == 0

@@ -55,6 +55,17 @@ async def failure(call: Any, detail: Message | None = None) -> grpc.aio.AioRpcEr
     return caught.value
 
 
+def details(error: grpc.aio.AioRpcError) -> list[Any]:
+    """The details of a status, unpacked."""
+    status = rpc_status.from_call(Ended(error))
+    assert status is not None
+    found = []
+    for packed in status.details:
+        found.append(getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])())
+        assert packed.Unpack(found[-1])
+    return found
+
+
 async def test_a_stream_is_accepted_then_tokens_then_finished(running: Running) -> None:
     events = await stream(running)
     kinds = [event.WhichOneof("event") for event in events]

@@ -207,7 +207,7 @@ class Driver:
         assert event.request_id == request.id
         self.stories[request.id] = Story(request)
         if isinstance(event, Finished):
-            assert event.reason is FinishReason.REJECTED
+            assert event.reason in (FinishReason.REJECTED, FinishReason.WOULD_BE_LATE)
             self._take([event])
         else:
             assert isinstance(event, Accepted)

@@ -85,6 +85,7 @@ def test_flags_for_everything_else() -> None:
         *("--rps", "ramp:1..9", "--duration", "2m", "--seed", "5", "--cv", "3"),
         *("--tenants", "a:0.5,b:0.5", "--applications", "chat:1", "--importance", "low:1"),
         *("--shared-prefix", "256:0.5:4", "--cancel-rate", "0.1", "--timeout", "5s"),
+        "--refuse-if-late",
     )
     assert workload.arrivals.rate == Rate(1, 9, Shape.RAMP)
     assert (workload.arrivals.process, workload.arrivals.cv) == (Process.GAMMA, 3.0)
@@ -93,7 +94,7 @@ def test_flags_for_everything_else() -> None:
     for tier in workload.tiers:
         assert tier.importance == {Importance.LOW: 1.0}
         assert tier.prefix == SharedPrefix(256, 0.5, 4)
-        assert (tier.cancel_rate, tier.timeout_s) == (0.1, 5.0)
+        assert (tier.cancel_rate, tier.timeout_s, tier.refuse_if_late) == (0.1, 5.0, True)
 
 
 def test_a_trace_gives_lengths_and_a_replay_gives_both(folder: Path) -> None:

@@ -1,0 +1,121 @@
+"""What is expected of requests by the queue as it is: of those that wait, of those that have just
+come, and of those that somebody only asks about. Nothing is changed by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.deciding.experience import Experience
+from engine.deciding.forecast import Forecast, forecast, on_time_in_s
+from engine.deciding.history import OutputLengths
+from engine.deciding.latency import LatencyModel
+from engine.deciding.plan import Work
+from engine.deciding.policy import Policy
+from engine.deciding.questions import Estimate
+from engine.deciding.request import Request, Sampling
+from engine.deciding.roster import Roster
+from engine.deciding.sequence import Sequence
+
+
+class Expectations:
+    """What is to be expected by a scheduler's policy, queue, latency model and experience. Instants
+    and durations are in seconds.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        roster: Roster,
+        latency: LatencyModel,
+        history: OutputLengths,
+        experience: Experience,
+    ) -> None:
+        self._policy = policy
+        self._roster = roster
+        self._latency = latency
+        self._history = history
+        self._experience = experience
+
+    def of(self, sequence: Sequence, now: float) -> Forecast:
+        """Returns what is expected of a sequence."""
+        return self._by_ahead(sequence, now)(self._ahead_s(sequence, now))
+
+    def promise(self, arriving: Sequence, now: float) -> Forecast:
+        """Returns what a request that has just come is told to expect, before anything of it is
+        kept; where that is to be late, also when such a request would be on time.
+
+        Of several completions the last one is judged, too, with all that come before it ahead.
+        """
+        request = arriving.request
+        # The policy may mark whom it is asked about.
+        twin = Sequence(request, now, expected_prefix=arriving.expected_prefix)
+        ahead_s, at = self._ahead_s(twin, now), self._by_ahead(twin, now)
+        expected = at(ahead_s)
+        if expected.on_time and request.num_after:
+            demand = self._policy.demand
+            each_s = demand.prefill_s(twin) + demand.decodes_until_due_s(twin, now)
+            last_s = ahead_s + request.num_after * each_s
+            if not (last := at(last_s)).on_time:
+                ahead_s, expected = last_s, last
+        if expected.on_time:
+            return expected
+        new = replace(request, arrived_at=now)  # as it would come
+        then = self._by_ahead(Sequence(new, now, expected_prefix=twin.expected_prefix), now)
+        in_s = on_time_in_s(then, ahead_s, self._experience.slowdown)
+        return replace(expected, on_time_in_s=in_s)
+
+    def estimate(self, asked: Estimate, now: float) -> Forecast:
+        """Returns what would become of such a request if it was sent now."""
+        output_len = asked.output_len
+        request = Request(
+            "",
+            range(asked.prompt_len),
+            Sampling(max_tokens=asked.default_output_len if output_len is None else output_len),
+            arrived_at=now,
+            targets=asked.targets,
+            importance=asked.importance,
+            tier=asked.tier,
+            application=asked.application,
+            tenant=asked.tenant,
+            share=asked.share,
+        )
+        if output_len is None:
+            output_len = self._history.known(request.output_group)
+        if output_len is None:
+            most = asked.default_output_len
+            output_len = self._history.estimate(request.output_group, most)
+        sequence = Sequence(request, admitted_at=now)
+        ahead_s, at = self._ahead_s(sequence, now), self._by_ahead(sequence, now, output_len)
+        return replace(
+            at(ahead_s),
+            refusal=self._policy.refusal(sequence, now),
+            retry_s=self._policy.retry_s(sequence, now),
+            on_time_in_s=on_time_in_s(at, ahead_s, self._experience.slowdown),
+        )
+
+    def _ahead_s(self, sequence: Sequence, now: float) -> float:
+        return self._policy.ahead_s(sequence, self._roster.waiting, now)
+
+    def _by_ahead(
+        self, sequence: Sequence, now: float, output_len: int | None = None
+    ) -> Callable[[float], Forecast]:
+        """Returns what is expected of a sequence by the work ahead of it. Iterations are expected
+        to last as long as of late, and as a decode of this one by itself at least; where the policy
+        keeps the pace of streams, not longer than its TBT, unless the decodes alone take that.
+        """
+        demand, running = self._policy.demand, self._roster.running
+        alone_s = self._latency.usual(Work(1, sequence.num_known))
+        iteration_s = max(demand.iteration_s, alone_s)
+        tbt_s = sequence.request.targets.tbt_s
+        if tbt_s is not None and self._policy.keeps_pace:
+            context = sequence.num_known + self._roster.context
+            decodes_s = self._latency.usual(Work(1 + len(running), context))
+            iteration_s = min(iteration_s, max(tbt_s, decodes_s))
+
+        def by_ahead(ahead_s: float) -> Forecast:
+            experience = self._experience
+            return forecast(sequence, ahead_s, demand, experience, iteration_s, now, output_len)
+
+        return by_ahead
