@@ -11,13 +11,14 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from engine.deciding.plan import Pending, Plan
+from engine.deciding.plan import NOT_FINITE, Done, Pending, Plan, Token
 from engine.driving import null
 from engine.driving.loop import Engine
 
 NULL = "engine.driving.null:build"
 DEAR = "tests.engine.driving.engines:build_dear"
 SLOW = "tests.engine.driving.engines:build_slow"
+SPOILT = "tests.engine.driving.engines:build_spoilt"
 
 
 class Failing:
@@ -139,3 +140,24 @@ def build_never(config: EngineConfig) -> Engine:
 def build_dying(config: EngineConfig) -> Engine:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+class Spoilt(Slow):
+    """The same, and no number comes out for a request with the seed that breaks it."""
+
+    def launch(self, plan: Plan) -> Pending:
+        spoilt = {s.id for s in plan.sampling if s.request.sampling.seed == Failing.BREAKING_SEED}
+        pending = super().launch(plan)
+        if not spoilt:
+            return pending
+        tokens = [
+            Token(NOT_FINITE) if sequence.id in spoilt else token
+            for sequence, token in zip(plan.sampling, pending.tokens(), strict=True)
+        ]
+        return Done(tokens)
+
+
+def build_spoilt(config: EngineConfig) -> Engine:
+    engine = null.build(config)
+    assert isinstance(engine.executor, null.NullExecutor)
+    return engine._replace(executor=Spoilt(engine.executor))
