@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None, module: str = "server") -> int:
     parser.add_argument("--load", type=float, default=1.0, help="times as many calls")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each, in turns")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--server-flags", default="", help="of the live server, as in a shell")
     flags = parser.parse_args(argv)
     run: Run
     if flags.simulate:
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None, module: str = "server") -> int:
     else:
 
         def run(callers: Sequence[Caller], is_on: bool) -> None:
-            live.run(callers, is_on, module)
+            live.run(callers, is_on, module, shlex.split(flags.server_flags))
 
     found: dict[bool, list[list[Score]]] = {False: [], True: []}
     for repeat in range(flags.repeats):

@@ -20,12 +20,18 @@ DRAIN_S = 60.0  # for the last answers
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
-def run(callers: Sequence[Caller], is_on: bool, module: str = local_server.MODULE) -> None:
+def run(
+    callers: Sequence[Caller],
+    is_on: bool,
+    module: str = local_server.MODULE,
+    server_flags: Sequence[str] = (),
+) -> None:
     """Sends all calls and notes in each what became of it."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "niyama.toml"
         config.write_text(tiers_toml(), encoding="utf-8")
-        flags = ["--config", str(config), "--infer", "on" if is_on else "shadow"]
+        mode = "on" if is_on else "shadow"
+        flags = ["--config", str(config), "--infer", mode, *server_flags]
         with local_server.serving(flags, module) as address, priority.raised():
             asyncio.run(_run(callers, address))
 
