@@ -8,10 +8,12 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from loadgen import interrupts
+from loadgen.flags import TargetFlags
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.record import Outcome
 from loadgen.targets.target import End, Progress, Unreachable
@@ -284,6 +286,28 @@ def test_progress_adds_up(little: LittleServer) -> None:
     target(little).run(iter(every(0.01, 30)), seen.append)
     assert seen[-1].num_sent == seen[-1].num_finished == 30
     assert all(p.num_sent == p.num_in_flight + p.num_finished + p.num_failed for p in seen)
+
+
+def test_every_call_shows_who_makes_the_load_and_none_is_made_twice(
+    little: LittleServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("word")
+    flags = TargetFlags(target=little.address, token_file=path)
+    live = LiveTarget(flags.target, connection=flags.connection())
+    assert live.info().policy == "fcfs"
+    little.servicer.pushbacks = ["1"]
+    run = live.run(iter(every(0.0, 2)), unwatched)
+    assert {record.outcome for record in run.records} == {Outcome.FINISHED, Outcome.REJECTED}
+    assert set(little.servicer.tokens) == {"Bearer word"}
+    assert len(little.servicer.requests) == 2
+
+
+def test_a_server_that_cannot_be_asked_so_is_told_before_the_run() -> None:
+    for flags in (TargetFlags(token_file=Path("missing")), TargetFlags(ca=Path("missing"))):
+        with pytest.raises(ValueError, match="missing: No such file"):
+            LiveTarget(flags.target, connection=flags.connection())
+    assert TargetFlags(tls=True).connection()["tls"]
 
 
 @pytest.mark.parametrize("change", [{"channels": 0}, {"drain_s": -1.0}])
