@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ async def test_a_reader_that_leaves_early_is_no_traceback(address: str) -> None:
     os.close(writing)
     _, error = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, error) == (1, b"")
+
+
+@pytest.mark.parametrize("module", ["client", "niyama.client"])
+def test_it_is_a_command_by_either_name(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"niyama {version('niyama-client')}\n"
 
 
 NO_UTF_8 = b"caf\xe9"
