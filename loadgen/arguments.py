@@ -206,7 +206,7 @@ def _replayed(arguments: Arguments) -> tuple[Path | None, tuple[Path, ...] | Non
     if arguments.simulation is not None:
         said["stated_output"] = arguments.simulation.stated_output
     for name, value in said.items():
-        if value not in (None, ()):
+        if value not in (None, (), False):
             flag = name.replace("_", "-")
             raise ValueError(f"argument --{flag}: not allowed with a decision log, which says it")
     return None, paths
