@@ -15,8 +15,6 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 
-from server import errors
-from server.errors import CallError
 from server.listening.deliveries import address_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,8 +25,8 @@ class NotInstalled(ValueError):
 
 
 def add_channelz(server: Any, admit: Callable[[Context], None]) -> FileDescriptor:
-    """Adds the service to a server. `admit` raises CallError for a call that is not the operator's.
-    Returns the file that describes the service. Raises NotInstalled.
+    """Adds the service to a server, which ends calls with the CallError that their handler raises;
+    `admit` raises one for a call that is not the operator's. Returns the file that describes the service. Raises NotInstalled.
     """
     try:
         from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
@@ -45,10 +43,7 @@ def add_channelz(server: Any, admit: Callable[[Context], None]) -> FileDescripto
 
 def _guarded(answer: Any, admit: Callable[[Context], None]) -> Any:
     async def admitted(request: Message, context: Context) -> Message:
-        try:
-            admit(context)
-        except CallError as error:
-            await errors.abort(context, error)
+        admit(context)
         response: Message = await answer(request, context)
         return response
 
