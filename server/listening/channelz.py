@@ -26,7 +26,8 @@ class NotInstalled(ValueError):
 
 def add_channelz(server: Any, admit: Callable[[Context], None]) -> FileDescriptor:
     """Adds the service to a server, which ends calls with the CallError that their handler raises;
-    `admit` raises one for a call that is not the operator's. Returns the file that describes the service. Raises NotInstalled.
+    `admit` raises one for a call that is not the operator's. Returns the file that describes the
+    service. Raises NotInstalled.
     """
     try:
         from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
