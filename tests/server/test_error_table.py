@@ -15,7 +15,8 @@ from niyama.v1 import inference_pb2 as pb
 from server.errors import CODES, DETAILS_KEY, PUSHBACK_KEY, Refusal
 from tests.server import error_table
 from tests.server.conftest import Running, within
-from tests.server.error_table import HTTP_ONLY, PAGE, ROWS, TOKEN, Told, asked, raw
+from tests.server.error_table import HTTP_ONLY, PAGE, ROWS, Told
+from tests.server.provoking import TOKEN, asked, raw
 from tests.server.test_service import details, failure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

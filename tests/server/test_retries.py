@@ -18,7 +18,8 @@ from niyama.v1 import inference_pb2_grpc
 from server.errors import Refusal, Refused
 from tests.node.test_node_stream import node_modules
 from tests.server.conftest import Running, within
-from tests.server.error_table import PAGE, due, filled
+from tests.server.error_table import PAGE
+from tests.server.provoking import due, filled
 from tests.server.test_service import details, failure
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
