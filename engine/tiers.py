@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
 from engine.deciding.latency import LatencyModel, LatencyProfile, add_chunk
 from engine.deciding.plan import Work
-from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, Targets
+from engine.deciding.request import EVERYBODY_ELSE, Importance, Share, TargetKind, Targets
 from engine.deciding.stats import TierAsked
+from engine.rights import ANYTHING, Rights
 
 # Names in metrics and reports that are no tier's: of targets that requests state themselves, and of
 # calls that nobody has read.
@@ -48,6 +49,9 @@ class TargetSource(Enum):
     DEFAULT = "default"
     GATEWAY = "gateway"
     INFERRED = "inferred"
+
+
+STATED = frozenset({TargetSource.REQUEST, TargetSource.TIER})  # by the request itself
 
 
 class UnknownTier(ValueError):
@@ -216,6 +220,7 @@ class Tiers:
     applications: Mapping[str, Preset] = field(default_factory=dict)
     deadline_is_target: bool = False  # of calls that name no targets, tier or preset
     tenants: Mapping[str, Share] = field(default_factory=dict)  # that the operator has named
+    rights: Mapping[str, Rights] = field(default_factory=dict)  # by the name of the share
 
     def __post_init__(self) -> None:
         if self.default not in list(self.tiers):
@@ -230,15 +235,23 @@ class Tiers:
         importance: Importance | None = None,
         gateway: FromGateway = NO_GATEWAY,
         inferred: Inferred | None = None,
+        rights: Rights = ANYTHING,
     ) -> Resolved:
-        """Returns the targets and the importance of a request that states these.
+        """Returns the targets and the importance of a request that states these, within what its
+        tenant may have.
 
         `timeout_s` is from the arrival to the call's own deadline. A gateway's importance holds for
         a request that states neither its importance nor a tier, which has one; `inferred` is for
-        one that nobody states anything of. Raises UnknownTier.
+        one that nobody states anything of. Raises UnknownTier, and NotAllowed for what the request
+        itself states.
         """
+        rights.check_importance(importance)
         limit_s = math.inf if timeout_s is None or timeout_s <= 0 else timeout_s
-        chosen, source, is_target = self._choose(explicit, tier, application, gateway, inferred)
+        if not rights.explicit_targets:
+            limit_s = math.inf  # the call ends there all the same
+        chosen, source, is_target = self._choose_within(
+            rights, explicit, tier, application, gateway, inferred
+        )
         if is_target and limit_s < math.inf:
             chosen = Tier("", Targets(ttlt_s=limit_s), chosen.importance)
             source = TargetSource.RPC_DEADLINE
@@ -247,6 +260,7 @@ class Tiers:
             wanted = gateway.importance
         if wanted is None:
             wanted = chosen.importance
+        wanted = min(wanted, rights.importance)
         reason = ""
         if source is TargetSource.GATEWAY:
             reason = gateway.reason
@@ -284,6 +298,44 @@ class Tiers:
     def share_of(self, tenant: str) -> Share:
         """Returns whose part of queue and engine the tenant's requests take."""
         return self.tenants.get(tenant, EVERYBODY_ELSE)
+
+    def rights_of(self, tenant: str) -> Rights:
+        """Returns what the tenant may do."""
+        return self.rights.get(self.share_of(tenant).name, ANYTHING)
+
+    def seen_by(self, tenant: str) -> Tiers:
+        """Returns them as the tenant may have them: its tiers alone, and its own default."""
+        rights = self.rights_of(tenant)
+        if not rights.tiers:
+            return self
+        own = {name: self.tiers[name] for name in self.tiers if name in rights.tiers}
+        return replace(self, tiers=own, default=self._default(rights).name)
+
+    def _choose_within(
+        self,
+        rights: Rights,
+        explicit: Targets | None,
+        tier: str,
+        application: str,
+        gateway: FromGateway,
+        inferred: Inferred | None,
+    ) -> tuple[Tier, TargetSource, bool]:
+        """Does as `_choose`; of what the tenant may not have, its own default takes the place.
+        Raises NotAllowed where the request itself states it.
+        """
+        if tier and explicit is None and not rights.may_have(tier):  # whether there is one or not
+            raise rights.refuse(tier)
+        chosen, source, is_target = self._choose(explicit, tier, application, gateway, inferred)
+        is_nothing = not chosen.name and chosen.targets.kind is TargetKind.BEST_EFFORT
+        if is_nothing or rights.may_have(chosen.name):
+            return chosen, source, is_target
+        if source in STATED:
+            raise rights.refuse(chosen.name)
+        return self._default(rights), TargetSource.DEFAULT, False
+
+    def _default(self, rights: Rights) -> Tier:
+        """Returns the tier of the tenant's calls that name nothing."""
+        return self.tiers[self.default if rights.may_have(self.default) else rights.tiers[0]]
 
     def _choose(
         self,

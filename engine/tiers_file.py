@@ -21,11 +21,20 @@
 
     [tenants.acme]
     weight = 2              # of its share of queue and engine; 1 where left out
+    tiers = ["chat"]        # what it may have (engine/rights.py); any where left out
+    explicit_targets = true     # though it is restricted to tiers
+    importance = "normal"   # the highest that it may claim
+    max_requests = 100      # of its own that wait or run
+    max_queued_tokens = 500_000
+    certificates = ["spiffe://example.org/acme/*"]  # of clients that are this tenant
+    speaks_for_others = true    # a gateway: its calls may name any tenant
+    admin = true            # may explain every tenant's requests
 
 Tiers of the file replace the built-in ones altogether. An application (or `default_tier`) may also
 name one of `presets.toml`, which is then one of the tiers. A tenant that is not named there shares
-with all others that are not: a name that anybody may invent buys nothing. The file's other tables
-are sections of the server's flags (`engine.config.SECTIONS`, read by `server/settings.py`).
+with all others that are not: a name that anybody may invent buys nothing. What they may do stands
+in `[tenants.other]`. The file's other tables are sections of the server's flags
+(`engine.config.SECTIONS`, read by `server/settings.py`).
 """
 
 from __future__ import annotations
@@ -40,6 +49,7 @@ from typing import Any
 from engine import toml_file
 from engine.config import SECTIONS
 from engine.deciding.request import Importance, Share, Targets
+from engine.rights import Rights
 from engine.tiers import BUILT_IN, EXPLICIT, OTHER_TENANTS, UNREAD, Preset, Tier, Tiers
 from engine.toml_file import Document, Keys, Misstated, refuse_unknown
 
@@ -48,7 +58,10 @@ KEYS = frozenset({"default_tier", "deadline_is_target", "tiers", "applications",
 MOST_NAME_BYTES = 128  # of a name that a call may state: tier, application, tenant, request
 MOST_SECONDS = 1e9  # some thirty years; a duration on the wire can hold more
 WEIGHTS = (1e-6, 1e6)
-RESERVED = {"tiers": (EXPLICIT, UNREAD), "tenants": (OTHER_TENANTS,)}  # by metrics
+RESERVED = {"tiers": (EXPLICIT, UNREAD)}  # by metrics
+MOST_LIMIT = 10**12
+_RIGHTS = frozenset(each.name for each in fields(Rights))
+_OF_ONE = frozenset({"weight", "certificates", "speaks_for_others", "admin"})  # tenant alone
 
 
 def load(path: Path) -> Tiers:
@@ -85,11 +98,9 @@ def _read(document: dict[str, Any], built_in: Iterable[Tier]) -> Tiers:
         name: _preset(table, ("applications", name), tiers, tiers[default])
         for name, table in _tables(document, "applications").items()
     }
-    tenants = {
-        name: _share(name, table, ("tenants", name))
-        for name, table in _tables(document, "tenants").items()
-    }
-    return Tiers(tiers, default, applications, _deadline_is_target(document, ()), tenants)
+    tenants, rights = _tenants(_tables(document, "tenants"), tiers)
+    is_target = _boolean(document, (), "deadline_is_target")
+    return Tiers(tiers, default, applications, is_target, tenants, rights)
 
 
 @cache
@@ -115,7 +126,9 @@ def changes(before: Tiers, after: Tiers) -> list[str]:
         old, new = getattr(before, each.name), getattr(after, each.name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             names = sorted({*old, *new})
-            found += [f"{each.name}.{name}" for name in names if old.get(name) != new.get(name)]
+            table = "tenants" if each.name == "rights" else each.name
+            different = [name or OTHER_TENANTS for name in names if old.get(name) != new.get(name)]
+            found += [f"{table}.{name}" for name in different if f"{table}.{name}" not in found]
         elif old != new:
             found.append("default_tier" if each.name == "default" else each.name)
     return found
@@ -181,17 +194,37 @@ def _importance(table: dict[str, Any], keys: Keys, default: Importance) -> Impor
     return names[value]
 
 
-def _deadline_is_target(table: dict[str, Any], keys: Keys) -> bool:
-    value = table.get("deadline_is_target", False)
+def _boolean(table: dict[str, Any], keys: Keys, key: str, default: bool = False) -> bool:
+    value = table.get(key, default)
     if not isinstance(value, bool):
-        raise Misstated(
-            (*keys, "deadline_is_target"), f"must be true or false, got {reprlib.repr(value)}"
-        )
+        raise Misstated((*keys, key), f"must be true or false, got {reprlib.repr(value)}")
     return value
 
 
+def _tenants(
+    tables: dict[str, dict[str, Any]], tiers: Mapping[str, Tier]
+) -> tuple[dict[str, Share], dict[str, Rights]]:
+    """Returns the tenants' shares, and by their names what each may do; "" is of all others."""
+    shares, rights = {}, {}
+    whose: dict[str, str] = {}  # a certificate is
+    for name, table in tables.items():
+        keys = ("tenants", name)
+        refuse_unknown(table, {"weight"} | _RIGHTS, keys)
+        if name == OTHER_TENANTS:
+            for key in sorted(_OF_ONE & table.keys()):
+                raise Misstated((*keys, key), "is of one tenant, and this is all that have no name")
+            rights[""] = _rights(table, keys, tiers)
+        else:
+            shares[name] = _share(name, table, keys)
+            rights[name] = _rights(table, keys, tiers)
+            for each in rights[name].certificates:
+                if whose.setdefault(each, name) != name:
+                    what = f"{reprlib.repr(each)} is tenant {whose[each]}'s"
+                    raise Misstated((*keys, "certificates"), what)
+    return shares, rights
+
+
 def _share(name: str, table: dict[str, Any], keys: Keys) -> Share:
-    refuse_unknown(table, {"weight"}, keys)
     weight = number(table.get("weight", 1), (*keys, "weight"))
     least, most = WEIGHTS
     if not least <= weight <= most:  # also false for nan
@@ -201,12 +234,49 @@ def _share(name: str, table: dict[str, Any], keys: Keys) -> Share:
     return Share(name, weight)
 
 
+def _rights(table: dict[str, Any], keys: Keys, tiers: Mapping[str, Tier]) -> Rights:
+    own = _texts(table, keys, "tiers")
+    for name in own:
+        if name not in list(tiers):
+            raise Misstated((*keys, "tiers"), f"{reprlib.repr(name)} is not one of the tiers")
+    if "tiers" in table and not own:
+        raise Misstated((*keys, "tiers"), "must name one at least; any where it is left out")
+    return Rights(
+        tiers=own,
+        importance=_importance(table, keys, max(Importance)),
+        explicit_targets=_boolean(table, keys, "explicit_targets", not own),
+        max_requests=_limit(table, keys, "max_requests"),
+        max_queued_tokens=_limit(table, keys, "max_queued_tokens"),
+        certificates=_texts(table, keys, "certificates"),
+        speaks_for_others=_boolean(table, keys, "speaks_for_others"),
+        admin=_boolean(table, keys, "admin"),
+    )
+
+
+def _texts(table: dict[str, Any], keys: Keys, key: str) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise Misstated((*keys, key), f"must be a list of texts, got {reprlib.repr(value)}")
+    return tuple(dict.fromkeys(value))
+
+
+def _limit(table: dict[str, Any], keys: Keys, key: str) -> int:
+    """Returns a limit that a table states; 0 where it states none."""
+    value = table.get(key)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_LIMIT:
+        what = f"must be a whole number from 1 to {MOST_LIMIT}, got {reprlib.repr(value)}"
+        raise Misstated((*keys, key), what)
+    return value
+
+
 def _preset(table: dict[str, Any], keys: Keys, tiers: Mapping[str, Tier], default: Tier) -> Preset:
     """Returns what a table says of an application: a tier by its name, perhaps with another
     importance, or targets of its own. Where it says only that the deadline is the target, calls
     without one get the default tier.
     """
-    is_target = _deadline_is_target(table, keys)
+    is_target = _boolean(table, keys, "deadline_is_target")
     rest = {key: value for key, value in table.items() if key != "deadline_is_target"}
     if "tier" not in rest and not (is_target and not rest.keys() - {"importance"}):
         return Preset(_tier("", rest, keys), is_target)

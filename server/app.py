@@ -20,23 +20,26 @@ from engine.messages import EngineInfo
 from engine.processes import collector
 from engine.tiers import Least, Shortfall, Tiers
 from server import logs
-from server.admin import Admin
 from server.admission.ledger import Ledger, linked
-from server.config import ServerConfig
+from server.admission.places import Use
+from server.config import ServerConfig, StartError
 from server.configuration import Changes, Configuration, Reconfigure, reloaded_from
 from server.ending import REST_S, Ending
 from server.engine import ServerEngine
 from server.engine_metrics import QueueMetrics, ReloadMetrics
 from server.frontend import FrontEnd
 from server.frontends.supervisor import Supervisor
+from server.identity import files
+from server.identity.identities import Identities
+from server.identity.watching import Expiry, Watch
 from server.listening.addresses import host_port, refuse_taken
+from server.listening.exposure import exposed, notes
 from server.metrics import Metrics
-from server.startup import read_admin, read_configuration
+from server.startup import read_configuration, read_identity
 from server.status.operating import Operating
 
 log = structlog.get_logger()
 
-ADMIN_TOKEN = "identity.admin_token_file"
 SLOW_START_S = 5.0  # after which the operator is told what takes so long
 
 
@@ -92,8 +95,9 @@ class Server:
         """
         self.config = config
         self.configuration = configuration or read_configuration(config)
-        self.admin = read_admin(config)
+        self.identities = Identities(read_identity(config), lambda: self.configuration.tiers)
         self.ledger = Ledger(config.max_requests, config.most_queued_tokens)
+        self._limit()
         self.habits = Habits()  # of calls that state no targets, at all front ends
         self.engine = ServerEngine(
             config,
@@ -106,11 +110,13 @@ class Server:
         self.reloads.told(True, time.time())
         self.front_ends = self._front_ends()
         self.operating = Operating(
-            *(config, self.engine, self.front_ends, self.admin),
+            *(config, self.engine, self.front_ends, self.identities),
             shortfalls=lambda: self._warned,
             known=lambda: Known(list(self.habits.known()), self.front_ends.tiers),
         )
         self.port = 0
+        self._reading = asyncio.Lock()
+        self._watching: list[asyncio.Task[None]] = []
         self._least: Least | None = None  # that the engine can keep, as far as it is known
         self._warned: Mapping[str, list[Shortfall]] = {}  # what the operator has been told of tiers
 
@@ -136,6 +142,14 @@ class Server:
                     least_loaded_s=each.loaded_s,
                 )
 
+    def _limit(self) -> None:
+        """Tells the ledger how much may wait, in all and of single tenants."""
+        config, rights = self.config, self.configuration.tiers.rights
+        of_shares = {
+            name: Use(each.max_requests, each.max_queued_tokens) for name, each in rights.items()
+        }
+        self.ledger.limit(config.max_requests, config.most_queued_tokens, of_shares)
+
     def _describe(self) -> None:
         """Tells the engine what its decision log is to say of the service."""
         tiers, config = self.front_ends.tiers, self.config
@@ -144,7 +158,14 @@ class Server:
 
     async def start(self) -> EngineInfo:
         """Listens, then waits for the engine. Raises StartError."""
+        if why := exposed(self.config):
+            raise StartError(f"--host {why}")
         refuse_taken(self.config.host, self.config.port)
+        for note in notes(self.config):
+            log.warning("exposed", note=note)
+        watch = Watch(lambda: files.paths_of(self.config), self._reread_identity)
+        expiry = Expiry().run(lambda: self.identities.files.tls)
+        self._watching = [asyncio.create_task(each) for each in (watch.run(), expiry)]
         self.operating.start()
         starting = asyncio.create_task(self.engine.start())
         try:
@@ -163,6 +184,9 @@ class Server:
 
     async def stop(self) -> None:
         """Ends what still runs, and the engine, whatever goes wrong with the former."""
+        for watching in self._watching:
+            watching.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         try:
             await self.front_ends.stop()
         finally:
@@ -173,30 +197,48 @@ class Server:
     @property
     def has_files(self) -> bool:
         """Returns whether there is anything that can be read again."""
-        return self.configuration.path is not None or self.config.admin_token_file is not None
+        return self.configuration.path is not None or bool(files.paths_of(self.config))
 
     async def reload(self) -> Changes:
-        """Reads the operator's file and token again; what they say holds for the calls to come, as
-        far as it can without a restart. Returns what differs. Raises ValueError, and then all is
-        as before.
+        """Reads the operator's file and those of identities again; what they say holds for the
+        calls to come, as far as it can without a restart. Returns what differs. Raises ValueError,
+        and then all is as before.
         """
+        async with self._reading:
+            return await self._reload()
+
+    async def _reload(self) -> Changes:
         configuration, config, reading = self.configuration, self.config, None
         if configuration.path is not None:
             text = await asyncio.to_thread(toml_file.read, configuration.path)
             reading = await asyncio.to_thread(configuration.read, text)
             if reading.config is not None:
                 config = reloaded_from(config, reading.config)
-        admin = await asyncio.to_thread(Admin.of_file, config.admin_token_file)
+        identity = await asyncio.to_thread(files.read, config)
         changes = Changes([], []) if reading is None else configuration.take(reading)
-        if admin.digest != self.admin.digest and ADMIN_TOKEN not in changes.made:
-            changes.made.append(ADMIN_TOKEN)
-        self.config, self.admin.digest = config, admin.digest
-        self.ledger.limit(config.max_requests, config.most_queued_tokens)
+        differing = files.differing(self.identities.files, identity)
+        changes.made.extend(each for each in differing if each not in changes.made)
+        self.config = config
+        self.identities.take(identity)
+        self._limit()
         logs.set_level(config.log_level)
-        self.front_ends.reconfigure(Reconfigure(configuration.text, config, admin.digest))
+        self.front_ends.reconfigure(Reconfigure(configuration.text, config, identity))
         self._describe()
         self._warn()
         return changes
+
+    async def _reread_identity(self) -> None:
+        """Reads the files of identities again, which have changed. Raises ValueError, and then all
+        is as before.
+        """
+        async with self._reading:
+            identity = await asyncio.to_thread(files.read, self.config)
+            if differing := files.differing(self.identities.files, identity):
+                self.identities.take(identity)
+                self.front_ends.reconfigure(
+                    Reconfigure(self.configuration.text, self.config, identity)
+                )
+                log.info("identity read", changes=differing)
 
     def kill(self) -> None:
         """Ends the engine and the front ends at once, whatever they do; this process is to follow.
@@ -213,7 +255,9 @@ class Server:
         """
         config, engine, ledger = self.config, self.engine, self.ledger
         if config.frontends > 1:
-            return Supervisor(config, engine, ledger, self.configuration, self.admin, self.habits)
+            return Supervisor(
+                config, engine, ledger, self.configuration, self.identities, self.habits
+            )
         metrics = Metrics(engine.registry)
 
         def observe(observed: Observed) -> None:
@@ -221,7 +265,7 @@ class Server:
                 front_end.learn(learnt)
 
         front_end = FrontEnd(
-            *(config, engine.link, metrics, linked(ledger), self.configuration, self.admin),
+            *(config, engine.link, metrics, linked(ledger), self.configuration, self.identities),
             observe,
         )
         return front_end

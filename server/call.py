@@ -28,6 +28,7 @@ from server.convert.trace_context import TraceContext
 from server.errors import CallError, Refusal, Refused
 from server.fate import End, Progress, fate, is_expired, progress
 from server.generation import Ended, Generation, Output, Piece, RelegatedAt
+from server.identity.identities import ANYBODY, Identity
 from server.listening.deliveries import DISPLACED_S, Delivery
 from server.metrics import Metrics
 
@@ -37,7 +38,7 @@ GENERATING = frozenset({"Generate", "GenerateStream"})
 # Why the engine is told to end what is left of a call, by the call's outcome; else CANCELLED.
 _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.ERROR}
 # Outcomes of calls that nobody should have made: they are no arrivals.
-_INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS"})
+_INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
 class Call:
@@ -60,9 +61,10 @@ class Call:
         metrics: Metrics,
         allowed_s: float | None,
         raw: bytes | None = None,
+        identity: Identity = ANYBODY,
     ) -> None:
         """`allowed_s` is the time that its client gave it, counted from its beginning, if any;
-        `raw` its message, None where none has come.
+        `raw` its message, None where none has come; `identity` who makes it.
         """
         self.rpc = rpc
         self.generates = rpc in GENERATING
@@ -72,7 +74,8 @@ class Call:
         self.raw = raw or b""  # until it has been read: nobody else is to hold on to it
         self.num_bytes = len(self.raw)
         self.request_id = ""
-        self.tenant = ""
+        self.identity = identity
+        self.tenant = identity.tenant  # on whose behalf
         self.share = EVERYBODY_ELSE  # of the tenant
         self.gateway = NOTHING  # what one says of it
         self.trace: TraceContext | None = None  # that it is a part of
@@ -355,6 +358,8 @@ class Call:
             story |= {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
         if self.error:
             story["error"] = self.error
+        if self.identity.tenant != self.tenant:
+            story["caller"] = self.identity.tenant  # who speaks for the tenant
         if self.quality is not None:
             story["tier"] = self.quality.tier
             story["importance"] = self.quality.importance.name.lower()

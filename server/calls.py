@@ -19,29 +19,42 @@ from google.protobuf.message import Message
 
 from engine.deciding.sequence import FinishReason
 from engine.linking.errors import DuplicateRequest, EngineLost
+from engine.rights import NotAllowed
 from server import defects, errors
 from server.call import Call
 from server.convert import trace_context
 from server.errors import CallError
 from server.generation import GenerationFailed
+from server.identity.identities import ANYBODY, Identity
 from server.listening.deliveries import Deliveries
 from server.listening.uploads import Uploads
 from server.metrics import Metrics
 from server.tracing import Tracing
 from server.violations import InvalidRequest
 
-FAILURES = (CallError, InvalidRequest, DuplicateRequest, GenerationFailed, EngineLost)
+FAILURES = (CallError, InvalidRequest, NotAllowed, DuplicateRequest, GenerationFailed, EngineLost)
 # How grpc.aio tells a handler that its call is over: it cancels the task, and where the task writes
 # before that it raises InternalError (a failed batch) or UsageError (a status was sent).
 DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
+Context = grpc.aio.ServicerContext[Any, Any]
 ResponseT = TypeVar("ResponseT")
 
 
 class Calls:
     """Receives, answers and ends calls. `idle` is set while no call is being served."""
 
-    def __init__(self, metrics: Metrics, deliveries: Deliveries, uploads: Uploads) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        deliveries: Deliveries,
+        uploads: Uploads,
+        identify: Callable[[Context], Identity] = lambda context: ANYBODY,
+    ) -> None:
+        """`identify` returns who makes a call, or raises CallError; nothing of a message is
+        received before.
+        """
         self._metrics = metrics
+        self._identify = identify
         self._deliveries = deliveries
         self.uploads = uploads
         self._num_calls = 0
@@ -87,7 +100,7 @@ class Calls:
         rpc: str,
         answer: Callable[[Call], Awaitable[ResponseT]],
         _: object,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> ResponseT:
         """Waits for the message, then serves the call. Draining waits only for calls whose message
         has come.
@@ -99,12 +112,13 @@ class Calls:
         except Exception:  # in ending it: gRPC would tell the caller all of that
             await errors.abort(context, defects.noted(rpc=rpc))
 
-    async def _received(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+    async def _received(self, rpc: str, context: Context) -> Call:
         """Returns the call, once its message has come. Where none comes, the call ends here, and
         what gRPC then raises is raised.
         """
         allowed_s = context.time_remaining()
         try:
+            identity = self._identify(context)
             raw = await self.uploads.receive(context)
         except CallError as error:
             call = self._without_message(rpc, context, allowed_s)
@@ -120,11 +134,9 @@ class Calls:
             call.leave()
             call.close()
             raise
-        return Call(rpc, time.monotonic(), context, self._metrics, allowed_s, raw)
+        return Call(rpc, time.monotonic(), context, self._metrics, allowed_s, raw, identity)
 
-    def _without_message(
-        self, rpc: str, context: grpc.aio.ServicerContext[Any, Any], allowed_s: float | None
-    ) -> Call:
+    def _without_message(self, rpc: str, context: Context, allowed_s: float | None) -> Call:
         call = Call(rpc, time.monotonic(), context, self._metrics, allowed_s)
         call.delivery = self._deliveries.begin(context, call.give_up)
         return call
@@ -177,6 +189,8 @@ def _translate(error: Exception) -> CallError:
         return error
     if isinstance(error, InvalidRequest):
         return errors.invalid(error)
+    if isinstance(error, NotAllowed):
+        return errors.not_allowed(error)
     if isinstance(error, DuplicateRequest):
         return errors.in_flight(str(error))
     if isinstance(error, GenerationFailed):

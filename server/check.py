@@ -12,13 +12,17 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine import tiers_file
 from engine.toml_file import BadFile, Document
-from server.admin import Admin
+from server.config import ServerConfig
+from server.identity import certificates, files
+from server.identity.watching import NEAR_S
+from server.listening import exposure
 from server.settings import (
     CONFIGURATION,
     FLAGS,
@@ -46,8 +50,9 @@ def main(asked: Asked) -> int:
         else:
             print(f"niyama-server: error: {error}", file=sys.stderr)
         return 1
-    for note in asked.notes:
-        print(f"niyama-server: warning: {note}", file=sys.stderr)
+    warnings = [f"warning: {note}" for note in (*asked.notes, *exposure.notes(resolved.config))]
+    for line in (*warnings, *_expiry(resolved.config)):
+        print(f"niyama-server: {line}", file=sys.stderr)
     if asked.as_json:
         said = [json.dumps(to_dict(resolved, document))]
     else:
@@ -115,13 +120,28 @@ def _missing(resolved: Resolved) -> Iterator[tuple[str, str]]:
     elif not (config.engine.model / "config.json").is_file():
         yield "model", f"names no checkpoint: there is no config.json in {config.engine.model}"
     try:
-        Admin.of_file(config.admin_token_file)
+        files.read(config)
     except ValueError as error:
-        yield "admin_token_file", str(error).removeprefix("--admin-token-file ")
-    files = {"decision_log": config.engine.decision_log, "save_profile": config.engine.save_profile}
-    for name, path in files.items():
+        option, _, what = str(error).partition(" ")
+        yield option.removeprefix("--").replace("-", "_"), what
+    if why := exposure.exposed(config):
+        yield "host", why
+    written = {
+        "decision_log": config.engine.decision_log,
+        "save_profile": config.engine.save_profile,
+    }
+    for name, path in written.items():
         if path is not None and (what := _cannot_be_written(path)):
             yield name, what
+
+
+def _expiry(config: ServerConfig) -> Iterator[str]:
+    """Yields until when the certificate holds, where there is one."""
+    tls = files.read(config).tls
+    if tls is not None:
+        ends = f"the certificate holds until {certificates.day(tls.expires_at)}"
+        is_soon = time.time() >= tls.expires_at - NEAR_S
+        yield f"warning: {ends}, which is soon" if is_soon else f"note: {ends}"
 
 
 def _cannot_be_written(path: Path) -> str:
@@ -171,6 +191,8 @@ def _written(value: object) -> str | None:
         return repr(value)
     if isinstance(value, Path):
         return _text(str(value.absolute()))
+    if isinstance(value, list):
+        return f"[{', '.join(str(_written(each)) for each in value)}]"
     return _text(value) if isinstance(value, str) else None
 
 
@@ -191,6 +213,8 @@ def _key(name: str) -> str:
 def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return str(value.absolute()) if isinstance(value, Path) else value

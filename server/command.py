@@ -16,6 +16,7 @@ from server.app import serve
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration
 from server.ending import REST_S, Ending, block_signals
+from server.identity import make_token
 from server.listening.descriptors import raise_limit
 from server.settings import Started, ask, started
 
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
     asked = ask(argv, os.environ)
     if asked.checks:
         return check.main(asked)
+    if asked.token_of is not None:
+        return make_token.main(asked.token_of, asked.as_json)
     begun = started(asked.given)
     return run(begun.config, begun, asked.notes)
 

@@ -6,6 +6,7 @@ included. Durations in seconds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +65,49 @@ class ServerConfig:
             is_reloaded=True,
         ),
     ] = False
+    tokens_file: Annotated[
+        Path | None,
+        Flag(
+            "TOML file of the callers' tokens, a line for each, as --make-token prints it; then"
+            " every call must show one, or a certificate",
+            section="identity",
+        ),
+    ] = None
+    tls_certificate: Annotated[
+        Path | None,
+        Flag(
+            "PEM file of the server's certificate and those that lead to its authority; the port"
+            " then speaks TLS alone",
+            section="identity",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        Flag("PEM file of the certificate's key", section="identity"),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Flag(
+            "PEM file of the authorities whose clients may connect: each must show a certificate"
+            " (mutual TLS), which names its tenant where [tenants.NAME] says so",
+            section="identity",
+        ),
+    ] = None
+    allow_anonymous: Annotated[
+        bool,
+        Flag(
+            "listen beyond this machine though callers are not asked who they are",
+            section="identity",
+        ),
+    ] = False
+    allow_plaintext: Annotated[
+        bool,
+        Flag(
+            "listen beyond this machine though tokens and prompts travel unencrypted, as behind a"
+            " proxy that ends TLS",
+            section="identity",
+        ),
+    ] = False
     generation_config: Annotated[
         str,
         Flag(
@@ -120,9 +164,29 @@ class ServerConfig:
     idle_s: Annotated[
         float, Flag("seconds without a call after which a connection is closed", section="listen")
     ] = 300.0
+    age_s: Annotated[
+        float,
+        Flag(
+            "seconds, a tenth more or less, after which a connection takes no more calls, and its"
+            " client makes another (inf: never)",
+            section="listen",
+        ),
+    ] = 3600.0
+    age_grace_s: Annotated[
+        float,
+        Flag(
+            "seconds that the calls of such a connection may then go on before they are cut (inf:"
+            " as long as they take)",
+            section="listen",
+        ),
+    ] = math.inf
     handshake_s: Annotated[
         float,
-        Flag("seconds in which a new connection must have begun to speak HTTP/2", section="listen"),
+        Flag(
+            "seconds in which a new connection must have ended its TLS handshake, if any, and begun"
+            " to speak HTTP/2",
+            section="listen",
+        ),
     ] = 10.0
     write_timeout_s: Annotated[
         float,
@@ -173,6 +237,10 @@ class ServerConfig:
             section="metrics",
         ),
     ] = False
+    metrics_host: Annotated[
+        str,
+        Flag("address of the metrics port, which speaks no TLS", section="metrics"),
+    ] = "127.0.0.1"
     log_format: Annotated[
         str, Flag("auto: json unless a terminal reads", LOG_FORMATS, section="logs")
     ] = "auto"
@@ -213,6 +281,12 @@ class ServerConfig:
             if not 0 < getattr(self, name) <= LONGEST_S:
                 raise ValueError(
                     f"{name} must be above 0 and at most {LONGEST_S:g}, got {getattr(self, name)}"
+                )
+        for name in ("age_s", "age_grace_s"):
+            value = getattr(self, name)
+            if not (0 < value <= LONGEST_S or value == math.inf):
+                raise ValueError(
+                    f"{name} must be above 0 and at most {LONGEST_S:g}, or inf, got {value}"
                 )
         if not 0 <= self.drain_s <= LONGEST_S:
             raise ValueError(f"drain_s must be from 0 to {LONGEST_S:g}, got {self.drain_s}")

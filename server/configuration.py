@@ -18,17 +18,18 @@ from engine.flags import flags_of
 from engine.tiers import BUILT_IN, Tier, Tiers
 from engine.toml_file import Document
 from server.config import ServerConfig
+from server.identity.files import Files
 from server.settings import FLAGS, Given
 
 
 class Reconfigure(NamedTuple):
     """What holds from now on, for every front end: the text of the file, where there is one, the
-    flags (those marked `is_reloaded` count), and the digest of the operator's token.
+    flags (those marked `is_reloaded` count), and what the files of identities say.
     """
 
     text: str | None
     config: ServerConfig
-    admin: bytes | None
+    identity: Files
 
 
 class Changes(NamedTuple):

@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from engine.messages import Failure
+from engine.rights import Claim, NotAllowed
 from server.bounded import shorten
 from server.violations import InvalidRequest, Violation
 
@@ -31,6 +32,12 @@ SPREAD = 0.5  # by so much at most is a delay made longer, so that not all come 
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 NO_RETRY = "-1"  # by A6: the call is not tried again by gRPC itself
+# Where a request states what its tenant may not have.
+_FIELDS = {
+    Claim.TIER: "qos.tier",
+    Claim.TARGETS: "qos.targets",
+    Claim.IMPORTANCE: "qos.importance",
+}
 MAX_MESSAGE_BYTES = 1024  # three times that percent-encoded, and beside it the details
 MAX_VALUE_BYTES = 128  # of what an ErrorInfo says, each
 
@@ -41,6 +48,7 @@ class Refusal(Enum):
     QUEUE_FULL = "queue_full"  # of requests
     WORK_FULL = "work_full"  # of tokens that wait
     SHARE_USED = "share_used"  # the tenant's
+    TENANT_LIMIT = "tenant_limit"  # it has as much as the operator allows it at once
     TOO_MUCH = "too_much"  # is being read, of messages and prompts
     DISPLACED = "displaced"  # it had one, and gave it to more important work
     WAITED_TOO_LONG = "waited_too_long"  # it had one, and was ended by the policy
@@ -61,6 +69,12 @@ CODES: Final[Mapping[str, StatusCode]] = {
     "UNKNOWN_REQUEST": StatusCode.NOT_FOUND,
     "UNKNOWN_SERVICE": StatusCode.NOT_FOUND,
     "WRONG_TOKEN": StatusCode.UNAUTHENTICATED,
+    "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
+    "TENANT_NOT_ALLOWED": StatusCode.PERMISSION_DENIED,
+    "TIER_NOT_ALLOWED": StatusCode.PERMISSION_DENIED,
+    "TARGETS_NOT_ALLOWED": StatusCode.PERMISSION_DENIED,
+    "IMPORTANCE_NOT_ALLOWED": StatusCode.PERMISSION_DENIED,
+    "NOT_FOR_TENANTS": StatusCode.PERMISSION_DENIED,
     "NOT_LOCAL": StatusCode.PERMISSION_DENIED,
     "ENGINE_LOST": StatusCode.UNAVAILABLE,
     "READER_LOST": StatusCode.UNAVAILABLE,
@@ -243,6 +257,36 @@ def unknown_service(name: str) -> CallError:
 def unauthenticated() -> CallError:
     """The call shows a token that is not the operator's."""
     return CallError("WRONG_TOKEN", "the token in authorization is not the operator's")
+
+
+def unidentified() -> CallError:
+    """Nobody knows who makes the call. It is not told why: whether there is such a token, or such a
+    tenant, is no stranger's business.
+    """
+    return CallError(
+        "UNAUTHENTICATED",
+        "who calls is not known: show a token as `authorization: Bearer TOKEN`, or a certificate",
+    )
+
+
+def not_yours() -> CallError:
+    """The call names a tenant for which its caller may not speak, whether or not there is one."""
+    message = "niyama-tenant names another tenant than the caller's, who speaks for none but itself"
+    return CallError("TENANT_NOT_ALLOWED", message)
+
+
+def not_allowed(error: NotAllowed) -> CallError:
+    """The request states what its tenant may not have."""
+    reason, field = f"{error.claim.name}_NOT_ALLOWED", _FIELDS[error.claim]
+    return CallError(reason, f"{field}: {error}", {"field": field})
+
+
+def not_for_tenants() -> CallError:
+    """The call asks what is told to the operator, or to who speaks for others, such as a gateway:
+    how loaded the server is, or who is connected.
+    """
+    message = "a tenant is not told of all the others: Estimate and Explain tell of its own"
+    return CallError("NOT_FOR_TENANTS", message)
 
 
 def not_local() -> CallError:

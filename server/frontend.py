@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,17 +22,19 @@ from engine.messages import EngineInfo
 from engine.tiers import Tiers
 from niyama.v1 import inference_pb2
 from server import errors
-from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.calls import Calls
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration, Reconfigure, reloaded_from
+from server.identity.identities import Identities, Identity
+from server.identity.tokens import KEY
 from server.inferring import Inferring
 from server.listening import orca
 from server.listening.addresses import host_port
 from server.listening.channelz import add_channelz, is_local
 from server.listening.deliveries import Deliveries
 from server.listening.descriptors import room_for_connections
+from server.listening.handshakes import Handshakes
 from server.listening.health import Health
 from server.listening.reflecting import add_reflection
 from server.listening.standard import ShortMessages
@@ -45,6 +48,7 @@ from server.tracing import Tracing, provider_of
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
+FOR_EVER_MS = (1 << 31) - 1
 MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
 
@@ -60,7 +64,7 @@ class FrontEnd:
         metrics: Metrics,
         ledger: LedgerLink,
         configuration: Configuration,
-        admin: Admin,
+        identities: Identities,
         observe: Callable[[Observed], None],
         *,
         shares_port: bool = False,
@@ -71,7 +75,6 @@ class FrontEnd:
         self._config = config
         self._engine = engine
         self._configuration = configuration
-        self._admin = admin
         self.metrics = metrics
         self._has_served = asyncio.Event()
         if not config.engine.model.is_dir():
@@ -84,11 +87,15 @@ class FrontEnd:
         self._deliveries = Deliveries(config.write_timeout_s)
         self._uploads = Uploads(config.receive_timeout_s, config.max_message_bytes)
         self._sweeping: list[asyncio.Task[None]] = []
-        calls = Calls(metrics, self._deliveries, self._uploads)
+        self._identities = identities
+        tls = identities.files.tls
+        self._handshakes = None if tls is None else Handshakes(tls)
+        calls = Calls(metrics, self._deliveries, self._uploads, self.identify)
         inferring = Inferring(config.infer, metrics, observe)
         self.learn: Callable[[Learnt], None] = inferring.learn
         self.service = InferenceService(
-            *(config, engine, tokenizer, sampling, configuration.tiers, ledger, admin, calls),
+            *(config, engine, tokenizer, sampling, configuration.tiers, ledger, identities),
+            calls,
             inferring,
         )
         self._health = Health(("", SERVICE), self._deliveries)
@@ -106,14 +113,16 @@ class FrontEnd:
         if config.load_reports:
             self.service.reports = orca.CallReports(self._loads.newest)
             open_rca = orca.OpenRca(self._loads.now, self._deliveries)
-            standard.add_generic_rpc_handlers((open_rca.handler(),))
+            of_speakers: Any = ShortMessages(self._grpc, self._uploads, self._admit_speaker)
+            of_speakers.add_generic_rpc_handlers((open_rca.handler(),))
             files.append(orca.DESCRIPTOR)
         if config.channelz:
             try:
                 files.append(add_channelz(standard, self._admit_operator))
             except ValueError as error:
                 raise StartError(str(error)) from error
-        add_reflection(files, standard)
+        of_known: Any = ShortMessages(self._grpc, self._uploads, self.identify)
+        add_reflection(files, of_known)
         if config.traces:
             try:
                 provider = provider_of()
@@ -125,7 +134,10 @@ class FrontEnd:
         """Listens; returns the port, for port 0. Raises StartError."""
         address = host_port(self._config.host, self._config.port)
         try:
-            port = self._grpc.add_insecure_port(address)
+            if self._handshakes is None:
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, self._handshakes.credentials())
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: {error}") from error
         self.service.start()
@@ -135,14 +147,30 @@ class FrontEnd:
         await self._grpc.start()
         return port
 
+    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
+        """Returns who makes a call. Raises CallError, UNAUTHENTICATED."""
+        metadata = context.invocation_metadata() or ()
+        return self._identities.identify(metadata, context.auth_context)
+
+    def _admit_speaker(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Raises CallError for who may not know the load: a tenant that speaks for itself alone."""
+        if not self.identify(context).speaks_for_others:
+            raise errors.not_for_tenants()
+
     def _admit_operator(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Raises CallError for a call that is not the operator's: by the token where there is one,
-        else by coming from this machine.
+        """Raises CallError for a call that is not the operator's: by who makes it where callers are
+        asked, else by the token where there is one, else by coming from this machine.
         """
-        is_shown = self._admin.is_shown(context.invocation_metadata() or ())
-        if not is_shown and self._admin.digest is not None:
+        if self._identities.are_asked:
+            if not self.identify(context).is_admin:
+                raise errors.not_for_tenants()
+            return
+        metadata = context.invocation_metadata() or ()
+        if self._identities.is_operator(str(value) for key, value in metadata if key == KEY):
+            return
+        if self._identities.has_operator:
             raise errors.unauthenticated()
-        if not is_shown and not is_local(context.peer()):
+        if not is_local(context.peer()):
             raise errors.not_local()
 
     def engine_ready(self, info: EngineInfo) -> None:
@@ -177,6 +205,8 @@ class FrontEnd:
         self._config = reloaded_from(self._config, now.config)
         self._deliveries.timeout_s = self._config.write_timeout_s
         self._uploads.timeout_s = self._config.receive_timeout_s
+        if self._handshakes is not None and now.identity.tls is not None:
+            self._handshakes.take(now.identity.tls)
         self.service.reconfigure(self._config, self._configuration.tiers)
         self.metrics.expect(self._configuration.tiers)
 
@@ -207,6 +237,11 @@ class FrontEnd:
         """Does nothing: this process is about to end, and nothing of the front end outlives it."""
 
 
+def _milliseconds(seconds: float) -> int:
+    """Returns them as gRPC counts, to which the highest number is for ever."""
+    return FOR_EVER_MS if seconds == math.inf else int(seconds * 1000)
+
+
 def _options(config: ServerConfig, shares_port: bool) -> list[tuple[str, int]]:
     """Returns gRPC's options. Raises ValueError where there are too few file descriptors."""
     return [
@@ -227,6 +262,8 @@ def _options(config: ServerConfig, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", room_for_connections(config.max_connections)),
         ("grpc.server_handshake_timeout_ms", int(config.handshake_s * 1000)),
         ("grpc.max_connection_idle_ms", int(config.idle_s * 1000)),
+        ("grpc.max_connection_age_ms", _milliseconds(config.age_s)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(config.age_grace_s)),
         ("grpc.max_concurrent_streams", config.most_streams),
         # A client that vanished without a word must not hold memory for ever.
         ("grpc.keepalive_time_ms", 60_000),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,11 +25,11 @@ from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost, Unanswered
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
+from engine.rights import NotAllowed
 from engine.tiers import Tiers
 from engine.tiers_file import MOST_NAME_BYTES
 from niyama.v1 import inference_pb2 as pb
 from server import errors
-from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.admission.quota import Caller, Quota
 from server.answer import Answer
@@ -43,6 +44,8 @@ from server.convert.work import entry_of, entry_of_estimate, work
 from server.errors import CallError
 from server.explaining import Stories
 from server.generation import Ended, Generation, Piece, RestartedAt, Text
+from server.identity.identities import Identities
+from server.identity.tokens import KEY
 from server.inferring import Inferring
 from server.listening.orca import CallReports
 from server.reading.messages import SHORT_BYTES, parse
@@ -69,7 +72,7 @@ class InferenceService:
         sampling: Sampling,
         tiers: Tiers,
         ledger: LedgerLink,
-        admin: Admin,
+        identities: Identities,
         calls: Calls,
         inferring: Inferring,
     ) -> None:
@@ -84,7 +87,7 @@ class InferenceService:
         self._questions = Quota("questions to the engine", MAX_QUESTIONS)
         self._stories = Stories(engine.ask, config.engine.decision_log)
         self._ledger = ledger
-        self._admin = admin
+        self._identities = identities
         self.calls = calls
         self.inferring = inferring
         self.calls.on_over = self._over
@@ -130,10 +133,10 @@ class InferenceService:
         metadata = call.context.invocation_metadata() or ()
         if self._config.gateway_metadata:
             call.gateway = gateway.read(metadata, self.tiers)
-        call.tenant = inbound.read_tenant(metadata, call.gateway.tenant)
+        call.tenant = _tenant(call, metadata)
         call.share = self.tiers.share_of(call.tenant)
         response = await answer(call)
-        if self.reports is not None and call.generates:
+        if self.reports is not None and call.generates and call.identity.speaks_for_others:
             call.context.set_trailing_metadata(self.reports.trailers(call.cost()))
         return response
 
@@ -168,8 +171,9 @@ class InferenceService:
             max_message_bytes=self._config.max_message_bytes,
         )
         has_chat = self._tokenizer.has_chat_template
+        tiers = self.tiers.seen_by(call.tenant)
         return outbound.to_server_info(
-            version("niyama"), info, self.tiers, limits, self._sampling, has_chat
+            version("niyama"), info, tiers, limits, self._sampling, has_chat
         )
 
     async def _estimate(self, call: Call) -> pb.EstimateResponse:
@@ -192,7 +196,10 @@ class InferenceService:
         request = await self._receive(call, pb.ExplainRequest)
         call.request_id = inbound.read_request_id(request)
         metadata = call.context.invocation_metadata() or ()
-        is_operator = self._admin.is_shown(metadata)
+        is_operator = call.identity.is_admin
+        if not self._identities.are_asked:  # but the operator may say that it is he
+            shown = (str(value) for key, value in metadata if key == KEY)
+            is_operator = self._identities.is_operator(shown)
         is_anybody_s = is_operator and not inbound.names_tenant(metadata)
         tenant = None if is_anybody_s else call.tenant
         caller = self._caller(call)
@@ -290,10 +297,10 @@ class InferenceService:
         that takes no time to see.
         """
         if len(call.raw) <= SHORT_BYTES:
-            with contextlib.suppress(InvalidRequest):
-                message = parse(kind, call.raw)
+            with contextlib.suppress(InvalidRequest, NotAllowed):
+                message, said = parse(kind, call.raw), call.gateway.said
                 call.quality = inbound.read_quality(
-                    message, self.tiers, call.timeout_s(), call.gateway.said
+                    message, self.tiers, call.timeout_s(), call.tenant, said
                 )
 
     async def _admit(
@@ -318,7 +325,8 @@ class InferenceService:
             call.gateway.said,
             self.inferring.inferred(call, received.message, self.tiers),
         )
-        if asked.n > (most := self._config.max_requests):
+        own = self.tiers.rights_of(call.tenant).max_requests or math.inf
+        if asked.n > (most := min(self._config.max_requests, own)):
             text = f"must be at most {most}, as many as may wait or run here; got {asked.n}"
             raise InvalidRequest([Violation("sampling.n", text)])
         entry = entry_of(asked, call.request_id, len(call.raw), limits)
@@ -335,6 +343,18 @@ class InferenceService:
         """
         found = next(filter(self._tokenizer.spelling.of, prompt), None)
         return () if found is None else (found,)
+
+
+def _tenant(call: Call, metadata: inbound.Metadata) -> str:
+    """Returns on whose behalf the call is made. Raises InvalidRequest, and CallError where its
+    caller names a tenant for which it may not speak. What a gateway says makes no call fail.
+    """
+    caller = call.identity
+    of_gateway = call.gateway.tenant if caller.speaks_for_others else ""
+    named = inbound.read_tenant(metadata, of_gateway or caller.tenant)
+    if named != caller.tenant and not caller.speaks_for_others:
+        raise errors.not_yours()
+    return named
 
 
 def _later(seconds: float, function: Callable[[], None]) -> None:

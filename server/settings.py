@@ -231,13 +231,15 @@ def _made(settings: Mapping[str, Setting]) -> ServerConfig:
 
 class Asked(NamedTuple):
     """What the server was started with. `checks` says that it is to say what would hold, and no
-    more; `as_json`, in which form. `notes` are for the log.
+    more, and `token_of` that it is to make a token of that tenant; `as_json`, in which form it is
+    to say so. `notes` are for the log.
     """
 
     given: Given
     checks: bool = False
     as_json: bool = False
     notes: Sequence[str] = ()
+    token_of: str | None = None
 
 
 class Started(NamedTuple):
@@ -252,11 +254,15 @@ def ask(argv: Sequence[str], environment: Mapping[str, str]) -> Asked:
     """Reads command line and environment. Exits with a usage line for a flag that is no good."""
     parser = _parser()
     typed = parser.parse_args(argv)
-    if typed.json and not typed.check_config:
-        parser.error("--json is of --check-config")
+    makes_token = typed.make_token is not None
+    if typed.json and not (typed.check_config or makes_token):
+        parser.error("--json is of --check-config and --make-token")
+    if typed.check_config and makes_token:
+        parser.error("--check-config and --make-token are two things")
     flags = {**given(ServerConfig, typed), **given(EngineConfig, typed)}
     asked = Given(flags, from_environment(environment))
-    return Asked(asked, typed.check_config, typed.json, unknown_variables(environment))
+    notes = unknown_variables(environment)
+    return Asked(asked, typed.check_config, typed.json, notes, typed.make_token)
 
 
 def load(path: Path | None) -> Document | None:
@@ -306,8 +312,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every flag may be stated by an environment variable too, NIYAMA_MAX_REQUESTS for"
         " --max-requests, and by the file; a flag wins over a variable, and a variable over the"
         " file. A call names its tenant in the metadata key niyama-tenant (printable ASCII, at most"
-        f" {MOST_NAME_BYTES} bytes); it is believed, so let only those reach the port who may name"
-        " any. Alerts for Prometheus and a dashboard for Grafana are in"
+        f" {MOST_NAME_BYTES} bytes). It is believed, unless --tokens-file or --tls-client-ca says"
+        " who calls. Alerts for Prometheus and a dashboard for Grafana are in"
         f" {MONITORING}.".replace("%", "%%"),
     )
     parser.add_argument("--version", action="version", version=f"niyama-server {version('niyama')}")
@@ -323,6 +329,14 @@ def _parser() -> argparse.ArgumentParser:
                 " nothing; status 1 and the offending line where something is no good",
             )
             group.add_argument(
-                "--json", action="store_true", help="with --check-config: print it as JSON"
+                "--make-token",
+                metavar="TENANT",
+                help="make a token of that tenant, and start nothing: the token goes to stderr,"
+                " this once, and its line for --tokens-file to stdout, to be appended to that file",
+            )
+            group.add_argument(
+                "--json",
+                action="store_true",
+                help="with --check-config or --make-token: print it as JSON, on stdout",
             )
     return parser

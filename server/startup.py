@@ -10,9 +10,10 @@ from engine.checkpoint import generation_config
 from engine.checkpoint.model_config import GENERATION
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.request import Sampling
-from server.admin import Admin
 from server.config import ServerConfig, StartError
 from server.configuration import Configuration
+from server.identity import files
+from server.identity.files import Files
 
 log = structlog.get_logger()
 
@@ -27,12 +28,10 @@ def read_configuration(config: ServerConfig) -> Configuration:
         raise StartError(str(error)) from error
 
 
-def read_admin(config: ServerConfig) -> Admin:
-    """Returns the admin of the operator's token file. Raises StartError where the file is no
-    good.
-    """
+def read_identity(config: ServerConfig) -> Files:
+    """Returns what the files of identities say. Raises StartError where one is no good."""
     try:
-        return Admin.of_file(config.admin_token_file)
+        return files.read(config)
     except ValueError as error:
         raise StartError(str(error)) from error
 

@@ -33,6 +33,7 @@ LAYERS = (
     ("server.loads",),
     ("server.admission",),
     ("server.convert",),
+    ("server.identity",),
     ("server.reading",),
     ("server.listening",),
     ("server",),

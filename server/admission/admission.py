@@ -18,6 +18,9 @@ finds room at its next try.
 A weight that the operator has changed holds from the share's next call on, for all that the share
 has in the queue.
 
+What the operator allows a share at once it may never exceed, however empty the queue is: beyond
+that, too, its calls displace only its own.
+
 A call counts until it is over, a displaced one until it is displaced; but of those that are
 displaced and not over yet there are never more than `max_requests`. The decisions are synchronous
 and take the instant as an argument. One costs O(log n) in the number of calls and O(s) in the
@@ -26,7 +29,7 @@ number of shares.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 from engine.deciding.request import Importance, Share
@@ -40,6 +43,9 @@ from server.errors import Refusal, Refused
 REMEMBERED_S = 2.0 * errors.RETRY_AFTER_S
 
 
+NO_LIMITS: Mapping[str, Use] = {}
+
+
 class Admission:
     """The queue's places, and the decisions of the module's rules. Instants and durations are in
     seconds.
@@ -48,6 +54,7 @@ class Admission:
     def __init__(self, max_requests: int, max_queued_tokens: int) -> None:
         self.requests = Pool(max_requests)
         self.tokens = Pool(max_queued_tokens)
+        self.of_shares: Mapping[str, Use] = NO_LIMITS
         self._places: dict[CallKey, Place] = {}
         self._lines: dict[Importance, dict[str, Line]] = {each: {} for each in Importance}
         self._shares: dict[str, Share] = {}  # by name, as they were last told
@@ -85,9 +92,14 @@ class Admission:
         self._account(place, 1)
         return [victim.entry for victim in victims]
 
-    def limit(self, max_requests: int, max_queued_tokens: int) -> None:
-        """Sets other limits. Who has entered stays, though it be more than that."""
+    def limit(
+        self, max_requests: int, max_queued_tokens: int, of_shares: Mapping[str, Use] = NO_LIMITS
+    ) -> None:
+        """Sets other limits, `of_shares` those of single ones by name, where 0 is none. Who has
+        entered stays, though it be more than that.
+        """
         self.requests.limit, self.tokens.limit = max_requests, max_queued_tokens
+        self.of_shares = of_shares
         self._most_displaced = max(max_requests, self._num_displaced)
 
     def refusal(self, entry: Entry, now: float) -> Refused | None:
@@ -157,15 +169,17 @@ class Admission:
         if entry.key in self._places:
             raise DuplicateRequest(entry.request_id)
         active = self._active(entry.share)
-        own, short = self._beyond(entry.share, active, entry), self._missing(entry)
+        beyond, short = self._beyond(entry.share, active, entry), self._missing(entry)
+        over = self._over(entry)
+        own = beyond.or_more(over)
         lower = [each for each in Importance if each < entry.importance]
         ranks = [self._offers(each, active) for each in lower]
         name = entry.share.name
         of_own = [[offer for offer in rank if offer.share == name] for rank in ranks]
         victims = _take(of_own, own)
         if victims is None:
-            raise refuse(Refusal.SHARE_USED, own)
-        if own == NOTHING:  # within its part
+            raise refuse(Refusal.SHARE_USED if over == NOTHING else Refusal.TENANT_LIMIT, own)
+        if beyond == NOTHING:  # within its part
             ranks.append(self._offers_of_those_beyond(entry.importance, active))
         short = short.less(sum_of(victims))
         others = _take(ranks, short)
@@ -183,6 +197,16 @@ class Admission:
             self.requests.missing(entry.n, entry.importance),
             self.tokens.missing(entry.tokens, entry.importance),
         )
+
+    def _over(self, entry: Entry) -> Use:
+        """Returns how much the call's share would hold beyond what the operator allows it. Work is
+        allowed for one call, whatever its size.
+        """
+        limit, name = self.of_shares.get(entry.share.name, NOTHING), entry.share.name
+        requests = self.requests.held[name] + entry.n - limit.requests if limit.requests else 0
+        waiting = self.tokens.held[name]
+        tokens = waiting + entry.tokens - limit.tokens if limit.tokens and waiting else 0
+        return Use(max(0, requests), max(0, tokens))
 
     def _active(self, caller: Share) -> float:
         """Returns the weight of all shares together among which the whole is divided now."""
@@ -249,6 +273,13 @@ class Admission:
                 " of waiting work, while more than half of the queue is"
             )
             return why, {"share_requests": str(requests), "share_tokens": str(tokens)}
+        if reason is Refusal.TENANT_LIMIT:
+            limit = self.of_shares[entry.share.name]
+            told = {"requests": limit.requests, "tokens of waiting work": limit.tokens}
+            most = " and ".join(f"{amount} {what}" for what, amount in told.items() if amount)
+            limits = {"tenant_requests": limit.requests, "tenant_tokens": limit.tokens}
+            about = {name: str(amount) for name, amount in limits.items() if amount}
+            return f"the tenant has as much as it may have at once: {most}", about
         if reason is Refusal.WORK_FULL:
             why = f"the queue is full: {self.tokens.total} tokens of work are waiting"
             return why, {"max_queued_tokens": str(self.tokens.limit)}

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from engine.linking.errors import DuplicateRequest
-from server.admission.admission import Admission
-from server.admission.places import CallKey, Entry
+from server.admission.admission import NO_LIMITS, Admission
+from server.admission.places import CallKey, Entry, Use
 from server.errors import Refused
 
 Displace = Callable[[Refused], None]  # told once, of a call that is to end with it
@@ -40,9 +40,11 @@ class Ledger:
         for each in displaced:
             self._displace[each.key](self.admission.displaced(each, now))
 
-    def limit(self, max_requests: int, max_queued_tokens: int) -> None:
+    def limit(
+        self, max_requests: int, max_queued_tokens: int, of_shares: Mapping[str, Use] = NO_LIMITS
+    ) -> None:
         """Sets other limits, for the calls to come."""
-        self.admission.limit(max_requests, max_queued_tokens)
+        self.admission.limit(max_requests, max_queued_tokens, of_shares)
 
     def resize(self, key: CallKey, tokens: int) -> None:
         """Takes the call's tokens of work, now that they are known exactly."""

@@ -46,6 +46,10 @@ class Use(NamedTuple):
     requests: int
     tokens: int
 
+    def or_more(self, other: Use) -> Use:
+        """Returns the larger amount of each."""
+        return Use(max(self.requests, other.requests), max(self.tokens, other.tokens))
+
     def less(self, other: Use) -> Use:
         """Returns what is left of it after the other, never less than nothing."""
         return Use(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))

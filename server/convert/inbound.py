@@ -104,7 +104,8 @@ def read_generate(
     gateway: FromGateway = NO_GATEWAY,
     inferred: Inferred | None = None,
 ) -> Asked:
-    """Checks a message that asks for output, of a tenant. Raises InvalidRequest.
+    """Checks a message that asks for output, of a tenant. Raises InvalidRequest, and NotAllowed
+    where it states what the tenant may not have.
 
     `timeout_s` is from the call's arrival to its deadline. `prompt` is the message's input, where
     it was read before; else it is read here, and must keep to `bounds`. `gateway` is what one says
@@ -114,7 +115,7 @@ def read_generate(
     _check_name(reader, "request_id", request.request_id)
     prompt = prompt or read_form(reader, request.input, bounds or Bounds(vocab_size))
     sampling = _read_sampling(reader, request.sampling, vocab_size)
-    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway, inferred)
+    quality = _read_quality(reader, request.qos, tiers, timeout_s, tenant, gateway, inferred)
     reader.finish()
     assert quality is not None
     wire = request.sampling
@@ -138,13 +139,14 @@ def read_quality(
     request: pb.GenerateRequest | pb.GenerateStreamRequest,
     tiers: Tiers,
     timeout_s: float | None,
+    tenant: str = "",
     gateway: FromGateway = NO_GATEWAY,
 ) -> Resolved | None:
     """Returns what a message that is not to be served asks for; None where it says nothing good of
-    that.
+    that. Raises NotAllowed.
     """
     reader = Violations()
-    quality = _read_quality(reader, request.qos, tiers, timeout_s, gateway)
+    quality = _read_quality(reader, request.qos, tiers, timeout_s, tenant, gateway)
     return None if reader else quality
 
 
@@ -156,7 +158,8 @@ def read_estimate(
     gateway: FromGateway = NO_GATEWAY,
 ) -> tuple[Estimate, Resolved]:
     """Returns the question that the message puts to the engine, and the targets with which such a
-    request is served. The call's own deadline says nothing about those. Raises InvalidRequest.
+    request is served. The call's own deadline says nothing about those. Raises InvalidRequest, and
+    NotAllowed.
     """
     reader = Violations()
     prompt_len, output_len = request.prompt_tokens, request.output_tokens
@@ -167,7 +170,7 @@ def read_estimate(
         reader.refuse("prompt_tokens", f"must be below {room + prompt_len}, got {prompt_len}")
     elif output_len > room:
         reader.refuse("output_tokens", f"must be at most {room} with such a prompt")
-    quality = _read_quality(reader, request.qos, tiers, None, gateway)
+    quality = _read_quality(reader, request.qos, tiers, None, tenant, gateway)
     reader.finish()
     assert quality is not None
     question = Estimate(
@@ -287,6 +290,7 @@ def _read_quality(
     wire: pb.QualityOfService,
     tiers: Tiers,
     timeout_s: float | None,
+    tenant: str,
     gateway: FromGateway,
     inferred: Inferred | None = None,
 ) -> Resolved | None:
@@ -299,8 +303,12 @@ def _read_quality(
         reader.refuse("qos.tier", "cannot be combined with explicit targets")
     importance = IMPORTANCES.get(wire.importance)
     try:
+        rights = tiers.rights_of(tenant)
         return tiers.resolve(
-            explicit, wire.tier, wire.application, timeout_s, importance, gateway, inferred
+            *(explicit, wire.tier, wire.application, timeout_s, importance),
+            gateway,
+            inferred,
+            rights,
         )
     except ValueError as error:
         reader.refuse("qos.tier", str(error))

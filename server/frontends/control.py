@@ -13,6 +13,7 @@ from server.admission.ledger import FromLedger, ToLedger
 from server.admission.places import Entry
 from server.config import ServerConfig
 from server.configuration import Reconfigure
+from server.identity.files import NONE, Files
 
 # prometheus_client's name for where the processes of a service keep their metrics.
 COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -21,14 +22,14 @@ COUNTERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 class Start(NamedTuple):
     """`config` names the port that the supervisor holds; `number` tells front ends apart in the
     log; `configuration` is the text of the configuration file, None where there is none, and
-    `admin` the digest of the operator's token. `lost` are the calls that ended with the front end
+    `identity` what the files of identities say. `lost` are the calls that ended with the front end
     whose place it takes, for it to count.
     """
 
     config: ServerConfig
     number: int
     configuration: str | None = None
-    admin: bytes | None = None
+    identity: Files = NONE
     lost: tuple[Entry, ...] = ()
 
 

@@ -34,7 +34,6 @@ from engine.processes.standard_streams import DROPPED
 from engine.processes.watch import Condition, Watch
 from engine.processes.wire import Wire, open_wire
 from engine.tiers import Tiers
-from server.admin import Admin
 from server.admission.ledger import FrontEndCalls, Ledger
 from server.admission.places import Entry
 from server.config import ServerConfig, StartError
@@ -54,6 +53,7 @@ from server.frontends.control import (
     Listening,
     Start,
 )
+from server.identity.identities import Identities
 from server.listening.addresses import reserve
 
 log = structlog.get_logger()
@@ -159,7 +159,7 @@ class Supervisor:
         engine: ServerEngine,
         ledger: Ledger,
         configuration: Configuration,
-        admin: Admin,
+        identities: Identities,
         habits: Habits,
     ) -> None:
         """Raises StartError where there is no folder for the metrics of the front ends."""
@@ -167,7 +167,7 @@ class Supervisor:
         self._engine = engine
         self._ledger = ledger
         self._configuration = configuration
-        self._admin = admin
+        self._identities = identities
         self._habits = habits
         self.processes: dict[int, FrontEndProcess] = {}  # by the number of the front end
         self._keepers: list[asyncio.Task[None]] = []
@@ -277,8 +277,8 @@ class Supervisor:
         """Starts one of them, in the place of one with which these calls were lost. Raises OSError
         when the system starts no process.
         """
-        text, digest = self._configuration.text, self._admin.digest
-        start = Start(self._config, number, text, digest, tuple(lost))
+        text, files = self._configuration.text, self._identities.files
+        start = Start(self._config, number, text, files, tuple(lost))
         self.processes[number] = FrontEndProcess(start, self._ledger, self._counters.name)
 
     async def _keep(self, number: int) -> None:
@@ -359,8 +359,8 @@ class Supervisor:
                     each.post(learnt)
         elif isinstance(message, Listening):
             front_end.listening.set()
-            text, digest = self._configuration.text, self._admin.digest
-            front_end.post(Reconfigure(text, self._config, digest))  # changed in the meantime?
+            text, files = self._configuration.text, self._identities.files
+            front_end.post(Reconfigure(text, self._config, files))  # changed in the meantime?
             for site, habit in self._habits.known():
                 front_end.post(Learnt(site, habit.need))
             self._connect(front_end)

@@ -33,7 +33,6 @@ from engine.processes.standard_streams import DROPPED
 from engine.processes.watch import Condition, Watch
 from engine.processes.wire import open_wire
 from server import logs
-from server.admin import Admin
 from server.admission.ledger import LedgerLink
 from server.config import StartError
 from server.configuration import Configuration, Reconfigure
@@ -51,6 +50,7 @@ from server.frontends.control import (
     Listening,
     Start,
 )
+from server.identity.identities import Identities
 from server.metrics import Metrics
 
 log = structlog.get_logger()
@@ -86,14 +86,14 @@ class Worker:
         for entry in start.lost:
             metrics.count(entry.tier, entry.importance, entry.share, Fate.FAILED)
         self._configuration = Configuration(start.config.config, start.configuration)
-        self._admin = Admin(start.admin)
+        self._identities = Identities(start.identity, lambda: self._configuration.tiers)
         self._front_end = FrontEnd(
             start.config,
             self._engine,
             metrics,
             self._ledger,
             self._configuration,
-            self._admin,
+            self._identities,
             self._post,
             shares_port=True,
         )
@@ -158,7 +158,7 @@ class Worker:
         """Has hold what the supervisor has found good."""
         if now.text is not None:
             self._configuration.take(self._configuration.read(now.text))
-        self._admin.digest = now.admin
+        self._identities.take(now.identity)
         logs.set_level(now.config.log_level)
         self._front_end.reconfigure(now)
 

@@ -14,9 +14,9 @@ def listen_metrics(exposition: Exposition, config: ServerConfig) -> None:
     """Serves metrics at the port for them, if there is one. Raises StartError."""
     try:
         if config.metrics_port:
-            exposition.serve(_bare(config.host), config.metrics_port)
+            exposition.serve(_bare(config.metrics_host), config.metrics_port)
     except OSError as error:
-        raise _cannot_listen(config.host, config.metrics_port, error) from error
+        raise _cannot_listen(config.metrics_host, config.metrics_port, error) from error
 
 
 def reserve(host: str, port: int) -> socket.socket:

@@ -22,6 +22,7 @@ from server.violations import InvalidRequest, Violation
 MOST_BYTES = 4096
 # What is raised where the call is over already, or has just been ended.
 OVER = (asyncio.CancelledError, grpc.aio.BaseError)
+Admit = Callable[[grpc.aio.ServicerContext[Any, Any]], object]
 
 
 class ShortMessages:
@@ -29,16 +30,22 @@ class ShortMessages:
     to the real server parse no long message.
     """
 
-    def __init__(self, server: grpc.aio.Server, uploads: Uploads) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, uploads: Uploads, admit: Admit = lambda context: None
+    ) -> None:
+        """`admit` raises CallError for a call that is not to be answered, before its message is
+        received.
+        """
         self._server = server
         self._uploads = uploads
+        self._admit = admit
 
     def add_generic_rpc_handlers(
         self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]
     ) -> None:
         """Registers handlers of a service, with messages that are received as uploads."""
         self._server.add_generic_rpc_handlers(
-            [_Short(handler, self._uploads) for handler in handlers]
+            [_Short(handler, self._uploads, self._admit) for handler in handlers]
         )
 
     def add_registered_method_handlers(self, _: str, __: object) -> None:
@@ -48,9 +55,12 @@ class ShortMessages:
 class _Short(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stubs alone
     """The RPCs of one service, whose messages are received as uploads."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler[Any, Any], uploads: Uploads) -> None:
+    def __init__(
+        self, inner: grpc.GenericRpcHandler[Any, Any], uploads: Uploads, admit: Admit
+    ) -> None:
         self._inner = inner
         self._uploads = uploads
+        self._admit = admit
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Returns the handler of an RPC; None for one that is not of this service."""
@@ -59,25 +69,30 @@ class _Short(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in it
             return None
         serialize = inner.response_serializer
         if inner.unary_unary:
-            answer = _Rpc(inner.unary_unary, inner.request_deserializer, self._uploads).once
+            answer = self._rpc(inner, inner.unary_unary).once
             return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
         behavior = inner.unary_stream or inner.stream_stream
-        rpc = _Rpc(behavior, inner.request_deserializer, self._uploads)
+        rpc = self._rpc(inner, behavior)
         stream: Any = rpc.once if inner.unary_stream else rpc.each
         return grpc.stream_stream_rpc_method_handler(stream, response_serializer=serialize)
+
+    def _rpc(self, inner: Any, behavior: Any) -> _Rpc:
+        return _Rpc(behavior, inner.request_deserializer, self._uploads, self._admit)
 
 
 class _Rpc:
     """One RPC of a standard service, which `behavior` answers."""
 
-    def __init__(self, behavior: Any, deserialize: Any, uploads: Uploads) -> None:
+    def __init__(self, behavior: Any, deserialize: Any, uploads: Uploads, admit: Admit) -> None:
         self._behavior = behavior
         self._deserialize = deserialize
         self._uploads = uploads
+        self._admit = admit
 
     async def once(self, _: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Answers an RPC whose client sends one message."""
         try:
+            self._admit(context)
             raw = await self._uploads.receive(context)
             return await self._behavior(_parse(self._deserialize, raw), context)
         except OVER:
@@ -90,6 +105,7 @@ class _Rpc:
     ) -> AsyncIterator[Message]:
         """Answers an RPC whose client may send many messages."""
         try:
+            self._admit(context)
             async for answer in self._behavior(self._messages(context), context):
                 yield answer
         except OVER:

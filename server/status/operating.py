@@ -9,9 +9,9 @@ from typing import Protocol
 
 from engine.inferring.proposal import Known
 from engine.tiers import Shortfall
-from server.admin import Admin
 from server.config import ServerConfig
 from server.engine import ServerEngine
+from server.identity.identities import Identities
 from server.listening.addresses import listen_metrics
 from server.listening.exposition import Exposition
 from server.status.findings import Parts, Phase
@@ -37,7 +37,7 @@ class Operating:
         config: ServerConfig,
         engine: ServerEngine,
         front_ends: ServingParts,
-        admin: Admin,
+        identities: Identities,
         shortfalls: Callable[[], Mapping[str, Sequence[Shortfall]]],
         known: Callable[[], Known],
     ) -> None:
@@ -47,7 +47,7 @@ class Operating:
         self._config = config
         self._engine = engine
         self._front_ends = front_ends
-        self._admin = admin
+        self._identities = identities
         self._shortfalls = shortfalls
         self._known = known
         self._exposition: Exposition | None = None
@@ -61,7 +61,7 @@ class Operating:
             return
         log = self._config.engine.decision_log
         source = Source(self._engine.registry, self._engine.link, self.parts, log, self._known)
-        self._exposition = Exposition(Site(self._engine.registry, source, self._admin))
+        self._exposition = Exposition(Site(self._engine.registry, source, self._identities))
         listen_metrics(self._exposition, self._config)
         self._sampling = asyncio.create_task(source.run())
 

@@ -28,9 +28,9 @@ from prometheus_client.exposition import choose_encoder
 
 from niyama.v1 import inference_pb2 as pb
 from server import errors
-from server.admin import KEY, Admin
 from server.convert import inbound
 from server.errors import CallError
+from server.identity.identities import Identities
 from server.status.findings import Phase
 from server.status.loop import LoopSilent
 from server.status.page import PAGE, POLICY
@@ -69,9 +69,9 @@ class Answer(NamedTuple):
 class Site:
     """The application."""
 
-    def __init__(self, registry: CollectorRegistry, source: Source, admin: Admin) -> None:
+    def __init__(self, registry: CollectorRegistry, source: Source, identities: Identities) -> None:
         self._source = source
-        self._admin = admin
+        self._identities = identities
         self._metrics = make_wsgi_app(registry)
         self._asking = threading.BoundedSemaphore(MOST_ASKING)
         self._pages: dict[str, Callable[[WSGIEnvironment], Answer]] = {
@@ -143,7 +143,7 @@ class Site:
         else:
             document |= self._source.decisions()
             access = {"may_ask": True, "why_not": ""}
-        has_token = self._admin.digest is not None
+        has_token = self._identities.has_operator
         document["explain"] = {"needs_token": has_token, **access}
         return _json(HTTPStatus.OK, document)
 
@@ -170,12 +170,12 @@ class Site:
         """Raises CallError, UNAUTHENTICATED or PERMISSION_DENIED, for who may not ask about single
         requests.
         """
-        if self._admin.digest is None:
+        if not self._identities.has_operator:
             if not _is_local(environ):
                 raise errors.not_local()
             return
         shown = environ.get("HTTP_AUTHORIZATION")
-        if shown is None or not self._admin.is_shown([(KEY, shown)]):
+        if not self._identities.is_operator([] if shown is None else [shown]):
             raise errors.unauthenticated()
 
 

@@ -283,7 +283,7 @@ def test_a_file_without_tiers_keeps_the_built_in_ones() -> None:
         ('[tiers."caf\u00e9"]\nttlt_s = 1', "tiers.caf\u00e9: no call can name it"),
         ('[tiers."a\\nb"]\nttlt_s = 1', "tiers.'a\\nb': no call can name it"),
         ("[tiers.explicit]\nttlt_s = 1", "tiers.explicit is a name that metrics have"),
-        ("[tenants.other]\nweight = 1", "tenants.other is a name that metrics have"),
+        ("[tenants.other]\nweight = 1", "tenants.other.weight is of one tenant"),
         (f"[applications.{'a' * 129}]\nttlt_s = 1", "no call can name it"),
         ("default_tier = '" + "a" * 9999 + "'", "...aaaaaaaaaaaaa' is not one of the tiers"),
         ("tenants = ['a']", "tenants must be tables"),

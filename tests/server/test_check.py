@@ -18,7 +18,9 @@ from engine import tiers_file, toml_file
 from engine.config import SECTIONS
 from server import check
 from server.configuration import value_of
+from server.identity import tokens
 from server.settings import CONFIGURATION, FLAGS, Given, ask
+from tests.server.identity.authority import DAY, Authority
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{ROOT}:{ROOT / 'client'}"
@@ -241,8 +243,14 @@ def test_the_example_for_operators_is_good(capsys: pytest.CaptureFixture[str]) -
     Path(said["model"]["model"]).mkdir(parents=True)
     Path(said["model"]["model"], "config.json").touch()
     Path("log").mkdir()
+    Path("tls").mkdir()
+    Authority().issue().write(Path("tls"), "server")
+    Path("tokens.toml").write_text(tokens.make("acme")[1])
+    Path("tokens.toml").chmod(0o600)
     code, out, err = checked(capsys, "--config", "niyama.toml")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("niyama-server: note: the certificate holds until 20")
+    assert len(err.splitlines()) == 1
     printed = tomllib.loads(out)
     for table in ("tiers", "applications", "tenants", "limits"):
         assert said[table].items() <= printed[table].items()
@@ -259,3 +267,30 @@ def test_the_bound_of_a_file_holds(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = checked(capsys, "--config", "n.toml")
     assert code == 1
     assert err.startswith("niyama-server: error: n.toml: has more than ")
+
+
+def test_identities_are_checked_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With the line that names the file; and what is exposed is told."""
+    authority = Authority()
+    certificate, key = authority.issue(ends=3 * DAY).write(tmp_path, "server")
+    path = tmp_path / "niyama.toml"
+    text = f'[identity]\ntls_certificate = "{certificate}"\ntls_key = "{key}"\n'
+    path.write_text(text + '[tenants.a]\ncertificates = ["CN=a", "b"]\n')
+    code, out, err = checked(capsys, "--config", str(path))
+    assert code == 0
+    assert "warning: the certificate holds until" in err
+    assert 'certificates = ["CN=a", "b"]  # ' in out
+    host = ("--host", "0.0.0.0", "--config", str(path))
+    code, _, err = checked(capsys, *host)
+    assert code == 1
+    assert "--host '0.0.0.0' can be reached from other machines" in err
+    code, _, err = checked(capsys, *host, "--allow-anonymous")
+    assert code == 0
+    assert "warning: whoever reaches the port may call as any tenant" in err
+    authority.issue().write(tmp_path, "server")
+    certificate.write_bytes(authority.issue().certificate)
+    code, _, err = checked(capsys, "--config", str(path))
+    assert code == 1
+    assert f"{path}:3: identity.tls_key {key}: is not the key of {certificate}" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Share
 from engine.linking.errors import DuplicateRequest
 from server.admission.admission import REMEMBERED_S, Admission
-from server.admission.places import KEPT_PERCENT, Entry
+from server.admission.places import KEPT_PERCENT, Entry, Use
 from server.errors import SPREAD, Refusal, Refused
 
 LOW, NORMAL, HIGH = Importance.LOW, Importance.NORMAL, Importance.HIGH
@@ -482,3 +483,62 @@ AnyLimit.TestCase.settings = settings(
     max_examples=30, stateful_step_count=60, deadline=None, derandomize=True
 )
 TestAnyLimit = AnyLimit.TestCase
+
+
+class AnyAllowance(AnyLoad):
+    """And two shares may have no more than the operator allows them at once."""
+
+    allowed: ClassVar[dict[str, Use]] = {"a": Use(5, 0), "": Use(0, 60)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission.limit(20, 200, self.allowed)
+
+    def check_refused(self, asks: Entry, reason: Refusal, before: set[Entry]) -> None:
+        if reason is not Refusal.TENANT_LIMIT:
+            super().check_refused(asks, reason, before)
+            return
+        allowed = self.allowed[asks.share.name]
+        own = [each for each in self.alive.values() if each.share.name == asks.share.name]
+        assert allowed.requests == 0 or sum(each.n for each in own) + asks.n > allowed.requests
+        assert (
+            allowed.tokens == 0 or sum(each.tokens for each in own) + asks.tokens > allowed.tokens
+        )
+
+    @invariant()
+    def none_has_more(self) -> None:
+        assert self.admission.requests.held["a"] <= self.allowed["a"].requests
+
+
+AnyAllowance.TestCase.settings = AnyLoad.TestCase.settings
+TestAnyAllowance = AnyAllowance.TestCase
+
+
+def test_a_tenant_has_what_it_is_allowed_however_empty_the_queue_is() -> None:
+    admission = filled(100, a=3, b=3)
+    admission.limit(100, PLENTY, {"a": Use(3, 0)})
+    assert refused(admission, entry("x", share="a")) is Refusal.TENANT_LIMIT
+    assert refused(admission, entry("x", share="b")) is None
+    admission.leave(("a", "a0"))
+    assert refused(admission, entry("x", share="a")) is None
+    admission.limit(100, PLENTY)
+    assert refused(admission, entry("y", share="a")) is None
+
+
+def test_beyond_it_only_its_own_less_important_calls_give_way() -> None:
+    admission = filled(100, a=2, b=2)
+    admission.limit(100, PLENTY, {"a": Use(2, 0)})
+    assert names(admission.admit(entry("x", HIGH, "a"), 0.0)) == ["a1"]
+    admission.start(("a", "a0"))  # and what has begun gives way to nobody
+    assert refused(admission, entry("y", HIGH, "a")) is Refusal.TENANT_LIMIT
+
+
+def test_waiting_work_is_allowed_for_one_call_whatever_its_size() -> None:
+    admission = Admission(100, PLENTY)
+    admission.limit(100, PLENTY, {"a": Use(0, 50)})
+    assert refused(admission, entry("x", share="a", tokens=70)) is None
+    assert refused(admission, entry("y", share="a", tokens=1)) is Refusal.TENANT_LIMIT
+    admission.start(("a", "x"))
+    assert refused(admission, entry("y", share="a", tokens=30)) is None
+    with pytest.raises(Refused, match="as it may have at once: 50 tokens of waiting work"):
+        admission.admit(entry("z", share="a", tokens=30), 0.0)

@@ -10,7 +10,9 @@ from urllib.parse import urlencode
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.admin import Admin
+from server.config import ServerConfig
+from server.identity import files
+from server.identity.identities import Identities
 from server.listening.exposition import Exposition
 from server.status.findings import Parts, Phase
 from server.status.site import Site
@@ -29,8 +31,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def exposed(night: Night, admin: Admin | None = None) -> Iterator[tuple[str, Exposition]]:
-    site = Site(CollectorRegistry(), night, admin or Admin())  # type: ignore[arg-type]
+def exposed(night: Night, admin: Identities | None = None) -> Iterator[tuple[str, Exposition]]:
+    site = Site(CollectorRegistry(), night, admin or Identities())  # type: ignore[arg-type]
     exposition = Exposition(site)
     try:
         yield f"http://127.0.0.1:{exposition.serve('127.0.0.1', 0)}/", exposition
@@ -78,7 +80,9 @@ def test_with_a_token_single_requests_are_shown_once_it_is_typed(
     path.write_text("a-word-that-nobody-guesses")
     path.chmod(0o600)
     shown = "document.querySelectorAll('#decisions li').length"
-    with exposed(Night(is_bad=True), Admin.of_file(path)) as (url, _):
+    with exposed(
+        Night(is_bad=True), Identities(files.read(ServerConfig(admin_token_file=path)))
+    ) as (url, _):
         browser.open(url + "#request_id=a", 1280, 900)
         browser.until("document.querySelector('#story .failed') !== null")
         browser.until(SHOWN)

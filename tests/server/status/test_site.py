@@ -19,9 +19,10 @@ from prometheus_client import CollectorRegistry
 
 from engine.config import EngineConfig
 from niyama.client import AsyncClient
-from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig
+from server.identity import files
+from server.identity.identities import Identities
 from server.listening.exposition import MOST_CONNECTIONS, Exposition
 from server.status.findings import Parts, Phase
 from server.status.loop import LoopLine, LoopSilent
@@ -79,8 +80,8 @@ async def served(**changes: Any) -> AsyncIterator[tuple[Server, int]]:
 
 
 @contextlib.contextmanager
-def exposed(night: Night, admin: Admin | None = None) -> Iterator[int]:
-    site = Site(CollectorRegistry(), night, admin or Admin())  # type: ignore[arg-type]
+def exposed(night: Night, admin: Identities | None = None) -> Iterator[int]:
+    site = Site(CollectorRegistry(), night, admin or Identities())  # type: ignore[arg-type]
     exposition = Exposition(site)
     try:
         yield exposition.serve("127.0.0.1", 0)
@@ -240,7 +241,7 @@ def test_with_a_token_only_who_shows_it_learns_of_single_requests(tmp_path: Path
     path = tmp_path / "token"
     path.write_text(TOKEN)
     path.chmod(0o600)
-    with exposed(Night(True), Admin.of_file(path)) as port:
+    with exposed(Night(True), Identities(files.read(ServerConfig(admin_token_file=path)))) as port:
         for headers in ({}, {"Authorization": "Bearer guess"}, {"Authorization": "Basic x"}):
             answer = ask(port, "/explain?request_id=a", **headers)
             assert answer.status == 401, headers

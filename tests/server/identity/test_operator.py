@@ -13,10 +13,11 @@ import pytest
 from engine.config import EngineConfig
 from niyama.client import AccessDenied, AsyncClient, InvalidRequest, NotFound
 from niyama.client.__main__ import main
-from server.admin import Admin
 from server.app import Server
 from server.config import ServerConfig, StartError
 from server.errors import CallError
+from server.identity import files
+from server.identity.identities import Identities
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import within
 
@@ -75,9 +76,10 @@ async def test_an_operator_explains_any_tenant_s_request(tmp_path: Path, fronten
 
 async def test_where_there_is_no_operator_a_token_says_nothing(tmp_path: Path) -> None:
     """A gateway may send what is meant for others."""
-    assert not Admin().is_shown([("authorization", "Bearer of-another-service")])
+    assert not Identities().is_operator(["Bearer of-another-service"])
+    known = files.read(ServerConfig(admin_token_file=file_of(tmp_path, TOKEN)))
     with pytest.raises(CallError):
-        Admin.of_file(file_of(tmp_path, TOKEN)).is_shown([("authorization", "Basic eA==")])
+        Identities(known).is_operator(["Basic eA=="])
 
 
 async def test_the_command_asks_with_the_token_of_a_file(
@@ -119,7 +121,7 @@ def test_a_file_that_keeps_no_secret_is_told_at_start(
     path = file_of(tmp_path, text, mode)
     config = ServerConfig(admin_token_file=path)
     with pytest.raises(ValueError) as caught:
-        Admin.of_file(config.admin_token_file)
+        files.read(config)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
     assert TOKEN not in str(caught.value)
@@ -136,4 +138,4 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "token"
     os.mkfifo(path, 0o600)
     with pytest.raises(ValueError, match="is a pipe that nobody writes to"):
-        Admin.of_file(path)
+        files.read(ServerConfig(admin_token_file=path))

@@ -1,0 +1,1 @@
+"""Who calls: certificates, tokens, and whose calls they make."""
