@@ -38,7 +38,10 @@ class InferenceStub:
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
     says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
     all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
-    The name is believed: it is to be trusted as far as those who can reach the port are.
+    Where the operator has callers say who they are (`authorization: Bearer TOKEN`, or a client's
+    certificate), a call is its caller's, and only who may speak for others names another tenant:
+    PERMISSION_DENIED for who may not, and for what the tenant may not ask for (a tier, an importance,
+    targets of its own); UNAUTHENTICATED for who is not known. Elsewhere the name is believed.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
@@ -94,7 +97,10 @@ class InferenceServicer:
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
     says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
     all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
-    The name is believed: it is to be trusted as far as those who can reach the port are.
+    Where the operator has callers say who they are (`authorization: Bearer TOKEN`, or a client's
+    certificate), a call is its caller's, and only who may speak for others names another tenant:
+    PERMISSION_DENIED for who may not, and for what the tenant may not ask for (a tier, an importance,
+    targets of its own); UNAUTHENTICATED for who is not known. Elsewhere the name is believed.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
@@ -195,7 +201,10 @@ class Inference:
     The metadata key `niyama-tenant` (printable ASCII, at most 128 bytes, at most once; default empty)
     says on whose behalf a call is made. Tenants that the operator has named share the engine fairly,
     all others as one; none shares a prompt's cached prefix or an id, or is told of another's requests.
-    The name is believed: it is to be trusted as far as those who can reach the port are.
+    Where the operator has callers say who they are (`authorization: Bearer TOKEN`, or a client's
+    certificate), a call is its caller's, and only who may speak for others names another tenant:
+    PERMISSION_DENIED for who may not, and for what the tenant may not ask for (a tier, an importance,
+    targets of its own); UNAUTHENTICATED for who is not known. Elsewhere the name is believed.
 
     buf:lint:ignore SERVICE_SUFFIX
     """
