@@ -8,6 +8,7 @@ was given up since nothing came is late.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Score:
     named: Counter[str]  # the calls by what was inferred for them; "": nothing
     right_from: int | None  # the call from which on the right tier was named, nearly always
     last: str  # that was named in the end
+    shares: tuple[float, ...] = ()  # on time, of each run
 
     @classmethod
     def sum(cls, runs: Sequence[Score]) -> Score:
@@ -62,6 +64,7 @@ class Score:
             sum((each.named for each in runs), Counter()),
             None if None in found else max(each for each in found if each is not None),
             runs[-1].last,
+            tuple(each.attainment for each in runs if each.num),
         )
 
     @property
@@ -96,13 +99,20 @@ def _right_from(named: Sequence[str], meant: str) -> int | None:
 
 def is_worse(on: Score, off: Score) -> bool:
     """Returns whether an application fared worse with inference than without, beyond chance and a
-    point.
+    point. Chance is that of single calls or, where runs differ by more, that of runs.
     """
     if not (on.num and off.num):
         return False
     pooled = (on.on_time + off.on_time) / (on.num + off.num)
-    noise = math.sqrt(pooled * (1 - pooled) * (1 / on.num + 1 / off.num))
+    of_calls = pooled * (1 - pooled) * (1 / on.num + 1 / off.num)
+    of_runs = sum(_error(each.shares) for each in (on, off))
+    noise = math.sqrt(max(of_calls, of_runs))
     return on.attainment < off.attainment - POINT - DEVIATIONS * noise
+
+
+def _error(shares: Sequence[float]) -> float:
+    """Returns the variance of the mean of several runs; 0 where there are no several."""
+    return statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
 
 
 def confusion(scores: Iterable[Score]) -> dict[str, Counter[str]]:

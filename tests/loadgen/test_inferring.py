@@ -82,6 +82,8 @@ def test_worse_is_what_chance_does_not_explain() -> None:
     assert not is_worse(scored(1000, 985, []), scored(1000, 990, []))
     assert not is_worse(scored(10, 8, []), scored(10, 10, []))
     assert not is_worse(scored(0, 0, []), scored(10, 10, []))
+    unlike = [scored(500, each, []) for each in (500, 300)]  # a machine that is now and then slow
+    assert not is_worse(Score.sum(unlike), scored(1000, 990, []))
 
 
 def test_naming_is_counted_from_when_it_stays_right() -> None:
