@@ -80,6 +80,7 @@ class Inferring:
             call.shadow = tiers.resolve(
                 timeout_s=asked.timeout_s,
                 importance=asked.quality.importance,
+                rights=tiers.rights_of(call.tenant),
                 inferred=choice.inferred,
             )
 
@@ -107,7 +108,7 @@ class Inferring:
             self._choices.clear()
         choice = self._choices.get(site)
         if choice is None and (need := self._needs.get(site)) is not None:
-            choice = self._choices[site] = choose(need, tiers)
+            choice = self._choices[site] = choose(need, tiers.seen_by(site.tenant))
         return choice
 
 

@@ -55,7 +55,11 @@ def _application(name: str, sites: list[tuple[CallSite, Habit]], tiers: Tiers) -
     """Yields the lines of one application."""
     for site, habit in sites:
         yield _comment(site, habit, tiers)
-    wanted = {choose(habit.need, tiers).tier.name for _, habit in sites if habit.need is not None}
+    wanted = {
+        choose(habit.need, tiers.seen_by(site.tenant)).tier.name
+        for site, habit in sites
+        if habit.need is not None
+    }
     if len(wanted) > 1:
         yield "# These need different tiers: have them name another application each, or the tier."
     elif wanted != {tiers.default}:
@@ -66,6 +70,7 @@ def _application(name: str, sites: list[tuple[CallSite, Habit]], tiers: Tiers) -
 def _comment(site: CallSite, habit: Habit, tiers: Tiers) -> str:
     """Returns a line about one site."""
     assert habit.need is not None
+    tiers = tiers.seen_by(site.tenant)
     choice = choose(habit.need, tiers)
     tier = f"tier {choice.tier.name}" if choice.tier.name != tiers.default else "the default tier"
     note = "" if choice.inferred is not None else f" ({_TIGHTER})"

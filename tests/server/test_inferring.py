@@ -13,9 +13,12 @@ import grpc
 import pytest
 
 from engine.inferring.calls import CallSite, Coming, End, Ended, site_of
+from engine.inferring.choice import choose
+from engine.inferring.habit import Need, Shown
 from engine.inferring.habits import Habits, Observed
 from engine.inferring.proposal import Known, proposal
-from engine.tiers import Tiers
+from engine.tiers import TargetSource, Tiers
+from engine.tiers_file import parse
 from niyama.v1 import inference_pb2 as pb
 from server import check
 from server.app import Server
@@ -223,3 +226,19 @@ def test_what_was_inferred_can_be_pasted_into_the_file(
     path.write_text(f"[limits]\nmax_requests = 9\n\n{text}")
     assert check.main(asked_by(["--config", str(path), "--check-config"], {})) == 0
     assert "[applications.nightly]" in capsys.readouterr().out
+
+
+def test_what_a_tenant_may_not_have_is_not_inferred_for_it() -> None:
+    """Its own default tier is what counts, and its own tiers are what is chosen from."""
+    text = "[tenants.free]\ntiers = ['standard', 'batch']\n"
+    tiers = parse(text, Path("f.toml"))
+    patient = Need(Shown.PATIENT, 30.0, 20, "why")
+    assert choose(patient, tiers.seen_by("free")).tier.name == "standard"
+    watched = Need(Shown.WATCHED, math.inf, 20, "why")
+    choice = choose(watched, tiers.seen_by("free"))
+    assert choice.inferred is not None
+    assert choice.inferred.tier.name == "standard"
+    resolved = tiers.resolve(
+        rights=tiers.rights_of("free"), inferred=choose(watched, tiers).inferred
+    )
+    assert (resolved.tier, resolved.source) == ("standard", TargetSource.DEFAULT)
