@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+
+# gRPC reads it when it is imported. Else it writes a line to stderr for each handshake that fails,
+# and so whoever reaches the port fills the log.
+VERBOSITY, QUIET = "GRPC_VERBOSITY", "ERROR"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -11,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     or whoever wants the configuration read again, would end this process.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.environ.setdefault(VERBOSITY, QUIET)
     from server import command
 
     return command.main(sys.argv[1:] if argv is None else argv)
