@@ -93,7 +93,8 @@ def filled(
 async def holding(running: Running, request_id: str, **fields: Any) -> AsyncIterator[Any]:
     """A call of that id is in the engine, which has a batch of one."""
     call = running.stub.Generate(asked(5000, request_id=request_id, **fields))
-    await until(lambda: request_id in running.server.engine.link.in_flight)
+    await until(lambda: request_id in running.server.engine.link.in_flight or call.done())
+    assert not call.done(), await call
     try:
         yield call
     finally:
@@ -154,7 +155,7 @@ async def too_much(running: Running) -> None:
 
 
 async def displaced(running: Running) -> None:
-    async with holding(running, "first", qos=due(3600)):
+    async with holding(running, "before-low", qos=due(3600)):
         low = due(3600, importance=pb.IMPORTANCE_LOW)
         call = running.stub.Generate(asked(request_id="low", qos=low))
         await until(lambda: "low" in running.server.engine.link.in_flight)
@@ -164,7 +165,7 @@ async def displaced(running: Running) -> None:
 
 async def waited_too_long(running: Running) -> None:
     """Who has an impossible target is relegated, and may wait for no time at all after it."""
-    async with holding(running, "first", qos=due(3600)):
+    async with holding(running, "before-late", qos=due(3600)):
         await within(running.stub.Generate(asked(qos=due(1e-6))))
 
 
