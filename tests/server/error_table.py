@@ -22,7 +22,7 @@ from niyama.v1 import inference_pb2 as pb
 from server.errors import PUSHBACK_KEY
 from tests.server import provoking as by
 from tests.server.conftest import Running, within
-from tests.server.provoking import Provoke, asked, explain, generate, raw, served
+from tests.server.provoking import Provoke, asked, asking, explain, generate, raw, served
 from tests.server.test_service import details
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -31,17 +31,21 @@ BEGIN, END = "<!-- by `python -m tests.server.error_table --write` -->\n", "<!--
 OWN = "Mend the request; the same one fails again."
 LATER = "Try again after `RetryInfo`; gRPC's own retry does."
 ELSEWHERE = "Try again, at another server where there is one."
+ALLOWED = "Ask for what the tenant may have; the operator says what that is."
 REPORT = "Tell the operator the id; another try may help."
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to fail: `provoke` ends with the error. `reason` is "" where gRPC itself answers."""
+    """A way to fail: `provoke` ends with the error, at a server that asks who calls where `asks`.
+    `reason` is "" where gRPC itself answers.
+    """
 
     reason: str
     situation: str
     advice: str
     provoke: Provoke
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,13 @@ ROWS = [
         "More than half of the queue is used, and the tenant has its part of it.",
         LATER,
         by.share_used,
+    ),
+    Row(
+        "TENANT_LIMIT",
+        "The tenant has as much in the queue as the operator allows it.",
+        LATER,
+        by.tenant_limit,
+        asks=True,
     ),
     Row(
         "TOO_MUCH",
@@ -175,6 +186,49 @@ ROWS = [
         explain("any", "guessed"),
     ),
     Row(
+        "UNAUTHENTICATED",
+        "The server asks who calls, and the call shows no token or certificate that it knows, or"
+        " one that has expired.",
+        "Show a valid one: `authorization: Bearer TOKEN`.",
+        generate(asked()),
+        asks=True,
+    ),
+    Row(
+        "TENANT_NOT_ALLOWED",
+        "`niyama-tenant` names another tenant than the caller's.",
+        "Leave it out.",
+        by.as_free(None, ("niyama-tenant", "another")),
+        asks=True,
+    ),
+    Row(
+        "TIER_NOT_ALLOWED",
+        "The tenant may not have that tier, or there is none of that name.",
+        ALLOWED,
+        by.as_free(pb.QualityOfService(tier="gold")),
+        asks=True,
+    ),
+    Row(
+        "TARGETS_NOT_ALLOWED",
+        "The tenant may not have targets as tight as that.",
+        ALLOWED,
+        by.as_free(by.due(0.1)),
+        asks=True,
+    ),
+    Row(
+        "IMPORTANCE_NOT_ALLOWED",
+        "The tenant may not claim that importance.",
+        ALLOWED,
+        by.as_free(pb.QualityOfService(importance=pb.IMPORTANCE_HIGH)),
+        asks=True,
+    ),
+    Row(
+        "NOT_FOR_TENANTS",
+        "Load reports and channelz: the caller speaks for itself alone, or is not the operator.",
+        "`Estimate` tells what becomes of its own requests.",
+        by.all_load,
+        asks=True,
+    ),
+    Row(
         "",
         "The message is larger than `--max-message-bytes`.",
         OWN,
@@ -224,9 +278,9 @@ async def told(running: Running, row: Row) -> Told:
 async def tell_all() -> list[Told]:
     """Returns what the client of each row is told."""
     found = {}
-    async with served() as running:
+    async with served() as running, asking() as strict:
         for row in sorted(ROWS, key=lambda row: row.reason in LAST and 1 + LAST.index(row.reason)):
-            found[row.situation] = await told(running, row)
+            found[row.situation] = await told(strict if row.asks else running, row)
     return [found[row.situation] for row in ROWS]
 
 

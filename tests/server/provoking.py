@@ -23,6 +23,7 @@ from niyama.v1 import inference_pb2 as pb
 from server.admission.places import Entry
 from server.admission.quota import Caller
 from server.config import ServerConfig
+from server.identity import tokens
 from server.reading.lanes import ReaderProcess
 from server.service import MAX_QUESTIONS
 from tests.engine.driving.engines import NULL, SPOILT, Failing
@@ -48,6 +49,54 @@ async def served() -> AsyncIterator[Running]:
         )
         async with running_with(config) as running:
             yield running
+
+
+RIGHTS = """
+default_tier = "bronze"
+[tiers.gold]
+ttlt_s = 1
+[tiers.bronze]
+ttlt_s = 60
+[tenants.free]
+tiers = ["bronze"]
+importance = "normal"
+max_requests = 1
+"""
+SHOWN, KNOWN_AS = tokens.make("free")  # by the tenant, and the line of the file
+
+
+@contextlib.asynccontextmanager
+async def asking() -> AsyncIterator[Running]:
+    """A server that asks who calls, and knows one tenant, who may not have all."""
+    with tempfile.TemporaryDirectory() as folder:
+        known, file = Path(folder) / "tokens", Path(folder) / "server.toml"
+        for path, text in ((known, KNOWN_AS), (file, RIGHTS)):
+            path.touch(0o600)
+            path.write_text(text + "\n")
+        engine = EngineConfig(factory=NULL)
+        config = ServerConfig(
+            port=0, tokens_file=known, config=file, load_reports=True, engine=engine
+        )
+        async with running_with(config) as running:
+            yield running
+
+
+def as_free(qos: pb.QualityOfService | None = None, *metadata: tuple[str, str]) -> Provoke:
+    """The tenant asks for that."""
+    own = (("authorization", f"Bearer {SHOWN}"), *metadata)
+    return generate(asked(qos=qos), metadata=own)
+
+
+async def tenant_limit(running: Running) -> None:
+    with filled(running, "free", 1):
+        await as_free()(running)
+
+
+async def all_load(running: Running) -> None:
+    """The tenant asks how loaded the server is."""
+    method = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
+    metadata = (("authorization", f"Bearer {SHOWN}"),)
+    await within(running.channel.unary_stream(method)(b"", metadata=metadata).read())
 
 
 def asked(max_tokens: int = 2, **fields: Any) -> pb.GenerateRequest:
