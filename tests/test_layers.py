@@ -54,6 +54,7 @@ LAYERS = (
 FORBIDDEN = {
     "engine/checkpoint": {"torch", "asyncio", "grpc", "niyama"},
     "engine/computing": {"asyncio", "grpc", "niyama", "engine.messages", "engine.config"},
+    "engine/inferring": {"torch", "asyncio", "grpc", "niyama", "time", "random", "os"},
     "engine/driving": {"asyncio", "grpc", "niyama"},
     "engine/linking": {"torch", "grpc", "niyama", "engine.computing", "engine.driving"},
     "engine/processes": {"torch", "grpc", "niyama", "engine.private", "engine.embedded"},
