@@ -89,21 +89,27 @@ class Demand:
         return self.prefill_s(sequence) + self.decodes_s(sequence)
 
     def prefill_due_at(
-        self, sequence: Sequence, decodes_s: float, now: float, most: float = 1 / 2
+        self,
+        sequence: Sequence,
+        decodes_s: float,
+        now: float,
+        most: float = 1 / 2,
+        short_s: float = 0.0,
     ) -> float:
         """Returns the instant by which the work of a waiting sequence is to be done, of which
         `decodes_s` is for its decodes.
 
         Its decodes are work for those behind it, but its first token need not wait for them. So
         the instant is later by them than the deadline of that token. With a TTLT it is earlier by
-        the time in which the expected output can follow, but at most by that part of the time left:
-        the output may be shorter, and decodes that are in a hurry shorten iterations.
+        the time in which the expected output can follow, but at most by the part `most` of the time
+        left: the output may be shorter, and decodes that are in a hurry shorten iterations. It is
+        earlier by `short_s` all the same, which a short output takes.
         """
         due_at = sequence.due_at + decodes_s
         if sequence.request.targets.ttlt_s is None:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
-        return due_at - min(self.decoding_s(sequence), most * left_s)
+        return due_at - min(self.decoding_s(sequence), max(most * left_s, short_s))
 
     def served_by(self, sequence: Sequence) -> float:
         """Returns the instant by which the prefill of a waiting sequence is best done, which says
@@ -122,6 +128,11 @@ class Demand:
     def decoding_s(self, sequence: Sequence) -> float:
         """Returns the time in which the output that is left can follow, a token an iteration."""
         return self.output_left(sequence) * self.iteration_s
+
+    def short_decoding_s(self, sequence: Sequence) -> float:
+        """Returns the same of an output that is shorter than nearly all of its kind."""
+        left = self._history.short(sequence.output_group) - sequence.num_output
+        return max(0.0, left) * self.iteration_s
 
 
 class RecentRequests:

@@ -21,6 +21,7 @@ from engine.deciding.request import named_by
 WEIGHT = 0.05  # of the newest observation
 MIN_OBSERVED = 5  # before that a mean says nothing
 PRIOR = 128  # the guess while nothing at all has been observed
+SHORT_DEVIATIONS = 2.0  # by which a short output is shorter than the mean
 
 
 class _Moments(NamedTuple):
@@ -44,9 +45,10 @@ class _Guess(NamedTuple):
 
     mean: float
     high: int  # the mean and so many deviations
+    short: float  # the mean less SHORT_DEVIATIONS of them, at least 1
 
 
-_PRIOR_GUESS = _Guess(float(PRIOR), PRIOR)
+_PRIOR_GUESS = _Guess(float(PRIOR), PRIOR, 1.0)
 
 
 class _Table:
@@ -63,8 +65,10 @@ class _Table:
         moments = self._moments.pop(group, _Moments()).with_one(length)
         self._moments[group] = moments
         if moments.num >= MIN_OBSERVED:
-            high = moments.mean + self._deviations * math.sqrt(moments.variance)
-            self.guesses[group] = _Guess(moments.mean, max(1, math.ceil(high)))
+            deviation = math.sqrt(moments.variance)
+            high = max(1, math.ceil(moments.mean + self._deviations * deviation))
+            short = max(1.0, moments.mean - SHORT_DEVIATIONS * deviation)
+            self.guesses[group] = _Guess(moments.mean, high, short)
         if len(self._moments) > self._most:
             forgotten, _ = self._moments.popitem(last=False)
             self.guesses.pop(forgotten, None)
@@ -98,6 +102,12 @@ class OutputLengths:
     def mean(self, application: str, max_tokens: int) -> float:
         """Returns the expected length, at most `max_tokens`."""
         return min(float(max_tokens), self._guess(application).mean)
+
+    def short(self, application: str) -> float:
+        """Returns a length that nearly all outputs reach: SHORT_DEVIATIONS less than the mean,
+        and at least 1, which it is where outputs differ widely and while too few were observed.
+        """
+        return self._guess(application).short
 
     def _guess(self, application: str) -> _Guess:
         own = self._applications.guesses.get(application)

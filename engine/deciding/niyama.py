@@ -194,13 +194,15 @@ class Niyama(Policy):
 
     def _state_when_due(self, sequence: Sequence, decodes_s: float, now: float) -> None:
         """States by when the prefill of a promised sequence must be done. With a TTLT half of its
-        time is for its decodes at most, in the hope for a short output and short iterations; but
-        while many have to be relegated, whoever is begun for a hope takes the place of one who can
-        be on time as expected; and so does whose tenant has asked for more than its part.
+        time is for its decodes at most, or what a short output takes, in the hope for one and for
+        short iterations; but while many have to be relegated, whoever is begun for a hope takes
+        the place of one who can be on time as expected, as does whose tenant asks for too much.
         """
         is_cautious = sequence.importance == BEYOND or self._recent.is_overloaded
         most = 1.0 if is_cautious else 0.5
-        sequence.prefill_by(self.demand.prefill_due_at(sequence, decodes_s, now, most))
+        short_s = self.demand.short_decoding_s(sequence)
+        by = self.demand.prefill_due_at(sequence, decodes_s, now, most, short_s)
+        sequence.prefill_by(by)
 
     @property
     def _burst_s(self) -> float:

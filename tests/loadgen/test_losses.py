@@ -64,6 +64,18 @@ MANY = Condition(
     max_batch_size=512,
     seed=110,
 )
+# Half of 7.2 s is too little for 600 tokens, and no output of that kind is shorter.
+HOPELESS = Condition(
+    "a100-llama3-8b",
+    (
+        Part("report", "7.2s", 50, "600", "600"),
+        Part("chat", "2.4s/42ms", 50, "600", "600"),
+    ),
+    rps=5.6,
+    duration_s=90.0,
+    max_gap=1.0,
+    seed=337,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -85,6 +97,11 @@ def test_who_is_past_the_guess_is_not_slowed_down_as_if_it_were_about_to_end() -
 def test_what_is_given_up_does_not_slow_down_whom_a_rejecting_policy_has_on_time() -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(Measure.LATE, "edf-reject", HURRIED) is None
+
+
+def test_nobody_is_begun_in_the_hope_for_an_output_shorter_than_its_kind_has() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.TTFT_TAIL, "edf-reject", HOPELESS) is None
 
 
 def test_no_more_streams_begin_than_have_their_pace() -> None:

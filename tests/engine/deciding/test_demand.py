@@ -105,8 +105,8 @@ def test_what_is_given_up_counts_by_its_work() -> None:
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
     due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 6 where all of the time may be for
-    decodes. Where the first is wanted by then, it is due by then. Work of 2 ms for decodes comes
-    after that.
+    decodes, or 5 where a short output takes those. Where the first is wanted by then, it is due by
+    then. Work of 2 ms for decodes comes after that.
     """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
@@ -114,9 +114,29 @@ def test_when_a_prefill_is_due_by_hand() -> None:
     assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.0, 0.094) == pytest.approx(0.097)
     assert demand.prefill_due_at(batch, 0.0, 0.094, most=1.0) == pytest.approx(0.094)
+    assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.005) == pytest.approx(0.095)
+    assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.02) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.002, 0.0) == pytest.approx(0.091)
     assert demand.prefill_due_at(stream, 0.0, 0.0) == pytest.approx(0.1)
     assert demand.prefill_due_at(stream, 0.002, 0.0) == pytest.approx(0.102)
+
+
+def test_how_long_a_short_output_takes_by_hand() -> None:
+    """Outputs of 10 on average with a deviation of 1.789: 6.42 tokens of 1.1 ms, of which 4 are
+    there; with 8 none is to come. Without history there is nothing to go by but one token.
+    """
+    history = OutputLengths(0.0)
+    demand = Demand(LatencyModel(MILLI), history, chunk=20)
+    sequence = make_sequence(output=99, application="chat")
+    assert demand.short_decoding_s(sequence) == pytest.approx(1.1e-3)
+    for length in (8, 12, 8, 12, 10):
+        history.observe(sequence.output_group, length)
+    left = 10 - 2 * math.sqrt(3.2)
+    assert demand.short_decoding_s(sequence) == pytest.approx(left * 1.1e-3)
+    decode(sequence, 4)
+    assert demand.short_decoding_s(sequence) == pytest.approx((left - 4) * 1.1e-3)
+    decode(sequence, 4)
+    assert demand.short_decoding_s(sequence) == 0
 
 
 def test_what_is_costly_is_judged_by_the_recent_requests() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from engine.deciding.history import PRIOR, OutputLengths
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.deciding.history import PRIOR, WEIGHT, OutputLengths
 from engine.deciding.request import key_of
 
 
@@ -40,6 +44,32 @@ def test_mean_plus_two_deviations_by_hand() -> None:
     assert history.mean("chat", 128) == pytest.approx(10.0)
     assert history.estimate("chat", 128) == 14
     assert history.estimate("chat", 11) == 11
+
+
+def test_a_short_output_by_hand() -> None:
+    """8, 12, 8, 12, 10: 10 - 2 * 1.789 = 6.42. Until five have been seen anything may come, and so
+    it may where outputs differ by more than half of their mean.
+    """
+    assert observed(8, 12, 8, 12, 10).short("chat") == pytest.approx(10 - 2 * math.sqrt(3.2))
+    assert observed(8, 12, 8, 12).short("chat") == 1
+    assert observed(2, 18, 2, 18, 10).short("chat") == 1
+    assert observed(10, 10, 10, 10, 10).short("new") == 10, "it is like its tenant's others"
+    assert observed(10, 10, 10, 10, 10).short(key_of("zen", "chat")) == 1
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=5, max_size=60))
+def test_a_short_output_is_two_deviations_below_the_mean(lengths: list[int]) -> None:
+    """By the definition of both: a plain average up to 20, then the newest weighs 5 %."""
+    weights: list[float] = []
+    for num in range(1, len(lengths) + 1):
+        newest = max(WEIGHT, 1 / num)
+        weights = [(1 - newest) * weight for weight in weights] + [newest]
+    mean = math.fsum(w * n for w, n in zip(weights, lengths, strict=True))
+    variance = math.fsum(w * (n - mean) ** 2 for w, n in zip(weights, lengths, strict=True))
+    history = observed(*lengths)
+    short = history.short("chat")
+    assert short == pytest.approx(max(1.0, mean - 2 * math.sqrt(variance)), rel=1e-6, abs=1e-3)
+    assert 1 <= short <= history.mean("chat", 100_000)
 
 
 def test_an_application_that_changes_is_followed() -> None:

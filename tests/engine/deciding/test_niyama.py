@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 
@@ -21,6 +22,7 @@ from engine.deciding.sequence import FinishReason
 from engine.deciding.streams import Streams
 from engine.simulator import Replica
 from tests.engine.deciding.parts import (
+    MILLI,
     Driver,
     deadline,
     interactive,
@@ -146,6 +148,33 @@ def shorts(rate: float, duration_s: float, seed: int = 0) -> Iterable[Request]:
 
 
 CAPACITY = 17.0  # of `shorts` per second
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room_s"),
+    [
+        ([60] * 5, 60 * 1.1e-3),
+        ([55, 65, 55, 65, 60], (60 - 2 * math.sqrt(20)) * 1.1e-3),
+        ([30, 90, 30, 90, 60], 0.05),
+        ([60] * 4, 0.05),
+    ],
+    ids=["alike", "nearly alike", "far apart", "too few to tell"],
+)
+def test_the_hope_for_a_short_output_is_for_one_that_there_may_be(
+    lengths: list[int], room_s: float
+) -> None:
+    """60 tokens of 1.1 ms take 66 of the 100 ms that there are; half of those is kept for them, or
+    what the short ones of their kind take.
+    """
+    latency, history = LatencyModel(MILLI), OutputLengths(0.0)
+    demand = Demand(latency, history, 20)
+    policy = Niyama(NiyamaConfig(), latency, demand, 20, 0)
+    sequence = make_sequence(output=99, targets=deadline(0.1), application="report")
+    for length in lengths:
+        history.observe(sequence.output_group, length)
+    policy.enter(sequence, 0.0)
+    decodes_s = demand.decodes_until_due_s(sequence, 0.0)
+    assert sequence.prefill_due_at == pytest.approx(0.1 + decodes_s - room_s)
 
 
 def test_a_long_prompt_among_short_ones_meets_its_deadline() -> None:
