@@ -358,8 +358,8 @@ class Call:
             story |= {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
         if self.error:
             story["error"] = self.error
-        if self.identity.tenant != self.tenant:
-            story["caller"] = self.identity.tenant  # who speaks for the tenant
+        if self.identity != ANYBODY and self.identity.tenant != self.tenant:
+            story["caller"] = self.identity.tenant or "operator"  # who speaks for the tenant
         if self.quality is not None:
             story["tier"] = self.quality.tier
             story["importance"] = self.quality.importance.name.lower()

@@ -209,7 +209,7 @@ ROWS = [
     ),
     Row(
         "TARGETS_NOT_ALLOWED",
-        "The tenant may not have targets as tight as that.",
+        "The tenant may state no targets of its own.",
         ALLOWED,
         by.as_free(by.due(0.1)),
         asks=True,

@@ -161,10 +161,11 @@ async def test_the_tenant_is_the_caller_s_and_the_log_says_who_spoke_for_it(
     async with logged(asking) as calls:
         await answer(channel, "Generate", asking.shows("acme"))
         await answer(channel, "Generate", (*asking.shows("edge"), ("niyama-tenant", "zen")))
+        await answer(channel, "Generate", (*asking.shows("operator"), ("niyama-tenant", "zen")))
         assert await ask(channel, "Generate", strange(asking, "wrong")) == UNKNOWN
-    assert [line["tenant"] for line in calls] == ["acme", "zen", ""]
-    assert [line.get("caller") for line in calls] == [None, "edge", None]
-    assert "result" not in calls[2]  # it is no arrival
+    assert [line["tenant"] for line in calls] == ["acme", "zen", "zen", ""]
+    assert [line.get("caller") for line in calls] == [None, "edge", "operator", None]
+    assert "result" not in calls[3]  # it is no arrival
     for token in (*asking.tokens.values(), strange(asking, "wrong")[0][1]):
         assert token not in str(calls)
 
