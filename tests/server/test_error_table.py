@@ -133,6 +133,26 @@ async def test_no_rpc_takes_what_is_no_message(running: Running, method: str) ->
 
 
 @pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("message", [b"\xff" * 50, b"\x0a\x88\x27" + b"x" * 5000])
+async def test_nor_do_the_standard_services(running: Running, message: bytes) -> None:
+    """A health check that was none was told that there is no such service."""
+    channel = running.channel
+    reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    calls = [
+        channel.unary_unary("/grpc.health.v1.Health/Check")(message),
+        channel.unary_stream("/grpc.health.v1.Health/Watch")(message).read(),
+        channel.stream_stream(reflection)(iter([message])).read(),
+    ]
+    for call in calls:
+        error = await failure(call)
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert [type(each).DESCRIPTOR.name for each in details(error)] == [
+            "BadRequest",
+            "ErrorInfo",
+        ]
+
+
+@pytest.mark.asyncio(loop_scope="session")
 async def test_of_two_messages_the_first_is_answered(running: Running) -> None:
     call = running.channel.stream_unary("/niyama.v1.Inference/Generate")
     whole = asked(1).SerializeToString()
