@@ -1,8 +1,11 @@
-"""The addresses of a service: whether they are free, who holds them, how they are named."""
+"""The addresses of a service: whether they are free, who holds them, how they are named, whether
+another machine can reach them.
+"""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from typing import Any
 
@@ -61,6 +64,18 @@ def host_port(host: str, port: int) -> str:
     """
     bare = _bare(host)
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def is_loopback(text: str) -> bool:
+    """Returns whether a text is an IP address that no other machine can reach, be it an IPv4 one as
+    IPv6 writes it; False for one that is no IP address.
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:

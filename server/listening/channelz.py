@@ -6,7 +6,6 @@ that the asking connection has come to. The package is an extra, `channelz`.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,24 +14,21 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 
+from server.listening.addresses import is_loopback
 from server.listening.deliveries import address_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class NotInstalled(ValueError):
-    """The package is not there."""
-
-
 def add_channelz(server: Any, admit: Callable[[Context], None]) -> FileDescriptor:
     """Adds the service to a server, which ends calls with the CallError that their handler raises;
     `admit` raises one for a call that is not the operator's. Returns the file that describes the
-    service. Raises NotInstalled.
+    service. Raises ValueError where the package is not there.
     """
     try:
         from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
     except ImportError as error:
-        raise NotInstalled(f"channelz needs pip install 'niyama[channelz]' ({error})") from error
+        raise ValueError(f"channelz needs pip install 'niyama[channelz]' ({error})") from error
     descriptor: FileDescriptor = channelz_pb2.DESCRIPTOR
     servicer = channelz.aio.ChannelzServicer()  # type: ignore[attr-defined]
     rpcs = [method.name for method in descriptor.services_by_name["Channelz"].methods]
@@ -54,4 +50,4 @@ def _guarded(answer: Any, admit: Callable[[Context], None]) -> Any:
 def is_local(peer: str) -> bool:
     """Returns whether a peer, named as gRPC names it, is on this machine."""
     address = address_of(peer)
-    return address is not None and ipaddress.ip_address(address[0]).is_loopback
+    return address is not None and is_loopback(address[0])

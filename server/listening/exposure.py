@@ -6,10 +6,10 @@ speak TLS, unless the operator has said that they need not.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from server.config import ServerConfig
+from server.listening.addresses import is_loopback
 
 ANONYMOUS = (
     "can be reached from other machines, and callers would not be asked who they are: set"
@@ -61,13 +61,7 @@ def is_local(host: str) -> bool:
         found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    return all(_is_loopback(str(address[0])) for *_, address in found)
-
-
-def _is_loopback(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    return all(is_loopback(str(address[0])) for *_, address in found)
 
 
 def _asks(config: ServerConfig) -> bool:

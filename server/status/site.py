@@ -12,7 +12,6 @@ where no token is set somebody on this machine.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import threading
 from collections.abc import Callable, Iterable
@@ -31,6 +30,7 @@ from server import errors
 from server.convert import inbound
 from server.errors import CallError
 from server.identity.identities import Identities
+from server.listening.addresses import is_loopback
 from server.status.findings import Phase
 from server.status.loop import LoopSilent
 from server.status.page import PAGE, POLICY
@@ -176,7 +176,7 @@ class Site:
             return
         shown = environ.get("HTTP_AUTHORIZATION")
         if not self._identities.is_operator([] if shown is None else [shown]):
-            raise errors.unauthenticated()
+            raise errors.wrong_token()
 
 
 def _encodable(environ: WSGIEnvironment) -> WSGIEnvironment:
@@ -199,18 +199,8 @@ def _is_local(environ: WSGIEnvironment) -> bool:
         return False
     host = environ.get("HTTP_HOST", "localhost")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return all(map(_is_loopback, (environ.get("REMOTE_ADDR", ""), name)))
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    is_own_name = name.lower() == "localhost" or is_loopback(name)
+    return is_own_name and is_loopback(environ.get("REMOTE_ADDR", ""))
 
 
 def _asked(query: str) -> tuple[str, str | None]:
