@@ -254,12 +254,12 @@ def unknown_service(name: str) -> CallError:
     return CallError("UNKNOWN_SERVICE", "no such service", {"service": name})
 
 
-def unauthenticated() -> CallError:
+def wrong_token() -> CallError:
     """The call shows a token that is not the operator's."""
     return CallError("WRONG_TOKEN", "the token in authorization is not the operator's")
 
 
-def unidentified() -> CallError:
+def unauthenticated() -> CallError:
     """Nobody knows who makes the call. It is not told why: whether there is such a token, or such a
     tenant, is no stranger's business.
     """
@@ -311,13 +311,13 @@ def internal(error_id: str) -> CallError:
     return CallError("INTERNAL_ERROR", message, {"error_id": error_id})
 
 
-def reader_lost() -> CallError:
+def reader_error() -> CallError:
     """The process that reads was lost at this message, twice, and nobody knows why."""
     message = "the process that reads messages was lost while it read this one"
     return CallError("READER_ERROR", message)
 
 
-def unreadable() -> CallError:
+def reader_lost() -> CallError:
     """There is no process that could read the message, and none can be started."""
     message = "the process that reads messages cannot be started at the moment"
     return CallError("READER_LOST", message)

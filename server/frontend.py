@@ -162,14 +162,14 @@ class FrontEnd:
         asked, else by the token where there is one, else by coming from this machine.
         """
         if self._identities.are_asked:
-            if not self.identify(context).is_admin:
+            if not self.identify(context).is_operator:
                 raise errors.not_for_tenants()
             return
         metadata = context.invocation_metadata() or ()
         if self._identities.is_operator(str(value) for key, value in metadata if key == KEY):
             return
         if self._identities.has_operator:
-            raise errors.unauthenticated()
+            raise errors.wrong_token()
         if not is_local(context.peer()):
             raise errors.not_local()
 

@@ -196,7 +196,7 @@ class InferenceService:
         request = await self._receive(call, pb.ExplainRequest)
         call.request_id = inbound.read_request_id(request)
         metadata = call.context.invocation_metadata() or ()
-        is_operator = call.identity.is_admin
+        is_operator = call.identity.is_operator
         if not self._identities.are_asked:  # but the operator may say that it is he
             shown = (str(value) for key, value in metadata if key == KEY)
             is_operator = self._identities.is_operator(shown)

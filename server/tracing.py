@@ -42,10 +42,6 @@ _ERRORS = frozenset(
 )
 
 
-class NotInstalled(ValueError):
-    """The packages of OpenTelemetry are not there."""
-
-
 class Tracing:
     """The spans of a front end's calls. `ask` puts a question to the engine, and raises EngineLost
     and Unanswered; `model` is the name of what is served.
@@ -171,7 +167,8 @@ class Tracing:
 def provider_of(environment: Mapping[str, str] = os.environ) -> Any:
     """Returns a TracerProvider that sends spans by OTLP over gRPC. OpenTelemetry's own variables
     (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...) say where to, which,
-    and under which name. Raises NotInstalled, and ValueError for a protocol that is not there.
+    and under which name. Raises ValueError where its packages are not there, or the protocol that
+    they name.
     """
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if environment.get(name, "grpc") != "grpc":
@@ -182,7 +179,7 @@ def provider_of(environment: Mapping[str, str] = os.environ) -> Any:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise NotInstalled(
+        raise ValueError(
             f"spans are sent by OpenTelemetry: pip install 'niyama[otel]' ({error})"
         ) from error
     complaints = logging.getLogger("opentelemetry")

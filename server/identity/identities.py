@@ -35,11 +35,11 @@ class Identity(NamedTuple):
 
     tenant: str
     speaks_for_others: bool = False
-    is_admin: bool = False
+    is_operator: bool = False
 
 
 ANYBODY = Identity("", speaks_for_others=True)  # where nobody is asked
-OPERATOR = Identity("", speaks_for_others=True, is_admin=True)
+OPERATOR = Identity("", speaks_for_others=True, is_operator=True)
 
 
 class Identities:
@@ -80,7 +80,7 @@ class Identities:
             tenant = self._certificates.tenant_of(shown())
             if tenant is not None:
                 return self._identity(tenant)
-        raise errors.unidentified()
+        raise errors.unauthenticated()
 
     def is_operator(self, authorization: Iterable[str]) -> bool:
         """Returns whether the operator shows himself by a header `authorization`; False where there
@@ -90,11 +90,11 @@ class Identities:
         if token is None or not self.has_operator:
             return False
         try:
-            is_admin = self._bearer(token).is_admin
+            is_operator = self._bearer(token).is_operator
         except errors.CallError:
-            is_admin = False
-        if not is_admin:
-            raise errors.unauthenticated()
+            is_operator = False
+        if not is_operator:
+            raise errors.wrong_token()
         return True
 
     def _bearer(self, token: str) -> Identity:
@@ -103,7 +103,7 @@ class Identities:
             return OPERATOR
         tenant = None if self._tokens is None else self._tokens.tenant_of(token, time.time())
         if tenant is None:
-            raise errors.unidentified()
+            raise errors.unauthenticated()
         return self._identity(tenant)
 
     def _identity(self, tenant: str) -> Identity:

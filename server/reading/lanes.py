@@ -228,7 +228,7 @@ class Lane:
         if is_late:
             errand.settle(took_too_long(errand.job.field, self._start.cpu_s))
         elif errand.was_lost:
-            errand.settle(errors.reader_lost())
+            errand.settle(errors.reader_error())
         else:
             errand.was_lost = True
             self._turns.put_back(errand.caller, errand)
@@ -236,4 +236,4 @@ class Lane:
     def _give_up(self) -> None:
         """Fails all that waits, since the process does not start."""
         while self._turns:
-            self._turns.take().settle(errors.unreadable())
+            self._turns.take().settle(errors.reader_lost())
