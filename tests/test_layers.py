@@ -23,6 +23,7 @@ LAYERS = (
     ("engine.deciding",),
     ("engine.checkpoint",),
     ("engine",),  # what both sides of the socket know: messages, config, tiers; the simulator
+    ("engine.inferring",),
     ("engine.computing",),
     ("engine.driving",),
     ("engine.linking",),

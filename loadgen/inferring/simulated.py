@@ -13,6 +13,7 @@ from engine.deciding.request import Request, Sampling, Targets, key_of
 from engine.deciding.sequence import FinishReason
 from engine.inferring.calls import CallSite, Coming, End, Ended, Rhythm, site_of
 from engine.inferring.choice import choose
+from engine.inferring.habit import Need
 from engine.inferring.habits import Habits, Observed
 from engine.simulator import STOP, Arrival, Result
 from engine.tiers import Tier, Tiers
@@ -50,7 +51,7 @@ class _Simulation:
         self._is_on = is_on
         self._tiers = server_tiers()
         self._habits, self._rhythm = Habits(), Rhythm()
-        self._needs: dict[CallSite, object] = {}
+        self._needs: dict[CallSite, Need | None] = {}
         self._events: list[_Event] = []
         self._numbers = itertools.count()
         self._going: dict[str, tuple[Call, Caller, CallSite, Coming]] = {}
@@ -81,7 +82,7 @@ class _Simulation:
         site = site_of("", "", named, own.is_stream, "", own.timeout_s, own.output_len)
         coming = self._rhythm.arrive(site, self._now)
         need = self._needs.get(site)
-        choice = None if need is None else choose(need, self._tiers)  # type: ignore[arg-type]
+        choice = None if need is None else choose(need, self._tiers)
         inferred = choice.inferred if choice is not None and self._is_on else None
         quality = self._tiers.resolve(timeout_s=own.timeout_s, inferred=inferred)
         call.tier, call.inferred = quality.tier, "" if choice is None else choice.tier.name
