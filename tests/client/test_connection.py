@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,22 @@ NOT_HERE = [
 @pytest.mark.parametrize("server", [*HERE, *NOT_HERE])
 def test_which_addresses_are_this_machine(server: str) -> None:
     assert is_local(server) is (server in HERE)
+
+
+@pytest.mark.parametrize("scheme", ["", "dns:///", "ipv4:"])
+async def test_what_is_sent_to_this_machine_takes_no_proxy(
+    address: str, servicer: LittleInference, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """The environment's proxy may be anywhere, and would read a token that is not encrypted."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        async with AsyncClient(f"{scheme}{address}", token="word") as client:
+            await client.server_info()
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+    assert servicer.tokens == ["Bearer word"]
 
 
 def test_an_option_that_there_is_none_of_is_a_type_error() -> None:

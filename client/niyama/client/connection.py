@@ -45,13 +45,16 @@ class Connection:
         )
         token = options.get("token")
         self._token = None if token is None else tokens.source(token)
-        is_safe = self.credentials is not None or address.is_local(self.server)
+        is_local = address.is_local(self.server)
+        is_safe = self.credentials is not None or is_local
         if token is not None and not (is_safe or options.get("allow_plaintext", False)):
             arguments.refuse(
                 f"a token is not sent unencrypted to {self.server}: use TLS, or allow_plaintext",
                 "token",
             )
         self.channel_options = _channel_options(options, self.credentials is not None)
+        if is_local:  # by a proxy that the environment names, all would leave this machine
+            self.channel_options.append(("grpc.enable_http_proxy", 0))
 
     def call_options(self) -> CallOptions:
         """Returns the options of a call that generates nothing."""
