@@ -64,18 +64,18 @@ def day(instant: float) -> str:
 def _check_pair(chain: bytes, key: bytes, what: str, certificate: Path) -> None:
     """Raises ValueError where the key is none, is locked, or is not that of the certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with _in_memory(chain) as chain_file, _in_memory(key) as key_file:
-        try:
+    try:
+        with _in_memory(chain) as chain_file, _in_memory(key) as key_file:
             context.load_cert_chain(chain_file, key_file, password=_ask_nobody)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise ValueError(f"{what}: is not the key of {certificate}") from None
-            reason = (error.reason or "no PEM").replace("_", " ").lower()
-            raise ValueError(f"{what}: cannot be used with {certificate}: {reason}") from None
-        except _IsLocked:
-            raise ValueError(
-                f"{what}: is locked by a passphrase, and nobody could give it"
-            ) from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"{what}: is not the key of {certificate}") from None
+        reason = (error.reason or "no PEM").replace("_", " ").lower()
+        raise ValueError(f"{what}: cannot be used with {certificate}: {reason}") from None
+    except _IsLocked:
+        raise ValueError(f"{what}: is locked by a passphrase, and nobody could give it") from None
+    except OSError as error:  # as where the process has no descriptor left
+        raise ValueError(f"{what}: cannot be checked: {error.strerror}") from error
 
 
 class _IsLocked(Exception):

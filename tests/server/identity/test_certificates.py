@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import time
 from pathlib import Path
 
@@ -56,6 +59,31 @@ def test_dates_beyond_2049_are_read(tmp_path: Path, authority: Authority) -> Non
     tls = files.read(config_of(tmp_path, authority.issue(ends=20_000 * DAY))).tls
     assert tls is not None
     assert abs(tls.expires_at - time.time() - 20_000 * 86400) < 60
+
+
+def test_where_descriptors_run_out_that_is_told_like_all_else(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """Who watches the files then goes on to watch them: a flood of connections passes."""
+    config = config_of(tmp_path, authority.issue(), authority.certificate)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    told = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        held = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest + 8)]
+        stack.callback(lambda: [os.close(each) for each in held])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))
+        while held:
+            try:
+                files.read(config)
+            except ValueError as error:
+                told.append(str(error))
+            else:
+                break
+            os.close(held.pop())
+    assert len(told) > 1
+    assert all(each.startswith("--tls-") for each in told)
 
 
 def test_what_is_no_good_is_told_by_flag_and_file(tmp_path: Path, authority: Authority) -> None:
