@@ -19,6 +19,8 @@ from loadgen.workload import toml_file
 from loadgen.workload.arrivals import Process
 from loadgen.workload.logged import is_log
 from loadgen.workload.spec import Spec, TierSpec
+from niyama.client import flags as client_flags
+from niyama.client.options import ConnectionOptions
 from niyama.client.terminal import printable
 
 _EPILOG = """\
@@ -35,6 +37,7 @@ class Arguments:
     """The command line, a part for each group of `--help`."""
 
     target: TargetFlags
+    connection: ConnectionOptions
     simulation: SimulationFlags | None  # None: a server is asked
     load: LoadFlags
     requests: RequestFlags
@@ -68,7 +71,13 @@ def _parser(is_typed: bool = True) -> _Parser:
         ("modes (one run where none is given)", None, ModeFlags),
         ("measuring and reporting", None, ReportFlags),
     ):
-        add_flags(parser.add_argument_group(title, about), config, is_typed=is_typed)
+        group = parser.add_argument_group(title, about)
+        add_flags(group, config, is_typed=is_typed)
+        if config is TargetFlags:
+            try:
+                client_flags.add_connection(group)
+            except argparse.ArgumentError as error:
+                parser.error(str(error))
     return parser
 
 
@@ -85,6 +94,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
         parser.error("argument --policy: not allowed with argument --compare, which names them")
     arguments = Arguments(
         make(TargetFlags, typed),
+        client_flags.connection(typed),
         SimulationFlags(**simulation, given=frozenset(simulation)) if simulation else None,
         make(LoadFlags, typed),
         make(RequestFlags, typed),
@@ -131,11 +141,12 @@ def _can_be_written(path: Path) -> bool:
 
 
 def as_typed(argv: Sequence[str] | None, arguments: Arguments) -> dict[str, object]:
-    """Returns the flags by name that were given or have a default: plain values as they are
-    (durations in seconds), and the text that was typed for any other.
+    """Returns the flags by name that were given or have a default, but for how the server is
+    reached: plain values as they are (durations in seconds), and the text that was typed for any
+    other.
     """
     texts = vars(_parser(is_typed=False).parse_args(argv))
-    parts = [getattr(arguments, part.name) for part in fields(arguments)]
+    parts = [getattr(arguments, p.name) for p in fields(arguments) if p.name != "connection"]
     flags = {name: getattr(part, name) for part in parts if part for name in flags_of(type(part))}
     return {
         name: value if _is_plain(value) else texts[name]

@@ -24,7 +24,6 @@ from loadgen.workload.spec import DEFAULT_DURATION_S, DEFAULT_RATE, DEFAULT_SEED
 from loadgen.workload.units import parse_duration, parse_shares
 from niyama.client import address, arguments
 from niyama.client.connection import DEFAULT_SERVER
-from niyama.client.options import ConnectionOptions
 from niyama.client.values import Importance
 
 _MEASURING, _SEARCH = Measuring(), Search(guess=1.0)  # the defaults
@@ -42,26 +41,11 @@ def _usual_lengths(interactive: Distribution, others: Distribution) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TargetFlags:
-    """The flags of the server that is asked."""
+    """The flags of the server that is asked; how it is reached the client's own say."""
 
     target: Annotated[
         str, Flag("default %(default)s", metavar="HOST:PORT", parse=address.check)
     ] = DEFAULT_SERVER
-    tls: Annotated[bool, Flag("encrypt, as --ca and --cert say by themselves")] = False
-    ca: Annotated[Path | None, Flag("PEM file of the authorities to trust", metavar="FILE")] = None
-    cert: Annotated[
-        Path | None, Flag("PEM file of a certificate to show, with --key", metavar="FILE")
-    ] = None
-    key: Annotated[Path | None, Flag("PEM file of its private key", metavar="FILE")] = None
-    server_name: Annotated[
-        str | None, Flag("whom the server's certificate names, if not the host", metavar="NAME")
-    ] = None
-    token_file: Annotated[
-        Path | None, Flag("file of the token that says who calls", metavar="FILE")
-    ] = None
-    allow_plaintext: Annotated[bool, Flag("send the token unencrypted to another machine, too")] = (
-        False
-    )
     channels: Annotated[int, Flag("connections (default %(default)s)")] = live.CHANNELS
     drain: Annotated[
         float | None,
@@ -71,20 +55,6 @@ class TargetFlags:
             parse=parse_duration,
         ),
     ] = None
-
-    def connection(self) -> ConnectionOptions:
-        """Returns how the server is reached, and who calls."""
-        options = ConnectionOptions(
-            ca=self.ca,
-            cert=self.cert,
-            key=self.key,
-            server_name=self.server_name,
-            token=self.token_file,
-            allow_plaintext=self.allow_plaintext,
-        )
-        if self.tls:
-            options["tls"] = True
-        return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,8 @@ class Opener:
             return
         name, _, address = (contender or "").partition("=")
         if contender is None or address:
-            flags = self.arguments.target
-            yield self._live(address or flags.target, flags.connection())
+            arguments = self.arguments
+            yield self._live(address or arguments.target.target, arguments.connection)
             return
         started = ["--policy", name, *shlex.split(self.arguments.mode.server_flags)]
         with local_server.serving(started, self.server) as own:

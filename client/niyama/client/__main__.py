@@ -118,10 +118,16 @@ def _parse(argv: Sequence[str]) -> _Asked:
         help=f"default: ${SERVER}, or {DEFAULT_SERVER}",
     )
     common.add_argument("--tenant", metavar="NAME", help="on whose behalf to call")
+    reached = common.add_argument_group("connection")
     try:
-        flags.add_connection(common.add_argument_group("connection"))
+        flags.add_connection(reached)
     except argparse.ArgumentError as error:
         common.error(str(error))
+    reached.add_argument(
+        "--retries",
+        action="store_true",
+        help="try a call again that was refused for the moment or found no server",
+    )
     found, rest = common.parse_known_args(argv)
     parser = argparse.ArgumentParser(
         prog="niyama",
@@ -154,6 +160,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
     typed = parser.parse_args(rest, found)
     connection = flags.connection(typed)
     connection["tenant"] = typed.tenant or ""
+    connection["retries"] = typed.retries
     return _Asked(typed.server, connection, typed.bound(typed))
 
 

@@ -51,11 +51,6 @@ def add_connection(
         action="store_true",
         help="send the token unencrypted to another machine, too",
     )
-    parser.add_argument(
-        "--retries",
-        action="store_true",
-        help="try a call again that was refused for the moment or found no server",
-    )
 
 
 def connection(typed: argparse.Namespace) -> ConnectionOptions:
@@ -67,7 +62,6 @@ def connection(typed: argparse.Namespace) -> ConnectionOptions:
         key=typed.key,
         server_name=typed.server_name,
         token=Path(typed.token_file) if typed.token_file else None,
-        retries=typed.retries,
     )
     if typed.tls is not None:
         options["tls"] = typed.tls

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from loadgen import interrupts
-from loadgen.flags import TargetFlags
+from loadgen.arguments import parse
 from loadgen.targets.live import LiveTarget
 from loadgen.targets.record import Outcome
 from loadgen.targets.target import End, Progress, Unreachable
@@ -293,8 +293,8 @@ def test_every_call_shows_who_makes_the_load_and_none_is_made_twice(
 ) -> None:
     path = tmp_path / "token"
     path.write_text("word")
-    flags = TargetFlags(target=little.address, token_file=path)
-    live = LiveTarget(flags.target, connection=flags.connection())
+    asked = parse(["--target", little.address, "--token-file", str(path)])
+    live = LiveTarget(asked.target.target, connection=asked.connection)
     assert live.info().policy == "fcfs"
     little.servicer.pushbacks = ["1"]
     run = live.run(iter(every(0.0, 2)), unwatched)
@@ -303,11 +303,25 @@ def test_every_call_shows_who_makes_the_load_and_none_is_made_twice(
     assert len(little.servicer.requests) == 2
 
 
-def test_a_server_that_cannot_be_asked_so_is_told_before_the_run() -> None:
-    for flags in (TargetFlags(token_file=Path("missing")), TargetFlags(ca=Path("missing"))):
-        with pytest.raises(ValueError, match="missing: No such file"):
-            LiveTarget(flags.target, connection=flags.connection())
-    assert TargetFlags(tls=True).connection()["tls"]
+@pytest.mark.parametrize("flag", ["--token-file", "--ca"])
+def test_a_server_that_cannot_be_asked_so_is_told_before_the_run(flag: str) -> None:
+    asked = parse([flag, "missing"])
+    with pytest.raises(ValueError, match="missing: No such file"):
+        LiveTarget(asked.target.target, connection=asked.connection)
+
+
+def test_the_environment_says_how_a_server_is_reached_as_it_does_to_the_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIYAMA_TOKEN_FILE", "token")
+    monkeypatch.setenv("NIYAMA_TLS", "yes")
+    assert parse([]).connection["token"] == Path("token")
+    assert parse([]).connection["tls"]
+    assert not parse(["--no-tls"]).connection["tls"]
+    monkeypatch.setenv("NIYAMA_TLS", "perhaps")
+    with pytest.raises(SystemExit):
+        parse([])
+    assert "NIYAMA_TLS is true or false, not 'perhaps'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [{"channels": 0}, {"drain_s": -1.0}])
