@@ -11,10 +11,11 @@ import math
 import time
 from collections.abc import Callable
 
-from engine.inferring.calls import CallSite, End, Ended, Rhythm, site_of
+from engine.inferring.calls import CallSite, End, Ended, site_of
 from engine.inferring.choice import Choice, choose
 from engine.inferring.habit import Need
 from engine.inferring.habits import Learnt, Observed
+from engine.inferring.rhythm import Rhythm
 from engine.tiers import Inferred, TargetSource, Tiers
 from engine.tiers_file import MOST_NAME_BYTES
 from niyama.v1 import inference_pb2 as pb

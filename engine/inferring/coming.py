@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from engine.inferring.calls import AT_ONCE_S, REACTION_S, Coming
+from engine.inferring.calls import Coming
+from engine.inferring.rhythm import AT_ONCE_S, REACTION_S
 
 WINDOW = 64  # calls that count
 DEVIATIONS = 5.0  # of chance, below which it may be that: it is asked again and again

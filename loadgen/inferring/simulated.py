@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from engine.deciding.request import Request, Sampling, Targets, key_of
 from engine.deciding.sequence import FinishReason
-from engine.inferring.calls import CallSite, Coming, End, Ended, Rhythm, site_of
+from engine.inferring.calls import CallSite, Coming, End, Ended, site_of
 from engine.inferring.choice import choose
 from engine.inferring.habit import Need
 from engine.inferring.habits import Habits, Observed
+from engine.inferring.rhythm import Rhythm
 from engine.simulator import STOP, Arrival, Result
 from engine.tiers import Tier, Tiers
 from loadgen.inferring.applications import TIERS, Call, Caller

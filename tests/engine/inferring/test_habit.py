@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.inferring.calls import CallSite, Coming, End, Ended, Rhythm
+from engine.inferring.calls import CallSite, Coming, End, Ended
 from engine.inferring.habit import ATTENTION_S, EVERY, MIN_CALLS, PATIENT, SAFE, Habit, Shown
+from engine.inferring.rhythm import Rhythm
 from tests.engine.inferring.parts import STREAM, UNARY, ended, endings, habit_of, need_of
 
 BOTH = pytest.mark.parametrize("site", [UNARY, STREAM], ids=["unary", "stream"])
