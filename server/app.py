@@ -30,7 +30,7 @@ from server.engine_metrics import QueueMetrics, ReloadMetrics
 from server.frontend import FrontEnd
 from server.frontends.supervisor import Supervisor
 from server.identity import files
-from server.identity.identities import Identities
+from server.identity.identities import Identities, unlimited
 from server.identity.watching import Expiry, Watch
 from server.listening.addresses import host_port, refuse_taken
 from server.listening.exposure import exposed, notes
@@ -119,6 +119,7 @@ class Server:
         self._watching: list[asyncio.Task[None]] = []
         self._least: Least | None = None  # that the engine can keep, as far as it is known
         self._warned: Mapping[str, list[Shortfall]] = {}  # what the operator has been told of tiers
+        self._unlimited = ""  # and of tenants
 
     def _engine_ready(self, info: EngineInfo) -> None:
         self.front_ends.engine_ready(info)
@@ -127,7 +128,13 @@ class Server:
         self._warn()
 
     def _warn(self) -> None:
-        """Tells the operator of tiers that cannot be kept, once of each."""
+        """Tells the operator of tiers that cannot be kept, and of tenants that may have anything
+        though others may not, once of each.
+        """
+        note = unlimited(self.identities.files, self.configuration.tiers)
+        if note and note != self._unlimited:
+            log.warning("tenants not named", note=note)
+        self._unlimited = note
         found = {} if self._least is None else self.configuration.tiers.shortfalls(self._least)
         told, self._warned = self._warned, found
         for name, short in found.items():
@@ -239,6 +246,7 @@ class Server:
                     Reconfigure(self.configuration.text, self.config, identity)
                 )
                 log.info("identity read", changes=differing)
+                self._warn()
 
     def kill(self) -> None:
         """Ends the engine and the front ends at once, whatever they do; this process is to follow.

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import tiers_file
+from engine.tiers import Tiers
 from engine.toml_file import BadFile, Document
-from server.config import ServerConfig
 from server.identity import certificates, files
+from server.identity.files import Files
+from server.identity.identities import unlimited
 from server.identity.watching import NEAR_S
 from server.listening import exposure
 from server.settings import (
@@ -40,8 +42,7 @@ def main(asked: Asked) -> int:
     try:
         document = load(asked.given.path)
         resolved = asked.given.resolve(document)
-        if document is not None:
-            tiers_file.of(document)
+        tiers = Tiers() if document is None else tiers_file.of(document)
         for name, what in _missing(resolved):
             raise BadSetting(name, what, resolved.settings[name].source)
     except (BadFile, BadSetting) as error:
@@ -50,8 +51,10 @@ def main(asked: Asked) -> int:
         else:
             print(f"niyama-server: error: {error}", file=sys.stderr)
         return 1
-    warnings = [f"warning: {note}" for note in (*asked.notes, *exposure.notes(resolved.config))]
-    for line in (*warnings, *_expiry(resolved.config)):
+    identity = files.read(resolved.config)
+    notes = (*asked.notes, *exposure.notes(resolved.config), unlimited(identity, tiers))
+    warnings = [f"warning: {note}" for note in notes if note]
+    for line in (*warnings, *_expiry(identity)):
         print(f"niyama-server: {line}", file=sys.stderr)
     if asked.as_json:
         said = [json.dumps(to_dict(resolved, document))]
@@ -135,9 +138,9 @@ def _missing(resolved: Resolved) -> Iterator[tuple[str, str]]:
             yield name, what
 
 
-def _expiry(config: ServerConfig) -> Iterator[str]:
+def _expiry(identity: Files) -> Iterator[str]:
     """Yields until when the certificate holds, where there is one."""
-    tls = files.read(config).tls
+    tls = identity.tls
     if tls is not None:
         ends = f"the certificate holds until {certificates.day(tls.expires_at)}"
         is_soon = time.time() >= tls.expires_at - NEAR_S

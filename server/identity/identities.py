@@ -11,8 +11,10 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
+from engine.rights import ANYTHING, Rights
 from engine.tiers import Tiers
 from server import errors
 from server.identity import tokens
@@ -20,6 +22,7 @@ from server.identity.files import NONE, Files
 from server.identity.tokens import Tokens
 
 ANY_CERTIFICATE = "*"
+MOST_TOLD = 5  # tenants, in a note
 # What gRPC calls the names in a verified certificate, and how the operator's file writes each.
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
 _COMMON_NAME, _URI, _DNS, _PEM = "x509_common_name", "peer_uri", "peer_dns", "x509_pem_cert"
@@ -120,6 +123,31 @@ class Identities:
         if self._of_certificates.tiers is not tiers:
             self._of_certificates = Certificates(tiers)
         return self._of_certificates
+
+
+def unlimited(files: Files, tiers: Tiers) -> str:
+    """Returns what the operator is to be told of tenants that tokens name and `tiers` do not, where
+    others may have less than they: one that is misspelt, or has lost its table, may have all. "" is
+    nothing.
+    """
+    rights = tiers.rights
+    if "" in rights or not any(_is_limited(each) for each in rights.values()):
+        return ""
+    unnamed = sorted({each.tenant for each in files.tokens or ()} - rights.keys())
+    if not unnamed:
+        return ""
+    told = ", ".join(unnamed[:MOST_TOLD])
+    if len(unnamed) > MOST_TOLD:
+        told += f" and {len(unnamed) - MOST_TOLD} more"
+    return (
+        f"tokens name tenants that have no table, and so may have any tier and importance: {told};"
+        " [tenants.other] says what such tenants may"
+    )
+
+
+def _is_limited(rights: Rights) -> bool:
+    own = replace(rights, certificates=(), speaks_for_others=False, admin=False)
+    return own != ANYTHING
 
 
 class Certificates:

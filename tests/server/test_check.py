@@ -227,6 +227,20 @@ def test_output_that_is_not_taken_is_no_traceback(sink: str, message: str) -> No
     assert said.stderr.count("\n") == bool(message)
 
 
+def test_tokens_of_tenants_that_may_have_anything_for_want_of_a_table_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("tokens.toml").write_text(tokens.make("acme")[1])
+    Path("tokens.toml").chmod(0o600)
+    rights = '[identity]\ntokens_file = "tokens.toml"\n[tenants.acne]\nimportance = "low"\n'
+    Path("niyama.toml").write_text(rights)
+    code, _, err = checked(capsys, "--config", "niyama.toml")
+    assert code == 0
+    assert err.startswith("niyama-server: warning: tokens name tenants that have no table")
+    Path("niyama.toml").write_text(rights + "[tenants.other]\n")
+    assert checked(capsys, "--config", "niyama.toml")[2] == ""
+
+
 def test_the_example_for_operators_is_good(capsys: pytest.CaptureFixture[str]) -> None:
     """And has every section, and each kind of the rest."""
     text = (ROOT / "server/README.md").read_text(encoding="utf-8")

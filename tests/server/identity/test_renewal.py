@@ -82,6 +82,35 @@ async def test_files_that_are_no_good_are_told_once_and_change_nothing(
         assert await ask(channel, "Generate", own.shows("acme")) == "UNAUTHENTICATED"
 
 
+async def test_who_may_have_anything_for_want_of_a_table_is_told_where_others_may_not(
+    own: Walled, tmp_path: Path
+) -> None:
+    """A tenant that was limited and has lost its table would else have gold without a word."""
+    path = tmp_path / "niyama.toml"
+    rights = path.read_text()
+    with structlog.testing.capture_logs() as logged:
+
+        async def told(text: str) -> list[str]:
+            logged.clear()
+            write(path, text)
+            await own.server.reload()
+            return [line["note"] for line in logged if line["event"] == "tenants not named"]
+
+        assert await told(rights + "# a comment\n") == []  # since it has been told at the start
+        (note,) = await told(rights.replace("[tenants.acme]", "[tenants.acne]"))
+        assert ": acme, late, unnamed;" in note
+        other = '[tenants.other]\ntiers = ["bronze"]\n'
+        assert await told(rights + other) == []
+        (note,) = await told(rights)
+        assert ": late, unnamed;" in note
+        _, text = lines([f"t{i}" for i in range(9)])
+        write(tmp_path / "tokens.toml", text)
+        (note,) = await told(rights + "# another\n")
+        assert ": t0, t1, t2, t3, t4 and 4 more;" in note
+        free = rights.replace('tiers = ["bronze", "silver"]\nimportance = "normal"\n', "")
+        assert await told(free) == []  # nobody is limited
+
+
 async def test_a_token_that_is_taken_back_is_nobody_s_on_open_connections_too(
     own: Walled, tmp_path: Path
 ) -> None:
