@@ -9,14 +9,21 @@ from dataclasses import replace
 
 from engine.deciding.experience import Experience
 from engine.deciding.forecast import Forecast, forecast, on_time_in_s
+from engine.deciding.headroom import headroom_s
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Work
 from engine.deciding.policy import Policy
 from engine.deciding.questions import Estimate
-from engine.deciding.request import Request, Sampling
+from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
+from engine.deciding.stats import Outlook, TierAsked
+from engine.deciding.timeline import Ahead, whose
+from engine.deciding.typical import Typical
+
+# Of a tenant that asks for nothing else: no name that a caller could have, as it is not printable.
+_NOBODY = Share("\t")
 
 
 class Expectations:
@@ -31,12 +38,14 @@ class Expectations:
         latency: LatencyModel,
         history: OutputLengths,
         experience: Experience,
+        max_batch_size: int,
     ) -> None:
         self._policy = policy
         self._roster = roster
         self._latency = latency
         self._history = history
         self._experience = experience
+        self._max_batch_size = max_batch_size
 
     def of(self, sequence: Sequence, now: float) -> Forecast:
         """Returns what is expected of a sequence."""
@@ -94,6 +103,46 @@ class Expectations:
             retry_s=self._policy.retry_s(sequence, now),
             on_time_in_s=on_time_in_s(at, ahead_s, self._experience.slowdown),
         )
+
+    def outlook(
+        self, tier: TierAsked, typical: Typical | None, longest: int, now: float
+    ) -> Outlook | None:
+        """Returns what a typical request of the tier, of `longest` tokens of prompt at most, has to
+        expect; None where it expects nothing, and before the first request of any.
+        """
+        if typical is None or tier.targets.kind is TargetKind.BEST_EFFORT:
+            return None
+        asked = Estimate(
+            min(typical.prompt_len, longest),
+            typical.output_len,
+            tier.targets,
+            importance=tier.importance,
+            tier=tier.name,
+            share=_NOBODY,
+        )
+        expected = self.estimate(asked, now)
+        return Outlook(headroom_s(expected, tier.targets, self._experience), expected.late_chance)
+
+    def whose_is_ahead(self, sequence: Sequence, expected: Forecast) -> tuple[Ahead, ...]:
+        """Returns whose work is ahead of a waiting sequence, of which so much is expected."""
+        if not expected.ahead_s > 0:
+            return ()
+        waiting = self._roster.waiting
+        before = waiting.sample_before(self._policy.served_before(sequence, waiting))
+        others = (other for other in before if other is not sequence)
+        return whose(others, self._policy.known_work_s, expected.ahead_s)
+
+    def decodes_of(self, sequence: Sequence) -> tuple[float, float]:
+        """Returns how many decodes are expected of a request that has just come, and their work.
+        They are charged their part of what a full batch costs whoever is in it, too.
+        """
+        decodes = self._history.mean(sequence.output_group, sequence.max_tokens)
+        fixed_s = self._latency.usual(Work()) / self._max_batch_size
+        return decodes, self._policy.demand.decodes_s(sequence) + decodes * fixed_s
+
+    def work_s(self, sequence: Sequence) -> float:
+        """Returns the work of a request that is not taken in."""
+        return self._policy.demand.prefill_s(sequence) + self.decodes_of(sequence)[1]
 
     def _ahead_s(self, sequence: Sequence, now: float) -> float:
         return self._policy.ahead_s(sequence, self._roster.waiting, now)

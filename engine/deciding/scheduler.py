@@ -34,7 +34,6 @@ from engine.deciding.expectations import Expectations
 from engine.deciding.experience import Experience
 from engine.deciding.flow import Flow
 from engine.deciding.forecast import Forecast, lateness
-from engine.deciding.headroom import headroom_s
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
 from engine.deciding.notable import Notable
@@ -48,7 +47,6 @@ from engine.deciding.plan import (
     Relegated,
     Sampled,
     Token,
-    Work,
     make_sampled,
 )
 from engine.deciding.planner import Planner
@@ -56,7 +54,7 @@ from engine.deciding.policies import MAKERS, Resources
 from engine.deciding.policy import Move, MoveKind
 from engine.deciding.questions import Estimate
 from engine.deciding.record import Record
-from engine.deciding.request import Request, Share, TargetKind
+from engine.deciding.request import Request
 from engine.deciding.roster import Roster
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason, Sequence
@@ -65,17 +63,13 @@ from engine.deciding.stats import (
     ERROR_BOUNDS,
     ITERATION_BOUNDS,
     Distribution,
-    Outlook,
     Saturation,
     SchedulerStats,
     TierAsked,
     Totals,
 )
-from engine.deciding.timeline import Ahead, Decision, Timeline, whose
+from engine.deciding.timeline import Decision, Timeline
 from engine.deciding.typical import TypicalRequests
-
-# Of a tenant that asks for nothing else: no name that a caller could have, as it is not printable.
-_NOBODY = Share("\t")
 
 
 class Scheduler:
@@ -111,7 +105,8 @@ class Scheduler:
         self.policy = MAKERS[config.policy](resources)
         self.roster = Roster(self.policy)
         self._expectations = Expectations(
-            self.policy, self.roster, latency, self.history, self.experience
+            *(self.policy, self.roster, latency, self.history, self.experience),
+            config.max_batch_size,
         )
         self._planner = Planner(
             self.roster,
@@ -166,22 +161,10 @@ class Scheduler:
         self.totals.prompt_tokens += sequence.prompt_len
         self.typical.came(sequence.request.tier, sequence.prompt_len)
         prefills = sequence.prompt_len - sequence.expected_prefix
-        decodes, decodes_s = self._decodes_of(sequence)
+        decodes, decodes_s = self._expectations.decodes_of(sequence)
         self.flow.arrived(prefills, prefill_s, decodes, decodes_s, now)
         share = sequence.request.share.name
         self._asked_s[share] = self._asked_s.get(share, 0.0) + prefill_s + decodes_s
-
-    def _decodes_of(self, sequence: Sequence) -> tuple[float, float]:
-        """Returns how many decodes are expected of a request that has just come, and their work.
-        They are charged their part of what a full batch costs whoever is in it, too.
-        """
-        decodes = self.history.mean(sequence.output_group, sequence.max_tokens)
-        fixed_s = self.latency.usual(Work()) / self.config.max_batch_size
-        return decodes, self.policy.demand.decodes_s(sequence) + decodes * fixed_s
-
-    def _work_s(self, sequence: Sequence) -> float:
-        """Returns the work of a request that is not taken in."""
-        return self.policy.demand.prefill_s(sequence) + self._decodes_of(sequence)[1]
 
     def _tell_admission(
         self, sequence: Sequence, expected: Forecast, prefill_s: float, now: float
@@ -191,21 +174,12 @@ class Scheduler:
             sequence.request,
             expected,
             now,
-            self._whose_is_ahead(sequence, expected),
+            self._expectations.whose_is_ahead(sequence, expected),
             own_s=prefill_s,
             waiting=len(waiting) - 1,
             running=len(self.roster.running),
             overtaken_as_high=policy.num_overtaken_as_high(sequence, waiting),
         )
-
-    def _whose_is_ahead(self, sequence: Sequence, expected: Forecast) -> tuple[Ahead, ...]:
-        """Returns whose work is ahead of a waiting sequence."""
-        if not expected.ahead_s > 0:
-            return ()
-        waiting = self.roster.waiting
-        before = waiting.sample_before(self.policy.served_before(sequence, waiting))
-        others = (other for other in before if other is not sequence)
-        return whose(others, self.policy.known_work_s, expected.ahead_s)
 
     def _refusal(self, sequence: Sequence, now: float) -> str:
         """Returns why the policy turns the request away, or ""."""
@@ -227,7 +201,7 @@ class Scheduler:
         expected: tuple[float, float] | None = None,
     ) -> Event:
         """The request has ended before it began; returns its only event."""
-        self.flow.asked(self._work_s(sequence), now)
+        self.flow.asked(self._expectations.work_s(sequence), now)
         self.totals.num_finished += 1
         event = finished(sequence, now, why, retry_s, expected)
         self.record.rejected(sequence, event, now)
@@ -292,7 +266,7 @@ class Scheduler:
         sequence = move.sequence
         expected = self._expectations.of(sequence, now)
         if self.record.is_on:
-            ahead = self._whose_is_ahead(sequence, expected)
+            ahead = self._expectations.whose_is_ahead(sequence, expected)
             kind = move.kind.value
             self.record.moved(sequence, kind, move.told, expected, now, ahead, **move.values)
         return expected
@@ -465,13 +439,13 @@ class Scheduler:
         expected = self._expectations.of(sequence, now)
         first_at = None if sequence.output else sequence.request.arrived_at + expected.ttft_s
         values = {"ahead_s": expected.ahead_s, "late_chance": expected.late_chance}
-        ahead = self._whose_is_ahead(sequence, expected)
+        ahead = self._expectations.whose_is_ahead(sequence, expected)
         return Decision(now, "waiting", "it waits for its turn", values, first_at, ahead)
 
     def unserved(self, call: Unserved) -> None:
         """Takes note of a call, or a flood of calls, that ended before its requests came here."""
         self.record.unserved(call)
-        work_s = self._work_s(Sequence(call.request, admitted_at=call.until))
+        work_s = self._expectations.work_s(Sequence(call.request, admitted_at=call.until))
         self.flow.asked(call.num_calls * work_s, call.until)
 
     def recent(self, most: int) -> tuple[Notable, ...]:
@@ -505,27 +479,10 @@ class Scheduler:
         tiers = list(tiers)
         names = [tier.name for tier in tiers]
         amounts = self.roster.work.amounts(self.roster.running, self.policy.demand, names)
-        outlooks = {tier.name: self._outlook(tier, now) for tier in tiers}
+        longest, look = self.config.context_len, self._expectations.outlook
+        outlooks = {t.name: look(t, self.typical.of(t.name), longest, now) for t in tiers}
         known = {name: outlook for name, outlook in outlooks.items() if outlook is not None}
         return Saturation(amounts, self.flow.ratio(now), known)
-
-    def _outlook(self, tier: TierAsked, now: float) -> Outlook | None:
-        """Returns what a typical request of the tier has to expect; None where it expects nothing,
-        and before the first request of any.
-        """
-        typical = self.typical.of(tier.name)
-        if typical is None or tier.targets.kind is TargetKind.BEST_EFFORT:
-            return None
-        asked = Estimate(
-            min(typical.prompt_len, self.config.context_len),
-            typical.output_len,
-            tier.targets,
-            importance=tier.importance,
-            tier=tier.name,
-            share=_NOBODY,
-        )
-        expected = self.estimate(asked, now)
-        return Outlook(headroom_s(expected, tier.targets, self.experience), expected.late_chance)
 
     def check(self) -> None:
         """Asserts the invariants that hold between any two calls."""
