@@ -19,7 +19,7 @@ from server.admission.ledger import (
 )
 from server.admission.places import Entry
 from server.errors import Refusal, Refused
-from tests.server.admission.test_admission import entry
+from tests.server.admission.parts import entry
 
 
 def ignore(error: Refused) -> None: ...

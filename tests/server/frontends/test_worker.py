@@ -30,7 +30,7 @@ from server.frontends.control import (
 )
 from server.frontends.supervisor import FrontEndProcess
 from server.listening.addresses import reserve
-from tests.server.admission.test_admission import entry
+from tests.server.admission.parts import entry
 from tests.server.conftest import within
 
 
