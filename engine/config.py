@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engine.checkpoint.options import COMPILE, DTYPES, QUANTIZE
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.policies import POLICIES

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 
 from sortedcontainers import SortedKeyList
@@ -47,7 +46,7 @@ from engine.deciding.chunking import Chunking
 from engine.deciding.demand import Demand, RecentRequests
 from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
-from engine.deciding.pace import PaceConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.plan import Work
 from engine.deciding.policy import ALL, KEPT_RANK, NOTHING, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
@@ -64,31 +63,6 @@ COSTLY = 0.2  # share of the requests, the costliest, that may give way to strea
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
-
-
-@dataclass(frozen=True, slots=True)
-class NiyamaConfig:
-    """What an operator may set. The switches exist to measure what each part is worth.
-
-    Raises ValueError, naming the field, for a share that is not in [0, 1) and a wait that is not
-    positive.
-    """
-
-    pace: PaceConfig = field(default_factory=PaceConfig)
-    allowance: float = 0.0  # share of requests that may be relegated early, costliest first
-    background_share: float = 0.02  # of prefill tokens, for best effort and relegated requests
-    longest_wait_s: float = 600.0  # in the background, see background.py; inf: without end
-    max_held_share: float = 0.25  # of the memory, for decodes that sit out
-    dynamic_chunks: bool = True
-    hybrid: bool = True
-    relegation: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("allowance", "background_share", "max_held_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not self.longest_wait_s > 0:
-            raise ValueError(f"longest_wait_s must be positive, got {self.longest_wait_s}")
 
 
 class Niyama(Policy):

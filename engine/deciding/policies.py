@@ -14,7 +14,8 @@ from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.in_order import InOrder
 from engine.deciding.latency import LatencyModel
-from engine.deciding.niyama import Niyama, NiyamaConfig
+from engine.deciding.niyama import Niyama
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.plan import Work
 from engine.deciding.policy import Policy
 from engine.deciding.rivals.edf import DynamicEdf, RejectingEdf

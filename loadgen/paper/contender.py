@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import ORDERS
 from loadgen.paper.load import CONTEXT_LEN

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine import simulator
 from engine.deciding.entries import Entry
 from engine.deciding.latency import LatencyModel
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pages import PAGE_SIZE
 from engine.deciding.plan import Work
 from engine.deciding.policies import longest_gap

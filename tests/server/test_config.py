@@ -12,7 +12,7 @@ from engine.checkpoint import options
 from engine.checkpoint.model_config import ModelConfig
 from engine.config import SECTIONS, EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Pending, Plan
 from engine.deciding.scheduler import Scheduler

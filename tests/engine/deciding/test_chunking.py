@@ -30,7 +30,7 @@ from engine.deciding.latency import (
     Segment,
     add_chunk,
 )
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import LOST_GAP, PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.request import BEST_EFFORT, Targets

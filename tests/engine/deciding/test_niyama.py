@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
-from engine.deciding.niyama import Niyama, NiyamaConfig
+from engine.deciding.niyama import Niyama
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policy import Move, MoveKind

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import NOTHING_LEFT, Event, Finished, Token
 from engine.deciding.policies import ORDERS, POLICIES

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.background import Background
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.plan import Accepted, Finished
 from engine.deciding.questions import Estimate
 from engine.deciding.queue import SequenceQueue

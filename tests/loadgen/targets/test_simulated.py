@@ -14,7 +14,7 @@ from itertools import islice
 import pytest
 
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
-from engine.deciding.niyama import NiyamaConfig
+from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import POLICIES
 from loadgen.targets.profiles import A100, Profile
