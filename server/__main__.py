@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 
-# gRPC reads it when it is imported. Else it writes a line to stderr for each handshake that fails,
-# and so whoever reaches the port fills the log.
-VERBOSITY, QUIET = "GRPC_VERBOSITY", "ERROR"
+# gRPC reads it when it is imported. Else it writes a line of its own form to stderr for each
+# handshake that fails and each header that it cannot read, and so whoever reaches the port fills
+# the log. What is an error to it and concerns us it raises.
+VERBOSITY, QUIET = "GRPC_VERBOSITY", "NONE"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,8 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -53,8 +55,8 @@ class Http2:
         self.send(DATA, END_STREAM, stream, struct.pack("!BI", 0, len(message)) + message)
         return stream
 
-    def open(self, method: str) -> int:
-        """A stream of which no message has come yet; returns its number."""
+    def open(self, method: str, more: Mapping[str, str] = MappingProxyType({})) -> int:
+        """A stream of which no message has come yet, with `more` headers; returns its number."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         headers = {
             ":method": "POST",
@@ -63,6 +65,7 @@ class Http2:
             ":authority": "localhost",
             "te": "trailers",
             "content-type": "application/grpc",
+            **more,
         }
         block = b"".join(_field(name, value) for name, value in headers.items())
         self.send(HEADERS, END_HEADERS, stream, block)

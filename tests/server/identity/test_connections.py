@@ -143,12 +143,35 @@ asyncio.run(main())
 """
 
 
-def test_a_handshake_that_fails_writes_nothing_to_the_log(
-    tmp_path: Path, authority: Authority
+SENDS_WHAT_NOBODY_CAN_READ = """
+import asyncio, sys
+import grpc
+from tests.http2 import HEADERS, Http2
+
+def send(port):
+    for name, value in (("grpc-timeout", "soon"), ("grpc-encoding", "none"), ("x-bin", "!")):
+        with Http2(f"127.0.0.1:{port}") as client:
+            client.open("/niyama.v1.Inference/Generate", {name: value})
+            assert client.until(HEADERS, 1) is not None, name
+
+async def main():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await asyncio.to_thread(send, port)
+    await server.stop(None)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("does", [FAILS_A_HANDSHAKE, SENDS_WHAT_NOBODY_CAN_READ])
+def test_what_a_stranger_sends_amiss_writes_nothing_to_the_log(
+    tmp_path: Path, authority: Authority, does: str
 ) -> None:
     """gRPC would write a line for each, of its own form."""
     script = tmp_path / "fails.py"
-    script.write_text(FAILS_A_HANDSHAKE)
+    script.write_text(does)
     files = map(str, (script, *authority.issue().write(tmp_path, "server")))
     command = [sys.executable, "-c", TALKS, *files]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
