@@ -170,7 +170,7 @@ class FrontEnd:
             return
         if self._identities.has_operator:
             raise errors.wrong_token()
-        if not is_local(context.peer()):
+        if not is_local(context.peer(), metadata):
             raise errors.not_local()
 
     def engine_ready(self, info: EngineInfo) -> None:

@@ -21,6 +21,10 @@ PLAINTEXT = (
 )
 
 
+# What a proxy tells by of whom it passes on: who asks is somewhere else, though it is here.
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
 def exposed(config: ServerConfig) -> str:
     """Returns why the server must not listen where it is told to, without more being said; "" where
     it may.

@@ -31,6 +31,7 @@ from server.convert import inbound
 from server.errors import CallError
 from server.identity.identities import Identities
 from server.listening.addresses import is_loopback
+from server.listening.exposure import FORWARDED
 from server.status.findings import Phase
 from server.status.loop import LoopSilent
 from server.status.page import PAGE, POLICY
@@ -47,8 +48,7 @@ _ALWAYS = (
     ("Referrer-Policy", "no-referrer"),
     ("Content-Security-Policy", POLICY),
 )
-# A proxy's on this machine: who asks is somewhere else.
-_FORWARDED = ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP", "HTTP_VIA")
+_FORWARDED = tuple(f"HTTP_{name.upper().replace('-', '_')}" for name in FORWARDED)
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,

@@ -66,3 +66,8 @@ def test_without_a_token_whoever_is_here_is_the_operator(tmp_path: Path) -> None
         with grpc.insecure_channel(server.address) as channel:
             stub: Any = channelz_pb2_grpc.ChannelzStub(channel)
             assert len(stub.GetServers(pb.GetServersRequest(), timeout=60).server) == 1
+            for name in ("x-forwarded-for", "forwarded", "via", "x-real-ip"):
+                elsewhere = ((name, "192.0.2.1"),)  # as a proxy on this machine says
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.GetServers(pb.GetServersRequest(), metadata=elsewhere, timeout=60)
+                assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
