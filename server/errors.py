@@ -132,7 +132,7 @@ class Refused(CallError):
         self.is_final = is_final
         most_s = MOST_RETRY_AFTER_S / (1 + SPREAD)
         # Not a number compares with nothing, and so is the least.
-        self.retry_after_s = max(RETRY_AFTER_S, min(most_s, retry_s))
+        self.retry_after_s = max(RETRY_AFTER_S, min(retry_s, most_s))
 
     def __reduce__(self) -> tuple[object, ...]:
         rest = self.retry_after_s, self.about, self.is_final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.errors import (
     DETAILS_KEY,
     MOST_RETRY_AFTER_S,
     PUSHBACK_KEY,
+    RETRY_AFTER_S,
     SPREAD,
     CallError,
     Refusal,
@@ -50,6 +52,11 @@ def test_nobody_is_told_to_try_again_at_once_or_in_an_hour(retry_s: float, key: 
                 assert retry_s - 0.001 <= told_s <= (1 + SPREAD) * retry_s
             assert int(pushback) == round(1000 * told_s)
             assert (why.reason, why.domain) == (error.refusal.name, errors.DOMAIN)
+
+
+def test_what_is_no_number_is_the_least() -> None:
+    assert rejected("full", math.nan).retry_after_s == RETRY_AFTER_S
+    assert rejected("full", math.inf).retry_after_s == MOST_RETRY_AFTER_S / (1 + SPREAD)
 
 
 def test_who_is_refused_at_one_instant_does_not_come_back_at_one() -> None:
