@@ -55,16 +55,20 @@ def _application(name: str, sites: list[tuple[CallSite, Habit]], tiers: Tiers) -
     """Yields the lines of one application."""
     for site, habit in sites:
         yield _comment(site, habit, tiers)
-    wanted = {
-        choose(habit.need, tiers.seen_by(site.tenant)).tier.name
-        for site, habit in sites
-        if habit.need is not None
-    }
+    wanted = {_wanted(site, habit, tiers) for site, habit in sites}
     if len(wanted) > 1:
         yield "# These need different tiers: have them name another application each, or the tier."
-    elif wanted != {tiers.default}:
+    elif (tier := wanted.pop()) is not None:
         yield f"[applications.{json.dumps(name)}]"
-        yield f"tier = {json.dumps(wanted.pop())}"
+        yield f"tier = {json.dumps(tier)}"
+
+
+def _wanted(site: CallSite, habit: Habit, tiers: Tiers) -> str | None:
+    """Returns the tier that a site's calls need; None: the default one of its tenant."""
+    assert habit.need is not None
+    own = tiers.seen_by(site.tenant)
+    name = choose(habit.need, own).tier.name
+    return None if name == own.default else name
 
 
 def _comment(site: CallSite, habit: Habit, tiers: Tiers) -> str:

@@ -228,6 +228,19 @@ def test_what_was_inferred_can_be_pasted_into_the_file(
     assert "[applications.nightly]" in capsys.readouterr().out
 
 
+def test_tenants_whose_calls_need_their_own_default_tiers_need_no_different_ones() -> None:
+    tiers = parse("[tenants.free]\ntiers = ['standard', 'batch']\n", Path("f.toml"))
+    habits = Habits()
+    for _ in range(64):
+        for tenant in ("", "free"):
+            site = site_of(tenant, tenant, "desk", True)
+            habits.observe(Observed(site, WAITED._replace(silence_s=0.1)))
+    text = proposal(Known(list(habits.known()), tiers))
+    assert text.count("the default tier; streams") == 2
+    assert "different" not in text
+    assert tomllib.loads(text) == {}
+
+
 def test_what_a_tenant_may_not_have_is_not_inferred_for_it() -> None:
     """Its own default tier is what counts, and its own tiers are what is chosen from."""
     text = "[tenants.free]\ntiers = ['standard', 'batch']\n"
