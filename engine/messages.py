@@ -196,7 +196,7 @@ class Ready(NamedTuple):
 
 class Failed(NamedTuple):
     """The engine process is about to exit: `line` tells the operator why, and `trace`, the
-    traceback of a mistake of ours, is for the log.
+    traceback of a defect of ours, is for the log.
     """
 
     line: str

@@ -163,7 +163,7 @@ class Calls:
         except DEAD:
             (call.cut if self._is_stopping else call.leave)()
             raise
-        except Exception:  # a mistake of ours, of which gRPC would tell the caller
+        except Exception:  # a defect of ours, of which gRPC would tell the caller
             failure = defects.noted(rpc=call.rpc, request_id=call.request_id)
             call.fail(failure)
             await errors.abort(context, failure)

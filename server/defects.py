@@ -1,4 +1,4 @@
-"""Mistakes of ours: the trace goes into the log, and the caller is told where to find it there."""
+"""Defects of ours: the trace goes into the log, and the caller is told where to find it there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 def noted(trace: str | None = None, **where: str) -> CallError:
-    """Logs a mistake of ours, with its traceback (None: of the exception that is being handled) and
+    """Logs a defect of ours, with its traceback (None: of the exception that is being handled) and
     where it was made; returns the error for the call, which has nothing of it but its id.
     """
     error_id = secrets.token_hex(8)

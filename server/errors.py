@@ -306,8 +306,8 @@ def engine_error(message: str) -> CallError:
 
 
 def internal(error_id: str) -> CallError:
-    """A mistake of ours, which the log tells by that id. Its caller learns nothing of it."""
-    message = f"a mistake of the server's: its log tells it by error_id {error_id}"
+    """A defect of ours, which the log tells by that id. Its caller learns nothing of it."""
+    message = f"a defect of the server's: its log tells it by error_id {error_id}"
     return CallError("INTERNAL_ERROR", message, {"error_id": error_id})
 
 

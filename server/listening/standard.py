@@ -121,7 +121,7 @@ class _Rpc:
 
 
 def _told(error: Exception) -> CallError:
-    """Returns what a call ends with that has failed so: a mistake of ours is logged, not told."""
+    """Returns what a call ends with that has failed so: a defect of ours is logged, not told."""
     return error if isinstance(error, CallError) else defects.noted()
 
 

@@ -77,7 +77,7 @@ class Counted(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The job failed by a mistake of ours; `trace` is its traceback."""
+    """The job failed by a defect of ours; `trace` is its traceback."""
 
     trace: str
 

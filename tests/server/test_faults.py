@@ -1,4 +1,4 @@
-"""A mistake of ours in a handler is called one, and a client that left is not mistaken for it."""
+"""A defect of ours in a handler is called one, and a client that left is not mistaken for it."""
 
 from __future__ import annotations
 
