@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from server.identity import watching
+from server.config import ServerConfig
+from server.identity import files, watching
 from tests.server.conftest import until, within
 from tests.server.identity.authority import Authority
 from tests.server.identity.conftest import Walled, lines, walled, write
@@ -54,10 +54,18 @@ async def test_a_certificate_that_is_renewed_is_shown_to_who_comes_and_cuts_nobo
 
 
 async def test_files_that_are_no_good_are_told_once_and_change_nothing(
-    own: Walled, tmp_path: Path, authority: Authority
+    own: Walled, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until they are good: also where a certificate comes before its key."""
     other = authority.issue()
+    tried: list[ServerConfig] = []
+
+    def read(config: ServerConfig) -> files.Files:
+        tried.append(config)
+        return really(config)
+
+    really = files.read
+    monkeypatch.setattr(files, "read", read)
     with structlog.testing.capture_logs() as logged:
 
         def told(event: str) -> list[str]:
@@ -65,7 +73,7 @@ async def test_files_that_are_no_good_are_told_once_and_change_nothing(
 
         (tmp_path / "server.pem").write_bytes(other.certificate)
         await until(lambda: len(told("identity not read")) == 1)
-        await asyncio.sleep(5 * LOOK_S)  # in which it would be told again
+        await until(lambda: len(tried) >= 5)  # at each of which it would be told again
         write(tmp_path / "tokens.toml", "nonsense")
         other.write(tmp_path, "server")
         await until(lambda: len(told("identity not read")) == 2)
