@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 PARENT, STATE = "traceparent", "tracestate"
-SAMPLED = 1  # of the flags
 MOST_STATE_CHARS = 512  # as much as has to be carried along
 
 # Versions to come may have more fields; "ff" is none.

@@ -120,6 +120,12 @@ def test_the_image_gets_the_packages_and_nothing_that_lies_about() -> None:
     assert "/src/client" in line.split()
 
 
+def test_the_image_has_the_torch_that_make_installs() -> None:
+    (torch,) = (said for said in Dockerfile().of("ARG") if said.startswith("TORCH="))
+    version = torch.removeprefix("TORCH=")
+    assert f"TORCH_CPU := torch=={version}+cpu\n" in (ROOT / "Makefile").read_text()
+
+
 class Unit:
     """What the unit of systemd says, the last of each name."""
 
