@@ -195,6 +195,13 @@ def too_slow(most: int) -> Refused:
     return Refused(Refusal.TOO_MUCH, message, about=about)
 
 
+def too_many_watches(most: int) -> Refused:
+    """More than `most` watch health, and the call's connection has the most of these."""
+    message = f"more than {most} watch health, and this connection has the most of them"
+    about = {"what": "watches of health", "limit": str(most)}
+    return Refused(Refusal.TOO_MUCH, message, about=about)
+
+
 def not_received(timeout_s: float) -> CallError:
     """The call's message did not come in time."""
     return CallError("NOT_RECEIVED", f"the message did not come within {timeout_s:g} s")

@@ -3,12 +3,16 @@
 A watcher gets the newest status whenever its client has taken the one before. Nobody waits for a
 watcher, neither whoever sets the status nor another watcher. grpcio-health-checking's own servicer
 holds a lock of all watchers while one of them writes.
+
+Nobody is asked who watches, and each watch takes memory for as long as its client likes. So there
+are only so many: beyond them the connection that has the most gives up its oldest.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -16,9 +20,53 @@ from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
 from server import errors
+from server.errors import Refused
 from server.listening.deliveries import Deliveries
 
 Status = pb.HealthCheckResponse
+MOST_WATCHES = 4096  # of some 25 KB each; a client needs one, and many more than have connections
+
+
+class Watches:
+    """The watches of one front end, by connection, the oldest of each first. Not more than `most`
+    go on.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._num = 0
+        self._of: dict[str, dict[asyncio.Timeout, None]] = {}  # by the peer
+
+    @contextlib.asynccontextmanager
+    async def one(self, peer: str) -> AsyncIterator[None]:
+        """Opens a block in which a peer watches. Raises Refused where that is one too many."""
+        try:
+            async with asyncio.timeout(None) as timeout:
+                self._of.setdefault(peer, {})[timeout] = None
+                self._num += 1
+                try:
+                    if self._num > self._most:
+                        self._end_one()
+                    yield
+                finally:
+                    self._leave(peer, timeout)
+        except TimeoutError:
+            raise errors.too_many_watches(self._most) from None
+
+    def _end_one(self) -> None:
+        peer, own = max(self._of.items(), key=lambda each: len(each[1]))
+        oldest = next(iter(own))
+        self._leave(peer, oldest)
+        oldest.reschedule(asyncio.get_running_loop().time())
+
+    def _leave(self, peer: str, watch: asyncio.Timeout) -> None:
+        """Forgets a watch, unless that has been done."""
+        own = self._of.get(peer, {})
+        if watch in own:
+            del own[watch]
+            self._num -= 1
+        if not own:
+            self._of.pop(peer, None)
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -26,8 +74,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
     from `shut_down` on for good.
     """
 
-    def __init__(self, services: Sequence[str], deliveries: Deliveries) -> None:
+    def __init__(
+        self, services: Sequence[str], deliveries: Deliveries, most_watches: int = MOST_WATCHES
+    ) -> None:
         self._deliveries = deliveries
+        self._watches = Watches(most_watches)
         self._services = frozenset(services)
         self._status = Status.NOT_SERVING
         self._changed = asyncio.Event()  # another one for each change
@@ -63,11 +114,20 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
 
     async def Watch(
         self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> NoReturn:
+    ) -> None:
         """Answers with the status now and with every one that follows, until the client leaves.
 
         A client that asks for a service that is not known is told so, and may wait for it.
         """
+        try:
+            async with self._watches.one(context.peer()):
+                await self._tell(request, context)
+        except Refused as error:
+            await errors.abort(context, error)
+
+    async def _tell(
+        self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> NoReturn:
         delivery = self._deliveries.begin(context)
         is_known, told = request.service in self._services, None
         while True:

@@ -104,7 +104,8 @@ ROWS = [
     ),
     Row(
         "TOO_MUCH",
-        "Too many bytes are being read, too many questions are open, or messages come too slowly.",
+        "Too many bytes are being read, too many questions are open, messages come too slowly, or"
+        " too many watch health.",
         LATER,
         by.too_much,
     ),

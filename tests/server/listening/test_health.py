@@ -14,10 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.listening.deliveries import Deliveries
 from server.listening.health import Health
 from tests.http2 import DATA, HEADERS, Http2
-from tests.server.conftest import within
+from tests.server.conftest import until, within
 
 STATUS = health_pb2.HealthCheckResponse
 WRITE_S = 60.0
+MOST = 8
 WATCH = "/grpc.health.v1.Health/Watch"
 
 
@@ -28,7 +29,7 @@ class Served:
 
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
-    health = Health(("", "known"), Deliveries(WRITE_S))
+    health = Health(("", "known"), Deliveries(WRITE_S), most_watches=MOST)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -103,3 +104,34 @@ async def test_a_slow_watcher_gets_the_newest_status_and_holds_up_no_other(
         assert [STATUS.FromString(frame.payload[5:]).status for frame in read] == told[:2]
         assert await blocking(client.until, DATA, slow, 0.1) is None
         quick.cancel()
+
+
+async def test_whoever_watches_the_most_gives_way_and_nobody_else(served: Served) -> None:
+    """Each watch takes memory, and nobody is asked who watches."""
+    own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+    async with grpc.aio.insecure_channel(served.address, options=own) as channel:
+        mine = served.stub.Watch(asked("known"))
+        assert (await within(mine.read())).status == STATUS.NOT_SERVING
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        many = [asyncio.create_task(seen(stub.Watch(asked("known")))) for _ in range(3 * MOST)]
+        await until(lambda: sum(each.done() for each in many) == 2 * MOST + 1)
+        served.health.set(serving=True)
+        assert (await within(mine.read())).status == STATUS.SERVING
+        served.health.set(serving=False)
+        assert (await within(mine.read())).status == STATUS.NOT_SERVING
+        assert sum(each.done() for each in many) == 2 * MOST + 1
+        for each in many:
+            if each.done():
+                error = each.exception()
+                assert isinstance(error, grpc.aio.AioRpcError)
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "watch health" in (error.details() or "")
+            each.cancel()
+        mine.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+
+
+async def seen(watch: Any) -> None:
+    """Reads all that a watch is told."""
+    async for _ in watch:
+        pass
