@@ -19,7 +19,6 @@ import hashlib
 import hmac
 import json
 import re
-import reprlib
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import NamedTuple
 
 from engine import toml_file
 from engine.tiers_file import MOST_NAME_BYTES
-from engine.toml_file import Keys, Misstated, refuse_unknown
+from engine.toml_file import Keys, Misstated
 from server.identity import private_file
 
 PREFIX = "niyama_"  # by which scanners for leaked secrets find ours
@@ -37,6 +36,7 @@ MOST_TOKEN_BYTES = 4096
 KEY = "authorization"
 SCHEME = "bearer"
 OPTION = "--tokens-file"
+_FORM = 'a line is as in DIGEST = { tenant = "NAME" }'
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Digest = bytes
@@ -111,7 +111,9 @@ def make(tenant: str) -> tuple[str, str]:
 
 
 def read(path: Path) -> tuple[Token, ...]:
-    """Returns the tokens of a file. Raises ValueError, with one line that names file and line."""
+    """Returns the tokens of a file. Raises ValueError, with one line that names file and line, and
+    nothing that stands there: it may be a token that somebody has put in the place of its digest.
+    """
     found = private_file.read(path, OPTION, toml_file.MOST_BYTES)
     try:
         text = found.decode()
@@ -120,7 +122,8 @@ def read(path: Path) -> tuple[Token, ...]:
     try:
         document = toml_file.parse(text, path)
     except toml_file.BadFile as error:
-        raise ValueError(f"{OPTION} {error}") from error
+        place = f"{path}:{error.line}" if error.line else path
+        raise ValueError(f"{OPTION} {place}: is no TOML; {_FORM}") from None
     try:
         return tuple(_token(digest, value) for digest, value in document.tables.items())
     except Misstated as error:
@@ -128,18 +131,14 @@ def read(path: Path) -> tuple[Token, ...]:
 
 
 def _token(digest: str, value: object) -> Token:
-    """Returns what a line says. Raises Misstated, which never names the key: it may be a token that
-    somebody has put there in the place of its digest.
-    """
+    """Returns what a line says. Raises Misstated, which repeats nothing of it."""
     keys: Keys = (digest,)
     if not _DIGEST.fullmatch(digest):
         raise _Unnamed(keys, "a line begins with a token's SHA-256, 64 hexadecimal digits")
     if not isinstance(value, dict):
-        raise _Unnamed(keys, 'a line is as in DIGEST = { tenant = "NAME" }')
-    try:
-        refuse_unknown(value, {"tenant", "expires"})
-    except Misstated as error:
-        raise _Unnamed(keys, str(error)) from None
+        raise _Unnamed(keys, _FORM)
+    if value.keys() - {"tenant", "expires"}:
+        raise _Unnamed(keys, "a line says tenant and expires, and nothing else")
     tenant, expires = value.get("tenant"), value.get("expires")
     if not isinstance(tenant, str) or not 0 < len(tenant) <= MOST_NAME_BYTES:
         raise _Unnamed(keys, "tenant must be a name")
@@ -155,7 +154,7 @@ def _instant(keys: Keys, value: object) -> float | None:
     if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
         value = datetime.datetime.combine(value, datetime.time())
     if not isinstance(value, datetime.datetime):
-        raise _Unnamed(keys, f"expires must be a date, as 2027-06-30, got {reprlib.repr(value)}")
+        raise _Unnamed(keys, "expires must be a date, as 2027-06-30")
     return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
 
 
