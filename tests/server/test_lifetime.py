@@ -322,7 +322,7 @@ async def test_an_ipv6_address_needs_no_brackets(start: Start, host: str) -> Non
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         port = str(probe.getsockname()[1])
-    process = start("--host", host, "--metrics-port", port)
+    process = start("--host", host, "--metrics-host", host, "--metrics-port", port)
     process.wait_ready()
     assert process.address.startswith("[::1]:")
     async with stubs_of(process) as stubs:

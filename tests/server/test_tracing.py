@@ -42,7 +42,19 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 METHOD = "niyama.v1.Inference/GenerateStream"
+EXPORTING = ("tracing", "Otel")  # with what the names of threads that send spans begin
 SAMPLED = (("traceparent", PARENT), ("tracestate", "vendor=1"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No thread of a test sends on, with random pauses, while other tests run in this process."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith(EXPORTING):
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 # What is made of a timeline
