@@ -104,12 +104,24 @@ class FrontEnd:
         except ValueError as error:
             raise StartError(str(error)) from error
         self._grpc.add_generic_rpc_handlers((self.service.handler(),))
-        standard: Any = ShortMessages(self._grpc, self._uploads)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
-        files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
         self._loads = Loads(
             lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.service.info
         )
+        self._add_standard_services(config)
+        if config.traces:
+            try:
+                provider = provider_of()
+            except ValueError as error:
+                raise StartError(str(error)) from error
+            calls.tracing = Tracing(provider, engine.ask, config.engine.served_name)
+
+    def _add_standard_services(self, config: ServerConfig) -> None:
+        """Serves health, reflection and what else was asked for, each to those who may ask. Raises
+        StartError.
+        """
+        standard: Any = ShortMessages(self._grpc, self._uploads)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
+        files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
         if config.load_reports:
             self.service.reports = orca.CallReports(self._loads.newest)
             open_rca = orca.OpenRca(self._loads.now, self._deliveries)
@@ -123,12 +135,6 @@ class FrontEnd:
                 raise StartError(str(error)) from error
         of_known: Any = ShortMessages(self._grpc, self._uploads, self.identify)
         add_reflection(files, of_known)
-        if config.traces:
-            try:
-                provider = provider_of()
-            except ValueError as error:
-                raise StartError(str(error)) from error
-            calls.tracing = Tracing(provider, engine.ask, config.engine.served_name)
 
     async def start(self) -> int:
         """Listens; returns the port, for port 0. Raises StartError."""
