@@ -156,6 +156,23 @@ class Load:
             return sum(each.result(WAIT_S) for each in self._running)
 
 
+def limit_of(address: str) -> int:
+    with Client(address) as client:
+        return client.server_info().limits.max_requests
+
+
+def is_operator_s_at(address: str, word: str) -> bool:
+    """Says whether the server takes the word for the operator's token."""
+    with Client(address, token=word) as client:
+        try:
+            client.explain("nobody's")
+        except AccessDenied:
+            return False
+        except NotFound:
+            return True
+    raise AssertionError
+
+
 @pytest.mark.parametrize("frontends", [1, 2])
 def test_what_is_read_again_holds_from_then_on_and_no_call_is_lost(
     start: Start, tmp_path: Path, frontends: int
@@ -176,18 +193,10 @@ def test_what_is_read_again_holds_from_then_on_and_no_call_is_lost(
             assert time.monotonic() < ends_at, process.log
 
     def limit() -> int:
-        with Client(process.address) as client:
-            return client.server_info().limits.max_requests
+        return limit_of(process.address)
 
     def is_operator_s(word: str) -> bool:
-        with Client(process.address, token=word) as client:
-            try:
-                client.explain("nobody's")
-            except AccessDenied:
-                return False
-            except NotFound:
-                return True
-        raise AssertionError
+        return is_operator_s_at(process.address, word)
 
     write("max_requests = 300", "first")
     process = start("--config", str(path), "--frontends", str(frontends), "--drain-s", "9")
