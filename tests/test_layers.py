@@ -21,6 +21,7 @@ LAYERS = (
     ("client",),
     ("engine.private", "engine.processes", "engine.embedded"),
     ("engine.deciding",),
+    ("engine.routing",),
     ("engine.checkpoint",),
     ("engine",),  # what both sides of the socket know: messages, config, tiers; the simulator
     ("engine.inferring",),
@@ -55,6 +56,7 @@ LAYERS = (
 FORBIDDEN = {
     "engine/checkpoint": {"torch", "asyncio", "grpc", "niyama"},
     "engine/computing": {"asyncio", "grpc", "niyama", "engine.messages", "engine.config"},
+    "engine/routing": {"torch", "asyncio", "grpc", "niyama", "time", "random", "os"},
     "engine/inferring": {"torch", "asyncio", "grpc", "niyama", "time", "random", "os"},
     "engine/driving": {"asyncio", "grpc", "niyama"},
     "engine/linking": {"torch", "grpc", "niyama", "engine.computing", "engine.driving"},
@@ -63,12 +65,13 @@ FORBIDDEN = {
     "client": {"torch"},
     "loadgen": {"torch", "server", "engine.computing", "engine.driving", "engine.linking"},
 }
-# The deciding core is stricter: nothing but itself, one library, and what computes without acting.
+# What decides is stricter: nothing but itself, one library, and what computes without acting.
 PURE = {
     *("__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools"),
     *("hashlib", "heapq", "itertools", "math", "operator", "statistics", "typing"),
     *("sortedcontainers", "engine.deciding"),
 }
+DECIDING = {"engine/deciding": PURE, "engine/routing": PURE | {"engine.routing"}}
 HEAVY = {"torch", "grpc", "asyncio"}
 
 
@@ -173,10 +176,11 @@ def test_no_module_names_what_its_layer_must_not_know(folder: str) -> None:
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
 
 
-def test_the_deciding_core_computes_and_does_not_act() -> None:
+@pytest.mark.parametrize("folder", DECIDING)
+def test_what_decides_computes_and_does_not_act(folder: str) -> None:
     """No clock, no randomness, no environment, no threads, no files: time is an argument."""
-    for path in sorted((ROOT / "engine/deciding").rglob("*.py")):
-        found = {name for name in imports(path) if not within(name, PURE)}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        found = {name for name in imports(path) if not within(name, DECIDING[folder])}
         assert not found, f"{path.name} imports {found}"
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)}
@@ -184,7 +188,7 @@ def test_the_deciding_core_computes_and_does_not_act() -> None:
 
 
 def test_deciding_and_simulating_load_neither_torch_nor_grpc_nor_asyncio() -> None:
-    names = [*modules("engine/deciding"), "engine.simulator"]
+    names = [*modules("engine/deciding"), *modules("engine/routing"), "engine.simulator"]
     assert not loaded_by(names) & HEAVY
 
 

@@ -1,0 +1,122 @@
+"""A router: what it remembers between decisions. The package says how it is used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from engine.routing import qos, rivals
+from engine.routing.prefixes import KnownPrefixes
+from engine.routing.rivals import Ranking
+from engine.routing.states import STALE_S, Asked, Moment, Replica, Told
+
+ROUTINGS: Final[Mapping[str, Ranking]] = {
+    "qos": qos.ranked,
+    "round-robin": rivals.round_robin,
+    "least-requests": rivals.least_requests,
+    "least-load": rivals.least_load,
+    "least-tokens": rivals.least_tokens,
+    "power-of-two": rivals.power_of_two,
+    "cache-aware": rivals.cache_aware,
+}
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one replica."""
+
+    told: Told | None = None
+    sent: deque[tuple[float, float, float, int]] = field(default_factory=deque)  # see Router.sent
+    sent_s: dict[float, float] = field(default_factory=dict)
+    sent_tokens: int = 0
+    num_in_flight: int = 0
+    prefixes: KnownPrefixes = field(default_factory=KnownPrefixes)
+
+    def forget_before(self, at: float) -> None:
+        """What was sent until then is in what the replica told."""
+        while self.sent and self.sent[0][0] <= at:
+            _, target_s, work_s, tokens = self.sent.popleft()
+            self.sent_s[target_s] -= work_s
+            self.sent_tokens -= tokens
+        if not self.sent:  # no rounding errors are kept
+            self.sent_s.clear()
+
+
+class Router:
+    """Ranks replicas, which are known by their names, for one request after the other.
+
+    The same calls in the same order give the same choices, with the same `seed`. Raises KeyError
+    for a routing that is not among ROUTINGS.
+    """
+
+    def __init__(self, routing: str = "qos", seed: int = 0) -> None:
+        self._rank = ROUTINGS[routing]
+        self._seed = seed
+        self._turn = 0
+        self._known: dict[str, _Known] = {}
+
+    def told(self, name: str, told: Told) -> None:
+        """A replica has told its load. What comes out of order is ignored."""
+        known = self._of(name)
+        if known.told is None or told.at >= known.told.at:
+            known.told = told
+            known.forget_before(told.at)
+
+    def ranked(self, asked: Asked, names: Sequence[str], now: float) -> list[str]:
+        """Returns the names of the replicas that are available, the best for the request first."""
+        moment = Moment(now, self._turn, _draw(self._seed, self._turn))
+        self._turn += 1
+        replicas = [self._replica(self._of(name), asked) for name in names]
+        return [names[i] for i in self._rank(asked, replicas, moment)]
+
+    def sent(self, name: str, asked: Asked, now: float) -> None:
+        """The request is on its way to that replica."""
+        known = self._of(name)
+        known.forget_before(now - STALE_S)  # of a replica that tells nothing
+        tokens = asked.prompt_len - self._cached_len(known, asked)
+        work_s = 0.0
+        if known.told is not None:
+            work_s = tokens * known.told.prefill_s + asked.output_len * known.told.decode_s
+        known.sent.append((now, asked.target_s, work_s, tokens))
+        known.sent_s[asked.target_s] = known.sent_s.get(asked.target_s, 0.0) + work_s
+        known.sent_tokens += tokens
+        known.num_in_flight += 1
+        known.prefixes.add(asked.prefixes)
+
+    def ended(self, name: str) -> None:
+        """A request that was sent there has ended. Of a replica that was lost nothing is noted."""
+        known = self._known.get(name)
+        if known is not None and known.num_in_flight:
+            known.num_in_flight -= 1
+
+    def lost(self, name: str) -> None:
+        """The replica is gone, with all that it held; one of that name that comes later is new."""
+        self._known.pop(name, None)
+
+    def _of(self, name: str) -> _Known:
+        return self._known.setdefault(name, _Known())
+
+    def _replica(self, known: _Known, asked: Asked) -> Replica:
+        return Replica(
+            known.told,
+            known.sent_s,
+            known.sent_tokens,
+            known.num_in_flight,
+            self._cached_len(known, asked),
+            len(known.prefixes) * asked.prefix_len,
+        )
+
+    @staticmethod
+    def _cached_len(known: _Known, asked: Asked) -> int:
+        """Returns the tokens of the prompt that the replica holds; the last one is computed."""
+        held = known.prefixes.count(asked.prefixes) * asked.prefix_len
+        return min(held, max(0, asked.prompt_len - 1))
+
+
+def _draw(seed: int, turn: int) -> float:
+    """Returns a number in [0, 1) by chance, the same for the same arguments."""
+    digest = blake2b(f"{seed}/{turn}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest) / 256**6
