@@ -34,7 +34,7 @@ from server.metrics import Metrics
 
 log = structlog.get_logger()
 
-GENERATING = frozenset({"Generate", "GenerateStream"})
+GENERATING = frozenset({"Generate", "GenerateStream", "vllm.grpc.engine.VllmEngine/Generate"})
 # Why the engine is told to end what is left of a call, by the call's outcome; else CANCELLED.
 _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.ERROR}
 # Outcomes of calls that nobody should have made: they are no arrivals.
@@ -68,6 +68,7 @@ class Call:
         """
         self.rpc = rpc
         self.generates = rpc in GENERATING
+        self.is_streamed = rpc == "GenerateStream"  # its output, as far as that is known
         self.arrived_at = arrived_at
         self.context = context
         self.has_come = raw is not None

@@ -38,6 +38,7 @@ FAILURES = (CallError, InvalidRequest, NotAllowed, DuplicateRequest, GenerationF
 DEAD = (asyncio.CancelledError, grpc.aio.BaseError)
 Context = grpc.aio.ServicerContext[Any, Any]
 ResponseT = TypeVar("ResponseT")
+OWN = "niyama.v1.Inference"
 
 
 class Calls:
@@ -68,17 +69,19 @@ class Calls:
     def handler(
         self, service: ServiceDescriptor, answers: Mapping[str, Callable[[Call], Awaitable[Any]]]
     ) -> grpc.GenericRpcHandler[Any, Any]:
-        """Returns the handler of a service's RPCs, which `answers` has the functions of, by name.
+        """Returns the handler of those of a service's RPCs that `answers` has the functions of, by
+        name. To all others gRPC answers UNIMPLEMENTED.
 
-        Each returns the response to its call, as a message or as the bytes of one. The function of
+        Each function returns the response to its call, as a message or as the bytes of one. That of
         an RPC that streams writes the messages itself, and returns nothing.
         """
         rpcs = {}
-        for method in service.methods:
+        for name, answer in answers.items():
+            method = service.methods_by_name[name]
             kind = "stream_stream" if method.server_streaming else "stream_unary"
             make = getattr(grpc, f"{kind}_rpc_method_handler")
-            behavior = partial(self._receive_and_serve, method.name, answers[method.name])
-            rpcs[method.name] = make(behavior, response_serializer=_serialize)
+            behavior = partial(self._receive_and_serve, rpc_name(service.full_name, name), answer)
+            rpcs[name] = make(behavior, response_serializer=_serialize)
         return grpc.method_handlers_generic_handler(service.full_name, rpcs)
 
     async def drain(self) -> None:
@@ -177,6 +180,11 @@ class Calls:
             self._num_calls -= 1
             if not self._num_calls:
                 self.idle.set()
+
+
+def rpc_name(service: str, method: str) -> str:
+    """Returns an RPC's name as metrics and logs have it: bare where it is of our own service."""
+    return method if service == OWN else f"{service}/{method}"
 
 
 def _serialize(answer: Message | bytes) -> bytes:

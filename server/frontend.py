@@ -42,6 +42,7 @@ from server.listening.uploads import Uploads
 from server.loads import Loads
 from server.metrics import Metrics
 from server.service import InferenceService
+from server.serving import Serving
 from server.startup import default_sampling, load_tokenizer
 from server.tracing import Tracing, provider_of
 
@@ -93,19 +94,18 @@ class FrontEnd:
         calls = Calls(metrics, self._deliveries, self._uploads, self.identify)
         inferring = Inferring(config.infer, metrics, observe)
         self.learn: Callable[[Learnt], None] = inferring.learn
-        self.service = InferenceService(
-            *(config, engine, tokenizer, sampling, configuration.tiers, ledger, identities),
-            calls,
-            inferring,
+        self.serving = Serving(
+            *(config, engine, tokenizer, sampling, configuration.tiers, ledger, calls, inferring)
         )
+        inference = InferenceService(self.serving, identities)
         self._health = Health(("", SERVICE), self._deliveries)
         try:
             self._grpc = grpc.aio.server(options=_options(config, shares_port))
         except ValueError as error:
             raise StartError(str(error)) from error
-        self._grpc.add_generic_rpc_handlers((self.service.handler(),))
+        self._grpc.add_generic_rpc_handlers((inference.handler(),))
         self._loads = Loads(
-            lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.service.info
+            lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.serving.info
         )
         self._add_standard_services(config)
         if config.traces:
@@ -123,7 +123,7 @@ class FrontEnd:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
         if config.load_reports:
-            self.service.reports = orca.CallReports(self._loads.newest)
+            self.serving.reports = orca.CallReports(self._loads.newest)
             open_rca = orca.OpenRca(self._loads.now, self._deliveries)
             of_speakers: Any = ShortMessages(self._grpc, self._uploads, self._admit_speaker)
             of_speakers.add_generic_rpc_handlers((open_rca.handler(),))
@@ -146,7 +146,7 @@ class FrontEnd:
                 port = self._grpc.add_secure_port(address, self._handshakes.credentials())
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: {error}") from error
-        self.service.start()
+        self.serving.start()
         self._sweeping = [
             asyncio.create_task(each.run()) for each in (self._deliveries, self._uploads)
         ]
@@ -181,7 +181,7 @@ class FrontEnd:
 
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
-        self.service.adopt(info, self._configuration.propose(info.tiers))
+        self.serving.adopt(info, self._configuration.propose(info.tiers))
         self.metrics.expect(self._configuration.tiers)
         self.show_health()
         self._has_served.set()
@@ -213,14 +213,14 @@ class FrontEnd:
         self._uploads.timeout_s = self._config.receive_timeout_s
         if self._handshakes is not None and now.identity.tls is not None:
             self._handshakes.take(now.identity.tls)
-        self.service.reconfigure(self._config, self._configuration.tiers)
+        self.serving.reconfigure(self._config, self._configuration.tiers)
         self.metrics.expect(self._configuration.tiers)
 
     async def drain(self) -> None:
         """Refuses new calls and gives the running ones `drain_s` to finish."""
         self._health.shut_down()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.service.calls.drain(), self._config.drain_s)
+            await asyncio.wait_for(self.serving.calls.drain(), self._config.drain_s)
 
     async def stop(self) -> None:
         """Ends what still runs; a client that does not read is left behind."""
@@ -228,13 +228,13 @@ class FrontEnd:
             sweeping.cancel()
         await asyncio.gather(*self._sweeping, return_exceptions=True)
         await self._loads.stop()
-        self.service.calls.stop()
+        self.serving.calls.stop()
         # The grace is for the last status of calls that have just finished.
         stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
         await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
-        await self.service.stop()
-        if self.service.calls.tracing is not None:
-            await self.service.calls.tracing.stop()
+        await self.serving.stop()
+        if self.serving.calls.tracing is not None:
+            await self.serving.calls.tracing.stop()
 
     def close(self) -> None:
         """Does nothing: its metrics are kept in memory."""

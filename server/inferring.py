@@ -122,7 +122,7 @@ def _site(call: Call, message: pb.GenerateRequest | pb.GenerateStreamRequest) ->
         call.share.name,
         call.tenant,
         message.qos.application[:MOST_NAME_BYTES],
-        call.rpc == "GenerateStream",
+        call.is_streamed,
         agent if isinstance(agent, str) else "",
         call.timeout_s(),
         sampling.max_tokens if sampling.HasField("max_tokens") else None,
@@ -132,6 +132,6 @@ def _site(call: Call, message: pb.GenerateRequest | pb.GenerateStreamRequest) ->
 def _silence_s(call: Call, end: End, lived_s: float) -> float:
     """Returns the longest time that a caller saw nothing come: of one who left, the last."""
     seen = call.progress[0]
-    if call.rpc != "GenerateStream" or not seen.num_tokens:
+    if not call.is_streamed or not seen.num_tokens:
         return lived_s
     return lived_s - seen.last_s if end is End.LEFT else max(seen.first_s, seen.worst_gap_s)

@@ -66,13 +66,14 @@ class Tracing:
     def begin(self, call: Call) -> None:
         """Begins the span of a call, and has the call's log line tell its id."""
         parent = None if call.trace is None else self._context(call.trace)
+        method = call.rpc if "/" in call.rpc else f"niyama.v1.Inference/{call.rpc}"
         span = self._tracer.start_span(
-            f"niyama.v1.Inference/{call.rpc}",
+            method,
             context=parent,
             kind=self._trace.SpanKind.SERVER,
             attributes={
                 "rpc.system.name": "grpc",
-                "rpc.method": f"niyama.v1.Inference/{call.rpc}",
+                "rpc.method": method,
             },
             start_time=_unix_ns(call.arrived_at, _offset_s()),
         )
@@ -225,7 +226,7 @@ def _told(call: Call, model: str) -> dict[str, Any]:
             "gen_ai.provider.name": "niyama",
             "gen_ai.request.model": model,
             "gen_ai.request.choice.count": call.asked.n,
-            "gen_ai.request.stream": call.rpc == "GenerateStream",
+            "gen_ai.request.stream": call.is_streamed,
             "gen_ai.response.id": call.request_id,
             "gen_ai.response.model": model,
             "niyama.application": call.asked.application,

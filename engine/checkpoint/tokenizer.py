@@ -8,6 +8,7 @@ No torch here, since the front end runs it.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -91,6 +92,16 @@ class Tokenizer:
             ids[:0] = self._before
             ids += self._after
         return ids
+
+    def surrounded(self, ids: Sequence[int]) -> Sequence[int]:
+        """Returns the ids of a prompt between those that the model wants around one, unless it
+        begins with them already, as a conversation does that a chat template has written.
+        """
+        if not (self._before or self._after):
+            return ids
+        if self._before and list(ids[: len(self._before)]) == list(self._before):
+            return ids
+        return array("I", [*self._before, *ids, *self._after])
 
     def encode_chat(
         self,

@@ -6,7 +6,7 @@ job with a `JobResult`. `engine.processes.frames` knows how messages become byte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ SHORT_BYTES = 32 << 10  # of a message that a front end parses itself: some mill
 # Above what the process takes once it has loaded. A text takes about 150 times its size to encode.
 MEMORY_BYTES = 512 << 20
 MEMORY_PER_BYTE = 256
+# Makes a message of `niyama.v1` of bytes, and raises InvalidRequest. It is pickled by its name.
+Parse = Callable[[bytes], Any]
 
 
 class Start(NamedTuple):
@@ -40,12 +42,12 @@ class Task(Enum):
 
 
 class Job(NamedTuple):
-    """One thing to do with `raw`, a message of the type named `kind`. `bounds` hold for its input,
+    """One thing to do with the message that `parse` makes of `raw`. `bounds` hold for its input,
     and `field` is that input's path in the message, as far as it is known.
     """
 
     task: Task
-    kind: str
+    parse: Parse
     raw: bytes
     bounds: Bounds
     field: str = "input"
@@ -56,10 +58,11 @@ class Loaded(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """A message without its input, on the wire. `field` is the path of that input; "" for a message
-    that has none.
+    """A message without its input, on the wire, and the name of its type. `field` is the path of
+    that input; "" for a message that has none.
     """
 
+    kind: str
     rest: bytes
     field: str
 

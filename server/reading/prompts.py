@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from engine.checkpoint.tokenizer import Tokenizer
+from niyama.v1 import inference_pb2 as pb
 from server import defects
 from server.admission.quota import Caller, Quota
 from server.config import ServerConfig
@@ -27,10 +28,10 @@ from server.reading.messages import (
     Encoded,
     Job,
     Outline,
+    Parse,
     Start,
     Task,
     counted,
-    parse,
 )
 
 LONG_TEXT = 4096  # bytes; encoding so many takes one or two milliseconds
@@ -47,6 +48,7 @@ class Received(NamedTuple):
 
     message: Any
     raw: bytes
+    parse: Parse
     prompt: Input | None = None
 
 
@@ -83,15 +85,15 @@ class Prompts:
         quota = self._quota if len(raw) <= SHORT_BYTES else self._long_quota
         return quota.hold(caller, len(raw) + CALL_BYTES)
 
-    async def receive(self, kind: Any, raw: bytes, caller: Caller, bounds: Bounds) -> Received:
-        """Parses a message of the type `kind`. Raises InvalidRequest and CallError."""
+    async def receive(self, parse: Parse, raw: bytes, caller: Caller, bounds: Bounds) -> Received:
+        """Parses a message, by `parse`. Raises InvalidRequest and CallError."""
         if len(raw) <= SHORT_BYTES:
-            return Received(parse(kind, raw), raw)
-        name = kind.DESCRIPTOR.name
-        job = Job(Task.OUTLINE, name, raw, bounds)
+            return Received(parse(raw), raw, parse)
+        job = Job(Task.OUTLINE, parse, raw, bounds)
         reply = await self._do(self.long, caller, job)
         assert isinstance(reply, Outline)
-        return Received(kind.FromString(reply.rest), raw, Input(reply.field))
+        message = getattr(pb, reply.kind).FromString(reply.rest)
+        return Received(message, raw, parse, Input(reply.field))
 
     async def encode(
         self, received: Received, prompt: Input, caller: Caller, bounds: Bounds
@@ -119,8 +121,7 @@ class Prompts:
         self, task: Task, received: Received, field: str, caller: Caller, bounds: Bounds
     ) -> Any:
         lane = self.short if len(received.raw) <= SHORT_BYTES else self.long
-        kind = received.message.DESCRIPTOR.name
-        return await self._do(lane, caller, Job(task, kind, received.raw, bounds, field))
+        return await self._do(lane, caller, Job(task, received.parse, received.raw, bounds, field))
 
     async def _do(self, lane: Lane, caller: Caller, job: Job) -> Any:
         reply = await lane.do(caller, job)

@@ -23,7 +23,6 @@ from engine.checkpoint.tokenizer import Tokenizer
 from engine.processes import standard_streams
 from engine.processes.frames import receive, send
 from engine.processes.spawn import leave_signals, parent_of
-from niyama.v1 import inference_pb2 as pb
 from server.convert.inbound import check_stops
 from server.convert.input import Bounds, read_form, read_input
 from server.reading.encoder import Encoder
@@ -39,7 +38,6 @@ from server.reading.messages import (
     Start,
     Task,
     counted,
-    parse,
     took_too_long,
 )
 from server.violations import InvalidRequest, Violation, Violations
@@ -69,7 +67,7 @@ class Reader:
             return Broken(traceback.format_exc())
 
     def _do(self, job: Job) -> JobResult:
-        message = parse(getattr(pb, job.kind), job.raw)
+        message = job.parse(job.raw)
         if job.task is Task.OUTLINE:
             return outline(message, job.bounds)
         self._field = f"input.{message.input.WhichOneof('form')}"
@@ -97,7 +95,7 @@ def outline(message: Any, bounds: Bounds) -> Outline:
         found.refuse(_largest_field(message), text)
     found.finish()
     message.DiscardUnknownFields()
-    return Outline(message.SerializeToString(), field)
+    return Outline(message.DESCRIPTOR.name, message.SerializeToString(), field)
 
 
 def _largest_field(message: Any) -> str:

@@ -83,7 +83,7 @@ class Running:
     def __init__(self, server: Server, channel: grpc.aio.Channel) -> None:
         self.server = server
         front_end = front_end_of(server)
-        self.service, self.metrics = front_end.service, front_end.metrics
+        self.service, self.metrics = front_end.serving, front_end.metrics
         self.channel = channel
         stubs = Stubs(channel)
         self.stub, self.health = stubs.inference, stubs.health

@@ -25,7 +25,7 @@ from server.admission.quota import Caller
 from server.config import ServerConfig
 from server.identity import tokens
 from server.reading.lanes import ReaderProcess
-from server.service import MAX_QUESTIONS
+from server.serving import MAX_QUESTIONS
 from tests.engine.driving.engines import NULL, SPOILT, Failing
 from tests.server.conftest import Running, front_end_of, running_with, until, within
 
@@ -199,7 +199,7 @@ async def share_used(running: Running) -> None:
 
 
 async def too_much(running: Running) -> None:
-    with running.service._questions.hold(Caller("", ""), MAX_QUESTIONS // 2):
+    with running.service.questions.hold(Caller("", ""), MAX_QUESTIONS // 2):
         await within(running.stub.Estimate(pb.EstimateRequest(prompt_tokens=1)))
 
 
@@ -233,11 +233,11 @@ async def defect(running: Running) -> None:
     def broken(*arguments: object) -> object:
         raise RuntimeError("a mistake of ours, with a secret in it")
 
-    before, running.service._bounds = running.service._bounds, broken  # type: ignore[assignment]
+    before, running.service.bounds = running.service.bounds, broken  # type: ignore[assignment]
     try:
         await within(running.stub.Generate(asked()))
     finally:
-        running.service._bounds = before  # type: ignore[method-assign]
+        running.service.bounds = before  # type: ignore[method-assign]
 
 
 async def engine_error(running: Running) -> None:

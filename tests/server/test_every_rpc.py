@@ -17,7 +17,7 @@ from engine.deciding.questions import Question
 from niyama.v1 import inference_pb2 as pb
 from server.app import Server
 from server.config import ServerConfig
-from server.service import MAX_QUESTIONS
+from server.serving import MAX_QUESTIONS
 from tests.server.conftest import Running, within
 from tests.server.test_service import PROMPT, failure, read
 
@@ -74,6 +74,7 @@ async def test_every_rpc_is_counted_logged_and_refused_when_a_server_drains(own:
             detail = error_details_pb2.ErrorInfo()
             error = await failure(ask(own, rpc), detail)
             assert (error.code(), detail.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            await within(own.service.calls.idle.wait())  # it is counted once it has been told
             assert counted(own, rpc, "UNAVAILABLE") == 1
         else:
             await ask(own, rpc)

@@ -201,7 +201,7 @@ def test_whatever_they_say_a_call_is_served_and_its_log_line_is_short(
 async def believing(running: Running) -> AsyncIterator[Running]:
     """The session's server, as long as it takes what gateways say."""
     service = running.service
-    before, tiers = service._config, service.tiers  # of a server that others use too
+    before, tiers = service.config, service.tiers  # of a server that others use too
     service.reconfigure(replace(before, gateway_metadata=True), TIERS)
     yield running
     service.reconfigure(before, tiers)

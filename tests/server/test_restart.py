@@ -125,7 +125,7 @@ async def test_they_wait_no_longer_than_their_deadline_and_hold_nothing_then() -
         left.cancel()
         assert await status_of(brief) is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: len(server.engine.link.in_flight) == 0)
-        await within(front_end_of(server).service.calls.idle.wait())
+        await within(front_end_of(server).serving.calls.idle.wait())
 
 
 async def test_they_end_when_no_engine_comes_in_time() -> None:

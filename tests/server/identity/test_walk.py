@@ -50,7 +50,7 @@ def request_of(rpc: str) -> Any:
 @contextlib.asynccontextmanager
 async def logged(walled: Walled) -> AsyncIterator[list[Any]]:
     """Gathers the log's lines of calls that are made in the block: all of them, and no others."""
-    calls = front_end_of(walled.server).service.calls
+    calls = front_end_of(walled.server).serving.calls
     await within(calls.idle.wait())
     found: list[Any] = []
     with structlog.testing.capture_logs() as lines:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,7 @@ from server.admission.quota import Caller
 from server.convert.input import Bounds
 from server.errors import CallError
 from server.reading.lanes import Lane
-from server.reading.messages import MEMORY_BYTES, Counted, Job, Start, Task
+from server.reading.messages import MEMORY_BYTES, Counted, Job, Start, Task, parse
 from tests.server.attacks import message
 from tests.server.conftest import until, within
 from tests.server.test_templates import make_checkpoint, make_template
@@ -29,7 +30,7 @@ TEXT = pb.Input(text="In the beginning")
 
 def job(form: pb.Input, field: str = "input.text") -> Job:
     raw = message(pb.CountTokensRequest, input=form)
-    return Job(Task.COUNT, "CountTokensRequest", raw, Bounds(4096), field)
+    return Job(Task.COUNT, partial(parse, pb.CountTokensRequest), raw, Bounds(4096), field)
 
 
 A = Caller("", "a")
