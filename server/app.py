@@ -300,6 +300,7 @@ async def serve(
     asked_to_reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, asked_to_reload.set)
     reloading = asyncio.create_task(_reload_when_asked(server, ending, asked_to_reload))
+    following = asyncio.create_task(follow(config, asked_to_reload))
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(asked_to_stop.wait())
     reassuring = loop.call_later(SLOW_START_S, _reassure)
@@ -317,9 +318,10 @@ async def serve(
             await server.drain()
     finally:
         reassuring.cancel()
-        for task in (starting, stopping, reloading):
+        tasks = starting, stopping, reloading, following
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(starting, stopping, reloading, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
     return 0
 
@@ -354,6 +356,19 @@ async def _reload_when_asked(server: Server, ending: Ending, asked: asyncio.Even
         log.info("configuration read", changes=changes.made)
         if changes.need_restart:
             log.warning("configuration needs a restart", settings=changes.need_restart)
+
+
+async def follow(config: ServerConfig, asked: asyncio.Event) -> None:
+    """Asks for the operator's file to be read again whenever it has changed, where it is to be
+    followed, until it is cancelled.
+    """
+    path = config.config
+
+    async def ask() -> None:
+        asked.set()
+
+    if config.follow_config and path is not None:
+        await Watch(lambda: [path], ask).run()
 
 
 def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None:

@@ -219,6 +219,14 @@ class ServerConfig:
             section="lifetime",
         ),
     ] = False
+    follow_config: Annotated[
+        bool,
+        Flag(
+            "read the file of --config again by itself, some seconds after it has changed, as at"
+            " SIGHUP",
+            section="lifetime",
+        ),
+    ] = False
     frontends: Annotated[int, Flag("front-end processes that share the port", section="listen")] = 1
     metrics_port: Annotated[
         int, Flag("port of the Prometheus metrics (0: none)", section="metrics")
@@ -260,6 +268,8 @@ class ServerConfig:
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")
+        if self.follow_config and self.config is None:
+            raise ValueError("follow_config wants a file to follow, --config")
         if self.metrics_port and self.metrics_port == self.port:
             raise ValueError(f"metrics_port must be another than port, got {self.port} for both")
         for name in ("max_requests", "max_message_bytes", "max_connections", "frontends"):

@@ -133,11 +133,12 @@ def _scheduler(stats: SchedulerStats, tiers: set[str]) -> Iterator[Metric]:
     yield relegations
     work = CounterMetricFamily(
         "niyama_work_seconds",
-        "Engine time that the requests which the engine took in need, as predicted, by tenant",
-        labels=["tenant"],
+        "Engine time that the requests which the engine took in need, as predicted, by tenant and"
+        " tier",
+        labels=["tenant", "tier"],
     )
-    for share, seconds in sorted(stats.asked_s.items()):
-        work.add_metric([share or OTHER_TENANTS], seconds)
+    for (share, tier), seconds in sorted(stats.asked_s.items()):
+        work.add_metric([share or OTHER_TENANTS, tier_name(tier)], seconds)
     yield work
     yield _gauge("held_sequences", "Decoding sequences that sat an iteration out", stats.num_held)
     yield _gauge(

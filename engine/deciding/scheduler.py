@@ -97,7 +97,7 @@ class Scheduler:
         self._iterations = Distribution(ITERATION_BOUNDS)
         self._errors = Distribution(ERROR_BOUNDS)
         self._relegations: Counter[tuple[str, str]] = Counter()  # by tier and cause
-        self._asked_s: dict[str, float] = {}  # by share
+        self._asked_s: dict[tuple[str, str], float] = {}  # by share and tier
         self._num_lost = 0  # of `totals.lost_tokens`: in the flow already
         resources = Resources(
             latency, self.history, config.num_pages, config.chunk_size, config.niyama
@@ -163,8 +163,8 @@ class Scheduler:
         prefills = sequence.prompt_len - sequence.expected_prefix
         decodes, decodes_s = self._expectations.decodes_of(sequence)
         self.flow.arrived(prefills, prefill_s, decodes, decodes_s, now)
-        share = sequence.request.share.name
-        self._asked_s[share] = self._asked_s.get(share, 0.0) + prefill_s + decodes_s
+        whose = sequence.request.share.name, sequence.request.tier
+        self._asked_s[whose] = self._asked_s.get(whose, 0.0) + prefill_s + decodes_s
 
     def _tell_admission(
         self, sequence: Sequence, expected: Forecast, prefill_s: float, now: float

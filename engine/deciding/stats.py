@@ -87,7 +87,7 @@ class SchedulerStats:
     iterations: Counts  # by their seconds
     errors: Counts  # iterations by actual over predicted
     relegations: Mapping[tuple[str, str], int]  # of num_relegations, by tier ("": explicit), cause
-    asked_s: Mapping[str, float]  # engine time that those submitted need, by name of their share
+    asked_s: Mapping[tuple[str, str], float]  # engine time that submitted ones need, by share, tier
     totals: Totals
 
 

@@ -1,4 +1,4 @@
-"""Watches the files of identities, so that a certificate or a token that is renewed counts.
+"""Watches files, so that a certificate, a token or a configuration that is renewed counts.
 
 A file may be seen half written, or a certificate before its key. So what has changed is read once
 it has been the same at two looks; while it is no good it is tried at every look, and told once.

@@ -72,7 +72,7 @@ async def test_the_engine_and_the_machine_are_told(running: Running) -> None:
     assert value("prefill_tokens_total") > 0
     assert value("decode_tokens_total") > 0
     assert value("chunks_total") > 0
-    assert value("work_seconds_total", tenant="other") > 0
+    assert value("work_seconds_total", tenant="other", tier="batch") > 0
     pages = {state: value("kv_pages", state=state) for state in ("used", "cached", "free")}
     assert sum(pages.values()) == stats.pages_total
     assert pages["used"] == value("kv_usage_ratio") == 0

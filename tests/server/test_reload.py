@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -19,7 +20,10 @@ import pytest
 from engine.tiers import BUILT_IN, Tiers
 from engine.tiers_file import changes, load
 from niyama.client import AccessDenied, Client, InvalidRequest, NotFound
+from server.app import follow
+from server.config import ServerConfig
 from server.configuration import Configuration
+from server.identity import watching
 from tests.server_process import ServerProcess
 
 WAIT_S = 60.0
@@ -87,6 +91,32 @@ def test_a_file_that_is_read_again_is_for_the_calls_that_come(start: Start, tmp_
     process.signal(signal.SIGHUP)
     assert "No such file" in wait_line(process, "configuration not read", 5)["reason"]
     assert tiers_of(process) == ["chat", "new"]
+
+
+async def test_a_file_that_is_followed_is_read_again_once_it_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another file in its place counts, too: that is how Kubernetes renews one."""
+    monkeypatch.setattr(watching, "LOOK_S", 0.02)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "niyama.toml").write_text(f"[tiers.{name}]\nttlt_s = 3\n")
+    data, asked = tmp_path / "data", asyncio.Event()
+    data.symlink_to("old")
+    config = ServerConfig(config=data / "niyama.toml", follow_config=True)
+    following = asyncio.create_task(follow(config, asked))
+    async with asyncio.timeout(WAIT_S):
+        while not asked.is_set():  # it may not have looked yet before the first exchange
+            for name in ("new", "old"):
+                (tmp_path / "next").symlink_to(name)
+                (tmp_path / "next").replace(data)
+                await asyncio.sleep(0.1)
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    await follow(ServerConfig(config=data / "niyama.toml"), asked)  # nobody has asked for it
+    with pytest.raises(ValueError, match=r"^follow_config wants a file"):
+        ServerConfig(follow_config=True)
 
 
 def test_every_front_end_takes_it_and_those_that_are_started_again(

@@ -349,14 +349,15 @@ def test_what_could_never_be_served_is_refused_before_any_state_exists() -> None
 
 
 def test_it_counts_whose_work_it_was_asked_for() -> None:
-    """By share, as predicted on arrival: who has sent twice as much, has twice as much."""
+    """By share and tier, as predicted on arrival: who has sent twice as much, has twice as much."""
     scheduler = make_scheduler(num_pages=64, page_size=16, context_len=100)
-    for name in ("a", "b", "c"):
+    for name, tier in (("a", "chat"), ("b", "chat"), ("c", "chat"), ("d", "")):
         share = EVERYBODY_ELSE if name == "c" else Share("big")
-        scheduler.submit(make_request(name, prompt=30, output=4, share=share), 0.0)
+        scheduler.submit(make_request(name, prompt=30, output=4, share=share, tier=tier), 0.0)
     asked_s = scheduler.stats().asked_s
-    assert asked_s["big"] == pytest.approx(2 * asked_s[""])
-    assert asked_s[""] > 0
+    assert asked_s["big", "chat"] == pytest.approx(2 * asked_s["", "chat"])
+    assert asked_s["big", ""] == pytest.approx(asked_s["", "chat"])
+    assert asked_s["", "chat"] > 0
 
 
 def test_the_context_length_ends_a_sequence() -> None:
