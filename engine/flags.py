@@ -105,7 +105,11 @@ def given(config: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     fields.
     """
     values: Mapping[str, Any] = vars(arguments)
-    return {name: values[name] for name in flags_of(config) if values[name] is not None}
+    return {
+        name: tuple(values[name]) if flag.is_repeated else values[name]
+        for name, flag in flags_of(config).items()
+        if values[name] is not None
+    }
 
 
 def marked(config: type[Any]) -> tuple[tuple[str, type[Any], Flag], ...]:
@@ -132,9 +136,12 @@ def option_of(name: str) -> str:
 
 
 def from_text(kind: type[Any], flag: Flag, text: str) -> object:
-    """Returns the value that a text stands for, as the command line would. Raises ValueError, with
-    what it must be.
+    """Returns the value that a text stands for, as the command line would; of a repeated flag the
+    values between its commas. Raises ValueError, with what it must be.
     """
+    if flag.is_repeated:
+        one = flag._replace(is_repeated=False)
+        return tuple(from_text(kind, one, part.strip()) for part in text.split(","))
     if kind is bool:
         word = text.lower()
         if word not in (*TRUE, *FALSE):
@@ -150,9 +157,14 @@ def from_text(kind: type[Any], flag: Flag, text: str) -> object:
 
 
 def from_toml(kind: type[Any], flag: Flag, value: object, folder: Path) -> object:
-    """Returns the value that a file's value stands for. A relative path starts from `folder`.
-    Raises ValueError, with what it must be.
+    """Returns the value that a file's value stands for, of a repeated flag a list's. A relative
+    path starts from `folder`. Raises ValueError, with what it must be.
     """
+    if flag.is_repeated:
+        if not isinstance(value, list):
+            raise ValueError(f"must be a list, got {reprlib.repr(value)}")
+        one = flag._replace(is_repeated=False)
+        return tuple(from_toml(kind, one, each, folder) for each in value)
     of_toml = {bool: (bool,), int: (int,), float: (int, float)}.get(kind, (str,))
     if type(value) not in of_toml:
         raise ValueError(f"must be {_KINDS.get(kind, 'a text')}, got {reprlib.repr(value)}")
@@ -176,7 +188,7 @@ def _check_choice(flag: Flag, value: object) -> None:
 
 def _shown(default: object) -> object:
     """Returns a default as help shows it."""
-    if default is None:
+    if default is None or default == ():
         return "none"
     return ("no", "yes")[default] if isinstance(default, bool) else default
 

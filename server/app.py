@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -37,6 +37,7 @@ from server.listening.exposure import exposed, notes
 from server.metrics import Metrics
 from server.startup import read_configuration, read_identity
 from server.status.operating import Operating
+from server.tier_port import TierPort
 
 log = structlog.get_logger()
 
@@ -46,8 +47,8 @@ SLOW_START_S = 5.0  # after which the operator is told what takes so long
 class FrontEnds(Protocol):
     """What a server does with its front ends, however many there are and wherever they run."""
 
-    async def start(self) -> int:
-        """Returns when all of them listen, on which port. Raises StartError."""
+    async def start(self) -> list[int]:
+        """Returns when all of them listen, at which of `ServerConfig.ports`. Raises StartError."""
 
     async def ready(self) -> None:
         """Returns when all of them serve, after an engine is ready. Raises StartError."""
@@ -115,6 +116,7 @@ class Server:
             known=lambda: Known(list(self.habits.known()), self.front_ends.tiers),
         )
         self.port = 0
+        self.tier_ports: Sequence[TierPort] = ()
         self._reading = asyncio.Lock()
         self._watching: list[asyncio.Task[None]] = []
         self._least: Least | None = None  # that the engine can keep, as far as it is known
@@ -167,7 +169,8 @@ class Server:
         """Listens, then waits for the engine. Raises StartError."""
         if why := exposed(self.config):
             raise StartError(f"--host {why}")
-        refuse_taken(self.config.host, self.config.port)
+        for port in self.config.ports:
+            refuse_taken(self.config.host, port)
         for note in notes(self.config):
             log.warning("exposed", note=note)
         watch = Watch(lambda: files.paths_of(self.config), self._reread_identity)
@@ -176,7 +179,8 @@ class Server:
         self.operating.start()
         starting = asyncio.create_task(self.engine.start())
         try:
-            self.port = await self.front_ends.start()
+            listening = self.config.at(await self.front_ends.start())
+            self.port, self.tier_ports = listening.port, listening.tier_port
             info = await starting
         finally:
             starting.cancel()
@@ -289,7 +293,9 @@ async def serve(
     """
     saved = config.engine.save_profile
     if saved is not None:
-        config = replace(config, host="127.0.0.1", port=0, metrics_port=0, frontends=1)
+        config = replace(
+            config, host="127.0.0.1", port=0, metrics_port=0, frontends=1, tier_port=()
+        )
     server = Server(config, configuration)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -379,9 +385,10 @@ def _tell(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None
 
 def _announce(server: Server, info: EngineInfo) -> None:
     """Prints the ready line, for people and for scripts that wait for it."""
+    tier_ports = "".join(f", tier port {each}" for each in server.tier_ports)
     print(
         f"niyama ready on {host_port(server.config.host, server.port)}: {info.model_name}"
         f" ({info.num_parameters / 1e6:.1f} M parameters, {info.dtype}, {info.device}),"
-        f" policy {info.policy}",
+        f" policy {info.policy}{tier_ports}",
         flush=True,
     )

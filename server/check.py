@@ -196,6 +196,8 @@ def _written(value: object) -> str | None:
         return _text(str(value.absolute()))
     if isinstance(value, list):
         return f"[{', '.join(str(_written(each)) for each in value)}]"
+    if isinstance(value, tuple):  # of a flag that may be given several times
+        return _written([str(each) for each in value])
     return _text(value) if isinstance(value, str) else None
 
 
@@ -218,6 +220,8 @@ def _plain(value: object) -> Any:
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each) for each in value]
+    if isinstance(value, tuple):
+        return [str(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return str(value.absolute()) if isinstance(value, Path) else value

@@ -7,12 +7,15 @@ included. Durations in seconds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from engine.config import EngineConfig
 from engine.flags import Flag
+from server import tier_port
+from server.tier_port import TierPort
 
 MONITORING = Path(__file__).parent / "monitoring"  # what operators load into their own tools
 LOG_FORMATS = ("auto", "console", "json")
@@ -40,6 +43,17 @@ class ServerConfig:
     port: Annotated[
         int, Flag("port (0: any free one; the ready line names it)", section="listen")
     ] = 50051
+    tier_port: Annotated[
+        Sequence[TierPort],
+        Flag(
+            "another port, for calls to be served with that tier where they state no targets; may"
+            " be given several times (0: any free one; the ready line names it)",
+            metavar="TIER=PORT",
+            parse=tier_port.parse,
+            is_repeated=True,
+            section="listen",
+        ),
+    ] = ()
     config: Annotated[
         Path | None,
         Flag(
@@ -150,7 +164,8 @@ class ServerConfig:
     max_connections: Annotated[
         int,
         Flag(
-            "most connections of a front end; fewer where file descriptors are few",
+            "most connections of a front end, at each of its ports; fewer where file descriptors"
+            " are few",
             section="listen",
         ),
     ] = 1000
@@ -270,8 +285,11 @@ class ServerConfig:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")
         if self.follow_config and self.config is None:
             raise ValueError("follow_config wants a file to follow, --config")
-        if self.metrics_port and self.metrics_port == self.port:
-            raise ValueError(f"metrics_port must be another than port, got {self.port} for both")
+        taken: dict[int, str] = {}
+        for name, port in self._named_ports():
+            if port and port in taken:
+                raise ValueError(f"{name} must be another than {taken[port]}, got {port} for both")
+            taken[port] = name
         for name in ("max_requests", "max_message_bytes", "max_connections", "frontends"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -300,6 +318,24 @@ class ServerConfig:
                 )
         if not 0 <= self.drain_s <= LONGEST_S:
             raise ValueError(f"drain_s must be from 0 to {LONGEST_S:g}, got {self.drain_s}")
+
+    def _named_ports(self) -> Iterator[tuple[str, int]]:
+        yield "port", self.port
+        yield "metrics_port", self.metrics_port
+        for each in self.tier_port:
+            yield f"tier_port {each.tier}", each.port
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Returns the numbers of the ports that take calls, the main one's first."""
+        return self.port, *(each.port for each in self.tier_port)
+
+    def at(self, ports: Sequence[int]) -> ServerConfig:
+        """Returns the configuration with these numbers of its `ports`."""
+        main, *others = ports
+        named = zip(self.tier_port, others, strict=True)
+        bound = tuple(replace(each, port=number) for each, number in named)
+        return replace(self, port=main, tier_port=bound)
 
     @property
     def most_queued_tokens(self) -> int:

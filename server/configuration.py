@@ -21,6 +21,7 @@ from engine.toml_file import Document
 from server.config import ServerConfig
 from server.identity.files import Files
 from server.settings import FLAGS, Given
+from server.tier_port import unknown
 
 
 class Reconfigure(NamedTuple):
@@ -86,12 +87,15 @@ class Configuration:
 
     def read(self, text: str) -> Reading:
         """Returns what another text of the file says, and changes nothing: for any thread. Raises
-        BadFile and BadSetting.
+        BadFile, BadSetting, and ValueError where a port's tier is gone.
         """
         assert self.path is not None
         proposed, document = self._proposed, toml_file.parse(text, self.path)
         config = None if self._given is None else self._given.resolve(document).config
-        return Reading(text, proposed, self._of(document, proposed), config)
+        tiers = self._of(document, proposed)
+        if self.config is not None and (what := unknown(self.config.tier_port, tiers)):
+            raise ValueError(f"{self.path}: the tier_port that is served {what}")
+        return Reading(text, proposed, tiers, config)
 
     def take(self, reading: Reading) -> Changes:
         """Has what was read hold from now on; returns what differs."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +29,10 @@ from server.identity.identities import Identities, Identity
 from server.identity.tokens import KEY
 from server.inferring import Inferring
 from server.listening import orca
-from server.listening.addresses import host_port
 from server.listening.channelz import add_channelz, is_local
 from server.listening.deliveries import Deliveries
-from server.listening.descriptors import room_for_connections
-from server.listening.handshakes import Handshakes
 from server.listening.health import Health
+from server.listening.ports import ports_of
 from server.listening.reflecting import add_reflection
 from server.listening.standard import ShortMessages
 from server.listening.uploads import Uploads
@@ -49,8 +46,6 @@ from server.tracing import Tracing, provider_of
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
 STOP_S = 2.0  # beyond those, for gRPC to end its calls
-FOR_EVER_MS = (1 << 31) - 1
-MOST_UNSEEN = 10_000  # calls, each of some kilobytes until it is looked at
 
 
 class FrontEnd:
@@ -89,8 +84,7 @@ class FrontEnd:
         self._uploads = Uploads(config.receive_timeout_s, config.max_message_bytes)
         self._sweeping: list[asyncio.Task[None]] = []
         self._identities = identities
-        tls = identities.files.tls
-        self._handshakes = None if tls is None else Handshakes(tls)
+        self._ports = ports_of(config, identities.files.tls, shares_port)
         calls = Calls(metrics, self._deliveries, self._uploads, self.identify)
         inferring = Inferring(config.infer, metrics, observe)
         self.learn: Callable[[Learnt], None] = inferring.learn
@@ -99,15 +93,12 @@ class FrontEnd:
         )
         inference = InferenceService(self.serving, identities)
         self._health = Health(("", SERVICE), self._deliveries)
-        try:
-            self._grpc = grpc.aio.server(options=_options(config, shares_port))
-        except ValueError as error:
-            raise StartError(str(error)) from error
-        self._grpc.add_generic_rpc_handlers((inference.handler(),))
         self._loads = Loads(
             lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.serving.info
         )
-        self._add_standard_services(config)
+        for port in self._ports:
+            port.server.add_generic_rpc_handlers((inference.handler(port.tier),))
+            self._add_standard_services(port.server, config)
         if config.traces:
             try:
                 provider = provider_of()
@@ -115,17 +106,17 @@ class FrontEnd:
                 raise StartError(str(error)) from error
             calls.tracing = Tracing(provider, engine.ask, config.engine.served_name)
 
-    def _add_standard_services(self, config: ServerConfig) -> None:
-        """Serves health, reflection and what else was asked for, each to those who may ask. Raises
-        StartError.
+    def _add_standard_services(self, server: grpc.aio.Server, config: ServerConfig) -> None:
+        """Adds health, reflection and what else was asked for to a port's server, each for those
+        who may ask. Raises StartError.
         """
-        standard: Any = ShortMessages(self._grpc, self._uploads)
+        standard: Any = ShortMessages(server, self._uploads)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
         if config.load_reports:
             self.serving.reports = orca.CallReports(self._loads.newest)
             open_rca = orca.OpenRca(self._loads.now, self._deliveries)
-            of_speakers: Any = ShortMessages(self._grpc, self._uploads, self._admit_speaker)
+            of_speakers: Any = ShortMessages(server, self._uploads, self._admit_speaker)
             of_speakers.add_generic_rpc_handlers((open_rca.handler(),))
             files.append(orca.DESCRIPTOR)
         if config.channelz:
@@ -133,25 +124,19 @@ class FrontEnd:
                 files.append(add_channelz(standard, self._admit_operator))
             except ValueError as error:
                 raise StartError(str(error)) from error
-        of_known: Any = ShortMessages(self._grpc, self._uploads, self.identify)
+        of_known: Any = ShortMessages(server, self._uploads, self.identify)
         add_reflection(files, of_known)
 
-    async def start(self) -> int:
-        """Listens; returns the port, for port 0. Raises StartError."""
-        address = host_port(self._config.host, self._config.port)
-        try:
-            if self._handshakes is None:
-                port = self._grpc.add_insecure_port(address)
-            else:
-                port = self._grpc.add_secure_port(address, self._handshakes.credentials())
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: {error}") from error
+    async def start(self) -> list[int]:
+        """Listens; returns the numbers of its ports, the main one's first. Raises StartError."""
+        numbers = [port.listen() for port in self._ports]
         self.serving.start()
         self._sweeping = [
             asyncio.create_task(each.run()) for each in (self._deliveries, self._uploads)
         ]
-        await self._grpc.start()
-        return port
+        for port in self._ports:
+            await port.server.start()
+        return numbers
 
     def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
         """Returns who makes a call. Raises CallError, UNAUTHENTICATED."""
@@ -211,8 +196,8 @@ class FrontEnd:
         self._config = reloaded_from(self._config, now.config)
         self._deliveries.timeout_s = self._config.write_timeout_s
         self._uploads.timeout_s = self._config.receive_timeout_s
-        if self._handshakes is not None and now.identity.tls is not None:
-            self._handshakes.take(now.identity.tls)
+        for port in self._ports:
+            port.take(now.identity.tls)
         self.serving.reconfigure(self._config, self._configuration.tiers)
         self.metrics.expect(self._configuration.tiers)
 
@@ -230,8 +215,10 @@ class FrontEnd:
         await self._loads.stop()
         self.serving.calls.stop()
         # The grace is for the last status of calls that have just finished.
-        stopping = asyncio.create_task(self._grpc.stop(grace=LAST_WORDS_S))
-        await asyncio.wait([stopping], timeout=LAST_WORDS_S + STOP_S)
+        stopping = [
+            asyncio.create_task(port.server.stop(grace=LAST_WORDS_S)) for port in self._ports
+        ]
+        await asyncio.wait(stopping, timeout=LAST_WORDS_S + STOP_S)
         await self.serving.stop()
         if self.serving.calls.tracing is not None:
             await self.serving.calls.tracing.stop()
@@ -241,37 +228,3 @@ class FrontEnd:
 
     def kill(self) -> None:
         """Does nothing: this process is about to end, and nothing of the front end outlives it."""
-
-
-def _milliseconds(seconds: float) -> int:
-    """Returns them as gRPC counts, to which the highest number is for ever."""
-    return FOR_EVER_MS if seconds == math.inf else int(seconds * 1000)
-
-
-def _options(config: ServerConfig, shares_port: bool) -> list[tuple[str, int]]:
-    """Returns gRPC's options. Raises ValueError where there are too few file descriptors."""
-    return [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # a unary answer is as long as was asked for
-        # Only front ends of one server share a port: a second server on it should fail.
-        ("grpc.so_reuseport", int(shares_port)),
-        # gRPC itself drops calls at random, without a word, when more than 1,000 have come at once
-        # and were not looked at yet: who is served is for admission to say, which refuses a call
-        # in less time than it takes to read it.
-        ("grpc.server.max_pending_requests", MOST_UNSEEN),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * MOST_UNSEEN),
-        # Gateways ping every 30 s, also when idle; gRPC's default answers "too many pings".
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 0),
-        # Each takes a descriptor, from before it has said a word; more are closed at once.
-        ("grpc.max_allowed_incoming_connections", room_for_connections(config.max_connections)),
-        ("grpc.server_handshake_timeout_ms", int(config.handshake_s * 1000)),
-        ("grpc.max_connection_idle_ms", int(config.idle_s * 1000)),
-        ("grpc.max_connection_age_ms", _milliseconds(config.age_s)),
-        ("grpc.max_connection_age_grace_ms", _milliseconds(config.age_grace_s)),
-        ("grpc.max_concurrent_streams", config.most_streams),
-        # A client that vanished without a word must not hold memory for ever.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-    ]

@@ -38,8 +38,10 @@ class InferenceService:
         self._identities = identities
         self._stories = Stories(serving.engine.ask, serving.config.engine.decision_log)
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Returns the handler of the service's RPCs."""
+    def handler(self, port_tier: str = "") -> grpc.GenericRpcHandler[Any, Any]:
+        """Returns the handler of the service's RPCs, for a port whose calls get that tier where
+        nobody states another, if it names one.
+        """
         answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "Generate": self._generate,
             "GenerateStream": self._generate_stream,
@@ -48,7 +50,7 @@ class InferenceService:
             "CountTokens": self._count_tokens,
             "GetServerInfo": self._get_server_info,
         }
-        return self._serving.handler(_SERVICE, answers)
+        return self._serving.handler(_SERVICE, answers, port_tier)
 
     async def _generate_stream(self, call: Call) -> None:
         await self._serving.begin(call, _STREAMED)

@@ -119,23 +119,28 @@ class Serving:
         self,
         service: ServiceDescriptor,
         answers: Mapping[str, Callable[[Call], Awaitable[Any]]],
+        port_tier: str = "",
         reads_gateway: bool = False,
     ) -> grpc.GenericRpcHandler[Any, Any]:
-        """Returns the handler of a service's RPCs, as `Calls.handler` does. `reads_gateway` has a
+        """Returns the handler of a service's RPCs at one port, as `Calls.handler` does. Calls get
+        the tier `port_tier`, if it names one, where nobody states another. `reads_gateway` has a
         gateway's metadata count whatever the operator says of other services.
         """
-        placed = {
-            name: partial(self._answer, answer, reads_gateway) for name, answer in answers.items()
-        }
+        answer_at = partial(self._answer, port_tier, reads_gateway)
+        placed = {name: partial(answer_at, answer) for name, answer in answers.items()}
         return self.calls.handler(service, placed)
 
     async def _answer(
-        self, answer: Callable[[Call], Awaitable[Any]], reads_gateway: bool, call: Call
+        self,
+        port_tier: str,
+        reads_gateway: bool,
+        answer: Callable[[Call], Awaitable[Any]],
+        call: Call,
     ) -> Any:
         """Answers a call once it is known whose it is."""
         metadata = call.context.invocation_metadata() or ()
-        if reads_gateway or self.config.gateway_metadata:
-            call.gateway = gateway.read(metadata, self.tiers)
+        heard = metadata if reads_gateway or self.config.gateway_metadata else ()
+        call.gateway = gateway.read(heard, self.tiers, port_tier)
         call.tenant = _tenant(call, metadata)
         call.share = self.tiers.share_of(call.tenant)
         response = await answer(call)

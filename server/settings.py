@@ -17,11 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine import toml_file
+from engine import tiers_file, toml_file
 from engine.config import SECTIONS, EngineConfig
 from engine.flags import Flag, add_flags, flags_of, from_text, from_toml, given, marked, option_of
+from engine.tiers import Tiers
 from engine.tiers_file import KEYS, MOST_NAME_BYTES
 from engine.toml_file import BadFile, Document, Misstated, refuse_unknown, suggestion
+from server import tier_port
 from server.config import MONITORING, ServerConfig
 
 PREFIX = "NIYAMA_"
@@ -129,7 +131,11 @@ class Given:
         """Returns what holds with that file. Raises BadFile and BadSetting."""
         stated = {} if document is None else _stated(document)
         settings = {name: self._setting(name, known, stated) for name, known in FLAGS.items()}
-        return Resolved(_made(settings), settings)
+        config = _made(settings)
+        tiers = Tiers() if document is None else tiers_file.of(document)
+        if what := tier_port.unknown(config.tier_port, tiers):
+            raise BadSetting("tier_port", what, settings["tier_port"].source)
+        return Resolved(config, settings)
 
     def _setting(self, name: str, known: Known, stated: Mapping[str, Setting]) -> Setting:
         if name in self.flags:

@@ -30,7 +30,7 @@ LAYERS = (
     ("engine.linking",),
     (
         *("server.bounded", "server.violations", "server.errors", "server.defects"),
-        *("server.config", "server.settings"),
+        *("server.tier_port", "server.config", "server.settings"),
     ),
     ("server.loads",),
     ("server.admission",),

@@ -10,7 +10,8 @@
 The first four are those of llm-d's router, with their older spellings (`x-gateway-inference-*` of
 the Gateway API Inference Extension, `x-slo-*`); `x-smg-priority` is SMG's, where a proxy passes it
 on. `tracestate` (https://www.w3.org/TR/trace-context) is what most gateways forward as it came. Of
-several that state the same the first counts, `tracestate` before all others.
+several that state the same the first counts, `tracestate` before all others, and the tier of the
+port that a call came to (`--tier-port`) after them.
 
 A gateway knows nothing of this server's tiers, and who set its rules is not who wrote the call. So
 what is of no use here is left out and told (`Ignored`), and no call fails by it.
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 TRACESTATE = "tracestate"
 MEMBER = "niyama"  # of it
+TIER_PORT = "tier port"  # as if it were a key
 MOST_CHARS = 1024  # of one value: one that is longer is left out unread
 
 # The metadata keys of each word, the one that counts first.
@@ -95,12 +97,13 @@ class Stated(NamedTuple):
     key: str
 
 
-def read(metadata: Iterable[tuple[str, str | bytes]], tiers: Tiers) -> Gateway:
+def read(metadata: Iterable[tuple[str, str | bytes]], tiers: Tiers, port_tier: str = "") -> Gateway:
     """Returns what a call's metadata say of it, as a gateway writes them, to a server with these
-    tiers, applications and tenants.
+    tiers, applications and tenants. `port_tier` is the tier of the port that it came to, if that
+    has one.
     """
     found = [(key, str(value)) for key, value in metadata if key in KEYS and value]
-    return _Reader(tiers).read(found) if found else NOTHING
+    return _Reader(tiers, port_tier).read(found) if found or port_tier else NOTHING
 
 
 def words_of(text: str) -> Iterator[tuple[str, str]]:
@@ -127,8 +130,9 @@ def _member(tracestate: str) -> str:
 class _Reader:
     """Reads the metadata of one call."""
 
-    def __init__(self, tiers: Tiers) -> None:
+    def __init__(self, tiers: Tiers, port_tier: str) -> None:
         self._tiers = tiers
+        self._port_tier = port_tier
         self._stated: dict[str, Stated] = {}
         self._counting: dict[str, str] = {}  # the words that count, and what carried them
         self._ignored: dict[Ignored, None] = {}  # in order, and each once
@@ -180,9 +184,14 @@ class _Reader:
         return value
 
     def _objective(self) -> Preset | None:
-        if (stated := self._stated.get("tier")) is None:
-            return None
-        return self._count("tier", self._tiers.objective(stated.text), Why.UNKNOWN)
+        """Returns what is stated, or else the tier of the port."""
+        found = None
+        if (stated := self._stated.get("tier")) is not None:
+            found = self._count("tier", self._tiers.objective(stated.text), Why.UNKNOWN)
+        if found is None and self._port_tier in self._tiers.tiers:
+            self._counting["tier"] = TIER_PORT
+            return Preset(self._tiers.tiers[self._port_tier])
+        return found
 
     def _importance(self) -> Importance | None:
         if (stated := self._stated.get("importance")) is None or stated.text.lower() == "default":

@@ -17,7 +17,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import structlog
 from prometheus_client import Counter
@@ -173,7 +172,7 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self._has_started = False
         self._ending = asyncio.Event()
-        self._holder: socket.socket | None = None
+        self._holders: list[socket.socket] = []  # of the ports
         self._counters = _temporary_folder()
         self._watching: asyncio.Task[None] | None = None
         MultiProcessCollector(engine.registry, path=self._counters.name)
@@ -181,11 +180,12 @@ class Supervisor:
             "niyama_frontend_losses", "Times a front end was lost", registry=engine.registry
         )
 
-    async def start(self) -> int:
-        """Returns when every front end listens, on which port. Raises StartError."""
-        self._holder = reserve(self._config.host, self._config.port)
-        port = int(self._holder.getsockname()[1])
-        self._config = replace(self._config, port=port)
+    async def start(self) -> list[int]:
+        """Returns when every front end listens, at which ports. Raises StartError."""
+        for port in self._config.ports:
+            self._holders.append(reserve(self._config.host, port))
+        ports = [int(holder.getsockname()[1]) for holder in self._holders]
+        self._config = self._config.at(ports)
         for number in range(self._config.frontends):
             try:
                 self._launch(number)
@@ -197,7 +197,7 @@ class Supervisor:
             await front_end.listening.wait()
             if front_end.problem:
                 raise StartError(front_end.problem)
-        return port
+        return ports
 
     async def ready(self) -> None:
         """Returns when every front end serves. Raises StartError."""
@@ -262,9 +262,9 @@ class Supervisor:
             await asyncio.gather(self._watching, return_exceptions=True)
 
     def close(self) -> None:
-        """Gives up the port, and the metrics of the front ends that have ended."""
-        if self._holder is not None:
-            self._holder.close()
+        """Gives up the ports, and the metrics of the front ends that have ended."""
+        for holder in self._holders:
+            holder.close()
         self._counters.cleanup()
 
     def kill(self) -> None:

@@ -49,7 +49,7 @@ def test_values_have_the_types_of_their_fields() -> None:
         *("--max-size", "8", "--folder", "f", "--is-quick", "--pair", "4", "--names", "a"),
         *("--names", "b", "--share", "--colour", "blue"),
     )
-    assert given == Flags("x", 8, Path("f"), True, 4, ["a", "b"], 0.5, "blue", unmarked=5)
+    assert given == Flags("x", 8, Path("f"), True, 4, ("a", "b"), 0.5, "blue", unmarked=5)
 
 
 def test_a_value_that_cannot_be_parsed_is_refused_in_the_words_of_its_parser(

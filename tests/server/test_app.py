@@ -70,7 +70,7 @@ async def test_no_call_is_served_before_the_tiers_that_an_engine_proposes() -> N
     request = pb.GenerateRequest(input=pb.Input(text="Once"))
     try:
         info = await within(server.engine.keeper.start())
-        port = await within(server.front_ends.start())
+        (port,) = await within(server.front_ends.start())
         assert server.engine.link.serves
         async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
             stub = Stubs(channel).inference

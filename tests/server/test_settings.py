@@ -31,6 +31,7 @@ from server.settings import (
     unknown_variables,
     variable_of,
 )
+from server.tier_port import TierPort
 
 FILE = Path("/srv/niyama.toml")
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,8 @@ def another(known: Known) -> Any:
     """A value that differs from the default, and is allowed."""
     if known.kind is bool:
         return not known.default
+    if known.kind is TierPort:
+        return (TierPort("batch", 7), TierPort("standard", 0))
     if known.flag.choices:
         return next(each for each in known.flag.choices if each != known.default)
     if known.kind in (int, float):
@@ -58,6 +61,7 @@ def stated(name: str, value: Any) -> Document:
     """A file that states the value of one flag."""
     known = FLAGS[name]
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = str([str(each) for each in value]) if isinstance(value, tuple) else shown
     shown = f"'{value}'" if isinstance(value, str | Path) else shown
     return document(f"[{known.section}]\n{name} = {shown}\n")
 
@@ -66,14 +70,20 @@ def typed(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option] if value else [f"--no-{option[2:]}"]
+    if isinstance(value, tuple):
+        return [word for each in value for word in (option, str(each))]
     return [option, str(value)]
+
+
+def in_environment(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @pytest.mark.parametrize("name", IN_FILES)
 def test_a_flag_is_the_same_whoever_states_it(name: str) -> None:
     value = another(FLAGS[name])
     by_flag = ask(typed(name, value), {}).given.resolve()
-    by_variable = ask([], {variable_of(name): str(value)}).given.resolve()
+    by_variable = ask([], {variable_of(name): in_environment(value)}).given.resolve()
     by_file = ask([], {}).given.resolve(stated(name, value))
     expected = {"flag": value, "environment": value, "file": value}
     if FLAGS[name].kind is Path:
@@ -101,8 +111,10 @@ def test_the_nearest_source_wins(name: str, sources: set[str]) -> None:
     values = {"flag": another(known), "environment": known.default, "file": another(known)}
     if known.default in (None, "") or known.kind is Path:
         values = {"flag": "one", "environment": "cpu", "file": "three"}
+    if known.kind is TierPort:  # nothing is as if it were not set
+        values["environment"] = (TierPort("interactive", 9),)
     argv = typed(name, values["flag"]) if "flag" in sources else []
-    texts = {variable_of(name): str(values["environment"])}
+    texts = {variable_of(name): in_environment(values["environment"])}
     environment = texts if "environment" in sources else {}
     file = stated(name, values["file"]) if "file" in sources else None
     setting = ask(argv, environment).given.resolve(file).settings[name]
