@@ -163,11 +163,23 @@ def _saturation(saturation: Saturation) -> Iterator[Metric]:
     work = GaugeMetricFamily(
         "niyama_queued_work_seconds", "Engine time that these need yet, as predicted", labels=labels
     )
+    tokens = GaugeMetricFamily(
+        "niyama_queued_tokens",
+        "Tokens that these need yet: to prefill, uncached, or of running ones to decode",
+        labels=labels,
+    )
     for (tier, state), amount in sorted(saturation.amounts.items()):
         sequences.add_metric([tier_name(tier), state], amount.num)
         work.add_metric([tier_name(tier), state], amount.seconds)
+        tokens.add_metric([tier_name(tier), state], amount.tokens)
     yield sequences
     yield work
+    yield tokens
+    yield _gauge(
+        "kv_stream_usage_ratio",
+        "Share of the KV memory that streams hold: requests with a TBT, not relegated",
+        saturation.memory.usage,
+    )
     yield _gauge(
         "demand_ratio",
         "Engine time that is asked for per second, over the last minute: above 1 is overload",
@@ -184,11 +196,18 @@ def _saturation(saturation: Saturation) -> Iterator[Metric]:
         "Chance that a typical request of the tier would be late if it came now",
         labels=["tier"],
     )
+    ahead = GaugeMetricFamily(
+        "niyama_ahead_seconds",
+        "Engine time of what waits and would be served before a typical request of the tier",
+        labels=["tier"],
+    )
     for tier, outlook in saturation.outlooks.items():
+        ahead.add_metric([tier], outlook.ahead.seconds)
         headroom.add_metric([tier], outlook.headroom_s)
         chance.add_metric([tier], outlook.late_chance)
     yield headroom
     yield chance
+    yield ahead
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.deciding.questions import Stats
 from engine.inferring.habits import Learnt, Observed
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
@@ -36,7 +35,6 @@ from server.listening.ports import ports_of
 from server.listening.reflecting import add_reflection
 from server.listening.standard import ShortMessages
 from server.listening.uploads import Uploads
-from server.loads import Loads
 from server.metrics import Metrics
 from server.service import InferenceService
 from server.serving import Serving
@@ -93,9 +91,6 @@ class FrontEnd:
         )
         inference = InferenceService(self.serving, identities)
         self._health = Health(("", SERVICE), self._deliveries)
-        self._loads = Loads(
-            lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.serving.info
-        )
         for port in self._ports:
             port.server.add_generic_rpc_handlers((inference.handler(port.tier),))
             self._add_standard_services(port.server, config)
@@ -114,8 +109,8 @@ class FrontEnd:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
         if config.load_reports:
-            self.serving.reports = orca.CallReports(self._loads.newest)
-            open_rca = orca.OpenRca(self._loads.now, self._deliveries)
+            self.serving.reports = orca.CallReports(self.serving.loads.newest)
+            open_rca = orca.OpenRca(self.serving.loads.now, self._deliveries)
             of_speakers: Any = ShortMessages(server, self._uploads, self._admit_speaker)
             of_speakers.add_generic_rpc_handlers((open_rca.handler(),))
             files.append(orca.DESCRIPTOR)
@@ -212,7 +207,7 @@ class FrontEnd:
         for sweeping in self._sweeping:
             sweeping.cancel()
         await asyncio.gather(*self._sweeping, return_exceptions=True)
-        await self._loads.stop()
+        await self.serving.loads.stop()
         self.serving.calls.stop()
         # The grace is for the last status of calls that have just finished.
         stopping = [

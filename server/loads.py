@@ -2,18 +2,31 @@
 and only while somebody asks.
 
 What waits is told apart by what may come of it. A balancer that counted work which nobody hurries
-for as a queue would send a person's request elsewhere, where it waits longer.
+for as a queue would send a person's request elsewhere, where it waits longer. So what repels is not
+what waits, but what a request that comes now would have before it. Balancers know one number, and
+there are several tiers: of each it counts by the part of the tightest tier's time that its own time
+stands for, and the most of these is told. Ten requests before a TTFT of a second are ten, and
+before a TTLT of an hour none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from engine.deciding.queued_work import BEST_EFFORT, RELEGATED, RUNNING, WAITING, Amount
-from engine.deciding.stats import EngineStats
+from engine.deciding.memory import Memory
+from engine.deciding.queued_work import (
+    BEST_EFFORT,
+    NOTHING,
+    RELEGATED,
+    RUNNING,
+    WAITING,
+    Amount,
+    Group,
+)
+from engine.deciding.stats import EngineStats, Outlook, Speeds, Totals
 from engine.linking.errors import EngineLost, Unanswered
 from engine.messages import EngineInfo
 
@@ -21,47 +34,118 @@ FRESH_S = 1.0  # an answer is as good as a new one
 STALE_S = 10.0  # it is worth nothing
 
 
-class Load(NamedTuple):
-    """The load of an engine at one moment. Sequences that wait are those whose targets are to be
-    kept; the backlog is of relegated and best-effort ones. Seconds are engine time, as predicted.
+class Rates(NamedTuple):
+    """What came and what was computed, per second."""
+
+    requests: float = 0.0
+    generated_tokens: float = 0.0
+    prefilled_tokens: float = 0.0
+
+
+class TierLoad(NamedTuple):
+    """What waits of a tier and what decodes; the outlook is None for a tier without targets, and
+    before the first request of any.
     """
 
-    kv_usage: float  # of the memory of keys and values, from 0 to 1
-    batch_fill: float  # sequences that decode, of the most in one iteration
+    waiting: Amount
+    relegated: Amount
+    best_effort: Amount
+    running: Amount
+    outlook: Outlook | None = None
+
+    @property
+    def queued(self) -> Amount:
+        """Returns all that waits."""
+        return self.waiting.plus(self.relegated).plus(self.best_effort)
+
+
+class Load(NamedTuple):
+    """The load of an engine at one moment. Seconds of work are engine time, as predicted."""
+
+    tiers: Mapping[str, TierLoad]  # by name; "" for explicit targets
+    waiting: Amount  # that should repel: see the module
+    backlog: Amount  # all else that waits
+    running: Amount
     demand: float  # engine time that is asked for per second: above 1 is overload
-    requests_per_s: float
-    num_waiting: int
-    num_running: int
-    num_backlog: int
-    waiting_s: float
-    backlog_s: float
-    headroom_s: Mapping[str, float]  # by tier: see `engine.deciding.stats.Outlook`
+    rates: Rates
+    speeds: Speeds
+    memory: Memory
+    batch_fill: float  # sequences that decode, of the most in one iteration
+    cache_hits: float  # of the tokens of prompts, those that were cached, since the engine began
+
+    @property
+    def num_sequences(self) -> int:
+        """Returns how many wait or decode, of any kind."""
+        return self.waiting.num + self.backlog.num + self.running.num
 
 
-def load_of(stats: EngineStats, info: EngineInfo, requests_per_s: float) -> Load:
+def load_of(stats: EngineStats, info: EngineInfo, rates: Rates) -> Load:
     """Returns the load that an engine tells of."""
-    scheduler, saturation = stats.scheduler, stats.saturation
-    waiting, running, backlog = (
-        _sum(saturation.amounts, states)
-        for states in ((WAITING,), (RUNNING,), (RELEGATED, BEST_EFFORT))
-    )
+    saturation, totals = stats.saturation, stats.scheduler.totals
+    amounts, outlooks = saturation.amounts, saturation.outlooks
+    tiers = {
+        tier: _tier_load(tier, amounts, outlooks.get(tier))
+        for tier in sorted({*outlooks, *(tier for tier, _ in amounts)})
+    }
+    queued = _sum(tier.queued for tier in tiers.values())
+    waiting, running = repelling(outlooks.values()), _sum(tier.running for tier in tiers.values())
     return Load(
-        kv_usage=1 - scheduler.pages_free / scheduler.pages_total,
-        batch_fill=min(1.0, running.num / info.max_batch_size),
+        tiers=tiers,
+        waiting=waiting,
+        backlog=_rest(queued, waiting),
+        running=running,
         demand=saturation.demand,
-        requests_per_s=requests_per_s,
-        num_waiting=waiting.num,
-        num_running=running.num,
-        num_backlog=backlog.num,
-        waiting_s=waiting.seconds,
-        backlog_s=backlog.seconds,
-        headroom_s={tier: each.headroom_s for tier, each in saturation.outlooks.items()},
+        rates=rates,
+        speeds=saturation.speeds,
+        memory=saturation.memory,
+        batch_fill=min(1.0, running.num / info.max_batch_size),
+        cache_hits=totals.cached_tokens / max(1, totals.prompt_tokens),
     )
 
 
-def _sum(amounts: Mapping[tuple[str, str], Amount], states: tuple[str, ...]) -> Amount:
-    found = [amount for (_, state), amount in amounts.items() if state in states]
-    return Amount(sum(each.num for each in found), sum(each.seconds for each in found))
+def repelling(outlooks: Iterable[Outlook]) -> Amount:
+    """Returns what should repel a request that comes now, as the module says."""
+    outlooks = list(outlooks)
+    if not outlooks:
+        return NOTHING
+    tightest_s = min(outlook.patience_s for outlook in outlooks)
+    parts = [(tightest_s / outlook.patience_s, outlook.ahead) for outlook in outlooks]
+    return Amount(
+        int(max(part * ahead.num for part, ahead in parts)),
+        max(part * ahead.seconds for part, ahead in parts),
+        int(max(part * ahead.tokens for part, ahead in parts)),
+    )
+
+
+def _tier_load(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | None) -> TierLoad:
+    waiting, relegated, best_effort, running = (
+        amounts.get((name, state), NOTHING) for state in (WAITING, RELEGATED, BEST_EFFORT, RUNNING)
+    )
+    return TierLoad(waiting, relegated, best_effort, running, outlook)
+
+
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    total = NOTHING
+    for amount in amounts:
+        total = total.plus(amount)
+    return total
+
+
+def _rest(whole: Amount, part: Amount) -> Amount:
+    """Returns what is left of an amount. The part's seconds may have been reckoned otherwise."""
+    num = max(0, whole.num - part.num)
+    seconds = max(0.0, whole.seconds - part.seconds) if num else 0.0
+    return Amount(num, seconds, max(0, whole.tokens - part.tokens))
+
+
+def rates_of(before: Totals, now: Totals, seconds: float) -> Rates:
+    """Returns what has come of totals per second; those of another engine have seen nothing."""
+    per_s = 1 / max(1e-3, seconds)
+    return Rates(
+        max(0, now.num_submitted - before.num_submitted) * per_s,
+        max(0, now.decode_tokens - before.decode_tokens) * per_s,
+        max(0, now.prefill_tokens - before.prefill_tokens) * per_s,
+    )
 
 
 class Loads:
@@ -81,7 +165,7 @@ class Loads:
         self._clock = clock
         self._load: Load | None = None
         self._told_at = float("-inf")  # what is known now, be it that nothing is
-        self._submitted: tuple[int, float] | None = None  # how many had come when it was told
+        self._totals: tuple[Totals, float] | None = None  # when it was told
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> Load | None:
@@ -118,8 +202,8 @@ class Loads:
             info = None
         now, self._load = self._clock(), None
         if info is not None:
-            num, before = stats.scheduler.totals.num_submitted, self._submitted
-            self._submitted = (num, now)
-            per_s = 0.0 if before is None else max(0, num - before[0]) / max(1e-3, now - before[1])
-            self._load = load_of(stats, info, per_s)
+            before, self._totals = self._totals, (stats.scheduler.totals, now)
+            since = (stats.scheduler.totals, now) if before is None else before
+            rates = rates_of(since[0], stats.scheduler.totals, now - since[1])
+            self._load = load_of(stats, info, rates)
         self._told_at = now

@@ -17,6 +17,7 @@ from server.answer import Answer
 from server.call import Call
 from server.convert import inbound, outbound
 from server.convert.input import read_input
+from server.convert.load import to_load
 from server.convert.work import entry_of_estimate
 from server.explaining import Stories
 from server.generation import Ended, Piece, RestartedAt
@@ -49,6 +50,7 @@ class InferenceService:
             "Explain": self._explain,
             "CountTokens": self._count_tokens,
             "GetServerInfo": self._get_server_info,
+            "GetLoad": self._get_load,
         }
         return self._serving.handler(_SERVICE, answers, port_tier)
 
@@ -88,6 +90,15 @@ class InferenceService:
         return outbound.to_server_info(
             version("niyama"), info, tiers, limits, serving.sampling, has_chat
         )
+
+    async def _get_load(self, call: Call) -> pb.GetLoadResponse:
+        if not call.identity.speaks_for_others:
+            raise errors.not_for_tenants()
+        await self._serving.receive(call, partial(parse, pb.GetLoadRequest))
+        load = await self._serving.loads.now()
+        if load is None:
+            raise EngineLost("the engine is starting")
+        return to_load(load)
 
     async def _estimate(self, call: Call) -> pb.EstimateResponse:
         serving = self._serving

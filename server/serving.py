@@ -21,7 +21,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.deciding.questions import AnswerT, Question
+from engine.deciding.questions import AnswerT, Question, Stats
 from engine.deciding.request import Sampling
 from engine.linking.errors import DuplicateRequest, EngineLost, Unanswered
 from engine.linking.link import EngineLink
@@ -45,6 +45,7 @@ from server.errors import CallError
 from server.generation import Generation, Output, Text
 from server.inferring import Inferring
 from server.listening.orca import CallReports
+from server.loads import Loads
 from server.reading.messages import SHORT_BYTES, Parse
 from server.reading.prompts import Prompts, Received
 from server.unserved import UnservedCalls, unserved
@@ -96,6 +97,7 @@ class Serving:
         self.tiers = tiers
         self.reports: CallReports | None = None  # for the trailers of calls
         self.info: EngineInfo | None = None  # of the last engine that was ready
+        self.loads = Loads(lambda: engine.ask(Stats(self.tiers.asked())), lambda: self.info)
 
     def adopt(self, info: EngineInfo, tiers: Tiers) -> None:
         """Takes over what an engine that is ready says of itself, and the tiers from now on."""

@@ -70,10 +70,16 @@ class Demand:
         """Returns the seconds that the decodes after the prefill add to iterations, for as many as
         there are on average, but `most` at most.
         """
-        mean = self._history.mean(sequence.output_group, sequence.max_tokens)
-        decodes = max(1.0, min(mean - sequence.num_output, most))
+        decodes = self.decodes_left(sequence, most)
         context = sequence.num_known + int(decodes / 2)
         return decodes * self._latency.decode_seconds(context, self.chunk)
+
+    def decodes_left(self, sequence: Sequence, most: float = math.inf) -> float:
+        """Returns how many tokens of output are left on average, but `most` at most, and at least
+        1.
+        """
+        mean = self._history.mean(sequence.output_group, sequence.max_tokens)
+        return max(1.0, min(mean - sequence.num_output, most))
 
     def decodes_until_due_s(self, sequence: Sequence, now: float) -> float:
         """Returns what `decodes_s` does, but for no more decodes than fit before the deadline, an

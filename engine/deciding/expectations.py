@@ -15,10 +15,11 @@ from engine.deciding.latency import LatencyModel
 from engine.deciding.plan import Work
 from engine.deciding.policy import Policy
 from engine.deciding.questions import Estimate
-from engine.deciding.request import Request, Sampling, Share, TargetKind
+from engine.deciding.queued_work import Amount, tokens_left
+from engine.deciding.request import Request, Sampling, Share, TargetKind, Targets
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
-from engine.deciding.stats import Outlook, TierAsked
+from engine.deciding.stats import Outlook, Speeds, TierAsked
 from engine.deciding.timeline import Ahead, whose
 from engine.deciding.typical import Typical
 
@@ -77,25 +78,12 @@ class Expectations:
 
     def estimate(self, asked: Estimate, now: float) -> Forecast:
         """Returns what would become of such a request if it was sent now."""
-        output_len = asked.output_len
-        request = Request(
-            "",
-            range(asked.prompt_len),
-            Sampling(max_tokens=asked.default_output_len if output_len is None else output_len),
-            arrived_at=now,
-            targets=asked.targets,
-            importance=asked.importance,
-            tier=asked.tier,
-            application=asked.application,
-            tenant=asked.tenant,
-            share=asked.share,
-        )
+        sequence, output_len = _made_up(asked, now), asked.output_len
         if output_len is None:
-            output_len = self._history.known(request.output_group)
+            output_len = self._history.known(sequence.output_group)
         if output_len is None:
             most = asked.default_output_len
-            output_len = self._history.estimate(request.output_group, most)
-        sequence = Sequence(request, admitted_at=now)
+            output_len = self._history.estimate(sequence.output_group, most)
         ahead_s, at = self._ahead_s(sequence, now), self._by_ahead(sequence, now, output_len)
         return replace(
             at(ahead_s),
@@ -121,7 +109,28 @@ class Expectations:
             share=_NOBODY,
         )
         expected = self.estimate(asked, now)
-        return Outlook(headroom_s(expected, tier.targets, self._experience), expected.late_chance)
+        waiting, place = self._roster.waiting, self._policy.place_of_new(_made_up(asked, now), now)
+        tokens = round(waiting.sum_before(place, tokens_left))
+        return Outlook(
+            headroom_s(expected, tier.targets, self._experience),
+            expected.late_chance,
+            expected.ttft_s,
+            Amount(waiting.num_before(place), expected.ahead_s, tokens),
+            _patience_s(tier.targets),
+            asked.prompt_len,
+        )
+
+    def speeds(self) -> Speeds:
+        """Returns how fast the engine is of late."""
+        demand = self._policy.demand
+        prefill_s = self._latency.prefill_seconds(0, demand.chunk, demand.chunk)
+        context = self._roster.context // max(1, len(self._roster.running))
+        return Speeds(
+            demand.iteration_s,
+            demand.chunk / max(prefill_s, 1e-9),
+            self._latency.decode_seconds(context, demand.chunk),
+            self._experience.slowdown,
+        )
 
     def whose_is_ahead(self, sequence: Sequence, expected: Forecast) -> tuple[Ahead, ...]:
         """Returns whose work is ahead of a waiting sequence, of which so much is expected."""
@@ -168,3 +177,30 @@ class Expectations:
             return forecast(sequence, ahead_s, demand, experience, iteration_s, now, output_len)
 
         return by_ahead
+
+
+def _made_up(asked: Estimate, now: float) -> Sequence:
+    """Returns the sequence of a request that somebody only asks about, as if it came now."""
+    output_len = asked.output_len
+    request = Request(
+        "",
+        range(asked.prompt_len),
+        Sampling(max_tokens=asked.default_output_len if output_len is None else output_len),
+        arrived_at=now,
+        targets=asked.targets,
+        importance=asked.importance,
+        tier=asked.tier,
+        application=asked.application,
+        tenant=asked.tenant,
+        share=asked.share,
+    )
+    return Sequence(request, admitted_at=now)
+
+
+def _patience_s(targets: Targets) -> float:
+    """Returns the time that a request with these targets, which are some, can wait for the first of
+    them.
+    """
+    patience_s = targets.ttft_s if targets.ttlt_s is None else targets.ttlt_s
+    assert patience_s is not None
+    return patience_s

@@ -18,7 +18,7 @@ from abc import abstractmethod
 from engine.deciding.backlog import Backlog
 from engine.deciding.demand import Demand
 from engine.deciding.policy import KEPT_RANK, RELEGATED_RANK, Cause, Move, MoveKind, Policy
-from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.queue import Key, Place, SequenceQueue
 from engine.deciding.sequence import Sequence
 
 
@@ -94,6 +94,9 @@ class InOrder(Policy):
         own_s = self._waiting.work(sequence) if sequence in self._waiting else 0.0
         place = math.inf if sequence.relegated else self.place(sequence)
         return max(0.0, self._waiting.work_until(place) - own_s)
+
+    def place_of_new(self, sequence: Sequence, now: float) -> Place:
+        return (KEPT_RANK, self.place(sequence)), math.inf
 
     def check(self, waiting: SequenceQueue) -> None:
         assert set(self._waiting) == set(waiting), (

@@ -50,7 +50,7 @@ from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.plan import Work
 from engine.deciding.policy import ALL, KEPT_RANK, NOTHING, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
-from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.queue import Key, Place, SequenceQueue
 from engine.deciding.request import BEYOND, Importance
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
@@ -462,15 +462,16 @@ class Niyama(Policy):
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         if sequence in self._background or sequence.due_at == math.inf:
             return self._promises.all.total + self._background.others_s(sequence)
-        if sequence in self._promises:
-            return waiting.sum_before(waiting.place(sequence), self._promises.all.work)
-        # Else it is only a question.
+        is_asked = sequence not in self._promises
+        place = self.place_of_new(sequence, now) if is_asked else waiting.place(sequence)
+        return waiting.sum_before(place, self._promises.all.work)
+
+    def place_of_new(self, sequence: Sequence, now: float) -> Place:
         if not self._shares.is_within(sequence.request.share.name, self._burst_s):
             sequence.count_as(BEYOND)
         decodes_s = self.demand.decodes_until_due_s(sequence, now)
         self._state_when_due(sequence, decodes_s, now)
-        key = self._key(sequence, self.demand.prefill_s(sequence) + decodes_s)
-        return waiting.sum_before((key, math.inf), self._promises.all.work)
+        return self._key(sequence, self.demand.prefill_s(sequence) + decodes_s), math.inf
 
     def served_before(self, sequence: Sequence, waiting: SequenceQueue) -> tuple[Key, float]:
         return waiting.place(sequence) if sequence in self._promises else ALL

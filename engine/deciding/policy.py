@@ -52,7 +52,7 @@ from typing import Final, NamedTuple
 
 from engine.deciding.demand import Demand
 from engine.deciding.plan import Work
-from engine.deciding.queue import Key, SequenceQueue
+from engine.deciding.queue import Key, Place, SequenceQueue
 from engine.deciding.request import Request
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
@@ -60,7 +60,7 @@ from engine.deciding.streams import Streams
 # Ranks of keys: whose deadlines are to be kept, best effort, who was relegated. Everybody of one
 # goes before everybody of the next, unless `order` says else.
 KEPT_RANK, BEST_EFFORT_RANK, RELEGATED_RANK = 0, 1, 2
-ALL: Final[tuple[Key, float]] = ((RELEGATED_RANK + 1, 0.0), 0.0)  # a place behind everybody
+ALL: Final[Place] = ((RELEGATED_RANK + 1, 0.0), 0.0)  # a place behind everybody
 
 NOTHING: Final[Mapping[str, float]] = {}
 
@@ -225,6 +225,12 @@ class Policy(ABC):
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:
         """Returns the predicted seconds of waiting work that is served before the sequence. It may
         be a sequence that does not wait, made up for a question.
+        """
+
+    @abstractmethod
+    def place_of_new(self, sequence: Sequence, now: float) -> Place:
+        """Returns the place in the queue that a sequence with a target would have which does not
+        wait, but is made up for a question: what is before that place is served before it.
         """
 
     def served_before(self, sequence: Sequence, waiting: SequenceQueue) -> tuple[Key, float]:

@@ -36,6 +36,7 @@ from engine.deciding.flow import Flow
 from engine.deciding.forecast import Forecast, lateness
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
+from engine.deciding.memory import memory_of
 from engine.deciding.notable import Notable
 from engine.deciding.outcome import CHOICE, LOGITS, finished, is_on_time
 from engine.deciding.pages import PagePool
@@ -482,7 +483,8 @@ class Scheduler:
         longest, look = self.config.context_len, self._expectations.outlook
         outlooks = {t.name: look(t, self.typical.of(t.name), longest, now) for t in tiers}
         known = {name: outlook for name, outlook in outlooks.items() if outlook is not None}
-        return Saturation(amounts, self.flow.ratio(now), known)
+        memory = memory_of(self.pages, self.roster)
+        return Saturation(amounts, self.flow.ratio(now), known, self._expectations.speeds(), memory)
 
     def check(self) -> None:
         """Asserts the invariants that hold between any two calls."""

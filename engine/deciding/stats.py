@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.deciding.latency import LatencyErrors
-from engine.deciding.queued_work import Amount, Group
+from engine.deciding.memory import Memory
+from engine.deciding.queued_work import NOTHING, Amount, Group
 from engine.deciding.request import Importance, Targets
 
 # Upper ends of the ranges in which iterations are counted, by their seconds and by actual over
@@ -104,6 +106,19 @@ class Outlook(NamedTuple):
 
     headroom_s: float  # work that could come before it and it would be called on time still
     late_chance: float  # in [0, 1]
+    ttft_s: float = 0.0  # after which its first token is expected
+    ahead: Amount = NOTHING  # what waits and is served before it
+    patience_s: float = math.inf  # the time that its target gives it: TTFT or TTLT
+    prompt_len: int = 0  # what is typical
+
+
+class Speeds(NamedTuple):
+    """How fast an engine is of late, with what it has to do."""
+
+    iteration_s: float  # between two tokens of a stream
+    prefill_tokens_per_s: float  # where it does nothing else, in its largest chunks
+    decode_s: float  # of engine time, that one more token of an output takes
+    slowdown: float  # time that passes for each second of work ahead of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,8 @@ class Saturation:
     demand: float  # engine time that is needed, per second, of late (flow.py)
     # By the name of the tier, of those that have targets; none before the first request of any.
     outlooks: Mapping[str, Outlook]
+    speeds: Speeds
+    memory: Memory
 
 
 @dataclass(frozen=True, slots=True)

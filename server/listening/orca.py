@@ -88,20 +88,29 @@ Request: Any = GetMessageClass(DESCRIPTOR.message_types_by_name["OrcaLoadReportR
 
 def report_of(load: Load) -> Any:
     """Returns the report of a load."""
-    named = {
-        "kv_cache_usage_perc": load.kv_usage,
-        "num_requests_waiting": load.num_waiting,
-        "num_requests_running": load.num_running,
-        "num_requests_backlog": load.num_backlog,
-        "waiting_seconds": load.waiting_s,
-        "backlog_seconds": load.backlog_s,
+    named: dict[str, float] = {"kv_cache_usage_perc": load.memory.usage}
+    for state in ("waiting", "backlog", "running"):
+        amount = getattr(load, state)
+        named[f"num_requests_{state}"] = amount.num
+        named[f"{state}_seconds"] = amount.seconds
+        named[f"{state}_tokens"] = amount.tokens
+    named |= {
         "batch_fill": load.batch_fill,
+        "generated_tokens_per_second": load.rates.generated_tokens,
+        "prefilled_tokens_per_second": load.rates.prefilled_tokens,
+        "prefill_tokens_per_second": load.speeds.prefill_tokens_per_s,
+        "iteration_seconds": load.speeds.iteration_s,
+        "slowdown": load.speeds.slowdown,
     }
-    named |= {f"headroom_seconds.{tier}": each for tier, each in load.headroom_s.items()}
+    for name, tier in load.tiers.items():
+        named[f"queued_work_seconds.{name}"] = tier.queued.seconds
+        if tier.outlook is not None:
+            named[f"headroom_seconds.{name}"] = tier.outlook.headroom_s
+            named[f"ahead_seconds.{name}"] = tier.outlook.ahead.seconds
     return Report(
         named_metrics=named,
         application_utilization=load.demand,
-        rps_fractional=load.requests_per_s,
+        rps_fractional=load.rates.requests,
     )
 
 

@@ -51,6 +51,42 @@ INFO = pb.GetServerInfoResponse(
         temperature=0.25, top_k=3, top_p=1, repetition_penalty=1.5, max_tokens=128
     ),
 )
+LOAD = pb.GetLoadResponse(
+    tiers=[
+        pb.TierLoad(tier="batch", best_effort=pb.Work(sequences=3, time=Duration(seconds=9))),
+        pb.TierLoad(
+            tier="interactive",
+            waiting=pb.Work(sequences=2, time=Duration(nanos=500_000_000), tokens=40),
+            outlook=pb.Outlook(
+                headroom=Duration(seconds=2),
+                late_chance=0.25,
+                ttft=Duration(seconds=1),
+                ahead=pb.Work(sequences=1),
+                target=Duration(seconds=4),
+                prompt_tokens=20,
+            ),
+        ),
+    ],
+    waiting=pb.Work(sequences=2, time=Duration(nanos=500_000_000), tokens=40),
+    backlog=pb.Work(sequences=3, time=Duration(seconds=9)),
+    running=pb.Work(sequences=1, tokens=5),
+    demand=0.5,
+    rates=pb.Rates(requests=1, generated_tokens=20, prefilled_tokens=30),
+    speeds=pb.Speeds(
+        iteration=Duration(nanos=20_000_000),
+        prefill_tokens_per_second=900,
+        slowdown=1.5,
+        decode=Duration(nanos=1_000_000),
+    ),
+    memory=pb.MemoryLoad(
+        total_tokens=160,
+        free_tokens=96,
+        cached_tokens=48,
+        patient_tokens=32,
+        usage=0.125,
+    ),
+    batch_fill=0.0625,
+)
 
 
 class LittleInference(inference_pb2_grpc.InferenceServicer):
@@ -123,6 +159,11 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
             self.num_away -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
         return INFO
+
+    async def GetLoad(
+        self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetLoadResponse:
+        return LOAD
 
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext

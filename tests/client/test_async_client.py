@@ -6,6 +6,8 @@ import gc
 import pytest
 
 from niyama.client import AsyncClient, FinishReason, Importance, Targets
+from niyama.client.load import Memory as MemoryLoad
+from niyama.client.load import Outlook, Rates, Speeds, TierLoad, Work
 from niyama.client.values import (
     Accepted,
     Finished,
@@ -151,6 +153,23 @@ async def test_server_info_names_model_tiers_and_limits(client: AsyncClient) -> 
     assert info.tier("nothing") is None
     assert info.limits.max_requests == 100
     assert info.sampling == SamplingDefaults(0.25, 3, 1.0, 0.0, 1.5, 128)
+
+
+async def test_load_is_told_tier_by_tier(client: AsyncClient) -> None:
+    load, nothing = await client.load(), Work(0, 0.0, 0)
+    assert load.tiers == {
+        "batch": TierLoad(nothing, nothing, Work(3, 9.0, 0), nothing, None),
+        "interactive": TierLoad(
+            Work(2, 0.5, 40),
+            *[nothing] * 3,
+            Outlook(2.0, 0.25, 1.0, Work(1, 0.0, 0), 4.0, 20),
+        ),
+    }
+    assert (load.waiting, load.backlog) == (Work(2, 0.5, 40), Work(3, 9.0, 0))
+    assert (load.running, load.demand, load.batch_fill) == (Work(1, 0.0, 5), 0.5, 0.0625)
+    assert load.rates == Rates(1.0, 20.0, 30.0)
+    assert load.speeds == Speeds(0.02, 900.0, 1.5, 0.001)
+    assert load.memory == MemoryLoad(160, 96, 48, 32, 0.125)
 
 
 async def test_count_tokens(client: AsyncClient) -> None:

@@ -31,6 +31,7 @@ async def use_all(client: AsyncClient) -> None:
     await client.generate("one").read()
     await client.complete("one")
     await client.server_info()
+    await client.load()
     await client.count_tokens("one")
     await client.estimate(1)
     await client.explain("known")
@@ -249,7 +250,10 @@ class Note(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     intercept_unary_stream = intercept_unary_unary
 
 
-METHODS = ["GenerateStream", "Generate", "GetServerInfo", "CountTokens", "Estimate", "Explain"]
+METHODS = [
+    *("GenerateStream", "Generate", "GetServerInfo", "GetLoad", "CountTokens", "Estimate"),
+    "Explain",
+]
 
 
 async def test_calls_pass_through_interceptors(address: str, servicer: LittleInference) -> None:

@@ -48,6 +48,7 @@ async def test_unary_calls(address: str) -> None:
         with Client(address) as client:
             assert client.complete("one two").text == "one two "
             assert client.server_info().policy == "fcfs"
+            assert client.load().demand == 0.5
             assert client.count_tokens("a b c").count == 3
             assert client.estimate(10, 15, ttlt=30.0).targets.targets == Targets(ttlt=30.0)
             assert client.explain("known").summary == "On time."

@@ -224,7 +224,7 @@ ROWS = [
     ),
     Row(
         "NOT_FOR_TENANTS",
-        "Load reports and channelz: the caller speaks for itself alone, or is not the operator.",
+        "GetLoad, load reports, channelz: the caller speaks for itself alone, or is no operator.",
         "`Estimate` tells what becomes of its own requests.",
         by.all_load,
         asks=True,

@@ -125,7 +125,7 @@ async def test_a_broken_message_is_told_to_be_one_in_few_bytes(running: Running,
 
 
 @pytest.mark.asyncio(loop_scope="session")
-@pytest.mark.parametrize("method", ["Estimate", "Explain", "CountTokens", "GetServerInfo"])
+@pytest.mark.parametrize("method", ["Estimate", "Explain", "CountTokens", "GetLoad"])
 async def test_no_rpc_takes_what_is_no_message(running: Running, method: str) -> None:
     error = await failure(raw(running, method)(b"\xff" * 50))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -31,6 +31,7 @@ ASKS: dict[str, tuple[Any, bool]] = {  # and whether a server that drains refuse
     "Estimate": (pb.EstimateRequest(prompt_tokens=3), True),
     "Explain": (pb.ExplainRequest(request_id="known"), False),
     "GetServerInfo": (pb.GetServerInfoRequest(), False),
+    "GetLoad": (pb.GetLoadRequest(), False),
 }
 
 

@@ -208,7 +208,7 @@ async def test_an_invalid_call_is_refused_by_its_field_and_nobody_notices(
     assert memory_mib(besieged.parent) - before < MOST_GROWTH_MIB
 
 
-@pytest.mark.parametrize("rpc", ["CountTokens", "Estimate", "Explain", "GetServerInfo"])
+@pytest.mark.parametrize("rpc", ["CountTokens", "Estimate", "Explain", "GetServerInfo", "GetLoad"])
 async def test_no_rpc_is_stopped_by_a_large_message(besieged: Besieged, rpc: str) -> None:
     """To these it is a field that they do not know, mostly."""
     async with grpc.aio.insecure_channel(besieged.address) as channel:

@@ -1,7 +1,7 @@
 """Python client of the Niyama inference service: text generation with the latency you need.
 
 AsyncClient and Client (`client`), streams of tokens (`streams`), the values that come back
-(`values`), the arguments of a call (`options`), what can go wrong (`errors`).
+(`values`, `load`), the arguments of a call (`options`), what can go wrong (`errors`).
 """
 
 from niyama.client.client import AsyncClient, Client

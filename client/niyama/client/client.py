@@ -15,6 +15,7 @@ import grpc
 from niyama.client import convert, values
 from niyama.client.connection import DEFAULT_SERVER, CallOptions, Connection
 from niyama.client.errors import translate
+from niyama.client.load import Load, from_load_response
 from niyama.client.options import ConnectionOptions, GenerateOptions, Prompt, QosOptions
 from niyama.client.streams import AsyncCall, AsyncStream, Stream
 from niyama.v1 import inference_pb2_grpc
@@ -87,6 +88,14 @@ class AsyncClient:
         call = self._connection.call_options()
         response = await _answer(self._stub.GetServerInfo(request, **call))
         return convert.from_info_response(response)
+
+    async def load(self) -> Load:
+        """Returns how loaded the server's engine is. Raises AccessDenied for who may not speak for
+        others.
+        """
+        request = convert.to_load_request()
+        response = await _answer(self._stub.GetLoad(request, **self._connection.call_options()))
+        return from_load_response(response)
 
     async def count_tokens(self, prompt: Prompt) -> values.TokenCount:
         """Returns the tokens of a prompt, as the served model sees it."""
@@ -199,6 +208,15 @@ class Client:
         request = convert.to_info_request()
         return convert.from_info_response(
             _call(self._stub.GetServerInfo, request, self._connection.call_options())
+        )
+
+    def load(self) -> Load:
+        """Returns how loaded the server's engine is. Raises AccessDenied for who may not speak for
+        others.
+        """
+        request = convert.to_load_request()
+        return from_load_response(
+            _call(self._stub.GetLoad, request, self._connection.call_options())
         )
 
     def count_tokens(self, prompt: Prompt) -> values.TokenCount:

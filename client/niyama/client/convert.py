@@ -1,4 +1,6 @@
-"""Turns the client's values into protobuf and back. No other module of it reads a message."""
+"""Turns the client's values into protobuf and back. Of the others only `load` reads a
+message.
+"""
 
 from __future__ import annotations
 
@@ -78,6 +80,11 @@ def to_count_request(prompt: Prompt) -> pb.CountTokensRequest:
 def to_explain_request(request_id: str) -> pb.ExplainRequest:
     """Returns the message that asks for the story of a request. Raises InvalidRequest."""
     return pb.ExplainRequest(request_id=arguments.text(request_id, "request_id"))
+
+
+def to_load_request() -> pb.GetLoadRequest:
+    """Returns the question how loaded the engine is."""
+    return pb.GetLoadRequest()
 
 
 def to_info_request() -> pb.GetServerInfoRequest:

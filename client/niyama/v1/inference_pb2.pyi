@@ -568,3 +568,107 @@ class Limits(_message.Message):
     kv_tokens: int
     max_message_bytes: int
     def __init__(self, max_requests: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class GetLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetLoadResponse(_message.Message):
+    __slots__ = ("tiers", "waiting", "backlog", "running", "demand", "rates", "speeds", "memory", "batch_fill")
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FILL_FIELD_NUMBER: _ClassVar[int]
+    tiers: _containers.RepeatedCompositeFieldContainer[TierLoad]
+    waiting: Work
+    backlog: Work
+    running: Work
+    demand: float
+    rates: Rates
+    speeds: Speeds
+    memory: MemoryLoad
+    batch_fill: float
+    def __init__(self, tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ..., waiting: _Optional[_Union[Work, _Mapping]] = ..., backlog: _Optional[_Union[Work, _Mapping]] = ..., running: _Optional[_Union[Work, _Mapping]] = ..., demand: _Optional[float] = ..., rates: _Optional[_Union[Rates, _Mapping]] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ..., memory: _Optional[_Union[MemoryLoad, _Mapping]] = ..., batch_fill: _Optional[float] = ...) -> None: ...
+
+class TierLoad(_message.Message):
+    __slots__ = ("tier", "waiting", "relegated", "best_effort", "running", "outlook")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RELEGATED_FIELD_NUMBER: _ClassVar[int]
+    BEST_EFFORT_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    waiting: Work
+    relegated: Work
+    best_effort: Work
+    running: Work
+    outlook: Outlook
+    def __init__(self, tier: _Optional[str] = ..., waiting: _Optional[_Union[Work, _Mapping]] = ..., relegated: _Optional[_Union[Work, _Mapping]] = ..., best_effort: _Optional[_Union[Work, _Mapping]] = ..., running: _Optional[_Union[Work, _Mapping]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ...) -> None: ...
+
+class Outlook(_message.Message):
+    __slots__ = ("headroom", "late_chance", "ttft", "ahead", "target", "prompt_tokens")
+    HEADROOM_FIELD_NUMBER: _ClassVar[int]
+    LATE_CHANCE_FIELD_NUMBER: _ClassVar[int]
+    TTFT_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    headroom: _duration_pb2.Duration
+    late_chance: float
+    ttft: _duration_pb2.Duration
+    ahead: Work
+    target: _duration_pb2.Duration
+    prompt_tokens: int
+    def __init__(self, headroom: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., late_chance: _Optional[float] = ..., ttft: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ahead: _Optional[_Union[Work, _Mapping]] = ..., target: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("sequences", "time", "tokens")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequences: int
+    time: _duration_pb2.Duration
+    tokens: int
+    def __init__(self, sequences: _Optional[int] = ..., time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class Rates(_message.Message):
+    __slots__ = ("requests", "generated_tokens", "prefilled_tokens")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    requests: float
+    generated_tokens: float
+    prefilled_tokens: float
+    def __init__(self, requests: _Optional[float] = ..., generated_tokens: _Optional[float] = ..., prefilled_tokens: _Optional[float] = ...) -> None: ...
+
+class Speeds(_message.Message):
+    __slots__ = ("iteration", "prefill_tokens_per_second", "slowdown", "decode")
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SLOWDOWN_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    iteration: _duration_pb2.Duration
+    prefill_tokens_per_second: float
+    slowdown: float
+    decode: _duration_pb2.Duration
+    def __init__(self, iteration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill_tokens_per_second: _Optional[float] = ..., slowdown: _Optional[float] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class MemoryLoad(_message.Message):
+    __slots__ = ("total_tokens", "free_tokens", "cached_tokens", "patient_tokens", "usage")
+    TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PATIENT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    total_tokens: int
+    free_tokens: int
+    cached_tokens: int
+    patient_tokens: int
+    usage: float
+    def __init__(self, total_tokens: _Optional[int] = ..., free_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., patient_tokens: _Optional[int] = ..., usage: _Optional[float] = ...) -> None: ...

@@ -82,6 +82,11 @@ class InferenceStub:
                 request_serializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/niyama.v1.Inference/GetLoad',
+                request_serializer=niyama_dot_v1_dot_inference__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=niyama_dot_v1_dot_inference__pb2.GetLoadResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -147,6 +152,15 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """Tells how loaded the engine is, tier by tier, for whoever spreads calls over several. The answer
+        is a second old at most, and costs the engine nothing while nobody asks. It is for callers that
+        may speak for others: PERMISSION_DENIED for a tenant that speaks for itself alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +193,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.FromString,
                     response_serializer=niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=niyama_dot_v1_dot_inference__pb2.GetLoadRequest.FromString,
+                    response_serializer=niyama_dot_v1_dot_inference__pb2.GetLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -361,6 +380,33 @@ class Inference:
             '/niyama.v1.Inference/GetServerInfo',
             niyama_dot_v1_dot_inference__pb2.GetServerInfoRequest.SerializeToString,
             niyama_dot_v1_dot_inference__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/niyama.v1.Inference/GetLoad',
+            niyama_dot_v1_dot_inference__pb2.GetLoadRequest.SerializeToString,
+            niyama_dot_v1_dot_inference__pb2.GetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -102,7 +102,7 @@ def test_a_typical_request_of_a_tier_is_one_as_they_have_come() -> None:
     assert (room_s, chance >= MOST_RISK) == (0, True)
     saturation = scheduler.saturation(tiers, 0.0)
     assert set(saturation.outlooks) == {"chat"}
-    assert saturation.amounts["free", "waiting"] == (0, 0.0)
+    assert saturation.amounts["free", "waiting"] == (0, 0.0, 0)
     assert outlook(scheduler, deadline(3600.0))[0] == pytest.approx(3600 - 31 * 0.4, rel=0.01)
 
 

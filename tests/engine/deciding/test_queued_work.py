@@ -45,6 +45,8 @@ def check(scheduler: Scheduler) -> None:
         assert amount.num == len(own)
         works = math.fsum(map(scheduler.policy.known_work_s, own))
         assert amount.seconds == pytest.approx(works, abs=1e-9)
+        lengths = [s.num_uncomputed - (not s.num_computed) * s.expected_prefix for s in own]
+        assert amount.tokens == sum(lengths)
     assert sum(a.num for (_, state), a in amounts.items() if state != RUNNING) == len(waiting)
 
 
@@ -79,7 +81,7 @@ def test_sums_are_those_of_the_queue(policy: str) -> None:
         scheduler.commit(plan, [Token(0)] * len(plan.sampling), now)
     check(scheduler)
     amounts = scheduler.saturation((), now).amounts
-    assert set(amounts.values()) == {(0, 0.0)}, "no rounding error is left"
+    assert set(amounts.values()) == {(0, 0.0, 0)}, "no rounding error is left"
     assert {tier for tier, _ in amounts} == {"", "chat", "batch"}
     stats = scheduler.stats()
     assert sum(stats.relegations.values()) == stats.totals.num_relegations
@@ -92,13 +94,13 @@ def test_each_state_is_told() -> None:
     work.put(chat, 2.0)
     work.put(free, 3.0)
     demand = make_scheduler().policy.demand
-    assert work.amounts((), demand, ())["", WAITING] == (1, 2.0)
+    assert work.amounts((), demand, ())["", WAITING] == (1, 2.0, 10)
     chat.relegate()
     work.put(chat, 1.5)
     assert work.amounts((), demand, ["x"]) == {
-        **{(tier, state): (0, 0.0) for tier in ("", "x") for state in STATES},
-        ("", RELEGATED): (1, 1.5),
-        ("", BEST_EFFORT): (1, 3.0),
+        **{(tier, state): (0, 0.0, 0) for tier in ("", "x") for state in STATES},
+        ("", RELEGATED): (1, 1.5, 10),
+        ("", BEST_EFFORT): (1, 3.0, 10),
     }
     work.drop(chat)
     work.drop(free)

@@ -82,6 +82,7 @@ async def test_calls_that_are_cancelled_at_any_moment_disturb_no_front_end() -> 
         "Explain": pb.ExplainRequest(request_id="nobody's"),
         "CountTokens": pb.CountTokensRequest(input=prompt),
         "GetServerInfo": pb.GetServerInfoRequest(),
+        "GetLoad": pb.GetLoadRequest(),
     }
     async with supervised() as server:
         before = workers()

@@ -25,10 +25,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = pb.Input(token_ids=pb.TokenIds(ids=[7, 8, 9]))
 ONE = pb.Sampling(max_tokens=1)
-RPCS = ("Generate", "GenerateStream", "Estimate", "Explain", "CountTokens", "GetServerInfo")
+RPCS = (
+    *("Generate", "GenerateStream", "Estimate", "Explain", "CountTokens", "GetServerInfo"),
+    "GetLoad",  # for who speaks for others
+)
 STANDARD = ("Check", "List", "Watch", "Reflect")
 OK, UNKNOWN, DENIED, NOT_FOUND = "OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"
 STRANGERS = ("nobody", "wrong", "cut", "weak", "late", "basic", "twice")
+SPEAK = ("edge", "ops", "operator")
 KNOWN = ("acme", "zen", "free", "edge", "ops", "unnamed", "operator")
 
 
@@ -42,9 +46,9 @@ def request_of(rpc: str) -> Any:
         return pb.EstimateRequest(prompt_tokens=3)
     if rpc == "Explain":
         return pb.ExplainRequest(request_id="of-acme")
-    return (
-        pb.CountTokensRequest(input=PROMPT) if rpc == "CountTokens" else pb.GetServerInfoRequest()
-    )
+    if rpc == "CountTokens":
+        return pb.CountTokensRequest(input=PROMPT)
+    return pb.GetLoadRequest() if rpc == "GetLoad" else pb.GetServerInfoRequest()
 
 
 @contextlib.asynccontextmanager
@@ -138,6 +142,8 @@ async def test_who_is_known_may_ask_for_what_is_its_own(
     may_explain = {"acme", "ops", "operator"}
     for rpc in (*RPCS, *STANDARD):
         expected = OK if rpc != "Explain" or who in may_explain else NOT_FOUND
+        if rpc == "GetLoad" and who not in SPEAK:
+            expected = DENIED
         assert await ask(channel, rpc, asking.shows(who)) == expected, rpc
 
 
@@ -145,11 +151,11 @@ async def test_who_is_known_may_ask_for_what_is_its_own(
 async def test_only_who_speaks_for_others_may_name_another_tenant(
     asking: Walled, channel: grpc.aio.Channel, who: str
 ) -> None:
-    speaks = who in ("edge", "ops", "operator")
+    speaks = who in SPEAK
     for rpc in RPCS:
         for named in ("acme", "nobody-ever-heard-of", ""):
             metadata = (*asking.shows(who), ("niyama-tenant", named))
-            expected = OK if speaks or named == who else DENIED
+            expected = OK if speaks or (named == who and rpc != "GetLoad") else DENIED
             if rpc == "Explain" and speaks and named != "acme":
                 expected = NOT_FOUND
             assert await ask(channel, rpc, metadata) == expected, (rpc, named)
@@ -180,6 +186,8 @@ async def test_a_reason_tells_programs_what_is_not_allowed(
     metadata = (*asking.shows("zen"), ("niyama-tenant", "acme"))
     await failure(stub.Generate(request_of("Generate"), metadata=metadata), detail)
     assert detail.reason == "TENANT_NOT_ALLOWED"
+    await failure(stub.GetLoad(pb.GetLoadRequest(), metadata=asking.shows("zen")), detail)
+    assert detail.reason == "NOT_FOR_TENANTS"
 
 
 # By the certificates of clients

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
 
+from engine.deciding.memory import Memory
 from engine.deciding.questions import Stats
-from engine.deciding.queued_work import Amount
-from engine.deciding.stats import EngineStats
+from engine.deciding.queued_work import NOTHING, Amount
+from engine.deciding.stats import EngineStats, Outlook, Speeds
 from engine.linking.errors import EngineLost
 from server.listening import orca
-from server.loads import FRESH_S, STALE_S, Load, Loads, load_of
+from server.loads import FRESH_S, STALE_S, Load, Loads, Rates, TierLoad
 from tests.server.conftest import Running, within
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-LOAD = Load(0.25, 0.5, 1.5, 2.0, 3, 4, 5, 0.5, 9.0, {"chat": -0.5})
+LOAD = Load(
+    tiers={
+        "batch": TierLoad(NOTHING, Amount(2, 8.0, 90), Amount(3, 1.0, 10), Amount(1, 0.5, 5)),
+        "chat": TierLoad(
+            *(Amount(3, 0.5, 60), NOTHING, NOTHING, Amount(3, 0.5, 15)),
+            Outlook(2.5, 0.1, 0.75, Amount(3, 0.5, 60), 1.0),
+        ),
+    },
+    waiting=Amount(3, 0.5, 60),
+    backlog=Amount(5, 9.0, 100),
+    running=Amount(4, 1.0, 20),
+    demand=1.5,
+    rates=Rates(2.0, 30.0, 40.0),
+    speeds=Speeds(0.02, 900.0, 0.001, 1.25),
+    memory=Memory(16, total=100, held=50, idle=5, patient=25),
+    batch_fill=0.5,
+    cache_hits=0.0,
+)
 
 
 def reports(running: Running, seconds: float = 0.0) -> Any:
@@ -92,32 +109,20 @@ async def test_a_report_has_the_load_by_the_names_that_gateways_know() -> None:
     assert report.rps_fractional == 2.0
     assert report.named_metrics == {
         "kv_cache_usage_perc": 0.25,
-        "num_requests_waiting": 3.0,
-        "num_requests_running": 4.0,
-        "num_requests_backlog": 5.0,
-        "waiting_seconds": 0.5,
-        "backlog_seconds": 9.0,
+        **{"num_requests_waiting": 3.0, "waiting_seconds": 0.5, "waiting_tokens": 60.0},
+        **{"num_requests_backlog": 5.0, "backlog_seconds": 9.0, "backlog_tokens": 100.0},
+        **{"num_requests_running": 4.0, "running_seconds": 1.0, "running_tokens": 20.0},
         "batch_fill": 0.5,
-        "headroom_seconds.chat": -0.5,
+        "generated_tokens_per_second": 30.0,
+        "prefilled_tokens_per_second": 40.0,
+        "prefill_tokens_per_second": 900.0,
+        "iteration_seconds": 0.02,
+        "slowdown": 1.25,
+        "queued_work_seconds.batch": 9.0,
+        "queued_work_seconds.chat": 0.5,
+        "headroom_seconds.chat": 2.5,
+        "ahead_seconds.chat": 0.5,
     }
-
-
-async def test_what_nobody_hurries_for_is_not_said_to_wait(running: Running) -> None:
-    """A balancer that took it for a queue would send people's requests where they wait longer."""
-    info, stats = running.service.info, await engine_stats(running)
-    assert info is not None
-    amounts = {
-        ("interactive", "waiting"): Amount(2, 0.5),
-        ("batch", "waiting"): Amount(1, 1.0),
-        ("batch", "relegated"): Amount(7, 20.0),
-        ("", "best_effort"): Amount(9, 30.0),
-        ("interactive", "running"): Amount(3, 0.25),
-    }
-    told = replace(stats, saturation=replace(stats.saturation, amounts=amounts))
-    load = load_of(told, info, 0.0)
-    assert (load.num_waiting, load.waiting_s) == (3, 1.5)
-    assert (load.num_backlog, load.backlog_s) == (16, 50.0)
-    assert load.num_running == 3
 
 
 async def test_the_engine_is_asked_once_a_second_however_many_ask(running: Running) -> None:
