@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 from tests.server.monitoring.dashboard import dashboard
 
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), ROOT / "deploy" / "README.md"])
+PAGES = sorted([*DOCS.glob("*.md"), *(ROOT / "deploy").glob("*.md")])
 
 
 @pytest.mark.parametrize("name", ["capacity", "tenants", "upgrade"])
