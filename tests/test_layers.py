@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -42,6 +43,7 @@ LAYERS = (
     ("server.status",),
     ("server.frontends",),
     ("server.app", "server.check", "server.command", "server.__main__"),
+    ("server.ray",),
     ("loadgen.interrupts",),
     ("loadgen.workload",),
     ("loadgen.targets",),
@@ -72,6 +74,7 @@ PURE = {
     *("sortedcontainers", "engine.deciding"),
 }
 DECIDING = {"engine/deciding": PURE, "engine/routing": PURE | {"engine.routing"}}
+EXTRAS = {"server.ray": "ray"}
 HEAVY = {"torch", "grpc", "asyncio"}
 
 
@@ -131,6 +134,12 @@ def internal_imports() -> dict[str, set[str]]:
         graph[module] = named & files.keys() - {module}
     empty = {m for m, path in files.items() if path.name == "__init__.py" and not graph[m]}
     return {module: names - empty for module, names in graph.items()}
+
+
+def has_its_extra(module: str) -> bool:
+    """Whether what the module's folder takes beyond the base dependencies is installed."""
+    wanted = {extra for folder, extra in EXTRAS.items() if within(module, {folder})}
+    return all(importlib.util.find_spec(extra) for extra in wanted)
 
 
 def loaded_by(names: list[str]) -> set[str]:
@@ -195,7 +204,8 @@ def test_deciding_and_simulating_load_neither_torch_nor_grpc_nor_asyncio() -> No
 @pytest.mark.parametrize("folder", ["server", "client", "loadgen"])
 def test_front_end_and_clients_load_no_torch(folder: str) -> None:
     """All that they import is counted too, whatever its name."""
-    loaded = loaded_by([n for n in modules(folder) if not n.endswith("__main__")])
+    names = [n for n in modules(folder) if not n.endswith("__main__") and has_its_extra(n)]
+    loaded = loaded_by(names)
     assert "torch" not in loaded
     assert folder == "server" or "server" not in loaded
     assert folder != "client" or "engine" not in loaded
