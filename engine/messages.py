@@ -19,6 +19,7 @@ from engine.checkpoint.options import Choices
 from engine.deciding.entries import Unserved
 from engine.deciding.latency import LatencyProfile
 from engine.deciding.plan import Accepted, Event, Finished, Relegated, Sampled, Token
+from engine.deciding.prefix_journal import CacheBatch
 from engine.deciding.questions import Question
 from engine.deciding.request import Importance, Request, Sampling, Targets
 from engine.deciding.sequence import FinishReason
@@ -76,6 +77,14 @@ class Ask(NamedTuple):
     question: Question[Any]
 
 
+class Watch(NamedTuple):
+    """Tell this front end what the prefix cache comes to hold and loses (`Report.cache`), or do so
+    no longer. Watching again changes nothing.
+    """
+
+    is_on: bool
+
+
 class Describe(NamedTuple):
     """What the service is configured as, in values that JSON has: for the decision log, which says
     it first of all.
@@ -100,7 +109,7 @@ def _tell(submit: Submit, *rest: Any) -> Tell:
     return Tell(Unserved(submit.request, *rest))
 
 
-Command = Submit | Cancel | Ask | Describe | Tell
+Command = Submit | Cancel | Ask | Watch | Describe | Tell
 
 
 class Failure(Enum):
@@ -213,7 +222,7 @@ class Report:
 
     An empty report says that the engine is alive. `notices` are lines for the log, `refused` are
     the ids of requests that are in flight for another front end, and `learnt` is as in `Pinned`,
-    empty where there is nothing to report of it.
+    empty where there is nothing to report of it. `cache` is for front ends that watch.
     """
 
     news: list[Accepted | Relegated] = field(default_factory=list)
@@ -223,6 +232,7 @@ class Report:
     notices: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     learnt: tuple[float, ...] = ()
+    cache: CacheBatch | None = None
 
     def add(self, events: Iterable[Event]) -> None:
         """Sorts the scheduler's events into the fields. The events of one request keep their order
@@ -243,11 +253,12 @@ class Report:
 
     def __bool__(self) -> bool:
         usual = self.sampled or self.news or self.finished
-        return bool(usual or self.replies or self.notices or self.refused or self.learnt)
+        others = self.replies or self.notices or self.refused or self.learnt
+        return bool(usual or others or self.cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         usual = (self.news, self.sampled, self.finished, self.replies)
-        return Report, (*usual, self.notices, self.refused, self.learnt)
+        return Report, (*usual, self.notices, self.refused, self.learnt, self.cache)
 
 
 def token_of(sampled: SampledTuple) -> Token:

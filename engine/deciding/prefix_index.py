@@ -17,6 +17,8 @@ A prompt can be withdrawn, when what was computed of it may be wrong: then none 
 known any more, whoever computed them, and it takes no part in the sharing itself.
 
 The index knows nothing of who reads a page, nor when its space is needed: that is in pages.py.
+While somebody watches, a journal is told of what comes to be known and what does not stay so
+(prefix_journal.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice, takewhile
 
+from engine.deciding.prefix_journal import PrefixJournal
 from engine.deciding.request import Request
 
 
@@ -42,6 +45,14 @@ class PrefixIndex:
         self._hash_of: dict[int, bytes] = {}  # the same the other way
         # Hashes of the full pages of each prompt in flight, by request id; none if withdrawn.
         self._prompt_hashes: dict[str, list[bytes]] = {}
+        self.journal: PrefixJournal | None = None  # while somebody watches
+
+    def watch(self, is_watched: bool, now: float) -> None:
+        """Begins a journal, if there is none, or ends it."""
+        if not is_watched:
+            self.journal = None
+        elif self.journal is None:
+            self.journal = PrefixJournal(self._page_size, now, is_whole=not self._page_of)
 
     def __len__(self) -> int:
         return len(self._page_of)
@@ -80,10 +91,15 @@ class PrefixIndex:
             if hashes[i] not in self._page_of and pages[i] not in self._hash_of:
                 self._page_of[hashes[i]] = pages[i]
                 self._hash_of[pages[i]] = hashes[i]
+        if self.journal is not None:
+            self.journal.known(request, hashes[: stop // self._page_size], self._page_of)
 
     def remove(self, page: int) -> None:
         """Makes a known page unknown: its space is needed."""
-        del self._page_of[self._hash_of.pop(page)]
+        hash_ = self._hash_of.pop(page)
+        del self._page_of[hash_]
+        if self.journal is not None:
+            self.journal.forgotten(hash_)
 
     def withdraw(self, request: Request) -> list[int]:
         """Makes all pages of a prompt unknown and returns them. Until it is forgotten, the request
@@ -117,3 +133,5 @@ class PrefixIndex:
     def check(self) -> None:
         """Asserts that both directions agree."""
         assert {page: hash_ for hash_, page in self._page_of.items()} == self._hash_of
+        if self.journal is not None:
+            self.journal.check(self._page_of)

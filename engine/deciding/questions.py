@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
+from engine.deciding.prefix_journal import Cached, CacheState
 from engine.deciding.request import EVERYBODY_ELSE, Importance, Sampling, Share, Targets
 from engine.deciding.stats import EngineStats, TierAsked
 from engine.deciding.timeline import Timeline
@@ -53,6 +54,25 @@ class Explain(Question[Timeline]):
 
     request_id: str
     tenant: str | None = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes(Question[CacheState]):
+    """Where somebody begins who watches the prefix cache, and has had all batches up to the number
+    `after`. The answer fails as INVALID while nobody watches.
+    """
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixPart(Question[tuple[Cached, ...]]):
+    """The next cached pages of such a state, by their serial: above `after`, and at most `until`.
+    The answer has none when there are no more, and fails as INVALID while nobody watches.
+    """
+
+    after: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class Scheduler:
         self.experience = Experience()
         self.history = OutputLengths(config.output_deviations)
         self.pages = PagePool(config.num_pages, config.page_size, config.prefix_caching)
+        self.prefixes = self.pages.index
         self.record = Record(config.record_capacity, decision_sink)
         self.totals = Totals()
         self.flow = Flow()

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from engine.deciding.sequence import FinishReason
-from engine.messages import Ask, Cancel, Command, Describe, EngineInfo, Ready, Report, Tell
+from engine.messages import Ask, Cancel, Command, Describe, EngineInfo, Ready, Report, Tell, Watch
 from engine.processes.door import let_in
 from engine.processes.frames import Unpacker, pack
 
@@ -98,6 +98,7 @@ class Connections:
         self._successors: dict[str, Successor] = {}
         self._questions: dict[int, tuple[Connection, int]] = {}  # our number: who asked under which
         self._num_questions = 0
+        self._watching: set[Connection] = set()  # the prefix cache
         self._refused: list[tuple[Connection, str]] = []  # not yet told
         # Cancellations of those whose front end left, and what has waited long enough.
         self._due: list[Command] = []
@@ -153,6 +154,9 @@ class Connections:
             parts[self._first].notices += report.notices
         if report.learnt:
             parts[self._first].learnt = report.learnt
+        if report.cache is not None:
+            for connection in self._watching:
+                parts[connection].cache = report.cache
         for connection, part in parts.items():
             self._send(connection, part)
 
@@ -201,6 +205,8 @@ class Connections:
             return command._replace(question_id=self._num_questions)
         if isinstance(command, Cancel):
             return self._route_cancel(connection, command)
+        if isinstance(command, Watch):
+            return self._watch(connection, command.is_on)
         if isinstance(command, Describe | Tell):
             return command
         request_id = command.request.id
@@ -213,6 +219,15 @@ class Connections:
         else:
             self._successors[request_id] = Successor(connection, [command])
         return None
+
+    def _watch(self, connection: Connection, is_on: bool) -> Watch | None:
+        """Returns what the loop is to be told: whether anybody watches, if that has changed."""
+        before = bool(self._watching)
+        if is_on:
+            self._watching.add(connection)
+        else:
+            self._watching.discard(connection)
+        return Watch(is_on) if bool(self._watching) != before else None
 
     def _route_cancel(self, connection: Connection, cancel: Cancel) -> Command | None:
         if self._in_flight.get(cancel.request_id) is connection:
@@ -266,6 +281,8 @@ class Connections:
         del self._open[connection.socket.fileno()]
         connection.is_open = False
         connection.socket.close()
+        if (watch := self._watch(connection, is_on=False)) is not None:
+            self._due.append(watch)
         for request_id, successor in list(self._successors.items()):
             if successor.connection is connection:
                 del self._successors[request_id]

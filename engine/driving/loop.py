@@ -26,7 +26,17 @@ from engine.deciding.entries import Unserved
 from engine.deciding.forecast import Forecast
 from engine.deciding.notable import Notable
 from engine.deciding.plan import Event, Executor, Finished, Pending, Plan, Timings, Token
-from engine.deciding.questions import Estimate, Explain, Question, Recent, Stats
+from engine.deciding.prefix_index import PrefixIndex
+from engine.deciding.prefix_journal import PrefixJournal
+from engine.deciding.questions import (
+    Estimate,
+    Explain,
+    Prefixes,
+    PrefixPart,
+    Question,
+    Recent,
+    Stats,
+)
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import EngineStats, Saturation, SchedulerStats, TierAsked
@@ -44,6 +54,7 @@ from engine.messages import (
     Report,
     Submit,
     Tell,
+    Watch,
 )
 
 SIGN_OF_LIFE_S = 1.0  # a loop that works reports at least this often
@@ -79,6 +90,9 @@ class Scheduler(Protocol):
     def recent(self, most: int) -> tuple[Notable, ...]: ...
 
     def estimate(self, asked: Estimate, now: float) -> Forecast: ...
+
+    @property
+    def prefixes(self) -> PrefixIndex: ...
 
 
 def _nothing_learnt() -> tuple[float, ...]:
@@ -216,6 +230,8 @@ class EngineLoop:
         now = self._clock()
         report = Report()
         report.add(self._scheduler.commit(plan, tokens, now))
+        if (journal := self._scheduler.prefixes.journal) is not None:
+            report.cache = journal.take()
         if now - self._learnt_at >= LEARNT_S:
             report.learnt, self._learnt_at = self._learnt(), now
         self._send(report, now)
@@ -243,6 +259,8 @@ class EngineLoop:
                 report.add(self._scheduler.cancel(command.request_id, command.reason, now))
             elif isinstance(command, Tell):
                 self._scheduler.unserved(command.call)
+            elif isinstance(command, Watch):
+                self._scheduler.prefixes.watch(command.is_on, now)
             elif isinstance(command, Describe):
                 if self._decisions is not None:
                     self._decisions.describe(command.service, now)
@@ -299,4 +317,14 @@ class EngineLoop:
                 return self._scheduler.explain(request_id, tenant, now)
             case Estimate():
                 return self._scheduler.estimate(question, now)
+            case Prefixes(after):
+                return self._journal().state(after)
+            case PrefixPart(after, until):
+                return self._journal().part(after, until)
         raise TypeError(f"the engine has no answer to {question!r}")
+
+    def _journal(self) -> PrefixJournal:
+        journal = self._scheduler.prefixes.journal
+        if journal is None:
+            raise ValueError("nobody watches the prefix cache")
+        return journal

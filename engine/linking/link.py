@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 from engine.deciding.entries import Unserved
+from engine.deciding.prefix_journal import CacheBatch
 from engine.deciding.questions import AnswerT, Question
 from engine.deciding.request import Request
 from engine.deciding.sequence import FinishReason
@@ -31,6 +32,7 @@ from engine.messages import (
     Report,
     Submit,
     Tell,
+    Watch,
 )
 from engine.processes.wire import Wire, open_wire
 
@@ -158,6 +160,7 @@ class EngineLink:
         self._silent: set[str] = set()  # who shows no sign of life of those that serving needs
         self.info: EngineInfo | None = None  # of the engine that serves now; None while none does
         self.learnt: tuple[float, ...] = ()  # as an engine last told, to who started it
+        self.on_cache: Callable[[CacheBatch], None] = lambda batch: None  # while it watches
 
     # Its connections
 
@@ -258,6 +261,13 @@ class EngineLink:
         if self.info is not None and self._wire is not None:
             self._wire.post(Tell(call))
 
+    def watch(self, is_on: bool) -> None:
+        """Has an engine that serves tell `on_cache` what its prefix cache comes to hold and loses,
+        or no longer. The next engine is to be told anew.
+        """
+        if self.info is not None and self._wire is not None:
+            self._wire.post(Watch(is_on))
+
     async def ask(self, question: Question[AnswerT]) -> AnswerT:
         """Returns the engine's answer. Raises EngineLost, or Unanswered with the reason."""
         self.ready()
@@ -290,6 +300,8 @@ class EngineLink:
                 self._on_notice(line)
             if message.learnt:
                 self.learnt = message.learnt
+            if message.cache is not None:
+                self.on_cache(message.cache)
             self._streams.deliver(message)
             for reply in message.replies:
                 self._questions.settle(reply)

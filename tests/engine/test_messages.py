@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from engine.deciding.plan import Accepted, Finished, Relegated, Sampled, Timings, Token
+from engine.deciding.prefix_journal import CacheBatch, Cached, Dropped
 from engine.deciding.questions import Explain
 from engine.deciding.request import BEST_EFFORT, Importance, Request, Sampling, Share, Targets
 from engine.deciding.sequence import FinishReason
-from engine.messages import Ask, Cancel, Reply, Report, Submit, token_of
+from engine.messages import Ask, Cancel, Reply, Report, Submit, Watch, token_of
 from engine.processes.frames import Unpacker, pack
 
 REQUEST = Request("a", (1, 2, 3), Sampling(seed=5), arrived_at=1.5)
@@ -22,6 +23,7 @@ def test_commands_come_back_equal() -> None:
         Submit(REQUEST),
         Cancel("a", FinishReason.TIMEOUT),
         Ask(7, Explain("a")),
+        Watch(True),
     ]
     assert list(Unpacker().feed(pack(commands))) == [commands]
 
@@ -61,6 +63,8 @@ def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
         ]
     )
     report.replies.append(Reply(1, {"x": 2}))
+    page = Cached(1, "acme", b"h" * 16, None, 0, 5, b"\0" * 16)
+    report.cache = CacheBatch(9, (page, Dropped("acme", b"h" * 16)))
     (back,) = Unpacker().feed(pack(report))
     assert back == report
     assert back.news == [Accepted("a", True, 0.1, 0.2), relegated]
@@ -71,3 +75,4 @@ def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
 def test_a_report_without_anything_to_tell_is_false() -> None:
     assert not Report()
     assert Report(replies=[Reply(1, None)])
+    assert Report(cache=CacheBatch(1, ()))

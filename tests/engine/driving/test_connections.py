@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from engine.deciding.plan import Accepted, Finished, Timings
+from engine.deciding.prefix_journal import CacheBatch, Dropped
 from engine.deciding.questions import Explain, Stats
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.driving.connections import MOST_UNREAD_BYTES, Connections
-from engine.messages import Ask, Cancel, Ready, Reply, Report, Submit
+from engine.messages import Ask, Cancel, Ready, Reply, Report, Submit, Watch
 from engine.processes.frames import Unpacker, pack
 
 INFO: Any = "what the engine tells of itself"
@@ -29,7 +30,7 @@ class FrontEnd:
         self._unpacker = Unpacker()
         self._read: list[Any] = []
 
-    def post(self, *commands: Submit | Cancel | Ask) -> None:
+    def post(self, *commands: Submit | Cancel | Ask | Watch) -> None:
         self.socket.sendall(pack(list(commands)))
 
     def read(self) -> Any:
@@ -111,6 +112,28 @@ def test_answers_go_to_who_asked_under_the_number_that_was_asked(played: Played)
     )
     assert one.read() == Report(replies=[Reply(7, "A")])
     assert other.read() == Report(replies=[Reply(7, "B")])
+
+
+def test_only_who_watches_is_told_of_the_cache_and_the_loop_whether_anybody_does(
+    played: Played,
+) -> None:
+    one, other, third = played.let_in(), played.let_in(), played.let_in()
+    batch = CacheBatch(5, (Dropped("", b"x" * 16),))
+    one.post(Watch(True))
+    assert played.connections.receive(None) == [Watch(True)]
+    other.post(Watch(True), submit("a"))  # and the loop has been told
+    assert played.connections.receive(None) == [submit("a")]
+    played.connections.send(Report(sampled=[("a", 1)], cache=batch))
+    assert one.read() == Report(cache=batch)
+    assert other.read() == Report(sampled=[("a", 1)], cache=batch)
+    one.post(Watch(False))
+    third.post(submit("b"))
+    assert played.connections.receive(None) == [submit("b")]
+    played.connections.send(Report(sampled=[("b", 1)], cache=batch))
+    assert third.read() == Report(sampled=[("b", 1)])
+    other.socket.close()
+    left = played.connections.receive(None)
+    assert left == [Watch(False), Cancel("a", FinishReason.CANCELLED)]
 
 
 def test_an_id_in_flight_elsewhere_is_refused_and_cannot_be_cancelled(played: Played) -> None:

@@ -12,13 +12,13 @@ import pytest
 from engine.deciding.forecast import Forecast
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
 from engine.deciding.plan import Accepted, Done, Plan, Token, Work
-from engine.deciding.questions import Estimate, Explain, Recent, Stats
+from engine.deciding.questions import Estimate, Explain, Prefixes, PrefixPart, Recent, Stats
 from engine.deciding.request import BEST_EFFORT, Request, Sampling
 from engine.deciding.scheduler import Scheduler, SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.driving.decision_file import DecisionFile
 from engine.driving.loop import SIGN_OF_LIFE_S, EngineLoop
-from engine.messages import Ask, Cancel, Command, Failure, Report, Submit
+from engine.messages import Ask, Cancel, Command, Failure, Report, Submit, Watch
 
 PAGES = 16
 
@@ -138,6 +138,25 @@ def test_the_last_notable_decisions_can_be_asked_for() -> None:
     make_loop(pipe).run()
     (reply,) = pipe.sent[-1].replies
     assert [(each.kind, each.request_id) for each in reply.answer] == [("expired", "a")]
+
+
+def test_the_cache_is_told_of_only_while_somebody_watches() -> None:
+    config = SchedulerConfig(num_pages=PAGES, context_len=64, page_size=4, prefix_caching=True)
+    scheduler = Scheduler(config, LatencyModel(LatencyProfile("test", (Segment(UNBOUNDED, 1e-3),))))
+    pipe = ScriptedPipe(
+        [Ask(1, Prefixes()), submit("a", 1, 9)],
+        [Watch(True), submit("b", 1, 13)],
+        [Ask(2, Prefixes()), Ask(3, PrefixPart(0, 3))],
+        [Watch(False), submit("c", 1, 13)],
+    )
+    make_loop(pipe, scheduler).run()
+    replies = {reply.question_id: reply for report in pipe.sent for reply in report.replies}
+    assert replies[1].failure is Failure.INVALID
+    (batch,) = [report.cache for report in pipe.sent if report.cache is not None]
+    assert len(batch.events) == 3
+    assert replies[2].answer.number == batch.number
+    assert not replies[2].answer.is_whole, "two pages were cached before, and are told with b's"
+    assert replies[3].answer == batch.events
 
 
 def test_the_compilations_that_are_told_are_those_since_it_serves() -> None:
