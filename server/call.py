@@ -19,6 +19,7 @@ from engine.deciding.sequence import FinishReason
 from engine.inferring.calls import CallSite, Coming
 from engine.tiers import Resolved
 from niyama.v1 import inference_pb2 as pb
+from server import errors
 from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound
@@ -69,6 +70,7 @@ class Call:
         self.rpc = rpc
         self.generates = rpc in GENERATING
         self.is_streamed = rpc == "GenerateStream"  # its output, as far as that is known
+        self.stated_id = ""  # by its caller, and perhaps another call's too
         self.arrived_at = arrived_at
         self.context = context
         self.has_come = raw is not None
@@ -96,7 +98,7 @@ class Call:
         self.is_closed = False
         self.has_started = False
         self.is_awaited = True  # its output, and does not itself wait for its client to read
-        self.displaced: Refused | None = None  # it gave its place to another's
+        self.ended: CallError | None = None  # what it is to end with, whatever it was at
         self._reading: asyncio.Task[object] | None = None  # its handler, while its prompt is read
         self._metrics = metrics
         self._allowed_s = allowed_s
@@ -125,10 +127,22 @@ class Call:
 
     def displace(self, error: Refused) -> None:
         """Ends the call with this error, however far it has come: its place is another's now."""
-        self.displaced = error
+        self._end_with(error, FinishReason.DISPLACED)
+
+    def abort(self) -> None:
+        """Ends the call since its caller has said so, as if that had left; one that is over, or as
+        good as over, is left alone.
+        """
+        is_done = self.is_admitted and self.generation.is_done
+        if not (self.outcome or self.ended or is_done):
+            self._has_left = True
+            self._end_with(errors.cancelled("aborted by its caller"), FinishReason.CANCELLED)
+
+    def _end_with(self, error: CallError, reason: FinishReason) -> None:
+        self.ended = error
         self.delivery.patience_s = DISPLACED_S
         if self.is_admitted:
-            self.generation.abandon(error, FinishReason.DISPLACED)
+            self.generation.abandon(error, reason)
         elif self._reading is not None:
             self._reading.cancel()
 
@@ -136,26 +150,26 @@ class Call:
     def reading(self) -> Iterator[None]:
         """Opens a block in which the prompt waits to be read and is read.
 
-        A call that is displaced does not wait for that any longer: then the block raises the error
-        that it was displaced with.
+        A call that is displaced or aborted does not wait for that any longer: then the block raises
+        the error that it is to end with.
         """
-        self._raise_if_displaced()
+        self._raise_if_ended()
         self._reading = task = asyncio.current_task()
         try:
             yield
-        except asyncio.CancelledError:  # by `displace`, unless gRPC has cancelled it as well
-            if self.displaced is None or task is None or task.uncancel():
+        except asyncio.CancelledError:  # by `_end_with`, unless gRPC has cancelled it as well
+            if self.ended is None or task is None or task.uncancel():
                 raise
-            raise self.displaced from None
+            raise self.ended from None
         finally:
             self._reading = None
 
     def resize(self, tokens: int) -> None:
         """Tells the ledger the call's work, known exactly since its prompt has been tokenized.
 
-        Raises the error that the call was displaced with, if it was.
+        Raises the error that the call is to end with, if any.
         """
-        self._raise_if_displaced()
+        self._raise_if_ended()
         assert self.entry is not None
         self._ledger.resize(self.entry.key, tokens)
 
@@ -167,9 +181,9 @@ class Call:
     def start(self) -> None:
         """Keeps the call's place for good, before the first of its output is written.
 
-        Raises the error that the call was displaced with, if it was.
+        Raises the error that the call is to end with, if any.
         """
-        self._raise_if_displaced()
+        self._raise_if_ended()
         assert self.entry is not None
         self.has_started = True
         self._ledger.start(self.entry.key)
@@ -188,9 +202,9 @@ class Call:
         """Notes that what came of a completion is void: the engine begins it again."""
         self.progress[completion] = progress(self.asked.quality.targets)
 
-    def _raise_if_displaced(self) -> None:
-        if self.displaced is not None:
-            raise self.displaced
+    def _raise_if_ended(self) -> None:
+        if self.ended is not None:
+            raise self.ended
 
     def to_message(self, output: Output) -> pb.GenerateStreamResponse:
         """Returns the message of a stream for one output. Raises the error that the call was
@@ -241,8 +255,8 @@ class Call:
             self._metrics.output_tokens.inc(self.generation.num_tokens)
         if self.entry is not None and self.is_entered:
             self._ledger.leave(self.entry.key)
-        if self.displaced is not None:  # though its client left, or did not read that it was
-            self.refusal = self.displaced.refusal
+        if self.ended is not None:  # though its client left, or did not read why
+            self.refusal = self.ended.refusal
         outcome, lived_s = self.outcome or "OK", time.monotonic() - self.arrived_at
         self._metrics.rpcs.labels(self.rpc, outcome).inc()
         for key, why in self.gateway.ignored:

@@ -260,6 +260,13 @@ class ServerConfig:
             section="metrics",
         ),
     ] = False
+    smg: Annotated[
+        bool,
+        Flag(
+            "serve VllmEngine, too, by which the gateway SMG uses this server (extra gateway)",
+            section="listen",
+        ),
+    ] = True
     metrics_host: Annotated[
         str,
         Flag("address of the metrics port, which speaks no TLS", section="metrics"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -40,6 +41,9 @@ from server.service import InferenceService
 from server.serving import Serving
 from server.startup import default_sampling, load_tokenizer
 from server.tracing import Tracing, provider_of
+
+if TYPE_CHECKING:
+    from server.smg.service import VllmEngine
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 LAST_WORDS_S = 0.5
@@ -90,9 +94,12 @@ class FrontEnd:
             *(config, engine, tokenizer, sampling, configuration.tiers, ledger, calls, inferring)
         )
         inference = InferenceService(self.serving, identities)
+        self._smg = _smg_service(self.serving) if config.smg else None
         self._health = Health(("", SERVICE), self._deliveries)
         for port in self._ports:
             port.server.add_generic_rpc_handlers((inference.handler(port.tier),))
+            if self._smg is not None:
+                port.server.add_generic_rpc_handlers((self._smg.handler(port.tier),))
             self._add_standard_services(port.server, config)
         if config.traces:
             try:
@@ -126,6 +133,8 @@ class FrontEnd:
         """Listens; returns the numbers of its ports, the main one's first. Raises StartError."""
         numbers = [port.listen() for port in self._ports]
         self.serving.start()
+        if self._smg is not None:
+            self._smg.start()
         self._sweeping = [
             asyncio.create_task(each.run()) for each in (self._deliveries, self._uploads)
         ]
@@ -215,6 +224,8 @@ class FrontEnd:
         ]
         await asyncio.wait(stopping, timeout=LAST_WORDS_S + STOP_S)
         await self.serving.stop()
+        if self._smg is not None:
+            await self._smg.stop()
         if self.serving.calls.tracing is not None:
             await self.serving.calls.tracing.stop()
 
@@ -223,3 +234,12 @@ class FrontEnd:
 
     def kill(self) -> None:
         """Does nothing: this process is about to end, and nothing of the front end outlives it."""
+
+
+def _smg_service(serving: Serving) -> VllmEngine | None:
+    """Returns the service that SMG speaks; None without its package (extra `gateway`)."""
+    if find_spec("smg_grpc_proto") is None:
+        return None
+    from server.smg.service import VllmEngine
+
+    return VllmEngine(serving)

@@ -253,6 +253,7 @@ class Serving:
         received = await self.prompts.receive(wording.parse, call.raw, caller, bounds)
         message = received.message
         call.is_streamed = isinstance(message, pb.GenerateStreamRequest)
+        call.stated_id = message.request_id
         request_id = message.request_id or secrets.token_hex(8)
         call.request_id = shorten(request_id, MOST_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(

@@ -1,0 +1,184 @@
+"""`vllm.grpc.engine.VllmEngine`: the service that SMG speaks with the engines behind it.
+
+A call that generates goes the way of every call (`server/serving.py`): same admission, identity,
+tenants, limits, metrics, decision record and log line. What cannot be served is refused before its
+first message, with statuses that the gateway holds against nobody who is merely busy. RPCs that are
+not among those here are UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import grpc
+from smg_grpc_proto import vllm_engine_pb2 as vllm
+from smg_grpc_proto.generated import common_pb2 as common
+
+from engine.deciding.request import Sampling
+from engine.linking.errors import EngineLost
+from engine.messages import EngineInfo
+from server.call import Call
+from server.convert.inbound import names_tenant
+from server.reading.messages import SHORT_BYTES, parse
+from server.serving import Serving, Wording, stream
+from server.smg import inbound
+from server.smg.outbound import Responses
+from server.smg.tokenizer import pieces, tokenizer_archive
+from server.violations import InvalidRequest, Violation
+
+DESCRIPTOR = vllm.DESCRIPTOR.services_by_name["VllmEngine"]
+SERVER_TYPE = "vllm-grpc"  # by which the gateway knows whose protocol it is
+_WORDING = Wording(inbound.parse, is_bare=True, ids_repeat=True)
+# Of our defaults of sampling, those that the gateway may be told of.
+_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
+
+
+class VllmEngine:
+    """The RPCs of VllmEngine."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._started_at = time.monotonic()
+        self._calls: set[Call] = set()  # that generate
+        self._tokenizer: asyncio.Task[list[Any]] | None = None
+
+    def handler(self, port_tier: str = "") -> grpc.GenericRpcHandler[Any, Any]:
+        """Returns the handler of the service's RPCs, for a port whose calls get that tier where
+        nobody states another, if it names one.
+        """
+        answers: dict[str, Callable[[Call], Awaitable[Any]]] = {
+            "Generate": self._generate,
+            "Abort": self._abort,
+            "HealthCheck": self._health_check,
+            "GetModelInfo": self._get_model_info,
+            "GetServerInfo": self._get_server_info,
+            "GetTokenizer": self._get_tokenizer,
+        }
+        return self._serving.handler(DESCRIPTOR, answers, port_tier, reads_gateway=True)
+
+    def start(self) -> None:
+        """Has the tokenizer packed, by a thread."""
+        self._tokenizer = asyncio.create_task(asyncio.to_thread(self._packed))
+
+    async def stop(self) -> None:
+        """Waits for that thread."""
+        if self._tokenizer is not None:
+            await asyncio.gather(self._tokenizer, return_exceptions=True)
+
+    def _packed(self) -> list[Any]:
+        return pieces(tokenizer_archive(self._serving.config.engine.model))
+
+    async def _generate(self, call: Call) -> None:
+        self._calls.add(call)
+        try:
+            await self._serving.begin(call, _WORDING)
+            responses = Responses(call)
+            if call.is_streamed:
+                await stream(call, responses.to_message)
+            else:
+                await _write(call, await responses.gather())
+        except InvalidRequest as error:
+            raise inbound.renamed(error) from error
+        finally:
+            self._calls.discard(call)
+
+    async def _abort(self, call: Call) -> Any:
+        """Ends the calls of these ids that the same caller has made, on the same front end. Nobody
+        is told whether there were any.
+        """
+        request = _read(call, vllm.AbortRequest)
+        ids = set(request.request_ids)
+        for each in list(self._calls):
+            if each.stated_id in ids and _may_abort(call, each):
+                each.abort()
+        return vllm.AbortResponse()
+
+    async def _health_check(self, call: Call) -> Any:
+        """Answers where calls would be served, and else ends UNAVAILABLE: to a gateway that is told
+        that a server is there and not healthy, it is one that has no name and no tokenizer.
+        """
+        _read(call, vllm.HealthCheckRequest)
+        self._serving.calls.refuse_when_draining()
+        self._serving.ready()
+        return vllm.HealthCheckResponse(healthy=True)
+
+    async def _get_model_info(self, call: Call) -> Any:
+        _read(call, vllm.GetModelInfoRequest)
+        info, serving = self._info(), self._serving
+        limits = serving.limits(info)
+        longest = min(info.context_len, info.kv_len)
+        bos_id = serving.tokenizer.bos_id
+        return vllm.GetModelInfoResponse(
+            model_path=info.model_name,
+            tokenizer_path=info.model_name,
+            served_model_name=info.model_name,
+            is_generation=True,
+            max_context_length=longest,
+            max_req_input_len=longest - 1,
+            vocab_size=info.vocab_size,
+            architectures=[info.architecture],
+            eos_token_ids=sorted(limits.eos_token_ids),
+            bos_token_id=0 if bos_id is None else bos_id,
+            default_sampling_params_json=_defaults(serving.sampling),
+        )
+
+    async def _get_server_info(self, call: Call) -> Any:
+        _read(call, vllm.GetServerInfoRequest)
+        info = self._info()
+        return vllm.GetServerInfoResponse(
+            active_requests=len(self._calls),
+            uptime_seconds=time.monotonic() - self._started_at,
+            server_type=SERVER_TYPE,
+            data_parallel_size=1,
+            block_size=info.page_size,
+            model_dtype=info.dtype,
+            # Whatever may wait here: a gateway that holds back what does not run at once would keep
+            # from the scheduler here what it is to put in order.
+            max_num_seqs=self._serving.config.max_requests,
+        )
+
+    async def _get_tokenizer(self, call: Call) -> None:
+        _read(call, common.GetTokenizerRequest)
+        assert self._tokenizer is not None
+        await _write(call, await asyncio.shield(self._tokenizer))
+
+    def _info(self) -> EngineInfo:
+        if self._serving.info is None:
+            raise EngineLost("the engine is starting")
+        return self._serving.info
+
+
+def _read(call: Call, kind: Any) -> Any:
+    """Returns the message of a call that generates nothing, which is short. Raises
+    InvalidRequest.
+    """
+    if len(call.raw) > SHORT_BYTES:
+        text = f"must be at most {SHORT_BYTES} bytes long, got {len(call.raw)}"
+        raise InvalidRequest([Violation("", text)])
+    return parse(kind, call.raw)
+
+
+async def _write(call: Call, messages: list[Any]) -> None:
+    for message in messages:
+        call.delivery.pending = message
+        await call.context.write(message)
+        call.delivery.pending = None
+
+
+def _may_abort(caller: Call, call: Call) -> bool:
+    """Returns whether a call is its caller's to end: made by the same, and of the same tenant where
+    it names one.
+    """
+    metadata = caller.context.invocation_metadata() or ()
+    is_named = names_tenant(metadata) or caller.gateway.tenant
+    return call.identity == caller.identity and (not is_named or call.tenant == caller.tenant)
+
+
+def _defaults(sampling: Sampling) -> str:
+    """Returns the sampling of requests that leave it out, as JSON."""
+    return json.dumps({name: asdict(sampling)[name] for name in _DEFAULTS})
