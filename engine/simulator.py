@@ -67,6 +67,7 @@ class Result(NamedTuple):
     refusal: Refusal | None = None
     error: str = ""
     promised: bool | None = None  # `on_time` of its Accepted; None: it was refused
+    lost: bool = False  # with its replica
 
 
 @dataclass(eq=False, slots=True)
@@ -189,6 +190,19 @@ class Replica:
         if not self.scheduler.sequence(id).output:
             yield from self._cancel(id, FinishReason.CANCELLED)
 
+    def lose(self) -> Iterator[Result]:
+        """Yields what became of those of whom something has come, when the replica is lost; others
+        have begun nothing yet (`unanswered`). Nothing more may be asked of it.
+        """
+        for result in self.in_flight():
+            if result.token_at:
+                yield result._replace(ended_at=self.now, lost=True, error="its replica was lost")
+
+    def unanswered(self) -> list[Arrival]:
+        """Returns those in flight of whom nothing has come, in the order in which they arrived."""
+        scheduler = self.scheduler
+        return [each for id, each in self._arrivals.items() if not scheduler.sequence(id).output]
+
     def in_flight(self) -> Iterator[Result]:
         """Yields the requests that have not ended, with the tokens that they have so far."""
         for id, arrival in self._arrivals.items():
@@ -258,41 +272,40 @@ class Replica:
 Route = Callable[[list[Replica], Request], Replica]  # which replica a request is sent to
 
 
-def round_robin() -> Route:
-    """Returns a route that takes the replicas in turn."""
-    turn = -1
+class Incident(NamedTuple):
+    """What happens at an instant that no arrival is: all replicas have come that far."""
 
-    def route(replicas: list[Replica], request: Request) -> Replica:
-        nonlocal turn
-        turn = (turn + 1) % len(replicas)
-        return replicas[turn]
-
-    return route
+    at: float
+    happens: Callable[[], Iterable[Result]]
 
 
-def least_loaded(replicas: list[Replica], request: Request) -> Replica:
-    """Returns the replica with the fewest requests in flight, the first among equals."""
-    return min(replicas, key=lambda r: (r.num_in_flight, r.index))
+def the_only_one(replicas: list[Replica], request: Request) -> Replica:
+    """Returns the replica where there is one."""
+    (replica,) = replicas
+    return replica
 
 
 def simulate(
-    arrivals: Iterable[Arrival],
+    arrivals: Iterable[Arrival | Incident],
     replicas: list[Replica],
-    route: Route = least_loaded,
+    route: Route = the_only_one,
     drain_s: float = math.inf,
     observe: Observer | None = None,
 ) -> Iterator[Result]:
     """Yields what became of each arrival, exactly once, in the order of their ends on each replica.
 
-    Arrivals must come in order of time. Those still going on `drain_s` after the last arrival come
-    at the end, as they are then.
+    Arrivals and incidents must come in order of time. Those still going on `drain_s` after the last
+    of them come at the end, as they are then.
     """
     last_at = 0.0
     for arrival in arrivals:
-        last_at = arrival.request.arrived_at
+        last_at = arrival.at if isinstance(arrival, Incident) else arrival.request.arrived_at
         for replica in replicas:
             if replica.now < last_at:
                 yield from replica.run_until(last_at, observe)
+        if isinstance(arrival, Incident):
+            yield from arrival.happens()
+            continue
         refused = route(replicas, arrival.request).submit(arrival)
         if refused is not None:
             yield refused

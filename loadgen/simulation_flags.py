@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +12,12 @@ from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import ORDERS, POLICIES
 from engine.flags import Flag
+from engine.fleet import Outage
+from engine.routing.router import ROUTINGS
 from loadgen.silos import SiloTarget, parse_silos
 from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
-from loadgen.targets.simulated import ROUTINGS, Setup, SimulatedTarget
+from loadgen.targets.simulated import Setup, SimulatedTarget
 from loadgen.workload.lengths import USUALLY_STATED, Stated, parse_stated
 from loadgen.workload.logged import Log
 from loadgen.workload.units import parse_duration, parse_weights
@@ -67,6 +69,27 @@ class SimulationFlags:
         ),
     ] = None
     routing: Annotated[str, Flag("default %(default)s", ROUTINGS)] = _USUAL.routing
+    pin: Annotated[
+        Mapping[str, int],
+        Flag(
+            "requests of a tier that go to one replica, past the router",
+            metavar="TIER:REPLICA,...",
+            parse=parse_pins,
+        ),
+    ] = field(default_factory=dict)
+    slow_replica: Annotated[
+        Mapping[int, float],
+        Flag("how many times as slow", metavar="REPLICA:FACTOR,...", parse=parse_slow),
+    ] = field(default_factory=dict)
+    replica_down: Annotated[
+        Sequence[Outage],
+        Flag(
+            "lost at an instant, and back at another",
+            metavar="REPLICA@AT[-UNTIL]",
+            parse=parse_outage,
+            is_repeated=True,
+        ),
+    ] = ()
     tiers: Annotated[
         Path | None,
         Flag(
@@ -157,6 +180,9 @@ class SimulationFlags:
             chunk_size=flags.chunk_size,
             replicas=flags.replicas,
             routing=flags.routing,
+            pinned=flags.pin,
+            slow=flags.slow_replica,
+            outages=tuple(flags.replica_down),
             predictor_error=flags.predictor_error,
             max_requests=math.inf if flags.max_requests is None else flags.max_requests,
             drain_s=drain_s,
@@ -244,6 +270,39 @@ def parse_tier(text: str) -> Tier:
     return Tier(name, targets, Importance.NORMAL, parse_gap(gap) if has_gap else None)
 
 
+def parse_pins(text: str) -> dict[str, int]:
+    """Reads TIER:REPLICA,... Raises ValueError."""
+    pins = {}
+    for part in text.split(","):
+        tier, _, replica = part.strip().rpartition(":")
+        if not tier or not replica.isdecimal():
+            raise ValueError(f"{part.strip()!r} is not TIER:REPLICA such as batch:0")
+        pins[tier] = int(replica)
+    return pins
+
+
+def parse_slow(text: str) -> dict[int, float]:
+    """Reads REPLICA:FACTOR,... Raises ValueError."""
+    slow = {}
+    for replica, factor in parse_weights(text).items():
+        if not replica.isdecimal():
+            raise ValueError(f"{replica!r} is not a replica: they have numbers from 0 on")
+        slow[int(replica)] = factor
+    return slow
+
+
+def parse_outage(text: str) -> Outage:
+    """Reads REPLICA@AT[-UNTIL]. Raises ValueError."""
+    replica, at, instants = text.partition("@")
+    first, dash, second = instants.partition("-")
+    if not replica.isdecimal() or not at:
+        raise ValueError(f"{text!r} is not REPLICA@AT or REPLICA@AT-UNTIL such as 1@60s-90s")
+    until = parse_duration(second) if dash else math.inf
+    if not parse_duration(first) < until:
+        raise ValueError(f"{text!r}: it is back after it is lost")
+    return Outage(int(replica), parse_duration(first), until)
+
+
 def parse_gap(text: str) -> float:
     """Reads a longest time between two tokens, in TBTs; `inf` is one. Raises ValueError."""
     try:
@@ -256,9 +315,14 @@ def parse_gap(text: str) -> float:
 
 
 def contender(base: Setup, name: str, silos: str | None) -> SimulatedTarget | SiloTarget:
-    """Makes the contender of a comparison by its name: POLICY, POLICY/CHUNK, or silo (with `silos`
-    as `--silo` has it, else the fewest that serve the load). Raises ValueError.
+    """Makes the contender of a comparison by its name: POLICY, POLICY/CHUNK, either with @ROUTING,
+    or silo (with `silos` as `--silo` has it, else the fewest that serve the load). Raises
+    ValueError.
     """
+    name, at, routing = name.partition("@")
+    if at and routing not in ROUTINGS:
+        raise ValueError(f"unknown routing {routing!r}: one of {', '.join(ROUTINGS)}")
+    base = replace(base, routing=routing or base.routing)
     if name == "silo":
         return SiloTarget(base, parse_silos(silos, base.profile.tiers) if silos else ())
     policy, slash, chunk = name.partition("/")

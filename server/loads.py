@@ -29,6 +29,7 @@ from engine.deciding.queued_work import (
 from engine.deciding.stats import EngineStats, Outlook, Speeds, Totals
 from engine.linking.errors import EngineLost, Unanswered
 from engine.messages import EngineInfo
+from engine.routing.told import repelling_of
 
 FRESH_S = 1.0  # an answer is as good as a new one
 STALE_S = 10.0  # it is worth nothing
@@ -88,7 +89,10 @@ def load_of(stats: EngineStats, info: EngineInfo, rates: Rates) -> Load:
         for tier in sorted({*outlooks, *(tier for tier, _ in amounts)})
     }
     queued = _sum(tier.queued for tier in tiers.values())
-    waiting, running = repelling(outlooks.values()), _sum(tier.running for tier in tiers.values())
+    waiting, running = (
+        repelling_of(outlooks.values()),
+        _sum(tier.running for tier in tiers.values()),
+    )
     return Load(
         tiers=tiers,
         waiting=waiting,
@@ -100,20 +104,6 @@ def load_of(stats: EngineStats, info: EngineInfo, rates: Rates) -> Load:
         memory=saturation.memory,
         batch_fill=min(1.0, running.num / info.max_batch_size),
         cache_hits=totals.cached_tokens / max(1, totals.prompt_tokens),
-    )
-
-
-def repelling(outlooks: Iterable[Outlook]) -> Amount:
-    """Returns what should repel a request that comes now, as the module says."""
-    outlooks = list(outlooks)
-    if not outlooks:
-        return NOTHING
-    tightest_s = min(outlook.patience_s for outlook in outlooks)
-    parts = [(tightest_s / outlook.patience_s, outlook.ahead) for outlook in outlooks]
-    return Amount(
-        int(max(part * ahead.num for part, ahead in parts)),
-        max(part * ahead.seconds for part, ahead in parts),
-        int(max(part * ahead.tokens for part, ahead in parts)),
     )
 
 

@@ -20,9 +20,9 @@ counted with it, and what the replica has had time to do; so the requests of tha
 go to whoever was the emptiest when it began. A replica that has said nothing for STALE_S comes
 after all others.
 
-`qos.ranked` is the decision itself, on plain values. It looks at those replicas where the request
-would be on time for sure; among them at the work that is as urgent as its own, which background
-work is not; a prefix that a replica holds counts as work that need not be done. Only where it would
-be on time nowhere for sure does it go where it misses by least. `rivals.py` has what others do,
-with the same arguments.
+`qos.ranked` is the decision itself, on plain values: of the replicas where the deadline is met as
+surely as anywhere it takes the one with the least work that is as urgent as the request, which
+background work is not; a prefix that a replica holds counts as work that need not be done.
+`rivals.py` has what others do, with the same arguments, and `told.py` makes what is told of what an
+engine says of itself.
 """

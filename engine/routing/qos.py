@@ -3,15 +3,16 @@
 *Slack* is what a replica leaves of the request's target: the headroom that it told for the
 request's tier, less what the router has sent there since that is due no later, plus what the
 replica has had time to do of what was ahead, and less what the request's own prompt takes more than
-a typical one. A request is on time *for sure* where its slack is SURE of its target at least, which
-allows for what the router does not know: others that send there, too, and forecasts that err.
+a typical one. So it is the replica's own forecast, brought up to now.
 
-Among the replicas where it is on time for sure the one with the least *urgent work* is best: all
-that waits and runs there with targets no longer than the request's own, and the request's own work.
-So interactive requests do not see a backlog of batch, however long, and batch sees all there is and
-goes where there is most room. What a replica holds of the prompt is work saved for everybody there:
-it counts AFFINITY times besides, so that a prefix stays with its replica for as long as requests
-are on time there for sure and the others are not emptier by more than that.
+A replica will do where the slack is the largest, or smaller by TOLERANCE of the target at most: the
+deadline is met there as surely as anywhere, for all that a router knows. Of these the one with the
+least *urgent work* is best: all that waits and runs there with targets no longer than the
+request's, and the request's own work. So an interactive request does not see how much of a night's
+work a replica has, and batch, whose time is long enough for any replica to do, sees all there is
+and goes where most room is. What a replica holds of the prompt is work that all are saved, and
+counts AFFINITY times besides: a prefix stays with its replica while that will do and is not busier
+than others by more than that.
 
 Differences of less than the request's own work are none: chance decides, so that several routers
 who were told the same do not all choose the same replica.
@@ -26,7 +27,7 @@ from typing import Final, NamedTuple
 from engine.deciding.request import TargetKind
 from engine.routing.states import Asked, Moment, Replica, TierTold, Told
 
-SURE: Final = 0.1  # of the target
+TOLERANCE: Final = 0.1  # of the target
 AFFINITY: Final = 1.0
 
 
@@ -42,22 +43,21 @@ class View(NamedTuple):
 def ranked(asked: Asked, replicas: Sequence[Replica], moment: Moment) -> list[int]:
     """Returns the indices of the replicas, the best one for the request first."""
     views = [view(asked, replica, moment.now) for replica in replicas]
-    least_s = SURE * asked.target_s if asked.target_s < math.inf else -math.inf
+    known = [i for i, replica in enumerate(replicas) if replica.is_known(moment.now)]
+    most_s = max((views[i].slack_s for i in known), default=0.0)
+    least_s = most_s - TOLERANCE * asked.target_s if most_s < math.inf else most_s
 
     def place(index: int) -> tuple[int, float]:
         each = views[index]
-        if not replicas[index].is_known(moment.now):
+        if index not in known:
             return (2, replicas[index].num_in_flight)
-        if each.slack_s >= least_s:
-            return (0, _cost(each))
-        return (1, -each.slack_s)
+        return (0, _cost(each)) if each.slack_s >= least_s else (1, -each.slack_s)
 
     order = sorted(range(len(replicas)), key=place)
-    if not order:
+    if not known:
         return order
-    best = place(order[0])
-    tie_s = views[order[0]].own_s if best[0] == 0 else 0.0
-    ties = [i for i in order if place(i)[0] == best[0] and place(i)[1] <= best[1] + tie_s]
+    least, tie_s = place(order[0])[1], views[order[0]].own_s
+    ties = [i for i in order if place(i)[0] == 0 and place(i)[1] <= least + tie_s]
     chosen = ties[int(moment.draw * len(ties))]
     return [chosen, *(i for i in order if i != chosen)]
 
@@ -72,25 +72,37 @@ def view(asked: Asked, replica: Replica, now: float) -> View:
     if told is None:
         return View(-math.inf, 0.0, 0.0, 0.0)
     saved_s = replica.cached_len * told.prefill_s
-    own_s = asked.prompt_len * told.prefill_s - saved_s + asked.output_len * told.decode_s
-    target_s, elapsed_s = asked.target_s, max(0.0, now - told.at)
-    ahead_s = sum(t.waiting_s for t in told.tiers.values() if t.target_s <= target_s)
-    running_s = sum(t.running_s for t in told.tiers.values() if t.target_s <= target_s)
+    prefill_s = asked.prompt_len * told.prefill_s - saved_s
+    own_s = prefill_s + asked.output_len * told.decode_s
+    done_s = max(0.0, now - told.at) / told.slowdown
+    target_s = asked.target_s
+    no_later = [tier for tier in told.tiers.values() if tier.target_s <= target_s]
+    there_s = sum(tier.waiting_s + tier.running_s for tier in no_later)
+    if asked.targets.kind is not TargetKind.INTERACTIVE:
+        there_s += told.backlog_s
     sent_s = sum(work_s for due_s, work_s in replica.sent_s.items() if due_s <= target_s)
-    behind_s = told.backlog_s if asked.targets.kind is not TargetKind.INTERACTIVE else 0.0
-    urgent_s = max(0.0, ahead_s + running_s + behind_s + sent_s - elapsed_s) + own_s
-    if target_s == math.inf:
-        return View(math.inf, urgent_s, own_s, saved_s)
-    ahead_now_s = max(0.0, ahead_s + sent_s - elapsed_s)
-    left_s = target_s - ahead_now_s - (asked.prompt_len - replica.cached_len) * told.prefill_s
+    urgent_s = max(0.0, there_s + sent_s - done_s) + own_s
+    slack_s = math.inf
+    if target_s < math.inf:
+        slack_s = _slack_s(asked, told, sent_s - done_s, prefill_s)
+    return View(slack_s, *(told.slowdown * each for each in (urgent_s, own_s, saved_s)))
+
+
+def _slack_s(asked: Asked, told: Told, more_s: float, prefill_s: float) -> float:
+    """Returns what is left of the target where there is so much more work ahead of the request than
+    was told, or less.
+    """
     tier = _tier(asked, told)
-    if tier is None or tier.headroom_s is None:
-        return View(left_s, urgent_s, own_s, saved_s)
-    longer = asked.prompt_len - replica.cached_len - tier.typical_len
-    slack_s = tier.headroom_s + ahead_s - ahead_now_s - longer * told.prefill_s
-    if not tier.headroom_s:  # how late a request would be is not told
-        slack_s = min(slack_s, left_s)
-    return View(slack_s, urgent_s, own_s, saved_s)
+    if tier is None:
+        return asked.target_s - told.slowdown * (max(0.0, more_s) + prefill_s)
+    ahead_s = max(0.0, tier.ahead_s + more_s)
+    left_s = asked.target_s - told.slowdown * (ahead_s + prefill_s)
+    if tier.headroom_s is None:
+        return left_s
+    longer_s = prefill_s - tier.typical_len * told.prefill_s
+    slack_s = told.slowdown * (tier.headroom_s + tier.ahead_s - ahead_s - longer_s)
+    # How late a request would be is not told.
+    return slack_s if tier.headroom_s else min(slack_s, left_s)
 
 
 def _tier(asked: Asked, told: Told) -> TierTold | None:

@@ -77,6 +77,6 @@ def _drain_s(replica: Replica, now: float, with_backlog: bool) -> float:
     if told is None or not replica.is_known(now):
         return replica.num_in_flight * 1024 / USUAL_TOKENS_PER_S
     queued = told.waiting_tokens + (told.backlog_tokens if with_backlog else 0)
-    usage = min(0.999, told.kv_usage)
+    usage = min(0.999, told.kv_held if with_backlog else told.kv_usage)
     tokens = queued + replica.sent_tokens
     return tokens / (told.tokens_per_s or USUAL_TOKENS_PER_S) + KV_PRESSURE_S * usage / (1 - usage)

@@ -22,6 +22,7 @@ ROUTINGS: Final[Mapping[str, Ranking]] = {
     "power-of-two": rivals.power_of_two,
     "cache-aware": rivals.cache_aware,
 }
+DEAF: Final = frozenset({"round-robin", "least-requests", "cache-aware"})  # hear nothing told
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Router:
 
     def __init__(self, routing: str = "qos", seed: int = 0) -> None:
         self._rank = ROUTINGS[routing]
+        self.listens = routing not in DEAF  # whether it makes a difference what replicas tell
         self._seed = seed
         self._turn = 0
         self._known: dict[str, _Known] = {}

@@ -1,7 +1,7 @@
 """What a decision looks at: the request, and of each replica what it has told and was sent since.
 
 Durations and instants are in seconds, the latter on the router's clock. Work is in seconds of the
-time of the replica's engine, so that a slow replica has more of it for the same tokens.
+time of the replica's engine, as predicted: a slow device has more of it for the same tokens.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ class Asked(NamedTuple):
 
 
 class TierTold(NamedTuple):
-    """What a replica told of one tier: `headroom_s` is the work that could come before a typical
-    request of it, of `typical_len` tokens of prompt, and it would be called on time still; None
-    where it is not known. What waits does not include what was relegated.
+    """What a replica told of one tier, and what a typical request of it would have to expect:
+    `headroom_s` is the work that could come before it and it would be called on time still (None
+    where that is not known), `ahead_s` the work that is served before it now. What waits does not
+    include what was relegated.
     """
 
     target_s: float  # inf: best effort
     headroom_s: float | None = None
+    ahead_s: float = 0.0
+    typical_len: int = 0  # tokens of a typical prompt
     waiting_s: float = 0.0
     running_s: float = 0.0
-    typical_len: int = 0
 
 
 class Told(NamedTuple):
@@ -57,13 +59,17 @@ class Told(NamedTuple):
     at: float
     tiers: Mapping[str, TierTold]  # by name, "": of requests with targets of their own
     backlog_s: float = 0.0  # of relegated and best-effort requests
-    prefill_s: float = 0.0  # that a token of a prompt takes
-    decode_s: float = 0.0  # that a token of an output takes
-    demand: float = 0.0  # work that arrives in a second, of late
-    kv_usage: float = 0.0  # of its memory for keys and values, in [0, 1]
-    waiting_tokens: int = 0  # to prefill, of those that wait and were not relegated
-    backlog_tokens: int = 0  # to prefill, of the backlog
-    tokens_per_s: float = 0.0  # that it puts out, of late
+    prefill_s: float = 0.0  # work that a token of a prompt is
+    decode_s: float = 0.0  # work that a token of an output is
+    slowdown: float = 1.0  # time that passes for each second of work
+    # For who balances by tokens. What waits is without what should repel nobody (`told.py`).
+    num_waiting: int = 0
+    num_backlog: int = 0  # all else that waits
+    waiting_tokens: int = 0  # to prefill, like the next
+    backlog_tokens: int = 0
+    tokens_per_s: float = 0.0  # that it computes, of late
+    kv_usage: float = 0.0  # how full its memory is for a stream that comes, in [0, 1]
+    kv_held: float = 0.0  # how full it is, whoever would give up some
 
 
 class Replica(NamedTuple):

@@ -48,7 +48,7 @@ def run(callers: Sequence[Caller], profile: Profile, is_on: bool) -> None:
 
 class _Simulation:
     def __init__(self, profile: Profile, is_on: bool) -> None:
-        (self._replica,) = Setup(profile).make_replicas()
+        self._replica = Setup(profile).replica(0)
         self._is_on = is_on
         self._tiers = server_tiers()
         self._habits, self._rhythm = Habits(), Rhythm()

@@ -77,7 +77,10 @@ def _timed(job: Job) -> Answered:
 
 
 # The decisions, the virtual time that they are made in, and what is sent, simulated and scored.
-_CODE = ("engine/deciding/**/*.py", "engine/simulator.py", "loadgen/**/*.py")
+_CODE = (
+    *("engine/deciding/**/*.py", "engine/routing/**/*.py"),
+    *("engine/simulator.py", "engine/fleet.py", "loadgen/**/*.py"),
+)
 
 
 def fingerprint(root: Path = Path(loadgen.__path__[0]).parent) -> str:

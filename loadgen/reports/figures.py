@@ -105,7 +105,10 @@ def _summary(summary: Summary) -> Document:
         "total": _score(summary.total),
         **{
             name: [_score(each) for each in getattr(summary, name)]
-            for name in ("by_tier", "by_importance", "by_tenant", "by_history", "by_prompt")
+            for name in (
+                *("by_tier", "by_importance", "by_tenant"),
+                *("by_replica", "by_history", "by_prompt"),
+            )
         },
     }
 

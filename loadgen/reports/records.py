@@ -66,6 +66,7 @@ COLUMNS = (
     "leaves_after",  # tokens after which the client leaves, as planned
     "leaves_s",  # or seconds
     "timeout_s",  # the call's own deadline
+    "replica",  # to which it was sent, where there are several
     "stated",  # the max_tokens that its caller stated, where a log says it
     "seed",  # of the prompt's tokens and of sampling
     "exact",  # scheduled_at, sent_at, ended_at and server_ttft_s to the last digit; - for none
@@ -129,6 +130,7 @@ def _details(record: Record) -> Iterator[object]:
     yield _cell(request.cancel_after)
     yield _cell(request.leaves_s)
     yield _cell(request.timeout_s)
+    yield record.replica
     yield _cell(request.stated)
     yield request.seed
     exact = (request.at, record.sent_at, record.ended_at, record.server_ttft_s)
@@ -242,6 +244,7 @@ def _record(row: Mapping[str, str]) -> Record:
         server_ttft_s,
         row["error"],
         _if_any(_is_on_time, row["promised"]),
+        row["replica"],
     )
 
 

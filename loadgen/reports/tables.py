@@ -123,13 +123,14 @@ def _run_row(run: Measurement, tiers: Sequence[str]) -> list[Figure]:
 
 
 def score_tables(summary: Summary) -> Iterator[Table]:
-    """Yields tables with a row per group of requests: by tier, and by importance, tenant and prompt
-    length where there are several of them.
+    """Yields tables with a row per group of requests: by tier, and by importance, tenant, replica
+    and prompt length where there are several of them.
     """
     yield _score_table("Tiers", "tier", [*summary.by_tier, summary.total])
     for title, name, scores in (
         ("Importance", "importance", summary.by_importance),
         ("Tenants", "tenant", summary.by_tenant),
+        ("Replicas", "replica", summary.by_replica),
         ("Prompt length", "prompt", summary.by_prompt),
     ):
         if len(scores) > 1:

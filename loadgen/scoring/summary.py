@@ -78,6 +78,7 @@ class Summary:
     by_tier: tuple[Score, ...]
     by_importance: tuple[Score, ...]
     by_tenant: tuple[Score, ...]
+    by_replica: tuple[Score, ...]  # of those to which any were sent, where there are several
     by_history: tuple[Score, ...]  # those of the cold start, and those that came later
     by_prompt: tuple[Score, ...]  # short and long: above the 90th percentile of prompt lengths
     long_prompt_tokens: int  # that percentile
@@ -132,6 +133,7 @@ def summarise(
         by_tier=tuple(score(tier, by_tier.get(tier, []), window.length_s) for tier in tiers),
         by_importance=split(lambda r: _importance(r, target)),
         by_tenant=by_tenant,
+        by_replica=_by_replica(split(lambda r: r.replica)),
         by_history=split(lambda r: "without" if is_new(r) else "with"),
         by_prompt=split(lambda r: "long" if r.request.prompt_len > long_tokens else "short"),
         long_prompt_tokens=int(long_tokens),
@@ -147,6 +149,12 @@ def summarise(
         invalid=_invalid(lag, requested, achieved, measuring.max_lag_s) if due else _NOTHING_DUE,
         errors=_errors(run.records),
     )
+
+
+def _by_replica(scores: Sequence[Score]) -> tuple[Score, ...]:
+    """Returns the scores of replicas in their order; none where nothing is known of any."""
+    named = [each for each in scores if each.group]
+    return tuple(sorted(named, key=lambda each: (len(each.group), each.group)))
 
 
 def _window(duration_s: float, run: Run, measuring: Measuring) -> Window:

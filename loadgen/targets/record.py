@@ -49,6 +49,7 @@ class Record:
     server_ttft_s: float | None = None  # as the server timed it; the rest is the way
     error: str = ""
     promised: bool | None = None  # to be on time, or late, at its admission; None: nothing was told
+    replica: str = ""  # which of several it was sent to
 
     @property
     def lag_s(self) -> float:

@@ -28,7 +28,10 @@ from engine.deciding.request import Importance, Request, Sampling, Share, Target
 from engine.deciding.scheduler import Scheduler
 from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
-from engine.simulator import Arrival, Cost, Refusal, Replica, Result, Route
+from engine.deciding.stats import TierAsked
+from engine.fleet import Fleet, Outage
+from engine.routing.router import ROUTINGS, Router
+from engine.simulator import Arrival, Cost, Refusal, Replica, Result
 from loadgen import interrupts
 from loadgen.targets.decisions import DecisionLines
 from loadgen.targets.profiles import Profile
@@ -45,12 +48,8 @@ _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 VOCABULARY_SIZE = 32_000
 LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
 _WATCH_EVERY = 64  # records
+ROUTING = "least-requests"  # the default
 _STOPS = frozenset([simulator.STOP])
-
-ROUTINGS: dict[str, Callable[[], Route]] = {
-    "round-robin": simulator.round_robin,
-    "least-loaded": lambda: simulator.least_loaded,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,10 @@ class Setup:
     policy: str = _SCHEDULER.policy
     chunk_size: int = _SCHEDULER.chunk_size  # of the fixed-chunk policies
     replicas: int = 1
-    routing: str = "least-loaded"
+    routing: str = ROUTING
+    pinned: Mapping[str, int] = field(default_factory=dict)  # tiers that go past the router
+    outages: tuple[Outage, ...] = ()
+    slow: Mapping[int, float] = field(default_factory=dict)  # replicas, how many times as slow
     predictor_error: float = 0.0  # standard deviation of actual / predicted, seeded
     max_requests: float = math.inf  # waiting or running, per replica
     drain_s: float = math.inf  # longest wait for the last answers
@@ -86,7 +88,10 @@ class Setup:
             raise ValueError(f"predictor_error must be in [0, 1), got {self.predictor_error}")
         if self.routing not in ROUTINGS:
             raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}")
+        if not all(factor > 0 for factor in self.slow.values()):
+            raise ValueError("a replica is slow by a positive factor")
         self.scheduler_config()
+        self.fleet()
 
     def scheduler_config(self) -> SchedulerConfig:
         """Says how the scheduler of each replica is configured."""
@@ -104,16 +109,36 @@ class Setup:
             niyama=self.niyama,
         )
 
-    def make_replicas(self, sink: Callable[[Entry], None] | None = None) -> list[Replica]:
-        """Makes the replicas, each idle at instant 0. `sink` gets every decision."""
-        return [self._replica(index, sink) for index in range(self.replicas)]
+    def fleet(self, sink: Callable[[Entry], None] | None = None) -> Fleet:
+        """Makes the replicas, each idle at instant 0, and the router before them. `sink` gets every
+        decision. Raises ValueError for a replica that there is not.
+        """
+        return Fleet(
+            lambda index: self.replica(index, sink),
+            self.replicas,
+            Router(self.routing, self.seed),
+            [
+                TierAsked(
+                    tier.name, _targets(tier.targets, None, None), _IMPORTANCE[tier.importance]
+                )
+                for tier in self.profile.tiers
+            ],
+            self.prefix_caching,
+            self.pinned,
+            self.outages,
+        )
 
-    def _replica(self, index: int, sink: Callable[[Entry], None] | None) -> Replica:
-        model = LatencyModel if self.predictor_error or self.slowness else _Exact
+    def replica(self, index: int, sink: Callable[[Entry], None] | None = None) -> Replica:
+        """Makes one of the replicas, idle at instant 0."""
+        varies = self.predictor_error or self.slowness or index in self.slow
+        model = LatencyModel if varies else _Exact
         scheduler = Scheduler(self.scheduler_config(), model(self.profile.latency), sink)
         replica = Replica(index, scheduler, self._cost(index), self.max_requests)
-        if self.slowness:
-            replica.cost = _slowed(replica, self.slowness)
+        slowness = self.slowness
+        if index in self.slow:
+            slowness = ((math.inf, self.slow[index]),)
+        if slowness:
+            replica.cost = _slowed(replica, slowness)
         return replica
 
     def _cost(self, index: int) -> Cost:
@@ -222,6 +247,8 @@ def target_info(setup: Setup, policy: str, replicas: int) -> TargetInfo:
     """Returns what simulated replicas say of themselves, under the name of a policy."""
     profile = setup.profile
     name = f"simulated {profile.name}" + (f" x {replicas}" if replicas > 1 else "")
+    if replicas > 1 and setup.routing != ROUTING:
+        name += f", {setup.routing}"
     return TargetInfo(
         name,
         policy,
@@ -277,12 +304,9 @@ class _Recorder:
 
     def ended(self, requests: Iterable[PlannedRequest]) -> Iterator[Record]:
         """Yields records as their requests end."""
-        setup = self.setup
-        route = ROUTINGS[setup.routing]()
+        fleet, drain_s = self.setup.fleet(self.sink), self.setup.drain_s
         observe = None if self.series is None else self.series.observe
-        for result in simulator.simulate(
-            self._arrivals(requests), setup.make_replicas(self.sink), route, setup.drain_s, observe
-        ):
+        for result in fleet.run(self._arrivals(requests), drain_s, observe):
             yield self._note(result)
 
     def _arrivals(self, requests: Iterable[PlannedRequest]) -> Iterator[Arrival]:
@@ -316,7 +340,7 @@ class _Recorder:
         record = self.by_id.pop(result.request.id)
         record.token_at = result.token_at
         record.server_ttft_s = record.ttft_s
-        record.ended_at = result.ended_at
+        record.ended_at, record.replica = result.ended_at, str(result.replica)
         record.relegated, record.promised = result.relegated, result.promised
         record.outcome, record.error = _outcome(result), result.error
         if record.outcome is Outcome.FINISHED:
@@ -341,7 +365,7 @@ def _outcome(result: Result) -> Outcome:
         invalid = result.refusal is Refusal.INVALID
         return Outcome.FAILED if invalid else Outcome.REJECTED
     if result.finished is None:
-        return Outcome.UNFINISHED
+        return Outcome.FAILED if result.lost else Outcome.UNFINISHED
     return _OUTCOMES[result.finished.reason]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from engine.deciding.plan import Plan, Work
 from engine.deciding.policies import POLICIES
-from engine.deciding.request import Sampling
+from engine.deciding.request import Request, Sampling
 from engine.deciding.sequence import FinishReason
 from engine.simulator import (
     STOP,
@@ -20,8 +20,6 @@ from engine.simulator import (
     Refusal,
     Replica,
     Result,
-    least_loaded,
-    round_robin,
     simulate,
 )
 from tests.engine.deciding.parts import TARGETS, make_request, make_scheduler
@@ -51,9 +49,12 @@ def make_arrivals(seed: int = 0, count: int = 60, **arrival: float) -> Iterator[
 
 
 def run(policy: str, seed: int) -> list[Result]:
-    return list(
-        simulate(make_arrivals(seed, 40), [make_replica(0, policy), make_replica(1, policy)])
-    )
+    replicas = [make_replica(0, policy), make_replica(1, policy)]
+    return list(simulate(make_arrivals(seed, 40), replicas, fewest_in_flight))
+
+
+def fewest_in_flight(replicas: list[Replica], request: Request) -> Replica:
+    return min(replicas, key=lambda replica: replica.num_in_flight)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -213,22 +214,3 @@ def test_what_goes_on_after_the_drain_is_told_as_it_is_then() -> None:
     assert len(going_on.token_at) == 1 + 45
     both = list(simulate(arrivals, [make_replica()], drain_s=200 * TICK))
     assert [(o.request.id, o.finished is None) for o in both] == [("short", False), ("long", True)]
-
-
-def test_replicas_are_taken_in_turn() -> None:
-    replicas = [make_replica(i) for i in range(3)]
-    arrivals = [Arrival(make_request(f"r{i}", at=float(i))) for i in range(7)]
-    results = simulate(arrivals, replicas, round_robin())
-    assert {o.request.id: o.replica for o in results} == {f"r{i}": i % 3 for i in range(7)}
-
-
-def test_the_least_loaded_replica_is_the_one_with_fewest_in_flight() -> None:
-    """At 0: the first, the second, and (equals again) the first. At 1 s the second has finished
-    its short one while the first still decodes the long one and has finished the third.
-    """
-    lengths = [(0.0, 600), (0.0, 2), (0.0, 2), (1 / 16, 2), (1.0, 2)]
-    arrivals = [Arrival(make_request(f"r{i}", 10, n, at)) for i, (at, n) in enumerate(lengths)]
-    replicas = [make_replica(i) for i in range(2)]
-    results = simulate(arrivals, replicas, least_loaded)
-    taken = {o.request.id: o.replica for o in results}
-    assert [taken[f"r{i}"] for i in range(5)] == [0, 1, 0, 1, 1]

@@ -193,11 +193,57 @@ def test_silos_are_sized_or_given(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
+        (("--pin", "batch"), "'batch' is not TIER:REPLICA"),
+        (("--slow-replica", "first:2"), "'first' is not a replica"),
+        (("--replica-down", "1"), "'1' is not REPLICA@AT"),
+        (("--replica-down", "1@9s-3s"), "it is back after it is lost"),
+    ],
+)
+def test_what_is_no_fleet_is_refused_as_it_is_read(
+    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=str(EXIT_USAGE)):
+        main([*SIMULATED, *flags])
+    assert problem in capsys.readouterr().err
+
+
+def test_a_fleet_is_reported_as_a_whole_and_by_replica_and_made_again_from_its_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two routings have the same requests; batch goes past both, to replica 0."""
+    rows, again = tmp_path / "rows.csv", tmp_path / "again.json"
+    fleet = ("--replicas", "3", "--pin", "batch:0", "--slow-replica", "1:2")
+    lost = ("--replica-down", "2@20s-30s", "--rps", "4", "--csv", str(rows))
+    status, document = report(tmp_path, *fleet, *lost, "--compare", "niyama@qos,edf@round-robin")
+    assert status == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for run in document["runs"]:
+        scores = run["by_replica"]
+        assert [each["group"] for each in scores] == ["0", "1", "2"]
+        assert sum(each["num_sent"] for each in scores) == run["total"]["num_sent"]
+        assert sum(each["num_failed"] for each in scores[:2]) == 0
+        assert run["target"]["name"].startswith("simulated a100-llama3-8b x 3, ")
+    qos, turns = document["runs"]
+    assert qos["total"]["num_sent"] == turns["total"]["num_sent"]
+    spread = [[each["num_sent"] for each in run["by_replica"]] for run in (qos, turns)]
+    assert spread[0] != spread[1]
+    assert "niyama@qos" in printed
+    assert make_again([str(rows), "--json", str(again)]) == 0
+    remade = json.loads(again.read_text())["runs"]
+    assert [run["by_replica"] for run in remade] == [run["by_replica"] for run in (qos, turns)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
         (("--simulate", "nowhere.json"), "'nowhere.json' is no file"),
         (("--compare", "niyama,lifo"), "unknown policy 'lifo'"),
         (("--compare", "edf/x"), "POLICY/CHUNK"),
         (("--compare", "silo", "--silo", "q9:1"), "unknown tier 'q9'"),
         (("--replicas", "0"), "replicas"),
+        (("--compare", "niyama@nearest"), "unknown routing 'nearest'"),
+        (("--pin", "batch:2", "--replicas", "2"), "there is no replica 2"),
+        (("--replica-down", "0@3s"), "one replica of 1 at least"),
         (("--max-gap", "0.5"), "max_gap"),
         (("--kv-tokens", "-5"), "kv_tokens must be at least 1, got -5"),
         (("--mix", "interactive:0.5,q9:0.5"), "unknown tier q9"),

@@ -20,8 +20,8 @@ _PACE_NOTE = "On pace: on time, and no gap between two tokens longer than the TB
 
 
 def attainment(view: View) -> list[Chart]:
-    """Returns charts of who was on time by tier; by importance, tenant and prompt length where
-    there are several.
+    """Returns charts of who was on time by tier; by importance, tenant, replica and prompt
+    length where there are several.
     """
     first = view.runs[0].summary
     if not first.total.num_sent:
@@ -31,6 +31,7 @@ def attainment(view: View) -> list[Chart]:
         for title, scores in (
             ("importance", first.by_importance),
             ("tenant", first.by_tenant),
+            ("replica", first.by_replica),
             ("prompt length", first.by_prompt),
         )
         if len(scores) > 1
@@ -71,6 +72,7 @@ def _scores(summary: Summary, title: str) -> dict[str, Score]:
         "tier": (summary.total, *summary.by_tier),
         "importance": summary.by_importance,
         "tenant": summary.by_tenant,
+        "replica": summary.by_replica,
         "prompt length": summary.by_prompt,
     }[title]
     return {score.group: score for score in scores}

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.request import Importance, Targets
@@ -32,9 +32,10 @@ def told(
     backlog_s: float = 0.0,
 ) -> Told:
     """What a replica tells that has so much of interactive, of deadline and of other work."""
+    ahead_s = waiting_s + report_s
     tiers = {
-        "chat": TierTold(1.0, max(0.0, 0.9 - waiting_s), waiting_s, running_s, 500),
-        "report": TierTold(60.0, max(0.0, 55.0 - waiting_s - report_s), report_s, 0.0, 500),
+        "chat": TierTold(1.0, max(0.0, 0.9 - waiting_s), waiting_s, 500, waiting_s, running_s),
+        "report": TierTold(60.0, max(0.0, 55.0 - ahead_s), ahead_s, 500, report_s),
         "bulk": TierTold(math.inf),
     }
     return Told(at, tiers, backlog_s, PREFILL_S, DECODE_S)
@@ -57,17 +58,18 @@ moments = st.builds(
 )
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
 @given(requests, st.lists(replicas, max_size=6), moments)
 def test_every_replica_is_ranked_once(
-    routing: str, request: Asked, several: list[Replica], moment: Moment
+    request: Asked, several: list[Replica], moment: Moment
 ) -> None:
-    order = ROUTINGS[routing](request, several, moment)
-    assert sorted(order) == list(range(len(several)))
-    assert order == ROUTINGS[routing](request, several, moment)
+    for rank in ROUTINGS.values():
+        order = rank(request, several, moment)
+        assert sorted(order) == list(range(len(several)))
+        assert order == rank(request, several, moment)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(requests, st.sets(st.sampled_from("abcd"))), max_size=30),
     st.integers(0, 5),
@@ -108,13 +110,14 @@ def test_nothing_that_is_due_later_moves_a_request_either(
     assert qos.ranked(asked(), pair, moment) == qos.ranked(asked(), pair[::-1], moment)
 
 
-@given(st.floats(0.0, 0.75), st.floats(0.0, 0.75), st.floats(0.91, 3.0), moments)
-def test_an_interactive_request_goes_where_it_is_on_time_for_sure(
-    waiting_s: float, running_s: float, too_much_s: float, moment: Moment
+@given(works, works, st.floats(0.101, 3.0), moments)
+def test_an_interactive_request_goes_where_it_is_on_time_more_surely(
+    waiting_s: float, running_s: float, more_s: float, moment: Moment
 ) -> None:
-    sure = told(moment.now, waiting_s, running_s)
-    late = told(moment.now, too_much_s)
-    assert qos.ranked(asked(), [Replica(late), Replica(sure)], moment)[0] == 1
+    """By more than a tenth of its target; what runs there makes no difference to that."""
+    emptier = told(moment.now, waiting_s, running_s)
+    fuller = told(moment.now, waiting_s + more_s)
+    assert qos.ranked(asked(), [Replica(fuller), Replica(emptier)], moment)[0] == 1
 
 
 @given(requests, tolds, st.floats(0.0, 3.0), st.floats(0.001, 3.0), st.floats(0.0, 2.0))
@@ -141,6 +144,7 @@ def test_batch_goes_where_most_room_is(backlogs: list[float], moment: Moment) ->
         assert backlogs[best] <= min(backlogs) + 500 * PREFILL_S + 100 * DECODE_S + 1e-9
 
 
+@settings(max_examples=20)
 @given(st.integers(2, 8), st.integers(0, 1000))
 def test_what_was_told_a_second_ago_makes_no_herd(num: int, seed: int) -> None:
     """All of a second's requests are routed by what was told before it; one replica was emptier."""
@@ -157,7 +161,7 @@ def test_what_was_told_a_second_ago_makes_no_herd(num: int, seed: int) -> None:
     assert min(counts.values()) >= 17
 
 
-@given(st.integers(2, 6))
+@pytest.mark.parametrize("num", [2, 5])
 def test_several_routers_who_were_told_the_same_do_not_all_choose_the_same(num: int) -> None:
     names = [str(i) for i in range(num)]
     chosen = Counter[str]()

@@ -128,4 +128,4 @@ def write(
 def _served(
     sent: Iterable[Arrival], replica: Replica, observe: Observe | None
 ) -> Iterator[simulator.Result]:
-    return simulator.simulate(sent, [replica], simulator.round_robin(), observe=observe)
+    return simulator.simulate(sent, [replica], observe=observe)

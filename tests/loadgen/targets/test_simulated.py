@@ -84,7 +84,7 @@ def test_preempted_tokens_keep_the_instants_at_which_they_came() -> None:
     assert sorted(records[1].token_at) == instants(records[1])
 
 
-def test_round_robin_takes_replicas_in_turn_and_least_loaded_the_idle_one() -> None:
+def test_round_robin_takes_replicas_in_turn_and_least_requests_the_idle_one() -> None:
     """A long request on replica 0, two short ones after it have ended when the third comes."""
     long = planned(0, prompt_len=8, output_len=100)
     short = [planned(i, at=10.0 * i, prompt_len=4, output_len=1) for i in (1, 2, 3)]
