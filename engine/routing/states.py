@@ -47,10 +47,10 @@ class TierTold(NamedTuple):
 
     target_s: float  # inf: best effort
     headroom_s: float | None = None
-    ahead_s: float = 0.0
-    typical_len: int = 0  # tokens of a typical prompt
     waiting_s: float = 0.0
     running_s: float = 0.0
+    typical_len: int = 0  # tokens of a typical prompt
+    ahead_s: float = 0.0
 
 
 class Told(NamedTuple):
@@ -62,6 +62,7 @@ class Told(NamedTuple):
     prefill_s: float = 0.0  # work that a token of a prompt is
     decode_s: float = 0.0  # work that a token of an output is
     slowdown: float = 1.0  # time that passes for each second of work
+    demand: float = 0.0  # work that arrives in a second, of late
     # For who balances by tokens. What waits is without what should repel nobody (`told.py`).
     num_waiting: int = 0
     num_backlog: int = 0  # all else that waits

@@ -39,6 +39,7 @@ def told_of(saturation: Saturation, tokens_per_s: float, at: float) -> Told:
         prefill_s=1 / max(1e-9, speeds.prefill_tokens_per_s),
         decode_s=speeds.decode_s,
         slowdown=speeds.slowdown,
+        demand=saturation.demand,
         num_waiting=repelling.num,
         num_backlog=max(0, queued.num - repelling.num),
         waiting_tokens=repelling.tokens,
@@ -67,10 +68,9 @@ def _tier(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | None) -
     waiting, running = (amounts.get((name, state), NOTHING) for state in (WAITING, RUNNING))
     work = waiting.seconds, running.seconds
     if outlook is None:  # without targets; those that requests state themselves may be any
-        return TierTold(math.inf if name else 0.0, None, 0.0, 0, *work)
-    return TierTold(
-        outlook.patience_s, outlook.headroom_s, outlook.ahead.seconds, outlook.prompt_len, *work
-    )
+        return TierTold(math.inf if name else 0.0, None, *work)
+    told = outlook.patience_s, outlook.headroom_s
+    return TierTold(*told, *work, outlook.prompt_len, outlook.ahead.seconds)
 
 
 def _sum(amounts: Mapping[Group, Amount], states: tuple[str, ...]) -> Amount:

@@ -34,8 +34,8 @@ def told(
     """What a replica tells that has so much of interactive, of deadline and of other work."""
     ahead_s = waiting_s + report_s
     tiers = {
-        "chat": TierTold(1.0, max(0.0, 0.9 - waiting_s), waiting_s, 500, waiting_s, running_s),
-        "report": TierTold(60.0, max(0.0, 55.0 - ahead_s), ahead_s, 500, report_s),
+        "chat": TierTold(1.0, max(0.0, 0.9 - waiting_s), waiting_s, running_s, 500, waiting_s),
+        "report": TierTold(60.0, max(0.0, 55.0 - ahead_s), report_s, 0.0, 500, ahead_s),
         "bulk": TierTold(math.inf),
     }
     return Told(at, tiers, backlog_s, PREFILL_S, DECODE_S)
