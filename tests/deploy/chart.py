@@ -18,10 +18,10 @@ ALL = (
     "--set=monitoring.enabled=true,autoscaling.enabled=true",
     "--set=smg.enabled=true,smg.image=smg:1,smg.controlPlaneSecret=control",
 )
-SECRETS = (  # callers are asked who they are, and two front ends share four cores
+SECRETS = (  # callers are asked who they are, at three ports, and two front ends share four cores
     "--set=identity.allowAnonymous=false,identity.allowPlaintext=false,frontends=2",
     "--set=identity.tokensSecret=tokens,identity.tlsSecret=tls,identity.clientCaSecret=ca",
-    "--set=identity.operatorSecret=operator",
+    "--set=identity.operatorSecret=operator,tierPorts.completion=50052,tierPorts.nightly=50053",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
     "cpu": ("--values=cpu.yaml", *ALL),

@@ -78,7 +78,12 @@ def test_the_server_takes_its_flags(variant: str) -> None:
     assert config.config == file
     assert config.follow_config
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    assert ports == {"grpc": config.port, "metrics": config.metrics_port}
+    assert sorted(ports.values()) == sorted([*config.ports, config.metrics_port])
+    assert ports["metrics"] == config.metrics_port
+    served = {each["targetPort"]: each["port"] for each in of(variant, "Service")["spec"]["ports"]}
+    assert served == {name: port for name, port in ports.items() if name != "metrics"}
+    let_in = of(variant, "NetworkPolicy")["spec"]["ingress"]
+    assert [[p["port"] for p in each["ports"]] for each in let_in] == [list(served), ["metrics"]]
     assert (config.host, config.metrics_host) == ("0.0.0.0", "0.0.0.0")
     cores = int(container["resources"]["requests"]["cpu"])
     if config.engine.device == "cpu" and config.frontends > 1:

@@ -5,8 +5,12 @@ by its probes, and ended as a kubelet ends it, with the manifest's command, sign
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +21,6 @@ from typing import NamedTuple
 import grpc
 import pytest
 
-from server.ending import REST_S
 from tests.deploy.chart import Manifest, container_of, of, pod_of, rendered
 from tests.deploy.test_chart import queries
 from tests.server.conftest import Stubs, until, within
@@ -25,7 +28,9 @@ from tests.server.frontends.test_frontends import free_port
 from tests.server.test_lifetime import asked, finish, started, status_of
 from tests.server_process import ServerProcess
 
-STREAMS, TOKENS = 4, 600
+ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
+STREAMS, TOKENS = 4, 400
 BRIEF = ("--values=cpu.yaml", "--set=drain.preStopSeconds=1")
 
 
@@ -152,10 +157,54 @@ def _all_there(pod: Pod) -> None:
         time.sleep(0.05)
 
 
-def test_the_longest_end_of_a_server_fits_into_the_grace() -> None:
-    """The manifest as it is: sleep, drain, and what ends whatever hangs."""
-    container = container_of("gpu")
-    sleep_s = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    drain_s = float(next(a for a in container["args"] if a.startswith("--drain-s=")).split("=")[1])
-    spec = pod_of("gpu")["spec"]
-    assert spec["terminationGracePeriodSeconds"] - sleep_s - drain_s - REST_S >= 5
+MOUNTS = """
+mount -t tmpfs -o mode=0755 tmpfs {parent}
+mount -t tmpfs -o mode=2777,gid={group} tmpfs /mnt
+mkdir {parent}/{name} {parent}/volume
+setpriv --reuid {user} --regid {group} --clear-groups {command}
+mount --bind /mnt/{sub_path} {parent}/{name}
+mount --bind /mnt {parent}/volume
+exec "$@"
+"""
+ASK = """
+import os, sys
+from pathlib import Path
+from engine.private import private_folder
+os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+for path in sys.argv[2:]:
+    try:
+        print("believed", private_folder(Path(path)))
+    except ValueError as error:
+        print("refused", error)
+"""
+
+
+def test_what_is_compiled_is_believed_in_the_folder_that_the_chart_makes() -> None:
+    """In a volume as a kubelet makes it for `fsGroup`: root's, and everybody's to write to."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("no mounts of one's own here (it takes root)")
+    spec = pod_of("cpu")["spec"]
+    (mount,) = (m for m in container_of("cpu")["volumeMounts"] if m["name"] == "cache")
+    (folders,) = (c for c in spec["initContainers"] if c["name"] == "folders")
+    path, user = Path(mount["mountPath"]), spec["securityContext"]["runAsUser"]
+    *command, cache, _ = folders["command"]
+    script = MOUNTS.format(
+        parent=path.parent,
+        name=path.name,
+        sub_path=mount["subPath"],
+        user=user,
+        group=spec["securityContext"]["fsGroup"],
+        command=shlex.join([*command, cache.replace("/cache/", "/mnt/")]),
+    )
+    asks = [sys.executable, "-c", ASK, str(user), str(path), str(path.parent / "volume")]
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-e", "-c", script, "pod", *asks],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    believed, refused = done.stdout.splitlines()
+    assert believed == f"believed {path}"
+    assert refused.startswith("refused ")
