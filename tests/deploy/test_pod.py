@@ -29,7 +29,6 @@ from tests.server.test_lifetime import asked, finish, started, status_of
 from tests.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
-ROOT = Path(__file__).parents[2]
 STREAMS, TOKENS = 4, 400
 BRIEF = ("--values=cpu.yaml", "--set=drain.preStopSeconds=1")
 
