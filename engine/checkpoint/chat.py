@@ -25,15 +25,17 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         environment = _environment()
         try:
             self._template = environment.from_string(source)
             used = meta.find_undeclared_variables(environment.parse(source))
         except Exception as error:  # jinja2's, or Python's, which compiles what jinja2 writes
             raise ValueError(f"the chat template does not parse: {error}") from error
+        self.token_names = sorted(name for name in used if name.endswith("_token"))
         # Such as "bos_token": written, they come out as nothing.
-        self.unknown_names = sorted(n for n in used - special_tokens.keys() if n.endswith("_token"))
+        self.unknown_names = [name for name in self.token_names if name not in special_tokens]
 
     def render(
         self,
@@ -52,7 +54,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
-                **self._special_tokens,
+                **self.special_tokens,
             )
             return _join(parts, most_chars)
         except _TooLong:

@@ -22,13 +22,14 @@ from engine.checkpoint.tokenizer_json import HuggingFace
 from engine.checkpoint.tokenizer_model import SentencePiece
 
 
-class _Backend(Protocol):
+class Backend(Protocol):
     """The reader of one kind of tokenizer file."""
 
     spelling: Spelling
     named: Mapping[str, AddedToken]  # special tokens by name
     bos_id: int | None
     eos_id: int | None
+    splits_special: bool  # special tokens written in a text are text
     around: tuple[Sequence[int], Sequence[int]]  # what it puts before and after a prompt
 
     def encode(self, text: str) -> list[int]:
@@ -40,13 +41,13 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: _Backend,
+        backend: Backend,
         around: tuple[Sequence[int], Sequence[int]] = ((), ()),
         chat: ChatTemplate | None = None,
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._before, self._after = around
-        self._chat = chat
+        self.chat = chat
         self.spelling = backend.spelling
         self.bos_id = backend.bos_id
         self.eos_id = backend.eos_id
@@ -71,14 +72,14 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Returns whether conversations can be encoded."""
-        return self._chat is not None
+        return self.chat is not None
 
     @property
     def unknown_names(self) -> list[str]:
         """Returns the special tokens that the chat template writes and nothing in the checkpoint
         names.
         """
-        return [] if self._chat is None else self._chat.unknown_names
+        return [] if self.chat is None else self.chat.unknown_names
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Returns the ids of a text; with `add_bos` between those that the model wants around a
@@ -87,7 +88,7 @@ class Tokenizer:
         Those are its beginning-of-sequence token and, for few models, others before or after it.
         Raises ValueError for a text that a tokenizer.json has no tokens for.
         """
-        ids = self._backend.encode(text)
+        ids = self.backend.encode(text)
         if add_bos:
             ids[:0] = self._before
             ids += self._after
@@ -115,9 +116,9 @@ class Tokenizer:
         Raises ValueError where there is no template, or where it refuses the messages or writes
         more than `most_chars`.
         """
-        if self._chat is None:
+        if self.chat is None:
             raise ValueError("the model has no chat template")
-        text = self._chat.render(messages, add_generation_prompt, most_chars)
+        text = self.chat.render(messages, add_generation_prompt, most_chars)
         return self.encode(text, add_bos=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -130,7 +131,7 @@ class Tokenizer:
         return Detokenizer(self.spelling, prompt)
 
 
-def _open_backend(folder: Path, settings: TokenizerSettings) -> _Backend:
+def _open_backend(folder: Path, settings: TokenizerSettings) -> Backend:
     described, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if not described.is_file():
         if not model.is_file():
@@ -148,7 +149,7 @@ def _open_backend(folder: Path, settings: TokenizerSettings) -> _Backend:
         raise CheckpointError(f"{needed} ({error})") from error
 
 
-def _around(backend: _Backend, settings: TokenizerSettings) -> tuple[Sequence[int], Sequence[int]]:
+def _around(backend: Backend, settings: TokenizerSettings) -> tuple[Sequence[int], Sequence[int]]:
     """Returns what goes before and after a prompt: what add_bos_token and add_eos_token say, if
     they are stated, else what the file has.
     """

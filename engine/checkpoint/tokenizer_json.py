@@ -56,7 +56,7 @@ class HuggingFace:
         made = _read(path)
         made.no_truncation()
         made.no_padding()
-        made.encode_special_tokens = settings.splits_special
+        self.splits_special = made.encode_special_tokens = settings.splits_special
         if getattr(made.model, "dropout", None):
             made.model.dropout = None
         self._tokenizer = made

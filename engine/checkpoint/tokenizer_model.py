@@ -32,20 +32,23 @@ class SentencePiece:
 
     named: Mapping[str, AddedToken]
     around: tuple[Sequence[int], Sequence[int]]
+    tokens: Mapping[str, tuple[AddedToken, int]]  # taken out of a text first, with their ids
 
     def __init__(self, path: Path, settings: TokenizerSettings) -> None:
         model = _load(path)
         is_llama = settings.is_llama
         self._model = model
+        self.serialized: bytes = model.serialized_model_proto()
+        self.is_llama = is_llama
+        self.splits_special = settings.splits_special
         rules = _NO_RULES if is_llama else b""
         self._plain = _changed(model, rules + _NO_PREFIX)
         has_prefix = settings.add_prefix_space is not False or not is_llama
         self._prefixed = _changed(model, rules) if has_prefix else self._plain
-        self._keeps_first_space = is_llama
-        self._prefixes_all = not is_llama if settings.legacy is None else settings.legacy
+        self.prefixes_all = not is_llama if settings.legacy is None else settings.legacy
         pieces = _pieces(model, path)
         self.named = settings.named(pieces) | dict(_own_names(model, settings))
-        tokens = self._tokens(pieces, settings)
+        tokens = self.tokens = self._tokens(pieces, settings)
         self._added = AddedTokens(
             (token, token_id)
             for token, token_id in tokens.values()
@@ -70,10 +73,23 @@ class SentencePiece:
                 ids += self._encoder(part, index == 0).encode(part)
         return ids
 
+    @property
+    def has_prefix(self) -> bool:
+        """Returns whether a text gets a space before it."""
+        return bool(self._prefixed.encode("a") != self._plain.encode("a"))
+
+    def plainly(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts as they stand in a normalized one: with nothing changed in them
+        and no added token sought.
+        """
+        model = _changed(self._model, _NO_RULES + _NO_PREFIX)
+        ids: list[list[int]] = model.encode(list(texts), num_threads=1)
+        return ids
+
     def _encoder(self, text: str, is_first: bool) -> sentencepiece.SentencePieceProcessor:
-        if self._keeps_first_space and text.startswith((" ", SPACE)):
+        if self.is_llama and text.startswith((" ", SPACE)):
             return self._plain
-        return self._prefixed if is_first or self._prefixes_all else self._plain
+        return self._prefixed if is_first or self.prefixes_all else self._plain
 
     def _id_of(self, name: str, ids: dict[str, int], own_id: int) -> int | None:
         """Returns the id of a special token by its name; else that of the model's own, which
@@ -111,7 +127,7 @@ class SentencePiece:
             pieces.extend([b""] * (token_id + 1 - len(pieces)))
             pieces[token_id] = b"" if token.special else content.encode()
         specials = {i: content for content, (token, i) in tokens.items() if token.special}
-        if self._prefixed.encode("a") == self._plain.encode("a"):
+        if not self.has_prefix:
             return Spelling(pieces, pieces, specials)
         opening = [self._open(i, piece) for i, piece in enumerate(pieces)]
         return Spelling(pieces, opening, specials)
