@@ -142,7 +142,7 @@ class Serving:
         """Answers a call once it is known whose it is."""
         metadata = call.context.invocation_metadata() or ()
         heard = metadata if reads_gateway or self.config.gateway_metadata else ()
-        call.gateway = gateway.read(heard, self.tiers, port_tier)
+        call.gateway = gateway.read(heard, self.tiers, port_tier=port_tier)
         call.tenant = _tenant(call, metadata)
         call.share = self.tiers.share_of(call.tenant)
         response = await answer(call)

@@ -1,4 +1,4 @@
-"""What a gateway says of a call in its metadata: targets or an objective, an importance, a tenant.
+"""What a gateway says of a call beside its message: targets, an importance, a tenant.
 
     x-llm-d-inference-objective     a tier's name, or else that of an application with a preset
     x-llm-d-slo-ttft-ms             TTFT, in milliseconds
@@ -11,7 +11,8 @@ The first four are those of llm-d's router, with their older spellings (`x-gatew
 the Gateway API Inference Extension, `x-slo-*`); `x-smg-priority` is SMG's, where a proxy passes it
 on. `tracestate` (https://www.w3.org/TR/trace-context) is what most gateways forward as it came. Of
 several that state the same the first counts, `tracestate` before all others, and the tier of the
-port that a call came to (`--tier-port`) after them.
+port that a call came to (`--tier-port`) after them. Where a gateway can set nothing but the call's
+id, the words stand at the beginning of that, and count after `tracestate` (see `prefix_of`).
 
 A gateway knows nothing of this server's tiers, and who set its rules is not who wrote the call. So
 what is of no use here is left out and told (`Ignored`), and no call fails by it.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeVar
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 TRACESTATE = "tracestate"
 MEMBER = "niyama"  # of it
-TIER_PORT = "tier port"  # as if it were a key
+REQUEST_ID, TIER_PORT = "request id", "tier port"  # as if they were keys
 MOST_CHARS = 1024  # of one value: one that is longer is left out unread
 
 # The metadata keys of each word, the one that counts first.
@@ -55,6 +56,8 @@ _IMPORTANCES = {each.name.lower(): each for each in Importance} | {
     "system": Importance.HIGH,
 }
 _NUMBERS = ("ttft", "tbt", "ttlt")
+# What SMG puts behind the id that a client has sent it: the number of a prompt, and a UUID.
+_UNIQUE = re.compile(r"(-p\d{1,6})?-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.ASCII)
 _MS = re.compile(r"\d{1,12}(\.\d{1,6})?", re.ASCII)
 
 
@@ -97,13 +100,29 @@ class Stated(NamedTuple):
     key: str
 
 
-def read(metadata: Iterable[tuple[str, str | bytes]], tiers: Tiers, port_tier: str = "") -> Gateway:
-    """Returns what a call's metadata say of it, as a gateway writes them, to a server with these
-    tiers, applications and tenants. `port_tier` is the tier of the port that it came to, if that
-    has one.
+def read(
+    metadata: Iterable[tuple[str, str | bytes]],
+    tiers: Tiers,
+    *,
+    keys: Collection[str] = KEYS,
+    request_id: str = "",
+    port_tier: str = "",
+) -> Gateway:
+    """Returns what is said of a call to a server with these tiers, applications and tenants: in
+    those of its metadata that are named `keys`, at the beginning of its id, and by the port that it
+    came to, if that has a tier.
     """
-    found = [(key, str(value)) for key, value in metadata if key in KEYS and value]
-    return _Reader(tiers, port_tier).read(found) if found or port_tier else NOTHING
+    found = [(key, str(value)) for key, value in metadata if key in keys and value]
+    if not (found or request_id or port_tier):
+        return NOTHING
+    return _Reader(tiers, port_tier).read(found, prefix_of(request_id))
+
+
+def prefix_of(request_id: str) -> str:
+    """Returns an id without what makes it unique: `gold;ttft=200` of `gold;ttft=200-UUID`, as SMG
+    makes it of a client's header (`--request-id-headers`).
+    """
+    return _UNIQUE.sub("", request_id[:MOST_CHARS])
 
 
 def words_of(text: str) -> Iterator[tuple[str, str]]:
@@ -137,9 +156,9 @@ class _Reader:
         self._counting: dict[str, str] = {}  # the words that count, and what carried them
         self._ignored: dict[Ignored, None] = {}  # in order, and each once
 
-    def read(self, found: list[tuple[str, str]]) -> Gateway:
-        """Returns what these, of KEYS, say."""
-        self._collect(found)
+    def read(self, found: list[tuple[str, str]], prefix: str) -> Gateway:
+        """Returns what these, of KEYS, and the beginning of the call's id say."""
+        self._collect(found, prefix)
         objective = self._objective()
         targets, importance, tenant = self._targets(objective), self._importance(), self._tenant()
         carriers = [self._counting[word] for word in ("tier", *_NUMBERS) if word in self._counting]
@@ -150,7 +169,7 @@ class _Reader:
     def _ignore(self, key: str, why: Why) -> None:
         self._ignored[Ignored(key, why)] = None
 
-    def _collect(self, found: list[tuple[str, str]]) -> None:
+    def _collect(self, found: list[tuple[str, str]], prefix: str) -> None:
         """Finds what states each word first."""
         values: dict[str, str] = {}
         repeated = {key for key, number in Counter(key for key, _ in found).items() if number > 1}
@@ -161,18 +180,34 @@ class _Reader:
                 self._ignore(key, Why.MALFORMED)
             elif key not in repeated:
                 values[key] = value.strip()
-        if member := _member(values.get(TRACESTATE, "")):
-            for word, text in words_of(member):
-                if word not in _KEYS:
-                    self._ignore(TRACESTATE, Why.UNKNOWN)
-                elif not text:
-                    self._ignore(TRACESTATE, Why.MALFORMED)
-                else:
-                    self._stated.setdefault(word, Stated(text, TRACESTATE))
+        self._state(_member(values.get(TRACESTATE, "")), TRACESTATE)
+        if self._speaks(prefix):
+            self._state(prefix, REQUEST_ID)
         for word, keys in _KEYS.items():
             for key in keys:
                 if values.get(key):
                     self._stated.setdefault(word, Stated(values[key], key))
+
+    def _speaks(self, prefix: str) -> bool:
+        """Returns whether the beginning of an id states a word, or begins with a tier that there
+        is; else it is just somebody's id.
+        """
+        return any(
+            word in _KEYS
+            and value != ""
+            and (index > 0 or word != "tier" or self._tiers.objective(value) is not None)
+            for index, (word, value) in enumerate(words_of(prefix))
+        )
+
+    def _state(self, text: str, key: str) -> None:
+        """Notes the words of a text, as far as they are not stated yet."""
+        for word, value in words_of(text) if text else ():
+            if word not in _KEYS:
+                self._ignore(key, Why.UNKNOWN)
+            elif not value:
+                self._ignore(key, Why.MALFORMED)
+            else:
+                self._stated.setdefault(word, Stated(value, key))
 
     def _count(self, word: str, value: T | None, why: Why) -> T | None:
         """Notes that a stated word counts, or where its value is None why it does not."""

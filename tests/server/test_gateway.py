@@ -16,7 +16,18 @@ from engine.deciding.request import Importance, Targets
 from engine.tiers import Tiers
 from engine.tiers_file import parse
 from niyama.v1 import inference_pb2 as pb
-from server.convert.gateway import KEYS, MOST_CHARS, NOTHING, Gateway, Ignored, Why, read, words_of
+from server.convert.gateway import (
+    KEYS,
+    MOST_CHARS,
+    NOTHING,
+    REQUEST_ID,
+    TIER_PORT,
+    Gateway,
+    Ignored,
+    Why,
+    read,
+    words_of,
+)
 from tests.server.conftest import Running, within
 from tests.server.test_service import asked
 from tests.server.test_service import read as read_stream
@@ -149,6 +160,62 @@ def test_a_tier_may_stand_alone_where_it_is_first() -> None:
     assert list(words_of("ttft:1;gold")) == [("ttft", "1"), ("gold", "")]
 
 
+UUID = "01a22bac-b256-71c2-a047-91c5c6cd7140"
+
+
+def by_id(request_id: str, *metadata: tuple[str, str], port_tier: str = "") -> Gateway:
+    return read(metadata, TIERS, request_id=request_id, port_tier=port_tier)
+
+
+@pytest.mark.parametrize("unique", ["", f"-{UUID}", f"-p0-{UUID}", f"-p12-{UUID}"])
+def test_the_beginning_of_an_id_states_everything(unique: str) -> None:
+    found = by_id(f"gold;ttft=200;importance=low;tenant=acme{unique}")
+    assert found.said.targets == Targets(ttft_s=0.2, tbt_s=0.02, max_gap=1.0)
+    assert found.said.objective == TIERS.objective("gold")
+    assert (found.said.importance, found.tenant) == (Importance.LOW, "acme")
+    assert (found.said.reason, found.keys, found.ignored) == ("request id", ("request id",), ())
+    assert by_id(f"report{unique}").said.objective == TIERS.objective("report")
+    assert by_id(f"ttlt:4000{unique}").said.targets == Targets(ttlt_s=4.0)
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    ["", f"cmpl-oGXJ3NY60SSXyG6kpOFfp0rQ-{UUID}", UUID, "report-of-today", "user:42", "a;b=c", "é"],
+)
+def test_an_id_that_states_no_word_is_just_an_id(request_id: str) -> None:
+    assert by_id(request_id) == Gateway()
+
+
+def test_what_of_a_speaking_id_is_of_no_use_is_told() -> None:
+    found = by_id(f"platinum;ttft=soon;colour=red;tbt=;importance=low-{UUID}")
+    assert found.said.importance is Importance.LOW
+    assert sorted(why.value for _, why in found.ignored) == ["malformed", "unknown"]
+
+
+def test_tracestate_counts_before_the_id_and_the_id_before_the_port() -> None:
+    trace = ("tracestate", "niyama=tier:gold")
+    assert by_id("report", trace, port_tier="chat").said.objective == TIERS.objective("gold")
+    assert by_id("report", port_tier="chat").said.objective == TIERS.objective("report")
+    assert by_id("x", port_tier="chat").said.objective == TIERS.objective("chat")
+    both = by_id("report;importance=high", trace)
+    assert both.said.importance is Importance.HIGH
+    assert both.keys == ("request id", "tracestate")
+    header = read([(OBJECTIVE, "gold")], TIERS, request_id="report", port_tier="chat")
+    assert header.said.objective == TIERS.objective("report")
+
+
+def test_a_word_of_the_port_makes_half_of_two_targets_whole() -> None:
+    found = by_id("ttft=300", port_tier="gold").said
+    assert found.targets == Targets(ttft_s=0.3, tbt_s=0.02, max_gap=1.0)
+    assert found.reason == "tier port, request id"
+    assert by_id("", port_tier="gone").said.objective is None
+
+
+def test_only_the_keys_that_are_asked_for_are_read() -> None:
+    metadata = ((OBJECTIVE, "gold"), ("tracestate", "niyama=report"))
+    assert read(metadata, TIERS, keys={"tracestate"}).keys == ("tracestate",)
+
+
 @pytest.mark.parametrize(
     ("key", "text", "why"),
     [
@@ -178,19 +245,21 @@ TEXTS = st.one_of(st.text(max_size=80), st.lists(st.one_of(WORDS, SIGNS)).map(""
 
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(KEYS)), TEXTS), max_size=12),
+    TEXTS,
+    st.sampled_from(["", "gold", "report", "gone"]),
     st.sampled_from([TIERS, REPORTS]),
 )
 def test_whatever_they_say_a_call_is_served_and_its_log_line_is_short(
-    metadata: list[tuple[str, str]], tiers: Tiers
+    metadata: list[tuple[str, str]], request_id: str, port_tier: str, tiers: Tiers
 ) -> None:
     metadata = [(key, f"niyama={text}" if key == "tracestate" else text) for key, text in metadata]
-    found = read(metadata, tiers)
+    found = read(metadata, tiers, request_id=request_id, port_tier=port_tier)
     resolved = tiers.resolve(gateway=found.said)
     assert tiers.resolve(tier="report", gateway=found.said).tier == "report"
     assert (resolved.reason != "") == (resolved.source.value == "gateway")
     assert found.tenant in ("", "acme")
-    assert set(found.keys) <= KEYS
-    assert len(found.ignored) <= len(KEYS) * len(Why)
+    assert set(found.keys) <= KEYS | {REQUEST_ID, TIER_PORT}
+    assert len(found.ignored) <= (len(KEYS) + 1) * len(Why)
     assert len(set(found.ignored)) == len(found.ignored)
 
 
