@@ -23,7 +23,7 @@ from server import errors
 from server.admission.ledger import LedgerLink
 from server.admission.places import Entry
 from server.convert import outbound
-from server.convert.gateway import NOTHING
+from server.convert.gateway import NOTHING, Heard
 from server.convert.inbound import Asked
 from server.convert.trace_context import TraceContext
 from server.errors import CallError, Refusal, Refused
@@ -80,6 +80,7 @@ class Call:
         self.identity = identity
         self.tenant = identity.tenant  # on whose behalf
         self.share = EVERYBODY_ELSE  # of the tenant
+        self.heard = Heard()  # who may say something of it
         self.gateway = NOTHING  # what one says of it
         self.trace: TraceContext | None = None  # that it is a part of
         self.span: Any = None  # its own in it, where there is one

@@ -16,6 +16,7 @@ from server import errors
 from server.answer import Answer
 from server.call import Call
 from server.convert import inbound, outbound
+from server.convert.gateway import Heard
 from server.convert.input import read_input
 from server.convert.load import to_load
 from server.convert.work import entry_of_estimate
@@ -52,7 +53,7 @@ class InferenceService:
             "GetServerInfo": self._get_server_info,
             "GetLoad": self._get_load,
         }
-        return self._serving.handler(_SERVICE, answers, port_tier)
+        return self._serving.handler(_SERVICE, answers, Heard(port_tier))
 
     async def _generate_stream(self, call: Call) -> None:
         await self._serving.begin(call, _STREAMED)

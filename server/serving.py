@@ -38,6 +38,7 @@ from server.call import Call
 from server.calls import Calls
 from server.config import ServerConfig
 from server.convert import gateway, inbound
+from server.convert.gateway import Heard
 from server.convert.inbound import Asked, Limits
 from server.convert.input import Bounds
 from server.convert.work import entry_of, work
@@ -60,7 +61,8 @@ class Wording(NamedTuple):
 
     parse: Parse  # makes of one the message of `niyama.v1` that asks for the same
     is_bare: bool = False  # its token ids lack those that the model wants around a prompt
-    ids_repeat: bool = False  # its id may be that of a call in flight
+    # Its id is a gateway's: it says of the call what it may, repeats, and is cut where it is long.
+    is_gateway_s: bool = False
 
 
 class Serving:
@@ -121,34 +123,39 @@ class Serving:
         self,
         service: ServiceDescriptor,
         answers: Mapping[str, Callable[[Call], Awaitable[Any]]],
-        port_tier: str = "",
-        reads_gateway: bool = False,
+        heard: Heard,
     ) -> grpc.GenericRpcHandler[Any, Any]:
-        """Returns the handler of a service's RPCs at one port, as `Calls.handler` does. Calls get
-        the tier `port_tier`, if it names one, where nobody states another. `reads_gateway` has a
-        gateway's metadata count whatever the operator says of other services.
+        """Returns the handler of a service's RPCs at one port, as `Calls.handler` does; `heard` is
+        what there is believed of calls besides their messages.
         """
-        answer_at = partial(self._answer, port_tier, reads_gateway)
-        placed = {name: partial(answer_at, answer) for name, answer in answers.items()}
+        placed = {name: partial(self._answer, heard, answer) for name, answer in answers.items()}
         return self.calls.handler(service, placed)
 
     async def _answer(
-        self,
-        port_tier: str,
-        reads_gateway: bool,
-        answer: Callable[[Call], Awaitable[Any]],
-        call: Call,
+        self, heard: Heard, answer: Callable[[Call], Awaitable[Any]], call: Call
     ) -> Any:
         """Answers a call once it is known whose it is."""
-        metadata = call.context.invocation_metadata() or ()
-        heard = metadata if reads_gateway or self.config.gateway_metadata else ()
-        call.gateway = gateway.read(heard, self.tiers, port_tier=port_tier)
-        call.tenant = _tenant(call, metadata)
-        call.share = self.tiers.share_of(call.tenant)
+        call.heard = heard
+        self._place(call)
         response = await answer(call)
         if self.reports is not None and call.generates and call.identity.speaks_for_others:
             call.context.set_trailing_metadata(self.reports.trailers(call.cost()))
         return response
+
+    def _place(self, call: Call, request_id: str = "") -> None:
+        """Notes what a gateway says of a call and whose it is; `request_id` is what it may say that
+        by, once the message has been read. Raises InvalidRequest and CallError.
+        """
+        metadata, heard = call.context.invocation_metadata() or (), call.heard
+        call.gateway = gateway.read(
+            metadata,
+            self.tiers,
+            keys=gateway.KEYS if self.config.gateway_metadata else heard.keys,
+            request_id=request_id,
+            port_tier=heard.port_tier,
+        )
+        call.tenant = _tenant(call, metadata)
+        call.share = self.tiers.share_of(call.tenant)
 
     # What a question needs
 
@@ -236,9 +243,12 @@ class Serving:
         """
         if len(call.raw) <= SHORT_BYTES:
             with contextlib.suppress(InvalidRequest, NotAllowed):
-                message, said = wording.parse(call.raw), call.gateway.said
+                message = wording.parse(call.raw)
+                if wording.is_gateway_s:
+                    self._place(call, message.request_id)
+                said, timeout_s = call.gateway.said, call.timeout_s()
                 call.quality = inbound.read_quality(
-                    message, self.tiers, call.timeout_s(), call.tenant, said
+                    message, self.tiers, timeout_s, call.tenant, said
                 )
 
     async def _admit(
@@ -254,6 +264,9 @@ class Serving:
         message = received.message
         call.is_streamed = isinstance(message, pb.GenerateStreamRequest)
         call.stated_id = message.request_id
+        if wording.is_gateway_s:
+            self._place(call, message.request_id)
+            message.request_id = message.request_id[:MOST_NAME_BYTES]
         request_id = message.request_id or secrets.token_hex(8)
         call.request_id = shorten(request_id, MOST_NAME_BYTES)  # a longer one is refused
         asked = inbound.read_generate(
@@ -283,7 +296,7 @@ class Serving:
         try:
             await call.enter(asked, entry, self.ledger)
         except DuplicateRequest:
-            if not wording.ids_repeat:
+            if not wording.is_gateway_s:
                 raise
             suffix = REPEATED + secrets.token_hex(8)
             call.request_id = call.request_id[: MOST_NAME_BYTES - len(suffix)] + suffix

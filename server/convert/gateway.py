@@ -93,6 +93,16 @@ class Gateway:
 NOTHING = Gateway()
 
 
+class Heard(NamedTuple):
+    """What is believed of calls that come to one service at one port, besides their messages: the
+    tier of the port, if it has one, and metadata of these keys, whatever the operator says of
+    others.
+    """
+
+    port_tier: str = ""
+    keys: frozenset[str] = frozenset()
+
+
 class Stated(NamedTuple):
     """A word's value, and the metadata key that carried it."""
 

@@ -23,6 +23,7 @@ from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost
 from engine.messages import EngineInfo
 from server.call import Call
+from server.convert.gateway import TRACESTATE, Heard
 from server.convert.inbound import names_tenant
 from server.reading.messages import SHORT_BYTES, parse
 from server.serving import Serving, Wording, stream
@@ -33,7 +34,8 @@ from server.violations import InvalidRequest, Violation
 
 DESCRIPTOR = vllm.DESCRIPTOR.services_by_name["VllmEngine"]
 SERVER_TYPE = "vllm-grpc"  # by which the gateway knows whose protocol it is
-_WORDING = Wording(inbound.parse, is_bare=True, ids_repeat=True)
+_WORDING = Wording(inbound.parse, is_bare=True, is_gateway_s=True)
+_BELIEVED = frozenset({TRACESTATE})  # nothing else that a gateway sets can carry targets here
 # Of our defaults of sampling, those that the gateway may be told of.
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens")
 
@@ -59,7 +61,7 @@ class VllmEngine:
             "GetServerInfo": self._get_server_info,
             "GetTokenizer": self._get_tokenizer,
         }
-        return self._serving.handler(DESCRIPTOR, answers, port_tier, reads_gateway=True)
+        return self._serving.handler(DESCRIPTOR, answers, Heard(port_tier, _BELIEVED))
 
     def start(self) -> None:
         """Has the tokenizer packed, by a thread."""
@@ -116,7 +118,7 @@ class VllmEngine:
         return vllm.GetModelInfoResponse(
             model_path=info.model_name,
             tokenizer_path=info.model_name,
-            served_model_name=info.model_name,
+            served_model_name=_served_name(info.model_name, call.heard.port_tier),
             is_generation=True,
             max_context_length=longest,
             max_req_input_len=longest - 1,
@@ -177,6 +179,13 @@ def _may_abort(caller: Call, call: Call) -> bool:
     metadata = caller.context.invocation_metadata() or ()
     is_named = names_tenant(metadata) or caller.gateway.tenant
     return call.identity == caller.identity and (not is_named or call.tenant == caller.tenant)
+
+
+def _served_name(model: str, port_tier: str) -> str:
+    """Returns the model's name for a gateway. At a port with a tier it is another one, so that who
+    can choose nothing but a model chooses the tier by it.
+    """
+    return f"{model}:{port_tier}" if port_tier else model
 
 
 def _defaults(sampling: Sampling) -> str:

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from smg_grpc_proto import vllm_engine_pb2 as vllm
 
 from engine import toml_file
 from engine.toml_file import BadFile
@@ -27,6 +28,7 @@ from server.tier_port import parse as parse_one
 from tests.server.conftest import Stubs, within
 from tests.server.identity.authority import Authority
 from tests.server.identity.conftest import Walled, walled
+from tests.server.smg.asking import stub_of
 from tests.server_process import ServerProcess
 
 FILE = Path("/srv/niyama.toml")
@@ -144,6 +146,20 @@ async def test_what_says_more_of_a_call_counts_before_its_port(server: Walled) -
     assert (important.tier, important.importance) == ("silver", pb.IMPORTANCE_LOW)
     unknown = await served(server, "silver", "acme", ("tracestate", "niyama=tier:platinum"))
     assert unknown.tier == "silver"
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_gateway_s_clients_choose_a_port_by_the_name_of_its_model(server: Walled) -> None:
+    """Two models of the gateway's, and one engine's."""
+    names = []
+    for port in (server.server.port, *(each.port for each in server.server.tier_ports)):
+        server.address = f"localhost:{port}"
+        async with server.channel() as channel:
+            request = vllm.GetModelInfoRequest()
+            asked = stub_of(channel).GetModelInfo(request, metadata=server.shows("edge"))
+            info = await within(asked)
+            names.append(info.served_model_name)
+    assert names == [names[0], f"{names[0]}:silver", f"{names[0]}:gold"]
 
 
 @pytest.mark.asyncio(loop_scope="session")
