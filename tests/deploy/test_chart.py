@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -204,6 +206,22 @@ def pod(number: int, **labels: str) -> str:
     return "{" + ",".join(f'{name}="{value}"' for name, value in own.items()) + "}"
 
 
+def triggered(series: Mapping[str, str], wanted: Mapping[str, float | None]) -> dict[str, Any]:
+    """A test of promtool's: what the triggers' queries come to after nine minutes."""
+    samples = {
+        name: [] if value is None else [{"labels": "{}", "value": value}]
+        for name, value in wanted.items()
+    }
+    return {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": queries()[name][0], "eval_time": "9m", "exp_samples": expected}
+            for name, expected in samples.items()
+        ],
+    }
+
+
 def test_a_fleet_grows_by_what_people_wait_for_and_not_by_a_batch(tmp_path: Path) -> None:
     """Two pods for ten minutes: 0.9 s of work for people arrives per second, 1 s waits, and one of
     them has no headroom; and there is a batch of hours, for which no replica is added.
@@ -219,6 +237,10 @@ def test_a_fleet_grows_by_what_people_wait_for_and_not_by_a_batch(tmp_path: Path
         queued + pod(2, tier="chat", state="running"): "3+0x40",
         queued + pod(2, tier="nightly", state="waiting"): "14400+0x40",
         "niyama_headroom_seconds" + pod(1, tier="chat"): none,
+        "niyama_requests_total" + pod(1, tier="chat", result="late"): "0+1x40",
+        # Where nobody asks for it, it is missed by nobody.
+        "niyama_headroom_seconds" + pod(2, tier="completion"): none,
+        "niyama_requests_total" + pod(2, tier="completion", result="late"): "7+0x40",
         "niyama_headroom_seconds" + pod(1, tier="completion"): "0.4+0x40",
         "niyama_headroom_seconds" + pod(2, tier="chat"): "0.6+0x40",
         "niyama_headroom_seconds" + pod(2, tier="nightly"): none,
@@ -227,17 +249,14 @@ def test_a_fleet_grows_by_what_people_wait_for_and_not_by_a_batch(tmp_path: Path
         work + pod(1, tier="chat", namespace="else"): "0+600x40",
     }
     wanted = {"arriving": 0.9, "queued": 1.0, "without-headroom": 1.0}
-    group = {
-        "interval": "15s",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "promql_expr_test": [
-            {"expr": query, "eval_time": "9m", "exp_samples": [{"labels": "{}", "value": value}]}
-            for name, value in wanted.items()
-            for query, _ in [queries()[name]]
-        ],
-    }
+    idle = {"niyama_engine_up" + pod(1): "1x40"}  # one that has just been started
+    groups = [
+        triggered(series, dict(wanted)),
+        triggered(idle, dict.fromkeys(wanted, 0.0)),
+        triggered({}, dict.fromkeys(wanted)),  # Prometheus sees nobody: no data is not no load
+    ]
     path = tmp_path / "scaling_test.yml"
-    path.write_text(yaml.safe_dump({"rule_files": [], "tests": [group]}))
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": groups}))
     promtool("test", "rules", str(path))
     replicas = {name: value / queries()[name][1] for name, value in wanted.items()}
     assert replicas == pytest.approx({"arriving": 1.5, "queued": 2, "without-headroom": 10})

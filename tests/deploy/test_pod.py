@@ -138,9 +138,9 @@ def _all_there(pod: Pod) -> None:
         (name, label)
         for query, _ in queries().values()
         for name, selected in re.findall(r"(niyama_\w+)\{([^}]*)\}", query)
-        for label in ("tier", *(["state"] if "state" in selected else []))
+        for label in re.findall(r"\b(tier|state)=~", selected)
     }
-    assert len({name for name, _ in wanted}) == 3
+    assert len({name for name, _ in wanted}) == 4
     until = time.monotonic() + 60
     while wanted:
         _, text = pod.get("/metrics")
