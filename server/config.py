@@ -21,6 +21,7 @@ MONITORING = Path(__file__).parent / "monitoring"  # what operators load into th
 LOG_FORMATS = ("auto", "console", "json")
 GENERATION_CONFIG = ("auto", "none")
 INFER = ("off", "shadow", "on")
+KV_EVENTS = ("off", "local", "any")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 QUEUED_TOKENS = 8192  # for each of `max_requests`
 LONGEST_S = 1e6  # some days: what the system's timers can hold
@@ -267,6 +268,16 @@ class ServerConfig:
             section="listen",
         ),
     ] = True
+    kv_events: Annotated[
+        str,
+        Flag(
+            "whether SMG is told what is cached, which has the tokens of prompts: of callers that"
+            " are asked who they are those who speak for others; else who is on this machine"
+            " (local), or anybody",
+            KV_EVENTS,
+            section="listen",
+        ),
+    ] = "local"
     metrics_host: Annotated[
         str,
         Flag("address of the metrics port, which speaks no TLS", section="metrics"),
@@ -302,6 +313,9 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.generation_config not in GENERATION_CONFIG:
             raise ValueError(f"generation_config must be one of {', '.join(GENERATION_CONFIG)}")
+        if self.kv_events not in KV_EVENTS:
+            text = f"must be one of {', '.join(KV_EVENTS)}, got {self.kv_events!r}"
+            raise ValueError(f"kv_events {text}")
         if self.infer not in INFER:
             raise ValueError(f"infer must be one of {', '.join(INFER)}, got {self.infer!r}")
         if self.max_queued_tokens < 0:

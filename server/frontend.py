@@ -96,10 +96,16 @@ class FrontEnd:
         inference = InferenceService(self.serving, identities)
         self._smg = _smg_service(self.serving) if config.smg else None
         self._health = Health(("", SERVICE), self._deliveries)
+        self._kv_events = None
+        if self._smg is not None and config.kv_events != "off":
+            self._kv_events = self._smg.kv_events(self._deliveries, self.identify)
         for port in self._ports:
             port.server.add_generic_rpc_handlers((inference.handler(port.tier),))
             if self._smg is not None:
                 port.server.add_generic_rpc_handlers((self._smg.handler(port.tier),))
+            if self._kv_events is not None:
+                of_watchers: Any = ShortMessages(port.server, self._uploads, self._admit_watcher)
+                of_watchers.add_generic_rpc_handlers((self._kv_events.handler(),))
             self._add_standard_services(port.server, config)
         if config.traces:
             try:
@@ -152,6 +158,15 @@ class FrontEnd:
         if not self.identify(context).speaks_for_others:
             raise errors.not_for_tenants()
 
+    def _admit_watcher(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Raises CallError for who may not be told what prompts there are: where callers are asked,
+        a tenant that speaks for itself alone, and else who is not the operator, unless anybody may.
+        """
+        if self._identities.are_asked:
+            self._admit_speaker(context)
+        elif self._config.kv_events != "any":
+            self._admit_operator(context)
+
     def _admit_operator(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Raises CallError for a call that is not the operator's: by who makes it where callers are
         asked, else by the token where there is one, else by coming from this machine.
@@ -171,6 +186,8 @@ class FrontEnd:
     def engine_ready(self, info: EngineInfo) -> None:
         """Takes over the tiers that the engine proposes for the model on this machine."""
         self.serving.adopt(info, self._configuration.propose(info.tiers))
+        if self._kv_events is not None:
+            self._kv_events.engine_ready(info)
         self.metrics.expect(self._configuration.tiers)
         self.show_health()
         self._has_served.set()
@@ -224,6 +241,8 @@ class FrontEnd:
         ]
         await asyncio.wait(stopping, timeout=LAST_WORDS_S + STOP_S)
         await self.serving.stop()
+        if self._kv_events is not None:
+            self._kv_events.stop()
         if self._smg is not None:
             await self._smg.stop()
         if self.serving.calls.tracing is not None:

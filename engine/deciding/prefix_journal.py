@@ -55,6 +55,8 @@ class Dropped(NamedTuple):
 
     tenant: str
     hash: bytes
+    place: int
+    first: int
 
 
 CacheEvent = Cached | Dropped
@@ -134,7 +136,8 @@ class PrefixJournal:
         """The page with this hash is not known any more."""
         serial = self._serial_of.pop(hash_, None)
         if serial is not None:
-            self._events.append(Dropped(self._pages.pop(serial).tenant, hash_))
+            page = self._pages.pop(serial)
+            self._events.append(Dropped(page.tenant, hash_, page.place, page.first))
 
     def take(self) -> CacheBatch | None:
         """Returns what has happened since the last call, as the next batch; None if nothing has."""

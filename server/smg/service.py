@@ -22,12 +22,17 @@ from smg_grpc_proto.generated import common_pb2 as common
 from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost
 from engine.messages import EngineInfo
+from server import errors
 from server.call import Call
 from server.convert.gateway import TRACESTATE, Heard
 from server.convert.inbound import names_tenant
+from server.identity.identities import Identity
+from server.listening.deliveries import Deliveries
 from server.reading.messages import SHORT_BYTES, parse
 from server.serving import Serving, Wording, stream
 from server.smg import inbound
+from server.smg.kv_events import Context, KvEvents
+from server.smg.loads import to_loads
 from server.smg.outbound import Responses
 from server.smg.tokenizer import pieces, tokenizer_archive
 from server.violations import InvalidRequest, Violation
@@ -59,9 +64,19 @@ class VllmEngine:
             "HealthCheck": self._health_check,
             "GetModelInfo": self._get_model_info,
             "GetServerInfo": self._get_server_info,
+            "GetLoads": self._get_loads,
             "GetTokenizer": self._get_tokenizer,
         }
         return self._serving.handler(DESCRIPTOR, answers, Heard(port_tier, _BELIEVED))
+
+    def kv_events(
+        self, deliveries: Deliveries, identify: Callable[[Context], Identity]
+    ) -> KvEvents:
+        """Returns SubscribeKvEvents, which is served apart: such a call has no end of its own, and
+        no drain is to wait for it.
+        """
+        serving = self._serving
+        return KvEvents(serving.engine, deliveries, serving.tokenizer.bos_id, identify)
 
     def start(self) -> None:
         """Has the tokenizer packed, by a thread."""
@@ -143,6 +158,15 @@ class VllmEngine:
             # from the scheduler here what it is to put in order.
             max_num_seqs=self._serving.config.max_requests,
         )
+
+    async def _get_loads(self, call: Call) -> Any:
+        if not call.identity.speaks_for_others:
+            raise errors.not_for_tenants()
+        _read(call, vllm.GetLoadsRequest)
+        load = await self._serving.loads.now()
+        if load is None:
+            raise EngineLost("the engine is starting")
+        return to_loads(load, self._serving.config.max_requests)
 
     async def _get_tokenizer(self, call: Call) -> None:
         _read(call, common.GetTokenizerRequest)

@@ -64,7 +64,7 @@ def test_a_report_sorts_events_so_that_each_request_ends_last() -> None:
     )
     report.replies.append(Reply(1, {"x": 2}))
     page = Cached(1, "acme", b"h" * 16, None, 0, 5, b"\0" * 16)
-    report.cache = CacheBatch(9, (page, Dropped("acme", b"h" * 16)))
+    report.cache = CacheBatch(9, (page, Dropped("acme", b"h" * 16, 0, 5)))
     (back,) = Unpacker().feed(pack(report))
     assert back == report
     assert back.news == [Accepted("a", True, 0.1, 0.2), relegated]

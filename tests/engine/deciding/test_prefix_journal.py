@@ -138,7 +138,7 @@ def test_what_is_told_are_the_tokens_of_each_page_and_those_before_it() -> None:
     index.remove(6)
     batch = index.journal.take()
     assert batch is not None
-    assert batch.events == (Dropped("acme", second.hash),)
+    assert batch.events == (Dropped("acme", second.hash, 1, 10),)
     assert index.journal.take() is None
 
 

@@ -118,7 +118,7 @@ def test_only_who_watches_is_told_of_the_cache_and_the_loop_whether_anybody_does
     played: Played,
 ) -> None:
     one, other, third = played.let_in(), played.let_in(), played.let_in()
-    batch = CacheBatch(5, (Dropped("", b"x" * 16),))
+    batch = CacheBatch(5, (Dropped("", b"x" * 16, 0, 1),))
     one.post(Watch(True))
     assert played.connections.receive(None) == [Watch(True)]
     other.post(Watch(True), submit("a"))  # and the loop has been told

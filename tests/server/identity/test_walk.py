@@ -147,6 +147,29 @@ async def test_who_is_known_may_ask_for_what_is_its_own(
         assert await ask(channel, rpc, asking.shows(who)) == expected, rpc
 
 
+@pytest.mark.parametrize("who", ["nobody", "wrong", *KNOWN])
+async def test_only_who_speaks_for_others_is_told_the_load_and_what_is_cached(
+    asking: Walled, channel: grpc.aio.Channel, who: str
+) -> None:
+    """The latter has the tokens of prompts: as the gateway SMG asks for them."""
+    package = pytest.importorskip("smg_grpc_proto")
+    common = pytest.importorskip("smg_grpc_proto.generated.common_pb2")
+    stub = package.vllm_engine_pb2_grpc.VllmEngineStub(channel)
+    shows = asking.shows(who) if who in KNOWN else strange(asking, who)
+    loads = package.vllm_engine_pb2.GetLoadsRequest()
+    cached = common.SubscribeKvEventsRequest()
+    expected = OK if who in SPEAK else DENIED if who in KNOWN else UNKNOWN
+    stream = stub.SubscribeKvEvents(cached, metadata=shows)
+    for call in (stub.GetLoads(loads, metadata=shows), stream.read()):
+        try:
+            await within(call)
+            code = OK
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+        assert code == expected
+    stream.cancel()
+
+
 @pytest.mark.parametrize("who", KNOWN)
 async def test_only_who_speaks_for_others_may_name_another_tenant(
     asking: Walled, channel: grpc.aio.Channel, who: str
