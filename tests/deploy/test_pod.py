@@ -29,7 +29,7 @@ from tests.server.test_lifetime import asked, finish, started, status_of
 from tests.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
-STREAMS, TOKENS = 4, 400
+STREAMS, TOKENS, LONG = 3, 100, 300
 BRIEF = ("--values=cpu.yaml", "--set=drain.preStopSeconds=1")
 
 
@@ -114,15 +114,15 @@ async def test_no_stream_is_lost_when_a_pod_ends(pod: Pod) -> None:
         began_at = time.monotonic()
         command = pod.container["lifecycle"]["preStop"]["exec"]["command"]
         stopping = await asyncio.create_subprocess_exec(*command)
-        late = await started(stubs, 20)  # of who has not heard yet that the pod is about to end
         assert await stopping.wait() == 0
+        late = await started(stubs, LONG)  # of who has not heard yet that the pod is about to end
         pod.process.signal(signal.SIGTERM)
         await until(lambda: pod.probe("readinessProbe") == 503)
         assert pod.probe("livenessProbe") == 200
         new = stubs.inference.GenerateStream(asked(5))
         assert await status_of(new) is grpc.StatusCode.UNAVAILABLE  # to be tried elsewhere
         ends = await asyncio.gather(*map(finish, [*running, late]))
-        assert [end.usage.output_tokens for end in ends] == [*range(TOKENS, TOKENS + STREAMS), 20]
+        assert [end.usage.output_tokens for end in ends] == [*range(TOKENS, TOKENS + STREAMS), LONG]
     left_s = pod.grace_s - (time.monotonic() - began_at)
     assert await asyncio.to_thread(pod.process.child.wait, left_s) == 0  # else: SIGKILL
 
