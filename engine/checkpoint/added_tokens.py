@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Unicode's White_Space; Python's own has four control characters more.
 _WHITE_SPACE = frozenset(
@@ -37,6 +38,23 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     normalized: bool = False
+
+
+def as_json(tokens: Mapping[str, tuple[AddedToken, int]]) -> list[dict[str, Any]]:
+    """Returns tokens by their ids, as tokenizer.json lists them."""
+    return [
+        {
+            "id": token_id,
+            "content": content,
+            "single_word": token.single_word,
+            "lstrip": token.lstrip,
+            "rstrip": token.rstrip,
+            "normalized": token.normalized,
+            "special": token.special,
+        }
+        for content, (token, token_id) in sorted(tokens.items(), key=lambda entry: entry[1][1])
+        if content
+    ]
 
 
 class AddedTokens:

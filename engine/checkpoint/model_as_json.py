@@ -20,6 +20,7 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as sp
 
+from engine.checkpoint.added_tokens import as_json
 from engine.checkpoint.detokenizer import SPACE
 from engine.checkpoint.json_file import CheckpointError, shown
 from engine.checkpoint.tokenizer_model import SentencePiece
@@ -63,7 +64,7 @@ class _Conversion:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": list(self._added_tokens()),
+            "added_tokens": as_json(self._model.tokens),
             "normalizer": self._normalizer(),
             "pre_tokenizer": _sequence("pretokenizers", list(self._pre_tokenizers())),
             "post_processor": None,
@@ -97,21 +98,6 @@ class _Conversion:
         for piece in self._proto.pieces:
             if piece.type == _Piece.UNUSED:
                 raise NotExpressible(f"tokenizer.model has an unused piece: {shown(piece.piece)}")
-
-    def _added_tokens(self) -> Iterator[dict[str, Any]]:
-        """Yields the tokens that are taken out of a text first, by their ids."""
-        tokens = self._model.tokens.items()
-        for content, (token, token_id) in sorted(tokens, key=lambda entry: entry[1][1]):
-            if content:
-                yield {
-                    "id": token_id,
-                    "content": content,
-                    "single_word": token.single_word,
-                    "lstrip": token.lstrip,
-                    "rstrip": token.rstrip,
-                    "normalized": token.normalized,
-                    "special": token.special,
-                }
 
     def _remains(self, text: str) -> bool:
         """Returns whether a text may stand in what the added tokens leave of a prompt."""
@@ -182,19 +168,20 @@ class _Conversion:
         of what they become, whatever they are.
         """
         normal = self._normal
+        alone = {piece for piece in normal if len(piece) == 1}
         ranked = []
         for piece, score in normal.items():
-            if len(piece) > 1:
-                splits = ((piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1))
-                pairs = [
-                    (left, right) for left, right in splits if left in normal and right in normal
-                ]
-                if not all(char in normal for char in piece):
-                    raise NotExpressible(
-                        f"the piece {shown(piece)} has a character that is no piece itself"
-                    )
-                if pairs:
-                    ranked.append((-score, pairs))
+            pairs = [
+                (piece[:i], piece[i:])
+                for i in range(len(piece) - 1, 0, -1)
+                if piece[:i] in normal and piece[i:] in normal
+            ]
+            if len(piece) > 1 and not alone.issuperset(piece):
+                raise NotExpressible(
+                    f"the piece {shown(piece)} has a character that is no piece itself"
+                )
+            if pairs:
+                ranked.append((-score, pairs))
         ranked.sort(key=lambda entry: entry[0])
         for (score, pairs), (other, others) in itertools.pairwise(ranked):
             if not score < other:

@@ -15,11 +15,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.added_tokens import as_json
 from engine.checkpoint.chat import ChatTemplate
-from engine.checkpoint.json_file import CheckpointError, read_text
+from engine.checkpoint.json_file import CheckpointError, read_json, read_text
 from engine.checkpoint.model_as_json import NotExpressible, as_tokenizer_json
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.checkpoint.tokenizer_json import MAX_BYTES
+from engine.checkpoint.tokenizer_json import MAX_BYTES, HuggingFace
 from engine.checkpoint.tokenizer_model import SentencePiece
 
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # the time of every file in it, which a zip cannot leave out
@@ -51,15 +52,44 @@ def tokenizer_archive(folder: Path | str) -> bytes:
 
 
 def _tokenizer_json(folder: Path, tokenizer: Tokenizer) -> str:
-    if isinstance(tokenizer.backend, SentencePiece):
-        return _dumped(as_tokenizer_json(tokenizer.backend))
-    if tokenizer.backend.splits_special:
+    backend = tokenizer.backend
+    if isinstance(backend, SentencePiece):
+        return _dumped(as_tokenizer_json(backend))
+    assert isinstance(backend, HuggingFace)
+    if backend.splits_special:
         raise NotExpressible("split_special_tokens has no form in tokenizer.json")
     path = folder / "tokenizer.json"
+    raw = read_json(path, MAX_BYTES)
+    changed = raw | _as_read(raw, backend)
     try:
-        return read_text(path, MAX_BYTES)
+        return read_text(path, MAX_BYTES) if changed == raw else _dumped(changed)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _as_read(raw: dict[str, Any], backend: HuggingFace) -> dict[str, Any]:
+    """Returns the parts of a tokenizer.json of which the server says more, or does not follow what
+    they say: tokens that are listed beside it, what is for training only, and that a text that
+    continues a prompt should lose its first space.
+    """
+    parts = dict.fromkeys({"truncation", "padding"} & raw.keys())
+    if raw["model"].get("dropout"):
+        parts["model"] = raw["model"] | {"dropout": None}
+    return parts | {
+        "added_tokens": as_json(backend.tokens),
+        "decoder": _continuing(raw["decoder"]),
+    }
+
+
+def _continuing(decoder: dict[str, Any]) -> dict[str, Any]:
+    """Returns a decoder that keeps the first space, of one that the server follows."""
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kept = [
+        step | {"prepend_scheme": "never"} if step["type"] == "Metaspace" else step
+        for step in steps
+        if step["type"] != "Strip"
+    ]
+    return decoder | {"decoders": kept} if decoder["type"] == "Sequence" else kept[0]
 
 
 def _configuration(tokenizer: Tokenizer) -> dict[str, Any]:

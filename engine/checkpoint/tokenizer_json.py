@@ -88,6 +88,12 @@ class HuggingFace:
         ids: list[int] = encoding.ids
         return ids
 
+    @property
+    def tokens(self) -> dict[str, tuple[AddedToken, int]]:
+        """The tokens that are taken out of a text first, with their ids, by their text."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: (_from_library(token), i) for i, token in sorted(added.items())}
+
     def _add_tokens(self, settings: TokenizerSettings) -> None:
         """Adds the tokens that the files beside it list. What they say of a token counts for more
         than what tokenizer.json says.
@@ -167,6 +173,17 @@ def _to_library(token: AddedToken) -> Any:
     import tokenizers
 
     return tokenizers.AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _from_library(token: Any) -> AddedToken:
+    return AddedToken(
         token.content,
         single_word=token.single_word,
         lstrip=token.lstrip,

@@ -18,7 +18,9 @@ from engine.checkpoint.model_as_json import NotExpressible
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.checkpoint.tokenizer_archive import template_for_gateways, tokenizer_archive
 from engine.embedded import FOLDER
+from tests.engine.checkpoint import hostile
 from tests.engine.checkpoint.test_special_tokens import CHAT, write, write_json, write_model
+from tests.engine.checkpoint.test_tokens_as_transformers import JSON, training
 
 MESSAGES = [{"role": "user", "content": "the <fox>"}, {"role": "assistant", "content": "é\n"}]
 
@@ -55,6 +57,24 @@ def test_a_tokenizer_json_of_its_own_goes_as_it_is(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         assert opened.read("tokenizer.json") == (tmp_path / "tokenizer.json").read_bytes()
     assert "chat_template" not in files_in(archive)["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JSON if kind != "splits special tokens"])
+def test_a_tokenizer_json_is_followed_as_the_server_follows_it(kind: str, tmp_path: Path) -> None:
+    """With tokens that are listed beside it, not cut off or filled up, and first spaces kept."""
+    build, stated = JSON[kind]
+    training(build()).save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, {"tokenizer_config.json": stated})
+    ours, files = Tokenizer.load(tmp_path), files_in(tokenizer_archive(tmp_path))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+    prompt = ours.encode("the")
+    for text in hostile.texts(20):
+        ids = ours.encode(text, add_bos=False)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids
+        detokenizer = ours.detokenizer(prompt)
+        expected = "".join([*map(detokenizer.feed, ids), detokenizer.finish()])
+        if "\ufffd" not in text:
+            assert theirs.decode(ids) == expected
 
 
 def test_nothing_else_of_the_folder_is_in_it(tmp_path: Path) -> None:
