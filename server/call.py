@@ -41,6 +41,8 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 # Outcomes of calls that nobody should have made: they are no arrivals.
 _INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 
+_ASKED_OFTEN = frozenset({"GetLoad", "GetLoads"})  # every second, by each balancer
+
 
 class Call:
     """A call of the RPC `rpc`, from its arrival on.
@@ -269,7 +271,9 @@ class Call:
         if self.fate is not None:
             self._count(self.fate, lived_s)
             story["result"] = self.fate.value
-        log.info("call", **story, tenant=self.tenant, **self._story(lived_s))
+        is_told = self.rpc not in _ASKED_OFTEN or outcome != grpc.StatusCode.OK.name
+        say = log.info if is_told else log.debug
+        say("call", **story, tenant=self.tenant, **self._story(lived_s))
 
     def _fate(self, lived_s: float) -> Fate | None:
         """Returns what became of the call; None where it is no arrival."""
