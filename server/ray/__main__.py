@@ -28,6 +28,7 @@ from server.ray.fleet import Fleet
 from server.settings import FLAGS, Given, ask, end, started
 
 OBJECT_STORE_BYTES = 128 << 20  # what crosses Ray is small
+PUSH_S = 2.0  # between two reports of a replica to whoever decides how many there are
 LOOPBACK = "127.0.0.1"
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end(str(error), 1)
     # Ray's proxy reads it: beyond that a message is refused there, as the server would.
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(config.max_message_bytes))
+    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", str(PUSH_S))
     _join(command)
     try:
         _serve(command)

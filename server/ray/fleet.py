@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from engine.flags import Flag, from_text, marked
+from engine.routing.router import ROUTINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,13 @@ class Fleet:
     most_replicas: Annotated[
         int, Flag("most replicas: as many run as the queued work needs (0: always --replicas)")
     ] = 0
+    up_s: Annotated[
+        float, Flag("for how long the work needs more replicas before one is started, in seconds")
+    ] = 5.0
+    down_s: Annotated[
+        float, Flag("for how long it needs fewer before one is ended, in seconds")
+    ] = 120.0
+    routing: Annotated[str, Flag("which replica gets a call", tuple(sorted(ROUTINGS)))] = "qos"
     cpus: Annotated[float, Flag("CPUs of each replica, which are its engine's threads")] = 1.0
     gpus: Annotated[float, Flag("GPUs of each replica")] = 0.0
 
@@ -28,7 +36,9 @@ class Fleet:
                 f"most_replicas must be 0 or at least replicas, {self.replicas},"
                 f" got {self.most_replicas}"
             )
-        for name in ("cpus", "gpus"):
+        if self.routing not in ROUTINGS:
+            raise ValueError(f"routing must be one of {', '.join(sorted(ROUTINGS))}")
+        for name in ("cpus", "gpus", "up_s", "down_s"):
             if not 0 <= getattr(self, name) < 1e6:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 

@@ -14,6 +14,7 @@ from server.config import ServerConfig
 from server.ray.child import Child
 from server.ray.messages import Call, End, Frame
 from server.ray.services import METHODS
+from server.ray.telling import Telling
 
 REST_S = 10.0  # that a server may take to end, beyond its time to drain
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
@@ -32,12 +33,22 @@ class Replica:
         self._child = Child([*flags, *own_flags(config, context.rank)])
         address = self._child.wait_ready()  # Ray gives a replica nothing else to do before
         self._channel = grpc.aio.insecure_channel(address, options=UNLIMITED)
+        self._telling = Telling(self._channel, config.admin_token_file)
+        self._asking = asyncio.create_task(self._telling.run())
 
     async def check_health(self) -> None:
         """Raises ChildLost where the server is gone. That its engine is lost makes no replica
         unhealthy, as the server starts another.
         """
         self._child.check()
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Returns what Ray is to tell routers of the replica."""
+        return self._telling.for_routing()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Returns what Ray is to tell whoever decides how many replicas there are."""
+        return self._telling.for_scaling()
 
     async def relay(self, call: Call) -> AsyncIterator[Frame]:
         """Yields the answer to a call, a frame for all that has come since the one before."""
@@ -59,6 +70,7 @@ class Replica:
 
     async def __del__(self) -> None:
         """Ends the server, once Ray has seen all calls end or has waited for long enough."""
+        self._asking.cancel()
         await self._channel.close(None)
         await asyncio.to_thread(self._child.end, self._config.drain_s + REST_S)
 

@@ -90,6 +90,17 @@ async def test_a_cancelled_stream_ends_at_its_replica(stub: Stub, fleet: ServerP
     assert '"outcome": "CANCELLED"' in line
 
 
+async def test_a_prefix_stays_with_its_replica(stub: Stub) -> None:
+    prompt = "And it came to pass in those days, as it was written. " * 40
+    cached = []
+    for _ in range(6):
+        wanted = request(1, text=prompt)
+        events = [event async for event in stub.GenerateStream(wanted)]
+        cached.append(events[-1].finished.usage.cached_tokens)
+    assert cached[0] == 0
+    assert all(cached[1:])
+
+
 async def test_health_is_that_of_a_replica(channel: grpc.aio.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     response = await within(health.Check(health_pb2.HealthCheckRequest(service="")))
