@@ -41,7 +41,7 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 # Outcomes of calls that nobody should have made: they are no arrivals.
 _INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 
-_ASKED_OFTEN = frozenset({"GetLoad", "GetLoads"})  # every second, by each balancer
+_ASKED_OFTEN = frozenset({"GetLoad", "GetLoads", "HealthCheck"})  # by each balancer
 
 
 class Call:
@@ -73,6 +73,7 @@ class Call:
         self.generates = rpc in GENERATING
         self.is_streamed = rpc == "GenerateStream"  # its output, as far as that is known
         self.stated_id = ""  # by its caller, and perhaps another call's too
+        self.num_aborts = 0  # of that id, while it was in flight
         self.arrived_at = arrived_at
         self.context = context
         self.has_come = raw is not None
@@ -271,7 +272,8 @@ class Call:
         if self.fate is not None:
             self._count(self.fate, lived_s)
             story["result"] = self.fate.value
-        is_told = self.rpc not in _ASKED_OFTEN or outcome != grpc.StatusCode.OK.name
+        is_often = self.rpc.rpartition("/")[2] in _ASKED_OFTEN
+        is_told = not is_often or outcome != grpc.StatusCode.OK.name
         say = log.info if is_told else log.debug
         say("call", **story, tenant=self.tenant, **self._story(lived_s))
 

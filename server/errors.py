@@ -68,6 +68,7 @@ CODES: Final[Mapping[str, StatusCode]] = {
     "REQUEST_ID_IN_FLIGHT": StatusCode.ALREADY_EXISTS,
     "UNKNOWN_REQUEST": StatusCode.NOT_FOUND,
     "UNKNOWN_SERVICE": StatusCode.NOT_FOUND,
+    "NO_TOKENIZER": StatusCode.FAILED_PRECONDITION,
     "WRONG_TOKEN": StatusCode.UNAUTHENTICATED,
     "UNAUTHENTICATED": StatusCode.UNAUTHENTICATED,
     "TENANT_NOT_ALLOWED": StatusCode.PERMISSION_DENIED,
@@ -259,6 +260,11 @@ def not_remembered(request_id: str, tenant: str | None) -> CallError:
 def unknown_service(name: str) -> CallError:
     """Somebody asks for the health of a service that is not served here."""
     return CallError("UNKNOWN_SERVICE", "no such service", {"service": name})
+
+
+def no_tokenizer() -> CallError:
+    """A gateway asks for the tokenizer, and there is no file that would say to it the same."""
+    return CallError("NO_TOKENIZER", "the model's tokenizer has no form that a gateway reads")
 
 
 def wrong_token() -> CallError:

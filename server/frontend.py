@@ -94,15 +94,15 @@ class FrontEnd:
             *(config, engine, tokenizer, sampling, configuration.tiers, ledger, calls, inferring)
         )
         inference = InferenceService(self.serving, identities)
-        self._smg = _smg_service(self.serving) if config.smg else None
+        self.smg = _smg_service(self.serving) if config.smg else None
         self._health = Health(("", SERVICE), self._deliveries)
         self._kv_events = None
-        if self._smg is not None and config.kv_events != "off":
-            self._kv_events = self._smg.kv_events(self._deliveries, self.identify)
+        if self.smg is not None and config.kv_events != "off":
+            self._kv_events = self.smg.kv_events(self._deliveries, self.identify)
         for port in self._ports:
             port.server.add_generic_rpc_handlers((inference.handler(port.tier),))
-            if self._smg is not None:
-                port.server.add_generic_rpc_handlers((self._smg.handler(port.tier),))
+            if self.smg is not None:
+                port.server.add_generic_rpc_handlers((self.smg.handler(port.tier),))
             if self._kv_events is not None:
                 of_watchers: Any = ShortMessages(port.server, self._uploads, self._admit_watcher)
                 of_watchers.add_generic_rpc_handlers((self._kv_events.handler(),))
@@ -139,8 +139,8 @@ class FrontEnd:
         """Listens; returns the numbers of its ports, the main one's first. Raises StartError."""
         numbers = [port.listen() for port in self._ports]
         self.serving.start()
-        if self._smg is not None:
-            self._smg.start()
+        if self.smg is not None:
+            self.smg.start()
         self._sweeping = [
             asyncio.create_task(each.run()) for each in (self._deliveries, self._uploads)
         ]
@@ -243,8 +243,8 @@ class FrontEnd:
         await self.serving.stop()
         if self._kv_events is not None:
             self._kv_events.stop()
-        if self._smg is not None:
-            await self._smg.stop()
+        if self.smg is not None:
+            await self.smg.stop()
         if self.serving.calls.tracing is not None:
             await self.serving.calls.tracing.stop()
 

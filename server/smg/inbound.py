@@ -4,8 +4,9 @@ A field is taken, or of no use to who makes tokens and no text, or else refused 
 one that a later version of the protocol brings along. What a value may be is checked where those of
 our own service are (`server.convert.inbound`), and its errors are told by the names here.
 
-Fields without presence that are 0 where 0 is no value of theirs are absent; so the defaults of the
-checkpoint hold for them.
+A gateway fills in the checkpoint's defaults itself, as GetModelInfo tells them: so what is 0 is
+meant. Only where 0 is no value of a field (top_p, repetition_penalty, n), or the field is known to
+be absent (temperature, max_tokens), does the default hold.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from server.violations import InvalidRequest, Violation, Violations
 
 DATA_PARALLEL_RANK = "data_parallel_rank"  # the only one is 0
 NOT_DONE = "is not supported by this server"
-# Of SamplingParams: taken as they are where they are stated, and where they are above 0.
-_STATED = ("temperature", "max_tokens")
-_ABOVE_0 = ("top_p", "repetition_penalty", "n")
-_AS_IS = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
+# Of SamplingParams: taken where they are stated or not 0, and even where they are 0.
+_STATED = (
+    *("temperature", "max_tokens", "top_p", "repetition_penalty", "n", "seed", "logprobs"),
+    *("frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos"),
+)
+_AS_IS = ("top_k", "min_p")
 _LISTS = ("stop", "stop_token_ids")
-_OWN = ("seed", "logprobs")
 # What becomes of the tokens as text is the gateway's to see to, and there is no grammar to begin.
 _OF_TEXT = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
     "grammar_from_first_token",
 )
-SAMPLING = frozenset({*_STATED, *_ABOVE_0, *_AS_IS, *_LISTS, *_OWN, *_OF_TEXT})
+SAMPLING = frozenset({*_STATED, *_AS_IS, *_LISTS, *_OF_TEXT})
 REQUEST = frozenset({"request_id", "tokenized", "text", "sampling_params", "stream"})
 # Where our own messages have what the fields of VllmEngine's say: the longest beginning counts.
 _NAMES = {
@@ -86,6 +88,8 @@ def _read_input(reader: Violations, request: Any, message: Any) -> None:
 
 
 def _read_sampling(reader: Violations, wire: Any, sampling: pb.Sampling) -> None:
+    for name in _AS_IS:
+        setattr(sampling, name, getattr(wire, name))
     for name, value in _stated(wire):
         if name not in SAMPLING:
             if name != "json_object" or value:

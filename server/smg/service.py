@@ -16,9 +16,12 @@ from dataclasses import asdict
 from typing import Any
 
 import grpc
+import structlog
 from smg_grpc_proto import vllm_engine_pb2 as vllm
 from smg_grpc_proto.generated import common_pb2 as common
 
+from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.tokenizer_archive import tokenizer_archive
 from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost
 from engine.messages import EngineInfo
@@ -34,10 +37,13 @@ from server.smg import inbound
 from server.smg.kv_events import Context, KvEvents
 from server.smg.loads import to_loads
 from server.smg.outbound import Responses
-from server.smg.tokenizer import pieces, tokenizer_archive
+from server.smg.tokenizer import pieces
 from server.violations import InvalidRequest, Violation
 
+log = structlog.get_logger()
+
 DESCRIPTOR = vllm.DESCRIPTOR.services_by_name["VllmEngine"]
+NOWHERE = "niyama://"  # what begins so is no path on the gateway's disk: it asks for the tokenizer
 SERVER_TYPE = "vllm-grpc"  # by which the gateway knows whose protocol it is
 _WORDING = Wording(inbound.parse, is_bare=True, is_gateway_s=True)
 _BELIEVED = frozenset({TRACESTATE})  # nothing else that a gateway sets can carry targets here
@@ -52,7 +58,7 @@ class VllmEngine:
         self._serving = serving
         self._started_at = time.monotonic()
         self._calls: set[Call] = set()  # that generate
-        self._tokenizer: asyncio.Task[list[Any]] | None = None
+        self.tokenizer: asyncio.Task[list[Any]] | None = None  # packed; empty where it cannot be
 
     def handler(self, port_tier: str = "") -> grpc.GenericRpcHandler[Any, Any]:
         """Returns the handler of the service's RPCs, for a port whose calls get that tier where
@@ -80,15 +86,19 @@ class VllmEngine:
 
     def start(self) -> None:
         """Has the tokenizer packed, by a thread."""
-        self._tokenizer = asyncio.create_task(asyncio.to_thread(self._packed))
+        self.tokenizer = asyncio.create_task(asyncio.to_thread(self._packed))
 
     async def stop(self) -> None:
         """Waits for that thread."""
-        if self._tokenizer is not None:
-            await asyncio.gather(self._tokenizer, return_exceptions=True)
+        if self.tokenizer is not None:
+            await asyncio.gather(self.tokenizer, return_exceptions=True)
 
     def _packed(self) -> list[Any]:
-        return pieces(tokenizer_archive(self._serving.config.engine.model))
+        try:
+            return pieces(tokenizer_archive(self._serving.config.engine.model))
+        except CheckpointError as error:
+            log.error("no tokenizer for gateways", reason=str(error))
+            return []
 
     async def _generate(self, call: Call) -> None:
         self._calls.add(call)
@@ -105,14 +115,24 @@ class VllmEngine:
             self._calls.discard(call)
 
     async def _abort(self, call: Call) -> Any:
-        """Ends the calls of these ids that the same caller has made, on the same front end. Nobody
-        is told whether there were any.
+        """Ends the calls of these ids that the same caller has made at this front end, where all of
+        its connection are. Nobody is told whether there were any.
+
+        Of several that share an id nobody knows which is meant. They end once each may be: when
+        there have been as many Aborts.
         """
         request = _read(call, vllm.AbortRequest)
-        ids = set(request.request_ids)
-        for each in list(self._calls):
-            if each.stated_id in ids and _may_abort(call, each):
-                each.abort()
+        for request_id in set(request.request_ids):
+            of_id = [
+                each
+                for each in self._calls
+                if each.stated_id == request_id and _may_abort(call, each)
+            ]
+            for each in of_id:
+                each.num_aborts += 1
+            if all(each.num_aborts >= len(of_id) for each in of_id):
+                for each in of_id:
+                    each.abort()
         return vllm.AbortResponse()
 
     async def _health_check(self, call: Call) -> Any:
@@ -131,8 +151,8 @@ class VllmEngine:
         longest = min(info.context_len, info.kv_len)
         bos_id = serving.tokenizer.bos_id
         return vllm.GetModelInfoResponse(
-            model_path=info.model_name,
-            tokenizer_path=info.model_name,
+            model_path=f"{NOWHERE}{info.model_name}",
+            tokenizer_path=f"{NOWHERE}{info.model_name}",
             served_model_name=_served_name(info.model_name, call.heard.port_tier),
             is_generation=True,
             max_context_length=longest,
@@ -170,8 +190,11 @@ class VllmEngine:
 
     async def _get_tokenizer(self, call: Call) -> None:
         _read(call, common.GetTokenizerRequest)
-        assert self._tokenizer is not None
-        await _write(call, await asyncio.shield(self._tokenizer))
+        assert self.tokenizer is not None
+        messages = await asyncio.shield(self.tokenizer)
+        if not messages:
+            raise errors.no_tokenizer()
+        await _write(call, messages)
 
     def _info(self) -> EngineInfo:
         if self._serving.info is None:

@@ -181,6 +181,12 @@ ROWS = [
         ),
     ),
     Row(
+        "NO_TOKENIZER",
+        "`VllmEngine/GetTokenizer`: the model's tokenizer has no form that a gateway reads.",
+        "Give the gateway one (SMG: `--tokenizer-path`); the server's log says what has no form.",
+        by.no_tokenizer,
+    ),
+    Row(
         "WRONG_TOKEN",
         "`Explain`: the token is not the operator's.",
         "Show the right one, or none.",

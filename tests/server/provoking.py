@@ -111,9 +111,9 @@ def due(ttlt_s: float, **fields: Any) -> pb.QualityOfService:
     return qos
 
 
-def raw(running: Running, method: str) -> Any:
+def raw(running: Running, method: str, service: str = "niyama.v1.Inference") -> Any:
     """A call of that method with bytes."""
-    return running.channel.unary_unary(f"/niyama.v1.Inference/{method}")
+    return running.channel.unary_unary(f"/{service}/{method}")
 
 
 @contextlib.contextmanager
@@ -238,6 +238,16 @@ async def defect(running: Running) -> None:
         await within(running.stub.Generate(asked()))
     finally:
         running.service.bounds = before  # type: ignore[method-assign]
+
+
+async def no_tokenizer(running: Running) -> None:
+    smg, nothing = front_end_of(running.server).smg, asyncio.create_task(asyncio.sleep(0, []))
+    assert smg is not None
+    before, smg.tokenizer = smg.tokenizer, nothing
+    try:
+        await within(raw(running, "GetTokenizer", "vllm.grpc.engine.VllmEngine")(b""))
+    finally:
+        smg.tokenizer = before
 
 
 async def engine_error(running: Running) -> None:
