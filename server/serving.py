@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.questions import AnswerT, Question, Stats
-from engine.deciding.request import Sampling
+from engine.deciding.request import Sampling, key_of
 from engine.linking.errors import DuplicateRequest, EngineLost, Unanswered
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
@@ -292,15 +292,23 @@ class Serving:
         """Enters the call in the ledger, under another id where its own is in flight and may be.
         Raises Refused or DuplicateRequest.
         """
+        if wording.is_gateway_s and self._is_ending(call, asked):
+            call.request_id = _another(call.request_id)
         entry = entry_of(asked, call.request_id, len(call.raw), limits)
         try:
             await call.enter(asked, entry, self.ledger)
         except DuplicateRequest:
             if not wording.is_gateway_s:
                 raise
-            suffix = REPEATED + secrets.token_hex(8)
-            call.request_id = call.request_id[: MOST_NAME_BYTES - len(suffix)] + suffix
+            call.request_id = _another(call.request_id)
             await call.enter(asked, entry._replace(request_id=call.request_id), self.ledger)
+
+    def _is_ending(self, call: Call, asked: Asked) -> bool:
+        """Returns whether the engine may have a request of the call's id, be it one that it has
+        been told to end: whoever left with it, the ledger knows it no more.
+        """
+        indexes = [None] if asked.n == 1 else range(asked.n)
+        return any(self.engine.has(key_of(call.tenant, call.request_id, i)) for i in indexes)
 
     async def _encode(
         self, call: Call, received: Received, asked: Asked, wording: Wording, bounds: Bounds
@@ -349,6 +357,12 @@ async def stream(call: Call, to_message: Callable[[Output], Message | None]) -> 
         else:
             await generation.arrival()
             call.is_awaited = True
+
+
+def _another(request_id: str) -> str:
+    """Returns an id that nobody has, which begins as that one does."""
+    suffix = REPEATED + secrets.token_hex(8)
+    return request_id[: MOST_NAME_BYTES - len(suffix)] + suffix
 
 
 def _tenant(call: Call, metadata: inbound.Metadata) -> str:

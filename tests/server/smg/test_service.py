@@ -190,6 +190,19 @@ async def test_an_id_may_repeat_and_one_abort_ends_none_of_several(
     assert await ended(third) is grpc.StatusCode.CANCELLED
 
 
+async def test_an_id_may_come_again_before_the_engine_has_ended_its_call(
+    running: Running, stub: Any
+) -> None:
+    """As soon as a call is over, though the engine is still to be told and to answer."""
+    for _ in range(8):
+        call = await started(stub, "again")
+        call.cancel()
+    call = await started(stub, "again")
+    await until(lambda: len(running.server.engine.link.in_flight) == 1)
+    await abort(stub, "again")
+    assert await ended(call) is grpc.StatusCode.CANCELLED
+
+
 async def test_a_client_that_cancels_frees_its_pages(running: Running, stub: Any) -> None:
     streamed = await started(stub, "gone")
     whole = stub.Generate(request_of(max_tokens=LONG, stream=False))
