@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from engine.flags import Flag
+from engine.routing.router import ROUTING, ROUTINGS
 from loadgen.scoring import gate
 from loadgen.scoring.modes import Search
 from loadgen.scoring.summary import Measuring
@@ -44,8 +45,24 @@ class TargetFlags:
     """The flags of the server that is asked; how it is reached the client's own say."""
 
     target: Annotated[
-        str, Flag("default %(default)s", metavar="HOST:PORT", parse=address.check)
+        str,
+        Flag(
+            "or several, of a fleet (default %(default)s)",
+            metavar="HOST:PORT,...",
+            parse=parse_servers,
+        ),
     ] = DEFAULT_SERVER
+    routing: Annotated[
+        str, Flag("of a fleet, be it simulated: which replica gets a request", ROUTINGS)
+    ] = ROUTING
+    pin: Annotated[
+        Mapping[str, int],
+        Flag(
+            "of a fleet: a tier that goes to one replica, past the router",
+            metavar="TIER:REPLICA,...",
+            parse=parse_pins,
+        ),
+    ] = field(default_factory=dict)
     channels: Annotated[int, Flag("connections (default %(default)s)")] = live.CHANNELS
     drain: Annotated[
         float | None,
@@ -232,6 +249,27 @@ class ReportFlags:
     json: Annotated[Path | None, Flag("write the figures", metavar="FILE")] = None
     html: Annotated[Path | None, Flag("write a page of charts", metavar="FILE")] = None
     csv: Annotated[Path | None, Flag("write a row per request", metavar="FILE")] = None
+
+
+def parse_servers(text: str) -> str:
+    """Reads HOST:PORT,..., each of them another. Raises ValueError."""
+    servers = text.split(",")
+    for server in servers:
+        address.check(server)
+    if len(set(servers)) < len(servers):
+        raise ValueError(f"{text!r} names a server twice")
+    return text
+
+
+def parse_pins(text: str) -> dict[str, int]:
+    """Reads TIER:REPLICA,... Raises ValueError."""
+    pins = {}
+    for part in text.split(","):
+        tier, _, replica = part.strip().rpartition(":")
+        if not tier or not replica.isdecimal():
+            raise ValueError(f"{part.strip()!r} is not TIER:REPLICA such as batch:0")
+        pins[tier] = int(replica)
+    return pins
 
 
 def parse_replay(text: str) -> tuple[Path, ...]:

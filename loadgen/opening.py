@@ -63,7 +63,8 @@ class Opener:
     def _live(self, address: str, connection: ConnectionOptions) -> LiveTarget:
         flags = self.arguments.target
         drain_s = live.DRAIN_S if flags.drain is None else flags.drain
-        return LiveTarget(address, flags.channels, drain_s, connection)
+        fleet = flags.routing, flags.pin
+        return LiveTarget(address, flags.channels, drain_s, connection, *fleet)
 
     def _simulated(self, flags: SimulationFlags, contender: str | None) -> Target:
         drain_s, spec = self.arguments.target.drain, self.spec
@@ -75,6 +76,8 @@ class Opener:
             stated_output=spec.planned_stated,
             seed=self.arguments.load.seed or DEFAULT_SEED,
             keeps_series=self.arguments.report.html is not None,
+            routing=self.arguments.target.routing,
+            pinned=self.arguments.target.pin,
             log=log,
         )
         if contender is None:

@@ -13,7 +13,7 @@ from engine.deciding.pace import PaceConfig
 from engine.deciding.policies import ORDERS, POLICIES
 from engine.flags import Flag
 from engine.fleet import Outage
-from engine.routing.router import ROUTINGS
+from engine.routing.router import ROUTING, ROUTINGS
 from loadgen.silos import SiloTarget, parse_silos
 from loadgen.targets import profiles
 from loadgen.targets.profiles import Profile
@@ -68,15 +68,6 @@ class SimulationFlags:
             metavar="TIER:COUNT[/CHUNK],...",
         ),
     ] = None
-    routing: Annotated[str, Flag("default %(default)s", ROUTINGS)] = _USUAL.routing
-    pin: Annotated[
-        Mapping[str, int],
-        Flag(
-            "requests of a tier that go to one replica, past the router",
-            metavar="TIER:REPLICA,...",
-            parse=parse_pins,
-        ),
-    ] = field(default_factory=dict)
     slow_replica: Annotated[
         Mapping[int, float],
         Flag("how many times as slow", metavar="REPLICA:FACTOR,...", parse=parse_slow),
@@ -166,6 +157,8 @@ class SimulationFlags:
         stated_output: Stated,
         seed: int,
         keeps_series: bool,
+        routing: str = ROUTING,
+        pinned: Mapping[str, int] | None = None,
         log: Log | None = None,
     ) -> Setup:
         """Returns the replicas asked for, to which `log` is replayed. Raises ValueError, naming the
@@ -179,8 +172,8 @@ class SimulationFlags:
             policy=flags.policy,
             chunk_size=flags.chunk_size,
             replicas=flags.replicas,
-            routing=flags.routing,
-            pinned=flags.pin,
+            routing=routing,
+            pinned=pinned or {},
             slow=flags.slow_replica,
             outages=tuple(flags.replica_down),
             predictor_error=flags.predictor_error,
@@ -268,17 +261,6 @@ def parse_tier(text: str) -> Tier:
     tbt, has_gap, gap = rest.partition("/")
     targets = Targets(ttft=parse_duration(first), tbt=parse_duration(tbt))
     return Tier(name, targets, Importance.NORMAL, parse_gap(gap) if has_gap else None)
-
-
-def parse_pins(text: str) -> dict[str, int]:
-    """Reads TIER:REPLICA,... Raises ValueError."""
-    pins = {}
-    for part in text.split(","):
-        tier, _, replica = part.strip().rpartition(":")
-        if not tier or not replica.isdecimal():
-            raise ValueError(f"{part.strip()!r} is not TIER:REPLICA such as batch:0")
-        pins[tier] = int(replica)
-    return pins
 
 
 def parse_slow(text: str) -> dict[int, float]:

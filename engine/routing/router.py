@@ -22,6 +22,7 @@ ROUTINGS: Final[Mapping[str, Ranking]] = {
     "power-of-two": rivals.power_of_two,
     "cache-aware": rivals.cache_aware,
 }
+ROUTING: Final = "least-requests"  # where nothing is said
 DEAF: Final = frozenset({"round-robin", "least-requests", "cache-aware"})  # hear nothing told
 
 

@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Unpack
 
+from engine.routing.router import ROUTING, Router
 from loadgen import interrupts
 from loadgen.interrupts import Interrupted
 from loadgen.targets import priority
 from loadgen.targets.record import Outcome, Record
+from loadgen.targets.spread import Spread
 from loadgen.targets.target import (
     WATCH_INTERVAL_S,
     End,
@@ -53,7 +55,8 @@ _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 @dataclass(frozen=True, slots=True)
 class LiveTarget:
     """A server at HOST:PORT, which is asked over `channels` connections in turn, each made with the
-    options of `connection`. Nothing is tried again: the load is what was planned.
+    options of `connection`; or several, HOST:PORT,..., among which a router chooses (spread.py).
+    Nothing is tried again: the load is what was planned.
 
     After the last request its answers are waited for, `drain_s` seconds at most. Raises ValueError
     for a value out of range.
@@ -63,22 +66,34 @@ class LiveTarget:
     channels: int = CHANNELS
     drain_s: float = DRAIN_S
     connection: ConnectionOptions = field(default_factory=ConnectionOptions, hash=False)
+    routing: str = ROUTING  # of several servers
+    pinned: Mapping[str, int] = field(default_factory=dict, hash=False)  # past the router, by tier
 
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError(f"there is at least 1 channel, got {self.channels}")
         if not self.drain_s >= 0:
             raise ValueError(f"the drain time is not negative, got {self.drain_s:g}")
-        Connection(self.server, **self.connection)
+        for server in self.servers:
+            Connection(server, **self.connection)
+        for tier, index in self.pinned.items():
+            if not 0 <= index < len(self.servers):
+                raise ValueError(f"{tier} is pinned to server {index} of {len(self.servers)}")
 
-    def client(self, **others: Unpack[ConnectionOptions]) -> AsyncClient:
-        """Makes a client of the server, with other options beside its own."""
+    @property
+    def servers(self) -> list[str]:
+        """Returns the addresses of the servers."""
+        return self.server.split(",")
+
+    def client(self, server: str | None = None, **others: Unpack[ConnectionOptions]) -> AsyncClient:
+        """Makes a client of a server, the first by default, with other options beside its own."""
         chosen: ConnectionOptions = {**self.connection, "retries": False, **others}
-        return AsyncClient(self.server, **chosen)
+        return AsyncClient(server or self.servers[0], **chosen)
 
     def info(self) -> TargetInfo:
         """Returns what the server says of itself. Raises Unreachable, or Interrupted."""
-        return _target_info(self.server, _run(_ask_info(self)))
+        several = f", {self.routing}" if len(self.servers) > 1 else ""
+        return _target_info(self.server + several, _run(_ask_info(self)))
 
     def run(self, requests: Iterable[PlannedRequest], watch: Watch) -> Run:
         """Sends the requests; see `Target`. Raises Unreachable, or Interrupted before the start."""
@@ -143,7 +158,8 @@ class _Sender:
     target: LiveTarget
     watch: Watch
     name: str = field(default_factory=lambda: secrets.token_hex(8))  # no other run has it
-    clients: list[AsyncClient] = field(default_factory=list)
+    clients: dict[str, list[AsyncClient]] = field(default_factory=dict)  # by server
+    spread: Spread = field(init=False)
     vocabulary_size: int = 0
     start: float = 0.0  # instant 0 of the run, on the monotonic clock
     records: list[Record] = field(default_factory=list)
@@ -157,6 +173,10 @@ class _Sender:
     probe: asyncio.Task[None] | None = None
     bug: BaseException | None = None
 
+    def __post_init__(self) -> None:
+        router, pinned = Router(self.target.routing), self.target.pinned
+        self.spread = Spread(self.target.servers, router, self.now, pinned)
+
     def now(self) -> float:
         """Returns the seconds since instant 0 of the run."""
         return time.monotonic() - self.start
@@ -166,11 +186,12 @@ class _Sender:
         async with contextlib.AsyncExitStack() as stack:
             await self._connect(stack)
             with self._interrupts():
-                ticker = asyncio.create_task(self._tick())
+                tasks = [asyncio.create_task(each) for each in (self._tick(), self._listen())]
                 try:
                     await self._drive(requests)
                 finally:
-                    ticker.cancel()
+                    for task in tasks:
+                        task.cancel()
                     if self.probe is not None:
                         self.probe.cancel()
                 self.watch(self._progress())
@@ -182,15 +203,37 @@ class _Sender:
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> None:
         """Opens the connections, which `stack` closes, and sets instant 0 of the run."""
-        for _ in range(self.target.channels):
-            client = self.target.client(channel_options=_OWN_CONNECTION)
-            self.clients.append(await stack.enter_async_context(client))
+        for server in self.target.servers:
+            self.clients[server] = []
+            for _ in range(self.target.channels):
+                client = self.target.client(server, channel_options=_OWN_CONNECTION)
+                self.clients[server].append(await stack.enter_async_context(client))
+        every = [client for clients in self.clients.values() for client in clients]
         try:
-            infos = await asyncio.gather(*(client.server_info() for client in self.clients))
+            infos = await asyncio.gather(*(client.server_info() for client in every))
+            if self._listens:
+                await asyncio.gather(*(self.spread.ask(*each) for each in self._first().items()))
         except NiyamaError as error:
             raise Unreachable(f"{self.target.server}: {_one_line(error)}") from None
         self.vocabulary_size = infos[0].model.vocabulary_size
         self.start = time.monotonic() + _START_DELAY_S
+
+    @property
+    def _listens(self) -> bool:
+        """Says whether servers are asked for their load."""
+        return len(self.target.servers) > 1 and self.spread.router.listens
+
+    def _first(self) -> dict[str, AsyncClient]:
+        """Returns a client of each server."""
+        return {server: clients[0] for server, clients in self.clients.items()}
+
+    async def _listen(self) -> None:
+        """Has the servers tell their load. An error of it ends the run."""
+        if self._listens:
+            try:
+                await self.spread.listen(self._first())
+            except NiyamaError as error:
+                self._stop(End.TARGET_LOST, f"{self.target.server}: {_one_line(error)}")
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
@@ -241,8 +284,11 @@ class _Sender:
             prompt = prompt_ids(request, self.vocabulary_size, self.name)
             options = self._options(request)
             await asyncio.sleep(max(0.0, request.at - self.now()))  # also lets the others run
-            client = self.clients[request.index % len(self.clients)]
+            server = self.spread.choose(request, prompt)
+            client = self.clients[server][request.index % self.target.channels]
             record = Record(request, sent_at=self.now())
+            if len(self.clients) > 1:
+                record.replica = server
             stream = client.generate(prompt, **options)
             self.records.append(record)
             self.num_in_flight += 1
@@ -307,6 +353,7 @@ class _Sender:
                 record.server_ttft_s = stream.timings.ttft
             if stream.accepted is not None and stream.accepted.forecast is not None:
                 record.promised = stream.accepted.forecast.on_time
+            self.spread.ended(record)
             self.num_in_flight -= 1
             self.counts[record.outcome] += 1
 
@@ -333,21 +380,28 @@ class _Sender:
         """Asks after an UNAVAILABLE whether anybody is still there, and ends the run if not.
 
         A front end whose engine restarts answers, and so do front ends beside one that died, though
-        its socket may take a question with it: hence several tries.
+        its socket may take a question with it: hence several tries. Of several servers one is
+        enough.
         """
+        problems = [await self._problem_of(server) for server in self.target.servers]
+        if all(problems):
+            self._stop(End.TARGET_LOST, problems[0])
+        self.probe = None
+
+    async def _problem_of(self, server: str) -> str:
+        """Returns why a server does not answer, or an empty text where it does."""
+        problem = ""
         async with self.target.client(
-            timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
+            server, timeout=_PROBE_TIMEOUT_S, channel_options=_OWN_CONNECTION
         ) as client:
             for _ in range(_PROBES):
                 try:
                     await client.server_info()
-                    break
+                    return ""
                 except (Unavailable, TimedOut) as error:
-                    problem = f"{self.target.server}: lost during the run: {_one_line(error)}"
+                    problem = f"{server}: lost during the run: {_one_line(error)}"
                 await asyncio.sleep(_PROBE_INTERVAL_S)
-            else:
-                self._stop(End.TARGET_LOST, problem)
-        self.probe = None
+        return problem
 
     async def _tick(self) -> None:
         """Tells how far the run is, again and again."""

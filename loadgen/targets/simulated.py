@@ -30,7 +30,7 @@ from engine.deciding.scheduler_config import SchedulerConfig
 from engine.deciding.sequence import FinishReason
 from engine.deciding.stats import TierAsked
 from engine.fleet import Fleet, Outage
-from engine.routing.router import ROUTINGS, Router
+from engine.routing.router import ROUTING, ROUTINGS, Router
 from engine.simulator import Arrival, Cost, Refusal, Replica, Result
 from loadgen import interrupts
 from loadgen.targets.decisions import DecisionLines
@@ -48,7 +48,6 @@ _SCHEDULER = SchedulerConfig(num_pages=1, context_len=1)  # for its defaults
 VOCABULARY_SIZE = 32_000
 LEAST_NOISE = 0.1  # an iteration never takes less than this share of what is expected
 _WATCH_EVERY = 64  # records
-ROUTING = "least-requests"  # the default
 _STOPS = frozenset([simulator.STOP])
 
 

@@ -100,6 +100,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
 
     def __init__(self) -> None:
         self.acts_as = ""  # what a prompt of token ids is taken for; "": itself
+        self.load = LOAD
         self.num_away = 0  # so many questions for the server's facts are answered UNAVAILABLE
         self.requests: list[pb.GenerateStreamRequest | pb.GenerateRequest] = []
         self.timeouts: list[float | None] = []
@@ -163,7 +164,7 @@ class LittleInference(inference_pb2_grpc.InferenceServicer):
     async def GetLoad(
         self, request: pb.GetLoadRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetLoadResponse:
-        return LOAD
+        return self.load
 
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext
