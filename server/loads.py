@@ -4,9 +4,7 @@ and only while somebody asks.
 What waits is told apart by what may come of it. A balancer that counted work which nobody hurries
 for as a queue would send a person's request elsewhere, where it waits longer. So what repels is not
 what waits, but what a request that comes now would have before it. Balancers know one number, and
-there are several tiers: of each it counts by the part of the tightest tier's time that its own time
-stands for, and the most of these is told. Ten requests before a TTFT of a second are ten, and
-before a TTLT of an hour none.
+there are several tiers: it is told of the one that has the least time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What an engine tells a router, of what it says of itself.
 
-What should repel a request that comes is the work ahead of a typical one of each tier, counted by
-the part of the tightest tier's time that its own time stands for, and of these the most: a night's
-work is due so late that it counts for next to nothing.
+What should repel a request that comes is the work ahead of a typical one of the tier that has the
+least time: what waits behind people is no reason to send people elsewhere.
 """
 
 from __future__ import annotations
@@ -52,16 +51,8 @@ def told_of(saturation: Saturation, tokens_per_s: float, at: float) -> Told:
 
 def repelling_of(outlooks: Iterable[Outlook]) -> Amount:
     """Returns what should repel a request that comes, as the module says."""
-    outlooks = list(outlooks)
-    if not outlooks:
-        return NOTHING
-    tightest_s = min(outlook.patience_s for outlook in outlooks)
-    parts = [(tightest_s / outlook.patience_s, outlook.ahead) for outlook in outlooks]
-    return Amount(
-        int(max(part * ahead.num for part, ahead in parts)),
-        max(part * ahead.seconds for part, ahead in parts),
-        int(max(part * ahead.tokens for part, ahead in parts)),
-    )
+    tightest = min(outlooks, key=lambda outlook: outlook.patience_s, default=None)
+    return NOTHING if tightest is None else tightest.ahead
 
 
 def _tier(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | None) -> TierTold:
