@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,13 +22,12 @@ from sentencepiece import sentencepiece_model_pb2 as sp
 from engine.checkpoint.added_tokens import as_json
 from engine.checkpoint.detokenizer import SPACE
 from engine.checkpoint.json_file import CheckpointError, shown
+from engine.checkpoint.tokenizer_json import BYTE_TOKEN
 from engine.checkpoint.tokenizer_model import SentencePiece
 
 _UNIGRAM, _BPE, _CHAR = (sp.TrainerSpec.UNIGRAM, sp.TrainerSpec.BPE, sp.TrainerSpec.CHAR)
 _Piece = sp.ModelProto.SentencePiece
 _KINDS = {_UNIGRAM: "unigram", _BPE: "bpe", _CHAR: "char"}
-_LEAST = 1.1754943508222875e-38  # C's FLT_MIN, below which sentencepiece lets no highest score be
-_BYTE = r"<0x[0-9A-F]{2}>"
 
 
 class NotExpressible(CheckpointError):
@@ -95,6 +93,9 @@ class _Conversion:
             )
         if squeezes and any(" " in text for text in self._defined):
             raise NotExpressible("a user-defined symbol of tokenizer.model has a space in it")
+        for content, (token, _) in self._model.tokens.items():
+            if self._has_bytes and not token.special and BYTE_TOKEN.fullmatch(content):
+                raise NotExpressible(f"the added token {shown(content)} is written like a byte")
         for piece in self._proto.pieces:
             if piece.type == _Piece.UNUSED:
                 raise NotExpressible(f"tokenizer.model has an unused piece: {shown(piece.piece)}")
@@ -168,7 +169,7 @@ class _Conversion:
         of what they become, whatever they are.
         """
         normal = self._normal
-        alone = {piece for piece in normal if len(piece) == 1}
+        alone = {piece for piece in (*normal, *self._defined) if len(piece) == 1}
         ranked = []
         for piece, score in normal.items():
             pairs = [
@@ -196,22 +197,18 @@ class _Conversion:
         sentencepiece would not find.
         """
         self._check_ids()
+        if self._defined:  # what they score is no part of the file
+            raise NotExpressible(
+                "user-defined symbols of a unigram tokenizer.model weigh what the version of"
+                " sentencepiece has them weigh"
+            )
         least = min(self._normal.values(), default=0.0)
-        most = max([_LEAST, *self._normal.values()])
         scores = []
         for piece in self._proto.pieces:
-            score = piece.score
-            if piece.type == _Piece.USER_DEFINED:
-                score = _single(most * len(piece.piece.encode()) - 0.1)
-                if score < least:
-                    raise NotExpressible(
-                        f"the user-defined symbol {shown(piece.piece)} scores below all pieces"
-                    )
-            elif piece.type != _Piece.NORMAL:
-                score = least
-                if piece.type != _Piece.BYTE and self._remains(piece.piece):
-                    raise NotExpressible(f"{shown(piece.piece)} would be found in texts")
-            scores.append((piece.piece, score))
+            is_normal = piece.type == _Piece.NORMAL
+            if not is_normal and piece.type != _Piece.BYTE and self._remains(piece.piece):
+                raise NotExpressible(f"{shown(piece.piece)} would be found in texts")
+            scores.append((piece.piece, piece.score if is_normal else least))
         return {
             "type": "Unigram",
             "unk_id": self._proto.trainer_spec.unk_id,
@@ -235,10 +232,9 @@ class _Conversion:
         """Returns what keeps a text like "<0x41>" from being taken for the piece of a byte: a cut
         where no piece is.
         """
-        known = [*self._normal, *self._defined]
         hexadecimal = "[0-9A-F]"
         for before, after in (("<", "0"), ("0", "x"), ("x", hexadecimal), (hexadecimal, ">")):
-            if not any(re.search(before + after, piece) for piece in known):
+            if not any(re.search(before + after, piece) for piece in self._normal):
                 ahead = {"0": r"0x[0-9A-F]{2}>", "x": r"x[0-9A-F]{2}>", ">": ">"}
                 behind = {"<": "<", "0": "<0", "x": "<0x", hexadecimal: r"<0x[0-9A-F]{2}"}
                 return _split(
@@ -272,11 +268,6 @@ class _Conversion:
                 raise NotExpressible(f"{shown(text)} would be taken for one token")
         if cuts:
             yield _split(rf"\A(?:{'|'.join(cuts)})", "MergedWithPrevious")
-
-
-def _single(number: float) -> float:
-    """Returns the nearest number of single precision, which sentencepiece computes in."""
-    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _sequence(key: str, steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

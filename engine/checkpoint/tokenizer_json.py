@@ -19,7 +19,7 @@ from engine.checkpoint.json_file import CheckpointError, Keys, read_json, shown
 from engine.checkpoint.special_tokens import TokenizerSettings, check_id
 
 MAX_BYTES = 256 << 20  # of the file; the largest in use has an eighth
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Decoder:
             return _spell_bytes(token)
         for old, new in self.replaced:
             token = token.replace(old, new)
-        if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+        if self.byte_fallback and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
         return token.encode()
 

@@ -76,7 +76,7 @@ class SentencePiece:
     @property
     def has_prefix(self) -> bool:
         """Returns whether a text gets a space before it."""
-        return bool(self._prefixed.encode("a") != self._plain.encode("a"))
+        return bool(self._prefixed.normalize("a") != self._plain.normalize("a"))
 
     def plainly(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of texts as they stand in a normalized one: with nothing changed in them
@@ -125,7 +125,7 @@ class SentencePiece:
         pieces = [self._spell(i) for i in range(self._model.get_piece_size())]
         for content, (token, token_id) in tokens.items():
             pieces.extend([b""] * (token_id + 1 - len(pieces)))
-            pieces[token_id] = b"" if token.special else content.encode()
+            pieces[token_id] = b"" if token.special else content.replace(SPACE, " ").encode()
         specials = {i: content for content, (token, i) in tokens.items() if token.special}
         if not self.has_prefix:
             return Spelling(pieces, pieces, specials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,6 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "unigram, pieces across words": (UNIGRAM | ACROSS, {}),
     "unigram, spaces squeezed": (UNIGRAM | SQUEEZES, {}),
     "unigram without bytes": (UNIGRAM | {"byte_fallback": False, "vocab_size": 70}, {}),
-    "unigram, symbols": (UNIGRAM | DEFINED, {}),
     "unigram, llama": (UNIGRAM, LLAMA),
     "unknown is no special token": (NO_BYTES, {"unk_token": None}),
 }
@@ -174,6 +174,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "split": ({}, {"split_special_tokens": True}, "split_special_tokens"),
     "a space": (SQUEEZES | {"user_defined_symbols": ["a b"]}, {}, "has a space in it"),
     "squeezed": (SQUEEZES, {"legacy": False}, "remove_extra_whitespaces"),
+    "symbols": (UNIGRAM | DEFINED, {}, "user-defined symbols of a unigram"),
+    "a byte": ({}, {"added_tokens_decoder": {"400": {"content": "<0x41>"}}}, "like a byte"),
     "gap": (UNIGRAM, {"added_tokens_decoder": {"500": {"content": "<x>"}}}, "leave some out"),
     "renamed": (UNIGRAM, {"added_tokens_decoder": {"5": {"content": "<x>"}}}, "id of a piece"),
     "one id": (
@@ -239,6 +241,49 @@ def test_a_model_changed_by_hand_is_refused_by_name(
 ) -> None:
     with pytest.raises(NotExpressible, match=message):
         Pair(changed(tmp_path, change))
+
+
+def test_a_visible_space_of_an_added_token_is_a_space(tmp_path: Path) -> None:
+    """As transformers spells it."""
+    stated = {"400": {"content": "\u2581\u2581x"}}
+    pair = Pair(made_of(tmp_path, {}, {"added_tokens_decoder": stated}))
+    ids = pair.ours.encode("a\u2581\u2581xb", add_bos=False)
+    assert 400 in ids
+    assert pair.theirs.decode(ids) == " " + pair.ours.decode(ids) == " a  x b"
+
+
+PIECES = st.lists(st.text("ab\u2581<0x1>", min_size=1, max_size=6), min_size=1, max_size=14)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_models_of_any_pieces_make_the_same_ids(data: st.DataObject) -> None:
+    """Of pieces that no training makes, in any order, some of them user-defined symbols."""
+    pieces = data.draw(PIECES)
+    chars = [*dict.fromkeys("".join(pieces))]
+    order = data.draw(st.permutations([*dict.fromkeys([*pieces, *chars])]))
+    defined = data.draw(st.sets(st.sampled_from(order), max_size=3))
+    proto = sp.ModelProto()
+    proto.trainer_spec.model_type = sp.TrainerSpec.BPE
+    proto.trainer_spec.byte_fallback = data.draw(st.booleans())
+    proto.normalizer_spec.add_dummy_prefix = data.draw(st.booleans())
+    proto.normalizer_spec.remove_extra_whitespaces = data.draw(st.booleans())
+    kinds = sp.ModelProto.SentencePiece
+    proto.pieces.add(piece="<unk>", type=kinds.UNKNOWN)
+    for byte in range(256 if proto.trainer_spec.byte_fallback else 0):
+        proto.pieces.add(piece=f"<0x{byte:02X}>", type=kinds.BYTE)
+    for rank, piece in enumerate(order):
+        kind = kinds.USER_DEFINED if piece in defined else kinds.NORMAL
+        proto.pieces.add(piece=piece, score=-rank, type=kind)
+    texts = st.lists(st.sampled_from([*order, " ", "x", "<0x41>"]), max_size=10).map("".join)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(proto.SerializeToString())
+        try:
+            pair = Pair(Path(folder))
+        except NotExpressible:  # a part between symbols that is a token, and cannot be cut
+            return
+        for text in data.draw(st.lists(texts, min_size=1, max_size=5)):
+            pair.compare(text)
 
 
 def test_an_added_token_may_have_the_id_of_a_piece_and_ids_may_be_left_out(tmp_path: Path) -> None:
