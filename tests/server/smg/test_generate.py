@@ -169,6 +169,26 @@ async def test_what_is_harmless_is_taken(running: Running) -> None:
     assert [each.ids for each in await ask(running, request)] == [each.ids for each in expected]
 
 
+async def test_what_is_left_out_is_the_checkpoint_s_and_what_is_0_is_meant() -> None:
+    """A gateway fills in the defaults that it is told, so a client of its has asked for that 0."""
+    for sampling in (vllm.SamplingParams(), vllm.SamplingParams(top_k=0, min_p=0.0)):
+        request = vllm.GenerateRequest(text=TEXT, sampling_params=sampling)
+        message = inbound.parse(request.SerializeToString())
+        stated = [field.name for field, _ in message.sampling.ListFields()]
+        assert stated == ["top_k", "min_p"]
+        assert (message.sampling.top_k, message.sampling.min_p) == (0, 0.0)
+    stated_all = vllm.SamplingParams(temperature=0.0, top_p=0.5, top_k=3, min_p=0.25, max_tokens=7)
+    request = vllm.GenerateRequest(text=TEXT, sampling_params=stated_all)
+    got = inbound.parse(request.SerializeToString()).sampling
+    assert (got.temperature, got.top_p, got.top_k, got.min_p, got.max_tokens) == (
+        0,
+        0.5,
+        3,
+        0.25,
+        7,
+    )
+
+
 async def test_no_field_of_the_protocol_is_left_out() -> None:
     """Each is taken, or is refused by its name."""
     for field in vllm.GenerateRequest.DESCRIPTOR.fields:
