@@ -121,6 +121,8 @@ class FrontEnd:
         standard: Any = ShortMessages(server, self._uploads)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         files = [inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR]
+        if self.smg is not None:
+            files.append(self.smg.file)
         if config.load_reports:
             self.serving.reports = orca.CallReports(self.serving.loads.newest)
             open_rca = orca.OpenRca(self.serving.loads.now, self._deliveries)

@@ -31,7 +31,7 @@ class Metrics:
         self.registry = registry
         self.requests = self._counter(
             "requests",
-            "Calls of Generate and GenerateStream that arrived, by what became of them",
+            "Calls that generate and have arrived, by what became of them",
             *("tier", "importance", "tenant", "result"),
         )
         self.refused = self._counter(

@@ -52,7 +52,9 @@ _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ma
 
 
 class VllmEngine:
-    """The RPCs of VllmEngine."""
+    """The RPCs of VllmEngine, which `file` describes."""
+
+    file = vllm.DESCRIPTOR
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
@@ -121,17 +123,17 @@ class VllmEngine:
         Of several that share an id nobody knows which is meant. They end once each may be: when
         there have been as many Aborts.
         """
-        request = _read(call, vllm.AbortRequest)
-        for request_id in set(request.request_ids):
-            of_id = [
-                each
-                for each in self._calls
-                if each.stated_id == request_id and _may_abort(call, each)
-            ]
-            for each in of_id:
+        ids = set(_read(call, vllm.AbortRequest).request_ids) - {
+            ""
+        }  # that some calls have, for none
+        meant: dict[str, list[Call]] = {}
+        for each in self._calls:
+            if each.stated_id in ids and _may_abort(call, each):
                 each.num_aborts += 1
-            if all(each.num_aborts >= len(of_id) for each in of_id):
-                for each in of_id:
+                meant.setdefault(each.stated_id, []).append(each)
+        for same in meant.values():
+            if all(each.num_aborts >= len(same) for each in same):
+                for each in same:
                     each.abort()
         return vllm.AbortResponse()
 
@@ -191,10 +193,11 @@ class VllmEngine:
     async def _get_tokenizer(self, call: Call) -> None:
         _read(call, common.GetTokenizerRequest)
         assert self.tokenizer is not None
-        messages = await asyncio.shield(self.tokenizer)
-        if not messages:
-            raise errors.no_tokenizer()
-        await _write(call, messages)
+        with self._serving.questions.hold(self._serving.caller(call), 1):
+            messages = await asyncio.shield(self.tokenizer)
+            if not messages:
+                raise errors.no_tokenizer()
+            await _write(call, messages)
 
     def _info(self) -> EngineInfo:
         if self._serving.info is None:

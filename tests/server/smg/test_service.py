@@ -148,6 +148,16 @@ async def test_abort_ends_a_stream_and_frees_what_it_held(running: Running, stub
     await abort(stub, "left")  # it is over: nothing happens
 
 
+async def test_abort_without_an_id_ends_nothing(stub: Any) -> None:
+    """Though calls that state none have the same."""
+    call = await started(stub, "")
+    await abort(stub, "", *(f"nobody-s-{i}" for i in range(1000)))
+    assert await is_open(call)
+    call.cancel()
+    error = await failure(stub.Abort(vllm.AbortRequest(request_ids=["a" * 40_000])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_abort_ends_a_call_that_waits_or_is_seen_whole(running: Running, stub: Any) -> None:
     calls = [
         stub.Generate(request_of(f"whole-{i}", max_tokens=LONG, stream=False))
