@@ -175,7 +175,7 @@ class _Sender:
 
     def __post_init__(self) -> None:
         router, pinned = Router(self.target.routing), self.target.pinned
-        self.spread = Spread(self.target.servers, router, self.now, pinned)
+        self.spread = Spread(self.target.servers, router, pinned)
 
     def now(self) -> float:
         """Returns the seconds since instant 0 of the run."""

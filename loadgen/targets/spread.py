@@ -7,7 +7,8 @@ and what was sent there since is counted. A server that does not answer is left 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.deciding.history import OutputLengths
@@ -28,13 +29,12 @@ from niyama.client.load import Load, Work
 
 @dataclass(slots=True)
 class Spread:
-    """The servers, by their addresses, and the router before them. `clock()` says the seconds of
-    the run, and `pinned` has the index of a server by the name of a tier.
+    """The servers, by their addresses, and the router before them. `pinned` has the index of a
+    server by the name of a tier.
     """
 
     servers: Sequence[str]
     router: Router
-    clock: Callable[[], float]
     pinned: Mapping[str, int] = field(default_factory=dict)
     _away: set[str] = field(default_factory=set)  # that did not answer when they were asked
     _lengths: OutputLengths = field(default_factory=lambda: OutputLengths(0.0))
@@ -48,7 +48,7 @@ class Spread:
         if pin is not None and self.servers[pin] not in self._away:
             return self.servers[pin]
         there = [server for server in self.servers if server not in self._away]
-        asked, now = self._asked(request, prompt), self.clock()
+        asked, now = self._asked(request, prompt), time.monotonic()
         server = self.router.ranked(asked, there or self.servers, now)[0]
         self.router.sent(server, asked, now)
         self._sent[request.index] = server
@@ -71,7 +71,7 @@ class Spread:
             self._away.add(server)
             return
         self._away.discard(server)
-        self.router.told(server, told(load, self.clock()))
+        self.router.told(server, told(load, time.monotonic()))
 
     async def listen(self, clients: Mapping[str, AsyncClient]) -> None:
         """Asks all servers again and again."""

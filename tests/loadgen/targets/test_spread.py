@@ -75,6 +75,18 @@ def test_requests_go_where_they_are_on_time_by_what_servers_tell(pair: list[Litt
     assert by_server(run) == {pair[1].address: 40}
 
 
+def test_what_a_server_tells_later_counts_from_then_on(pair: list[LittleServer]) -> None:
+    """Both are free at first; then one of them tells that requests would be late there."""
+
+    def be_busy() -> None:
+        pair[0].servicer.load = busy()
+
+    watch = once(lambda progress: progress.num_finished >= 10, be_busy)
+    run = target(pair, "qos").run(iter(every(0.01, 300)), watch)
+    assert {record.replica for record in run.records[:50]} == {each.address for each in pair}
+    assert {record.replica for record in run.records[-50:]} == {pair[1].address}
+
+
 def test_a_server_that_is_lost_ends_no_run_while_another_answers(pair: list[LittleServer]) -> None:
     """Once it does not tell its load it gets no more; each request is recorded once."""
     watch = once(lambda progress: progress.num_finished >= 20, pair[0].stop)
