@@ -1,6 +1,6 @@
 """Whether a simulated fleet is one: two live servers behind a router, and the same in simulation.
 
-    python -m tests.bench fleet [--duration 60] [--chats 0.7] [--batch 1.5] [--slow 5]
+    python -m tests.bench fleet [--duration 60] [--chats 0.8] [--batch 1.5] [--slow 5]
 
 The servers are real, but for engines whose iterations last as long as a profile says: two that
 compute would take each other's cores. The load generator is the router before them, and asks each
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, and says by the exit code whether both agree."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench fleet", description=__doc__)
     parser.add_argument("--duration", type=float, default=60.0, help="seconds per run")
-    parser.add_argument("--chats", type=float, default=0.7, help="of what both servers sustain")
+    parser.add_argument("--chats", type=float, default=0.8, help="of what both servers sustain")
     parser.add_argument("--batch", type=float, default=1.5, help="times what one sustains")
     parser.add_argument("--slow", type=float, default=5.0, help="times as slow, all of it")
     parser.add_argument("--seed", type=int, default=0)
@@ -164,11 +164,11 @@ def _sustained(info: ServerInfo, tier: str, arguments: argparse.Namespace) -> fl
     """Returns the requests per second of a tier that one server sustains by itself."""
     target = SimulatedTarget(_setup(info, arguments, 1, "round-robin", {}))
     guess = GUESS_RPS / arguments.slow
-    load = _workload(info, {tier: guess}, 300.0, arguments.seed)
+    load = _workload(info, {tier: guess}, 120.0, arguments.seed)
     capacity, _ = search_capacity(
         lambda load, _: measure(target, target.info(), load, Measuring()),
         load,
-        Search(guess, repeats=1),
+        Search(guess, precision=0.1, repeats=1),
     )
     return capacity.passed
 
