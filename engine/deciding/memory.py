@@ -23,6 +23,7 @@ class Memory(NamedTuple):
     held: int
     idle: int  # of the others: cached prefixes that nobody reads
     patient: int  # of `held`: by patient requests
+    num_streams: int = 0  # that hold the others
 
     @property
     def usage(self) -> float:
@@ -35,9 +36,11 @@ def memory_of(pages: PagePool, roster: Roster) -> Memory:
     that this costs no more than counting those who have begun.
     """
     held = pages.num_pages - pages.num_available
-    patient = sum(
-        len(sequence.pages) - sequence.num_cached // pages.page_size
-        for sequence in chain(roster.running, roster.partial)
-        if sequence.tbt_s is None or sequence.relegated
-    )
-    return Memory(pages.page_size, pages.num_pages, held, pages.num_idle, min(patient, held))
+    patient = num_streams = 0
+    for sequence in chain(roster.running, roster.partial):
+        if sequence.tbt_s is None or sequence.relegated:
+            patient += len(sequence.pages) - sequence.num_cached // pages.page_size
+        else:
+            num_streams += 1
+    sizes = pages.page_size, pages.num_pages, held, pages.num_idle
+    return Memory(*sizes, min(patient, held), num_streams)

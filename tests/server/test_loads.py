@@ -98,7 +98,7 @@ def test_memory_that_bulk_holds_repels_no_stream() -> None:
     scheduler = make_scheduler(num_pages=40, prefix_caching=True)
     submit(scheduler, 1, CHAT, "chat", 30)
     now = run(scheduler, 0.0, 1)
-    assert load(scheduler, now).memory == (16, 40, 2, 0, 0)
+    assert load(scheduler, now).memory == (16, 40, 2, 0, 0, 1)
     assert load(scheduler, now).memory.usage == 2 / 40
     for number in range(6):  # no two begin alike
         prompt = range(1000 * number, 1000 * number + 100)
@@ -112,7 +112,7 @@ def test_memory_that_bulk_holds_repels_no_stream() -> None:
     while (plan := scheduler.plan(now)) is not None:
         now += plan.predicted_s
         scheduler.commit(plan, [Token(0)] * len(plan.sampling), now)
-    assert load(scheduler, now).memory[2:] == (0, scheduler.pages.num_idle, 0)
+    assert load(scheduler, now).memory[2:] == (0, scheduler.pages.num_idle, 0, 0)
     assert scheduler.pages.num_idle > 0
 
 

@@ -10,7 +10,7 @@ from smg_grpc_proto import vllm_engine_pb2 as vllm
 from server.smg.loads import to_loads
 from tests.server.conftest import Running, within
 from tests.server.smg.asking import stub_of
-from tests.server.test_loads import BATCH, CHAT, load, make_scheduler, submit
+from tests.server.test_loads import BATCH, CHAT, load, make_scheduler, run, submit
 
 
 def test_bulk_diverts_nobody_and_trips_no_overload_protection_and_people_who_wait_do() -> None:
@@ -28,6 +28,11 @@ def test_bulk_diverts_nobody_and_trips_no_overload_protection_and_people_who_wai
     wait_s = people.num_waiting_uncached_tokens / people.gen_throughput
     assert wait_s == pytest.approx(0.2, rel=0.1), "a thousandth of a second for each token"
     assert people.max_total_num_tokens == 16_000
+    now = run(scheduler, 1.0, 20)
+    (served,) = to_loads(load(scheduler, now), 4096).loads
+    assert (served.num_running_reqs, served.num_waiting_reqs) == (10, 0)
+    assert len(scheduler.roster.running) > 10, "some of bulk do, too"
+    assert 0 < served.num_used_tokens == served.token_usage * served.max_total_num_tokens
 
 
 @pytest.mark.asyncio(loop_scope="session")
