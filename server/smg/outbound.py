@@ -25,7 +25,7 @@ class Responses:
         n = call.asked.n
         self._num_tokens = [0] * n
         self._last_ids = [-1] * n  # of each completion's tokens
-        self._whole = [vllm.GenerateComplete() for _ in range(n)]
+        self._last = [vllm.GenerateResponse() for _ in range(n)]  # of each, filled in as it comes
 
     def to_message(self, output: Output) -> Any:
         """Returns the response of a stream for one output, None where it has none. Raises as
@@ -70,20 +70,20 @@ class Responses:
 
     def _add(self, piece: Piece) -> None:
         self._note(piece)
-        whole = self._whole[piece.completion]
+        whole = self._last[piece.completion].complete
         whole.output_ids.extend([token.id for token in piece.tokens])
         _add_logprobs(whole, piece.tokens)
 
     def _restart(self, index: int) -> None:
         """Forgets what came of the completion: the engine begins it again."""
         self._call.restart(index)
-        self._whole[index] = vllm.GenerateComplete()
+        self._last[index] = vllm.GenerateResponse()
         self._num_tokens[index], self._last_ids[index] = 0, -1
 
     def _complete(self, ended: Ended) -> Any:
         """Returns the response that ends a completion, with what was gathered of it."""
         finished, index = self._call.finish(ended), ended.completion
-        response = vllm.GenerateResponse(complete=self._whole[index])
+        response = self._last[index]
         complete = response.complete
         complete.index = index
         complete.finish_reason = _REASONS[finished.reason]

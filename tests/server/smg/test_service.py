@@ -20,6 +20,7 @@ from smg_grpc_proto.generated import common_pb2 as common
 
 from engine.config import EngineConfig
 from niyama.v1 import inference_pb2 as pb
+from server import frontend
 from server.config import ServerConfig
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import MAX_REQUESTS, Running, running_with, until, within
@@ -253,7 +254,10 @@ async def test_who_drains_or_has_no_engine_is_unavailable() -> None:
         assert (await failure(ask(running, request_of()))).code() is unavailable
 
 
-async def test_it_can_be_left_out() -> None:
+async def test_it_can_be_left_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the operator, or with its package."""
+    monkeypatch.setattr(frontend, "find_spec", lambda name: None)
+    assert frontend._smg_service(running.service) is None
     config = ServerConfig(port=0, smg=False, engine=EngineConfig(factory=NULL))
     async with running_with(config) as running:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
