@@ -134,7 +134,7 @@ def _serve(command: Command) -> None:
 
 
 def _end_with_input() -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(sys.stdin.fileno(), 4096):  # a file object's lock would be in the way at exit
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -64,10 +64,16 @@ def for_scaling(load: pb.GetLoadResponse) -> dict[str, float]:
     return numbers
 
 
-def needed(loads: Mapping[str, Mapping[str, float]], part: float, most_demand: float) -> float:
-    """Returns how many replicas it takes, which have said `loads` for scaling: so many that what
-    waits of each tier, and of all tiers with shorter targets, is done within `part` of its target,
-    and that no more than `most_demand` seconds of work arrive at each in a second.
+def needed(
+    loads: Mapping[str, Mapping[str, float]], num_now: int, part: float, most_demand: float
+) -> float:
+    """Returns how many replicas it takes, of which there are `num_now` and which have said `loads`
+    for scaling: so many that what waits of each tier, and of all tiers with shorter targets, is
+    done within `part` of its target.
+
+    Where fewer would do for what waits, as nothing waits while there are enough, there stay so many
+    that no more than `most_demand` seconds of work arrive at each in a second. Work that arrives
+    starts none by itself: it may have all night.
     """
     queued_s: dict[float, float] = {}  # by target
     for numbers in loads.values():
@@ -75,8 +81,8 @@ def needed(loads: Mapping[str, Mapping[str, float]], part: float, most_demand: f
             if name.startswith(TARGET) and target_s > 0:
                 tier = name.removeprefix(TARGET)
                 queued_s[target_s] = queued_s.get(target_s, 0.0) + numbers.get(QUEUED + tier, 0.0)
-    found = sum(numbers.get(DEMAND, 0.0) for numbers in loads.values()) / most_demand
-    before_s = 0.0
+    demand = sum(numbers.get(DEMAND, 0.0) for numbers in loads.values())
+    found, before_s = min(float(num_now), demand / most_demand), 0.0
     for target_s in sorted(queued_s):
         before_s += queued_s[target_s]
         found = max(found, before_s / (part * target_s))

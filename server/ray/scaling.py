@@ -23,6 +23,7 @@ def decide(context: Any) -> tuple[int, dict[str, Any]]:
         for replica, series in of_replicas.items():
             if series and replica in running:
                 loads.setdefault(str(replica), {})[name] = series[-1].value
+    num_now = context.target_num_replicas
     if not loads:  # nobody has said anything yet
-        return context.target_num_replicas, {}
-    return max(1, math.ceil(needed(loads, PART, MOST_DEMAND))), {}
+        return num_now, {}
+    return max(1, math.ceil(needed(loads, num_now, PART, MOST_DEMAND))), {}

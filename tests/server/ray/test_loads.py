@@ -80,14 +80,15 @@ CHAT, BATCH = {"target_s:chat": 1.0}, {"target_s:batch": 100.0}
         ([CHAT | {"queued_s:chat": 0.5}, CHAT | {"queued_s:chat": 1.0}], 3.0),  # of all together
         # Batch waits for chat, and chat not for batch.
         ([CHAT | BATCH | {"queued_s:chat": 0.5, "queued_s:batch": 199.5}], 4.0),
-        ([{"demand": 1.0}, {"demand": 1.4}], 3.0),  # nothing waits, and it is just enough
+        ([{"demand": 0.5}, {"demand": 1.1}], 2.0),  # nothing waits, and there are just enough
+        ([{"demand": 90.0}], 3.0),  # work without a hurry: none is started for it, none ended
     ],
 )
 def test_replicas_are_counted_by_work_and_its_targets(
     loads: list[dict[str, float]], replicas: float
 ) -> None:
     named = {str(i): each for i, each in enumerate(loads)}
-    assert needed(named, 0.5, 0.8) == pytest.approx(replicas)
+    assert needed(named, 3, 0.5, 0.8) == pytest.approx(replicas)
 
 
 TIERS = st.dictionaries(st.sampled_from("abc"), st.floats(0, 1e3), max_size=3)
@@ -103,7 +104,7 @@ def test_more_work_never_takes_fewer_replicas(
         return {"one": numbers}
 
     both = {tier: some.get(tier, 0.0) + more.get(tier, 0.0) for tier in "abc"}
-    assert needed(load(both), 0.5, 0.8) >= needed(load(some), 0.5, 0.8) * (1 - 1e-9)
+    assert needed(load(both), 2, 0.5, 0.8) >= needed(load(some), 2, 0.5, 0.8) * (1 - 1e-9)
 
 
 def context(running: list[str], metrics: dict[str, dict[str, list[float]]]) -> SimpleNamespace:
@@ -116,7 +117,7 @@ def context(running: list[str], metrics: dict[str, dict[str, list[float]]]) -> S
 
 
 def test_what_running_replicas_said_last_counts() -> None:
-    metrics = {"demand": {"one": [9.0, 0.9], "gone": [50.0]}}
+    metrics = {"demand": {"one": [0.1, 0.9], "gone": [50.0]}}
     assert decide(context(["one"], metrics)) == (2, {})
     assert decide(context(["one"], {})) == (2, {})  # nothing is known: as it is
     assert decide(context(["one"], {"demand": {"one": [0.0]}})) == (1, {})
