@@ -28,8 +28,15 @@ from server.ray.fleet import Fleet
 from server.settings import FLAGS, Given, ask, end, started
 
 OBJECT_STORE_BYTES = 128 << 20  # what crosses Ray is small
-PUSH_S = 2.0  # between two reports of a replica to whoever decides how many there are
 LOOPBACK = "127.0.0.1"
+# What Ray's processes read when they start. The first is in seconds, between two reports of a
+# replica to whoever decides how many there are; the others more than halve the time for a token.
+OF_RAY = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -89,9 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         app.check(config)
     except StartError as error:
         end(str(error), 1)
-    # Ray's proxy reads it: beyond that a message is refused there, as the server would.
+    # Beyond that Ray's proxy refuses a message, as the server would.
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", str(config.max_message_bytes))
-    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", str(PUSH_S))
+    for name, value in OF_RAY.items():
+        os.environ.setdefault(name, value)
     _join(command)
     try:
         _serve(command)

@@ -23,7 +23,9 @@ UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 class Replica:
     """A deployment's class. Ray calls the methods of its gRPC services, which are all `relay`."""
 
-    def __init__(self, flags: Sequence[str], config: ServerConfig) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, flags: Sequence[str], config: ServerConfig
+    ) -> None:
         """Starts the server with those flags, of which `config` has come, and returns when it can
         serve. Raises ChildLost.
         """
@@ -31,7 +33,7 @@ class Replica:
         self._id = context.replica_id.unique_id
         self._config = config
         self._child = Child([*flags, *own_flags(config, context.rank)])
-        address = self._child.wait_ready()  # Ray gives a replica nothing else to do before
+        address = await asyncio.to_thread(self._child.wait_ready)
         self._channel = grpc.aio.insecure_channel(address, options=UNLIMITED)
         self._telling = Telling(self._channel, config.admin_token_file)
         self._asking = asyncio.create_task(self._telling.run())
