@@ -162,7 +162,7 @@ ROWS = [
     ),
     Row(
         "CANCELLED",
-        "The server ended the call, of which its client did not.",
+        "The server ended the call, or `VllmEngine/Abort` did.",
         ELSEWHERE,
         by.ended_by_the_server,
     ),
