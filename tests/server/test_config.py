@@ -99,7 +99,7 @@ def test_help_says_what_holds_where_a_flag_is_left_out(
         for name, hint in get_type_hints(type(config), include_extras=True).items():
             value = getattr(config, name)
             for flag in getattr(hint, "__metadata__", ()):
-                if value is not None and not isinstance(value, bool):
+                if value not in (None, ()) and not isinstance(value, bool):
                     told = "(default" in flag.help or f"{flag.help} (default: {value})" in said
                     assert told, name
 

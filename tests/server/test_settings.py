@@ -35,7 +35,12 @@ from server.tier_port import TierPort
 
 FILE = Path("/srv/niyama.toml")
 ROOT = Path(__file__).parents[2]
-IN_FILES = [name for name, known in FLAGS.items() if known.section != CONFIGURATION]
+# But for what wants another flag beside it.
+IN_FILES = [
+    name
+    for name, known in FLAGS.items()
+    if known.section != CONFIGURATION and name != "follow_config"
+]
 
 
 def another(known: Known) -> Any:
