@@ -128,7 +128,7 @@ class Fleet:
             return replicas[pin]
         asked = self._asked(request)
         name = self.router.ranked(asked, self._names, self._now)[0]
-        self.router.sent(name, asked, self._now)
+        self.router.sent(name, asked, self._now, request.id)
         self._sent[request.id] = asked
         return replicas[int(name)]
 
@@ -148,7 +148,7 @@ class Fleet:
 
     def _ended(self, result: Result) -> None:
         if self._sent.pop(result.request.id, None) is not None:
-            self.router.ended(str(result.replica))
+            self.router.ended(str(result.replica), result.request.id)
         if result.finished is not None:
             self._lengths.observe(result.request.output_group, len(result.token_at))
 

@@ -10,8 +10,8 @@ What a router does, with a `router.Router` of its own:
     router = Router("qos", seed)                      # or a rival by its name in `ROUTINGS`
     router.told(name, told)                           # each time that a replica tells its load
     name = router.ranked(asked, names, now)[0]        # the best first; those available in `names`
-    router.sent(name, asked, now)                     # when it is on its way
-    router.ended(name)                                # when it has ended, however it did
+    router.sent(name, asked, now, call)               # when it is on its way
+    router.ended(name, call)                          # when it has ended, however it did
     router.lost(name)                                 # when the replica is gone
 
 `Asked` is what is known of the request, `Told` what a replica said of itself at one instant (both

@@ -7,15 +7,16 @@ a typical one. So it is the replica's own forecast, brought up to now.
 
 A replica will do where the slack is the largest, or smaller by TOLERANCE of the target at most: the
 deadline is met there as surely as anywhere, for all that a router knows. Of these the one with the
-least *urgent work* is best: all that waits and runs there with targets no longer than the
-request's, and the request's own work. So an interactive request does not see how much of a night's
-work a replica has, and batch, whose time is long enough for any replica to do, sees all there is
-and goes where most room is. What a replica holds of the prompt is work that all are saved, and
-counts AFFINITY times besides: a prefix stays with its replica while that will do and is not busier
-than others by more than that.
+least *urgent work* is best. Of an interactive request that is what the router itself has in flight
+there with targets no longer than its own, each like the request: it knows that to the instant, and
+what it was told is older than most chats wait. So an interactive request does not see how much of a
+night's work a replica has. Of others it is all work that waits and runs there, as it was told:
+their time is long enough for any replica to do, and they go where most room is. What a replica
+holds of the prompt is work that all are saved, and counts AFFINITY times: a prefix stays with its
+replica while that will do and is not busier than others by more than that.
 
-Differences of less than the request's own work are none: chance decides, so that several routers
-who were told the same do not all choose the same replica.
+Differences of less than TIE of the request's own work are none: chance decides, so that several
+routers who were told the same do not all choose the same replica.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from engine.deciding.request import TargetKind
 from engine.routing.states import Asked, Moment, Replica, TierTold, Told
 
 TOLERANCE: Final = 0.1  # of the target
-AFFINITY: Final = 1.0
+AFFINITY: Final = 5.0
+TIE: Final = 0.1
 
 
 class View(NamedTuple):
@@ -56,14 +58,14 @@ def ranked(asked: Asked, replicas: Sequence[Replica], moment: Moment) -> list[in
     order = sorted(range(len(replicas)), key=place)
     if not known:
         return order
-    least, tie_s = place(order[0])[1], views[order[0]].own_s
+    least, tie_s = place(order[0])[1], TIE * views[order[0]].own_s
     ties = [i for i in order if place(i)[0] == 0 and place(i)[1] <= least + tie_s]
     chosen = ties[int(moment.draw * len(ties))]
     return [chosen, *(i for i in order if i != chosen)]
 
 
 def _cost(view: View) -> float:
-    return view.urgent_s - AFFINITY * view.saved_s
+    return view.urgent_s - (AFFINITY - 1) * view.saved_s
 
 
 def view(asked: Asked, replica: Replica, now: float) -> View:
@@ -76,12 +78,14 @@ def view(asked: Asked, replica: Replica, now: float) -> View:
     own_s = prefill_s + asked.output_len * told.decode_s
     done_s = max(0.0, now - told.at) / told.slowdown
     target_s = asked.target_s
-    no_later = [tier for tier in told.tiers.values() if tier.target_s <= target_s]
-    there_s = sum(tier.waiting_s + tier.running_s for tier in no_later)
-    if asked.targets.kind is not TargetKind.INTERACTIVE:
-        there_s += told.backlog_s
     sent_s = sum(work_s for due_s, work_s in replica.sent_s.items() if due_s <= target_s)
-    urgent_s = max(0.0, there_s + sent_s - done_s) + own_s
+    if asked.targets.kind is TargetKind.INTERACTIVE:
+        later = sum(num for due_s, num in replica.in_flight.items() if due_s > target_s)
+        urgent_s = (replica.num_in_flight - later) * (own_s + saved_s) + own_s
+    else:
+        tiers = [tier for tier in told.tiers.values() if tier.target_s <= target_s]
+        there_s = told.backlog_s + sum(tier.waiting_s + tier.running_s for tier in tiers)
+        urgent_s = max(0.0, there_s + sent_s - done_s) + own_s
     slack_s = math.inf
     if target_s < math.inf:
         slack_s = _slack_s(asked, told, sent_s - done_s, prefill_s)

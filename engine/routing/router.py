@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -35,6 +35,8 @@ class _Known:
     sent_s: dict[float, float] = field(default_factory=dict)
     sent_tokens: int = 0
     num_in_flight: int = 0
+    in_flight: Counter[float] = field(default_factory=Counter)  # by `target_s`, of those with ids
+    calls: dict[str, float] = field(default_factory=dict)  # their `target_s`, by their ids
     prefixes: KnownPrefixes = field(default_factory=KnownPrefixes)
 
     def forget_before(self, at: float) -> None:
@@ -75,8 +77,10 @@ class Router:
         replicas = [self._replica(self._of(name), asked) for name in names]
         return [names[i] for i in self._rank(asked, replicas, moment)]
 
-    def sent(self, name: str, asked: Asked, now: float) -> None:
-        """The request is on its way to that replica."""
+    def sent(self, name: str, asked: Asked, now: float, call: str = "") -> None:
+        """The request is on its way to that replica. `call` is an id of its own, by which it is
+        known, when it ends, how urgent it was; without one it counts as urgent as any.
+        """
         known = self._of(name)
         known.forget_before(now - STALE_S)  # of a replica that tells nothing
         tokens = asked.prompt_len - self._cached_len(known, asked)
@@ -87,13 +91,18 @@ class Router:
         known.sent_s[asked.target_s] = known.sent_s.get(asked.target_s, 0.0) + work_s
         known.sent_tokens += tokens
         known.num_in_flight += 1
+        if call:
+            known.calls[call] = asked.target_s
+            known.in_flight[asked.target_s] += 1
         known.prefixes.add(asked.prefixes)
 
-    def ended(self, name: str) -> None:
+    def ended(self, name: str, call: str = "") -> None:
         """A request that was sent there has ended. Of a replica that was lost nothing is noted."""
         known = self._known.get(name)
         if known is not None and known.num_in_flight:
             known.num_in_flight -= 1
+            if (target_s := known.calls.pop(call, None)) is not None:
+                known.in_flight[target_s] -= 1
 
     def lost(self, name: str) -> None:
         """The replica is gone, with all that it held; one of that name that comes later is new."""
@@ -108,6 +117,7 @@ class Router:
             known.sent_s,
             known.sent_tokens,
             known.num_in_flight,
+            known.in_flight,
             self._cached_len(known, asked),
             len(known.prefixes) * asked.prefix_len,
         )

@@ -83,6 +83,7 @@ class Replica(NamedTuple):
     sent_s: Mapping[float, float] = {}
     sent_tokens: int = 0
     num_in_flight: int = 0  # that this router has sent there
+    in_flight: Mapping[float, int] = {}  # of these, as far as is known: by `target_s`
     cached_len: int = 0  # tokens of this request's prompt that it holds already, as far as is known
     known_len: int = 0  # tokens of all prefixes that it is known to hold
 

@@ -50,7 +50,7 @@ class Spread:
         there = [server for server in self.servers if server not in self._away]
         asked, now = self._asked(request, prompt), time.monotonic()
         server = self.router.ranked(asked, there or self.servers, now)[0]
-        self.router.sent(server, asked, now)
+        self.router.sent(server, asked, now, str(request.index))
         self._sent[request.index] = server
         return server
 
@@ -58,7 +58,7 @@ class Spread:
         """A request has ended, however it did."""
         server = self._sent.pop(record.request.index, None)
         if server is not None:
-            self.router.ended(server)
+            self.router.ended(server, str(record.request.index))
         if record.outcome is Outcome.FINISHED:
             self._lengths.observe(_group(record.request), len(record.token_at))
 

@@ -67,12 +67,13 @@ class QosRouter(RequestRouter):  # type: ignore[misc]  # it has no types
         """Ray has sent a call to a replica, which has taken it."""
         asked = self._asked.pop(pending_request.metadata.internal_request_id, None)
         if asked is not None:  # else it has ended already
-            self._router.sent(replica_id.unique_id, asked, time.time())
+            call = pending_request.metadata.internal_request_id
+            self._router.sent(replica_id.unique_id, asked, time.time(), call)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """A call has ended, or was not taken."""
         if self._asked.pop(internal_request_id, None) is None:
-            self._router.ended(replica_id.unique_id)
+            self._router.ended(replica_id.unique_id, internal_request_id)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """A replica is gone."""
