@@ -243,11 +243,11 @@ async def test_who_drains_or_has_no_engine_is_unavailable() -> None:
     config = ServerConfig(port=0, engine=EngineConfig(factory=NULL))
     async with running_with(config) as running:
         stub = stub_of(running.channel)
-        running.server.engine.link.note_silence("engine", True)
+        running.server.engine.link.note_silence("supervisor", True)  # which nobody minds here
         unavailable = grpc.StatusCode.UNAVAILABLE
         assert (await failure(stub.HealthCheck(vllm.HealthCheckRequest()))).code() is unavailable
         assert (await failure(ask(running, request_of()))).code() is unavailable
-        running.server.engine.link.note_silence("engine", False)
+        running.server.engine.link.note_silence("supervisor", False)
         assert (await within(stub.HealthCheck(vllm.HealthCheckRequest()))).healthy
         await within(running.server.drain())
         assert (await failure(stub.HealthCheck(vllm.HealthCheckRequest()))).code() is unavailable
