@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from tests.server.frontends.test_frontends import free_port
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 300.0
+PORTS = ("50051", "9464")  # that pages name: the server's, and that of its metrics
 QUICK = {"NIYAMA_CALIBRATION_S": "1", "NIYAMA_COMPILE": "off"}  # to start
 # What takes minutes or depends on how fast this machine is just now.
 _SHORTER = (
@@ -36,7 +38,7 @@ def blocks(page: Path) -> list[Block]:
     return [Block(m[1], m[2], text.count("\n", 0, m.start()) + 1) for m in found]
 
 
-def run(page: Path, folder: Path, before: str = "") -> str:
+def run(page: Path, folder: Path, before: str = "", more_ports: Sequence[str] = ()) -> str:
     """Runs what a page has of `sh` and `python`, in a folder that has the repository's, after the
     commands `before`. Returns what it printed; fails with the line that failed.
 
@@ -44,10 +46,11 @@ def run(page: Path, folder: Path, before: str = "") -> str:
     """
     for name in ("deploy", "docs", "loadgen", "server"):
         (folder / name).symlink_to(ROOT / name)
-    port, metrics_port = free_port(), free_port()
+    ports = {named: str(free_port()) for named in (*PORTS, *more_ports)}
+    port, metrics_port = (ports[named] for named in PORTS)
     script = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT", before]
     for block in blocks(page):
-        text = block.text.replace("50051", str(port)).replace("9464", str(metrics_port))
+        text = re.sub("|".join(ports), lambda named: ports[named[0]], block.text)
         script.append(f"echo 'line {block.line} of {page.name}'")
         if block.language == "sh":
             for long, short in _SHORTER:
@@ -61,8 +64,8 @@ def run(page: Path, folder: Path, before: str = "") -> str:
         **{name: value for name, value in os.environ.items() if not name.startswith("NIYAMA_")},
         **QUICK,
         "NIYAMA_CALIBRATION_CACHE": str(folder / "profiles"),
-        "NIYAMA_PORT": str(port),
-        "NIYAMA_METRICS_PORT": str(metrics_port),
+        "NIYAMA_PORT": port,
+        "NIYAMA_METRICS_PORT": metrics_port,
         "NIYAMA_SERVER": f"localhost:{port}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}",

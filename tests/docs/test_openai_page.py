@@ -1,0 +1,28 @@
+"""docs/openai.md is followed to the letter, with the real gateway and OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.docs import pages
+from tests.gateway.fleet import smg
+
+PORTS = ("50052", "50061", "50062", "30000", "29000")
+
+
+def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    if smg() is None or find_spec("openai") is None:
+        pytest.skip("no smg or no openai: pip install smg openai")
+    said = pages.run(pages.ROOT / "docs" / "openai.md", tmp_path, more_ports=PORTS)
+    assert re.search(r"^interactive;importance=high-[0-9a-f-]{36}$", said, re.MULTILINE)
+    worst = re.search(r"^first token after at most: chat (\S+) s, batch (\S+) s$", said, re.M)
+    assert worst is not None
+    assert float(worst[1]) < float(worst[2])
+    for log in ("one.jsonl", "two.jsonl"):
+        lines = [json.loads(line) for line in (tmp_path / log).read_text().splitlines()]
+        assert {"interactive", "batch"} <= {line.get("tier") for line in lines}
