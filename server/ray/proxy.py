@@ -126,11 +126,18 @@ class Answer:
     async def take(self, frames: AsyncIterator[bytes]) -> End | None:
         """Passes on what a replica answers; returns the answer's end, None where Ray lost it."""
         end, self._num_come = None, 0
-        async for data in frames:
-            frame = Frame.of(data)
-            for message in frame.messages:
-                await self._pass(message)
-            end = frame.end
+        come: asyncio.Queue[Frame | None] = asyncio.Queue()
+        # Ray hears that a call is cancelled only while it is waited for, and not where a write is.
+        reading = asyncio.create_task(_read(frames, come))
+        try:
+            while (frame := await come.get()) is not None:
+                for message in frame.messages:
+                    await self._pass(message)
+                end = frame.end
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        reading.result()  # raises what went wrong
         return end
 
     async def _pass(self, message: bytes) -> None:
@@ -220,6 +227,15 @@ class Shown:
     def set_details(self, details: str) -> None:
         """Notes what Ray says of the status."""
         self._details = details
+
+
+async def _read(frames: AsyncIterator[bytes], come: asyncio.Queue[Frame | None]) -> None:
+    """Puts the frames into the queue as they come, and None when no more will."""
+    try:
+        async for data in frames:
+            come.put_nowait(Frame.of(data))
+    finally:
+        come.put_nowait(None)
 
 
 async def _nothing(request: object, context: object) -> AsyncIterator[bytes]:

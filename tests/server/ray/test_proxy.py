@@ -173,5 +173,26 @@ async def test_a_call_that_its_client_cancels_is_cancelled_at_the_replica() -> N
         await within(ended.wait())
 
 
+async def test_a_call_is_cancelled_though_its_client_does_not_read() -> None:
+    """Ray is told so by a CancelledError, where it waits for its replica, and by nothing else."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def replicas(call: Call) -> AsyncIterator[Frame]:
+        for _ in range(100):
+            yield Frame((token("b" * 65536),))
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    async with proxied(replicas) as stub:
+        stream = stub.GenerateStream(STREAM)
+        await within(began.wait())
+        stream.cancel()
+        await within(ended.wait())
+
+
 async def _all(stream: Any) -> list[pb.GenerateStreamResponse]:
     return [event async for event in stream]
