@@ -35,7 +35,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Helm in the chart's folder; skips the test where there is none."""
     program = shutil.which("helm")
     if program is None:
-        pytest.skip("no helm here (.ci/run has it from a package of PyPI's)")
+        pytest.skip("no helm here (.ci/tools installs it)")
     return subprocess.run(
         [program, *arguments], cwd=CHART, capture_output=True, text=True, timeout=LIMIT_S
     )
