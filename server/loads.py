@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from engine.deciding.memory import Memory
@@ -23,6 +23,7 @@ from engine.deciding.queued_work import (
     WAITING,
     Amount,
     Group,
+    total,
 )
 from engine.deciding.stats import EngineStats, Outlook, Speeds, Totals
 from engine.linking.errors import EngineLost, Unanswered
@@ -55,7 +56,7 @@ class TierLoad(NamedTuple):
     @property
     def queued(self) -> Amount:
         """Returns all that waits."""
-        return self.waiting.plus(self.relegated).plus(self.best_effort)
+        return total((self.waiting, self.relegated, self.best_effort))
 
 
 class Load(NamedTuple):
@@ -86,15 +87,12 @@ def load_of(stats: EngineStats, info: EngineInfo, rates: Rates) -> Load:
         tier: _tier_load(tier, amounts, outlooks.get(tier))
         for tier in sorted({*outlooks, *(tier for tier, _ in amounts)})
     }
-    queued = _sum(tier.queued for tier in tiers.values())
-    waiting, running = (
-        repelling_of(outlooks.values()),
-        _sum(tier.running for tier in tiers.values()),
-    )
+    waiting = repelling_of(outlooks.values())
+    running = total(tier.running for tier in tiers.values())
     return Load(
         tiers=tiers,
         waiting=waiting,
-        backlog=_rest(queued, waiting),
+        backlog=total(tier.queued for tier in tiers.values()).less(waiting),
         running=running,
         demand=saturation.demand,
         rates=rates,
@@ -110,20 +108,6 @@ def _tier_load(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | No
         amounts.get((name, state), NOTHING) for state in (WAITING, RELEGATED, BEST_EFFORT, RUNNING)
     )
     return TierLoad(waiting, relegated, best_effort, running, outlook)
-
-
-def _sum(amounts: Iterable[Amount]) -> Amount:
-    total = NOTHING
-    for amount in amounts:
-        total = total.plus(amount)
-    return total
-
-
-def _rest(whole: Amount, part: Amount) -> Amount:
-    """Returns what is left of an amount. The part's seconds may have been reckoned otherwise."""
-    num = max(0, whole.num - part.num)
-    seconds = max(0.0, whole.seconds - part.seconds) if num else 0.0
-    return Amount(num, seconds, max(0, whole.tokens - part.tokens))
 
 
 def rates_of(before: Totals, now: Totals, seconds: float) -> Rates:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 from engine.deciding.demand import Demand
@@ -40,8 +41,21 @@ class Amount(NamedTuple):
             self.num + other.num, self.seconds + other.seconds, self.tokens + other.tokens
         )
 
+    def less(self, part: Amount) -> Amount:
+        """Returns what is left without a part of it, whose seconds may have been reckoned
+        otherwise.
+        """
+        num = max(0, self.num - part.num)
+        seconds = max(0.0, self.seconds - part.seconds) if num else 0.0
+        return Amount(num, seconds, max(0, self.tokens - part.tokens))
+
 
 NOTHING = Amount(0, 0.0)
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """Returns all of them together."""
+    return reduce(Amount.plus, amounts, NOTHING)
 
 
 def state_of(waiting: Sequence) -> str:

@@ -35,7 +35,7 @@ from engine.deciding.prefix_journal import (
     Dropped,
 )
 from engine.deciding.questions import Prefixes, PrefixPart
-from engine.linking.errors import EngineLost, Unanswered
+from engine.linking.errors import EngineLost
 from engine.linking.link import EngineLink
 from engine.messages import EngineInfo
 from server import errors
@@ -198,7 +198,7 @@ class KvEvents:
                 async for batch in self._beginning(tenant, number):
                     yield batch
                     number = batch.sequence_number
-            except (EngineLost, Unanswered):
+            except EngineLost:
                 if not subscriber.must_begin:  # else there is another engine already
                     await ready.wait()
                 number = 0

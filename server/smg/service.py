@@ -123,12 +123,10 @@ class VllmEngine:
         Of several that share an id nobody knows which is meant. They end once each may be: when
         there have been as many Aborts.
         """
-        ids = set(_read(call, vllm.AbortRequest).request_ids) - {
-            ""
-        }  # that some calls have, for none
+        ids = set(_read(call, vllm.AbortRequest).request_ids)
         meant: dict[str, list[Call]] = {}
         for each in self._calls:
-            if each.stated_id in ids and _may_abort(call, each):
+            if each.stated_id and each.stated_id in ids and _may_abort(call, each):
                 each.num_aborts += 1
                 meant.setdefault(each.stated_id, []).append(each)
         for same in meant.values():
