@@ -11,6 +11,10 @@ The gateway counts a prompt's tokens without the beginning-of-sequence token (BO
 added here, so that a page of ours begins one token before a block of its own; where a chat template
 has written it, they begin alike. So of what begins with BOS both are told: the page, and the block
 whose last token is the first of the page. What the gateway finds is then cached whole.
+
+To make messages takes the event loop some milliseconds for hundreds of pages. So what is new is
+made once for all subscribers of a tenant, and who begins takes his turn: beginnings are made one
+part after the other, for at most a quarter of the time, however many begin and come back.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from smg_grpc_proto import vllm_engine_pb2 as vllm
@@ -43,14 +47,23 @@ from server.admission.quota import Caller, Quota
 from server.convert.inbound import read_tenant
 from server.identity.identities import Identity
 from server.listening.deliveries import Deliveries
+from server.smg.pace import Pace
 from server.violations import InvalidRequest
 
 SERVICE = vllm.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 MOST_SUBSCRIBERS = 64  # of a front end
 MOST_UNREAD = 4096  # events that wait for a subscriber; with more it begins anew
+BEGINNING = 0.25  # of the event loop's time, for making what those are told who begin
 LINGER_S = 60.0  # for which the engine goes on telling when nobody listens: most come back
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class News(NamedTuple):
+    """A batch, and the messages that have been made of it, by tenant."""
+
+    batch: CacheBatch
+    messages: dict[str, Any]
 
 
 class Subscriber:
@@ -58,41 +71,41 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.must_begin = True
-        self._batches: deque[CacheBatch] = deque()
+        self._news: deque[News] = deque()
         self._num_events = 0
-        self._news = asyncio.Event()
+        self._has_news = asyncio.Event()
 
     def begin(self) -> None:
         """What comes from now on follows what it is about to be told."""
-        self._batches.clear()
+        self._news.clear()
         self._num_events, self.must_begin = 0, False
 
-    def put(self, batch: CacheBatch) -> None:
+    def put(self, news: News) -> None:
         """Adds what comes next, where there is room."""
         if self.must_begin:
             return
-        self._batches.append(batch)
-        self._num_events += len(batch.events)
+        self._news.append(news)
+        self._num_events += len(news.batch.events)
         if self._num_events > MOST_UNREAD:
             self.lose()
-        self._news.set()
+        self._has_news.set()
 
     def lose(self) -> None:
         """It has missed something."""
-        self._batches.clear()
+        self._news.clear()
         self.must_begin = True
-        self._news.set()
+        self._has_news.set()
 
-    async def next(self) -> CacheBatch | None:
+    async def next(self) -> News | None:
         """Waits for what comes next; None where it must begin."""
-        while not self._batches and not self.must_begin:
-            self._news.clear()
-            await self._news.wait()
+        while not self._news and not self.must_begin:
+            self._has_news.clear()
+            await self._has_news.wait()
         if self.must_begin:
             return None
-        batch = self._batches.popleft()
-        self._num_events -= len(batch.events)
-        return batch
+        news = self._news.popleft()
+        self._num_events -= len(news.batch.events)
+        return news
 
 
 class KvEvents:
@@ -113,6 +126,7 @@ class KvEvents:
         self._page_size = 0  # until an engine is ready
         self._subscribers: set[Subscriber] = set()
         self._quota = Quota("subscriptions to the prefix cache", MOST_SUBSCRIBERS, 8)
+        self._pace = Pace(BEGINNING)
         self._is_watching = False
         self._ready = asyncio.Event()  # set and replaced whenever an engine is
         self._linger: asyncio.TimerHandle | None = None
@@ -143,8 +157,9 @@ class KvEvents:
             self._linger.cancel()
 
     def _put(self, batch: CacheBatch) -> None:
+        news = News(batch, {})
         for subscriber in self._subscribers:
-            subscriber.put(batch)
+            subscriber.put(news)
 
     def _watch(self) -> None:
         if self._linger is not None:
@@ -204,24 +219,33 @@ class KvEvents:
                 number = 0
                 continue
             while (news := await subscriber.next()) is not None:
-                if news.number > number:
-                    yield self._to_batch(news, tenant)
-                    number = news.number
+                if news.batch.number > number:
+                    if tenant not in news.messages:
+                        news.messages[tenant] = self._to_batch(news.batch, tenant)
+                    yield news.messages[tenant]
+                    number = news.batch.number
 
     async def _beginning(self, tenant: str, number: int) -> AsyncIterator[common.KvEventBatch]:
         """Yields what came after the number, or all that is cached, in parts."""
-        state = await self._engine.ask(Prefixes(number))
+        async with self._pace.turn():
+            state = await self._engine.ask(Prefixes(number))
         for batch in state.missed or ():
-            yield self._to_batch(batch, tenant)
+            async with self._pace.turn():
+                with self._pace.work():
+                    message = self._to_batch(batch, tenant)
+            yield message
         if state.missed is not None:
             return
         serial, count = 0, max(1, -(-state.num_pages // PART))
         for index in range(count):
             pages: tuple[Cached, ...] = ()
-            if serial < state.until:
-                pages = await self._engine.ask(PrefixPart(serial, state.until))
-                serial = pages[-1].serial if pages else state.until
-            yield self._to_chunk(pages, tenant, state, index, count)
+            async with self._pace.turn():
+                if serial < state.until:
+                    pages = await self._engine.ask(PrefixPart(serial, state.until))
+                    serial = pages[-1].serial if pages else state.until
+                with self._pace.work():
+                    message = self._to_chunk(pages, tenant, state, index, count)
+            yield message
 
     def _to_chunk(
         self, pages: Iterable[Cached], tenant: str, state: CacheState, index: int, count: int

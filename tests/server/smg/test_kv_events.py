@@ -16,7 +16,8 @@ from smg_grpc_proto.generated import common_pb2 as common
 from engine.config import EngineConfig
 from engine.deciding.prefix_journal import CacheBatch, Dropped
 from server.config import ServerConfig
-from server.smg.kv_events import MOST_UNREAD, Subscriber
+from server.smg.kv_events import MOST_UNREAD, KvEvents, News, Subscriber
+from server.smg.pace import Pace
 from tests.engine.driving.engines import NULL
 from tests.server.conftest import Running, running_with, until, within
 from tests.server.frontends.test_supervisor import supervised
@@ -190,20 +191,97 @@ async def test_who_reads_too_slowly_begins_anew_and_nothing_piles_up() -> None:
     subscriber.begin()
     event = Dropped("", b"x" * 16, 0, 1)
     for number in range(MOST_UNREAD):
-        subscriber.put(CacheBatch(number, (event,)))
+        subscriber.put(News(CacheBatch(number, (event,)), {}))
     first = await subscriber.next()
     assert first is not None
-    assert first.number == 0
-    subscriber.put(CacheBatch(MOST_UNREAD, (event, event)))
+    assert first.batch.number == 0
+    subscriber.put(News(CacheBatch(MOST_UNREAD, (event, event)), {}))
     assert await subscriber.next() is None
     for number in range(10):
-        subscriber.put(CacheBatch(number, (event,)))
-    assert not subscriber._batches
+        subscriber.put(News(CacheBatch(number, (event,)), {}))
+    assert not subscriber._news
     waiting = asyncio.create_task(subscriber.next())
     subscriber.begin()
     await until(lambda: not waiting.done())
-    subscriber.put(CacheBatch(5, (event,)))
-    assert await within(waiting) == CacheBatch(5, (event,))
+    subscriber.put(News(CacheBatch(5, (event,)), {}))
+    assert await within(waiting) == (CacheBatch(5, (event,)), {})
+
+
+async def test_what_is_new_is_made_once_for_all_of_a_tenant(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def noted(self: KvEvents, batch: CacheBatch, tenant: str) -> Any:
+        made.append((batch.number, tenant))
+        return to_batch(self, batch, tenant)
+
+    to_batch = KvEvents._to_batch
+    monkeypatch.setattr(KvEvents, "_to_batch", noted)
+    streams = [subscribe(own, tenant=tenant) for tenant in ("", "acme") for _ in range(5)]
+    indices = [Index() for _ in streams]
+    for index, stream in zip(indices, streams, strict=True):
+        await index.follow(stream)
+    await ask(own, request_of(ids=prompt(21)))
+    for index, stream in zip(indices, streams, strict=True):
+        await index.follow(stream)
+        stream.cancel()
+    assert all(index.has(prompt(21)[:SIZE]) for index in indices[:5])
+    assert sorted(made) == [(indices[0].number, ""), (indices[0].number, "acme")]
+
+
+async def test_however_many_begin_the_engine_is_asked_by_one_at_a_time(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, most = own.server.engine.link, 0
+    link_ask, asking = link.ask, 0
+
+    async def counted(question: Any) -> Any:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        try:
+            return await link_ask(question)
+        finally:
+            asking -= 1
+
+    monkeypatch.setattr(link, "ask", counted)
+    streams = [subscribe(own) for _ in range(20)]
+    await asyncio.gather(*(Index().follow(stream) for stream in streams))
+    for stream in streams:
+        stream.cancel()
+    assert most == 1
+
+
+async def test_work_takes_its_share_of_the_time_though_who_asked_for_it_leaves() -> None:
+    now, leaving = 100.0, asyncio.Event()
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        if not leaving.is_set():
+            leaving.set()
+            await asyncio.Event().wait()
+        slept.append(seconds)
+        now += seconds
+
+    async def one(seconds: float) -> None:
+        nonlocal now
+        async with pace.turn():
+            with pace.work():
+                now += seconds
+
+    pace = Pace(0.25, lambda: now, sleep)
+    await one(2.0)
+    leaver = asyncio.create_task(one(2.0))
+    await within(leaving.wait())
+    leaver.cancel()
+    await one(1.0)
+    await one(0.0)
+    assert slept == [6.0, 3.0]
+    now += 50.0
+    await one(1.0)
+    assert slept == [6.0, 3.0], "who comes later than that waits for nothing"
 
 
 async def test_a_subscription_keeps_no_drain_waiting(own: Running) -> None:
