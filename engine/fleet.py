@@ -56,7 +56,6 @@ class Fleet:
     _names: list[str] = field(init=False)  # of the replicas that are there
     _lengths: OutputLengths = field(default_factory=lambda: OutputLengths(0.0))
     _sent: dict[str, Asked] = field(default_factory=dict)  # through the router, in flight
-    _tokens: list[tuple[float, int]] = field(init=False)  # computed, when it last told
     _listens: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +66,6 @@ class Fleet:
             raise ValueError(f"one replica of {self.size} at least must never be lost")
         self.replicas = [self.make(index) for index in range(self.size)]
         self._names = [str(index) for index in range(self.size)]
-        self._tokens = [(0.0, 0)] * self.size
         self._listens = self.router.listens and self.size > 1
 
     def run(
@@ -113,13 +111,8 @@ class Fleet:
         """The replica tells its load."""
         if str(index) in self._names:
             replica = self.replicas[index]
-            before_at, before = self._tokens[index]
-            totals = replica.scheduler.totals
-            computed = totals.prefill_tokens + totals.decode_tokens
-            self._tokens[index] = (replica.now, computed)
-            per_s = (computed - before) / max(TELL_S, replica.now - before_at)
             saturation = replica.scheduler.saturation(self.tiers, replica.now)
-            self.router.told(str(index), told_of(saturation, per_s, replica.now))
+            self.router.told(str(index), told_of(saturation, replica.now))
         return ()
 
     def _route(self, replicas: list[Replica], request: Request) -> Replica:
@@ -160,7 +153,7 @@ class Fleet:
         self.router.lost(str(index))
         self._names.remove(str(index))
         self.replicas[index] = new = self.make(index)
-        new.now, self._tokens[index] = lost.now, (lost.now, 0)
+        new.now = lost.now
         for arrival in again:
             self._sent.pop(arrival.request.id, None)
             if (refused := self._route(self.replicas, arrival.request).submit(arrival)) is not None:

@@ -12,7 +12,7 @@ from typing import Final
 from engine.routing.states import Asked, Moment, Replica
 
 KV_PRESSURE_S: Final = 0.15  # seconds that full memory counts for, by usage / (1 - usage)
-USUAL_TOKENS_PER_S: Final = 2000.0  # of a replica that has put out nothing yet
+USUAL_TOKENS_PER_S: Final = 2000.0  # of a replica that has told nothing
 MOST_APART, MOST_RATIO = 64, 1.5  # calls in flight, beyond which affinity gives way to balance
 LEAST_MATCH: Final = 0.3  # of the prompt, for affinity
 
@@ -31,8 +31,9 @@ def least_requests(asked: Asked, replicas: Sequence[Replica], moment: Moment) ->
 
 
 def least_load(asked: Asked, replicas: Sequence[Replica], moment: Moment) -> list[int]:
-    """Takes the replica that would have computed its queue soonest, with a penalty for full memory.
-    The queue is what would repel: not what was relegated, and no best effort.
+    """Takes the replica that would have computed its queue soonest, by the speed of its prefills as
+    they come, with a penalty for full memory. The queue is what would repel: not what was
+    relegated, and no best effort.
     """
     scores = [_drain_s(replica, moment.now, with_backlog=False) for replica in replicas]
     return sorted(range(len(replicas)), key=scores.__getitem__)
@@ -79,4 +80,4 @@ def _drain_s(replica: Replica, now: float, with_backlog: bool) -> float:
     queued = told.waiting_tokens + (told.backlog_tokens if with_backlog else 0)
     usage = min(0.999, told.kv_held if with_backlog else told.kv_usage)
     tokens = queued + replica.sent_tokens
-    return tokens / (told.tokens_per_s or USUAL_TOKENS_PER_S) + KV_PRESSURE_S * usage / (1 - usage)
+    return tokens * told.prefill_s * told.slowdown + KV_PRESSURE_S * usage / (1 - usage)

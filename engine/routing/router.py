@@ -32,7 +32,8 @@ class _Known:
 
     told: Told | None = None
     sent: deque[tuple[float, float, float, int]] = field(default_factory=deque)  # see Router.sent
-    sent_s: dict[float, float] = field(default_factory=dict)
+    sent_s: dict[float, float] = field(default_factory=dict)  # their work, by `target_s`
+    num_sent: Counter[float] = field(default_factory=Counter)  # likewise
     sent_tokens: int = 0
     num_in_flight: int = 0
     in_flight: Counter[float] = field(default_factory=Counter)  # by `target_s`, of those with ids
@@ -43,10 +44,10 @@ class _Known:
         """What was sent until then is in what the replica told."""
         while self.sent and self.sent[0][0] <= at:
             _, target_s, work_s, tokens = self.sent.popleft()
-            self.sent_s[target_s] -= work_s
             self.sent_tokens -= tokens
-        if not self.sent:  # no rounding errors are kept
-            self.sent_s.clear()
+            self.sent_s[target_s] -= work_s
+            if not _less(self.num_sent, target_s):  # no rounding error is kept
+                del self.sent_s[target_s]
 
 
 class Router:
@@ -89,6 +90,7 @@ class Router:
             work_s = tokens * known.told.prefill_s + asked.output_len * known.told.decode_s
         known.sent.append((now, asked.target_s, work_s, tokens))
         known.sent_s[asked.target_s] = known.sent_s.get(asked.target_s, 0.0) + work_s
+        known.num_sent[asked.target_s] += 1
         known.sent_tokens += tokens
         known.num_in_flight += 1
         if call:
@@ -97,12 +99,15 @@ class Router:
         known.prefixes.add(asked.prefixes)
 
     def ended(self, name: str, call: str = "") -> None:
-        """A request that was sent there has ended. Of a replica that was lost nothing is noted."""
+        """A request that was sent there has ended. Nothing is noted of a replica that was lost, nor
+        of a call that was not sent to who is there now.
+        """
         known = self._known.get(name)
-        if known is not None and known.num_in_flight:
-            known.num_in_flight -= 1
-            if (target_s := known.calls.pop(call, None)) is not None:
-                known.in_flight[target_s] -= 1
+        if known is None or not known.num_in_flight or (call and call not in known.calls):
+            return
+        known.num_in_flight -= 1
+        if call:
+            _less(known.in_flight, known.calls.pop(call))
 
     def lost(self, name: str) -> None:
         """The replica is gone, with all that it held; one of that name that comes later is new."""
@@ -127,6 +132,14 @@ class Router:
         """Returns the tokens of the prompt that the replica holds; the last one is computed."""
         held = known.prefixes.count(asked.prefixes) * asked.prefix_len
         return min(held, max(0, asked.prompt_len - 1))
+
+
+def _less(counts: Counter[float], target_s: float) -> int:
+    """Counts one less of a target, and returns how many are left. Of none nothing is kept: callers
+    may state as many targets as there are numbers.
+    """
+    counts[target_s] -= 1
+    return counts[target_s] or counts.pop(target_s)
 
 
 def _draw(seed: int, turn: int) -> float:

@@ -68,7 +68,6 @@ class Told(NamedTuple):
     num_backlog: int = 0  # all else that waits
     waiting_tokens: int = 0  # to prefill, like the next
     backlog_tokens: int = 0
-    tokens_per_s: float = 0.0  # that it computes, of late
     kv_usage: float = 0.0  # how full its memory is for a stream that comes, in [0, 1]
     kv_held: float = 0.0  # how full it is, whoever would give up some
 

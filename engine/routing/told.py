@@ -17,20 +17,19 @@ from engine.deciding.queued_work import (
     WAITING,
     Amount,
     Group,
+    total,
 )
 from engine.deciding.stats import Outlook, Saturation
 from engine.routing.states import TierTold, Told
 
 
-def told_of(saturation: Saturation, tokens_per_s: float, at: float) -> Told:
-    """Returns what is told of an engine that says so of itself at that instant, and has computed so
-    many tokens per second of late.
-    """
+def told_of(saturation: Saturation, at: float) -> Told:
+    """Returns what is told of an engine that says so of itself at that instant."""
     speeds, memory, amounts = saturation.speeds, saturation.memory, saturation.amounts
     outlooks = saturation.outlooks
     names = sorted({*outlooks, *(tier for tier, _ in amounts)})
-    queued = _sum(amounts, (WAITING, RELEGATED, BEST_EFFORT))
     repelling = repelling_of(outlooks.values())
+    rest = _sum(amounts, (WAITING, RELEGATED, BEST_EFFORT)).less(repelling)
     return Told(
         at,
         {name: _tier(name, amounts, outlooks.get(name)) for name in names},
@@ -40,10 +39,9 @@ def told_of(saturation: Saturation, tokens_per_s: float, at: float) -> Told:
         slowdown=speeds.slowdown,
         demand=saturation.demand,
         num_waiting=repelling.num,
-        num_backlog=max(0, queued.num - repelling.num),
+        num_backlog=rest.num,
         waiting_tokens=repelling.tokens,
-        backlog_tokens=max(0, queued.tokens - repelling.tokens),
-        tokens_per_s=tokens_per_s,
+        backlog_tokens=rest.tokens,
         kv_usage=memory.usage,
         kv_held=memory.held / memory.total,
     )
@@ -65,8 +63,4 @@ def _tier(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | None) -
 
 
 def _sum(amounts: Mapping[Group, Amount], states: tuple[str, ...]) -> Amount:
-    found = NOTHING
-    for (_, state), amount in amounts.items():
-        if state in states:
-            found = found.plus(amount)
-    return found
+    return total(amount for (_, state), amount in amounts.items() if state in states)

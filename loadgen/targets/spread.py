@@ -109,7 +109,7 @@ def told(load: Load, at: float) -> Told:
             outlooks[name] = Outlook(
                 o.headroom, o.late_chance, o.ttft, _amount(o.ahead), o.target, o.prompt_tokens
             )
-    speeds, memory, rates = load.speeds, load.memory, load.rates
+    speeds, memory = load.speeds, load.memory
     saturation = Saturation(
         amounts,
         load.demand,
@@ -123,8 +123,7 @@ def told(load: Load, at: float) -> Told:
             patient=memory.patient_tokens,
         ),
     )
-    per_s = rates.generated_tokens + rates.prefilled_tokens
-    return told_of(saturation, per_s, at)._replace(kv_usage=memory.usage)
+    return told_of(saturation, at)._replace(kv_usage=memory.usage)
 
 
 def _amount(work: Work) -> Amount:

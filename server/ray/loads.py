@@ -31,7 +31,6 @@ def told_of(load: pb.GetLoadResponse, at: float) -> Told:
         num_backlog=load.backlog.sequences,
         waiting_tokens=load.waiting.tokens,
         backlog_tokens=load.backlog.tokens,
-        tokens_per_s=load.rates.generated_tokens + load.rates.prefilled_tokens,
         kv_usage=load.memory.usage,
         kv_held=1 - load.memory.free_tokens / max(1, load.memory.total_tokens),
     )

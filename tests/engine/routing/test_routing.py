@@ -222,6 +222,31 @@ def test_who_has_said_nothing_for_long_comes_last_and_what_was_sent_is_not_kept_
     assert router.ranked(asked(), ["silent"], 0.0) == ["silent"]
 
 
+@given(st.lists(st.tuples(st.floats(0.01, 9.0), st.floats(0.0, 2.0), st.booleans()), max_size=60))
+def test_of_targets_nothing_is_kept_that_nobody_has_any_more(
+    sent: list[tuple[float, float, bool]],
+) -> None:
+    """Each of many callers states a target of its own, and some replicas never tell anything."""
+    router, now = Router("qos"), 0.0
+    router.told("a", told())
+    for number, (ttft_s, after_s, tells) in enumerate(sent):
+        now += after_s
+        request = asked()._replace(targets=Targets(ttft_s=ttft_s, tbt_s=0.05))
+        router.sent("a", request, now, str(number))
+        if tells:
+            router.told("a", told(now))
+    known = router._known["a"]
+    later = {t for at, t, *_ in known.sent}
+    assert set(known.sent_s) == set(known.num_sent) == later
+    assert known.num_sent.total() == len(known.sent)
+    for number in range(len(sent)):
+        router.ended("a", str(number))
+        router.ended("a", str(number))  # once more, which is nothing
+    assert (known.num_in_flight, known.in_flight, known.calls) == (0, {}, {})
+    router.told("a", told(now))
+    assert (known.sent_s, known.sent_tokens) == ({}, 0)
+
+
 @given(st.lists(st.integers(0, 3), max_size=200), st.integers(0, 200))
 def test_prefixes_are_equal_for_equal_beginnings_of_one_tenant(
     prompt: list[int], shared: int

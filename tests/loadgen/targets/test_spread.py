@@ -55,7 +55,7 @@ def test_what_a_server_tells_is_what_it_said() -> None:
     assert (bulk.target_s, bulk.headroom_s) == (float("inf"), None)
     assert (known.at, known.backlog_s, known.slowdown, known.demand) == (5.0, 9.0, 1.5, 0.5)
     assert (known.prefill_s, known.decode_s) == (pytest.approx(1 / 900), 0.001)
-    assert (known.tokens_per_s, known.kv_usage, known.kv_held) == (50.0, 0.125, 0.4)
+    assert (known.kv_usage, known.kv_held) == (0.125, 0.4)
 
 
 def test_each_server_has_its_turn_and_what_is_pinned_none(pair: list[LittleServer]) -> None:
