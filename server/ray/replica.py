@@ -94,13 +94,15 @@ class Answer:
         self._is_over = False
 
     async def read(self) -> None:
-        """Takes messages until the last one."""
-        with contextlib.suppress(grpc.aio.AioRpcError):  # the call knows its status
-            while isinstance(message := await self._rpc.read(), bytes):  # else grpc.aio.EOF
-                self._come.append(message)
-                self._more.set()
-        self._is_over = True
-        self._more.set()
+        """Takes messages until the last one, or until the call is cancelled."""
+        try:
+            with contextlib.suppress(grpc.aio.AioRpcError):  # the call knows its status
+                while isinstance(message := await self._rpc.read(), bytes):  # else grpc.aio.EOF
+                    self._come.append(message)
+                    self._more.set()
+        finally:
+            self._is_over = True
+            self._more.set()
 
     async def next(self) -> News:
         """Waits for a message or for the end, and returns what has come since it last did."""
