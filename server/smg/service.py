@@ -26,6 +26,7 @@ from engine.deciding.request import Sampling
 from engine.linking.errors import EngineLost
 from engine.messages import EngineInfo
 from server import errors
+from server.admission.quota import Quota
 from server.call import Call
 from server.convert.gateway import TRACESTATE, Heard
 from server.convert.inbound import names_tenant
@@ -45,6 +46,7 @@ log = structlog.get_logger()
 DESCRIPTOR = vllm.DESCRIPTOR.services_by_name["VllmEngine"]
 NOWHERE = "niyama://"  # what begins so is no path on the gateway's disk: it asks for the tokenizer
 SERVER_TYPE = "vllm-grpc"  # by which the gateway knows whose protocol it is
+MOST_SENDING = 64  # of a front end
 _WORDING = Wording(inbound.parse, is_bare=True, is_gateway_s=True)
 _BELIEVED = frozenset({TRACESTATE})  # nothing else that a gateway sets can carry targets here
 # Of our defaults of sampling, those that the gateway may be told of.
@@ -60,6 +62,7 @@ class VllmEngine:
         self._serving = serving
         self._started_at = time.monotonic()
         self._calls: set[Call] = set()  # that generate
+        self._sending = Quota("tokenizers that are being sent", MOST_SENDING, 8)
         self.tokenizer: asyncio.Task[list[Any]] | None = None  # packed; empty where it cannot be
 
     def handler(self, port_tier: str = "") -> grpc.GenericRpcHandler[Any, Any]:
@@ -191,7 +194,7 @@ class VllmEngine:
     async def _get_tokenizer(self, call: Call) -> None:
         _read(call, common.GetTokenizerRequest)
         assert self.tokenizer is not None
-        with self._serving.questions.hold(self._serving.caller(call), 1):
+        with self._sending.hold(self._serving.caller(call), 1):
             messages = await asyncio.shield(self.tokenizer)
             if not messages:
                 raise errors.no_tokenizer()

@@ -104,8 +104,8 @@ ROWS = [
     ),
     Row(
         "TOO_MUCH",
-        "Too many bytes are being read, too many questions are open, messages come too slowly, or"
-        " too many watch health.",
+        "Too many bytes are being read, too many questions are open or tokenizers are being sent,"
+        " messages come too slowly, or too many watch health.",
         LATER,
         by.too_much,
     ),

@@ -22,8 +22,11 @@ from engine.config import EngineConfig
 from niyama.v1 import inference_pb2 as pb
 from server import frontend
 from server.config import ServerConfig
+from server.smg.service import MOST_SENDING
+from server.smg.tokenizer import pieces
 from tests.engine.driving.engines import NULL
-from tests.server.conftest import MAX_REQUESTS, Running, running_with, until, within
+from tests.http2 import HEADERS, Http2
+from tests.server.conftest import MAX_REQUESTS, Running, front_end_of, running_with, until, within
 from tests.server.smg.asking import ask, request_of, stub_of
 from tests.server.test_service import failure
 
@@ -98,6 +101,26 @@ async def test_the_tokenizer_comes_in_pieces_with_a_digest_at_the_end(stub: Any)
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
         assert "tokenizer.json" in files.namelist()
         assert "chat_template" in json.loads(files.read("tokenizer_config.json"))
+
+
+async def test_a_tokenizer_that_nobody_reads_takes_no_place_of_questions(
+    running: Running, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is larger than gRPC keeps, so the call lasts as long as its client will."""
+    smg = front_end_of(running.server).smg
+    assert smg is not None
+    large = asyncio.get_running_loop().create_future()
+    large.set_result(pieces(bytes(4 << 20)))
+    monkeypatch.setattr(smg, "tokenizer", large)
+    rpc = "/vllm.grpc.engine.VllmEngine/GetTokenizer"
+    with await asyncio.to_thread(Http2, f"127.0.0.1:{running.server.port}") as client:
+        for _ in range(MOST_SENDING // 2 + 1):
+            client.call(rpc, b"")
+        while (frame := await asyncio.to_thread(client.until, HEADERS, None)) is not None:
+            if b"too much is in hand: tokenizers" in frame.payload:
+                break
+        assert frame is not None
+        assert running.service.questions.total == 0
 
 
 async def test_what_is_not_served_is_unimplemented(running: Running, stub: Any) -> None:
