@@ -2,9 +2,8 @@
 
 The file is read at start and when the operator says so (SIGHUP, or --follow-config once it has
 changed), and at no other time: an engine or a front end that is started again must not stumble over
-a file that is just being written. Of what
-is read again, tiers, applications, tenants and the flags marked `is_reloaded` hold from then on;
-the others need a restart.
+a file that is just being written. Of what is read again, tiers, applications, tenants and the flags
+marked `is_reloaded` hold from then on; the others need a restart.
 """
 
 from __future__ import annotations

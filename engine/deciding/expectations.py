@@ -16,7 +16,7 @@ from engine.deciding.plan import Work
 from engine.deciding.policy import Policy
 from engine.deciding.questions import Estimate
 from engine.deciding.queued_work import Amount, tokens_left
-from engine.deciding.request import Request, Sampling, Share, TargetKind, Targets
+from engine.deciding.request import Request, Sampling, Share, TargetKind
 from engine.deciding.roster import Roster
 from engine.deciding.sequence import Sequence
 from engine.deciding.stats import Outlook, Speeds, TierAsked
@@ -116,7 +116,7 @@ class Expectations:
             expected.late_chance,
             expected.ttft_s,
             Amount(waiting.num_before(place), expected.ahead_s, tokens),
-            _patience_s(tier.targets),
+            tier.targets.target_s,
             asked.prompt_len,
         )
 
@@ -195,12 +195,3 @@ def _made_up(asked: Estimate, now: float) -> Sequence:
         share=asked.share,
     )
     return Sequence(request, admitted_at=now)
-
-
-def _patience_s(targets: Targets) -> float:
-    """Returns the time that a request with these targets, which are some, can wait for the first of
-    them.
-    """
-    patience_s = targets.ttft_s if targets.ttlt_s is None else targets.ttlt_s
-    assert patience_s is not None
-    return patience_s

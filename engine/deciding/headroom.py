@@ -42,9 +42,7 @@ def _time_at(margin: float, targets: Targets) -> float:
     """Returns the time that a request with that margin is forecast to take, until its first token
     or with a TTLT until its last.
     """
-    target_s = targets.ttft_s if targets.ttlt_s is None else targets.ttlt_s
-    assert target_s is not None
-    return target_s / math.exp(margin)
+    return targets.target_s / math.exp(margin)
 
 
 def _time_now(forecast: Forecast, targets: Targets) -> float:

@@ -71,6 +71,14 @@ class Targets:
             return TargetKind.INTERACTIVE
         return TargetKind.BEST_EFFORT if self.ttlt_s is None else TargetKind.DEADLINE
 
+    @property
+    def target_s(self) -> float:
+        """Returns the time until the first token is due or, with a TTLT, the last one; inf where
+        nothing is.
+        """
+        stated = self.ttft_s if self.ttlt_s is None else self.ttlt_s
+        return math.inf if stated is None else stated
+
     def within(self, limit_s: float) -> Targets:
         """Returns the same targets, but none of them longer than `limit_s` (positive, or inf)."""
         stated = (self.ttft_s, self.tbt_s, self.ttlt_s)

@@ -108,7 +108,7 @@ class Outlook(NamedTuple):
     late_chance: float  # in [0, 1]
     ttft_s: float = 0.0  # after which its first token is expected
     ahead: Amount = NOTHING  # what waits and is served before it
-    patience_s: float = math.inf  # the time that its target gives it: TTFT or TTLT
+    target_s: float = math.inf  # its TTFT or TTLT
     prompt_len: int = 0  # what is typical
 
 

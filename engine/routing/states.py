@@ -6,7 +6,6 @@ time of the replica's engine, as predicted: a slow device has more of it for the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ class Asked(NamedTuple):
         """Returns the time until its first token, or with a TTLT its last one, is due; inf where
         nothing is.
         """
-        return target_s(self.targets)
+        return self.targets.target_s
 
 
 class TierTold(NamedTuple):
@@ -99,9 +98,3 @@ class Moment(NamedTuple):
     now: float
     turn: int = 0
     draw: float = 0.0
-
-
-def target_s(targets: Targets) -> float:
-    """Returns the time that targets leave until the first token, or with a TTLT until the last."""
-    stated = targets.ttft_s if targets.ttlt_s is None else targets.ttlt_s
-    return math.inf if stated is None else stated

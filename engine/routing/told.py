@@ -49,7 +49,7 @@ def told_of(saturation: Saturation, at: float) -> Told:
 
 def repelling_of(outlooks: Iterable[Outlook]) -> Amount:
     """Returns what should repel a request that comes, as the module says."""
-    tightest = min(outlooks, key=lambda outlook: outlook.patience_s, default=None)
+    tightest = min(outlooks, key=lambda outlook: outlook.target_s, default=None)
     return NOTHING if tightest is None else tightest.ahead
 
 
@@ -58,7 +58,7 @@ def _tier(name: str, amounts: Mapping[Group, Amount], outlook: Outlook | None) -
     work = waiting.seconds, running.seconds
     if outlook is None:  # without targets; those that requests state themselves may be any
         return TierTold(math.inf if name else 0.0, None, *work)
-    told = outlook.patience_s, outlook.headroom_s
+    told = outlook.target_s, outlook.headroom_s
     return TierTold(*told, *work, outlook.prompt_len, outlook.ahead.seconds)
 
 

@@ -47,7 +47,7 @@ def _to_outlook(outlook: Outlook) -> pb.Outlook:
         late_chance=outlook.late_chance,
         ttft=to_duration(outlook.ttft_s),
         ahead=_to_work(outlook.ahead),
-        target=to_duration(outlook.patience_s),
+        target=to_duration(outlook.target_s),
         prompt_tokens=outlook.prompt_len,
     )
 
