@@ -169,9 +169,10 @@ class VllmEngine:
 
     async def _get_server_info(self, call: Call) -> Any:
         _read(call, vllm.GetServerInfoRequest)
-        info = self._info()
+        info, speaks = self._info(), call.identity.speaks_for_others
+        theirs = [each for each in self._calls if speaks or each.identity == call.identity]
         return vllm.GetServerInfoResponse(
-            active_requests=len(self._calls),
+            active_requests=len(theirs),
             uptime_seconds=time.monotonic() - self._started_at,
             server_type=SERVER_TYPE,
             data_parallel_size=1,

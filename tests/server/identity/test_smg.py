@@ -45,7 +45,9 @@ async def test_a_stranger_is_told_nothing(asking: Walled, who: str) -> None:
 
 
 async def test_a_call_is_ended_by_its_own_caller_alone(asking: Walled) -> None:
-    """Another gateway, its own tenant and an operator have made no such call."""
+    """Another gateway, its own tenant and an operator have made no such call; and who speaks for
+    none but itself is not told of it.
+    """
     front_end = front_end_of(asking.server)
     link = asking.server.engine.link
     assert link.info is not None
@@ -57,6 +59,10 @@ async def test_a_call_is_ended_by_its_own_caller_alone(asking: Walled) -> None:
             metadata = (*asking.shows("edge"), ("niyama-tenant", "acme"))
             call = stub.Generate(request_of("edge-s"), metadata=metadata)
             await until(lambda: bool(link.in_flight))
+            for who, count in (("edge", 1), ("zen", 0), ("ops", 1)):  # of what it may know
+                info = vllm.GetServerInfoRequest()
+                told = await within(stub.GetServerInfo(info, metadata=asking.shows(who)))
+                assert told.active_requests == count, who
             for who in ("zen", "acme", "ops", "operator"):
                 await within(stub.Abort(request, metadata=asking.shows(who)))
             zen = (*asking.shows("edge"), ("niyama-tenant", "zen"))
