@@ -8,19 +8,21 @@ a line is to be blamed.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import os
 import re
 import reprlib
+import select
 import stat
+import time
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 MOST_BYTES = 1 << 20  # of a file: thousands of tenants
+PIPE_S = 10.0  # for who writes to one
 MOST_SHOWN = 128  # characters of a key in a message
 _MOST_PARSED = 2 * MOST_BYTES  # while a line is looked for; beyond, none is named
 _AT = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
@@ -66,23 +68,44 @@ class Document(NamedTuple):
         return BadFile(self.path, str(error), self.line_of(error.keys))
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file to read it; a pipe that nobody writes to, which would be waited for for ever, is
-    an OSError.
+def contents(path: Path, most_bytes: int) -> tuple[bytes, os.stat_result]:
+    """Returns what a file holds, or so many bytes of it, and what it was then. A pipe is read to
+    its end, and is an OSError where nobody writes to it or its writer takes longer than PIPE_S:
+    else it would be waited for for ever.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        state = os.fstat(file.fileno())
+        if stat.S_ISFIFO(state.st_mode):
+            return _of_pipe(file.fileno(), path, most_bytes), state
         os.set_blocking(file.fileno(), True)
-        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) and not file.peek(1):
-            raise OSError(errno.ENXIO, "is a pipe that nobody writes to", str(path))
-        yield file
+        return file.read(most_bytes), state
+
+
+def _of_pipe(descriptor: int, path: Path, most_bytes: int) -> bytes:
+    found, until = bytearray(), time.monotonic() + PIPE_S
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while len(found) < most_bytes:
+        try:
+            piece = os.read(descriptor, most_bytes - len(found))
+        except BlockingIOError:
+            left_s = until - time.monotonic()
+            if left_s > 0 and poll.poll(left_s * 1000):
+                continue
+            what = f"is a pipe whose writer did not end within {PIPE_S:g} s"
+            raise OSError(errno.ETIMEDOUT, what, str(path)) from None
+        if not piece:
+            break
+        found += piece
+    if not found:
+        raise OSError(errno.ENXIO, "is a pipe that nobody writes to", str(path))
+    return bytes(found)
 
 
 def read(path: Path) -> str:
     """Returns the file's text. Raises BadFile."""
     try:
-        with opened(path) as file:
-            found = file.read(MOST_BYTES + 1)
+        found, _ = contents(path, MOST_BYTES + 1)
     except OSError as error:
         raise BadFile(path, str(error.strerror)) from error
     except ValueError as error:  # a path with a null character

@@ -4,11 +4,10 @@ them.
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
-from engine.toml_file import opened
+from engine.toml_file import contents
 
 FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP
 
@@ -19,13 +18,12 @@ def read(path: Path, option: str, most_bytes: int, is_secret: bool = True) -> by
     though it is one.
     """
     try:
-        with opened(path) as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            found = file.read(most_bytes + 1)
+        found, state = contents(path, most_bytes + 1)
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from error
     except ValueError as error:  # a path with a null character
         raise ValueError(f"{option} {path!r}: {error}") from error
+    mode = stat.S_IMODE(state.st_mode)
     if is_secret and mode & FORBIDDEN:
         raise ValueError(
             f"{option} {path}: others may read or change it (mode {mode:04o}): chmod 600"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import toml_file
 from engine.toml_file import MOST_BYTES, BadFile, Keys, Misstated, lines_of, parse, read
 
 PATH = Path("niyama.toml")
@@ -137,3 +138,19 @@ def test_a_pipe_is_read_and_not_waited_for_where_nobody_writes_to_it(tmp_path: P
     os.mkfifo(left)
     with pytest.raises(BadFile, match=r"left\.toml: is a pipe that nobody writes to"):
         read(left)
+
+
+def test_a_pipe_whose_writer_does_not_end_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload would hang without a word, and the server's end with it."""
+    monkeypatch.setattr(toml_file, "PIPE_S", 0.05)
+    pipe = tmp_path / "silent.toml"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    try:
+        os.write(writer, b"a = 1")
+        with pytest.raises(BadFile, match=r"silent\.toml: is a pipe whose writer did not end"):
+            read(pipe)
+    finally:
+        os.close(writer)
