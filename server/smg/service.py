@@ -190,7 +190,8 @@ class VllmEngine:
         load = await self._serving.loads.now()
         if load is None:
             raise EngineLost("the engine is starting")
-        return to_loads(load, self._serving.config.max_requests)
+        port_tier = self._serving.tiers.tiers.get(call.heard.port_tier)
+        return to_loads(load, self._serving.config.max_requests, port_tier)
 
     async def _get_tokenizer(self, call: Call) -> None:
         _read(call, common.GetTokenizerRequest)
