@@ -52,7 +52,9 @@ from server.violations import InvalidRequest
 
 SERVICE = vllm.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 MOST_SUBSCRIBERS = 64  # of a front end
-MOST_UNREAD = 4096  # events that wait for a subscriber; with more it begins anew
+# Events that wait for a subscriber; with more it begins anew. Where more pages than that are cached
+# it is as many: to begin anew is the longer way, and what came meanwhile would be too much again.
+MOST_UNREAD = 4096
 BEGINNING = 0.25  # of the event loop's time, for making what those are told who begin
 LINGER_S = 60.0  # for which the engine goes on telling when nobody listens: most come back
 
@@ -67,10 +69,13 @@ class News(NamedTuple):
 
 
 class Subscriber:
-    """What waits for one subscriber. `must_begin`: it is to be told all that there is."""
+    """What waits for one subscriber, of which `room` events may. `must_begin`: it is to be told all
+    that there is.
+    """
 
     def __init__(self) -> None:
         self.must_begin = True
+        self.room = MOST_UNREAD
         self._news: deque[News] = deque()
         self._num_events = 0
         self._has_news = asyncio.Event()
@@ -86,7 +91,7 @@ class Subscriber:
             return
         self._news.append(news)
         self._num_events += len(news.batch.events)
-        if self._num_events > MOST_UNREAD:
+        if self._num_events > self.room:
             self.lose()
         self._has_news.set()
 
@@ -210,7 +215,7 @@ class KvEvents:
             ready = self._ready
             try:
                 subscriber.begin()
-                async for batch in self._beginning(tenant, number):
+                async for batch in self._beginning(subscriber, tenant, number):
                     yield batch
                     number = batch.sequence_number
             except EngineLost:
@@ -225,10 +230,13 @@ class KvEvents:
                     yield news.messages[tenant]
                     number = news.batch.number
 
-    async def _beginning(self, tenant: str, number: int) -> AsyncIterator[common.KvEventBatch]:
+    async def _beginning(
+        self, subscriber: Subscriber, tenant: str, number: int
+    ) -> AsyncIterator[common.KvEventBatch]:
         """Yields what came after the number, or all that is cached, in parts."""
         async with self._pace.turn():
             state = await self._engine.ask(Prefixes(number))
+            subscriber.room = max(MOST_UNREAD, state.num_pages)
         for batch in state.missed or ():
             async with self._pace.turn():
                 with self._pace.work():

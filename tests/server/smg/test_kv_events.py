@@ -16,6 +16,7 @@ from smg_grpc_proto.generated import common_pb2 as common
 from engine.config import EngineConfig
 from engine.deciding.prefix_journal import CacheBatch, Dropped
 from server.config import ServerConfig
+from server.smg import kv_events
 from server.smg.kv_events import MOST_UNREAD, KvEvents, News, Subscriber
 from server.smg.pace import Pace
 from tests.engine.driving.engines import NULL
@@ -282,6 +283,21 @@ async def test_work_takes_its_share_of_the_time_though_who_asked_for_it_leaves()
     now += 50.0
     await one(1.0)
     assert slept == [6.0, 3.0], "who comes later than that waits for nothing"
+
+
+async def test_who_begins_with_more_than_may_be_unread_may_leave_as_much_unread(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what came while it was told a large cache had it begin anew, again and again."""
+    await ask(own, request_of(ids=prompt(31)))
+    monkeypatch.setattr(kv_events, "MOST_UNREAD", 1)
+    stream, index = subscribe(own), Index()
+    await index.follow(stream)
+    await ask(own, request_of(ids=prompt(32)))
+    batch = await index.follow(stream)
+    assert not batch.HasField("snapshot")
+    assert index.has(prompt(32)[:SIZE])
+    stream.cancel()
 
 
 async def test_a_subscription_keeps_no_drain_waiting(own: Running) -> None:
