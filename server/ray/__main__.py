@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import ray
 from ray import serve
+from ray._private import ray_constants
 from ray.serve.config import gRPCOptions
 
 from engine.flags import add_flags, from_text, make, option_of
@@ -111,17 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _join(command: Command) -> None:
-    """Joins the cluster, or starts one of this machine alone."""
+    """Joins the cluster, or starts one of this machine alone, on the loopback: Ray takes no such
+    address, but has a switch for it, which it reads as it is imported.
+    """
     fleet = command.fleet
     if command.address:
         ray.init(address=command.address)
         return
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray.init(
         num_cpus=math.ceil(fleet.cpus * fleet.most),
         num_gpus=math.ceil(fleet.gpus * fleet.most),
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
-        _node_ip_address=LOOPBACK,
     )
 
 

@@ -51,6 +51,21 @@ def request(num_tokens: int = 8, request_id: str = "", text: str = "And it") -> 
     return pb.GenerateStreamRequest(input=prompt, sampling=sampling, request_id=request_id)
 
 
+def test_what_listens_for_other_machines_is_serves_proxy_and_the_replicas_port_for_it(
+    fleet: ServerProcess,
+) -> None:
+    listeners = []
+    for process in psutil.Process(fleet.child.pid).children(recursive=True):
+        for each in process.net_connections("inet"):
+            ip = each.laddr.ip.removeprefix("::ffff:")
+            if each.status == psutil.CONN_LISTEN and ip != "::1" and not ip.startswith("127."):
+                listeners.append((process.name().removeprefix("ray::")[:10], each.laddr.port))
+    ports = {"ProxyActor": {int(fleet.address.rpartition(":")[2])}}
+    ports["ServeRepli"] = {port for name, port in listeners if name == "ServeRepli"}
+    assert sorted(listeners) == sorted((name, port) for name in ports for port in ports[name])
+    assert len(ports["ServeRepli"]) == 2
+
+
 async def test_a_stream_comes_token_by_token_and_its_story_is_told(stub: Stub) -> None:
     stream = stub.GenerateStream(request(8, "told"), metadata=(("niyama-tenant", "acme"),))
     events = [event.WhichOneof("event") async for event in stream]
