@@ -42,6 +42,8 @@ _REASONS = {"DEADLINE_EXCEEDED": FinishReason.TIMEOUT, "INTERNAL": FinishReason.
 _INVALID = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 _ASKED_OFTEN = frozenset({"GetLoad", "GetLoads", "HealthCheck"})  # by each balancer
+# What these are answered as a rule; that nobody serves stands in the log by itself.
+_EXPECTED = frozenset({"OK", "UNAVAILABLE"})
 
 
 class Call:
@@ -273,7 +275,7 @@ class Call:
             self._count(self.fate, lived_s)
             story["result"] = self.fate.value
         is_often = self.rpc.rpartition("/")[2] in _ASKED_OFTEN
-        is_told = not is_often or outcome != grpc.StatusCode.OK.name
+        is_told = not is_often or outcome not in _EXPECTED
         say = log.info if is_told else log.debug
         say("call", **story, tenant=self.tenant, **self._story(lived_s))
 

@@ -268,7 +268,11 @@ async def test_who_drains_or_has_no_engine_is_unavailable() -> None:
         stub = stub_of(running.channel)
         running.server.engine.link.note_silence("supervisor", True)  # which nobody minds here
         unavailable = grpc.StatusCode.UNAVAILABLE
-        assert (await failure(stub.HealthCheck(vllm.HealthCheckRequest()))).code() is unavailable
+        with structlog.testing.capture_logs() as lines:
+            error = await failure(stub.HealthCheck(vllm.HealthCheckRequest()))
+            await within(running.service.calls.idle.wait())
+        assert error.code() is unavailable
+        assert [line["log_level"] for line in lines] == ["debug"]  # asked while a server starts
         assert (await failure(ask(running, request_of()))).code() is unavailable
         running.server.engine.link.note_silence("supervisor", False)
         assert (await within(stub.HealthCheck(vllm.HealthCheckRequest()))).healthy
