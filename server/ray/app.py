@@ -71,7 +71,7 @@ def _router(config: ServerConfig, routing: str) -> RequestRouterConfig:
     """Returns Ray's configuration of who gets a call. Raises StartError."""
     text = None if config.config is None else read_configuration(config).text
     return RequestRouterConfig(
-        request_router_class="server.ray.router:QosRouter",
+        request_router_class="server.ray.router:FleetRouter",
         request_router_kwargs={
             "routing": routing,
             "path": None if config.config is None else str(config.config),

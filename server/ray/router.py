@@ -1,5 +1,6 @@
-"""Sends each call to the replica where its deadline is most surely met: Ray's request router, which
-decides as `engine.routing` does, by what the replicas said last and what was sent to them since.
+"""Sends each call to the replica where its deadline is most surely met, or as a rival would: Ray's
+request router, which decides as `engine.routing` does, by what the replicas said last and what was
+sent to them since.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from server.ray.telling import AT, INFO, LOAD
 MOST_PENDING = 4096  # calls that are remembered while they are routed; of some Ray never tells more
 
 
-class QosRouter(RequestRouter):  # type: ignore[misc]  # it has no types
+class FleetRouter(RequestRouter):  # type: ignore[misc]  # it has no types
     """The router of one deployment in one of Ray's proxies; there may be several, and each knows
     only what it has sent itself.
     """
