@@ -46,7 +46,8 @@ log = structlog.get_logger()
 DESCRIPTOR = vllm.DESCRIPTOR.services_by_name["VllmEngine"]
 NOWHERE = "niyama://"  # what begins so is no path on the gateway's disk: it asks for the tokenizer
 SERVER_TYPE = "vllm-grpc"  # by which the gateway knows whose protocol it is
-MOST_SENDING = 64  # of a front end
+MOST_SENDING = 64  # tokenizers, of a front end
+PIECE_S = 0.001  # a piece of a tokenizer: at most so many a second, of all that are being sent
 _WORDING = Wording(inbound.parse, is_bare=True, is_gateway_s=True)
 _BELIEVED = frozenset({TRACESTATE})  # nothing else that a gateway sets can carry targets here
 # Of our defaults of sampling, those that the gateway may be told of.
@@ -200,7 +201,9 @@ class VllmEngine:
             messages = await asyncio.shield(self.tokenizer)
             if not messages:
                 raise errors.no_tokenizer()
-            await _write(call, messages)
+            for message in messages:
+                await _write(call, [message])
+                await _rest(self._sending.total)
 
     def _info(self) -> EngineInfo:
         if self._serving.info is None:
@@ -223,6 +226,11 @@ async def _write(call: Call, messages: list[Any]) -> None:
         call.delivery.pending = message
         await call.context.write(message)
         call.delivery.pending = None
+
+
+async def _rest(num_sending: int) -> None:
+    """Waits after a piece of a tokenizer, of so many that are being sent: tokens come before."""
+    await asyncio.sleep(num_sending * PIECE_S)
 
 
 def _may_abort(caller: Call, call: Call) -> bool:

@@ -21,7 +21,9 @@ from smg_grpc_proto.generated import common_pb2 as common
 from engine.config import EngineConfig
 from niyama.v1 import inference_pb2 as pb
 from server import frontend
+from server.admission.quota import Caller
 from server.config import ServerConfig
+from server.smg import service
 from server.smg.service import MOST_SENDING
 from server.smg.tokenizer import pieces
 from tests.engine.driving.engines import NULL
@@ -121,6 +123,24 @@ async def test_a_tokenizer_that_nobody_reads_takes_no_place_of_questions(
                 break
         assert frame is not None
         assert running.service.questions.total == 0
+
+
+async def test_pieces_come_the_slower_the_more_tokenizers_are_sent(
+    running: Running, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who asks for them again and again keeps the tokens of others waiting."""
+    smg = front_end_of(running.server).smg
+    assert smg is not None
+    rests: list[int] = []
+
+    async def noted(num_sending: int) -> None:
+        rests.append(num_sending)
+
+    monkeypatch.setattr(service, "_rest", noted)
+    with smg._sending.hold(Caller("", "another"), 5):
+        num_pieces = len([piece async for piece in stub.GetTokenizer(common.GetTokenizerRequest())])
+    await within(running.service.calls.idle.wait())
+    assert rests == [6] * num_pieces
 
 
 async def test_what_is_not_served_is_unimplemented(running: Running, stub: Any) -> None:
