@@ -35,7 +35,7 @@ class _Known:
     sent_s: dict[float, float] = field(default_factory=dict)  # their work, by `target_s`
     num_sent: Counter[float] = field(default_factory=Counter)  # likewise
     sent_tokens: int = 0
-    num_in_flight: int = 0
+    num_calls: int = 0  # that are in flight
     in_flight: Counter[float] = field(default_factory=Counter)  # by `target_s`, of those with ids
     calls: dict[str, float] = field(default_factory=dict)  # their `target_s`, by their ids
     prefixes: KnownPrefixes = field(default_factory=KnownPrefixes)
@@ -92,7 +92,7 @@ class Router:
         known.sent_s[asked.target_s] = known.sent_s.get(asked.target_s, 0.0) + work_s
         known.num_sent[asked.target_s] += 1
         known.sent_tokens += tokens
-        known.num_in_flight += 1
+        known.num_calls += 1
         if call:
             known.calls[call] = asked.target_s
             known.in_flight[asked.target_s] += 1
@@ -103,9 +103,9 @@ class Router:
         of a call that was not sent to who is there now.
         """
         known = self._known.get(name)
-        if known is None or not known.num_in_flight or (call and call not in known.calls):
+        if known is None or not known.num_calls or (call and call not in known.calls):
             return
-        known.num_in_flight -= 1
+        known.num_calls -= 1
         if call:
             _less(known.in_flight, known.calls.pop(call))
 
@@ -121,7 +121,7 @@ class Router:
             known.told,
             known.sent_s,
             known.sent_tokens,
-            known.num_in_flight,
+            known.num_calls,
             known.in_flight,
             self._cached_len(known, asked),
             len(known.prefixes) * asked.prefix_len,

@@ -198,7 +198,7 @@ async def test_a_displaced_call_is_told_when_to_come_again_and_everybody_can_see
             assert "gave its place to more important work" in story.summary
             for call in [*running, waiting, important]:
                 call.cancel()
-            await within(front_end_of(server).service.calls.idle.wait())
+            await within(front_end_of(server).serving.calls.idle.wait())
             labels = ("explicit", "low", "displaced", "other")
             assert front_end_of(server).metrics.refused.labels(*labels)._value.get() == 1
     (line,) = [line for line in logs if line.get("rpc") == "Generate" and "refused" in line]
@@ -337,7 +337,7 @@ async def test_invented_tenants_leave_a_named_one_its_part(tmp_path: Path) -> No
         for each in flood:
             each.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
-        await within(front_end_of(server).service.calls.idle.wait())
+        await within(front_end_of(server).serving.calls.idle.wait())
         tenants = {labels[3] for labels in front_end_of(server).metrics.refused._metrics}
         assert tenants <= {"other", "acme"}
         assert len(server.ledger.admission.requests.held) == 0

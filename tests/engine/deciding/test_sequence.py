@@ -97,7 +97,7 @@ class Moves(RuleBasedStateMachine):
         if self.move(legal, lambda: self.sequence.expect_token(self.now)):
             self.num_computed = self.prompt_len + len(self.tokens)
             self.is_in_flight = True
-            is_last = len(self.tokens) + 1 == self.sampling.max_tokens
+            is_last = len(self.tokens) + 1 >= self.sampling.max_tokens
             self.status = ENDING if is_last else DECODING
 
     @rule(token=st.sampled_from((1, STOP_TOKEN)), after=st.sampled_from((0.25, 2.0)))
@@ -110,7 +110,7 @@ class Moves(RuleBasedStateMachine):
             self.is_in_flight = False
             self.tokens.append(token)
             count = len(self.tokens)
-            expected = FinishReason.LENGTH if count == self.sampling.max_tokens else None
+            expected = FinishReason.LENGTH if count >= self.sampling.max_tokens else None
             if token == STOP_TOKEN and count > self.sampling.min_tokens:
                 expected = FinishReason.STOP
             assert reasons == [expected]

@@ -242,7 +242,7 @@ def test_of_targets_nothing_is_kept_that_nobody_has_any_more(
     for number in range(len(sent)):
         router.ended("a", str(number))
         router.ended("a", str(number))  # once more, which is nothing
-    assert (known.num_in_flight, known.in_flight, known.calls) == (0, {}, {})
+    assert (known.num_calls, known.in_flight, known.calls) == (0, {}, {})
     router.told("a", told(now))
     assert (known.sent_s, known.sent_tokens) == ({}, 0)
 
