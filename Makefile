@@ -11,8 +11,8 @@ PROTO := niyama/v1/inference.proto
 demo: install            ## set up, stream one completion, run a mixed-tier load test
 	$(BIN)/python -m loadgen.demo
 
-test: develop            ## set up, run every test, two files at a time (most wait for a process to start)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+test: develop            ## set up, run every test, two files at a time (most wait for a process to start), in their order
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: develop
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
