@@ -149,11 +149,10 @@ def _workload(info: ServerInfo, rate: float, slow: float, duration_s: float, see
     return Workload(Arrivals(Rate(rate, rate)), loads, duration_s, seed)
 
 
-def _capacity(info: ServerInfo, slow: float, seed: int) -> float:
-    """Returns the requests per second that are sustained over ten minutes of virtual time."""
-    limits = info.limits
-    latency = priced(slow)
-    profile = Profile(
+def profile_of(info: ServerInfo, slow: float) -> Profile:
+    """Returns what a simulator takes for a server whose engine is priced so."""
+    latency, limits = priced(slow), info.limits
+    return Profile(
         latency.name,
         latency,
         limits.kv_tokens,
@@ -161,7 +160,11 @@ def _capacity(info: ServerInfo, slow: float, seed: int) -> float:
         limits.max_batch_size,
         info.tiers,
     )
-    target = SimulatedTarget(Setup(profile, info.policy, stated_output=Exact()))
+
+
+def _capacity(info: ServerInfo, slow: float, seed: int) -> float:
+    """Returns the requests per second that are sustained over ten minutes of virtual time."""
+    target = SimulatedTarget(Setup(profile_of(info, slow), info.policy, stated_output=Exact()))
     search = Search(GUESS_RPS / slow, repeats=1)
     workload = _workload(info, GUESS_RPS / slow, slow, 600.0, seed)
     capacity, _ = search_capacity(

@@ -34,7 +34,6 @@ from loadgen.scoring.modes import Measurement, Search, measure, search_capacity
 from loadgen.scoring.summary import Measuring
 from loadgen.targets import local_server
 from loadgen.targets.live import LiveTarget
-from loadgen.targets.profiles import Profile
 from loadgen.targets.simulated import Setup, SimulatedTarget
 from loadgen.targets.target import Target
 from loadgen.workload.arrivals import Rate
@@ -42,7 +41,8 @@ from loadgen.workload.lengths import Exact, Independent, Lognormal
 from loadgen.workload.plan import Arrivals, TierLoad, Workload
 from niyama.client import Client
 from niyama.client.values import ServerInfo
-from tests.bench._priced import SLOW, priced
+from tests.bench._priced import SLOW
+from tests.bench.attainment import profile_of
 
 LENGTHS = {
     "chat": Independent(Lognormal(60, 150), Lognormal(20, 48)),
@@ -139,22 +139,13 @@ def _setup(
     routing: str,
     pinned: dict[str, int],
 ) -> Setup:
-    latency, limits = priced(arguments.slow), info.limits
-    profile = Profile(
-        latency.name,
-        latency,
-        limits.kv_tokens,
-        info.model.context_length,
-        limits.max_batch_size,
-        info.tiers,
-    )
     return Setup(
-        profile,
+        profile_of(info, arguments.slow),
         info.policy,
         replicas=replicas,
         routing=routing,
         pinned=pinned,
-        max_requests=limits.max_requests,
+        max_requests=info.limits.max_requests,
         drain_s=DRAIN_S,
         stated_output=Exact(),  # as what is sent to the servers
     )
