@@ -55,14 +55,16 @@ class EngineConfig:
     model: Annotated[
         Path,
         Flag(
-            "checkpoint folder laid out as Hugging Face does (default: the embedded model)",
+            "checkpoint folder laid out as Hugging Face does, or GGUF file"
+            " (default: the embedded model)",
             section="model",
         ),
     ] = FOLDER
     model_name: Annotated[
         str,
         Flag(
-            "name to serve it by (default: the folder's, or ORG/NAME of a hub snapshot)",
+            "name to serve it by (default: that of the folder or file, or ORG/NAME of a hub"
+            " snapshot)",
             section="model",
         ),
     ] = ""
@@ -234,13 +236,16 @@ class EngineConfig:
     @property
     def served_name(self) -> str:
         """Returns the name that clients see: the one that was given, else that of the model's
-        folder.
+        folder, or of its file.
 
-        What of a folder's name is no text is replaced by question marks.
+        What of such a name is no text is replaced by question marks. What a GGUF file calls itself
+        (`general.name`) does not count: it is often no name, and always somebody else's.
         """
-        folder = self.model.resolve()
-        snapshot = _SNAPSHOT.fullmatch(folder.as_posix())
-        own = snapshot[1].replace("--", "/") + (snapshot[2] or "") if snapshot else folder.name
+        path = self.model.resolve()
+        if path.is_file():  # a link may lead to a file of another name, as in the hub's cache
+            path = self.model.parent.resolve() / self.model.name.removesuffix(".gguf")
+        snapshot = _SNAPSHOT.fullmatch(path.as_posix())
+        own = snapshot[1].replace("--", "/") + (snapshot[2] or "") if snapshot else path.name
         return self.model_name or own.encode("utf-8", "replace").decode()
 
     def niyama(self) -> NiyamaConfig:

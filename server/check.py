@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import tiers_file
+from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.opening import open_source
 from engine.tiers import Tiers
 from engine.toml_file import BadFile, Document
 from server.identity import certificates, files
@@ -118,10 +120,10 @@ def _missing(resolved: Resolved) -> Iterator[tuple[str, str]]:
     needed at start.
     """
     config = resolved.config
-    if not config.engine.model.is_dir():
-        yield "model", f"names no folder: {config.engine.model}"
-    elif not (config.engine.model / "config.json").is_file():
-        yield "model", f"names no checkpoint: there is no config.json in {config.engine.model}"
+    try:
+        open_source(config.engine.model).model_config()
+    except CheckpointError as error:
+        yield "model", f"cannot be served: {error}"
     try:
         files.read(config)
     except ValueError as error:

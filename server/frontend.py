@@ -75,8 +75,6 @@ class FrontEnd:
         self._configuration = configuration
         self.metrics = metrics
         self._has_served = asyncio.Event()
-        if not config.engine.model.is_dir():
-            raise StartError(f"no checkpoint folder {config.engine.model}")
         tokenizer = load_tokenizer(config.engine.model)
         try:
             sampling = default_sampling(config)

@@ -8,6 +8,7 @@ import structlog
 
 from engine.checkpoint import generation_config
 from engine.checkpoint.model_config import GENERATION
+from engine.checkpoint.opening import open_source
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.deciding.request import Sampling
 from server.config import ServerConfig, StartError
@@ -44,20 +45,21 @@ def default_sampling(config: ServerConfig) -> Sampling:
     """
     if config.generation_config == "none":
         return Sampling()
-    folder = config.engine.model
-    if unused := generation_config.unused_keys(folder):
-        log.warning("generation", note=f"not done, of {GENERATION}: {', '.join(unused)}")
-    return generation_config.read_sampling(folder)
+    source = open_source(config.engine.model)
+    if unused := generation_config.unused_keys(source):
+        place = source.place(GENERATION).name
+        log.warning("generation", note=f"not done, of {place}: {', '.join(unused)}")
+    return generation_config.read_sampling(source)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     """Returns the checkpoint's tokenizer. Raises StartError where there is none that can be used.
 
     Special tokens that the chat template writes and the model does not name go to the log: chats
     would silently lack them.
     """
     try:
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(path)
     except (ValueError, OSError) as error:
         raise StartError(str(error)) from error
     if names := tokenizer.unknown_names:

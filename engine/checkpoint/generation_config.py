@@ -8,11 +8,12 @@ greedy, since the file says so. Its end-of-sequence ids are read by model_config
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.gguf.sampling import NOT_DONE
 from engine.checkpoint.json_file import CheckpointError, Keys
-from engine.checkpoint.model_config import GENERATION, read_generation
+from engine.checkpoint.model_config import GENERATION
+from engine.checkpoint.source import Source
 from engine.deciding.request import Sampling
 
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
@@ -37,16 +38,18 @@ _UNUSED: dict[str, tuple[object, ...]] = {
     "stop_strings": (None, [], ""),
     "guidance_scale": (None, 1),
     "watermarking_config": (None,),
+    # Of a GGUF file.
+    **dict.fromkeys(NOT_DONE, (None, 0)),
 }
 
 
-def read_sampling(folder: Path) -> Sampling:
-    """Returns the sampling of a checkpoint folder; the engine's own defaults where it has no such
-    file.
+def read_sampling(source: Source) -> Sampling:
+    """Returns the sampling of a checkpoint; the engine's own defaults where it has no such file.
 
     Raises CheckpointError, naming file and key, for a value that no request could ask for.
     """
-    keys = Keys(read_generation(folder), GENERATION)
+    where = source.place(GENERATION).name
+    keys = Keys(source.json(GENERATION), where)
     given: dict[str, Any] = {
         name: _as_asked(keys.number(name, least=-_MOST, most=_MOST))
         for name in _NUMBERS
@@ -59,15 +62,15 @@ def read_sampling(folder: Path) -> Sampling:
     try:
         sampling = Sampling(**given)
     except ValueError as error:
-        raise CheckpointError(f"{GENERATION}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
     return sampling if keys.flag("do_sample", True) else Sampling(**given | {"temperature": 0.0})
 
 
-def unused_keys(folder: Path) -> list[str]:
+def unused_keys(source: Source) -> list[str]:
     """Returns the keys by which the file asks for what the engine does not do. Raises
     CheckpointError.
     """
-    raw = read_generation(folder)
+    raw = source.json(GENERATION)
     return [key for key, harmless in _UNUSED.items() if raw.get(key) not in harmless]
 
 

@@ -67,6 +67,11 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
     Raises OSError and ValueError.
     """
+    return read_bytes(path, most_bytes).decode("utf-8")
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Returns what is in an ordinary file. Raises OSError."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(0, "it is no file")
@@ -74,7 +79,7 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise OSError(0, f"it has {found.st_size} bytes, more than {most_bytes}")
-    return data.decode("utf-8")
+    return data
 
 
 class Keys:

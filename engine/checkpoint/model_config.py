@@ -16,10 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.json_file import CheckpointError, Keys, read_json, shown
+from engine.checkpoint.json_file import CheckpointError, Keys, shown
 from engine.checkpoint.options import DTYPES
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -69,7 +68,8 @@ _UNUSED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """The rotary position embedding. `scaling` is "default", "linear" or "llama3".
+    """The rotary position embedding. `scaling` is "default", "linear" or "llama3". Frequency i is
+    divided by `divisors[i]` where these are stated, and nothing else is scaled.
 
     Raises CheckpointError for values that make no sense.
     """
@@ -80,8 +80,11 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    divisors: tuple[float, ...] = ()  # one for each pair of a head's numbers
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(divisor) and divisor > 0 for divisor in self.divisors):
+            raise CheckpointError("what rotary frequencies are divided by must be positive")
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise CheckpointError(f"rope_theta must be positive, got {self.theta}")
         if self.scaling not in ("default", "linear", "llama3"):
@@ -164,14 +167,6 @@ class ModelConfig:
         return self.num_layers * (attention + biases + mlp + 2 * h) + h + embeddings
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ModelConfig:
-        """Returns the shape that config.json states, and generation_config.json where there is
-        one.
-        """
-        raw = read_json(folder / CONFIG)
-        return cls.from_dict(raw, read_generation(folder))
-
-    @classmethod
     def from_dict(
         cls, raw: Mapping[str, Any], generation: Mapping[str, Any] | None = None
     ) -> ModelConfig:
@@ -196,7 +191,7 @@ class ModelConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             max_positions=min(max_positions, window or max_positions),
-            context_note=_context_note(max_positions, window),
+            context_note=context_note(max_positions, window),
             rms_norm_eps=keys.number("rms_norm_eps", 1e-6, least=0, most=1),
             rope=_rope(keys, max_positions),
             tied_embeddings=keys.flag("tie_word_embeddings"),
@@ -207,12 +202,6 @@ class ModelConfig:
             eos_ids=_eos_ids(keys, Keys(generation or {}, GENERATION), family),
             dtype=keys.word("dtype" if keys.states("dtype") else "torch_dtype", "float32", DTYPES),
         )
-
-
-def read_generation(folder: Path) -> dict[str, Any]:
-    """Returns what generation_config.json holds; nothing where there is none."""
-    path = folder / GENERATION
-    return read_json(path) if path.exists() else {}
 
 
 def _family(keys: Keys) -> tuple[str, Family]:
@@ -294,7 +283,7 @@ def _window(keys: Keys, family: Family, num_layers: int) -> int | None:
     return keys.whole("sliding_window", _WINDOW)
 
 
-def _context_note(max_positions: int, window: int | None) -> str:
+def context_note(max_positions: int, window: int | None) -> str:
     """Returns why the context is limited to a window. Within one window sliding and full attention
     are the same, and so the context ends there.
     """

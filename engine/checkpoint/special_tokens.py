@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.added_tokens import AddedToken
-from engine.checkpoint.json_file import CheckpointError, Keys, read_json, shown
+from engine.checkpoint.json_file import CheckpointError, Keys, shown
+from engine.checkpoint.source import Source
 
 MAX_ID = 2**20  # beyond any vocabulary: an id above it is a mistake and would only take memory
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -73,12 +74,12 @@ class TokenizerSettings:
         return {name: token for name, token in (known | dict(self.stated)).items() if token}
 
 
-def read_settings(folder: Path) -> TokenizerSettings:
-    """Returns the settings of a checkpoint folder. Raises CheckpointError for files that are no
+def read_settings(source: Source) -> TokenizerSettings:
+    """Returns the settings of a checkpoint. Raises CheckpointError for files that are no
     JSON or hold something else.
     """
-    config, model = (_read(folder / name) for name in ("tokenizer_config.json", "config.json"))
-    named_by_map = _read(folder / "special_tokens_map.json")
+    config, model = map(source.json, ("tokenizer_config.json", "config.json"))
+    named_by_map = source.json("special_tokens_map.json")
     model_type = str(model.get("model_type") or "")
     stated = config.get("tokenizer_class") or model.get("tokenizer_class")
     if model_type == "qwen2" or not stated:  # what such checkpoints name is often wrong
@@ -87,7 +88,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
     merged = named_by_map | config if has_added else config | named_by_map
     names, extra = dict(_named(merged)), list(_extra(merged))
     special = {token.content for token in [*names.values(), *extra] if token}
-    added = tuple(_added(folder, config, special))
+    added = tuple(_added(source, config, special))
     by_content = {token.content: token for token in added}
     keys = Keys(config, "tokenizer_config.json")
     return TokenizerSettings(
@@ -112,10 +113,6 @@ def check_id(token_id: object, where: Path, content: str) -> int:
     if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_ID:
         raise CheckpointError(f"{where} has {shown(token_id)} for the id of {shown(content)}")
     return token_id
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _flag(config: Keys, key: str) -> bool | None:
@@ -159,11 +156,11 @@ def _with_flags(token: AddedToken, added: Mapping[str, AddedToken]) -> AddedToke
     return replace(added.get(token.content, token), special=True)
 
 
-def _added(folder: Path, config: Mapping[str, Any], special: Container[str]) -> list[AddedToken]:
+def _added(source: Source, config: Mapping[str, Any], special: Container[str]) -> list[AddedToken]:
     """Returns the added tokens, of `added_tokens_decoder` and of the older added_tokens.json, which
     has no flags.
     """
-    path = folder / "tokenizer_config.json"
+    path = source.place("tokenizer_config.json")
     listed = config.get("added_tokens_decoder") or {}
     if not isinstance(listed, Mapping):
         raise CheckpointError(f"added_tokens_decoder of {path} must be an object")
@@ -172,8 +169,8 @@ def _added(folder: Path, config: Mapping[str, Any], special: Container[str]) -> 
         token = _token(value, "added_tokens_decoder", special=False)
         token_id = check_id(int(key) if key.isdecimal() else key, path, token.content)
         added[token.content] = replace(token, id=token_id)
-    path = folder / "added_tokens.json"
-    for content, token_id in _read(path).items():
+    path = source.place("added_tokens.json")
+    for content, token_id in source.json("added_tokens.json").items():
         is_special = content in special
         token = AddedToken(content, check_id(token_id, path, content), is_special)
         added.setdefault(content, replace(token, normalized=not is_special))

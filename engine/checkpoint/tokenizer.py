@@ -16,7 +16,9 @@ from typing import Protocol
 from engine.checkpoint.added_tokens import AddedToken
 from engine.checkpoint.chat import ChatTemplate
 from engine.checkpoint.detokenizer import Detokenizer, Spelling
-from engine.checkpoint.json_file import CheckpointError, read_text, shown
+from engine.checkpoint.json_file import CheckpointError, shown
+from engine.checkpoint.opening import open_source
+from engine.checkpoint.source import Source
 from engine.checkpoint.special_tokens import TokenizerSettings, read_settings
 from engine.checkpoint.tokenizer_json import HuggingFace
 from engine.checkpoint.tokenizer_model import SentencePiece
@@ -53,15 +55,21 @@ class Tokenizer:
         self.eos_id = backend.eos_id
 
     @classmethod
-    def load(cls, folder: Path | str) -> Tokenizer:
-        """Returns the tokenizer of a checkpoint folder. Raises CheckpointError where there is none
-        that can be read.
+    def load(cls, path: Path | str) -> Tokenizer:
+        """Returns the tokenizer of the checkpoint at a path. Raises CheckpointError where there is
+        none that can be read.
         """
-        folder = Path(folder)
-        settings = read_settings(folder)
-        backend = _open_backend(folder, settings)
+        return cls.of(open_source(Path(path)))
+
+    @classmethod
+    def of(cls, source: Source) -> Tokenizer:
+        """Returns the tokenizer of a checkpoint. Raises CheckpointError where there is none that
+        can be read.
+        """
+        settings = read_settings(source)
+        backend = _open_backend(source, settings)
         names = {name: token.content for name, token in backend.named.items()}
-        chat = _chat_template(folder, settings, names)
+        chat = _chat_template(source, settings, names)
         return cls(backend, _around(backend, settings), chat)
 
     @property
@@ -131,20 +139,20 @@ class Tokenizer:
         return Detokenizer(self.spelling, prompt)
 
 
-def _open_backend(folder: Path, settings: TokenizerSettings) -> Backend:
-    described, model = folder / "tokenizer.json", folder / "tokenizer.model"
-    if not described.is_file():
-        if not model.is_file():
-            raise CheckpointError(f"no tokenizer.model or tokenizer.json in {folder}")
-        return SentencePiece(model, settings)
+def _open_backend(source: Source, settings: TokenizerSettings) -> Backend:
+    described, model = "tokenizer.json", "tokenizer.model"
+    if not source.has(described):
+        if not source.has(model):
+            raise CheckpointError(f"no {model} or {described} in {source.path}")
+        return SentencePiece(source, settings)
     try:
-        return HuggingFace(described, settings)
+        return HuggingFace(source, settings)
     except ImportError:
-        needed = f"{described} needs the package tokenizers: pip install 'niyama[hf]'"
-    if not model.is_file():
+        needed = f"{source.place(described)} needs the package tokenizers: pip install 'niyama[hf]'"
+    if not source.has(model):
         raise CheckpointError(needed)
     try:
-        return SentencePiece(model, settings)
+        return SentencePiece(source, settings)
     except CheckpointError as error:
         raise CheckpointError(f"{needed} ({error})") from error
 
@@ -164,27 +172,24 @@ def _around(backend: Backend, settings: TokenizerSettings) -> tuple[Sequence[int
 
 
 def _chat_template(
-    folder: Path, settings: TokenizerSettings, names: Mapping[str, str]
+    source: Source, settings: TokenizerSettings, names: Mapping[str, str]
 ) -> ChatTemplate | None:
     """Returns the template of chat_template.jinja, else that of tokenizer_config.json, where
     several may be named; None where there is none.
     """
-    path = folder / "chat_template.jinja"
-    try:
-        source = read_text(path) if path.is_file() else settings.chat_template
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error} (in {folder})") from error
-    if isinstance(source, list):
-        templates = (entry for entry in source if isinstance(entry, Mapping))
+    path, file = source.path, "chat_template.jinja"
+    stated = source.text(file) if source.has(file) else settings.chat_template
+    if isinstance(stated, list):
+        templates = (entry for entry in stated if isinstance(entry, Mapping))
         named = {entry.get("name"): entry.get("template") for entry in templates}
         if None in named or None in named.values():
-            raise CheckpointError(f"{folder}: a chat_template has no name or no template")
-        source = named.get("default")
-    if not source:
+            raise CheckpointError(f"{path}: a chat_template has no name or no template")
+        stated = named.get("default")
+    if not stated:
         return None
-    if not isinstance(source, str):
-        raise CheckpointError(f"{folder}: chat_template must be a text, got {shown(source)}")
+    if not isinstance(stated, str):
+        raise CheckpointError(f"{path}: chat_template must be a text, got {shown(stated)}")
     try:
-        return ChatTemplate(source, names)
+        return ChatTemplate(stated, names)
     except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error

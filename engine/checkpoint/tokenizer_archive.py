@@ -17,10 +17,11 @@ from typing import Any
 
 from engine.checkpoint.added_tokens import as_json
 from engine.checkpoint.chat import ChatTemplate
-from engine.checkpoint.json_file import CheckpointError, read_json, read_text
 from engine.checkpoint.model_as_json import NotExpressible, as_tokenizer_json
+from engine.checkpoint.opening import open_source
+from engine.checkpoint.source import Source
 from engine.checkpoint.tokenizer import Tokenizer
-from engine.checkpoint.tokenizer_json import MAX_BYTES, HuggingFace
+from engine.checkpoint.tokenizer_json import FILE, MAX_BYTES, HuggingFace
 from engine.checkpoint.tokenizer_model import SentencePiece
 
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # the time of every file in it, which a zip cannot leave out
@@ -30,16 +31,16 @@ _GIVEN = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TRAINING = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
-def tokenizer_archive(folder: Path | str) -> bytes:
-    """Returns the zip of a checkpoint folder's tokenizer, as the server reads that.
+def tokenizer_archive(path: Path | str) -> bytes:
+    """Returns the zip of a checkpoint's tokenizer, as the server reads that.
 
     It takes seconds for a large vocabulary. Raises NotExpressible where no tokenizer.json says the
     same, and CheckpointError where there is no tokenizer that can be read.
     """
-    folder = Path(folder)
-    tokenizer = Tokenizer.load(folder)
+    source = open_source(Path(path))
+    tokenizer = Tokenizer.of(source)
     files = {
-        "tokenizer.json": _tokenizer_json(folder, tokenizer),
+        "tokenizer.json": _tokenizer_json(source, tokenizer),
         "tokenizer_config.json": _dumped(_configuration(tokenizer)),
     }
     written = io.BytesIO()
@@ -51,20 +52,16 @@ def tokenizer_archive(folder: Path | str) -> bytes:
     return written.getvalue()
 
 
-def _tokenizer_json(folder: Path, tokenizer: Tokenizer) -> str:
+def _tokenizer_json(source: Source, tokenizer: Tokenizer) -> str:
     backend = tokenizer.backend
     if isinstance(backend, SentencePiece):
         return _dumped(as_tokenizer_json(backend))
     assert isinstance(backend, HuggingFace)
     if backend.splits_special:
         raise NotExpressible("split_special_tokens has no form in tokenizer.json")
-    path = folder / "tokenizer.json"
-    raw = read_json(path, MAX_BYTES)
+    raw = source.json(FILE, MAX_BYTES)
     changed = raw | _as_read(raw, backend)
-    try:
-        return read_text(path, MAX_BYTES) if changed == raw else _dumped(changed)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return source.text(FILE, MAX_BYTES) if changed == raw else _dumped(changed)
 
 
 def _as_read(raw: dict[str, Any], backend: HuggingFace) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 
 from engine.checkpoint.added_tokens import AddedToken
 from engine.checkpoint.detokenizer import SPACE, Spelling
-from engine.checkpoint.json_file import CheckpointError, Keys, read_json, shown
+from engine.checkpoint.json_file import CheckpointError, Keys, shown
+from engine.checkpoint.source import Source
 from engine.checkpoint.special_tokens import TokenizerSettings, check_id
 
+FILE = "tokenizer.json"
 MAX_BYTES = 256 << 20  # of the file; the largest in use has an eighth
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -51,9 +53,10 @@ class HuggingFace:
     named: Mapping[str, AddedToken]
     around: tuple[Sequence[int], Sequence[int]]
 
-    def __init__(self, path: Path, settings: TokenizerSettings) -> None:
-        raw = read_json(path, MAX_BYTES)
-        made = _read(path)
+    def __init__(self, source: Source, settings: TokenizerSettings) -> None:
+        path = source.place(FILE)
+        raw = source.json(FILE, MAX_BYTES)
+        made = _read(source, path)
         made.no_truncation()
         made.no_padding()
         self.splits_special = made.encode_special_tokens = settings.splits_special
@@ -150,11 +153,12 @@ class HuggingFace:
         return Spelling(pieces, opening, specials, once=decoder.byte_level)
 
 
-def _read(path: Path) -> Any:
+def _read(source: Source, path: Path) -> Any:
     import tokenizers
 
+    text = source.text(FILE, MAX_BYTES)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_str(text)
     except BaseException as error:
         if not _is_the_library_s(error):
             raise

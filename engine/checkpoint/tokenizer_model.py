@@ -18,8 +18,11 @@ import sentencepiece
 from engine.checkpoint.added_tokens import AddedToken, AddedTokens
 from engine.checkpoint.detokenizer import SPACE, Spelling
 from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.source import Source
 from engine.checkpoint.special_tokens import TokenizerSettings
 
+FILE = "tokenizer.model"
+MAX_BYTES = 64 << 20  # of the file; the largest in use has a tenth
 # Fields of a second normalizer_spec; protobuf merges it into the model's own.
 _NO_PREFIX = b"\x18\x00"  # add_dummy_prefix: false
 _NO_RULES = b"\x12\x00\x20\x00"  # precompiled_charsmap: "", remove_extra_whitespaces: false
@@ -34,8 +37,9 @@ class SentencePiece:
     around: tuple[Sequence[int], Sequence[int]]
     tokens: Mapping[str, tuple[AddedToken, int]]  # taken out of a text first, with their ids
 
-    def __init__(self, path: Path, settings: TokenizerSettings) -> None:
-        model = _load(path)
+    def __init__(self, source: Source, settings: TokenizerSettings) -> None:
+        path = source.place(FILE)
+        model = _load(source.data(FILE, MAX_BYTES), path)
         is_llama = settings.is_llama
         self._model = model
         self.serialized: bytes = model.serialized_model_proto()
@@ -152,9 +156,11 @@ class SentencePiece:
         return piece.removeprefix(b" ")
 
 
-def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+def _load(data: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+    model = sentencepiece.SentencePieceProcessor()
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model.LoadFromSerializedProto(data)  # which, unlike `model_proto`, refuses an empty one
+        return model
     except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last of its own message
         raise CheckpointError(
             f"{path} is not a sentencepiece model (one of another kind, such as tiktoken's, needs a"

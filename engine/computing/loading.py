@@ -1,4 +1,4 @@
-"""Makes the executor of a checkpoint folder, with what this machine computes it fastest by.
+"""Makes the executor of a checkpoint, with what this machine computes it fastest by.
 
 On a CPU much is chosen by measurement, in a second or two (autotune.py): the dtype, the layout of
 the matrices, which numbers of rows are worth avoiding. On a GPU what is left of its memory is
@@ -14,6 +14,7 @@ import torch
 
 from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.opening import open_source
 from engine.checkpoint.options import DTYPES, QUANTIZE, Choices
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.attention.in_place import InPlaceKv
@@ -24,7 +25,7 @@ from engine.computing.cpu import MOST_COPIED_BYTES, NO_ROWS, can_pack, uses_matr
 from engine.computing.model import Decoder
 from engine.computing.rotation import rotate
 from engine.computing.runner import ModelExecutor
-from engine.computing.weights import check_weights, load_model, read_config
+from engine.computing.weights import check_weights, load_model
 from engine.deciding.pages import PAGE_SIZE
 
 FORMATS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
@@ -35,7 +36,7 @@ GPU_SHARE = 0.85
 
 
 def load(
-    folder: Path | str,
+    path: Path | str,
     *,
     device: str = "cpu",
     dtype: str = "auto",
@@ -48,25 +49,25 @@ def load(
     threads: int | None = None,
     chosen: Choices | None = None,
 ) -> ModelExecutor:
-    """Makes the executor of a checkpoint folder. Raises CheckpointError when it cannot be served,
-    and ValueError for an option that this machine cannot follow.
+    """Makes the executor of the checkpoint at a path. Raises CheckpointError when it cannot be
+    served, and ValueError for an option that this machine cannot follow.
 
     KV memory has `num_pages` pages, or as many as fit in `kv_bytes`, or in what the weights leave
     of a GPU's free memory; on a CPU a modest constant. `dtype` "auto" is measured on a CPU and the
     checkpoint's own elsewhere. `compile` is one of options.COMPILE. `threads` sets torch's number
     for the process. With `chosen` nothing is measured or chosen again.
     """
-    folder, place = Path(folder), torch.device(device)
+    source, place = open_source(Path(path)), torch.device(device)
     if chosen is not None:
         dtype, num_pages, threads = chosen.dtype, chosen.num_pages, chosen.threads
         compile = compile if chosen.is_compiled else "off"
     _set_up(place, threads)
     is_compiled, note = prepare(compile, place, compile_cache)
-    config = read_config(folder)
-    check_weights(folder, config)  # before anything of the sizes that it states is measured
+    config = source.model_config()
+    check_weights(source, config)  # before anything of the sizes that it states is measured
     torch_dtype = _dtype(dtype, config, device)
     free = free_bytes(place)
-    model = load_model(folder, torch_dtype, device)
+    model = load_model(source.path, torch_dtype, device)
     reads_in_place = is_compiled and place.type == "cpu"
     row_layout = _row_layout(model, quantize, reads_in_place, chosen)
     store(model, quantize, row_layout)

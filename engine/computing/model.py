@@ -33,7 +33,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         return inverse / rope.factor
     if rope.scaling == "llama3":
         return _llama3(inverse, rope)
-    return inverse
+    return inverse / torch.tensor(rope.divisors) if rope.divisors else inverse
 
 
 def _llama3(inverse: Tensor, rope: RopeConfig) -> Tensor:

@@ -1,157 +1,65 @@
-"""Reads a model's weights from a Hugging Face checkpoint folder, or draws them for benchmarks.
+"""Reads a model's weights from a checkpoint, or draws them for benchmarks.
 
-A folder holds config.json and model.safetensors, or shards with model.safetensors.index.json
-(https://huggingface.co/docs/safetensors). Anything missing or misshapen is a CheckpointError of
-one line that names it, before memory is taken for any of it. Weights are converted to one dtype,
-and put side by side as the model has them: q, k, v in one matrix [in, out], gate and up in another.
-
-An index may name files of its own folder only. Where they lead is not looked at, because a snapshot
-of the hub is a folder of links out of it.
+Anything missing or misshapen is a CheckpointError of one line that names it, before memory is taken
+for any of it. Weights are converted to one dtype, and put side by side as the model has them: q, k,
+v in one matrix [in, out], gate and up in another.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.checkpoint.json_file import CheckpointError, Keys, read_json, shown
+from engine.checkpoint.gguf.source import GgufFile
+from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.opening import open_source
+from engine.checkpoint.source import Source
+from engine.computing.gguf_tensors import GgufTensors
 from engine.computing.linear import Linear
 from engine.computing.model import Block, Decoder
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_FLOATS = ("F32", "F16", "BF16")  # as the files name them
-_SHARD = re.compile(r"[^/\\]+\.safetensors")
-# What GPTQ and AWQ, compressed-tensors, and bitsandbytes put in the place of a weight.
-_QUANTIZED = ("qweight", "weight_packed", "weight.absmax")
-
-
-class TensorFiles:
-    """The named tensors of a folder's safetensors files, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._file_of = _tensor_files(folder)
-        self._open = {name: _open(folder / name) for name in sorted(set(self._file_of.values()))}
-        names = {name: frozenset(file.keys()) for name, file in self._open.items()}
-        for tensor, name in self._file_of.items():
-            if tensor not in names[name]:
-                raise CheckpointError(f"{name} lacks tensor {shown(tensor)} of {INDEX} in {folder}")
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises CheckpointError where the tensor is missing, has another shape than this, or holds
-        no floats.
-        """
-        if name not in self._file_of:
-            raise CheckpointError(
-                f"checkpoint {self.folder} lacks tensor {name}{self._instead(name)}"
-            )
-        found = self._open[self._file_of[name]].get_slice(name)
-        if tuple(found.get_shape()) != shape:
-            raise CheckpointError(
-                f"tensor {name} in {self.folder} has shape {found.get_shape()};"
-                f" config.json asks for {list(shape)}"
-            )
-        if found.get_dtype() not in _FLOATS:
-            raise CheckpointError(
-                f"tensor {name} in {self.folder} is {found.get_dtype()};"
-                f" {', '.join(_FLOATS)} are supported"
-            )
-
-    def read(self, name: str) -> Tensor:
-        """Reads a tensor that was checked, in the dtype of its file."""
-        tensor: Tensor = self._open[self._file_of[name]].get_tensor(name)
-        return tensor
-
-    def _instead(self, name: str) -> str:
-        """Says what a quantized checkpoint has in the place of this matrix, or nothing."""
-        stem = name.removesuffix(".weight")
-        found = [f"{stem}.{kind}" for kind in _QUANTIZED if f"{stem}.{kind}" in self._file_of]
-        return f"; it has {found[0]}: quantized weights are not supported" if found else ""
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Maps the name of each tensor to that of the file that holds it."""
-    if (folder / INDEX).exists():
-        weight_map = Keys(read_json(folder / INDEX), INDEX).table("weight_map").raw
-        if not weight_map:
-            raise CheckpointError(f"{INDEX} has no weight_map (in {folder})")
-        for name in weight_map.values():
-            _check_name(name)
-        for name in sorted(set(weight_map.values())):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"checkpoint {folder} lacks shard {shown(name)}")
-        return dict(weight_map)
-    if not (folder / SINGLE).is_file():
-        hint = "; pytorch_model.bin is not read" if any(folder.glob("pytorch_model*.bin")) else ""
-        raise CheckpointError(f"no {SINGLE} or {INDEX} in {folder}{hint}")
-    return dict.fromkeys(_open(folder / SINGLE).keys(), SINGLE)
-
-
-def _check_name(shard: object) -> None:
-    """Raises CheckpointError where an index names what is no safetensors file of its own folder."""
-    if type(shard) is not str or not shard.isprintable() or not _SHARD.fullmatch(shard):
-        raise CheckpointError(
-            f"{INDEX}: weight_map must name .safetensors files of its folder, got {shown(shard)}"
-        )
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name} is not a safetensors file: {error} (in {path.parent})"
-        ) from error
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """Reads the model's shape. Raises CheckpointError where the folder is none, or its config.json
-    is no good.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder {folder}")
-    return ModelConfig.from_folder(folder)
+from engine.computing.tensor_files import TensorFiles, Tensors
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """Loads the model of a checkpoint folder, with its weights in `dtype` on `device`. Raises
+    """Loads the model of the checkpoint at a path, with its weights in `dtype` on `device`. Raises
     CheckpointError where it cannot be, be it that there is no memory for it.
     """
-    config = read_config(folder)
-    files = check_weights(folder, config)
+    source = open_source(path)
+    config = source.model_config()
+    files = check_weights(source, config)
     check_memory(config, dtype, torch.device(device))
     try:
         model = Decoder(config, dtype, device)
     except RuntimeError as error:  # torch.OutOfMemoryError, or the CPU allocator's
         raise CheckpointError(f"no memory for the weights: {error}") from error
     with torch.inference_mode():
-        model.embedding.copy_(files.read("model.embed_tokens.weight"))
+        model.embedding.copy_(files.read("model.embed_tokens.weight", dtype))
         if not config.tied_embeddings:
-            model.head.weight.copy_(files.read("lm_head.weight").t())
-        model.norm.copy_(files.read("model.norm.weight"))
+            model.head.weight.copy_(files.read("lm_head.weight", dtype).t())
+        model.norm.copy_(files.read("model.norm.weight", dtype))
         for index, block in enumerate(model.blocks):
             assert isinstance(block, Block)
-            _fill(block, files, f"model.layers.{index}.")
+            _fill(block, files, f"model.layers.{index}.", dtype)
     return model
 
 
-def check_weights(folder: Path, config: ModelConfig) -> TensorFiles:
-    """Opens the files of a folder, which have every tensor that the model needs; otherwise raises
+def check_weights(source: Source, config: ModelConfig) -> Tensors:
+    """Opens a checkpoint's tensors, which are every one that the model needs; otherwise raises
     CheckpointError.
     """
-    files = TensorFiles(folder)
-    for name, shape in _tensors(config):
-        files.check(name, shape)
+    files: Tensors
+    if isinstance(source, GgufFile):
+        files = GgufTensors(source.header, config)
+    else:
+        files = TensorFiles(source.path)
+    files.check(tensors_of(config))
     return files
 
 
@@ -177,7 +85,7 @@ _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
-def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensors_of(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the names and shapes of all tensors that a checkpoint of such a model holds."""
     table = (config.vocab_size, config.hidden_size)
     yield "model.embed_tokens.weight", table
@@ -205,17 +113,19 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield f"{prefix}{name}.bias", (outputs,)
 
 
-def _fill(block: Block, files: TensorFiles, prefix: str) -> None:
+def _fill(block: Block, files: Tensors, prefix: str, dtype: torch.dtype) -> None:
     """Copies into a layer the tensors whose names begin with `prefix`."""
 
     def linear(into: Linear, *parts: str) -> None:
-        into.weight.copy_(torch.cat([files.read(f"{prefix}{n}.weight") for n in parts]).t())
+        weights = [files.read(f"{prefix}{name}.weight", dtype) for name in parts]
+        into.weight.copy_(torch.cat(weights).t())
         if into.bias is not None:
-            into.bias.copy_(torch.cat([files.read(f"{prefix}{n}.bias") for n in parts]))
+            biases = [files.read(f"{prefix}{name}.bias", dtype) for name in parts]
+            into.bias.copy_(torch.cat(biases))
 
     def vector(into: Tensor | None, name: str) -> None:
         if into is not None:
-            into.copy_(files.read(f"{prefix}{name}.weight"))
+            into.copy_(files.read(f"{prefix}{name}.weight", dtype))
 
     vector(block.attention_norm, "input_layernorm")
     vector(block.mlp_norm, "post_attention_layernorm")

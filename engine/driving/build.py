@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.opening import open_source
 from engine.computing import calibration, loading
 from engine.computing.runner import ModelExecutor
 from engine.config import EngineConfig
@@ -97,7 +98,7 @@ def _profile(
         )
 
     key = {
-        "model": profiles.model_fingerprint(config.model),
+        "model": open_source(config.model).shape_digest(),
         "model_name": config.served_name,
         "device": _device_name(executor.device),
         "dtype": str(executor.dtype),

@@ -6,7 +6,7 @@ position alone.
 
 from __future__ import annotations
 
-from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.opening import open_source
 from engine.checkpoint.options import Choices
 from engine.config import EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
@@ -47,7 +47,7 @@ def build(config: EngineConfig, profile: LatencyProfile = _PROFILE) -> Engine:
     """Builds the engine without loading torch. A config names it "engine.driving.null:build".
     `profile` is what its scheduler believes until iterations tell.
     """
-    model = ModelConfig.from_folder(config.model)
+    model = open_source(config.model).model_config()
     kv_bytes = (config.kv_memory_mib or _DEFAULT_KV_MIB) << 20
     num_pages = kv_bytes // (_BYTES_PER_TOKEN * config.page_size)
     executor = NullExecutor(model.vocab_size)

@@ -38,16 +38,6 @@ _CODE = (
 )
 
 
-def model_fingerprint(folder: Path) -> str:
-    """Returns a digest of a checkpoint's shape. Costs depend on no weight's value, so none is
-    read.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-    return digest.hexdigest()[:16]
-
-
 def code_fingerprint(engine: Path = _ENGINE) -> str:
     """Returns a digest of the code on which a profile depends."""
     digest = hashlib.sha256()

@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.opening import open_source
 from engine.computing.linear import Linear
-from engine.computing.weights import read_config
 from engine.embedded import FOLDER
 from engine.processes.environment import environment
 
@@ -257,7 +257,7 @@ def measure_all(
 
 
 def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    config = read_config(model)
+    config = open_source(model).model_config()
     asked = workloads(config.vocab_size)
     starters = [ours] + ([vllm] if options.peer else [])
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from engine import tiers_file, toml_file
 from engine.config import SECTIONS
+from engine.embedded import FOLDER
 from server import check
 from server.configuration import value_of
 from server.identity import tokens
@@ -130,9 +132,13 @@ def test_an_incomplete_file_is_told_by_the_table_that_lacks_something(
     assert err == f"niyama-server: error: n.toml:3: {what}\n"
 
 
+GONE = "cannot be served: no checkpoint folder or GGUF file"
 MISSING = [
-    ("[model]\nmodel = 'gone'", "n.toml:2: model.model names no folder: gone"),
-    ("[model]\nmodel = '.'", "n.toml:2: model.model names no checkpoint: there is no config.json"),
+    (
+        "[model]\nmodel = 'gone'",
+        f"n.toml:2: model.model {GONE} gone",
+    ),
+    ("[model]\nmodel = '.'", "n.toml:2: model.model cannot be served: no config.json in ."),
     ("[identity]\nadmin_token_file = 'gone'", "n.toml:2: identity.admin_token_file gone: No such"),
     ("[logs]\ndecision_log = 'gone/log'", "n.toml:2: logs.decision_log names a file in no folder"),
     ("[logs]\ndecision_log = '.'", "n.toml:2: logs.decision_log names a folder: ."),
@@ -166,8 +172,16 @@ def test_what_a_flag_or_a_variable_names_must_be_there_too(
     Path("token").write_text("secret")
     os.chmod("token", 0o644)
     for argv, environment, message in (
-        (["--model", "gone"], {}, "--model names no folder: gone"),
-        ([], {"NIYAMA_MODEL": "gone"}, "NIYAMA_MODEL names no folder: gone"),
+        (
+            ["--model", "gone"],
+            {},
+            f"--model {GONE} gone",
+        ),
+        (
+            [],
+            {"NIYAMA_MODEL": "gone"},
+            f"NIYAMA_MODEL {GONE} gone",
+        ),
         (["--admin-token-file", "token"], {}, "--admin-token-file token: others may read"),
         ([], {"NIYAMA_MAX_REQUESTS": "x"}, "NIYAMA_MAX_REQUESTS must be a whole number, got 'x'"),
         (["--config", "gone.toml"], {}, "gone.toml: No such file or directory"),
@@ -251,11 +265,11 @@ def test_the_example_for_operators_is_good(capsys: pytest.CaptureFixture[str]) -
     Path("niyama.toml").write_text(example)
     code, _, err = checked(capsys, "--config", "niyama.toml")
     assert code == 1
-    assert err.endswith(f"model.model names no folder: {said['model']['model']}\n")
+    assert err.endswith(f"model.model {GONE} {said['model']['model']}\n")
     Path("operator.token").write_text("secret")
     Path("operator.token").chmod(0o600)
     Path(said["model"]["model"]).mkdir(parents=True)
-    Path(said["model"]["model"], "config.json").touch()
+    shutil.copy(FOLDER / "config.json", said["model"]["model"])
     Path("log").mkdir()
     Path("tls").mkdir()
     Authority().issue().write(Path("tls"), "server")

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from engine.checkpoint import options
-from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.config import SECTIONS, EngineConfig
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment
 from engine.deciding.niyama_config import NiyamaConfig
@@ -57,7 +57,7 @@ def test_the_scheduler_s_flags_reach_it() -> None:
         " --background-share 0.05 --longest-wait-s 60 --record-capacity 7 --max-batch-size 5"
     )
     config = parse(flags.split()).engine
-    model = ModelConfig.from_folder(FOLDER)
+    model = Folder(FOLDER).model_config()
     engine = assemble(config, model, Unused(), PROFILE, 10, dtype="none", device="none")
     assert isinstance(engine.scheduler, Scheduler)
     niyama = NiyamaConfig(

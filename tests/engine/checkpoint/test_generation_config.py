@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from engine.checkpoint.generation_config import read_sampling, unused_keys
 from engine.checkpoint.json_file import CheckpointError
+from engine.checkpoint.source import Folder
 from engine.deciding.request import Sampling
 from tests.engine.computing.test_wrong_values import ANYTHING, WRONG, one_line
 
@@ -22,11 +23,11 @@ KEYS = (
 
 def read(folder: Path, **keys: Any) -> Sampling:
     (folder / "generation_config.json").write_text(json.dumps(keys))
-    return read_sampling(folder)
+    return read_sampling(Folder(folder))
 
 
 def test_what_the_file_states_is_the_default_and_the_rest_is_neutral(tmp_path: Path) -> None:
-    assert read_sampling(tmp_path) == Sampling()
+    assert read_sampling(Folder(tmp_path)) == Sampling()
     assert read(tmp_path, temperature=0.5, top_k=1) == Sampling(temperature=0.5, top_k=1)
     everything = {"top_p": 0.75, "min_p": 0.25, "repetition_penalty": 1.5, "max_new_tokens": 77}
     expected = Sampling(top_p=0.75, min_p=0.25, repetition_penalty=1.5, max_tokens=77)
@@ -53,7 +54,7 @@ def test_a_key_of_any_value_is_a_default_or_named(tmp_path: Path, key: str) -> N
             assert isinstance(read(tmp_path, **{key: value}), Sampling)
         except CheckpointError:
             with pytest.raises(CheckpointError) as caught:
-                read_sampling(tmp_path)
+                read_sampling(Folder(tmp_path))
             line = one_line(caught)
             assert line.startswith("generation_config.json")
             assert key in line or "surrogates" in line
@@ -66,10 +67,10 @@ def test_a_key_of_any_value_is_a_default_or_named(tmp_path: Path, key: str) -> N
 def test_a_file_of_anything_is_read_or_named(tmp_path: Path, values: Any) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"x": values, "top_k": values}))
     try:
-        assert read_sampling(tmp_path).top_k >= 0
+        assert read_sampling(Folder(tmp_path)).top_k >= 0
     except CheckpointError:
         with pytest.raises(CheckpointError, match=r"generation_config\.json: top_k"):
-            read_sampling(tmp_path)
+            read_sampling(Folder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,6 @@ def test_what_no_request_could_ask_for_is_refused_by_name(
 
 def test_what_is_not_done_is_told(tmp_path: Path) -> None:
     read(tmp_path, num_beams=1, typical_p=1.0, suppress_tokens=None, temperature=0.5)
-    assert unused_keys(tmp_path) == []
+    assert unused_keys(Folder(tmp_path)) == []
     read(tmp_path, num_beams=4, suppress_tokens=[3])
-    assert unused_keys(tmp_path) == ["num_beams", "suppress_tokens"]
+    assert unused_keys(Folder(tmp_path)) == ["num_beams", "suppress_tokens"]

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.computing import autotune, cpu, loading
 from engine.computing.cpu import can_pack
 from engine.computing.linear import ROW_LAYOUTS
 from engine.computing.loading import load
 from engine.computing.model import Decoder
-from engine.computing.weights import load_model, read_config
+from engine.computing.weights import load_model
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import TORCHS_OWN, Saved, make_plan, make_sequence
 
@@ -49,7 +50,7 @@ def folder(saved: Callable[[str], Saved]) -> Path:
 
 @pytest.fixture
 def config(folder: Path) -> ModelConfig:
-    return read_config(folder)
+    return Folder(folder).model_config()
 
 
 @pytest.mark.parametrize("bfloat16_s", [0.5, 2.0])

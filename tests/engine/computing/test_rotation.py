@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing.attention.gathered import GatheredKv
 from engine.computing.batch import BatchBuilder
@@ -113,7 +113,7 @@ def test_odd_sizes_compute_the_same_and_leave_the_embedding_of_a_tied_model_alon
 
 def make_random(sizes: tuple[int, ...], *, tied: bool = False) -> Decoder:
     hidden, heads, kv_heads, head_dim, intermediate = sizes
-    config = ModelConfig.from_folder(FOLDER)
+    config = Folder(FOLDER).model_config()
     config = replace(
         config,
         hidden_size=hidden,

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.json_file import CheckpointError
-from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.computing.loading import load
-from engine.computing.weights import INDEX, SINGLE, load_model, random_model
+from engine.computing.tensor_files import INDEX, SINGLE
+from engine.computing.weights import load_model, random_model
 from engine.deciding.plan import Chunk
 from tests.engine.computing.parts import (
     CONTEXT,
@@ -83,7 +84,7 @@ def test_half_precision_computes_nearly_the_same(
 
 
 def test_load_sizes_memory_and_keeps_the_stored_dtype_when_asked(copy: Path) -> None:
-    config = ModelConfig.from_folder(copy)
+    config = Folder(copy).model_config()
     page = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 16 * 4
     executor = load(copy, dtype="float32", kv_bytes=5 * page + 1)
     assert (executor.num_pages, executor.page_size, executor.dtype) == (5, 16, torch.float32)
@@ -99,7 +100,7 @@ def test_load_sizes_memory_and_keeps_the_stored_dtype_when_asked(copy: Path) -> 
 
 
 def test_random_weights_repeat_from_their_seed(llama: Saved) -> None:
-    config = ModelConfig.from_folder(llama.folder)
+    config = Folder(llama.folder).model_config()
     a, b, c = (random_model(config, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a.blocks[0].qkv.weight, b.blocks[0].qkv.weight)
     assert not torch.equal(a.blocks[0].qkv.weight, c.blocks[0].qkv.weight)

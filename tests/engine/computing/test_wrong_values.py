@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.json_file import MOST_BYTES, MOST_LINE, CheckpointError, read_json
-from engine.checkpoint.model_config import ModelConfig, read_generation
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.computing.loading import load
-from engine.computing.weights import INDEX, SINGLE, check_memory, check_weights, load_model
+from engine.computing.tensor_files import INDEX, SINGLE
+from engine.computing.weights import check_memory, check_weights, load_model
 from tests.engine.checkpoint.test_model_config import LLAMA, LLAMA3
 from tests.engine.computing.parts import FAMILIES, Saved
 
@@ -196,10 +198,10 @@ def test_of_equal_keys_the_last_counts_as_in_every_reader_of_json(tmp_path: Path
 
 
 def test_a_generation_config_that_is_a_folder_is_not_taken_for_none(tmp_path: Path) -> None:
-    assert read_generation(tmp_path) == {}
+    assert Folder(tmp_path).json("generation_config.json") == {}
     (tmp_path / "generation_config.json").mkdir()
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        read_generation(tmp_path)
+        Folder(tmp_path).json("generation_config.json")
 
 
 # Weights
@@ -323,14 +325,14 @@ def _headers(header: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_a_header_that_lies_is_named(folder: Path) -> None:
     data = (folder / SINGLE).read_bytes()
     size = int.from_bytes(data[:8], "little")
-    config = ModelConfig.from_folder(folder)
+    config = Folder(folder).model_config()
     headers = [json.dumps(each).encode() for each in _headers(json.loads(data[8 : 8 + size]))]
     lying = [len(each).to_bytes(8, "little") + each + data[8 + size :] for each in headers]
     lengths = [number.to_bytes(8, "little") + data[8:] for number in (0, 1, 2**40, 2**64 - 1)]
     for content in (*lying, *lengths, b"", data[:7], data[: size // 2], data[:-1], data + b"x"):
         (folder / SINGLE).write_bytes(content)
         with pytest.raises(CheckpointError, match=r"safetensors|tensor") as caught:
-            check_weights(folder, config)
+            check_weights(Folder(folder), config)
         one_line(caught)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.source import Folder
 from engine.computing.loading import load
 from engine.computing.runner import ModelExecutor
 from engine.config import EngineConfig
@@ -179,7 +179,7 @@ def test_who_leaves_while_a_token_is_in_flight_has_the_tokens_up_to_there(
 def test_it_looks_ahead_where_the_device_computes_by_itself_unless_told_otherwise(
     overlap: str, device: str, expected: bool
 ) -> None:
-    model = ModelConfig.from_folder(FOLDER)
+    model = Folder(FOLDER).model_config()
     executor = NullExecutor(model.vocab_size)
     config = EngineConfig(overlap=overlap)
     engine = assemble(config, model, executor, UNCALIBRATED, PAGES, dtype="none", device=device)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.source import Folder
 from engine.computing.calibration import Measurements
 from engine.computing.fit import Sample
 from engine.deciding.latency import UNBOUNDED, LatencyProfile, Segment, add_chunk
@@ -219,8 +220,8 @@ def test_a_saved_profile_is_what_a_simulation_reads(tmp_path: Path) -> None:
 def test_a_checkpoint_is_known_by_its_shape(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "a.safetensors").write_bytes(b"1234")
-    one = profiles.model_fingerprint(tmp_path)
+    one = Folder(tmp_path).shape_digest()
     (tmp_path / "a.safetensors").write_bytes(b"5678")
-    assert profiles.model_fingerprint(tmp_path) == one
+    assert Folder(tmp_path).shape_digest() == one
     (tmp_path / "a.safetensors").write_bytes(b"56789")
-    assert profiles.model_fingerprint(tmp_path) != one
+    assert Folder(tmp_path).shape_digest() != one

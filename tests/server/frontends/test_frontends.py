@@ -326,7 +326,7 @@ def test_sigterm_while_loading_leaves_nothing_and_says_nothing(start: Start) -> 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (("--model", "/no/such/folder"), "no checkpoint folder /no/such/folder"),
+        (("--model", "/no/such/folder"), "no checkpoint folder or GGUF file /no/such/folder"),
         (("--device", "cuda:99"), "--device cuda:99: "),
     ],
 )

@@ -1,0 +1,1 @@
+"""What a GGUF file says of its model, read without torch: shape, tokenizer, chat template."""
