@@ -97,8 +97,19 @@ class _Conversion:
             if self._has_bytes and not token.special and BYTE_TOKEN.fullmatch(content):
                 raise NotExpressible(f"the added token {shown(content)} is written like a byte")
         for piece in self._proto.pieces:
-            if piece.type == _Piece.UNUSED:
+            if piece.type == _Piece.UNUSED and not self._is_padding(piece.piece):
                 raise NotExpressible(f"tokenizer.model has an unused piece: {shown(piece.piece)}")
+
+    def _is_padding(self, text: str) -> bool:
+        """Returns whether an unused piece is one that no text becomes: of whatever two parts it is
+        put together, one is no piece.
+        """
+        parts = ((text[:i], text[i:]) for i in range(1, len(text)))
+        return (
+            self._kind == _BPE
+            and len(text) > 1
+            and not any(left in self._ids and right in self._ids for left, right in parts)
+        )
 
     def _remains(self, text: str) -> bool:
         """Returns whether a text may stand in what the added tokens leave of a prompt."""

@@ -49,8 +49,7 @@ class GgufFile:
         return read_shape(self.header)
 
     def shape_digest(self) -> str:
-        stated = f"{self.model_config()} {sorted(self.header.tensors.items())}"
-        return hashlib.sha256(stated.encode()).hexdigest()[:16]
+        return hashlib.sha256(str(self.model_config()).encode()).hexdigest()[:16]
 
     @cached_property
     def _vocabulary(self) -> vocabulary.Vocabulary:

@@ -282,11 +282,11 @@ def test_gateways_get_a_tokenizer_that_gives_the_same_ids(
 
 def test_gateways_get_pieces_as_merges(tmp_path: Path) -> None:
     model = pieces(tmp_path)
-    added = {"<|im_end|>": CONTROL, "<think>": USER_DEFINED}
+    added = {"<|im_end|>": CONTROL, "<think>": USER_DEFINED, "[PAD930]": UNUSED}
     path = file_of(tmp_path, scores(model, added))
     fast, _ = unpacked(path)
     ours = Tokenizer.load(path)
-    for text in [*hostile.texts(60), "a<|im_end|>b <think>c"]:
+    for text in [*hostile.texts(60), "a<|im_end|>b <think>c", "[PAD930] x"]:
         assert fast.encode(text, add_special_tokens=False).ids == ours.encode(text, add_bos=False)
 
 
