@@ -3,13 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH ?= scheduler
-TORCH_CPU := torch==2.13.0+cpu
 PROTO := niyama/v1/inference.proto
 
 .PHONY: demo test lint proto bench paper install develop clean
 
-demo: install            ## set up, stream one completion, run a mixed-tier load test
-	$(BIN)/python -m loadgen.demo
+demo: install            ## set up, stream a story, send chat behind a batch under fcfs and niyama
+	@$(BIN)/python -m loadgen.demo
 
 test: develop            ## set up, run every test, two files at a time (most wait for a process to start), in their order
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
@@ -30,16 +29,12 @@ install: $(VENV)/.installed     ## what it takes to run
 develop: $(VENV)/.developing    ## and to test
 
 $(VENV)/.installed: setup.cfg pyproject.toml client/pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# GPU wheels only where there is a GPU; elsewhere the CPU build, from the configured index or PyTorch's own.
-	if command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then $(BIN)/pip install -q 'torch>=2.11'; \
-	else $(BIN)/pip install -q '$(TORCH_CPU)' || $(BIN)/pip install -q '$(TORCH_CPU)' --index-url https://download.pytorch.org/whl/cpu; fi
-	$(BIN)/pip install -q -e ./client -e '.[hf]'
-	touch $@
+	@$(PYTHON) -m deploy.install $(VENV) hf
+	@touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
-	$(BIN)/pip install -q -e ./client -e '.[dev,hf]'
-	touch $@
+	@$(PYTHON) -m deploy.install $(VENV) dev,hf
+	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info client/build client/*.egg-info
+	rm -rf $(VENV) demo-report build *.egg-info client/build client/*.egg-info

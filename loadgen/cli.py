@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +20,7 @@ from loadgen.flags import ModeFlags
 from loadgen.opening import Opener
 from loadgen.reports import figures, progress, records, terminal
 from loadgen.reports.html import document
-from loadgen.reports.html.page import Asked, page, server_versions
+from loadgen.reports.html.page import Asked, page, versions
 from loadgen.scoring import gate, modes
 from loadgen.scoring.capacity import Capacity
 from loadgen.scoring.modes import Measure, Measurement, NotMeasured
@@ -307,13 +305,12 @@ class _Reports:
 
     def _page_head(self) -> Asked:
         """Returns the head of the HTML report."""
-        versions = {name: version(name) for name in ("niyama", "grpcio")}
         return Asked(
             self.arguments.mode.name,
             printable(shlex.join(["python", "-m", "loadgen", *self.argv])),
             self.spec.planned_seed,
             self.arguments.mode.max_misses,
-            versions | server_versions(self.done) | {"Python": python_version()},
+            versions(self.done),
             datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         )
 

@@ -44,7 +44,7 @@ LAYERS = (
     ("server.frontends",),
     ("server.app", "server.check", "server.command", "server.__main__"),
     ("server.ray",),
-    ("loadgen.interrupts",),
+    ("loadgen.interrupts", "loadgen.steps"),
     ("loadgen.workload",),
     ("loadgen.targets",),
     ("loadgen.scoring",),

@@ -197,9 +197,19 @@ def _prefill(decisions: Iterable[Decision]) -> tuple[float, float]:
 
 
 def _told(decision: Decision, request: Request, is_operator: bool) -> str:
-    """Says whose work was ahead; "" where that is not known."""
-    told = [_of_whom(row, request, is_operator) for row in rows(decision, request, is_operator)]
+    """Says whose work was ahead; "" where that is not known. Where no tenant has a share of its
+    own, none is spoken of.
+    """
+    found = rows(decision, request, is_operator)
+    if all(row.tenant == "" for row in found):
+        told = [f"{_time(row.seconds)} {_of_tier(row)}" for row in found]
+    else:
+        told = [_of_whom(row, request, is_operator) for row in found]
     return f": {_and(told)}" if told else ""
+
+
+def _of_tier(row: Row) -> str:
+    return f"tier {row.tier}" if row.tier else "of requests without a tier"
 
 
 def _of_whom(row: Row, request: Request, is_operator: bool) -> str:

@@ -67,6 +67,7 @@ COLUMNS = (
     "leaves_s",  # or seconds
     "timeout_s",  # the call's own deadline
     "replica",  # to which it was sent, where there are several
+    "request_id",  # with which a live server explains it (`python -m client explain ID`)
     "stated",  # the max_tokens that its caller stated, where a log says it
     "seed",  # of the prompt's tokens and of sampling
     "exact",  # scheduled_at, sent_at, ended_at and server_ttft_s to the last digit; - for none
@@ -131,6 +132,7 @@ def _details(record: Record) -> Iterator[object]:
     yield _cell(request.leaves_s)
     yield _cell(request.timeout_s)
     yield record.replica
+    yield record.request_id
     yield _cell(request.stated)
     yield request.seed
     exact = (request.at, record.sent_at, record.ended_at, record.server_ttft_s)
@@ -245,6 +247,7 @@ def _record(row: Mapping[str, str]) -> Record:
         row["error"],
         _if_any(_is_on_time, row["promised"]),
         row["replica"],
+        row["request_id"],
     )
 
 

@@ -349,6 +349,7 @@ class _Sender:
         finally:
             record.ended_at = self.now()
             record.relegated = bool(stream.relegations)
+            record.request_id = stream.request_id or ""
             if stream.timings is not None:
                 record.server_ttft_s = stream.timings.ttft
             if stream.accepted is not None and stream.accepted.forecast is not None:

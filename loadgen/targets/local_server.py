@@ -8,6 +8,7 @@ that ends: its standard input is a pipe that nobody else holds.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -31,14 +32,17 @@ _READY = re.compile(r"ready on (\S+:\d+)")
 
 
 @contextlib.contextmanager
-def serving(flags: Sequence[str] = (), module: str = MODULE) -> Iterator[str]:
+def serving(
+    flags: Sequence[str] = (), module: str = MODULE, log: Path | None = None
+) -> Iterator[str]:
     """Serves while the block lasts, and yields HOST:PORT. `flags` are those of `python -m server`,
-    or of another module that is started like it.
+    or of another module that is started like it; its log goes to the file `log`, or to one that is
+    removed with it.
 
     Raises Unreachable where the server does not come up, or does not end well.
     """
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
+        log = log or Path(folder) / "server.log"
         command = [sys.executable, "-m", module, "--port", "0", "--until-eof", *flags]
         pipe = subprocess.PIPE
         with log.open("wb") as errors:
@@ -83,6 +87,17 @@ def _ready_address(process: subprocess.Popen[str], output: IO[str], log: Path) -
             f"the server was not ready after {START_TIMEOUT_S:g} s; its log ends: {_last_line(log)}"
         )
     raise Unreachable(f"the server did not start: {_last_line(log)}")
+
+
+def doing(log: Path) -> str:
+    """Returns what a server that is starting says last of what it is doing; "" where nothing."""
+    said = ""
+    with contextlib.suppress(OSError):  # it has not begun to write
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # no line of a log, or not yet all of it
+                entry = json.loads(line)
+                said = entry.get("doing", said) if isinstance(entry, dict) else said
+    return said
 
 
 def _last_line(log: Path) -> str:

@@ -50,6 +50,7 @@ class Record:
     error: str = ""
     promised: bool | None = None  # to be on time, or late, at its admission; None: nothing was told
     replica: str = ""  # which of several it was sent to
+    request_id: str = ""  # by which its server knows it, where it took it
 
     @property
     def lag_s(self) -> float:

@@ -172,7 +172,8 @@ def _drawn(spec: Spec, target: TargetInfo) -> Workload:
             known[name] = Tier(name, tier.targets, Importance.NORMAL)
     asked = [*(spec.mix or {}), *spec.tiers]
     rows = traces.load(spec.replay) if spec.replay is not None else ()
-    mix = complete_mix(_shares(spec.mix, rows, "tier"), list(known), asked)
+    shares = _shares(spec.mix, rows, "tier", list(known))
+    mix = complete_mix(shares, list(known), asked)
     arrivals = Arrivals(
         spec.planned_rate,
         spec.process or (Process.POISSON if spec.cv is None else Process.GAMMA),
@@ -193,16 +194,20 @@ def _drawn(spec: Spec, target: TargetInfo) -> Workload:
 
 
 def _shares(
-    given: Mapping[str, float] | None, rows: Sequence[Row], column: str
+    given: Mapping[str, float] | None,
+    rows: Sequence[Row],
+    column: str,
+    known: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Returns the shares that were asked for, or those of a trace that has the column. Raises
-    ValueError where both say so.
+    """Returns the shares that were asked for, or those of a trace that has the column: first of
+    what is known, in its order. Raises ValueError where both say so.
     """
     said: list[str | None] = [getattr(row, column) for row in rows]
     found = Counter(name for name in said if name is not None)
     if given and found:
         raise ValueError(f"shares of {column}s: not allowed with a trace, whose rows name them")
-    return {name: count / len(rows) for name, count in sorted(found.items())} or dict(given or {})
+    names = [*filter(found.__contains__, known), *sorted(found.keys() - set(known))]
+    return {name: found[name] / len(rows) for name in names} or dict(given or {})
 
 
 def _duration_s(spec: Spec, arrivals: Arrivals) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import install
 from loadgen.cli import main as loadgen
 from server import check
 from server.config import ServerConfig
@@ -123,7 +124,7 @@ def test_the_image_gets_the_packages_and_nothing_that_lies_about() -> None:
 def test_the_image_has_the_torch_that_make_installs() -> None:
     (torch,) = (said for said in Dockerfile().of("ARG") if said.startswith("TORCH="))
     version = torch.removeprefix("TORCH=")
-    assert f"TORCH_CPU := torch=={version}+cpu\n" in (ROOT / "Makefile").read_text()
+    assert f"torch=={version}+cpu" == install.TORCH_CPU
 
 
 class Unit:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from engine.deciding.policies import ORDERS
-from loadgen import demo
 from loadgen.cli import EXIT_INVALID, main
 from loadgen.reports.records import COLUMNS
 from tests.loadgen.conftest import WAIT_S, LittleServer
@@ -60,6 +59,7 @@ def test_a_mixed_load_on_the_real_server(
     assert tuple(rows[0]) == COLUMNS
     assert len(rows) == total["num_sent"]
     assert {(row["outcome"], row["received_tokens"]) for row in rows} == {("finished", "3")}
+    assert len({row["request_id"] for row in rows} - {""}) == len(rows)
     assert sum(int(row["on_time"]) for row in rows) == total["num_on_time"]
     assert all(0 < float(row["server_ttft_s"]) < float(row["ttft_s"]) for row in rows)
 
@@ -134,24 +134,6 @@ def test_a_comparison_of_servers_with_equal_tiers_names_them(little: LittleServe
     asked = [request.qos for request in little.servicer.requests]
     assert asked
     assert all(qos.tier and qos.WhichOneof("targets") is None for qos in asked)
-
-
-def test_the_demo_streams_a_completion_and_a_table(capsys: Capture) -> None:
-    """With a server of its own, which it stops."""
-    load = ("--rps", "5", "--duration", "1", *SMALL)
-    assert demo.main(["--torch-threads", "1", "--calibration-s", "1"], load) == 0
-    output = capsys.readouterr()
-    assert output.out.startswith("server ready on 127.0.0.1:")
-    assert "> In the beginning\n" in output.out
-    assert "interactive" in output.out
-    assert "TTFT target" in output.err
-
-
-def test_a_demo_whose_server_does_not_start_says_why(capsys: Capture) -> None:
-    assert demo.main(["--model", "/nowhere"]) == 1
-    error = capsys.readouterr().err
-    assert "\ndemo: the server did not start: " in error
-    assert "/nowhere" in error
 
 
 def test_a_sweep_is_a_run_at_each_rate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,12 @@ from tests.server.frontends.test_frontends import free_port
 WAIT_S = 60.0
 # `python -m loadgen` and its demo, but the servers that they start are of the module named first.
 LOADGEN = "import sys; from loadgen.cli import main; sys.exit(main(sys.argv[2:], sys.argv[1]))"
-DEMO = "import sys; from loadgen.demo import main; sys.exit(main([], server=sys.argv[1]))"
+DEMO = """
+import sys
+from pathlib import Path
+from loadgen.demo.__main__ import main
+sys.exit(main([], folder=Path(sys.argv[2]), server=sys.argv[1]))
+"""
 STREAMED = 'outcome="OK",rpc="GenerateStream"'
 # What an evaluation does whose answers take long.
 POOL = """
@@ -121,13 +127,33 @@ def test_one_that_waits_for_its_server_ends_it(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', os.getcwd())}")
     (tmp_path / "little.py").write_text(NEVER_READY)
-    with started(
-        script, "little", *(("--compare", "fcfs") if script == LOADGEN else ())
-    ) as process:
+    temporary, report = tmp_path / "temporary", tmp_path / "report"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    argv = ("--compare", "fcfs") if script == LOADGEN else (str(report),)
+    with started(script, "little", *argv) as process:
         until(lambda: len(process.children(recursive=True)) == 2)  # it, and what it has started
         status, said = ended(process, number)
     assert status == 128 + number
     assert "Traceback" not in said
+    assert not list(temporary.iterdir())
+
+
+def test_a_demo_that_is_interrupted_while_it_sends_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, report = tmp_path / "temporary", tmp_path / "report"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with started(DEMO, "tests.null_server", str(report)) as process:
+        for line in process.stderr:
+            if line.startswith(b"sending under niyama"):
+                break
+        status, said = ended(process, signal.SIGINT)
+    assert status == 128 + signal.SIGINT
+    assert re.fullmatch(r"(  .*\n)*sending under niyama: not done, after \d+ s\n", said)
+    assert not list(temporary.iterdir())
+    assert not report.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -82,14 +82,15 @@ def _decision(made: Decision) -> Iterator[str]:
     """Yields a line for a decision, and one for each whose work was ahead."""
     predicted = "" if made.predicted_at is None else f"  (predicted {ms(made.predicted_at)})"
     yield f"{ms(made.at):>12}  {made.kind:<12} {made.detail}{predicted}"
+    is_told = any(part.tenant != "" for part in made.ahead)  # else no tenant has a share of its own
     for part in made.ahead:
-        yield f"{ms(part.work):>38} ahead{_of_whom(part)}"
+        yield f"{ms(part.work):>38} ahead{_of_whom(part, is_told)}"
 
 
-def _of_whom(part: WorkAhead) -> str:
+def _of_whom(part: WorkAhead, is_told: bool) -> str:
     tier = f", tier {part.tier}" if part.tier else ""
     whose = ", of others" if part.tenant is None else f", tenant {part.tenant}"
-    whose = ", of tenants that are not named" if part.tenant == "" else whose
+    whose = (", of tenants that are not named" if is_told else "") if part.tenant == "" else whose
     beyond = f", {ms(part.beyond)} of it beyond its part" if part.beyond else ""
     return tier + whose + beyond
 

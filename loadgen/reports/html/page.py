@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from platform import python_version
 from typing import NamedTuple
 
 from loadgen.reports.html.chart import Chart
@@ -86,6 +88,12 @@ def server_versions(runs: Sequence[Measurement]) -> dict[str, str]:
     """
     versions = dict.fromkeys(filter(None, (run.summary.target.version for run in runs)))
     return {"server": " and ".join(versions)} if versions else {}
+
+
+def versions(runs: Sequence[Measurement]) -> dict[str, str]:
+    """Returns which software made these runs and their report, as `Asked.versions` has it."""
+    ours = {name: version(name) for name in ("niyama", "grpcio")}
+    return ours | server_versions(runs) | {"Python": python_version()}
 
 
 class Notice(NamedTuple):

@@ -61,6 +61,17 @@ def test_a_late_request_is_told_where_its_time_went_and_what_would_have_helped()
     ]
 
 
+def test_where_no_tenant_has_a_share_of_its_own_none_is_spoken_of() -> None:
+    driver = Driver(make_scheduler("fcfs", chunk_size=64))
+    for name, tier in (("first", "batch"), ("second", "")):
+        driver.submit(replace(make_request(name, 320, 1, targets=BEST_EFFORT), tier=tier))
+    driver.submit(make_request("third", 63, 2, targets=interactive(0.2, 0.1)))
+    driver.drain()
+    summary = story.summary(told(driver, "third"), is_operator=True)
+    assert "100%: 325 ms of requests without a tier and 325 ms tier batch." in summary
+    assert "tenant" not in summary
+
+
 def test_an_expired_request_is_told_that_its_deadline_passed_while_it_waited() -> None:
     driver = waiting_behind(interactive(0.2, 0.1))
     while driver.now < 0.2:

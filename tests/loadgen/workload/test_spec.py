@@ -181,8 +181,8 @@ def test_a_request_log_says_which_tier_and_application_each_row_is_of(folder: Pa
     path.write_text(NAMED)
     workload = built("--replay", str(path))
     assert [(load.tier, load.share) for load in workload.tiers] == [
-        ("batch", 0.5),
         ("interactive", 0.5),
+        ("batch", 0.5),
     ]
     assert [(r.at, r.tier, r.application, r.prompt_len, r.output_len) for r in plan(workload)] == [
         (0.0, "interactive", "editor", 100, 10),

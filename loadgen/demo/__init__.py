@@ -1,0 +1,1 @@
+"""`make demo`: what the product is for, shown on a real engine in two minutes."""

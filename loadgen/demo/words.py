@@ -1,0 +1,215 @@
+"""What the demo prints: lines of at most `WIDTH` characters, plain where no terminal reads."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from loadgen.demo.load import BATCH, CHAT, REPORT, Load
+from loadgen.scoring.modes import Measurement
+from loadgen.scoring.score import Percentiles, Score, is_on_time
+from loadgen.targets.record import Record
+from niyama.client.streams import Heard
+from niyama.client.values import Decision, Explanation, Targets
+
+WIDTH = 96
+NAMES = {CHAT: "chat", REPORT: "reports", BATCH: "batch"}
+MAIN = frozenset({"admitted", "relegated", "preempted", "restarted", "finished"})  # decisions
+MOST_NEEDED = 3  # sentences on what would have had to be different
+
+
+class Wrapped:
+    """Prints a text as it comes, a word at a time, in lines that begin with `indent`."""
+
+    def __init__(self, indent: str = "  ") -> None:
+        self._indent = indent
+        self._word = ""  # what has come of the word that has not ended
+        self._column = 0  # characters in the line so far; 0: it is empty
+
+    def add(self, piece: str) -> None:
+        """Takes the next piece of the text."""
+        for character in piece:
+            if not character.isspace():
+                self._word += character
+                continue
+            self._end_word()
+            if character == "\n" and self._column:
+                self._break()
+
+    def end(self) -> None:
+        """Ends the text, and its last line."""
+        self._end_word()
+        if self._column:
+            self._break()
+
+    def _end_word(self) -> None:
+        if not self._word:
+            return
+        if self._column and self._column + 1 + len(self._word) > WIDTH:
+            self._break()
+        before = " " if self._column else self._indent
+        print(before + self._word, end="", flush=True)
+        self._column += len(before) + len(self._word)
+        self._word = ""
+
+    def _break(self) -> None:
+        print(flush=True)
+        self._column = 0
+
+
+def timings(stream: Heard) -> str:
+    """Tells in a line how long a completion took, and what its caller had asked for."""
+    finished = stream.finished
+    if finished is None:
+        return "it did not end"
+    found = finished.timings
+    met = "; ".join(
+        f"{target.name.upper()} within {brief(target.target)}: {'met' if target.met else 'MISSED'}"
+        for target in finished.targets
+    )
+    return (
+        f"{finished.usage.output_tokens} tokens; the first after {brief(found.ttft)}, then one"
+        f" every {brief(found.mean_tbt)} ({met})"
+    )
+
+
+def about(load: Load, rate: float, targets: Mapping[str, Targets]) -> str:
+    """Tells what is sent, and why so much of it."""
+    chat, report = targets[CHAT], targets[REPORT]
+    return paragraph(
+        f"This engine serves {rate:.3g} requests/s of the following mix, and gets more than can be"
+        f" on time. At once come {load.count(BATCH)} of a batch, of low importance, due in"
+        f" {brief(load.batch_ttlt_s)} each; and for {brief(load.arrivals_s)} {load.count(CHAT)} of"
+        f" chat (tier {CHAT}: first token within {brief(chat.ttft)}, then one every"
+        f" {brief(chat.tbt)}) and {load.count(REPORT)} reports (tier {REPORT}: complete within"
+        f" {brief(report.ttlt)}). The same requests under each policy:"
+    )
+
+
+def brief(seconds: float | None) -> str:
+    """Writes a duration to two or three digits."""
+    if seconds is None:
+        return "-"
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.1f} s" if seconds % 1 else f"{seconds:.0f} s"
+
+
+def paragraph(text: str) -> str:
+    """Returns a text in lines."""
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def comparison(runs: Sequence[Measurement]) -> Table:
+    """Returns the table that makes the point, a line for each policy."""
+    table = _table(
+        "policy",
+        "chat\non time",
+        "first token of chat\np50 / p99",
+        "reports\non time",
+        "batch\non time",
+        "batch\ndone after",
+        "all\non time",
+        "tokens\nper s",
+    )
+    for run in runs:
+        scores = {score.group: score for score in run.summary.by_tier}
+        chat = scores[CHAT]
+        table.add_row(
+            run.name,
+            share(chat),
+            quantiles(chat.ttft),
+            share(scores[REPORT]),
+            share(scores[BATCH]),
+            f"{last_end(run.records, BATCH):.1f} s",
+            share(run.summary.total),
+            f"{tokens_per_s(run.records):,.0f}",
+        )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def quantiles(latency: Percentiles) -> str:
+    """Writes the median and the 99th percentile."""
+    return f"{brief(latency.p50)} / {brief(latency.p99)}"
+
+
+def share(score: Score) -> str:
+    """Writes who was on time, of all that were sent."""
+    return "-" if score.attainment is None else f"{score.attainment:.1%}"
+
+
+def last_end(records: Sequence[Record], tier: str) -> float:
+    """Returns when the last request of a tier had its last token, in seconds of the run."""
+    return max(
+        (r.token_at[-1] for r in records if r.request.tier == tier and r.token_at), default=0
+    )
+
+
+def tokens_per_s(records: Sequence[Record]) -> float:
+    """Returns the prompt and output tokens that were served in a second of the run, to its end."""
+    served = [record for record in records if record.token_at]
+    tokens = sum(record.request.prompt_len + len(record.token_at) for record in served)
+    return tokens / max((record.token_at[-1] for record in served), default=1.0)
+
+
+def by_tier(run: Measurement) -> Table:
+    """Returns the figures of one run, a line for each tier."""
+    table = _table(
+        run.name,
+        "sent",
+        "finished",
+        "on time",
+        "relegated",
+        "first token\np50 / p99",
+        "last token\np50 / p99",
+    )
+    for score in (*run.summary.by_tier, run.summary.total):
+        table.add_row(
+            NAMES.get(score.group, score.group),
+            str(score.num_sent),
+            str(score.num_finished),
+            share(score),
+            str(score.num_relegated),
+            quantiles(score.ttft),
+            quantiles(score.ttlt),
+        )
+    return table
+
+
+def late(run: Measurement) -> str:
+    """Says who was late."""
+    sent = Counter(record.request.tier for record in run.records)
+    missed = Counter(r.request.tier for r in run.records if not is_on_time(r))
+    whose = [f"{missed[t]} of {sent[t]} {name}" for t, name in NAMES.items() if missed[t]]
+    return f"Late under {run.name}: {', '.join(whose) or 'nobody'}."
+
+
+def story(told: Explanation) -> str:
+    """Returns the main lines of what a server tells of a request."""
+    lines = [
+        f"{brief(each.at):>9}  {each.kind:<10} {each.detail}{_predicted(each)}"
+        for each in told.decisions
+        if each.kind in MAIN
+    ]
+    lines += [told.summary, *(f"- {sentence}" for sentence in told.needed[:MOST_NEEDED])]
+    return "\n".join(
+        textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines
+    )
+
+
+def _predicted(made: Decision) -> str:
+    expected = made.predicted_at
+    return "" if expected is None else f" (its end then expected at {brief(expected)})"
