@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -301,6 +303,19 @@ def unpacked(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 @cache
 def small() -> dict[str, Any]:
     return merges(trained(CUTS["gpt-2"]), "gpt-2", **NAMED)
+
+
+def test_merges_without_the_package_tokenizers_say_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['tokenizers'] = None\n"
+        "from engine.checkpoint.tokenizer import Tokenizer\n"
+        "try: Tokenizer.load(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+        "assert not {'torch', 'numpy', 'gguf'} & sys.modules.keys()\n"
+    )
+    command = [sys.executable, "-c", code, str(file_of(tmp_path, small()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "t.gguf needs the package tokenizers: pip install 'niyama[hf]'" in done.stdout
 
 
 TOKENS = "tokenizer.ggml.tokens"
