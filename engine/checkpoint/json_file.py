@@ -24,7 +24,7 @@ _SHOWN.maxlevel = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint folder cannot be served. The message is one line of bounded length that says
+    """A checkpoint cannot be served. The message is one line of bounded length that says
     why.
     """
 

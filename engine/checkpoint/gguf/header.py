@@ -17,13 +17,14 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from engine.checkpoint.json_file import CheckpointError, Keys, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # which differ in nothing that is read here
 MOST_BYTES = 64 << 20  # of a header; that of a vocabulary of 262,144 tokens has a tenth
+LEAST_BYTES = 1 << 20  # that are read at once
 MOST_ITEMS = 1 << 22  # of an array that is read
 MOST_ENTRIES = 1 << 16  # keys, or tensors; a model of a thousand layers has a fifth
 MOST_DIMS = 4
@@ -161,13 +162,15 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{path} is no file")
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES)
+            return _read(_Reader(file, found.st_size, path.name), path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    reader = _Reader(data, found.st_size, path.name)
-    counts = _counts(reader, path)
-    places = _keys(reader, counts[1])
-    metadata = Metadata(data[: reader.at], places, path.name)
+
+
+def _read(reader: _Reader, path: Path) -> Header:
+    num_tensors, num_keys = _counts(reader, path)
+    places = _keys(reader, num_keys)
+    metadata = Metadata(reader.data[: reader.at], places, path.name)
     keys = Keys(metadata, path.name)
     if keys.whole("split.count", 1, least=0) > 1:
         raise keys.wrong(
@@ -176,14 +179,15 @@ def read_header(path: Path) -> Header:
             " (llama-gguf-split --merge)",
         )
     alignment = keys.whole("general.alignment", 32, least=8, most=1 << 20)
-    return Header(path, path.name, metadata, _tensors(reader, counts[0], alignment))
+    return Header(path, path.name, metadata, _tensors(reader, num_tensors, alignment))
 
 
 class _Reader:
     """Reads a header from its beginning, and never beyond the bytes that there are."""
 
-    def __init__(self, data: bytes, size: int, where: str) -> None:
-        self._data = data
+    def __init__(self, file: IO[bytes], size: int, where: str) -> None:
+        self._file = file
+        self.data = b""  # what was read of it
         self.size = size  # of the file
         self.where = where
         self.at = 0
@@ -191,18 +195,26 @@ class _Reader:
     def skip(self, count: int, what: str) -> int:
         """Passes over some bytes, and returns where they begin."""
         start, self.at = self.at, self.at + count
-        if self.at > len(self._data):
+        if not self._has(self.at):
             if self.at <= self.size:
                 raise CheckpointError(f"{self.where}: its header takes over {MOST_BYTES} bytes")
             raise CheckpointError(f"{self.where} ends too early: {what} would go beyond its end")
         return start
 
+    def _has(self, end: int) -> bool:
+        """Returns whether there are so many bytes. What was not read of them is read, and more."""
+        if len(self.data) < end <= min(self.size, MOST_BYTES):
+            self.data += self._file.read(max(end, 2 * len(self.data), LEAST_BYTES) - len(self.data))
+        return end <= len(self.data)
+
     def u32(self, what: str) -> int:
-        value: int = _U32.unpack_from(self._data, self.skip(4, what))[0]
+        at = self.skip(4, what)
+        value: int = _U32.unpack_from(self.data, at)[0]
         return value
 
     def u64(self, what: str) -> int:
-        value: int = _U64.unpack_from(self._data, self.skip(8, what))[0]
+        at = self.skip(8, what)
+        value: int = _U64.unpack_from(self.data, at)[0]
         return value
 
     def name(self, what: str) -> str:
@@ -210,16 +222,16 @@ class _Reader:
         length = self.u64(what)
         start = self.skip(length, what)
         try:
-            return self._data[start : start + length].decode()
+            return self.data[start : start + length].decode()
         except UnicodeDecodeError:
             raise CheckpointError(f"{self.where}: {what} has a name that is no UTF-8") from None
 
     def skip_texts(self, count: int, what: str) -> None:
-        data, at, end = self._data, self.at, len(self._data)
+        at = self.at
         for _ in range(count):
-            if at + 8 > end:
+            if at + 8 > len(self.data) and not self._has(at + 8):
                 break
-            at += 8 + _U64.unpack_from(data, at)[0]
+            at += 8 + _U64.unpack_from(self.data, at)[0]
         self.skip(max(at, self.at + 8 * count) - self.at, what)
 
 
