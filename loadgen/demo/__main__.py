@@ -17,11 +17,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-
-from rich.console import Console
 
 from loadgen import interrupts
 from loadgen.demo import load, words
@@ -97,7 +95,6 @@ class _Demo:
     server: str
     work: Path
     folder: Path
-    out: Console = field(default_factory=lambda: Console(width=words.WIDTH, highlight=False))
 
     def run(self) -> None:
         """Does all of it. Raises Unreachable, NiyamaError, OSError, or Interrupted."""
@@ -159,7 +156,7 @@ class _Demo:
         """Sends the load to a policy, and returns what came of every request. Raises Unreachable,
         or Interrupted, where it did not come to its end.
         """
-        info = target.info()
+        info = replace(target.info(), name="this machine")
         workload = build(spec, info)
         progress = [""]
 
@@ -180,25 +177,19 @@ class _Demo:
         return run
 
     def _compare(self, before: Measurement, after: Measurement) -> None:
-        print()
-        self.out.print(words.comparison([before, after]))
-        print()
+        print(words.comparison([before, after]), end="\n\n")
         for run in (before, after):
             print(words.late(run))
             if run.summary.invalid:
                 print(words.paragraph(f"Not valid, {run.name}: {run.summary.invalid}"))
-        print()
-        self.out.print(words.by_tier(after))
+        print(f"\n{words.by_tier(after)}", flush=True)
 
     def _explain(self, address: str, run: Measurement) -> None:
-        """Has the server tell of a request that was relegated, or else of the latest one."""
-        found = chosen(run.records)
-        if found is None:
-            return
-        which = "one that was relegated" if found.relegated else "the slowest; none was relegated"
-        print(f"\n$ python -m client explain {found.request_id}   # {which}; in short:\n")
-        with Client(address) as client:
-            print(words.story(client.explain(found.request_id)))
+        """Has the server tell of a request that was relegated, or else of the slowest one."""
+        if (found := chosen(run.records)) is not None:
+            with Client(address) as client:
+                told = client.explain(found.request_id)
+            print(f"\n{words.asked(found)}\n\n{words.story(told)}", flush=True)
 
     def _write_report(self, runs: Sequence[Measurement]) -> None:
         """Writes the HTML report and the load, and says where."""
@@ -218,8 +209,7 @@ class _Demo:
         )
         report = self.folder / "report.html"
         document.write(page(asked, runs), report)
-        print(f"\nReport   {report.resolve().as_uri()}")
-        print(f"Again    {shlex.join(again)}")
+        print(f"\n{words.written(report, again)}", flush=True)
 
 
 def chosen(records: Sequence[Record]) -> Record | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from loadgen.demo.load import BATCH, CHAT, REPORT, Load
@@ -19,7 +23,7 @@ from niyama.client.values import Decision, Explanation, Targets
 WIDTH = 96
 NAMES = {CHAT: "chat", REPORT: "reports", BATCH: "batch"}
 MAIN = frozenset({"admitted", "relegated", "preempted", "restarted", "finished"})  # decisions
-MOST_NEEDED = 3  # sentences on what would have had to be different
+MOST_NEEDED = 2  # sentences on what would have had to be different
 
 
 class Wrapped:
@@ -67,13 +71,11 @@ def timings(stream: Heard) -> str:
     if finished is None:
         return "it did not end"
     found = finished.timings
-    met = "; ".join(
-        f"{target.name.upper()} within {brief(target.target)}: {'met' if target.met else 'MISSED'}"
-        for target in finished.targets
-    )
+    asked_for = " and ".join(brief(target.target) for target in finished.targets)
+    verdict = "on time" if finished.on_time else "late"
     return (
-        f"{finished.usage.output_tokens} tokens; the first after {brief(found.ttft)}, then one"
-        f" every {brief(found.mean_tbt)} ({met})"
+        f"{finished.usage.output_tokens} tokens: the first after {brief(found.ttft)}, then one"
+        f" every {brief(found.mean_tbt)}; asked for were {asked_for}: {verdict}"
     )
 
 
@@ -106,7 +108,7 @@ def paragraph(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def comparison(runs: Sequence[Measurement]) -> Table:
+def comparison(runs: Sequence[Measurement]) -> str:
     """Returns the table that makes the point, a line for each policy."""
     table = _table(
         "policy",
@@ -131,7 +133,7 @@ def comparison(runs: Sequence[Measurement]) -> Table:
             share(run.summary.total),
             f"{tokens_per_s(run.records):,.0f}",
         )
-    return table
+    return _shown(table)
 
 
 def _table(*headings: str) -> Table:
@@ -139,6 +141,13 @@ def _table(*headings: str) -> Table:
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
+
+
+def _shown(table: Table) -> str:
+    """Returns a table as lines that end with their last character."""
+    lines = io.StringIO()
+    Console(file=lines, width=WIDTH, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
 def quantiles(latency: Percentiles) -> str:
@@ -165,7 +174,7 @@ def tokens_per_s(records: Sequence[Record]) -> float:
     return tokens / max((record.token_at[-1] for record in served), default=1.0)
 
 
-def by_tier(run: Measurement) -> Table:
+def by_tier(run: Measurement) -> str:
     """Returns the figures of one run, a line for each tier."""
     table = _table(
         run.name,
@@ -186,7 +195,7 @@ def by_tier(run: Measurement) -> Table:
             quantiles(score.ttft),
             quantiles(score.ttlt),
         )
-    return table
+    return _shown(table)
 
 
 def late(run: Measurement) -> str:
@@ -197,19 +206,39 @@ def late(run: Measurement) -> str:
     return f"Late under {run.name}: {', '.join(whose) or 'nobody'}."
 
 
+def asked(record: Record) -> str:
+    """Returns the command that asks for the story of a request, and why of that one."""
+    which = "one that was relegated" if record.relegated else "none was relegated; the slowest"
+    return f"$ python -m client explain {record.request_id}   # {which}; in short:"
+
+
 def story(told: Explanation) -> str:
     """Returns the main lines of what a server tells of a request."""
-    lines = [
+    decisions = [
         f"{brief(each.at):>9}  {each.kind:<10} {each.detail}{_predicted(each)}"
         for each in told.decisions
         if each.kind in MAIN
     ]
-    lines += [told.summary, *(f"- {sentence}" for sentence in told.needed[:MOST_NEEDED])]
-    return "\n".join(
-        textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines
-    )
+    reasons = [told.summary, *(f"- {sentence}" for sentence in told.needed[:MOST_NEEDED])]
+    return "\n".join([*_indented(decisions, 24), *_indented(reasons, 4)])
+
+
+def _indented(lines: Sequence[str], further: int) -> list[str]:
+    """Breaks lines; what follows in each is indented by `further` columns."""
+    return [
+        textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent=" " * further)
+        for line in lines
+    ]
 
 
 def _predicted(made: Decision) -> str:
     expected = made.predicted_at
-    return "" if expected is None else f" (its end then expected at {brief(expected)})"
+    return "" if expected is None else f" (end expected at {brief(expected)})"
+
+
+def written(report: Path, again: Sequence[str]) -> str:
+    """Says where the report lies, and what sends the load again."""
+    whole = " ".join(shlex.quote(word).replace(" ", "\0") for word in again)
+    lines = textwrap.wrap(whole, WIDTH - 12, break_long_words=False, break_on_hyphens=False)
+    command = " \\\n           ".join(lines).replace("\0", " ")
+    return f"Report   {report}\n         {report.resolve().as_uri()}\nAgain    {command}"

@@ -11,7 +11,7 @@ import pytest
 
 LIMIT_S = 120.0
 PICTURES = Path(__file__).parents[2] / "artifacts" / "html-report"
-_FLAGS = (
+QUIET = (  # flags: nothing but the page
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -21,9 +21,8 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--window-size=1280,3600",
-    "--enable-logging=stderr",
 )
+_FLAGS = (*QUIET, "--window-size=1280,3600", "--enable-logging=stderr")
 # Moves a pointer over every chart and notes what the box beside it says.
 _PROBE = """
 <script>

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from loadgen.reports.html.chart import Chart
 from loadgen.reports.html.headline import Tile, headline, tiles
+from loadgen.reports.html.late import who_was_late
 from loadgen.reports.html.loads import over_loads, ranking
-from loadgen.reports.html.runs import View, tier_targets, views
+from loadgen.reports.html.runs import View, has_loads, tier_targets, views
 from loadgen.reports.html.shares import attainment, distributions
 from loadgen.reports.html.text import WrittenTable, duration, targets_text, written
 from loadgen.reports.html.timeline import NOT_TOLD, over_time
@@ -148,6 +149,7 @@ def page(
         headline=_engines(replicas) if replicas else headline(runs, found, asked.max_misses),
         subtitle=_subtitle(runs),
         notices=[*_made_again(asked), *_notices(runs)],
+        answers=[] if found or replicas or has_loads(runs) else list(who_was_late(runs)),
         tiles=tiles(told, found, asked.max_misses),
         sections=[*_over_all(asked, runs, found), *_of_views(shown, asked)],
         choices=[view.load for view in shown] if len(shown) > 1 else [],

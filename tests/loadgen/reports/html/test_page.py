@@ -371,3 +371,20 @@ def test_a_run_to_which_nothing_was_sent_has_a_page() -> None:
     assert made.sections[2].charts[0] == Absent(
         "Arrivals, by what became of them", "Nothing was sent."
     )
+
+
+def test_the_page_says_who_was_late_and_by_how_much() -> None:
+    """A chat that is late has its first token after 2 s, and 1 s was asked for."""
+    several = [measurement(2, "fcfs"), measurement(0, "niyama")]
+    several[1].records[0].relegated = True
+    several[1] = replace(
+        several[1], summary=summarised(workload(TIERS), INFO, Run(several[1].records, 10.0))
+    )
+    fcfs, niyama = page(ASKED, several).answers
+    assert fcfs == (
+        "Late under fcfs: 2 of 8 interactive (TTFT 2\N{NO-BREAK SPACE}s in the median, target"
+        " 1\N{NO-BREAK SPACE}s)."
+    )
+    assert niyama.startswith("Late under niyama: nobody. 1 relegated: moved behind")
+    assert page(ASKED, [measurement(1)]).answers[0].startswith("Late: 1 of 8 interactive (")
+    assert not page(ASKED, [measurement(0, rate=1.0), measurement(0, rate=2.0)]).answers
