@@ -194,6 +194,12 @@ class Pinned(NamedTuple):
     learnt: tuple[float, ...] = ()
 
 
+class Starting(NamedTuple):
+    """What the engine is doing until it can serve, for people who wait."""
+
+    doing: str
+
+
 class Ready(NamedTuple):
     """The engine can serve. `pinned` is for who starts the next engine; None where this one chose
     nothing.

@@ -56,6 +56,7 @@ class ServerEngine:
             self._failed,
             lambda line: log.warning("engine", notice=line),
             self._silent,
+            lambda doing: log.info("starting", doing=doing),
         )
 
     @property

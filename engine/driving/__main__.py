@@ -3,25 +3,28 @@
 
 FIRST is its end of the first connection; through DOOR come those of further front ends; in PULSE, a
 page of memory, a thread beats, whatever the loop does, so that a long iteration is no death. The
-first message is an `EngineConfig`; the answer is `Ready`, or `Failed` with one line for the
-operator. The process ends when who started it closes the first connection or dies, and leaves
-signals to that process, so that a signal to the whole group still drains.
+first message is an `EngineConfig`; the answers are what it does, as often as there is news of it
+(`Starting`), and then `Ready`, or `Failed` with one line for the operator. The process ends when
+who started it closes the first connection or dies, and leaves signals to that process, so that a
+signal to the whole group still drains.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import socket
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 
 from engine.config import EngineConfig
 from engine.driving.connections import Connections
 from engine.driving.loop import Engine, EngineLoop
-from engine.messages import Failed, Ready
+from engine.messages import Failed, Ready, Starting
 from engine.processes import collector, standard_streams
 from engine.processes.frames import receive, send
 from engine.processes.pulse import Pulse, keep_beating
@@ -36,13 +39,39 @@ def build(config: EngineConfig) -> Engine:
     return engine
 
 
+class _Telling(logging.Handler):
+    """Tells who started the engine what is logged."""
+
+    def __init__(self, first: socket.socket) -> None:
+        super().__init__()
+        self._first = first
+
+    def emit(self, record: logging.LogRecord) -> None:
+        send(self._first, Starting(record.getMessage()))
+
+
+@contextlib.contextmanager
+def telling(first: socket.socket) -> Iterator[None]:
+    """Tells who started the engine what is logged (`engine.driving`) while the block lasts. Logging
+    raises EOFError where nobody is there any more.
+    """
+    logger, handler = logging.getLogger("engine.driving"), _Telling(first)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def serve(first: socket.socket, door: socket.socket, pulse: Pulse) -> None:
     """Builds the engine and runs its loop until the first connection is closed. Raises EOFError
     where that happens before the engine is built.
     """
     config: EngineConfig = receive(first)
     keep_beating(pulse, config.heartbeat_s)
-    engine = build(config)
+    with telling(first):
+        engine = build(config)
     collector.settle()
     send(first, Ready(engine.info, engine.pinned))
     with contextlib.ExitStack() as stack:

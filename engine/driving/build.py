@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from engine.messages import Calibration
 from engine.private import default_folder
 from engine.processes.cores import usable_cores
 
+log = logging.getLogger(__name__)  # what is being done, for people who wait
+
 # What the scheduler predicts by at first where nothing was measured; it learns from each iteration.
 UNCALIBRATED = LatencyProfile("uncalibrated", (Segment(UNBOUNDED, 2e-3, 2e-5, 1e-4, 1e-8, 1e-8),))
 
@@ -32,6 +35,7 @@ def build(config: EngineConfig) -> Engine:
     _check_outputs(config)
     chosen = None if config.pinned is None else config.pinned.choices
     device = _device(config.device if chosen is None else chosen.device)
+    log.info("loading the model")
     executor = loading.load(
         config.model,
         device=device,
@@ -44,6 +48,7 @@ def build(config: EngineConfig) -> Engine:
         threads=config.torch_threads or _threads(),
         chosen=chosen,
     )
+    log.info("compiling the model" if executor.is_compiled else "running the model once")
     executor.warm_up()
     if executor.is_compiled and executor.device.type == "cuda":
         gather_bytes = None if chosen is None else chosen.gather_bytes
@@ -93,6 +98,7 @@ def _profile(
     context_len = context_length(config, executor.config)
 
     def measure() -> calibration.Measurements:
+        log.info("measuring the model")
         return calibration.measure(
             executor, context_len, config.max_batch_size, config.calibration_s
         )

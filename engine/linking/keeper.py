@@ -99,10 +99,11 @@ class EngineKeeper:
     keeper's own, through which a server's only front end serves too.
 
     `on_ready(info)` and `on_lost(line)` are told of each later recovery and loss, `on_failed` of an
-    engine that says why it cannot go on, and `on_notice(line)` of what belongs in the log. An
-    engine that shows no sign of life for `config.heartbeat_s` is given nothing new (`on_silence`),
-    and if it does not for as long again it is killed, hence lost; and so is one that has been at
-    one iteration for `config.patience_s`.
+    engine that says why it cannot go on, `on_notice(line)` of what belongs in the log, and
+    `on_starting(doing)` of what one does until it can serve. An engine that shows no sign of life
+    for `config.heartbeat_s` is given nothing new (`on_silence`), and if it does not for as long
+    again it is killed, hence lost; and so is one that has been at one iteration for
+    `config.patience_s`.
     """
 
     def __init__(
@@ -113,10 +114,16 @@ class EngineKeeper:
         on_failed: Callable[[Failed], None] = lambda failed: None,
         on_notice: Callable[[str], None] = lambda line: None,
         on_silence: Callable[[bool], None] = lambda is_silent: None,
+        on_starting: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self.config = config  # of the next engine
         self.link = EngineLink(
-            self._serves, self._disconnected, on_notice, config.rerun_s, self._failed
+            self._serves,
+            self._disconnected,
+            on_notice,
+            config.rerun_s,
+            self._failed,
+            on_starting,
         )
         self._on_ready = on_ready
         self._on_lost = on_lost

@@ -30,6 +30,7 @@ from engine.messages import (
     Ready,
     Reply,
     Report,
+    Starting,
     Submit,
     Tell,
     Watch,
@@ -129,8 +130,8 @@ class EngineLink:
 
     It serves through one connection at a time, from when the engine at the other end says that it
     is ready (`on_ready`) until the connection ends (`on_lost`). `on_notice(line)` is told of what
-    belongs in the log, and `on_failed` why the engine cannot go on, which the engine tells to who
-    started it.
+    belongs in the log. An engine tells who started it what it does until it is ready
+    (`on_starting`), and why it cannot go on (`on_failed`).
 
     When a connection is lost, requests of which nobody has seen a token wait for the next one, for
     up to `rerun_s`, and are run again: in flight all the while, in the order of their arrival, and
@@ -145,11 +146,13 @@ class EngineLink:
         on_notice: Callable[[str], None],
         rerun_s: float,
         on_failed: Callable[[Failed], None] = lambda failed: None,
+        on_starting: Callable[[str], None] = lambda doing: None,
     ) -> None:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_notice = on_notice
         self._on_failed = on_failed
+        self._on_starting = on_starting
         self._wire: Wire | None = None
         self._announced: Ready | None = None  # by an engine before its wire was ours to send by
         self._is_stopping = False
@@ -293,7 +296,7 @@ class EngineLink:
 
     # What the engine says
 
-    def _received(self, message: Ready | Report | Failed) -> None:
+    def _received(self, message: Ready | Report | Failed | Starting) -> None:
         self._heard_at = time.monotonic()
         if isinstance(message, Report):
             for line in message.notices:
@@ -307,6 +310,8 @@ class EngineLink:
                 self._questions.settle(reply)
         elif isinstance(message, Failed):
             self._on_failed(message)
+        elif isinstance(message, Starting):
+            self._on_starting(message.doing)
         elif self._wire is None:
             self._announced = message
         else:

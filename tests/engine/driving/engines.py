@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -131,6 +132,14 @@ def build_failing(config: EngineConfig) -> Engine:
     engine = null.build(config)
     assert isinstance(engine.executor, null.NullExecutor)
     return engine._replace(executor=Failing(engine.executor))
+
+
+def build_saying(config: EngineConfig) -> Engine:
+    """Says what it does, as every factory may."""
+    log = logging.getLogger("engine.driving.anywhere")
+    for doing in ("loading", "measuring"):
+        log.info(doing)
+    return null.build(config)
 
 
 def build_never(config: EngineConfig) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,19 +68,24 @@ def test_a_restart_measures_nothing_and_becomes_what_the_first_was(tmp_path: Pat
 
 
 def test_what_an_engine_says_it_chose_is_what_the_next_one_becomes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And what takes time is said."""
+    caplog.set_level(logging.INFO, "engine.driving")
     config = EngineConfig(
         compile="off", calibration_s=0.2, calibration_cache=tmp_path, torch_threads=1
     )
     first = building.build(config)
     assert first.pinned is not None
+    doing = ["loading the model", "running the model once", "measuring the model"]
+    assert [record.getMessage() for record in caplog.records] == doing
     for name in ("fastest_dtype", "measured_slow_rows"):
         monkeypatch.setattr(loading, name, refuse)
     monkeypatch.setattr(calibration, "measure", refuse)
     again = building.build(replace(config, recalibrate=True, pinned=first.pinned))
     assert again.pinned == first.pinned
     assert again.info == first.info
+    assert [record.getMessage() for record in caplog.records] == [*doing, *doing[:2]]
 
 
 def test_a_latency_model_goes_on_with_what_another_learnt() -> None:

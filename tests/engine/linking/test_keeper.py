@@ -51,6 +51,7 @@ class Watched(EngineKeeper):
             on_failed=lambda failed: self.news.put_nowait(failed.trace),
             on_notice=self.news.put_nowait,
             on_silence=lambda is_silent: self.news.put_nowait("silent" if is_silent else "heard"),
+            on_starting=self.news.put_nowait,
         )
 
 
@@ -89,6 +90,12 @@ async def read(stream: RequestStream) -> list[tuple[int, object]]:
     while not stream.is_done:
         items += await within(stream.next())
     return items
+
+
+async def test_what_an_engine_does_until_it_serves_is_told() -> None:
+    async with running("tests.engine.driving.engines:build_saying") as keeper:
+        told = [keeper.news.get_nowait() for _ in range(keeper.news.qsize())]
+    assert told == ["loading", "measuring"]
 
 
 async def test_events_of_a_request_come_in_order(keeper: Watched) -> None:

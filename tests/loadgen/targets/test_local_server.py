@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.targets import local_server
-from loadgen.targets.local_server import serving
+from loadgen.targets.local_server import doing, serving
 from loadgen.targets.target import Unreachable
 
 READY_UNTIL_TERMINATED = """
@@ -69,3 +69,14 @@ def test_a_server_that_takes_too_long_is_told_from_one_that_fails(
         serving(module="little"),
     ):
         pass
+
+
+def test_what_a_server_does_until_it_is_ready_is_read_in_its_log(tmp_path: Path) -> None:
+    """The last of it, whatever else the log says."""
+    log = tmp_path / "server.log"
+    assert doing(log) == ""
+    log.write_text(
+        '{"event": "starting", "doing": "loading"}\na warning of some library\n7\n'
+        '{"event": "starting", "doing": "compiling"}\n{"event": "calibration"}\n{"event": "cut sh'
+    )
+    assert doing(log) == "compiling"
