@@ -163,17 +163,16 @@ class _Demo:
         def tell(now: Progress) -> None:
             progress[-1] = f"{now.num_sent} sent, {now.num_finished} finished"
 
-        @contextlib.contextmanager
-        def showing(duration_s: float, name: str) -> Iterator[Watch]:
-            with step(f"sending under {name}", lambda: progress[-1]):
-                yield tell
+        def showing(duration_s: float, name: str) -> contextlib.nullcontext[Watch]:
+            return contextlib.nullcontext(tell)
 
-        measuring = Measuring(max_lag_s=MAX_LAG_S)
-        run = measure(target, info, workload, measuring, showing, policy, policy)
-        if run.interrupted_by:
-            raise interrupts.Interrupted(run.interrupted_by)
-        if run.summary.problem:
-            raise Unreachable(run.summary.problem)
+        with step(f"sending under {policy}", lambda: progress[-1]):
+            measuring = Measuring(max_lag_s=MAX_LAG_S)
+            run = measure(target, info, workload, measuring, showing, policy, policy)
+            if run.interrupted_by:
+                raise interrupts.Interrupted(run.interrupted_by)
+            if run.summary.problem:
+                raise Unreachable(run.summary.problem)
         return run
 
     def _compare(self, before: Measurement, after: Measurement) -> None:

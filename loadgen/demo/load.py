@@ -33,7 +33,7 @@ LENGTHS: Mapping[str, Independent] = {
     REPORT: BACKGROUND,
     BATCH: Independent(prompt=Lognormal(700, 1200), output=Lognormal(40, 80)),
 }
-PER_BATCH = {CHAT: 2.5, REPORT: 0.25, BATCH: 1.0}  # requests for each of the batch
+PER_BATCH = {CHAT: 2.0, REPORT: 0.2, BATCH: 1.0}  # requests for each of the batch
 BACKLOG_ARRIVES_IN_S = 1.0
 MOST = 2000  # requests, as many as the generator can send in time beside a server on 2 cores
 START = datetime(2026, 1, 1, tzinfo=UTC)  # what the trace calls instant 0

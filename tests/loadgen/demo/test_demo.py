@@ -82,7 +82,7 @@ def test_the_load_is_as_much_work_as_was_asked_for_whatever_the_machine(rate: fl
     scale = sent.arrivals_s / size.arrivals_s
     assert scale == min(1.0, load.MOST / (rate * size.work_s))
     assert len(sent.rows) == pytest.approx(rate * size.work_s * scale, abs=1.5)
-    assert sent.count(CHAT) == pytest.approx(2.5 * sent.count(BATCH), abs=2.0)
+    assert sent.count(CHAT) == pytest.approx(2 * sent.count(BATCH), abs=2.0)
     assert sent.batch_ttlt_s == pytest.approx(size.batch_ttlt_s * scale, rel=0.05)
     assert max(row.at for row in sent.rows if row.tier == BATCH) <= scale
     assert sent == drawn(rate, size)
