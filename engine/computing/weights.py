@@ -76,7 +76,7 @@ def check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     if needed > most:
         raise CheckpointError(
             f"no memory for {config.num_parameters} parameters and {config.max_positions}"
-            f" positions (config.json): {needed >> 20} MiB of {most >> 20}"
+            f" positions, as the checkpoint states them: {needed >> 20} MiB of {most >> 20}"
         )
 
 

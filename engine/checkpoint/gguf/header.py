@@ -26,6 +26,7 @@ VERSIONS = (2, 3)  # which differ in nothing that is read here
 MOST_BYTES = 64 << 20  # of a header; that of a vocabulary of 262,144 tokens has a tenth
 LEAST_BYTES = 1 << 20  # that are read at once
 MOST_ITEMS = 1 << 22  # of an array that is read
+MOST_TEXT = 1 << 20  # bytes of a text that is read; a chat template has a hundredth
 MOST_ENTRIES = 1 << 16  # keys, or tensors; a model of a thousand layers has a fifth
 MOST_DIMS = 4
 MOST_SIZE = 2**31 - 1  # of a dimension
@@ -83,7 +84,8 @@ class Metadata(Mapping[str, Any]):
     """The keys of a file. A value is read when it is asked for: whole numbers, floats, booleans,
     texts, and lists of these.
 
-    Asking raises CheckpointError for a text that is no UTF-8, and for a list beyond MOST_ITEMS.
+    Asking raises CheckpointError for a text that is no UTF-8 or beyond MOST_TEXT, and for a list
+    beyond MOST_ITEMS.
     """
 
     def __init__(self, data: bytes, places: Mapping[str, tuple[int, int]], where: str) -> None:
@@ -117,7 +119,10 @@ class Metadata(Mapping[str, Any]):
 
     def _text(self, key: str, at: int) -> tuple[str, int]:
         """Returns a text and where what follows it begins."""
-        end = at + 8 + _U64.unpack_from(self._data, at)[0]
+        length = _U64.unpack_from(self._data, at)[0]
+        if length > MOST_TEXT:
+            raise CheckpointError(f"{self._where}: {key} has {length} bytes, over {MOST_TEXT}")
+        end = at + 8 + length
         try:
             return self._data[at + 8 : end].decode(), end
         except UnicodeDecodeError as error:

@@ -204,6 +204,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
         header(key(b"general.architecture", 9, listed(0, 1 << 23, bytes(1 << 23))), 1),
         "general.architecture has 8388608 items",
     ),
+    "a text beyond what is read": (
+        header(key(b"general.architecture", 8, string(b"x" * (1 << 20) + b"x")), 1),
+        "general.architecture has 1048577 bytes",
+    ),
     "a text that is none": (
         header(key(b"general.architecture", 8, string(b"\xff\xfe")), 1),
         "general.architecture holds what is no UTF-8",
