@@ -45,7 +45,8 @@ SAMPLING_SEED, TEMPERATURE, MAX_TOKENS = 1, 0.7, 120
 BASELINE, OURS = "fcfs", "niyama"
 FOLDER = Path("demo-report")
 MAX_LAG_S = 0.25  # on 2 cores the generator shares them with the server
-WARM_UP = 100  # requests that the second server is sent first, as the first was measured
+WARM_UP_S = 2.0  # in which the second server is sent a burst first, as the first was measured
+DRAIN_S = 300.0  # for the last answers, on a machine that has become slow
 
 
 def main(
@@ -100,12 +101,12 @@ class _Demo:
         """Does all of it. Raises Unreachable, NiyamaError, OSError, or Interrupted."""
         with self._serving(BASELINE) as target:
             self._stream(target.server)
-            sent = self._sized(target)
-            spec = sent.write(self.work)
+            rate = self._measure(target)
+            spec = self._plan(target, rate).write(self.work)
             before = self._send(target, spec, BASELINE)
         with self._serving(OURS) as target:
             with step("warming it up"):
-                load.burst(target, WARM_UP)
+                load.burst(target, load.lasting(WARM_UP_S, rate))
             after = self._send(target, spec, OURS)
             self._compare(before, after)
             self._explain(target.server, after)
@@ -124,7 +125,7 @@ class _Demo:
             with step(f"starting a server, policy {policy}", lambda: local_server.doing(log)):
                 serving = local_server.serving(flags, self.server, log)
                 address = stack.enter_context(serving)
-            yield LiveTarget(address)
+            yield LiveTarget(address, drain_s=DRAIN_S)
 
     def _stream(self, address: str) -> None:
         """Shows a completion as it comes."""
@@ -143,13 +144,16 @@ class _Demo:
         text.end()
         print(f"\n  {words.timings(stream)}\n", flush=True)
 
-    def _sized(self, target: LiveTarget) -> Load:
-        """Measures the engine, and returns the load that suits it."""
-        tiers = {tier.name: tier.targets for tier in target.info().tiers}
+    def _measure(self, target: LiveTarget) -> float:
+        """Returns how many requests/s of the mix the engine serves."""
         with step("measuring what this engine serves"):
-            rate = load.measured(target, self.size.probe_s)
+            return load.measured(target, self.size.probe_s)
+
+    def _plan(self, target: LiveTarget, rate: float) -> Load:
+        """Returns the load that suits such an engine, and says what it is."""
         sent = load.drawn(rate, self.size)
-        print(words.about(sent, rate, tiers), end="\n\n", flush=True)
+        targets = {tier.name: tier.targets for tier in target.info().tiers}
+        print(words.about(sent, rate, targets), end="\n\n", flush=True)
         return sent
 
     def _send(self, target: LiveTarget, spec: Spec, policy: str) -> Measurement:

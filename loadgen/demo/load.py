@@ -103,7 +103,7 @@ def _arriving(tier: str, count: int, within_s: float) -> Iterator[Row]:
         yield Row(rng.uniform(0, within_s), *LENGTHS[tier].draw(rng), tier)
 
 
-LEAST = 30  # requests of a burst
+LEAST = 12  # requests of a burst
 
 
 def measured(target: LiveTarget, probe_s: float) -> float:
@@ -113,8 +113,13 @@ def measured(target: LiveTarget, probe_s: float) -> float:
     """
     rate = burst(target, LEAST)
     for wanted_s in (probe_s / 3, probe_s):
-        rate = burst(target, min(MOST, max(LEAST, round(rate * wanted_s))))
+        rate = burst(target, lasting(wanted_s, rate))
     return rate
+
+
+def lasting(wanted_s: float, rate: float) -> int:
+    """Returns how many requests make a burst of about so many seconds."""
+    return min(MOST, max(LEAST, round(rate * wanted_s)))
 
 
 def burst(target: LiveTarget, count: int) -> float:
