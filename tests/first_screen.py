@@ -26,7 +26,7 @@ PICTURE = ROOT / "docs" / "images" / "report.png"
 BEGIN, END = "<!-- what `make demo` printed -->", "<!-- to here -->"
 WIDTH, HEIGHT = 1100, 770  # CSS pixels of the picture
 MOST_BYTES = 100_000
-EXPLAIN, LINK = "$ python -m client explain ", "         file:"
+EXPLAIN = "$ python -m client explain "
 DECISION = re.compile(r" +[\d.,]+ m?s  [a-z]| {20,}")  # a line of its timeline, or what follows
 
 
@@ -53,18 +53,20 @@ def main() -> int:
 
 
 def block(printed: str) -> str:
-    """Returns README's part of what the demo printed, which is all of it but the reasons of the
-    story that is told last, and the link to the report, which is of this machine.
+    """Returns README's part of what the demo printed, which is all of it but blank lines below
+    prompts, the reasons of the story that is told last, the link to the report, which is of this
+    machine, and how to send the load again.
     """
-    story = False
     kept = ["```", "$ make demo"]
-    for line in printed.splitlines():
-        story = line.startswith(EXPLAIN) or (story and not line.startswith("Report "))
-        if line.startswith(LINK) or (story and line.startswith(" ") and not DECISION.match(line)):
-            continue
-        if line or kept[-1]:
+    story, *last = re.split(rf"(?m)^(?=\{EXPLAIN}|Report )", printed)
+    for line in story.splitlines():
+        if line or not kept[-1].startswith(">"):
             kept.append(line)
-    return "\n".join([*kept, "```"])
+    for part in last:
+        lines = part.splitlines()
+        is_report = part.startswith("Report ")
+        kept += [*lines[:1], *([] if is_report else filter(DECISION.match, lines)), ""]
+    return "\n".join([*kept[:-1], "```"])
 
 
 def take(page: Path) -> None:
