@@ -32,7 +32,7 @@ _NAMED = {
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
 _USUAL = {"bos_token": 1, "eos_token": 2, "unk_token": 0}  # of sentencepiece, where not stated
-_ENDING = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+_ENDING = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 # Control tokens that end a turn of the models that have them, whatever the keys say.
 _ENDS = {
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"),
@@ -96,7 +96,9 @@ def end_ids(header: Header) -> tuple[int, ...]:
     vocabulary, keys = read_vocabulary(header), header.keys
     last = len(vocabulary.tokens) - 1
     found = {keys.whole(key, least=0, most=last) for key in _ENDING if keys.states(key)}
-    found |= {vocabulary.named().get("eos_token", -1)} - {-1}
+    named = vocabulary.named()
+    if "eos_token" in named:
+        found.add(named["eos_token"])
     kinds = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
     ends = {i for i, (text, kind) in enumerate(kinds) if kind == _CONTROL and text in _ENDS}
     return tuple(sorted(found | ends))

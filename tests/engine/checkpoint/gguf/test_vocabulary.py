@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from engine.checkpoint.gguf.header import read_header
+from engine.checkpoint.gguf.vocabulary import end_ids
 from engine.checkpoint.json_file import CheckpointError
-from engine.checkpoint.opening import open_source
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.checkpoint.tokenizer_archive import tokenizer_archive
 from tests.engine.checkpoint import hostile
@@ -258,15 +259,9 @@ def test_the_ends_of_a_turn_end_an_output(tmp_path: Path) -> None:
         ({}, {"ggml.eot_token_id": 700}, {"<|im_end|>", "<|endoftext|>", 700}),
         ({"eos_token": "ab"}, {"ggml.eom_token_id": 1}, {"<|im_end|>", "<|endoftext|>", "ab", 1}),
     ):
-        source = open_source(file_of(tmp_path, merges(made, "gpt-2", **named), **more))
+        path = file_of(tmp_path, merges(made, "gpt-2", **named), **more)
         ids = {made.token_to_id(each) if isinstance(each, str) else each for each in expected}
-        assert set(end_ids_of(source)) == ids
-
-
-def end_ids_of(source: Any) -> tuple[int, ...]:
-    from engine.checkpoint.gguf.vocabulary import end_ids
-
-    return end_ids(source.header)
+        assert set(end_ids(read_header(path))) == ids
 
 
 def test_gateways_get_a_tokenizer_that_gives_the_same_ids(
@@ -329,10 +324,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "too few types": ({"tokenizer.ggml.token_type": [1, 1]}, "token_type must be a list of 902"),
     "types of text": ({"tokenizer.ggml.token_type": ["1"] * 902}, "token_type must be a list"),
     "a type of none": ({"tokenizer.ggml.token_type": [9] * 902}, "token_type must hold numbers of"),
-    "no merges": (
-        {"tokenizer.ggml.merges": None},
-        "merges must be .*, and is missing",
-    ),
+    "no merges": ({"tokenizer.ggml.merges": None}, "merges must be .*, and is missing"),
     "a merge of one": ({"tokenizer.ggml.merges": ["ab"]}, "merges has 'ab' at 0"),
     "a merge of none": ({"tokenizer.ggml.merges": ["zq qz"]}, "merges has 'zq qz' at 0"),
     "end beyond": ({"tokenizer.ggml.eos_token_id": 902}, "eos_token_id must be .* 0 to 901"),

@@ -27,22 +27,8 @@ SIZES = {
     "rope.dimension_count": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+# Those of qwen3, of up to 30 layers; the other families have no tensor of another name.
+NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 30)
 Tensors = dict[str, tuple[np.ndarray, str]]  # bytes or numbers, and the name of their type
 
 
@@ -81,11 +67,8 @@ def shape(config: transformers.PreTrainedConfig) -> dict[str, Any]:
 
 def stored(name: str) -> str:
     """The name in a GGUF file of a tensor of transformers'."""
-    stem, _, kind = name.rpartition(".")
-    if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.{kind}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest]}.{kind}"
+    found: str = NAMES.get_name(name, (".weight", ".bias"))
+    return found
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
