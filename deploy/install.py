@@ -1,7 +1,7 @@
 """Makes the virtual environment that `make` uses: `python3 -m deploy.install FOLDER EXTRAS`.
 
-Says on standard error what it does and for how long, as pip is silent for minutes. FOLDER and all
-that pip writes in between are as before or gone when it is interrupted, and an environment in which
+Says on standard error what it does and for how long, as pip is silent for minutes. A new FOLDER is
+gone when it is interrupted, and so is all that pip writes in between; an environment in which
 somebody was cut short (killed, say) is made anew. With an NVIDIA driver, and elsewhere than on
 Linux, torch is the index's; else its CPU build, from the index or from PyTorch's own.
 

@@ -54,7 +54,9 @@ def index() -> Iterator[Index]:
 
 
 def installing(folder: Path, index: Index) -> psutil.Popen:
-    """Starts it, on a machine that seems to have an NVIDIA driver: then no other index is asked."""
+    """Starts it without any package, on a machine that seems to have an NVIDIA driver: then no
+    other index is asked.
+    """
     programs = folder.parent / "bin"
     programs.mkdir()
     driver = programs / "nvidia-smi"
@@ -69,7 +71,7 @@ def installing(folder: Path, index: Index) -> psutil.Popen:
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
         environment.pop(name, None)
     return psutil.Popen(
-        [sys.executable, "-m", "deploy.install", folder, "hf"],
+        [sys.executable, "-S", "-m", "deploy.install", folder, "hf"],
         cwd=ROOT,
         env=environment,
         stderr=subprocess.PIPE,
