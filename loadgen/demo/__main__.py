@@ -162,15 +162,16 @@ class _Demo:
         """
         info = replace(target.info(), name="this machine")
         workload = build(spec, info)
-        progress = [""]
+        progress = ""
 
         def tell(now: Progress) -> None:
-            progress[-1] = f"{now.num_sent} sent, {now.num_finished} finished"
+            nonlocal progress
+            progress = f"{now.num_sent} sent, {now.num_finished} finished"
 
         def showing(duration_s: float, name: str) -> contextlib.nullcontext[Watch]:
             return contextlib.nullcontext(tell)
 
-        with step(f"sending under {policy}", lambda: progress[-1]):
+        with step(f"sending under {policy}", lambda: progress):
             measuring = Measuring(max_lag_s=MAX_LAG_S)
             run = measure(target, info, workload, measuring, showing, policy, policy)
             if run.interrupted_by:

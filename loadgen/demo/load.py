@@ -35,6 +35,7 @@ LENGTHS: Mapping[str, Independent] = {
 }
 PER_BATCH = {CHAT: 2.0, REPORT: 0.2, BATCH: 1.0}  # requests for each of the batch
 BACKLOG_ARRIVES_IN_S = 1.0
+LEAST = 12  # requests of a burst
 MOST = 2000  # requests, as many as the generator can send in time beside a server on 2 cores
 START = datetime(2026, 1, 1, tzinfo=UTC)  # what the trace calls instant 0
 
@@ -101,9 +102,6 @@ def _arriving(tier: str, count: int, within_s: float) -> Iterator[Row]:
     rng = random.Random(f"{SEED}/{tier}")
     for _ in range(count):
         yield Row(rng.uniform(0, within_s), *LENGTHS[tier].draw(rng), tier)
-
-
-LEAST = 12  # requests of a burst
 
 
 def measured(target: LiveTarget, probe_s: float) -> float:

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pty
+import re
 import threading
 import time
 
@@ -21,14 +22,14 @@ def test_a_pipe_is_told_when_it_begins_and_when_it_has_ended() -> None:
     out = io.StringIO()
     with step("installing", lambda: "never told so soon", out):
         assert out.getvalue() == "installing ...\n"
-    assert out.getvalue() == "installing ...\ninstalling: 0 s\n"
+    assert re.fullmatch(r"installing \.\.\.\ninstalling: \d+ s\n", out.getvalue())
 
 
 def test_what_is_not_done_is_said_to_be() -> None:
     out = io.StringIO()
     with pytest.raises(KeyboardInterrupt), step("installing", out=out):
         raise KeyboardInterrupt
-    assert out.getvalue().endswith("\ninstalling: not done, after 0 s\n")
+    assert re.search(r"\ninstalling: not done, after \d+ s\n\Z", out.getvalue())
 
 
 def test_a_pipe_is_told_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_a_pipe_is_told_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> Non
         for _ in range(3):
             assert told.acquire(timeout=WAIT_S)
     lines = out.getvalue().splitlines()[1:-1]
-    assert lines[0] == "  compiling ... 0 s, half"
+    assert re.fullmatch(r"  compiling \.\.\. \d+ s, half", lines[0])
     assert 3 <= len(lines) <= 1 + math.log2((time.monotonic() - began_at) / 1e-6)
 
 
@@ -59,7 +60,7 @@ def test_a_terminal_has_one_line_that_fits(monkeypatch: pytest.MonkeyPatch) -> N
     os.close(ours)
     first, *others = shown.removesuffix("\r\n").split("\r\x1b[K")
     assert first == "measuring ... 0 s, and so muc"
-    assert others[-1] == "measuring: 0 s"
+    assert re.fullmatch(r"measuring: \d+ s", others[-1])
     assert "\n" not in "".join(others)
     assert all(len(each) < 30 for each in others)
 

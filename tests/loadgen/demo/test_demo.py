@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import re
 import subprocess
 from collections import Counter
@@ -107,16 +109,12 @@ def test_what_is_written_is_what_is_sent(tmp_path: Path) -> None:
 @given(st.lists(st.text(alphabet="ab \n", max_size=9), max_size=60))
 def test_a_story_is_wrapped_whatever_its_pieces(pieces: list[str]) -> None:
     """It has all words, in lines that fit, and the lines that it had."""
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr(
-            "builtins.print", lambda text="", end="\n", flush=False: printed.append(text + end)
-        )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         text = words.Wrapped()
         for piece in pieces:
             text.add(piece)
         text.end()
-    told, shown = "".join(pieces), "".join(printed)
+    told, shown = "".join(pieces), printed.getvalue()
     assert shown.split() == told.split()
     assert all(len(line) <= words.WIDTH for line in shown.splitlines() if len(line.split()) > 1)
     assert all(line.startswith("  ") for line in shown.splitlines())
