@@ -134,10 +134,7 @@ def test_an_incomplete_file_is_told_by_the_table_that_lacks_something(
 
 GONE = "cannot be served: no checkpoint folder or GGUF file"
 MISSING = [
-    (
-        "[model]\nmodel = 'gone'",
-        f"n.toml:2: model.model {GONE} gone",
-    ),
+    ("[model]\nmodel = 'gone'", f"n.toml:2: model.model {GONE} gone"),
     ("[model]\nmodel = '.'", "n.toml:2: model.model cannot be served: no config.json in ."),
     ("[identity]\nadmin_token_file = 'gone'", "n.toml:2: identity.admin_token_file gone: No such"),
     ("[logs]\ndecision_log = 'gone/log'", "n.toml:2: logs.decision_log names a file in no folder"),
@@ -172,16 +169,8 @@ def test_what_a_flag_or_a_variable_names_must_be_there_too(
     Path("token").write_text("secret")
     os.chmod("token", 0o644)
     for argv, environment, message in (
-        (
-            ["--model", "gone"],
-            {},
-            f"--model {GONE} gone",
-        ),
-        (
-            [],
-            {"NIYAMA_MODEL": "gone"},
-            f"NIYAMA_MODEL {GONE} gone",
-        ),
+        (["--model", "gone"], {}, f"--model {GONE} gone"),
+        ([], {"NIYAMA_MODEL": "gone"}, f"NIYAMA_MODEL {GONE} gone"),
         (["--admin-token-file", "token"], {}, "--admin-token-file token: others may read"),
         ([], {"NIYAMA_MAX_REQUESTS": "x"}, "NIYAMA_MAX_REQUESTS must be a whole number, got 'x'"),
         (["--config", "gone.toml"], {}, "gone.toml: No such file or directory"),
