@@ -11,7 +11,16 @@ from engine.checkpoint.source import Folder, Source
 
 
 def open_source(path: Path) -> Source:
-    """Returns the checkpoint at a path. Raises CheckpointError where there is none."""
+    """Returns the checkpoint at a path. Raises CheckpointError where there is none that can be
+    read.
+    """
+    try:
+        return _at(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _at(path: Path) -> Source:
     if path.is_dir():
         found = sorted(path.glob("*.gguf")) if not (path / CONFIG).exists() else []
         if found:

@@ -248,6 +248,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "pipe.gguf")
     with pytest.raises(CheckpointError, match=r"no checkpoint folder or GGUF file .*none\.gguf"):
         open_source(tmp_path / "none.gguf")
+    with pytest.raises(CheckpointError, match=r"\.gguf cannot be read: File name too long"):
+        open_source(tmp_path / f"{'x' * 300}.gguf")
 
 
 def test_a_folder_of_gguf_files_says_to_name_one(file: Path) -> None:
