@@ -71,7 +71,7 @@ class Environment:
     def make(self, extras: str) -> None:
         """Makes it, or brings it up to date. Raises NotInstalled, or Interrupted."""
         if self._unfinished.exists():
-            shutil.rmtree(self._folder)
+            self._remove()
         is_new = not (self._folder / "bin" / "python").exists()
         if is_new and self._folder.exists() and any(self._folder.iterdir()):
             raise NotInstalled(f"{self._folder} is there and is no virtual environment")
@@ -81,18 +81,29 @@ class Environment:
                 self._make_empty()
             self._install(extras)
         except KeyboardInterrupt:
-            if is_new:
-                shutil.rmtree(self._folder)
+            if is_new and self._folder.exists():
+                self._remove()
             raise
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _remove(self) -> None:
+        """Removes it, last of all what says that it is not complete. A second interrupt waits."""
+        with interrupts.unheard():
+            self._unfinished.touch()
+            for path in self._folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path != self._unfinished:
+                    path.unlink()
+            shutil.rmtree(self._folder)
 
     def _make_empty(self) -> None:
         what = "making a virtual environment"
         try:
             self._run(what, sys.executable, "-m", "venv", self._folder)
         except NotInstalled:
-            shutil.rmtree(self._folder)
+            self._remove()
             raise
 
     def _install(self, extras: str) -> None:
