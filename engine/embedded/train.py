@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 import torch
@@ -27,9 +28,22 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 BREAK = "\f"
 UNK, BOS, EOS = 0, 1, 2
-TOKENS_PER_STEP = 2048
+TEMPERATURE = 0.7  # of a request that states none
+TOKENS_PER_STEP = 4096
 # Length of a sequence: how often a step has sequences of that length.
-LENGTHS = {256: 0.6, 1024: 0.36, 4096: 0.04}
+LENGTHS = {512: 0.8, 1024: 0.14, 4096: 0.06}
+PROMPTS = (
+    "Once upon a time,",
+    "Once upon a time, there was a little girl named Lily.",
+    "One day, a brave dog named Max found a key in the forest.",
+    "There was once a shy mouse who wanted a friend.",
+    "Tom and Anna went to the beach. They saw a big shell.",
+    "One morning, the old owl woke up and heard a noise.",
+    "A happy duck lived by the river.",
+    "Mia was sad. She had lost her red hat.",
+    "User: Tell me a story about a kind bear and a cake.\nAssistant:",
+    "User: What does a cat eat?\nAssistant:",
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: "
     "{{ message['content'] }}\n{% endfor %}"
@@ -39,9 +53,9 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Split:
-    """Token streams: each document between BOS and EOS, in the corpus's order."""
+    """The documents in tokens, each between BOS and EOS; those held out as one stream."""
 
-    train: Tensor
+    train: list[Tensor]
     valid: Tensor
     valid_chars: int
 
@@ -78,13 +92,11 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> spm.SentencePieceP
 
 def split(documents: list[str], tokenizer: spm.SentencePieceProcessor) -> Split:
     """Holds out every twentieth document (5 %)."""
-    streams: tuple[list[int], list[int]] = ([], [])
-    chars = 0
-    for index, text in enumerate(documents):
-        held_out = index % 20 == 10
-        chars += len(text) * held_out
-        streams[held_out].extend([BOS, *tokenizer.encode(text), EOS])
-    return Split(torch.tensor(streams[0]), torch.tensor(streams[1]), chars)
+    coded = [torch.tensor([BOS, *tokenizer.encode(text), EOS]) for text in documents]
+    held_out = range(10, len(documents), 20)
+    train = [ids for index, ids in enumerate(coded) if index not in held_out]
+    chars = sum(len(documents[index]) for index in held_out)
+    return Split(train, torch.cat([coded[index] for index in held_out]), chars)
 
 
 def make_config(vocab_size: int) -> LlamaConfig:
@@ -106,17 +118,30 @@ def make_config(vocab_size: int) -> LlamaConfig:
     )
 
 
-def batch(stream: Tensor, draw: random.Random) -> Tensor:
-    """Draws windows of one length at random places; each begins with BOS, as prompts do."""
-    length = draw.choices(list(LENGTHS), list(LENGTHS.values()))[0]
-    count = max(1, TOKENS_PER_STEP // length)
-    starts = [draw.randrange(len(stream) - length) for _ in range(count)]
-    windows = torch.stack([stream[start : start + length] for start in starts])
-    windows[:, 0] = BOS
-    return windows
+class Windows:
+    """Draws windows that begin where a document does, until each has been drawn, then anew."""
+
+    def __init__(self, documents: list[Tensor], draw: random.Random) -> None:
+        self._documents = documents
+        self._draw = draw
+        self._left: list[int] = []
+
+    def batch(self) -> Tensor:
+        """Returns the windows of a step, (count, length), all of one length that is drawn."""
+        length = self._draw.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+        return torch.stack([self._window(length) for _ in range(TOKENS_PER_STEP // length)])
+
+    def _window(self, length: int) -> Tensor:
+        parts, missing = [], length
+        while missing > 0:
+            if not self._left:
+                self._left = self._draw.sample(range(len(self._documents)), len(self._documents))
+            parts.append(self._documents[self._left.pop()])
+            missing -= len(parts[-1])
+        return torch.cat(parts)[:length]
 
 
-def loss_of(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
+def loss_of(model: Callable[..., Any], windows: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(windows, use_cache=False).logits
     return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), windows[:, 1:].ravel())
@@ -157,7 +182,7 @@ def save(model: LlamaForCausalLM, tokenizer: spm.SentencePieceProcessor, out: Pa
     config["rope_theta"] = config["rope_parameters"]["rope_theta"]  # where older readers look
     write_json(out / "config.json", config)
     GenerationConfig(
-        bos_token_id=BOS, eos_token_id=EOS, do_sample=True, temperature=0.7
+        bos_token_id=BOS, eos_token_id=EOS, do_sample=True, temperature=TEMPERATURE
     ).save_pretrained(out)
     (out / "tokenizer.model").write_bytes(tokenizer.serialized_model_proto())
     settings = {
@@ -188,23 +213,23 @@ def fit(
     tokenizer: spm.SentencePieceProcessor,
     args: argparse.Namespace,
 ) -> float:
-    """Trains to `args.stop` or `args.steps`; `args.out` keeps the lowest held-out loss."""
-    draw = random.Random(args.seed)
+    """Trains for `args.steps`; `args.out` keeps the lowest held-out loss."""
+    windows_of = Windows(data.train, random.Random(args.seed))
+    compiled = torch.compile(model, dynamic=False)
     optimizer = optimizer_for(model, args.rate)
     best, started, running, seen = math.inf, time.monotonic(), 0.0, 0
-    end = min(args.steps, args.stop or args.steps)
-    for step in range(end):
+    for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step / args.steps, args.rate)
-        windows = batch(data.train, draw)
-        loss = loss_of(model, windows)
+        windows = windows_of.batch()
+        loss = loss_of(compiled, windows)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seen += windows.numel()
         running = loss.item() if not step else 0.98 * running + 0.02 * loss.item()
-        last = step + 1 == end
+        last = step + 1 == args.steps
         if (step + 1) % 50 == 0 or last:
             pace = seen / (time.monotonic() - started)
             tail = f"tokens {seen} tokens/s {pace:.0f}"
@@ -218,35 +243,54 @@ def fit(
     return best
 
 
+def bits_per_char(model: LlamaForCausalLM, data: Split, length: int) -> float:
+    """Returns the held-out loss in windows of that length, in bits per character of the text."""
+    whole = validate(model, data.valid, length, limit=10**6)
+    return whole * len(data.valid) / data.valid_chars / math.log(2)
+
+
 @torch.no_grad()
-def report(out: Path, data: Split, tokenizer: spm.SentencePieceProcessor) -> None:
-    """Prints the saved model's held-out losses and samples."""
+def report(out: Path, documents: list[str], tokenizer: spm.SentencePieceProcessor) -> None:
+    """Prints the saved model's held-out losses and a sample for each of `PROMPTS`."""
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-    parameters = sum(p.numel() for p in model.parameters())
+    data = split(documents, tokenizer)
     whole = validate(model, data.valid, limit=10**6)
-    bits = whole * len(data.valid) / data.valid_chars / math.log(2)
-    print(f"parameters {parameters}")
-    print(f"held-out loss {whole:.4f} perplexity {math.exp(whole):.2f} bits/char {bits:.3f}")
-    for length in (256, 4096):
-        print(f"held-out loss at length {length}: {validate(model, data.valid, length, 10**6):.4f}")
+    print(f"parameters {sum(p.numel() for p in model.parameters())}")
+    print(f"held-out loss {whole:.4f} perplexity {math.exp(whole):.2f} nats/token")
+    for length in (512, 1024, 4096):
+        print(f"bits/char in windows of {length}: {bits_per_char(model, data, length):.3f}")
     generate: Callable[..., Tensor] = model.generate  # some versions annotate it unusably
-    for prompt in (
-        "And it came to pass",
-        "She was very glad to",
-        "A hacker is",
-        "User: Who are you?\nAssistant:",
-    ):
+    for prompt in PROMPTS:
         ids = torch.tensor([[BOS, *tokenizer.encode(prompt)]])
-        made = generate(ids, max_new_tokens=100, do_sample=True, temperature=0.7, top_k=0)
-        print("sample:", tokenizer.decode(made[0].tolist()))
+        made = generate(ids, max_new_tokens=200, do_sample=True, temperature=TEMPERATURE, top_k=0)
+        print("sample:", tokenizer.decode(made[0].tolist()), flush=True)
+
+
+def report_beside(folder: Path, documents: list[str]) -> None:
+    """Prints the held-out loss of another model with its own tokenizer, on the same text."""
+    tokenizer = spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    bits = bits_per_char(model, split(documents, tokenizer), 1024)
+    print(f"bits/char of {folder} in windows of 1024: {bits:.3f}")
+
+
+def write_held_out(path: Path, documents: list[str], size: int = 30_000) -> None:
+    """Writes the first documents that are held out, about `size` characters of them."""
+    texts, left = [], size
+    for index in range(10, len(documents), 20):
+        if left > 0:
+            texts.append(documents[index])
+            left -= len(texts[-1])
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the model")
-    parser.add_argument("--steps", type=int, default=3200, help="the schedule's length")
-    parser.add_argument("--stop", type=int, help="end early, after this step of the schedule")
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another model to measure")
+    parser.add_argument("--held-out", type=Path, metavar="FILE", help="gets text to measure with")
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--every", type=int, default=400, help="steps between validations")
@@ -259,11 +303,16 @@ def main(argv: list[str] | None = None) -> int:
     documents = read_documents(args.corpus)
     tokenizer = train_tokenizer(documents, args.vocab)
     data = split(documents, tokenizer)
-    print(f"documents {len(documents)} tokens {len(data.train)} train {len(data.valid)} held out")
+    tokens = sum(map(len, data.train))
+    print(f"documents {len(documents)} tokens {tokens} train {len(data.valid)} held out")
     args.out.mkdir(parents=True, exist_ok=True)
     best = fit(LlamaForCausalLM(make_config(args.vocab)), data, tokenizer, args)
     print(f"best validation {best:.4f}")
-    report(args.out, data, tokenizer)
+    report(args.out, documents, tokenizer)
+    if args.beside:
+        report_beside(args.beside, documents)
+    if args.held_out:
+        write_held_out(args.held_out, documents)
     return 0
 
 

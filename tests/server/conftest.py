@@ -82,6 +82,7 @@ class Running:
 
     def __init__(self, server: Server, channel: grpc.aio.Channel) -> None:
         self.server = server
+        self.address = f"{server.config.host}:{server.port}"
         front_end = front_end_of(server)
         self.service, self.metrics = front_end.serving, front_end.metrics
         self.channel = channel
