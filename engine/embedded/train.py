@@ -28,7 +28,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 BREAK = "\f"
 UNK, BOS, EOS = 0, 1, 2
-TEMPERATURE = 0.7  # of a request that states none
+TEMPERATURE = 0.5  # of a request that states none
 TOKENS_PER_STEP = 4096
 # Length of a sequence: how often a step has sequences of that length.
 LENGTHS = {512: 0.8, 1024: 0.14, 4096: 0.06}
@@ -45,7 +45,7 @@ PROMPTS = (
     "User: What does a cat eat?\nAssistant:",
 )
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: "
     "{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
@@ -163,7 +163,7 @@ def validate(
 def optimizer_for(model: nn.Module, rate: float) -> torch.optim.AdamW:
     """Returns AdamW for the model, in which the gains of norms do not decay."""
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.2},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the model")
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="another model to measure")
     parser.add_argument("--held-out", type=Path, metavar="FILE", help="gets text to measure with")
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
