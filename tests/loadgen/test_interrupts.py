@@ -147,11 +147,11 @@ def test_a_demo_that_is_interrupted_while_it_sends_leaves_nothing(
     monkeypatch.setenv("TMPDIR", str(temporary))
     with started(DEMO, "tests.null_server", str(report)) as process:
         for line in process.stderr:
-            if line.startswith(b"sending under niyama"):
+            if line.startswith(b"sending under fcfs"):
                 break
         status, said = ended(process, signal.SIGINT)
     assert status == 128 + signal.SIGINT
-    assert re.fullmatch(r"(  .*\n)*sending under niyama: not done, after \d+ s\n", said)
+    assert re.fullmatch(r"(  .*\n)*sending under fcfs: not done, after \d+ s\n", said)
     assert not list(temporary.iterdir())
     assert not report.exists()
 

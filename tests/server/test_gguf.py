@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from engine.config import EngineConfig
 from engine.embedded import FOLDER
 from niyama.client import Client
 from tests.engine.checkpoint.gguf.writing import packed, scores, shape, write
+from tests.server.test_check import checked
 from tests.server_process import ServerProcess
 
 FLAGS = ("--torch-threads", "1", "--dtype", "float32")
@@ -67,23 +66,13 @@ def test_a_file_of_the_hub_s_cache_is_called_as_its_repository(file: Path, tmp_p
     assert EngineConfig(model=file).served_name == "tiny.F32"
 
 
-def test_a_configuration_is_checked_with_a_file(file: Path, tmp_path: Path) -> None:
-    def check(path: Path) -> tuple[int, str]:
-        command = [sys.executable, "-m", "server", "--check-config", "--model", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.returncode, done.stderr
-
-    assert check(file) == (0, "")
+def test_a_configuration_is_checked_with_a_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = checked(capsys, "--model", str(file))
+    assert (code, said) == (0, "")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:-1])
-    code, said = check(cut)
+    code, _, said = checked(capsys, "--model", str(cut))
     assert code == 1
     assert "--model cannot be served: cut.gguf ends too early: the tensor" in said
-
-
-def test_a_file_that_cannot_be_served_ends_the_start_in_one_line(tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.gguf"
-    wrong.write_bytes(b"GGUF" + bytes(40))
-    with ServerProcess(tmp_path / "log", "--model", str(wrong)) as process:
-        assert process.child.wait() != 0
-    assert process.said[-1].endswith("wrong.gguf: its GGUF version is 0; 2 and 3 are supported")

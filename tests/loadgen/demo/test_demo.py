@@ -22,7 +22,6 @@ from loadgen.workload.plan import plan
 from loadgen.workload.spec import build
 from niyama.client.values import Importance, Targets
 from tests.loadgen.examples import INFO, planned, record
-from tests.server_process import QUICK
 
 Capture = pytest.CaptureFixture[str]
 
@@ -32,9 +31,11 @@ LITTLE = Size(arrivals_s=1.0, work_s=1.2, batch_ttlt_s=0.75, probe_s=0.1)
 def test_it_streams_a_story_and_sends_the_same_to_both_policies(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    """On the real engine; every request that the load has is counted, under each policy."""
+    """To real servers, before an engine without a model; every request that the load has is
+    counted, under each policy.
+    """
     folder = tmp_path / "report"
-    assert main(["--torch-threads", "1", *QUICK], LITTLE, folder) == 0
+    assert main([], LITTLE, folder, "tests.null_server") == 0
     shown, said = capsys.readouterr()
     assert f"\n> {PROMPT}\n" in shown
     timings = r"^  \d+ tokens: the first after .*; asked for were .* and "
