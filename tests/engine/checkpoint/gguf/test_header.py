@@ -6,7 +6,7 @@ import contextlib
 import os
 import struct
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -272,18 +272,17 @@ def use_all(path: Path) -> None:
         load_model(path)
 
 
-@pytest.mark.parametrize("use", [use_all, lambda path: open_source(path).model_config()])
-def test_a_file_that_ends_anywhere_is_refused(file: Path, use: Callable[[Path], object]) -> None:
+def test_a_file_that_ends_anywhere_is_refused(file: Path) -> None:
     content = file.read_bytes()
-    use(file)
+    use_all(file)
     for size in [*range(0, 200), *range(200, len(content), 97), len(content) - 1]:
         file.write_bytes(content[:size])
-        with pytest.raises(CheckpointError):
-            use(file)
+        with pytest.raises(CheckpointError, match="ends too early"):
+            open_source(file)
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_bytes_turned_are_served_or_refused(file: Path, data: st.DataObject) -> None:
