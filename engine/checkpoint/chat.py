@@ -3,7 +3,8 @@
 A template is Jinja source out of the checkpoint. It is rendered in a sandbox as Hugging Face's
 `apply_chat_template` does it: with the same block trimming, `raise_exception`, `strftime_now`, a
 `tojson` that leaves HTML characters alone, and `{% generation %}` blocks, which matter in
-training only.
+training only. Nothing of it is computed before it is rendered, be it constant: rendering is what
+can be given limits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, meta, nodes
+from jinja2 import TemplateError, meta, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -30,7 +32,7 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(source)
-            used = meta.find_undeclared_variables(environment.parse(source))
+            used = _undeclared(environment, source)
         except Exception as error:  # jinja2's, or Python's, which compiles what jinja2 writes
             raise ValueError(f"the chat template does not parse: {error}") from error
         self.token_names = sorted(name for name in used if name.endswith("_token"))
@@ -56,7 +58,9 @@ class ChatTemplate:
                 documents=None,
                 **self.special_tokens,
             )
-            return _join(parts, most_chars)
+            text = _join(parts, most_chars)
+            text.encode()  # half a pair of surrogates has no bytes
+            return text
         except _TooLong:
             raise ValueError(
                 f"the conversation is written in over {most_chars} characters"
@@ -86,6 +90,14 @@ def _join(parts: Iterable[str], most_chars: int | None) -> str:
     return "".join(written)
 
 
+def _undeclared(environment: ImmutableSandboxedEnvironment, source: str) -> set[str]:
+    """Returns the names of the variables that a template is to be given."""
+    generator = meta.TrackingCodeGenerator(environment)
+    generator.optimizer = None
+    generator.visit(environment.parse(source))
+    return generator.undeclared_identifiers
+
+
 class _Generation(Extension):
     """The block `{% generation %}...{% endgeneration %}`, which stands for its body."""
 
@@ -102,12 +114,24 @@ class _Generation(Extension):
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        optimized=False,
+        finalize=_as_it_is,
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
+
+
+@pass_context
+def _as_it_is(context: Context, value: object) -> object:
+    """What is written goes through here. Since that takes a context, jinja2 computes no constant
+    when it compiles.
+    """
+    return value
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **more: Any) -> str:

@@ -80,11 +80,9 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
-    divisors: tuple[float, ...] = ()  # one for each pair of a head's numbers
+    divisors: tuple[float, ...] = ()  # positive, one for each pair of a head's numbers
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(divisor) and divisor > 0 for divisor in self.divisors):
-            raise CheckpointError("what rotary frequencies are divided by must be positive")
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise CheckpointError(f"rope_theta must be positive, got {self.theta}")
         if self.scaling not in ("default", "linear", "llama3"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -136,6 +137,7 @@ class Header(NamedTuple):
     where: str
     metadata: Metadata
     tensors: Mapping[str, StoredTensor]
+    state: tuple[int, ...]  # by which the file is known again
 
     @property
     def keys(self) -> Keys:
@@ -144,17 +146,18 @@ class Header(NamedTuple):
 
     def read(self, tensor: StoredTensor, start: int, num_bytes: int) -> bytearray:
         """Returns some bytes of a tensor, the first of them its byte `start`. Raises
-        CheckpointError where the file has lost them since its header was read.
+        CheckpointError where the file is no longer the one whose header was read.
         """
         found = bytearray(num_bytes)
         try:
             with self.path.open("rb") as file:
                 file.seek(tensor.start + start)
                 count = file.readinto(found)
+                state = _state(file)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
-        if count != num_bytes:
-            raise CheckpointError(f"{self.where} ends too early: it became shorter meanwhile")
+        if state != self.state or count != num_bytes:
+            raise CheckpointError(f"{self.where} was changed or replaced while it was being read")
         return found
 
 
@@ -167,12 +170,18 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{path} is no file")
         with path.open("rb") as file:
-            return _read(_Reader(file, found.st_size, path.name), path)
+            return _read(_Reader(file, found.st_size, path.name), path, _state(file))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read(reader: _Reader, path: Path) -> Header:
+def _state(file: IO[bytes]) -> tuple[int, ...]:
+    """Returns which file it is, and what changes when its content does."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(reader: _Reader, path: Path, state: tuple[int, ...]) -> Header:
     num_tensors, num_keys = _counts(reader, path)
     places = _keys(reader, num_keys)
     metadata = Metadata(reader.data[: reader.at], places, path.name)
@@ -184,7 +193,7 @@ def _read(reader: _Reader, path: Path) -> Header:
             " (llama-gguf-split --merge)",
         )
     alignment = keys.whole("general.alignment", 32, least=8, most=1 << 20)
-    return Header(path, path.name, metadata, _tensors(reader, num_tensors, alignment))
+    return Header(path, path.name, metadata, _tensors(reader, num_tensors, alignment), state)
 
 
 class _Reader:

@@ -12,6 +12,7 @@ out, in its `src/llama-model.cpp`.
 
 from __future__ import annotations
 
+import math
 import struct
 
 from engine.checkpoint.gguf.header import Header
@@ -82,7 +83,7 @@ def read_shape(header: Header) -> ModelConfig:
         intermediate_size=keys.whole(f"{architecture}.feed_forward_length"),
         num_layers=keys.whole(f"{architecture}.block_count"),
         num_heads=heads,
-        num_kv_heads=keys.whole(f"{architecture}.attention.head_count_kv", heads),
+        num_kv_heads=_kv_heads(keys, architecture, heads),
         head_dim=head_dim,
         max_positions=min(max_positions, window or max_positions),
         context_note=context_note(max_positions, window),
@@ -110,6 +111,15 @@ def _table(header: Header) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
+def _kv_heads(keys: Keys, architecture: str, heads: int) -> int:
+    """Returns how many heads keys and values have, each for as many of the queries'."""
+    key = f"{architecture}.attention.head_count_kv"
+    kv_heads = keys.whole(key, heads)
+    if heads % kv_heads:
+        raise keys.wrong(key, f"must be a number of which head_count ({heads}) is a multiple")
+    return kv_heads
+
+
 def _head_dim(keys: Keys, architecture: str, usual: int) -> int:
     """Returns the size of a head, which is that of its keys, of its values, and of what is rotated
     of it.
@@ -118,6 +128,10 @@ def _head_dim(keys: Keys, architecture: str, usual: int) -> int:
     for name in ("attention.value_length", "rope.dimension_count"):
         if keys.whole(f"{architecture}.{name}", size) != size:
             raise keys.wrong(f"{architecture}.{name}", f"must be the size of a key ({size})")
+    if size % 2:
+        key = f"{architecture}.attention.key_length"
+        key = key if keys.states(key) else f"{architecture}.attention.head_count"
+        raise keys.wrong(key, f"makes heads of size {size}, which must be even to be rotated")
     return size
 
 
@@ -127,13 +141,16 @@ def _rope(header: Header, architecture: str, head_dim: int) -> RopeConfig:
     """
     keys, prefix = header.keys, f"{architecture}.rope"
     theta = keys.number(f"{prefix}.freq_base", 10000.0, least=1, most=1e15)
-    old = keys.number(f"{prefix}.scale_linear", 1.0, least=0, most=1e6) or 1.0
-    scaling = keys.word(f"{prefix}.scaling.type", "none" if old == 1 else "linear")
-    factor = keys.number(f"{prefix}.scaling.factor", old, least=0, most=1e6) or 1.0
+    scaling = keys.word(f"{prefix}.scaling.type", "linear")
+    named = f"{prefix}.scaling.factor"
+    named = named if keys.states(named) else f"{prefix}.scale_linear"  # as it was called before
+    factor = keys.number(named, 1.0, least=0, most=1e6) or 1.0
     if scaling not in ("none", "linear"):
         raise keys.wrong(f"{prefix}.scaling.type", "is not supported (none and linear are)")
     if scaling == "none" or factor == 1:
         return RopeConfig(theta, divisors=_divisors(header, head_dim))
+    if factor < 1:
+        raise keys.wrong(named, "must be at least 1")
     if ROPE_DIVISORS in header.tensors:
         raise keys.wrong(f"{prefix}.scaling.type", f"is not supported beside {ROPE_DIVISORS}")
     return RopeConfig(theta, "linear", factor)
@@ -149,7 +166,10 @@ def _divisors(header: Header, head_dim: int) -> tuple[float, ...]:
             f"{header.where}: {ROPE_DIVISORS} is {tensor.packing} of shape {list(tensor.shape)};"
             f" F32 of shape [{head_dim // 2}] is supported"
         )
-    return struct.unpack(f"<{head_dim // 2}f", header.read(tensor, 0, tensor.num_bytes))
+    divisors = struct.unpack(f"<{head_dim // 2}f", header.read(tensor, 0, tensor.num_bytes))
+    if not all(math.isfinite(divisor) and divisor > 0 for divisor in divisors):
+        raise CheckpointError(f"{header.where}: {ROPE_DIVISORS} must hold positive numbers")
+    return divisors
 
 
 def _dtype(header: Header) -> str:

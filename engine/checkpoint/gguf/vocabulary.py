@@ -23,6 +23,7 @@ from engine.checkpoint.special_tokens import MAX_ID
 from engine.checkpoint.tokenizer_json import BYTE_TOKEN
 
 BPE, SENTENCEPIECE = "gpt2", "llama"
+MOST_TAKEN_OUT = 1 << 16  # tokens that are looked for in a text first; 262,144 have some 6,000
 _KINDS = _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 # The names of special tokens, by the keys that hold their ids.
 _NAMED = {
@@ -82,6 +83,12 @@ def read_vocabulary(header: Header) -> Vocabulary:
     kinds = _numbers(header, "tokenizer.ggml.token_type", len(tokens), _NORMAL)
     if not all(kind in _KINDS for kind in kinds):
         raise keys.wrong("tokenizer.ggml.token_type", f"must hold numbers of {_KINDS} only")
+    taken_out = sum(kind in (_CONTROL, _USER_DEFINED) for kind in kinds)
+    if taken_out > MOST_TAKEN_OUT:
+        raise CheckpointError(
+            f"{header.where}: tokenizer.ggml.token_type has {taken_out} control and user-defined"
+            f" tokens, over {MOST_TAKEN_OUT}"
+        )
     ids = {text: i for i, text in enumerate(tokens)}
     if len(ids) < len(tokens):
         twice = next(text for i, text in enumerate(tokens) if ids[text] != i)
@@ -164,11 +171,19 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
         )
     model = sp.ModelProto()
     for text, kind, score in zip(tokens, kinds, scores, strict=True):
+        if not text or "\0" in text:
+            raise CheckpointError(
+                f"{where}: tokenizer.ggml.tokens has {shown(text)}, which is no piece of a text"
+            )
         if kind == _BYTE and not BYTE_TOKEN.fullmatch(text):
             raise CheckpointError(f"{where}: the token {shown(text)} is of type byte, but is none")
         # What is taken out of a text before is never looked for by sentencepiece.
         stored = _CONTROL if kind == _USER_DEFINED else kind
         model.pieces.add(piece=text, score=score, type=stored)
+    if kinds.count(_BYTE) not in (0, 256):
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.token_type has {kinds.count(_BYTE)} byte tokens, not 256"
+        )
     ids = vocabulary.named()
     trainer, rules = model.trainer_spec, model.normalizer_spec
     trainer.model_type = sp.TrainerSpec.BPE

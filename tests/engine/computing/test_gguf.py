@@ -184,6 +184,7 @@ def test_llama_3_s_scaling_comes_from_what_its_tensor_divides_by(tmp_path: Path)
     "more",
     [
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.factor": 4.0},  # linear is meant where no type is stated
         {"llama.rope.scale_linear": 4.0},
     ],
 )
@@ -244,7 +245,11 @@ WRONG = {
     ),
     "divisors of nothing": (
         lambda t: t.update({"rope_freqs.weight": (np.zeros(4, np.float32), "F32")}),
-        "must be positive",
+        "m.gguf: rope_freqs.weight must hold positive numbers",
+    ),
+    "divisors without an end": (
+        lambda t: t.update({"rope_freqs.weight": (np.full(4, np.inf, np.float32), "F32")}),
+        "m.gguf: rope_freqs.weight must hold positive numbers",
     ),
 }
 
@@ -267,7 +272,19 @@ def test_a_file_that_became_shorter_meanwhile_is_refused(tmp_path: Path) -> None
     header = source.header
     path.write_bytes(path.read_bytes()[:-8])
     last = max(header.tensors.values(), key=lambda tensor: tensor.start)
-    with pytest.raises(CheckpointError, match="became shorter"):
+    with pytest.raises(CheckpointError, match="changed or replaced while it was being read"):
         header.read(last, 0, last.num_bytes)
     with pytest.raises(CheckpointError, match="ends too early"):
         load(path, num_pages=1)
+
+
+def test_a_file_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
+    """The places of its tensors may be others, and nothing of the new file's would show that."""
+    saved = make_saved("Llama", {}, tmp_path / "hf")
+    path, _ = export(tmp_path, saved, "F32")
+    header = open_source(path).header
+    (tmp_path / "new").write_bytes(path.read_bytes())
+    (tmp_path / "new").rename(path)
+    tensor = header.tensors["output_norm.weight"]
+    with pytest.raises(CheckpointError, match="changed or replaced while it was being read"):
+        header.read(tensor, 0, tensor.num_bytes)

@@ -113,7 +113,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "heads by layer": (llama(attention__head_count=[4, 4]), "head_count must be a whole number"),
     "no heads": (llama(attention__head_count=0), "attention.head_count must be a whole number"),
     "more heads than width": (llama(attention__head_count=65), "head_count must be .* 1 to 64"),
-    "heads that do not divide": (llama(attention__head_count_kv=3), "multiple of"),
+    "heads that do not divide": (
+        llama(attention__head_count_kv=3),
+        r"llama.attention.head_count_kv must .* head_count \(4\) is a multiple, got 3",
+    ),
     "another width": (llama(embedding_length=32), "embedding_length must be 64, as token_embd"),
     "values of another size": (llama(attention__value_length=8), "value_length must be the size"),
     "rotated in part": (
@@ -122,7 +125,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "heads of odd size": (
         llama(attention__key_length=15, attention__value_length=15, rope__dimension_count=15),
-        "must be even",
+        "llama.attention.key_length makes heads of size 15, which must be even .* got 15",
+    ),
+    "heads of a size that turns out odd": (
+        llama(
+            attention__head_count=64,
+            attention__head_count_kv=None,
+            attention__key_length=None,
+            attention__value_length=None,
+            rope__dimension_count=None,
+        ),
+        "llama.attention.head_count makes heads of size 1, which must be even .* got 64",
     ),
     "no eps": (
         llama(attention__layer_norm_rms_epsilon=None),
@@ -139,7 +152,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a factor below one": (
         llama(rope__scaling__type="linear", rope__scaling__factor=0.5),
-        "factor must be at least 1",
+        "llama.rope.scaling.factor must be at least 1, got 0.5",
+    ),
+    "an old factor below one": (
+        llama(rope__scale_linear=0.5),
+        "llama.rope.scale_linear must be at least 1, got 0.5",
     ),
     "experts": (llama(expert_count=8), "llama.expert_count asks for a feature .* got 8"),
     "caps": (llama(attn_logit_softcapping=50.0), "llama.attn_logit_softcapping asks for"),

@@ -22,12 +22,13 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from engine.checkpoint.gguf.header import read_header
-from engine.checkpoint.gguf.vocabulary import end_ids
+from engine.checkpoint.gguf.vocabulary import MOST_TAKEN_OUT, end_ids
 from engine.checkpoint.json_file import CheckpointError
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.checkpoint.tokenizer_archive import tokenizer_archive
 from tests.engine.checkpoint import hostile
 from tests.engine.checkpoint.gguf.writing import (
+    BYTE,
     CONTROL,
     UNUSED,
     USER_DEFINED,
@@ -349,13 +350,30 @@ def test_keys_that_make_no_tokenizer_are_named(wrong: str, tmp_path: Path) -> No
 def test_pieces_that_make_no_tokenizer_are_named(tmp_path: Path) -> None:
     good = scores(pieces(tmp_path), {})
     kinds = good["tokenizer.ggml.token_type"]
+    fewer = kinds.index(BYTE)
     for changes, message in (
         ({"tokenizer.ggml.scores": None}, "scores must be a list of 900 numbers"),
         ({"tokenizer.ggml.scores": [float("nan")] * 900}, "scores must be a list of 900 numbers"),
         ({"tokenizer.ggml.token_type": [1] * 900}, "token_type has 0 unknown tokens, not 1"),
         ({"tokenizer.ggml.token_type": [*kinds[:-1], 6]}, "is of type byte, but is none"),
-        ({"tokenizer.ggml.tokens": ["", *good[TOKENS][1:]]}, "is not a sentencepiece model"),
+        ({TOKENS: ["", *good[TOKENS][1:]]}, "tokens has '', which is no piece of a text"),
+        ({TOKENS: ["a\0", *good[TOKENS][1:]]}, r"tokens has 'a\\x00', which is no piece"),
+        (
+            {"tokenizer.ggml.token_type": [1 if i == fewer else k for i, k in enumerate(kinds)]},
+            "token_type has 255 byte tokens, not 256",
+        ),
     ):
         metadata = {k: v for k, v in (good | changes).items() if v is not None}
         with pytest.raises(CheckpointError, match=message):
             Tokenizer.load(file_of(tmp_path, metadata))
+
+
+def test_no_more_tokens_are_looked_for_in_a_text_than_can_be(tmp_path: Path) -> None:
+    count = MOST_TAKEN_OUT + 1
+    metadata = small() | {
+        TOKENS: [f"<{i}>" for i in range(count)],
+        "tokenizer.ggml.token_type": [CONTROL] * count,
+    }
+    message = r"t\.gguf: tokenizer\.ggml\.token_type has 65537 control and user-defined tokens"
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.load(file_of(tmp_path, metadata))
