@@ -1,4 +1,4 @@
-"""Builds the engine for a checkpoint folder. No other module of `engine.driving` imports torch."""
+"""Builds the engine for a checkpoint. No other module of `engine.driving` imports torch."""
 
 from __future__ import annotations
 
