@@ -12,14 +12,12 @@ from safetensors import safe_open
 FOLDER = Path(__file__).parents[2] / "engine" / "embedded"
 PARTS = ("config.json", "model.safetensors", "tokenizer.model")
 # A uniform guess over 2,048 tokens scores ln 2048 = 7.62 nats per token; both must be far below.
-PASSAGE = (
-    "The LORD is my shepherd; I shall not want. He maketh me to lie down in green pastures: "
-    "he leadeth me beside the still waters. He restoreth my soul: he leadeth me in the paths "
-    "of righteousness for his name's sake."
+STORY = (
+    "Once upon a time, there was a little fox named Nora. Nora loved to sing songs. One day, she "
+    "found a bell in the garden. She took it home and gave it to her mom. They were very happy."
 )
-PLAIN = (
-    "The old man went down to the river in the morning, and when he saw that the water was "
-    "high he sat upon a stone and waited until his son should come with the boat."
+CHAT = (
+    "User: What is a book?\nAssistant: A book is something that you can read with your mom and dad."
 )
 
 
@@ -90,8 +88,10 @@ def test_tensors_have_the_shapes_the_config_says(config: dict) -> None:
         assert {part.get_dtype() for part in found.values()} == {"BF16"}
 
 
-@pytest.mark.parametrize(("text", "bound"), [(PASSAGE, 4.5), (PLAIN, 4.5)])
-def test_it_models_english(tokenizer: spm.SentencePieceProcessor, text: str, bound: float) -> None:
+@pytest.mark.parametrize(("text", "bound"), [(STORY, 2.5), (CHAT, 3.5)])
+def test_it_models_stories_and_chats(
+    tokenizer: spm.SentencePieceProcessor, text: str, bound: float
+) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model = transformers.LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()

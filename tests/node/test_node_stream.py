@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from engine.checkpoint.tokenizer import Tokenizer
+from engine.embedded import FOLDER
 from niyama.client import Client
 from tests.server_process import ServerProcess
 
@@ -115,4 +117,5 @@ def test_node_s_balancers_read_the_load(node_modules: Path, tmp_path: Path) -> N
         assert report["named_metrics"]["num_requests_waiting"] == 0
         assert report["named_metrics"]["kv_cache_usage_perc"] == 0
     assert out_of_band["request_cost"] == {}
-    assert of_the_call["request_cost"] == {"prompt_tokens": 3, "output_tokens": 3}
+    prompt_tokens = len(Tokenizer.load(FOLDER).encode("Once"))
+    assert of_the_call["request_cost"] == {"prompt_tokens": prompt_tokens, "output_tokens": 3}
