@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         with interrupts.handled(interrupts.interrupt):
             environment.make(extras)
         return 0
-    except NotInstalled as error:
+    except (NotInstalled, OSError) as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

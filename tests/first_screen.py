@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadgen.demo.__main__ import FOLDER
-from loadgen.demo.__main__ import main as demo
+from loadgen.demo.command import FOLDER
+from loadgen.demo.command import main as demo
 from tests.loadgen.chromium import LIMIT_S, QUIET, chromium
 
 ROOT = Path(__file__).parents[1]

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.install import main
+
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
 
@@ -127,3 +129,10 @@ def test_a_folder_that_is_something_else_stays_as_it_is(tmp_path: Path, index: I
         assert process.wait(WAIT_S) == 1
     assert said == f"install: {folder} is there and is no virtual environment\n"
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_where_nothing_can_be_written_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["/proc/venv", "hf"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("install: ")
+    assert said.endswith("'/proc/venv'\n")

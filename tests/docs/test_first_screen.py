@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from loadgen.demo import words
-from loadgen.demo.__main__ import BASELINE, FOLDER, OURS, PROMPT
+from loadgen.demo.command import BASELINE, FOLDER, OURS, PROMPT
 from loadgen.demo.load import BATCH, CHAT, REPORT, Load
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.summary import summarise

@@ -28,7 +28,7 @@ LOADGEN = "import sys; from loadgen.cli import main; sys.exit(main(sys.argv[2:],
 DEMO = """
 import sys
 from pathlib import Path
-from loadgen.demo.__main__ import main
+from loadgen.demo.command import main
 sys.exit(main([], folder=Path(sys.argv[2]), server=sys.argv[1]))
 """
 STREAMED = 'outcome="OK",rpc="GenerateStream"'
@@ -154,6 +154,24 @@ def test_a_demo_that_is_interrupted_while_it_sends_leaves_nothing(
     assert re.fullmatch(r"(  .*\n)*sending under fcfs: not done, after \d+ s\n", said)
     assert not list(temporary.iterdir())
     assert not report.exists()
+
+
+def test_a_demo_that_is_interrupted_while_it_imports_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", os.getcwd()))
+    command = [sys.executable, "-X", "importtime", "-m", "loadgen.demo"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as process:
+        for line in process.stderr:
+            if line.rstrip().endswith(" google.protobuf"):  # of much that it needs
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT_S)
+        status = process.returncode
+    assert status in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

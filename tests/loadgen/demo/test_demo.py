@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.demo import load, words
-from loadgen.demo.__main__ import PROMPT, chosen, main
+from loadgen.demo.command import PROMPT, chosen, main
 from loadgen.demo.load import BATCH, CHAT, REPORT, Size, drawn
 from loadgen.targets.record import Record
 from loadgen.workload.plan import plan
@@ -78,6 +78,16 @@ def test_one_whose_server_does_not_start_says_why_and_leaves_nothing(
     assert "\ndemo: the server did not start: " in error
     assert "/nowhere" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_cannot_write_its_report_says_so_before_it_starts_a_server(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "report").touch()
+    assert main([], folder=tmp_path / "report", server="nowhere") == 1
+    assert capsys.readouterr().err == f"demo: [Errno 17] File exists: '{tmp_path}/report'\n"
+    assert main([], folder=Path("/proc/report"), server="nowhere") == 1
+    assert "'/proc/report'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", [1.0, 33.0, 100.0, 5000.0])
