@@ -10,7 +10,8 @@ any other text has.
 
 Each text goes to ``written.jsonl`` as it comes, the kept ones at the end to ``stories.txt`` and
 ``chats.txt``, with a form feed between two.  The corpus is not kept in the repository;
-``README.md`` beside this file has the commands, and what a run printed.
+``README.md`` beside this file has the commands, and what a run printed.  A script: nothing imports
+it, so it alone under ``engine`` may speak to a server.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import asyncio
 import json
 import random
 import re
+import sys
 import time
 import tomllib
 from collections import Counter
@@ -28,7 +30,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from niyama.client import AsyncClient
+from niyama.client import AsyncClient, NiyamaError
 
 BREAK = "\f"
 FEWEST_OF_A_WORD = 3  # texts that a word stands in, else those that have it are left out
@@ -52,37 +54,30 @@ class Text:
     tokens: int  # written by the writer, in its own tokens
 
 
-def with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def words_of(draw: random.Random) -> dict[str, str]:
+def words_of(rng: random.Random) -> dict[str, str]:
     """Returns one word for each of the names that the sentences have in braces."""
-    is_she = draw.random() < 0.5
+    is_she = rng.random() < 0.5
     he, his, him = ("she", "her", "her") if is_she else ("he", "his", "him")
-    name = draw.choice(WORDS["girls" if is_she else "boys"])
-    who, other = draw.sample(WORDS["characters"], 2)
-    if draw.random() < CHILDREN:
+    name = rng.choice(WORDS["girls" if is_she else "boys"])
+    who, other = rng.sample(WORDS["characters"], 2)
+    if rng.random() < CHILDREN:
         who = "girl" if is_she else "boy"
-    thing, mood = draw.choice(WORDS["things"]), draw.choice(list(PROMPTS["moods"]))
+    thing, mood = rng.choice(WORDS["things"]), rng.choice(list(PROMPTS["moods"]))
     return {
         "he": he,
         "He": he.capitalize(),
         "his": his,
         "him": him,
         "name": name,
-        "Name": name,
-        "friend": draw.choice([each for each in WORDS["girls"] + WORDS["boys"] if each != name]),
+        "friend": rng.choice([each for each in WORDS["girls"] + WORDS["boys"] if each != name]),
         "who": who,
         "other": other,
-        "quality": draw.choice(WORDS["qualities"]),
+        "quality": rng.choice(WORDS["qualities"]),
         "thing": thing,
-        "a_thing": with_article(thing),
-        "A_thing": with_article(thing).capitalize(),
         "mood": mood,
-        "Mood_answer": PROMPTS["moods"][mood],
-        "place": draw.choice(WORDS["places"]),
-        "like": draw.choice(WORDS["likes"]),
+        "mood_answer": PROMPTS["moods"][mood],
+        "place": rng.choice(WORDS["places"]),
+        "like": rng.choice(WORDS["likes"]),
     }
 
 
@@ -95,7 +90,7 @@ def said(sentence: str, words: dict[str, str]) -> str:
 def conversation(system: str, user: str) -> str:
     """Returns a prompt in the writer's own format, for its answer to follow."""
     turns = (("system", system), ("user", user))
-    return "".join(TURN.format(role=role, content=said) for role, said in turns) + TO_ANSWER
+    return "".join(TURN.format(role=role, content=text) for role, text in turns) + TO_ANSWER
 
 
 def whole_sentences(text: str) -> str:
@@ -134,11 +129,11 @@ class Writer:
 
     async def story(self, number: int) -> Text:
         """Returns the story of that draw."""
-        draw = random.Random(f"story {number}")
-        words = words_of(draw)
-        opening = said(draw.choice(PROMPTS["stories"]["openings"]), words)
-        ending = said(draw.choice(PROMPTS["stories"]["endings"]), words)
-        asked = said("Tell me a story about a {quality} {who} and {a_thing}.", words)
+        rng = random.Random(f"story {number}")
+        words = words_of(rng)
+        opening = said(rng.choice(PROMPTS["stories"]["openings"]), words)
+        ending = said(rng.choice(PROMPTS["stories"]["endings"]), words)
+        asked = said("Tell me a story about a {quality} {who} and a {thing}.", words)
         prompt = conversation(PROMPTS["systems"]["story"], asked)
         middle, first_tokens = await self.write(prompt + opening, number, 64, ())
         told = plain(opening + whole_sentences(plain_quotes(middle))) + "\n" + ending
@@ -147,9 +142,9 @@ class Writer:
 
     async def chat(self, number: int) -> Text:
         """Returns the chat of that draw."""
-        draw = random.Random(f"chat {number}")
-        words = words_of(draw)
-        asked, opening = (said(part, words) for part in draw.choice(PROMPTS["chats"]["pairs"]))
+        rng = random.Random(f"chat {number}")
+        words = words_of(rng)
+        asked, opening = (said(part, words) for part in rng.choice(PROMPTS["chats"]["pairs"]))
         prompt = conversation(PROMPTS["systems"]["chat"], asked)
         answer, tokens = await self.write(prompt + opening, number, 40, ("\n",))
         return Text("chat", number, asked, plain(opening + answer), tokens)
@@ -229,8 +224,8 @@ async def write_all(
 ) -> None:
     """Adds to the file what is not in it of so many stories and chats, and prints how it goes.
 
-    Each server has `at_once` calls in flight. Raises NiyamaError where a call fails: the next run
-    goes on from there.
+    Each server has `at_once` calls in flight. Raises a group of NiyamaError where calls fail: the
+    next run goes on from there.
     """
     written = {(text.kind, text.draw) for text in read_written(path)}
     draws = [("story", number) for number in range(stories)]
@@ -302,7 +297,14 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "written.jsonl"
     sizes = {"stories": args.stories, "chats": args.chats, "at_once": args.at_once}
-    asyncio.run(write_all(args.server, path, **sizes))
+    try:
+        asyncio.run(write_all(args.server, path, **sizes))
+    except ExceptionGroup as group:
+        failed, defects = group.split(NiyamaError)
+        if failed is None or defects:
+            raise
+        print(f"corpus: {failed.exceptions[0]}; run it again to go on", file=sys.stderr)
+        return 1
     write_kept(read_written(path), args.out)
     return 0
 

@@ -28,11 +28,12 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 BREAK = "\f"
 UNK, BOS, EOS = 0, 1, 2
+HELD_OUT = slice(10, None, 20)  # of the documents, 5 %
 TEMPERATURE = 0.5  # of a request that states none
 TOKENS_PER_STEP = 4096
 # Length of a sequence: how often a step has sequences of that length.
 LENGTHS = {512: 0.8, 1024: 0.14, 4096: 0.06}
-PROMPTS = (
+SAMPLED = (
     "Once upon a time,",
     "Once upon a time, there was a little girl named Lily.",
     "One day, a brave dog named Max found a key in the forest.",
@@ -91,12 +92,12 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> spm.SentencePieceP
 
 
 def split(documents: list[str], tokenizer: spm.SentencePieceProcessor) -> Split:
-    """Holds out every twentieth document (5 %)."""
+    """Returns the documents in tokens, those of `HELD_OUT` apart."""
     coded = [torch.tensor([BOS, *tokenizer.encode(text), EOS]) for text in documents]
-    held_out = range(10, len(documents), 20)
-    train = [ids for index, ids in enumerate(coded) if index not in held_out]
-    chars = sum(len(documents[index]) for index in held_out)
-    return Split(train, torch.cat([coded[index] for index in held_out]), chars)
+    train = list(coded)
+    del train[HELD_OUT]
+    chars = sum(map(len, documents[HELD_OUT]))
+    return Split(train, torch.cat(coded[HELD_OUT]), chars)
 
 
 def make_config(vocab_size: int) -> LlamaConfig:
@@ -119,7 +120,10 @@ def make_config(vocab_size: int) -> LlamaConfig:
 
 
 class Windows:
-    """Draws windows that begin where a document does, until each has been drawn, then anew."""
+    """Draws windows that begin where a document does, until each has been drawn, then anew.
+
+    What of its last document no longer fits into a window is left out until the next round.
+    """
 
     def __init__(self, documents: list[Tensor], draw: random.Random) -> None:
         self._documents = documents
@@ -250,17 +254,16 @@ def bits_per_char(model: LlamaForCausalLM, data: Split, length: int) -> float:
 
 
 @torch.no_grad()
-def report(out: Path, documents: list[str], tokenizer: spm.SentencePieceProcessor) -> None:
-    """Prints the saved model's held-out losses and a sample for each of `PROMPTS`."""
+def report(out: Path, data: Split, tokenizer: spm.SentencePieceProcessor) -> None:
+    """Prints the saved model's held-out losses and a sample for each of `SAMPLED`."""
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-    data = split(documents, tokenizer)
     whole = validate(model, data.valid, limit=10**6)
     print(f"parameters {sum(p.numel() for p in model.parameters())}")
-    print(f"held-out loss {whole:.4f} perplexity {math.exp(whole):.2f} nats/token")
+    print(f"held-out loss {whole:.4f} nats/token, perplexity {math.exp(whole):.2f}")
     for length in (512, 1024, 4096):
         print(f"bits/char in windows of {length}: {bits_per_char(model, data, length):.3f}")
     generate: Callable[..., Tensor] = model.generate  # some versions annotate it unusably
-    for prompt in PROMPTS:
+    for prompt in SAMPLED:
         ids = torch.tensor([[BOS, *tokenizer.encode(prompt)]])
         made = generate(ids, max_new_tokens=200, do_sample=True, temperature=TEMPERATURE, top_k=0)
         print("sample:", tokenizer.decode(made[0].tolist()), flush=True)
@@ -276,11 +279,10 @@ def report_beside(folder: Path, documents: list[str]) -> None:
 
 def write_held_out(path: Path, documents: list[str], size: int = 30_000) -> None:
     """Writes the first documents that are held out, about `size` characters of them."""
-    texts, left = [], size
-    for index in range(10, len(documents), 20):
-        if left > 0:
-            texts.append(documents[index])
-            left -= len(texts[-1])
+    texts: list[str] = []
+    for text in documents[HELD_OUT]:
+        if sum(map(len, texts)) < size:
+            texts.append(text)
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
@@ -308,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     best = fit(LlamaForCausalLM(make_config(args.vocab)), data, tokenizer, args)
     print(f"best validation {best:.4f}")
-    report(args.out, documents, tokenizer)
+    report(args.out, data, tokenizer)
     if args.beside:
         report_beside(args.beside, documents)
     if args.held_out:

@@ -61,9 +61,9 @@ def test_a_text_is_kept_once_and_only_with_words_that_others_have() -> None:
 
 def test_hardly_two_stories_begin_alike_and_a_draw_is_the_same_again() -> None:
     def drawn(number: int) -> tuple[str, str]:
-        draw = random.Random(f"story {number}")
-        words = corpus.words_of(draw)
-        opening = draw.choice(corpus.PROMPTS["stories"]["openings"])
+        rng = random.Random(f"story {number}")
+        words = corpus.words_of(rng)
+        opening = rng.choice(corpus.PROMPTS["stories"]["openings"])
         return corpus.said("A story about a {quality} {who}.", words), corpus.said(opening, words)
 
     prompts = [drawn(number) for number in range(2000)]
@@ -94,5 +94,27 @@ async def test_a_run_is_taken_up_where_it_ended(running: Running, tmp_path: Path
     ]
     assert first[2] in again, "a seed draws the same text again"
     assert all(text.tokens > 0 for text in found)
-    corpus.write_kept(found, tmp_path)
-    assert all((tmp_path / name).is_file() for name in ("stories.txt", "chats.txt"))
+
+
+def test_every_third_story_answers_a_user_and_a_form_feed_parts_texts(tmp_path: Path) -> None:
+    texts = [replace(story(GOOD, draw), asked=f"Tell me {draw} stories.") for draw in range(4)]
+    chats = [Text("chat", draw, f"Who is {draw}?", "It is the cat.", 5) for draw in range(3)]
+    corpus.write_kept([*texts, *chats], tmp_path)
+    stories = (tmp_path / "stories.txt").read_text(encoding="utf-8")
+    assert stories.rstrip("\n").split("\n\f\n") == [
+        f"User: Tell me 0 stories.\nAssistant: {GOOD}",
+        GOOD,
+        GOOD,
+        f"User: Tell me 3 stories.\nAssistant: {GOOD}",
+    ]
+    assert (tmp_path / "chats.txt").read_text(encoding="utf-8").count("\f") == 2
+
+
+def test_a_server_that_is_not_there_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--server", "localhost:1", "--stories", "1", "--chats", "0"]
+    assert corpus.main([str(tmp_path), *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("corpus: ")
+    assert line.endswith("run it again to go on")
