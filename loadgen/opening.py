@@ -44,7 +44,8 @@ class Opener:
             arguments = self.arguments
             yield self._live(address or arguments.target.target, arguments.connection)
             return
-        started = ["--policy", name, *shlex.split(self.arguments.mode.server_flags)]
+        # The contender's policy last: then it holds, whatever the flags say.
+        started = [*shlex.split(self.arguments.mode.server_flags), "--policy", name]
         with local_server.serving(started, self.server) as own:
             yield self._live(own, ConnectionOptions())
 

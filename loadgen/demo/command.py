@@ -63,6 +63,9 @@ def main(
     have_streams()
     flags = sys.argv[1:] if argv is None else list(argv)
     write_any_character()
+    if not {"-h", "--help"}.isdisjoint(flags):
+        print(f"python -m loadgen.demo [FLAG of python -m {server}]...\n\n{__doc__}", end="")
+        return 0
     try:
         with (
             interrupts.handled(interrupts.interrupt),
@@ -132,7 +135,8 @@ class _Demo:
     @contextlib.contextmanager
     def _serving(self, policy: str) -> Iterator[LiveTarget]:
         """Serves with a policy while the block lasts."""
-        flags, log = ["--policy", policy, *self._server_flags], self.work / f"{policy}.log"
+        # The policy last: then it holds, whatever the flags say.
+        flags, log = [*self._server_flags, "--policy", policy], self.work / f"{policy}.log"
         with contextlib.ExitStack() as stack:
             with step(f"starting a server, policy {policy}", lambda: local_server.doing(log)):
                 serving = local_server.serving(flags, self.server, log)

@@ -136,6 +136,16 @@ def test_a_comparison_of_servers_with_equal_tiers_names_them(little: LittleServe
     assert all(qos.tier and qos.WhichOneof("targets") is None for qos in asked)
 
 
+def test_a_contender_has_its_own_policy_whatever_the_flags_of_servers_say(tmp_path: Path) -> None:
+    figures = tmp_path / "compare.json"
+    started = ("--compare", "fcfs", "--server-flags", "--policy edf")
+    load = ("--rps", "10", "--duration", "0.5", "--max-lag", "10s")
+    files = ("--json", str(figures))
+    assert main([*started, *load, *SMALL, *files], "tests.null_server") == 0
+    (run,) = read_json(figures)["runs"]
+    assert run["target"]["policy"] == "fcfs"
+
+
 def test_a_sweep_is_a_run_at_each_rate(
     little: LittleServer, tmp_path: Path, capsys: Capture
 ) -> None:

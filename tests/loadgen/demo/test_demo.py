@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.demo import load, words
-from loadgen.demo.command import PROMPT, chosen, main
+from loadgen.demo.command import PROMPT, _Demo, chosen, main
 from loadgen.demo.load import BATCH, CHAT, REPORT, Size, drawn
 from loadgen.targets.record import Record
 from loadgen.workload.plan import plan
@@ -78,6 +78,14 @@ def test_one_whose_server_does_not_start_says_why_and_leaves_nothing(
     assert "\ndemo: the server did not start: " in error
     assert "/nowhere" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_each_server_has_the_policy_that_it_is_called_by(tmp_path: Path, capsys: Capture) -> None:
+    demo = _Demo(["--policy", "edf"], LITTLE, "tests.null_server", tmp_path, tmp_path)
+    with demo._serving("fcfs") as target:
+        assert target.info().policy == "fcfs"
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("python -m loadgen.demo [FLAG of python -m server]")
 
 
 def test_one_that_cannot_write_its_report_says_so_before_it_starts_a_server(
