@@ -199,11 +199,15 @@ def by_tier(run: Measurement) -> str:
 
 
 def late(run: Measurement) -> str:
-    """Says who was late."""
+    """Says who was late, and whether some of them got no answer."""
     sent = Counter(record.request.tier for record in run.records)
     missed = Counter(r.request.tier for r in run.records if not is_on_time(r))
     whose = [f"{missed[t]} of {sent[t]} {name}" for t, name in NAMES.items() if missed[t]]
-    return f"Late under {run.name}: {', '.join(whose) or 'nobody'}."
+    said = f"Late under {run.name}: {', '.join(whose) or 'nobody'}."
+    if failed := [record for record in run.records if record.outcome.is_incomplete]:
+        why = failed[0].error or failed[0].outcome.value
+        said += f" Of {len(failed)} of them the answer did not come: {why}"
+    return paragraph(said)
 
 
 def asked(record: Record) -> str:

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from loadgen.demo import load, words
 from loadgen.demo.command import PROMPT, _Demo, chosen, main
 from loadgen.demo.load import BATCH, CHAT, REPORT, Size, drawn
-from loadgen.targets.record import Record
+from loadgen.scoring.modes import Measurement
+from loadgen.targets.record import Outcome, Record
+from loadgen.targets.target import Run
 from loadgen.workload.plan import plan
 from loadgen.workload.spec import build
 from niyama.client.values import Importance, Targets
-from tests.loadgen.examples import INFO, planned, record
+from tests.loadgen.examples import INFO, planned, record, summarised, workload
 
 Capture = pytest.CaptureFixture[str]
 
@@ -162,6 +164,21 @@ def test_the_story_told_is_of_one_that_was_relegated_and_late_if_any_was() -> No
     assert chosen(records[:2]).request_id == "relegated"  # type: ignore[union-attr]
     assert chosen(records[:1]).request_id == "late"  # type: ignore[union-attr]
     assert chosen(records[4:]) is None
+
+
+def test_who_was_late_is_told_from_who_got_no_answer() -> None:
+    served = record(planned(0, 0.0, tier=CHAT), [0.1])
+    lost = record(planned(1, 0.0, tier=BATCH), outcome=Outcome.FAILED)
+    lost.error = "the engine was lost"
+
+    def said(*records: Record) -> str:
+        summary = summarised(workload(), INFO, Run(list(records), 10.0))
+        return words.late(Measurement("fcfs", summary, list(records)))
+
+    assert said(served) == "Late under fcfs: nobody."
+    assert said(served, lost) == (
+        "Late under fcfs: 1 of 1 batch. Of 1 of them the answer did not come: the engine was lost"
+    )
 
 
 def test_the_command_that_sends_it_again_is_one_that_a_shell_reads() -> None:
