@@ -105,12 +105,12 @@ class _Demo:
         self._try_folder()
         with self._serving(BASELINE) as target:
             self._stream(target.server)
-            rate = self._measure(target)
-            spec = self._plan(target, rate).write(self.work)
+            tokens_per_s = self._measure(target)
+            spec = self._plan(target, tokens_per_s).write(self.work)
             before = self._send(target, spec, BASELINE)
         with self._serving(OURS) as target:
             with step("warming it up"):
-                load.burst(target, load.lasting(WARM_UP_S, rate))
+                load.burst(target, tokens_per_s * WARM_UP_S)
             after = self._send(target, spec, OURS)
             self._compare(before, after)
             self._explain(target.server, after)
@@ -161,15 +161,15 @@ class _Demo:
         print(f"\n  {words.timings(stream)}\n", flush=True)
 
     def _measure(self, target: LiveTarget) -> float:
-        """Returns how many requests/s of the mix the engine serves."""
+        """Returns how many tokens of the mix the engine serves in a second."""
         with step("measuring what this engine serves"):
             return load.measured(target, self.size.probe_s)
 
-    def _plan(self, target: LiveTarget, rate: float) -> Load:
+    def _plan(self, target: LiveTarget, tokens_per_s: float) -> Load:
         """Returns the load that suits such an engine, and says what it is."""
-        sent = load.drawn(rate, self.size)
+        sent = load.drawn(tokens_per_s, self.size)
         targets = {tier.name: tier.targets for tier in target.info().tiers}
-        print(words.about(sent, rate, targets), end="\n\n", flush=True)
+        print(words.about(sent, tokens_per_s, targets), end="\n\n", flush=True)
         return sent
 
     def _send(self, target: LiveTarget, spec: Spec, policy: str) -> Measurement:

@@ -8,8 +8,10 @@ lengths are drawn by one seed, and written as a trace, which `python -m loadgen`
 from __future__ import annotations
 
 import csv
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,53 +84,70 @@ class Load:
         return toml_file.load(path)
 
 
-def drawn(rate: float, size: Size) -> Load:
-    """Returns the load for an engine that serves `rate` requests/s of the mix."""
-    wanted = rate * size.work_s
+def drawn(tokens_per_s: float, size: Size) -> Load:
+    """Returns the load for an engine that serves so many prompt and output tokens of the mix in a
+    second.
+    """
+    wanted = requests_in(tokens_per_s * size.work_s)
     scale = min(1.0, MOST / wanted)
     arrivals_s = size.arrivals_s * scale
     within_s = {CHAT: arrivals_s, REPORT: arrivals_s, BATCH: BACKLOG_ARRIVES_IN_S * scale}
-    num_batch = wanted * scale / sum(PER_BATCH.values())
     rows = [
-        row
-        for tier, each in PER_BATCH.items()
-        for row in _arriving(tier, max(1, round(num_batch * each)), within_s[tier])
+        row._replace(at=row.at * within_s[row.tier or ""])
+        for row in mixed(wanted * scale, f"{SEED}/load")
     ]
     return Load(sorted(rows), round(size.batch_ttlt_s * scale, 2), arrivals_s)
 
 
-def _arriving(tier: str, count: int, within_s: float) -> Iterator[Row]:
-    """Yields so many requests at any instants: a Poisson process of which the number is known."""
-    rng = random.Random(f"{SEED}/{tier}")
-    for _ in range(count):
-        yield Row(rng.uniform(0, within_s), *LENGTHS[tier].draw(rng), tier)
+def mixed(count: float, seed: str) -> list[Row]:
+    """Draws about so many requests of the mix, each kind in its part and at least one; they arrive
+    at any instants of the first second: Poisson processes of which the numbers are known.
+    """
+    rows: list[Row] = []
+    for tier, each in PER_BATCH.items():
+        rng, number = random.Random(f"{seed}/{tier}"), round(count * each / sum(PER_BATCH.values()))
+        rows.extend(Row(rng.random(), *LENGTHS[tier].draw(rng), tier) for _ in range(number or 1))
+    return rows
+
+
+def requests_in(tokens: float) -> float:
+    """Returns how many requests of the mix have so many tokens."""
+    sample = mixed(3000, f"{SEED}/tokens")
+    return tokens * len(sample) / num_tokens(sample)
+
+
+def num_tokens(rows: Sequence[Row]) -> int:
+    """Returns the prompt and output tokens of requests."""
+    return sum(row.prompt_len + row.output_len for row in rows)
+
+
+LEAST = 12  # requests of a burst
 
 
 def measured(target: LiveTarget, probe_s: float) -> float:
-    """Returns how many requests/s of the mix the engine serves when all come at once: in a burst
-    that takes about `probe_s`, after shorter ones that warm it up. Raises Interrupted, or
-    Unreachable.
+    """Returns how many tokens of the mix the engine serves in a second when all requests come at
+    once: in a burst that takes about `probe_s`, after shorter ones that warm it up. Raises
+    Interrupted, or Unreachable.
     """
-    rate = burst(target, LEAST)
+    tokens_per_s = burst(target, 0.0)
     for wanted_s in (probe_s / 3, probe_s):
-        rate = burst(target, lasting(wanted_s, rate))
-    return rate
+        tokens_per_s = burst(target, tokens_per_s * wanted_s)
+    return tokens_per_s
 
 
-def lasting(wanted_s: float, rate: float) -> int:
-    """Returns how many requests make a burst of about so many seconds."""
-    return min(MOST, max(LEAST, round(rate * wanted_s)))
+def burst(target: LiveTarget, tokens: float) -> float:
+    """Sends requests of the mix with about so many tokens at once, and returns how many the engine
+    serves in a second. Raises Interrupted, or Unreachable where some were not.
 
-
-def burst(target: LiveTarget, count: int) -> float:
-    """Sends so many requests of the mix at once and returns how many were served in a second, from
-    the first to the end of the last. Raises Interrupted, or Unreachable where some were not.
+    Over the whole of a burst that is too few, since its end is a few streams, and until the last
+    prompt is done too many, since decodes are dearer and left over: their geometric mean is taken
+    (docs/decisions/the-demo.md).
     """
-    rng = random.Random(f"{SEED}/burst of {count}")
-    tiers = rng.choices(list(PER_BATCH), list(PER_BATCH.values()), k=count)
+    count = min(MOST, max(LEAST, requests_in(tokens)))
+    rows = sorted(mixed(count, f"{SEED}/burst of {count:.0f}"))
     requests = [
-        PlannedRequest(i, 0.0, tier, Targets(), *LENGTHS[tier].draw(rng), seed=rng.getrandbits(63))
-        for i, tier in enumerate(tiers)
+        PlannedRequest(i, 0.0, row.tier or "", Targets(), row.prompt_len, row.output_len, seed=i)
+        for i, row in enumerate(rows)
     ]
     run = target.run(requests, lambda progress: None)
     if run.end is End.INTERRUPTED:
@@ -136,4 +155,9 @@ def burst(target: LiveTarget, count: int) -> float:
     failed = [record for record in run.records if record.outcome.is_incomplete]
     if run.end is End.TARGET_LOST or failed:
         raise Unreachable(run.problem or f"{target.server}: {failed[0].error or 'no answer'}")
-    return count / run.elapsed_s
+    last_prompt_at = max(record.token_at[0] for record in run.records)
+    until_then = sum(
+        record.request.prompt_len + bisect_right(record.token_at, last_prompt_at)
+        for record in run.records
+    )
+    return math.sqrt(num_tokens(rows) / run.elapsed_s * until_then / last_prompt_at)

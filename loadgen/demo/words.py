@@ -79,12 +79,12 @@ def timings(stream: Heard) -> str:
     )
 
 
-def about(load: Load, rate: float, targets: Mapping[str, Targets]) -> str:
+def about(load: Load, served_per_s: float, targets: Mapping[str, Targets]) -> str:
     """Tells what is sent, and why so much of it."""
     chat, report = targets[CHAT], targets[REPORT]
     return paragraph(
-        f"This engine serves {rate:.3g} requests/s of the following mix, and gets more than can be"
-        f" on time. At once come {load.count(BATCH)} of a batch, of low importance, due in"
+        f"This engine serves {served_per_s:,.0f} tokens/s of the following mix, and gets more than"
+        f" can be on time. At once come {load.count(BATCH)} of a batch, of low importance, due in"
         f" {brief(load.batch_ttlt_s)} each; and for {brief(load.arrivals_s)} {load.count(CHAT)} of"
         f" chat (tier {CHAT}: first token within {brief(chat.ttft)}, then one every"
         f" {brief(chat.tbt)}) and {load.count(REPORT)} reports (tier {REPORT}: complete within"
@@ -237,7 +237,7 @@ def _indented(lines: Sequence[str], further: int) -> list[str]:
 
 def _predicted(made: Decision) -> str:
     expected = made.predicted_at
-    return "" if expected is None else f" (end expected at {brief(expected)})"
+    return "" if expected is None else f" (to end at {brief(expected)})"
 
 
 def written(report: Path, again: Sequence[str]) -> str:
