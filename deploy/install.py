@@ -89,7 +89,7 @@ class Environment:
 
     def _remove(self) -> None:
         """Removes it, last of all what says that it is not complete. A second interrupt waits."""
-        with interrupts.unheard():
+        with interrupts.unheard(), step("removing what was not finished"):
             self._unfinished.touch()
             for path in self._folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
