@@ -209,7 +209,7 @@ def _told(decision: Decision, request: Request, is_operator: bool) -> str:
 
 
 def _of_tier(row: Row) -> str:
-    return f"tier {row.tier}" if row.tier else "of requests without a tier"
+    return f"tier {row.tier}" if row.tier else "of requests with their own targets"
 
 
 def _of_whom(row: Row, request: Request, is_operator: bool) -> str:

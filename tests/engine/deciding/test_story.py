@@ -68,7 +68,7 @@ def test_where_no_tenant_has_a_share_of_its_own_none_is_spoken_of() -> None:
     driver.submit(make_request("third", 63, 2, targets=interactive(0.2, 0.1)))
     driver.drain()
     summary = story.summary(told(driver, "third"), is_operator=True)
-    assert "100%: 325 ms of requests without a tier and 325 ms tier batch." in summary
+    assert "100%: 325 ms of requests with their own targets and 325 ms tier batch." in summary
     assert "tenant" not in summary
 
 
