@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from loadgen.demo.load import BATCH, CHAT, REPORT, Load
+from loadgen.demo.load import BATCH, CHAT, REPORT, Load, num_tokens
 from loadgen.scoring.modes import Measurement
 from loadgen.scoring.score import Percentiles, Score, is_on_time
 from loadgen.targets.record import Record
@@ -83,12 +83,13 @@ def about(load: Load, served_per_s: float, targets: Mapping[str, Targets]) -> st
     """Tells what is sent, and why so much of it."""
     chat, report = targets[CHAT], targets[REPORT]
     return paragraph(
-        f"This engine serves {served_per_s:,.0f} tokens/s of the following mix, and gets more than"
-        f" can be on time. At once come {load.count(BATCH)} of a batch, of low importance, due in"
-        f" {brief(load.batch_ttlt_s)} each; and for {brief(load.arrivals_s)} {load.count(CHAT)} of"
-        f" chat (tier {CHAT}: first token within {brief(chat.ttft)}, then one every"
-        f" {brief(chat.tbt)}) and {load.count(REPORT)} reports (tier {REPORT}: complete within"
-        f" {brief(report.ttlt)}). The same requests under each policy:"
+        f"This engine serves {served_per_s:,.0f} tokens/s of the following mix, and is given work"
+        f" for {num_tokens(load.rows) / served_per_s:.0f} s. At once come {load.count(BATCH)} of a"
+        f" batch, of low importance, due in {brief(load.batch_ttlt_s)} each; and for"
+        f" {brief(load.arrivals_s)} {load.count(CHAT)} of chat (tier {CHAT}: first token within"
+        f" {brief(chat.ttft)}, then one every {brief(chat.tbt)}) and {load.count(REPORT)} reports"
+        f" (tier {REPORT}: complete within {brief(report.ttlt)}). The same requests under each"
+        " policy:"
     )
 
 
