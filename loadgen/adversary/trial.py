@@ -28,6 +28,7 @@ class Figures(NamedTuple):
     ttlt_tail: float  # of those with a TTLT
     best_effort_s: float  # p99 of TTLT of those with neither
     tokens_per_s: float  # until all is done; 0 where little waited at the last arrival
+    gaps: float = 0.0  # share of the requests with a gap that `--max-gap` rules out
 
 
 class Trial(NamedTuple):
@@ -51,11 +52,13 @@ def run(trial: Trial) -> Figures:
     with Opener(arguments, spec).opened(trial.contender) as target, uncollected():
         requests = list(plan(build(spec, target.info())))
         done = target.run(requests, lambda progress: None)
-    return figures(done.records)
+    return figures(done.records, trial.condition.max_gap)
 
 
-def figures(records: Sequence[Record]) -> Figures:
-    """Folds the records of a run, at least one, into the figures."""
+def figures(records: Sequence[Record], max_gap: float = math.inf) -> Figures:
+    """Folds the records of a run, at least one, into the figures; `max_gap`, in TBTs, is the
+    longest gap between two tokens that was allowed.
+    """
     late = [not is_on_time(record) for record in records]
     ranks = [_RANK[record.request.importance or Importance.NORMAL] for record in records]
     important = [is_late for is_late, rank in zip(late, ranks, strict=True) if rank == max(ranks)]
@@ -75,17 +78,26 @@ def figures(records: Sequence[Record]) -> Figures:
         max(1.0, _p99(ttlt)),
         _p99(waits),
         _throughput(records),
+        sum(_has_gap(record, max_gap) for record in records) / len(records),
     )
 
 
 _RANK = {
     each: rank for rank, each in enumerate((Importance.LOW, Importance.NORMAL, Importance.HIGH))
 }
+_JUST_LONGER = 1.05  # times what is allowed: no fault of anybody
 _WAITED = 1.25  # times the instant of the last arrival: when what is left then takes long to do
 
 
 def _or_never(value: float | None) -> float:
     return math.inf if value is None else value
+
+
+def _has_gap(record: Record, max_gap: float) -> bool:
+    tbt = record.request.targets.tbt
+    if tbt is None or max_gap == math.inf:
+        return False
+    return max(record.gaps_s, default=0.0) > _JUST_LONGER * max_gap * tbt
 
 
 def _p99(values: Iterable[float]) -> float:

@@ -2,8 +2,9 @@
 
 Both serve the same requests, once per seed, so that what is compared is the difference of each
 pair. Better is:
-* fewer late, of all requests or of the most important ones: at every seed, by 1 % of the requests
-  and by 5 % of ours on the average over the seeds, and by two standard errors of that average;
+* fewer late, of all requests or of the most important ones, or fewer with a gap that `--max-gap`
+  rules out: at every seed, by 1 % of the requests and by 5 % of ours on the average over the seeds,
+  and by two standard errors of that average;
 * a tail: at every seed ours is beyond its target, and half as long again as theirs or more; a
   target that theirs keeps counts as if it were just kept. Best effort, which has no target, is long
   from a minute on;
@@ -36,13 +37,14 @@ class Measure(Enum):
     TTLT_TAIL = "ttlt_tail"
     BEST_EFFORT = "best_effort_s"
     THROUGHPUT = "tokens_per_s"
+    GAPS = "gaps"
 
     def of(self, figures: Figures) -> float:
         """Returns this figure."""
         return float(getattr(figures, self.value))
 
 
-SHARES = frozenset((Measure.LATE, Measure.LATE_IMPORTANT))
+SHARES = frozenset((Measure.LATE, Measure.LATE_IMPORTANT, Measure.GAPS))
 
 
 def better(theirs: Sequence[Figures], ours: Sequence[Figures]) -> frozenset[Measure]:
@@ -68,13 +70,14 @@ def _is_better(measure: Measure, theirs: Sequence[Figures], ours: Sequence[Figur
 
 def excuses(measure: Measure, worse: frozenset[Measure]) -> frozenset[Measure]:
     """Returns what makes a gain in the measure a trade, of what a contender is worse in. Who is
-    late counts first: no tail and no throughput excuses more late requests.
+    late, and who has a gap that was ruled out, counts first: no tail and no throughput excuses more
+    of them.
     """
     return worse & SHARES if measure in SHARES else worse
 
 
 def is_perfect(ours: Figures) -> bool:
     """Says whether nobody can be better than this by more than noise."""
-    is_late = max(ours.late, ours.late_important) >= _LATE
+    is_late = max(ours.late, ours.late_important, ours.gaps) >= _LATE
     has_tail = max(ours.ttft_tail, ours.ttlt_tail) > _TAIL or ours.best_effort_s > _TAIL * _LONG_S
     return not (is_late or has_tail or ours.tokens_per_s)

@@ -23,7 +23,7 @@ from loadgen.adversary.condition import Condition, Part, draw, percents, profile
 from loadgen.adversary.search import Search, command, drawn
 from loadgen.adversary.shrink import shrink, simpler
 from loadgen.adversary.trial import Figures, Trial, figures, run
-from loadgen.adversary.verdict import Measure, better, is_perfect
+from loadgen.adversary.verdict import Measure, better, excuses, is_perfect
 from loadgen.targets.record import Outcome
 from niyama.client.values import Importance, Targets
 from tests.loadgen.examples import CHAT, REPORT, planned, record
@@ -80,6 +80,18 @@ def test_a_tail_counts_who_never_got_a_token_as_waiting_for_ever() -> None:
     assert found[:5] == (0.5, 1.0, 2.0, 1.5, 90.0)
     rejected = replace(ended[1], token_at=type(ended[1].token_at)("d"), outcome=Outcome.REJECTED)
     assert figures([*ended, rejected]).ttft_tail == math.inf
+
+
+def test_gaps_count_where_the_load_rules_them_out() -> None:
+    """A TBT of 125 ms: gaps of 150, of 250, and of 130 ms, which is as good as 125."""
+    ended = [record(planned(targets=CHAT), [0.5, 0.5 + gap]) for gap in (0.15, 0.25, 0.13)]
+    assert figures(ended).gaps == 0.0, "nothing is ruled out"
+    assert figures(ended, 1.25).gaps == pytest.approx(1 / 3)
+    assert figures(ended, 1.0).gaps == pytest.approx(2 / 3)
+    kept, broken = GOOD._replace(late=0.3), GOOD._replace(gaps=0.3)
+    assert not is_perfect(broken)
+    assert excuses(Measure.LATE, better([kept], [broken])) == {Measure.GAPS}
+    assert excuses(Measure.GAPS, better([broken], [kept])) == {Measure.LATE}
 
 
 def test_better_is_by_more_than_noise_and_at_every_seed() -> None:
