@@ -50,9 +50,15 @@ yield, and prefills are spread beside the decodes. Places are scarce for as long
 of who found none: until then most of those that were in its way have ended, and let somebody in.
 
 All that is said of whom the engine promised to have on time. Where much work is given up, the
-others (the background) have what is left over, and nothing is where it may take a stream's
-deadline: their chunk ends where one would be late for a longer iteration, as above but without a
-floor. So there is no time for them while a stream is in a hurry, which is so until its deadline.
+others (the background) have what is left over, and nothing is where it may take a deadline of
+somebody else:
+
+    a stream's     their chunk ends where one would be late for a longer iteration, as above but
+                   without a floor. So there is no time for them while a stream is in a hurry, which
+                   is so until its deadline
+    an arrival's   their iterations are short (LEFT_OVER), so that it hardly waits for the end of
+                   one; and they leave the streams with a TBT the slack that it takes to have one
+                   long iteration for it
 
 Holding. Decodes that only have a deadline for their last token (TTLT) sit out, those with the most
 time for each token that they have left first,
@@ -85,6 +91,7 @@ from engine.deciding.pace import (
     PaceConfig,
     deadline_budget,
     iteration_budget,
+    spare_slack_s,
     wished_s,
 )
 from engine.deciding.plan import Work
@@ -96,6 +103,7 @@ LIGHT = 0.05  # load of the queue below which there is no hurry
 ENDANGERED = 0.5  # load of the queue from which decodes that have time sit out for it
 PATIENCE = 2.0  # who sits out has time for this many times the iterations that it needs
 AMPLE = 0.75  # of a pace: as long as all decodes take no more, some may sit out for prefills
+LEFT_OVER = 1 / 4  # of the longest iteration after which arrivals are answered in time
 _ONE_DECODE = Work(1, 1)
 LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 
@@ -113,6 +121,7 @@ class Chunking:
         self._crowded_until = -math.inf
         self._pace = pace
         # Of the present iteration:
+        self._decodes, self._now = Streams(), 0.0
         self._response_s = math.inf
         self._idle_s = 0.0  # what the decodes alone take
         self._budget = Budget(math.inf, None)
@@ -169,6 +178,7 @@ class Chunking:
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
         floor_s = self._idle_s = self._latency.predict(work)
+        self._decodes, self._now = decodes, now
         self._response_s = response_s
         most_gap = 1.0 if load < LIGHT else math.inf
         least_s = self._latency.predict(_ONE_DECODE)
@@ -197,8 +207,9 @@ class Chunking:
             seconds = max(granted_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)
-        if left_over and self._wished_s < self._budget.seconds:
-            return self._latency.largest_chunk(work, start, limit, self._wished_s)
+        if left_over:
+            seconds = min(self._budget.seconds, self._wished_s, self._left_over_s)
+            return self._latency.largest_chunk(work, start, limit, seconds)
         if self._budget.seconds == math.inf:
             return limit
         length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
@@ -207,6 +218,14 @@ class Chunking:
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
+
+    @property
+    def _left_over_s(self) -> float:
+        """How long the iteration may take for a prefill that was given up, margin included."""
+        if self._response_s == math.inf:
+            return math.inf  # nobody asks for a TTFT
+        spare_s = spare_slack_s(self._pace, self._decodes, self._now)
+        return min(LEFT_OVER * self._response_s, spare_s - self._response_s)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on

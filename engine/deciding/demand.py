@@ -99,23 +99,28 @@ class Demand:
         sequence: Sequence,
         decodes_s: float,
         now: float,
-        most: float = 1 / 2,
         short_s: float = 0.0,
+        is_cautious: bool = False,
     ) -> float:
         """Returns the instant by which the work of a waiting sequence is to be done, of which
         `decodes_s` is for its decodes.
 
         Its decodes are work for those behind it, but its first token need not wait for them. So
         the instant is later by them than the deadline of that token. With a TTLT it is earlier by
-        the time in which the expected output can follow, but at most by the part `most` of the time
-        left: the output may be shorter, and decodes that are in a hurry shorten iterations. It is
-        earlier by `short_s` all the same, which a short output takes.
+        the time in which the expected output can follow, but at most by half of the time left: the
+        output may be shorter, and decodes that are in a hurry shorten iterations. It is earlier by
+        `short_s` all the same, which a short output takes. Where it is cautious, the expected
+        output is given all the time that it takes, and one that is OUTPUT_RISK times as long half
+        of the time at most.
         """
         due_at = sequence.due_at + decodes_s
         if sequence.request.targets.ttlt_s is None:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
-        return due_at - min(self.decoding_s(sequence), max(most * left_s, short_s))
+        decoding_s = self.decoding_s(sequence)
+        half = min(left_s / 2, OUTPUT_RISK * decoding_s if is_cautious else decoding_s)
+        least = min(decoding_s, left_s if is_cautious else short_s)
+        return due_at - max(half, least)
 
     def served_by(self, sequence: Sequence) -> float:
         """Returns the instant by which the prefill of a waiting sequence is best done, which says

@@ -60,6 +60,7 @@ BEHIND = "it could not be on time behind those who are due before it"
 MAX_ALPHA = 1024.0
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
+HEAD_START = 1 / 8  # of the time that its prefill leaves, in which a stream may begin early
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
@@ -173,10 +174,21 @@ class Niyama(Policy):
         the place of one who can be on time as expected, as does whose tenant asks for too much.
         """
         is_cautious = sequence.importance == BEYOND or self._recent.is_overloaded
-        most = 1.0 if is_cautious else 0.5
         short_s = self.demand.short_decoding_s(sequence)
-        by = self.demand.prefill_due_at(sequence, decodes_s, now, most, short_s)
-        sequence.prefill_by(by)
+        by = self.demand.prefill_due_at(sequence, decodes_s, now, short_s, is_cautious)
+        sequence.prefill_by(by - self._head_start_s(sequence, now))
+
+    def _head_start_s(self, sequence: Sequence, now: float) -> float:
+        """Returns how much earlier than it is due the first token of a stream with a TBT is to
+        come: then the stream begins with its reserve of slack, and a token more as nobody knows how
+        iterations fall. To fill that afterwards every iteration beside it had to be shorter. It
+        takes a small part of the time that the prefill leaves at most.
+        """
+        if sequence.tbt_s is None:
+            return 0.0
+        spare_s = sequence.due_at - now - self.demand.prefill_s(sequence)
+        reserve_s = (self.config.pace.reserve + 1) * sequence.tbt_s
+        return max(0.0, min(reserve_s, HEAD_START * spare_s))
 
     @property
     def _burst_s(self) -> float:

@@ -8,7 +8,8 @@ its next token):
             its reserve fills
   gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
             first token left: accumulated slack must not turn into a visible stall. A tier may have
-            a `max_gap` of its own
+            a `max_gap` of its own. For a stream whose token is overdue it is LATE_GAP times that: its
+            pace is all that it has left to lose, and no reason for others to become late as well
 
 A stream that only has to be complete by a deadline (TTLT) was promised no pace. It has a wish
 (`wished_s`): the time that is left, divided by the tokens that are left. A wish is granted as far
@@ -27,6 +28,7 @@ from typing import NamedTuple
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
+LATE_GAP = 2.0  # longest gap of a stream that is late, in units of what holds for the others
 LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long as decodes alone
 
 
@@ -59,13 +61,12 @@ def interactive_budget(
 ) -> float:
     """Returns the seconds that the iteration that gives a stream its next token may take.
 
-    `due` is the deadline of that token; like `last_token_at` and `now` it is an instant in seconds.
+    `due` is the deadline of that token, after `now`; like `last_token_at` these are instants in
+    seconds.
     `max_gap` is what holds for this stream now, whatever the config says.
     """
     slack = due - now
     gap = last_token_at + max_gap * tbt_s - now
-    if slack <= 0:
-        return gap  # this token is late already; its deadline has nothing left to protect
     spare = slack - config.reserve * tbt_s
     return min(gap, max(spare, min(slack, config.catch_up * tbt_s)))
 
@@ -123,7 +124,7 @@ def iteration_budget(
 
     Both bounds of a stream grow with the instants from which they run. So of streams with one pace
     that which has waited longest for a token has the tightest gap, and that whose next is due first
-    the tightest envelope; with a token that is late already a stream has none.
+    the tightest envelope; with a token that is overdue a stream has none.
     """
     budget = Budget(math.inf, None)
     for (tbt_s, own_gap), streams in decodes.by_pace.items():
@@ -134,14 +135,29 @@ def iteration_budget(
                 due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
                 bound = min(bound, due - now - config.reserve * tbt_s)
         else:
-            due = min([s.due_at for s in streams])
+            due, bound = min([s.due_at for s in streams]), math.inf
             if due <= now:
-                due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
-            last_token_at = _longest_waiting(streams, now)
-            bound = interactive_budget(config, tbt_s, max_gap, due, last_token_at, now)
+                bound = _longest_waiting(streams, now) + LATE_GAP * max_gap * tbt_s - now
+                streams = [s for s in streams if s.due_at > now]
+                due = min([s.due_at for s in streams], default=math.inf)
+            if streams:
+                last_token_at = _longest_waiting(streams, now)
+                own = interactive_budget(config, tbt_s, max_gap, due, last_token_at, now)
+                bound = min(bound, own)
         if bound < budget.seconds:
             budget = Budget(bound, tbt_s, max_gap)
     return budget
+
+
+def spare_slack_s(config: PaceConfig, decodes: Streams, now: float) -> float:
+    """Returns the least slack beyond their reserve that streams with a TBT have, of those that are
+    not late; inf where there are none.
+    """
+    spare_s = math.inf
+    for (tbt_s, _), streams in decodes.by_pace.items():
+        due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
+        spare_s = min(spare_s, due - now - config.reserve * tbt_s)
+    return spare_s
 
 
 def _longest_waiting(streams: list[Sequence], now: float) -> float:

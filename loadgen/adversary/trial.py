@@ -28,7 +28,7 @@ class Figures(NamedTuple):
     ttlt_tail: float  # of those with a TTLT
     best_effort_s: float  # p99 of TTLT of those with neither
     tokens_per_s: float  # until all is done; 0 where little waited at the last arrival
-    gaps: float = 0.0  # share of the requests with a gap that `--max-gap` rules out
+    gaps: float = 0.0  # share of the requests on time, but with a gap that `--max-gap` rules out
 
 
 class Trial(NamedTuple):
@@ -95,7 +95,7 @@ def _or_never(value: float | None) -> float:
 
 def _has_gap(record: Record, max_gap: float) -> bool:
     tbt = record.request.targets.tbt
-    if tbt is None or max_gap == math.inf:
+    if tbt is None or max_gap == math.inf or not is_on_time(record):
         return False
     return max(record.gaps_s, default=0.0) > _JUST_LONGER * max_gap * tbt
 

@@ -4,6 +4,9 @@ loadgen.adversary`, shrunk, understood and mended: it must not again.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from loadgen.adversary.condition import Condition, Part
@@ -77,11 +80,33 @@ HOPELESS = Condition(
     seed=337,
 )
 
+# Streams begin all the time, so that filling a reserve after the first token never ends.
+BEGINNING = Condition(
+    "a100-llama3-8b",
+    (
+        Part("chat", "1.3s/44ms", 56, "260", "94"),
+        Part("report", "180s", 44, "260", "94"),
+    ),
+    rps=55.0,
+    duration_s=30.0,
+    predictor_error=0.02,
+    seed=276,
+)
+# Most prompts take longer than the TTFT, and the others have no time to wait for those.
+SHORT = Condition(
+    "a100-llama3-8b",
+    (Part("chat", "0.53s/28ms", 100, "4000/7000", "30"),),
+    rps=2.9,
+    duration_s=120.0,
+    seed=71,
+)
+
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
 def test_a_ttft_shorter_than_the_prompts_does_not_make_chunks_tiny(measure: Measure) -> None:
+    """A shorter tail at the price of more late requests is no loss."""
     search = Search(lambda trials: [run(trial) for trial in trials], print)
-    assert search.confirm(measure, "fairbatching", HASTY) is None
+    assert search.confirm(measure, "fairbatching", HASTY, is_free=True) is None
 
 
 def test_where_the_batch_is_what_is_short_as_much_is_served_as_with_small_chunks() -> None:
@@ -107,3 +132,14 @@ def test_nobody_is_begun_in_the_hope_for_an_output_shorter_than_its_kind_has() -
 def test_no_more_streams_begin_than_have_their_pace() -> None:
     """Each that began beyond it made all others late: 59 % of them, where a tenth must wait."""
     assert run(Trial(MANY, "niyama", 111)).late < 0.15
+
+
+def test_streams_that_begin_all_the_time_shorten_no_iterations() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.LATE, "slidingserve", BEGINNING) is None
+
+
+@pytest.mark.parametrize("max_gap", [math.inf, 1.0])
+def test_prompts_that_are_given_up_cost_nobody_else_a_tight_ttft(max_gap: float) -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.LATE, "edf-reject", replace(SHORT, max_gap=max_gap)) is None

@@ -226,6 +226,24 @@ def test_what_is_left_over_ends_where_a_stream_would_be_late() -> None:
         assert chunking.room(work, 0, 1000) == 3
 
 
+def test_what_is_left_over_keeps_neither_an_arrival_nor_a_stream_waiting() -> None:
+    """A longest iteration of 42 ms for who comes next: a quarter of that, with room for 9 tokens
+    beside a decode or without; 1 token where the stream has 3 ms more to spare beside its reserve
+    of 20 ms, and none where it has less.
+    """
+    streams = [make_stream(interactive(1.0, 0.01), due_at=due) for due in (1.0, 0.065, 0.06)]
+    for decodes, room in (
+        ([], 9),
+        (streams[:1], 9),
+        (streams[1:2], 1),
+        (streams[2:], 0),
+    ):
+        chunking, work = make_chunking(), decodes_only(decodes)
+        chunking.begin(Streams(decodes), work, BUSY, 0.042, 0.0)
+        assert chunking.room(work, 0, 1000, left_over=True) == room
+        assert chunking.room(work, 0, 1000) > 9
+
+
 def test_what_follows_the_first_chunk_keeps_the_same_iteration() -> None:
     chunking, work = begun(wishing(1e-6))
     room = chunking.room(work, 0, 1000)

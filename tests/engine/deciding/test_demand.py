@@ -5,6 +5,7 @@ prefill token, 0.1 ms a decode.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -104,16 +105,18 @@ def test_what_is_given_up_counts_by_its_work() -> None:
 
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
-    due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 6 where all of the time may be for
-    decodes, or 5 where a short output takes those. Where the first is wanted by then, it is due by
-    then. Work of 2 ms for decodes comes after that.
+    due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 5 where a short output takes those.
+    With caution it is 6 of the 6 ms, and else 33 ms for three times the output, or half of 50 ms
+    left. Where the first is wanted by then, it is due by then. Work of 2 ms for decodes comes after
+    that.
     """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
     stream = make_sequence(output=10, targets=interactive(0.1, 0.01))
     assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.0, 0.094) == pytest.approx(0.097)
-    assert demand.prefill_due_at(batch, 0.0, 0.094, most=1.0) == pytest.approx(0.094)
+    cautious = partial(demand.prefill_due_at, batch, 0.0, is_cautious=True)
+    assert [cautious(now) for now in (0.094, 0.0, 0.05)] == pytest.approx([0.094, 0.067, 0.075])
     assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.005) == pytest.approx(0.095)
     assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.02) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.002, 0.0) == pytest.approx(0.091)

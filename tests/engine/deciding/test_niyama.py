@@ -51,9 +51,26 @@ def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
     """
     scheduler = make_scheduler()
     for i in range(waiting):
-        scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1.0)), 0.0)
+        scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1e-3)), 0.0)
     scheduler.policy.review(0.0)
     assert scheduler.policy.alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ttft_s", "early_s"), [(10, 1.0, 0.03), (101, 0.183, 0.01), (900, 0.5, 0.0)]
+)
+def test_a_stream_is_to_begin_with_its_reserve_in_hand(
+    prompt: int, ttft_s: float, early_s: float
+) -> None:
+    """Three tokens of 10 ms early, or an eighth of the 80 ms that the prefill leaves, or not at
+    all; its one decode is no work before it is due.
+    """
+    scheduler = make_scheduler()
+    request = make_request("r", prompt, 2, targets=interactive(ttft_s, 0.01))
+    scheduler.submit(request, 0.0)
+    decode_s = scheduler.policy.demand.decodes_s(scheduler.sequence("r"))
+    due_at = scheduler.sequence("r").prefill_due_at
+    assert ttft_s + decode_s - due_at == pytest.approx(early_s, abs=1e-4)
 
 
 def finish_by_deadline(works: list[float]) -> list[float]:

@@ -14,6 +14,7 @@ from engine.deciding.pace import (
     deadline_budget,
     interactive_budget,
     iteration_budget,
+    spare_slack_s,
     wished_s,
 )
 from engine.deciding.request import BEST_EFFORT, Targets
@@ -53,8 +54,6 @@ def budget(
         (0.12, 0.0, 0.045),  # only 20 ms above the reserve: build it up, at 0.9 of the pace
         (0.10, 0.0, 0.045),
         (0.03, 0.0, 0.03),  # on time before anything else
-        (0.0, 0.0, 0.1),  # late: nothing left to protect but the gap
-        (-1.0, 0.06, 0.04),
     ],
 )
 def test_interactive_budget_by_hand(slack: float, since_last: float, expected: float) -> None:
@@ -98,6 +97,30 @@ def test_a_longest_gap_of_its_own_takes_the_place_of_the_usual_one() -> None:
         assert found == Budget(pytest.approx(expected * TBT), TBT, expected)
     lost = make_stream(Targets(1.0, TBT, None, 3.0), due_at=9.0)
     assert budget([lost], 0.06, 0.0).seconds == pytest.approx(0.18)
+
+
+def test_a_stream_that_is_late_has_gaps_twice_as_long_and_shortens_nobody_elses() -> None:
+    """100 ms for those on time, 200 ms for whose token was due at 7 s, of which 60 ms have passed
+    since its last; and what the envelope of the others says.
+    """
+    late = make_stream(interactive(1.0, TBT), due_at=7.0, last_token_at=6.94)
+    easy = make_stream(interactive(1.0, TBT), due_at=8.0, last_token_at=7.0)
+    tight = make_stream(interactive(1.0, TBT), due_at=7.16, last_token_at=7.0)
+    for streams, expected in (
+        ([late], 0.14),
+        ([late, easy], 0.1),
+        ([late, tight], 0.06),
+        ([easy], 0.1),
+    ):
+        assert budget(streams, 0.0, 7.0).seconds == pytest.approx(expected)
+
+
+def test_slack_to_spare_is_that_of_the_tightest_stream_that_is_not_late() -> None:
+    """Beyond a reserve of 100 ms."""
+    late = make_stream(interactive(1.0, TBT), due_at=7.0)
+    easy, tight = (make_stream(interactive(1.0, TBT), due_at=due) for due in (8.0, 7.3))
+    for streams, expected in (([], math.inf), ([late], math.inf), ([late, easy, tight], 0.2)):
+        assert spare_slack_s(CONFIG, Streams(streams), 7.0) == pytest.approx(expected)
 
 
 def test_a_deadline_is_shared_among_the_tokens_left() -> None:
