@@ -110,15 +110,14 @@ class Demand:
         the time in which the expected output can follow, but at most by half of the time left: the
         output may be shorter, and decodes that are in a hurry shorten iterations. It is earlier by
         `short_s` all the same, which a short output takes. Where it is cautious, the expected
-        output is given all the time that it takes, and one that is OUTPUT_RISK times as long half
-        of the time at most.
+        output is given all the time that it takes, and a long one half of the time at most.
         """
         due_at = sequence.due_at + decodes_s
         if sequence.request.targets.ttlt_s is None:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
         decoding_s = self.decoding_s(sequence)
-        half = min(left_s / 2, OUTPUT_RISK * decoding_s if is_cautious else decoding_s)
+        half = min(left_s / 2, self.long_decoding_s(sequence) if is_cautious else decoding_s)
         least = min(decoding_s, left_s if is_cautious else short_s)
         return due_at - max(half, least)
 
@@ -144,6 +143,11 @@ class Demand:
         """Returns the same of an output that is shorter than nearly all of its kind."""
         left = self._history.short(sequence.output_group) - sequence.num_output
         return max(0.0, left) * self.iteration_s
+
+    def long_decoding_s(self, sequence: Sequence) -> float:
+        """Returns the same of an output that is longer than most of its kind."""
+        longest = self._history.long(sequence.output_group, sequence.max_tokens)
+        return max(1.0, longest - sequence.num_output) * self.iteration_s
 
 
 class RecentRequests:

@@ -21,7 +21,7 @@ from engine.deciding.request import named_by
 WEIGHT = 0.05  # of the newest observation
 MIN_OBSERVED = 5  # before that a mean says nothing
 PRIOR = 128  # the guess while nothing at all has been observed
-SHORT_DEVIATIONS = 2.0  # by which a short output is shorter than the mean
+SPREAD = 2.0  # deviations by which a short output is shorter than the mean, and a long one longer
 
 
 class _Moments(NamedTuple):
@@ -45,10 +45,11 @@ class _Guess(NamedTuple):
 
     mean: float
     high: int  # the mean and so many deviations
-    short: float  # the mean less SHORT_DEVIATIONS of them, at least 1
+    short: float  # the mean less SPREAD of them, at least 1
+    long: float  # the mean and SPREAD of them
 
 
-_PRIOR_GUESS = _Guess(float(PRIOR), PRIOR, 1.0)
+_PRIOR_GUESS = _Guess(float(PRIOR), PRIOR, 1.0, 2.0 * PRIOR)
 
 
 class _Table:
@@ -67,8 +68,9 @@ class _Table:
         if moments.num >= MIN_OBSERVED:
             deviation = math.sqrt(moments.variance)
             high = max(1, math.ceil(moments.mean + self._deviations * deviation))
-            short = max(1.0, moments.mean - SHORT_DEVIATIONS * deviation)
-            self.guesses[group] = _Guess(moments.mean, high, short)
+            short = max(1.0, moments.mean - SPREAD * deviation)
+            long = moments.mean + SPREAD * deviation
+            self.guesses[group] = _Guess(moments.mean, high, short, long)
         if len(self._moments) > self._most:
             forgotten, _ = self._moments.popitem(last=False)
             self.guesses.pop(forgotten, None)
@@ -104,10 +106,14 @@ class OutputLengths:
         return min(float(max_tokens), self._guess(application).mean)
 
     def short(self, application: str) -> float:
-        """Returns a length that nearly all outputs reach: SHORT_DEVIATIONS less than the mean,
-        and at least 1, which it is where outputs differ widely and while too few were observed.
-        """
+        """Returns a length that nearly all outputs reach: SPREAD deviations less than the mean, and at least 1, which it is where outputs differ widely and while too few were observed."""
         return self._guess(application).short
+
+    def long(self, application: str, max_tokens: int) -> float:
+        """Returns a length that few outputs exceed, at most `max_tokens`: SPREAD deviations more
+        than the mean.
+        """
+        return min(float(max_tokens), self._guess(application).long)
 
     def _guess(self, application: str) -> _Guess:
         own = self._applications.guesses.get(application)

@@ -8,8 +8,8 @@ its next token):
             its reserve fills
   gap       the iteration ends within `max_gap` TBTs of the last token, however much slack an early
             first token left: accumulated slack must not turn into a visible stall. A tier may have
-            a `max_gap` of its own. For a stream whose token is overdue it is LATE_GAP times that: its
-            pace is all that it has left to lose, and no reason for others to become late as well
+            a `max_gap` of its own. For a stream whose token is overdue it is LATE_GAP times as
+            long: its pace is all that it has left to lose, and no reason for others to be late too
 
 A stream that only has to be complete by a deadline (TTLT) was promised no pace. It has a wish
 (`wished_s`): the time that is left, divided by the tokens that are left. A wish is granted as far

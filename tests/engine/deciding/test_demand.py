@@ -5,7 +5,6 @@ prefill token, 0.1 ms a decode.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -106,22 +105,33 @@ def test_what_is_given_up_counts_by_its_work() -> None:
 def test_when_a_prefill_is_due_by_hand() -> None:
     """Ten tokens take an iteration of 1.1 ms each. Where all are wanted by 100 ms, the prefill is
     due 11 ms earlier, but with 6 ms left only 3 ms earlier, or 5 where a short output takes those.
-    With caution it is 6 of the 6 ms, and else 33 ms for three times the output, or half of 50 ms
-    left. Where the first is wanted by then, it is due by then. Work of 2 ms for decodes comes after
-    that.
+    Where the first is wanted by then, it is due by then. Work of 2 ms for decodes comes after that.
     """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     batch = make_sequence(output=10, targets=deadline(0.1))
     stream = make_sequence(output=10, targets=interactive(0.1, 0.01))
     assert demand.prefill_due_at(batch, 0.0, 0.0) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.0, 0.094) == pytest.approx(0.097)
-    cautious = partial(demand.prefill_due_at, batch, 0.0, is_cautious=True)
-    assert [cautious(now) for now in (0.094, 0.0, 0.05)] == pytest.approx([0.094, 0.067, 0.075])
     assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.005) == pytest.approx(0.095)
     assert demand.prefill_due_at(batch, 0.0, 0.094, short_s=0.02) == pytest.approx(0.089)
     assert demand.prefill_due_at(batch, 0.002, 0.0) == pytest.approx(0.091)
     assert demand.prefill_due_at(stream, 0.0, 0.0) == pytest.approx(0.1)
     assert demand.prefill_due_at(stream, 0.002, 0.0) == pytest.approx(0.102)
+
+
+def test_with_caution_a_prefill_is_due_in_time_for_a_long_output() -> None:
+    """Outputs of 10 on average with a deviation of 1.789, so 13.58 are long: 14.9 ms. With 20 ms
+    left that is more than half of them, and then the 11 ms of the average count, or all of 6 ms.
+    """
+    history = OutputLengths(0.0)
+    demand = Demand(LatencyModel(MILLI), history, chunk=20)
+    batch = make_sequence(output=99, targets=deadline(0.1), application="chat")
+    for length in (8, 12, 8, 12, 10):
+        history.observe(batch.output_group, length)
+    long_s = (10 + 2 * math.sqrt(3.2)) * 1.1e-3
+    for now, due_at in ((0.0, 0.1 - long_s), (0.08, 0.089), (0.094, 0.094)):
+        found = demand.prefill_due_at(batch, 0.0, now, is_cautious=True)
+        assert found == pytest.approx(due_at)
 
 
 def test_how_long_a_short_output_takes_by_hand() -> None:

@@ -46,6 +46,13 @@ def test_mean_plus_two_deviations_by_hand() -> None:
     assert history.estimate("chat", 11) == 11
 
 
+def test_a_long_output_by_hand() -> None:
+    """Two deviations more than the mean, and no more than is asked for."""
+    history = observed(8, 12, 8, 12, 10)
+    assert history.long("chat", 99) == pytest.approx(10 + 2 * math.sqrt(3.2))
+    assert history.long("chat", 11) == 11
+
+
 def test_a_short_output_by_hand() -> None:
     """8, 12, 8, 12, 10: 10 - 2 * 1.789 = 6.42. Until five have been seen anything may come, and so
     it may where outputs differ by more than half of their mean.
