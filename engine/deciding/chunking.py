@@ -207,14 +207,16 @@ class Chunking:
             seconds = max(granted_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)
+        longest_s = self._budget.seconds
         if left_over:
-            seconds = min(self._budget.seconds, self._wished_s, self._left_over_s)
-            return self._latency.largest_chunk(work, start, limit, seconds)
-        if self._budget.seconds == math.inf:
+            longest_s = min(longest_s, self._wished_s, self._left_over_s)
+        if longest_s == math.inf:
             return limit
-        length = self._latency.largest_chunk(work, start, limit, self._budget.seconds)
+        length = self._latency.largest_chunk(work, start, limit, longest_s)
         if length == 0 and not work.num_tokens:
             return 1  # an iteration computes something, however little time there is
+        if left_over:
+            return length
         if 0 < length < limit and not work.num_prefill and self._budget.tbt_s is not None:
             return self._thrifty(work, start, length, self._budget.tbt_s)
         return length
@@ -224,8 +226,9 @@ class Chunking:
         """How long the iteration may take for a prefill that was given up, margin included."""
         if self._response_s == math.inf:
             return math.inf  # nobody asks for a TTFT
+        short_s = max(LEFT_OVER * self._response_s, LOST_GAP * self._idle_s)
         spare_s = spare_slack_s(self._pace, self._decodes, self._now)
-        return min(LEFT_OVER * self._response_s, spare_s - self._response_s)
+        return min(short_s, spare_s - self._response_s)
 
     def _cheapest_s(self, work: Work, start: int) -> float:
         """Returns how long the iteration takes in which prefill tokens from position `start` on

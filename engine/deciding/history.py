@@ -106,7 +106,9 @@ class OutputLengths:
         return min(float(max_tokens), self._guess(application).mean)
 
     def short(self, application: str) -> float:
-        """Returns a length that nearly all outputs reach: SPREAD deviations less than the mean, and at least 1, which it is where outputs differ widely and while too few were observed."""
+        """Returns a length that nearly all outputs reach: SPREAD deviations less than the mean, and
+        at least 1, which it is where outputs differ widely and while too few were observed.
+        """
         return self._guess(application).short
 
     def long(self, application: str, max_tokens: int) -> float:

@@ -47,6 +47,7 @@ from engine.deciding.demand import Demand, RecentRequests
 from engine.deciding.fluid import FluidShares
 from engine.deciding.latency import LatencyModel
 from engine.deciding.niyama_config import NiyamaConfig
+from engine.deciding.pace import head_start_s
 from engine.deciding.plan import Work
 from engine.deciding.policy import ALL, KEPT_RANK, NOTHING, Cause, Move, MoveKind, Policy
 from engine.deciding.promises import Promises
@@ -60,7 +61,6 @@ BEHIND = "it could not be on time behind those who are due before it"
 MAX_ALPHA = 1024.0
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
-HEAD_START = 1 / 8  # of the time that its prefill leaves, in which a stream may begin early
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
@@ -172,23 +172,13 @@ class Niyama(Policy):
         time is for its decodes at most, or what a short output takes, in the hope for one and for
         short iterations; but while many have to be relegated, whoever is begun for a hope takes
         the place of one who can be on time as expected, as does whose tenant asks for too much.
+        With a TBT it is earlier by the head start of a stream.
         """
         is_cautious = sequence.importance == BEYOND or self._recent.is_overloaded
         short_s = self.demand.short_decoding_s(sequence)
         by = self.demand.prefill_due_at(sequence, decodes_s, now, short_s, is_cautious)
-        sequence.prefill_by(by - self._head_start_s(sequence, now))
-
-    def _head_start_s(self, sequence: Sequence, now: float) -> float:
-        """Returns how much earlier than it is due the first token of a stream with a TBT is to
-        come: then the stream begins with its reserve of slack, and a token more as nobody knows how
-        iterations fall. To fill that afterwards every iteration beside it had to be shorter. It
-        takes a small part of the time that the prefill leaves at most.
-        """
-        if sequence.tbt_s is None:
-            return 0.0
         spare_s = sequence.due_at - now - self.demand.prefill_s(sequence)
-        reserve_s = (self.config.pace.reserve + 1) * sequence.tbt_s
-        return max(0.0, min(reserve_s, HEAD_START * spare_s))
+        sequence.prefill_by(by - head_start_s(self.config.pace, sequence.tbt_s, spare_s))
 
     @property
     def _burst_s(self) -> float:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
+HEAD_START = 1 / 8  # of the time that its prefill leaves, by which a stream begins early at most
 LATE_GAP = 2.0  # longest gap of a stream that is late, in units of what holds for the others
 LOST_GAP = 2.0  # where a pace cannot be had: iterations this many times as long as decodes alone
 
@@ -147,6 +148,18 @@ def iteration_budget(
         if bound < budget.seconds:
             budget = Budget(bound, tbt_s, max_gap)
     return budget
+
+
+def head_start_s(config: PaceConfig, tbt_s: float | None, spare_s: float) -> float:
+    """Returns how much earlier than it is due the first token of a stream is to come.
+
+    So it begins with its reserve of slack, and with a token more as nobody knows how iterations
+    fall; to fill that afterwards every iteration beside it had to be shorter. It is a small part of
+    the `spare_s` seconds that its prefill leaves at most, and 0 without a TBT.
+    """
+    if tbt_s is None:
+        return 0.0
+    return max(0.0, min((config.reserve + 1) * tbt_s, HEAD_START * spare_s))
 
 
 def spare_slack_s(config: PaceConfig, decodes: Streams, now: float) -> float:

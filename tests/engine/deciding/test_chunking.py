@@ -244,6 +244,13 @@ def test_what_is_left_over_keeps_neither_an_arrival_nor_a_stream_waiting() -> No
         assert chunking.room(work, 0, 1000) > 9
 
 
+def test_what_is_left_over_goes_on_however_short_a_ttft_is_asked_for() -> None:
+    """With nothing else to do an iteration takes 1 ms before it computes a token: it may take 2."""
+    chunking = make_chunking()
+    chunking.begin(Streams(), Work(), BUSY, 1e-5, 0.0)
+    assert chunking.room(Work(), 0, 1000, left_over=True) == 1
+
+
 def test_what_follows_the_first_chunk_keeps_the_same_iteration() -> None:
     chunking, work = begun(wishing(1e-6))
     room = chunking.room(work, 0, 1000)
