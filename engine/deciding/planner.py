@@ -77,7 +77,9 @@ class Planner:
                 return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared, is_full)
             if self._roster.partial:  # they hold all memory
                 self._preempt(self._roster.last_partial(), now)
-            # Else all running sequences sat out for a stream that has just lost its pages. They
+                continue
+            assert self._roster.running, "the policy gives room to nobody"
+            # All running sequences sat out for a stream that has just lost its pages. They
             # need not wait for it any more, and the next round plans them.
 
     # Decodes
