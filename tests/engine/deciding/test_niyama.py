@@ -499,13 +499,3 @@ def test_a_ttft_that_nobody_could_meet_does_not_shorten_the_iterations_of_all() 
     driver.submit(make_request("long", prompt=640, output=1, targets=deadline(60.0)))
     driver.drain()
     assert driver.scheduler.totals.num_iterations <= 12
-
-
-def test_a_policy_that_gives_room_to_nobody_is_a_fault_and_no_endless_search(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scheduler = make_scheduler()
-    scheduler.submit(make_request(), 0.0)
-    monkeypatch.setattr(scheduler.policy, "room", lambda work, sequence: 0)
-    with pytest.raises(AssertionError, match="room to nobody"):
-        scheduler.plan(0.0)

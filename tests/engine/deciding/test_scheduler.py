@@ -409,3 +409,13 @@ def test_what_has_ended_leaves_no_state_behind(policy: str, ahead: float) -> Non
     driver = random_run(policy, seed=5, num_requests=60, ahead=ahead, bad_tokens=True)
     assert len(driver.stories) == 60
     assert count() == before
+
+
+def test_a_policy_that_gives_room_to_nobody_is_a_fault_and_no_endless_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request(), 0.0)
+    monkeypatch.setattr(scheduler.policy, "room", lambda work, sequence: 0)
+    with pytest.raises(AssertionError, match="room to nobody"):
+        scheduler.plan(0.0)
