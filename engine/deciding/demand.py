@@ -100,6 +100,7 @@ class Demand:
         decodes_s: float,
         now: float,
         short_s: float = 0.0,
+        long_s: float = 0.0,
         is_cautious: bool = False,
     ) -> float:
         """Returns the instant by which the work of a waiting sequence is to be done, of which
@@ -109,15 +110,16 @@ class Demand:
         the instant is later by them than the deadline of that token. With a TTLT it is earlier by
         the time in which the expected output can follow, but at most by half of the time left: the
         output may be shorter, and decodes that are in a hurry shorten iterations. It is earlier by
-        `short_s` all the same, which a short output takes. Where it is cautious, the expected
-        output is given all the time that it takes, and a long one half of the time at most.
+        `short_s` all the same, which a short output takes, and by `long_s`, which a long one does,
+        within that half. Where it is cautious the expected output is given all the time that it
+        takes.
         """
         due_at = sequence.due_at + decodes_s
         if sequence.request.targets.ttlt_s is None:
             return due_at
         left_s = max(0.0, sequence.due_at - now)
         decoding_s = self.decoding_s(sequence)
-        half = min(left_s / 2, self.long_decoding_s(sequence) if is_cautious else decoding_s)
+        half = min(left_s / 2, max(decoding_s, long_s))
         least = min(decoding_s, left_s if is_cautious else short_s)
         return due_at - max(half, least)
 

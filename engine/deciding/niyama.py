@@ -159,8 +159,7 @@ class Niyama(Policy):
         return max(0.0, wait_s - self.config.longest_wait_s)
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
-        overdue = self._background.overdue(now)
-        if not overdue:
+        if not (overdue := self._background.overdue(now)):
             return []  # as nearly always
         longest = f"{self.config.longest_wait_s:g} s"
         relegated = f"there was no time for it until {longest} after its deadline"
@@ -172,13 +171,17 @@ class Niyama(Policy):
         time is for its decodes at most, or what a short output takes, in the hope for one and for
         short iterations; but while many have to be relegated, whoever is begun for a hope takes
         the place of one who can be on time as expected, as does whose tenant asks for too much.
-        With a TBT it is earlier by the head start of a stream.
+        With a TBT it is then earlier by the head start of a stream.
         """
-        is_cautious = sequence.importance == BEYOND or self._recent.is_overloaded
+        is_beyond, is_overloaded = sequence.importance == BEYOND, self._recent.is_overloaded
         short_s = self.demand.short_decoding_s(sequence)
-        by = self.demand.prefill_due_at(sequence, decodes_s, now, short_s, is_cautious)
-        spare_s = sequence.due_at - now - self.demand.prefill_s(sequence)
-        sequence.prefill_by(by - head_start_s(self.config.pace, sequence.tbt_s, spare_s))
+        long_s = self.demand.long_decoding_s(sequence) if is_overloaded and not is_beyond else 0.0
+        is_cautious = is_beyond or is_overloaded
+        by = self.demand.prefill_due_at(sequence, decodes_s, now, short_s, long_s, is_cautious)
+        if not is_beyond and (self.alpha >= 1 or not self._recent.is_calm):
+            spare_s = sequence.due_at - now - self.demand.prefill_s(sequence)
+            by -= head_start_s(self.config.pace, sequence.tbt_s, spare_s)
+        sequence.prefill_by(by)
 
     @property
     def _burst_s(self) -> float:

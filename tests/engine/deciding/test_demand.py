@@ -129,8 +129,9 @@ def test_with_caution_a_prefill_is_due_in_time_for_a_long_output() -> None:
     for length in (8, 12, 8, 12, 10):
         history.observe(batch.output_group, length)
     long_s = (10 + 2 * math.sqrt(3.2)) * 1.1e-3
+    assert demand.long_decoding_s(batch) == pytest.approx(long_s)
     for now, due_at in ((0.0, 0.1 - long_s), (0.08, 0.089), (0.094, 0.094)):
-        found = demand.prefill_due_at(batch, 0.0, now, is_cautious=True)
+        found = demand.prefill_due_at(batch, 0.0, now, long_s=long_s, is_cautious=True)
         assert found == pytest.approx(due_at)
 
 

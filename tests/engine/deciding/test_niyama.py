@@ -51,7 +51,7 @@ def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
     """
     scheduler = make_scheduler()
     for i in range(waiting):
-        scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1e-3)), 0.0)
+        scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1.0)), 0.0)
     scheduler.policy.review(0.0)
     assert scheduler.policy.alpha == alpha
 
@@ -62,10 +62,9 @@ def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
 def test_a_stream_is_to_begin_with_its_reserve_in_hand(
     prompt: int, ttft_s: float, early_s: float
 ) -> None:
-    """Three tokens of 10 ms early, or an eighth of the 80 ms that the prefill leaves, or not at
-    all; its one decode is no work before it is due.
-    """
+    """Under load: three tokens of 10 ms early, or an eighth of the 80 ms that the prefill leaves."""
     scheduler = make_scheduler()
+    scheduler.policy.alpha = 1.0
     request = make_request("r", prompt, 2, targets=interactive(ttft_s, 0.01))
     scheduler.submit(request, 0.0)
     decode_s = scheduler.policy.demand.decodes_s(scheduler.sequence("r"))
