@@ -11,10 +11,13 @@ from collections import deque
 
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
-from engine.deciding.plan import Work
+from engine.deciding.plan import Plan, Work
 from engine.deciding.sequence import Sequence
 
 ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expected of the next ones
+PREFILL_WEIGHT = 0.02  # of the newest iteration in how slow prefills are
+LEAST_PREFILLS = 10  # iterations before which that is not known
+MOST_SLOWDOWN = 4.0  # of prefills beside decodes
 OUTPUT_RISK = 3.0  # an output may turn out this many times as long as the guess
 WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
@@ -35,10 +38,30 @@ class Demand:
         self._history = history
         self.chunk = chunk
         self.iteration_s = latency.predict(Work(1, 1))  # recent duration of an iteration
+        self._num_prefills = 0  # iterations that `note_prefills` was told of
+        self._prefills_s = self._shares_s = 0.0  # of these; sums, weighted by recency
+        self._prefill_slowdown = 1.0
 
     def note_iteration(self, seconds: float) -> None:
         """Takes note that an iteration took that long."""
         self.iteration_s += ITERATION_WEIGHT * (seconds - self.iteration_s)
+
+    def note_prefills(self, plan: Plan, seconds: float) -> None:
+        """Takes note that an iteration took that long which had as many prefills as there was room
+        for. It had the decodes, the pace of the streams and what any iteration costs besides, so
+        that the prefills took longer than as their shares of largest iterations.
+        """
+        num_decodes, share = len(plan.decodes), self._latency.prefill_share_seconds
+        if num_decodes:
+            context = plan.work.decode_context // num_decodes
+            seconds -= num_decodes * self._latency.decode_seconds(context, self.chunk)
+        shares_s = sum(share(c.start, c.start + c.length, self.chunk) for c in plan.chunks)
+        self._num_prefills += 1
+        self._shares_s += shares_s - PREFILL_WEIGHT * self._shares_s
+        self._prefills_s += seconds - PREFILL_WEIGHT * self._prefills_s
+        if self._num_prefills >= LEAST_PREFILLS:
+            slowdown = self._prefills_s / self._shares_s
+            self._prefill_slowdown = max(1.0, min(slowdown, MOST_SLOWDOWN))
 
     def output_left(self, sequence: Sequence) -> int:
         """Returns the tokens that are guessed to be sampled yet, at least 1."""
@@ -65,6 +88,12 @@ class Demand:
         if start is None:
             start = sequence.num_computed or sequence.expected_prefix
         return self._latency.prefill_seconds(start, sequence.num_known, self.chunk)
+
+    def prefill_share_s(self, sequence: Sequence) -> float:
+        """Returns the same of an engine that has other prefills besides, as slow as they are."""
+        start = sequence.num_computed or sequence.expected_prefix
+        share_s = self._latency.prefill_share_seconds(start, sequence.num_known, self.chunk)
+        return self._prefill_slowdown * share_s
 
     def decodes_s(self, sequence: Sequence, most: float = math.inf) -> float:
         """Returns the seconds that the decodes after the prefill add to iterations, for as many as

@@ -367,6 +367,19 @@ class LatencyModel:
             seconds += self._scales[i] * (segment.seconds(work) + others)
         return seconds
 
+    def prefill_share_seconds(self, start: int, stop: int, chunk: int) -> float:
+        """Returns what `prefill_seconds` does where others are there: the last chunk, if it is not
+        full, shares its iteration with theirs, and has its part of what any iteration costs.
+        """
+        rest = (stop - start) % chunk
+        seconds = self.prefill_seconds(start, stop - rest, chunk)
+        if rest:
+            i = self._index(chunk)
+            segment, work = self._segments[i], add_chunk(Work(), stop - rest, rest)
+            shared_s = segment.base * (1 - rest / chunk)
+            seconds += self._scales[i] * (segment.seconds(work) - shared_s)
+        return seconds
+
     def decode_seconds(self, context: int, num_tokens: int) -> float:
         """Returns the usual time that one more decode, which reads `context` positions, adds to an
         iteration of `num_tokens`.

@@ -173,13 +173,14 @@ class Niyama(Policy):
         the place of one who can be on time as expected, as does whose tenant asks for too much.
         With a TBT it is then earlier by the head start of a stream.
         """
-        is_beyond, is_overloaded = sequence.importance == BEYOND, self._recent.is_overloaded
-        short_s = self.demand.short_decoding_s(sequence)
-        long_s = self.demand.long_decoding_s(sequence) if is_overloaded and not is_beyond else 0.0
+        demand, is_overloaded = self.demand, self._recent.is_overloaded
+        is_beyond = sequence.importance == BEYOND
+        short_s = demand.short_decoding_s(sequence)
+        long_s = demand.long_decoding_s(sequence) if is_overloaded and not is_beyond else 0.0
         is_cautious = is_beyond or is_overloaded
-        by = self.demand.prefill_due_at(sequence, decodes_s, now, short_s, long_s, is_cautious)
+        by = demand.prefill_due_at(sequence, decodes_s, now, short_s, long_s, is_cautious)
         if not is_beyond and (self.alpha >= 1 or not self._recent.is_calm):
-            spare_s = sequence.due_at - now - self.demand.prefill_s(sequence)
+            spare_s = sequence.due_at - now - demand.prefill_s(sequence)
             by -= head_start_s(self.config.pace, sequence.tbt_s, spare_s)
         sequence.prefill_by(by)
 
@@ -190,7 +191,9 @@ class Niyama(Policy):
 
     def _work_left_s(self, sequence: Sequence) -> float:
         """Returns the predicted seconds that a waiting sequence needs: prefill, and decodes."""
-        return self.demand.prefill_s(sequence) + self._decodes_s[sequence]
+        is_patient = sequence.due_at == math.inf or sequence.relegated
+        prefill_s = self.demand.prefill_s if is_patient else self.demand.prefill_share_s
+        return prefill_s(sequence) + self._decodes_s[sequence]
 
     def _key(self, sequence: Sequence, work_s: float) -> Key:
         """Returns the place of a promised sequence. While the queue is feasible, that goes by when

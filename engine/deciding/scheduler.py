@@ -354,6 +354,8 @@ class Scheduler:
         if predicted_s > 0:
             self._errors.add(duration / predicted_s)
         if plan.is_full:
+            if plan.chunks:
+                self.policy.demand.note_prefills(plan, duration)
             num_lost, self._num_lost = totals.lost_tokens - self._num_lost, totals.lost_tokens
             self.flow.done(work.num_prefill - num_lost, work.num_decodes, duration)
         totals.num_iterations += 1

@@ -203,6 +203,23 @@ def test_a_prefill_is_predicted_chunk_by_chunk() -> None:
     assert LatencyModel(reading).prefill_seconds(10, 25, 10) == pytest.approx((17 + 4.5) * 1e-3)
 
 
+def test_a_last_chunk_that_is_not_full_shares_what_its_iteration_costs() -> None:
+    """5 tokens of 10 have half of the 1 ms, in the segment of a full iteration; others as above. By
+    themselves 5 tokens would be in the other segment, at 9 ms and 2 ms each.
+    """
+    profile = LatencyProfile("", (Segment(9, 9e-3, 2e-3), Segment(UNBOUNDED, 1e-3, 1e-3)))
+    for start, stop, expected in (
+        (0, 5, 5.5e-3),
+        (0, 25, 27.5e-3),
+        (20, 25, 5.5e-3),
+        (0, 20, 22e-3),
+    ):
+        found = LatencyModel(profile).prefill_share_seconds(start, stop, 10)
+        assert found == pytest.approx(expected)
+    reading = LatencyProfile("", (Segment(UNBOUNDED, 1e-3, 1e-3, prefill_context=1e-4),))
+    assert LatencyModel(reading).prefill_share_seconds(0, 25, 10) == pytest.approx(33e-3)
+
+
 def test_a_decode_costs_what_it_adds_but_never_less_than_nothing() -> None:
     """Published, above 512 tokens: 2.719e-5 - 4.144e-5 + 1.663e-7 * context: negative below 86."""
     model = LatencyModel(A100_LLAMA3_8B)

@@ -62,7 +62,7 @@ def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
 def test_a_stream_is_to_begin_with_its_reserve_in_hand(
     prompt: int, ttft_s: float, early_s: float
 ) -> None:
-    """Under load: three tokens of 10 ms early, or an eighth of the 80 ms that the prefill leaves."""
+    """Under load: three tokens of 10 ms early, or an eighth of the 80 ms besides the prefill."""
     scheduler = make_scheduler()
     scheduler.policy.alpha = 1.0
     request = make_request("r", prompt, 2, targets=interactive(ttft_s, 0.01))
