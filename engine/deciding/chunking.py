@@ -103,7 +103,7 @@ LIGHT = 0.05  # load of the queue below which there is no hurry
 ENDANGERED = 0.5  # load of the queue from which decodes that have time sit out for it
 PATIENCE = 2.0  # who sits out has time for this many times the iterations that it needs
 AMPLE = 0.75  # of a pace: as long as all decodes take no more, some may sit out for prefills
-LEFT_OVER = 1 / 4  # of the longest iteration after which arrivals are answered in time
+LEFT_OVER = 3 / 5  # of the longest iteration after which arrivals are answered in time
 _ONE_DECODE = Work(1, 1)
 LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 

@@ -16,7 +16,7 @@ from engine.deciding.sequence import Sequence
 
 ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expected of the next ones
 PREFILL_WEIGHT = 0.02  # of the newest iteration in how slow prefills are
-LEAST_PREFILLS = 10  # iterations before which that is not known
+LEAST_PREFILLS = 30  # iterations before which that is not known
 MOST_SLOWDOWN = 4.0  # of prefills beside decodes
 OUTPUT_RISK = 3.0  # an output may turn out this many times as long as the guess
 WINDOW = 1000  # recent requests whose work is remembered

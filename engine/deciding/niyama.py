@@ -479,7 +479,7 @@ class Niyama(Policy):
             sequence.count_as(BEYOND)
         decodes_s = self.demand.decodes_until_due_s(sequence, now)
         self._state_when_due(sequence, decodes_s, now)
-        return self._key(sequence, self.demand.prefill_s(sequence) + decodes_s), math.inf
+        return self._key(sequence, self.demand.prefill_share_s(sequence) + decodes_s), math.inf
 
     def served_before(self, sequence: Sequence, waiting: SequenceQueue) -> tuple[Key, float]:
         return waiting.place(sequence) if sequence in self._promises else ALL

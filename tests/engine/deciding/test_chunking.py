@@ -227,14 +227,14 @@ def test_what_is_left_over_ends_where_a_stream_would_be_late() -> None:
 
 
 def test_what_is_left_over_keeps_neither_an_arrival_nor_a_stream_waiting() -> None:
-    """A longest iteration of 42 ms for who comes next: a quarter of that, with room for 9 tokens
-    beside a decode or without; 1 token where the stream has 3 ms more to spare beside its reserve
-    of 20 ms, and none where it has less.
+    """A longest iteration of 42 ms for who comes next: three fifths of it have room for 24 tokens,
+    and the gap of a stream for 18; for 1 token where the stream has 3 ms more to spare beside its
+    reserve of 20 ms, and for none where it has less.
     """
     streams = [make_stream(interactive(1.0, 0.01), due_at=due) for due in (1.0, 0.065, 0.06)]
     for decodes, room in (
-        ([], 9),
-        (streams[:1], 9),
+        ([], 24),
+        (streams[:1], 18),
         (streams[1:2], 1),
         (streams[2:], 0),
     ):

@@ -136,8 +136,8 @@ def test_when_a_prefill_is_due_by_hand() -> None:
 
 def test_prefills_are_as_slow_as_iterations_that_were_full_of_them() -> None:
     """Ten tokens of twenty have half of the 1 ms that an iteration costs: 10.5 ms. They take twice
-    as long where ten iterations in a row did, beside a decode of 0.1 ms; not before, and never four
-    times as long nor less than that.
+    as long where thirty iterations in a row did, beside a decode of 0.1 ms; not before, and never
+    more than four times as long, nor less than that.
     """
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     waiting, decode = make_sequence(prompt=10), make_stream(deadline(9.0), 9.0)
