@@ -121,7 +121,11 @@ class EngineConfig:
         ),
     ] = 0
     max_gap: Annotated[
-        float, Flag("longest time between two tokens, in TBT targets", section="scheduler")
+        float,
+        Flag(
+            "longest time between two tokens, in TBT targets; twice that of a stream that is late",
+            section="scheduler",
+        ),
     ] = _NIYAMA.pace.max_gap
     reserve: Annotated[
         float, Flag("slack kept for each stream, in TBT targets", section="scheduler")

@@ -115,9 +115,9 @@ class Niyama(Policy):
         if sequence.due_at == math.inf:
             self._recent.note_arrival(is_stream=False)
             return self._background.add_best_effort(sequence, work_s)
-        name, costliest_s = sequence.request.share.name, self._recent.costliest_s
-        yields = not self._shares.is_within(name, costliest_s)
-        if not self._shares.ask(sequence.request.share, work_s, self._burst_s):
+        share = sequence.request.share
+        yields = not self._shares.is_within(share.name, self._recent.costliest_s)
+        if not self._shares.ask(share, work_s, self._burst_s):
             sequence.count_as(BEYOND)
         if tells := self._tells_of_the_load(sequence):
             self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
@@ -173,11 +173,10 @@ class Niyama(Policy):
         the place of one who can be on time as expected, as does whose tenant asks for too much.
         With a TBT it is then earlier by the head start of a stream.
         """
-        demand, is_overloaded = self.demand, self._recent.is_overloaded
-        is_beyond = sequence.importance == BEYOND
+        demand, is_beyond = self.demand, sequence.importance == BEYOND
+        is_cautious = is_beyond or self._recent.is_overloaded
         short_s = demand.short_decoding_s(sequence)
-        long_s = demand.long_decoding_s(sequence) if is_overloaded and not is_beyond else 0.0
-        is_cautious = is_beyond or is_overloaded
+        long_s = demand.long_decoding_s(sequence) if is_cautious and not is_beyond else 0.0
         by = demand.prefill_due_at(sequence, decodes_s, now, short_s, long_s, is_cautious)
         if not is_beyond and (self.alpha >= 1 or not self._recent.is_calm):
             spare_s = sequence.due_at - now - demand.prefill_s(sequence)

@@ -117,9 +117,8 @@ SMALL = Condition(
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
 def test_a_ttft_shorter_than_the_prompts_does_not_make_chunks_tiny(measure: Measure) -> None:
-    """A shorter tail at the price of more late requests is no loss."""
     search = Search(lambda trials: [run(trial) for trial in trials], print)
-    assert search.confirm(measure, "fairbatching", HASTY, is_free=True) is None
+    assert search.confirm(measure, "fairbatching", HASTY) is None
 
 
 def test_where_the_batch_is_what_is_short_as_much_is_served_as_with_small_chunks() -> None:
