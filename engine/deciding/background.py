@@ -163,14 +163,27 @@ class Background:
         rate = max(COUNTED_ON * self._rate, self._share)
         return ahead_s / rate if rate > 0 else (math.inf if ahead_s > 0 else 0.0)
 
-    def overdue(self, now: float) -> list[Sequence]:
-        """Returns who has waited for the longest wait, and has not been begun; each is to be
-        removed.
+    def refusal(self, share: Share) -> str:
+        """Returns why a best-effort request of the share that came now would wait too long; "": it
+        would not.
+        """
+        wait_s, longest_s = self.wait_s(share), self._longest_wait_s
+        if wait_s <= longest_s:
+            return ""
+        return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"
+
+    def overdue(self, now: float) -> list[tuple[Sequence, str]]:
+        """Returns who has waited for the longest wait, and has not been begun, with why; each is to
+        be removed.
         """
         since = now - self._longest_wait_s
         if not self._unbegun or _waits_from(self._unbegun[0]) > since:
             return []  # as nearly always
-        return list(self._unbegun.irange_key(None, since))
+        longest = f"{self._longest_wait_s:g} s"
+        relegated = f"there was no time for it until {longest} after its deadline"
+        patient = f"there was no time for it within {longest}"
+        overdue = self._unbegun.irange_key(None, since)
+        return [(s, patient if s.due_at == math.inf else relegated) for s in overdue]
 
     @property
     def is_due(self) -> bool:

@@ -48,6 +48,8 @@ decodes alone, in which the engine has time for prefills and nobody to compute. 
 are scarce all streams are taken to wish for the shortest iteration: the chunk is that of the best
 yield, and prefills are spread beside the decodes. Places are scarce for as long as the output takes
 of who found none: until then most of those that were in its way have ended, and let somebody in.
+They are only where some iterations had nothing but decodes lately for want of a place (STARVED): a
+memory can be full while there always is a prefill to do, and it is prefills that all wait for.
 
 All that is said of whom the engine promised to have on time. Where much work is given up, the
 others (the background) have what is left over, and nothing is where it may take a deadline of
@@ -104,6 +106,8 @@ ENDANGERED = 0.5  # load of the queue from which decodes that have time sit out 
 PATIENCE = 2.0  # who sits out has time for this many times the iterations that it needs
 AMPLE = 0.75  # of a pace: as long as all decodes take no more, some may sit out for prefills
 LEFT_OVER = 3 / 5  # of the longest iteration after which arrivals are answered in time
+STARVED = 0.05  # share of the iterations that have decodes alone, for want of places
+STARVED_WEIGHT = 0.02  # of the newest iteration in that share
 _ONE_DECODE = Work(1, 1)
 LONGEST_WISH = 4.0  # longest iteration that grants a wish, in units of the decodes alone
 
@@ -119,6 +123,7 @@ class Chunking:
         self._demand = demand
         self._max_held_pages = max_held_pages
         self._crowded_until = -math.inf
+        self._starved_share = 0.0  # STARVED, of recent iterations
         self._pace = pace
         # Of the present iteration:
         self._decodes, self._now = Streams(), 0.0
@@ -127,6 +132,7 @@ class Chunking:
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
         self._is_crowded = False
+        self._finds_no_place = False  # somebody
         self.has_wish = False  # of the present iteration, or the last
 
     def hold(
@@ -187,12 +193,19 @@ class Chunking:
         self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
         left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
         self._wished_s = wished_s(decodes, left, most_left, self._budget.seconds, now)
-        self._is_crowded = now < self._crowded_until
+        self._is_crowded = now < self._crowded_until and self._starved_share >= STARVED
         self.has_wish = self._wished_s < self._budget.seconds
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         """Takes note that neither batch nor memory has a place for the sequence, see the module."""
         self._crowded_until = now + self._demand.decoding_s(sequence)
+        self._finds_no_place = True
+
+    def launched(self, has_prefills: bool) -> None:
+        """Takes note that an iteration with or without prefills was launched."""
+        is_starved = self._finds_no_place and not has_prefills
+        self._starved_share += STARVED_WEIGHT * (is_starved - self._starved_share)
+        self._finds_no_place = False
 
     def room(self, work: Work, start: int, num_left: int, left_over: bool = False) -> int:
         """Returns how many tokens, from position `start` on, of a prefill with `num_left` tokens

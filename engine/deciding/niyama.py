@@ -25,8 +25,9 @@ turns out to be time for it. It ends when it has not been begun a stated time af
 effort when it has not after it came; and best effort that would wait longer is turned away when it
 comes.
 
-Memory, and places in the batch: some of both stay open for interactive requests, and a promised
-request that would be late for want of them is given those of requests that have only begun.
+Memory, and places in the batch: some of both stay open for interactive requests, and where much
+work is given up more of both for whoever is not; and a promised request that would be late for want
+of them is given those of requests that have only begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -63,6 +64,7 @@ BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
+GIVEN_UP_SHARE = 3 / 4  # of batch and memory, in which what was given up begins where it is much
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
 
 
@@ -144,13 +146,9 @@ class Niyama(Policy):
         return request.arrived_at + work_s < request.token_due_at(1)
 
     def refusal(self, sequence: Sequence, now: float) -> str:
-        if sequence.due_at < math.inf:
-            return ""
-        wait_s = self._background.wait_s(sequence.request.share)
-        longest_s = self.config.longest_wait_s
-        if wait_s <= longest_s:
-            return ""
-        return f"best effort would wait {wait_s:.1f} s, and may wait {longest_s:g} s"
+        return (
+            self._background.refusal(sequence.request.share) if sequence.due_at == math.inf else ""
+        )
 
     def retry_s(self, sequence: Sequence, now: float) -> float:
         if sequence.due_at < math.inf:
@@ -159,12 +157,7 @@ class Niyama(Policy):
         return max(0.0, wait_s - self.config.longest_wait_s)
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
-        if not (overdue := self._background.overdue(now)):
-            return []  # as nearly always
-        longest = f"{self.config.longest_wait_s:g} s"
-        relegated = f"there was no time for it until {longest} after its deadline"
-        patient = f"there was no time for it within {longest}"
-        return [(s, patient if s.due_at == math.inf else relegated) for s in overdue]
+        return self._background.overdue(now)
 
     def _state_when_due(self, sequence: Sequence, decodes_s: float, now: float) -> None:
         """States by when the prefill of a promised sequence must be done. With a TTLT half of its
@@ -435,6 +428,8 @@ class Niyama(Policy):
         return self._chunking.room(work, computed, left, left_over)
 
     def share_to_start(self, sequence: Sequence) -> float:
+        if sequence.relegated and self._recent.much_is_given_up and not self._background.is_due:
+            return GIVEN_UP_SHARE
         if sequence.request.targets.tbt_s is not None or not self._recent.has_streams:
             return 1.0
         return PATIENT_SHARE
@@ -464,6 +459,7 @@ class Niyama(Policy):
     def launched(self, chunks: Iterable[tuple[Sequence, int]]) -> None:
         chunks = list(chunks)
         self._prefills_go = bool(chunks)
+        self._chunking.launched(self._prefills_go)
         self._background.launched(chunks)
 
     def ahead_s(self, sequence: Sequence, waiting: SequenceQueue, now: float) -> float:

@@ -113,6 +113,30 @@ SMALL = Condition(
     swing=0.9,
     seed=380,
 )
+# In the waves many are given up, whose outputs then fill the batch.
+FULL = Condition(
+    "a100-llama3-8b",
+    (Part("chat", "0.42s/37ms", 100, "720/2160", "120/720"),),
+    rps=2.0,
+    duration_s=270.0,
+    swing=0.9,
+    max_batch_size=32,
+    seed=485,
+)
+# Long prompts fill the memory, and prefills the time.
+LONG = Condition(
+    "roofline:h200:loadgen/adversary/models/qwen2.5-0.5b.json",
+    (
+        Part("report", "100s", 45, "8192/14745", "60"),
+        Part("chat", "1.7s/71ms", 55, "8192/14745", "60"),
+    ),
+    rps=53.0,
+    duration_s=10.0,
+    max_gap=2.0,
+    cv=2.0,
+    kv_tokens=330_000,
+    seed=497,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -160,3 +184,13 @@ def test_prompts_that_are_given_up_cost_nobody_else_a_tight_ttft(max_gap: float)
 def test_small_prompts_are_not_given_up_as_if_each_had_an_iteration_of_its_own() -> None:
     """That made 32 % late where 7 % are with qoserve."""
     assert run(Trial(SMALL, "niyama", 380)).late < 0.2
+
+
+def test_what_is_given_up_leaves_places_to_those_that_can_be_on_time() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.LATE, "edf-reject", FULL) is None
+
+
+def test_where_prefills_fill_the_time_a_full_memory_does_not_make_chunks_small() -> None:
+    search = Search(lambda trials: [run(trial) for trial in trials], print)
+    assert search.confirm(Measure.THROUGHPUT, "edf-dynamic", LONG) is None

@@ -204,10 +204,28 @@ def test_where_somebody_found_no_place_prefills_are_spread_beside_the_decodes() 
     decode = make_stream(BEST_EFFORT, due_at=math.inf)
     chunking, work = begun(decode)
     assert chunking.room(work, 0, 1000) == 64
-    chunking.crowded_out(make_sequence(), 0.0)
+    starve(chunking)
     for now, room in ((0.001, 3), (1.0, 64)):
         chunking.begin(Streams([decode]), work, BUSY, math.inf, now)
         assert chunking.room(work, 0, 1000) == room
+
+
+def test_where_there_are_always_prefills_to_do_they_are_not_put_off_for_want_of_places() -> None:
+    decode = make_stream(BEST_EFFORT, due_at=math.inf)
+    chunking, work = begun(decode)
+    starve(chunking)
+    for _ in range(100):
+        chunking.crowded_out(make_sequence(), 0.0)
+        chunking.launched(has_prefills=True)
+    chunking.begin(Streams([decode]), work, BUSY, math.inf, 0.001)
+    assert chunking.room(work, 0, 1000) == 64
+
+
+def starve(chunking: Chunking) -> None:
+    """Some iterations have decodes alone, as there was no place for who waits."""
+    for _ in range(5):
+        chunking.crowded_out(make_sequence(), 0.0)
+        chunking.launched(has_prefills=False)
 
 
 def test_who_is_late_wishes_for_nothing() -> None:

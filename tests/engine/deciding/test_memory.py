@@ -83,6 +83,22 @@ def test_nobody_is_measured_against_an_iteration_who_finds_no_place() -> None:
     driver.drain()
 
 
+def most_running(driver: Driver) -> int:
+    most = 0
+    while driver.step() is not None:
+        most = max(most, driver.scheduler.stats().num_running)
+    return most
+
+
+def test_where_much_is_given_up_it_leaves_a_quarter_of_the_memory_to_those_that_come() -> None:
+    """Six of these prompts fit into the memory, and four into three quarters of it."""
+    given_up, kept = small(), small()
+    for i in range(10):
+        given_up.submit(make_request(f"r{i}", 250, 40, targets=interactive(0.01, 0.1)))
+        kept.submit(make_request(f"r{i}", 250, 40, targets=interactive(100.0, 0.1)))
+    assert (most_running(given_up), most_running(kept)) == (4, 6)
+
+
 # Who gives memory for whom. MILLI: a prompt of n tokens takes a little more than n ms.
 
 

@@ -295,11 +295,13 @@ def test_overdue_is_who_has_waited_since_their_deadline_and_was_not_begun() -> N
     background.add_relegated(lost, 1.0)
     background.add_best_effort(begun, 1.0)
     background.launched([(begun, 10)])
+    why = "there was no time for it within 60 s"
+    why_lost = "there was no time for it until 60 s after its deadline"
     assert background.overdue(64.9) == []
-    assert background.overdue(65.0) == [patient]
-    assert background.overdue(70.0) == [patient, lost]
+    assert background.overdue(65.0) == [(patient, why)]
+    assert background.overdue(70.0) == [(patient, why), (lost, why_lost)]
     background.remove(patient)
-    assert background.overdue(1e9) == [lost]
+    assert background.overdue(1e9) == [(lost, why_lost)]
 
 
 def test_what_was_begun_before_it_was_relegated_goes_on_before_others_of_its_rank() -> None:
