@@ -188,6 +188,7 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self.num_noted = 0
+        self.last_at = -math.inf  # instant at which the last request with targets came
         self._num_since_stream = WINDOW
         self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
         self._relegated_share = 0.0  # weighted by recency
@@ -204,8 +205,9 @@ class RecentRequests:
         """Whether one of the last WINDOW requests had a TBT."""
         return self._num_since_stream < WINDOW
 
-    def note_work(self, work_s: float) -> None:
-        """Takes note of the work of a request with targets, whoever sends it."""
+    def note_work(self, work_s: float, now: float) -> None:
+        """Takes note of the work of a request with targets that comes now, whoever sends it."""
+        self.last_at = now
         self._relegated_s *= 1 - REQUEST_WEIGHT
         self._work_s += work_s - REQUEST_WEIGHT * self._work_s
 

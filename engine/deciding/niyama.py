@@ -26,8 +26,8 @@ effort when it has not after it came; and best effort that would wait longer is 
 comes.
 
 Memory, and places in the batch: some of both stay open for interactive requests, and where much
-work is given up more of both for whoever is not; and a promised request that would be late for want
-of them is given those of requests that have only begun.
+work is given up for all that is not, as long as more comes. And a promised request that would be
+late for want of them is given those of requests that have only begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -106,7 +106,8 @@ class Niyama(Policy):
             key=lambda s: s.prefill_due_at
         )  # relegated, and restored should there be time before their deadline
         self._plans_since_reorder = 0
-        self._prefills_go = False  # in the last iteration
+        self._planned_at = -math.inf  # the present iteration
+        self._prefills_go = False  # in the last one
         self._num_spent = 0  # relegations charged to the allowance
 
     # Places in the queue
@@ -125,7 +126,7 @@ class Niyama(Policy):
             self._recent.note_arrival(is_stream=sequence.request.targets.tbt_s is not None)
         if sequence.relegated:
             return self._background.add_relegated(sequence, work_s)
-        self._recent.note_work(work_s)
+        self._recent.note_work(work_s, now)
         self._state_when_due(sequence, self._decodes_s[sequence], now)
         self._promises.add(sequence, work_s)
         if yields and work_s >= self._recent.costly_s(COSTLY):
@@ -153,8 +154,9 @@ class Niyama(Policy):
     def retry_s(self, sequence: Sequence, now: float) -> float:
         if sequence.due_at < math.inf:
             return 0.0  # it waited in the background, and one that comes now is promised first
-        wait_s = self._background.wait_s(sequence.request.share)
-        return max(0.0, wait_s - self.config.longest_wait_s)
+        return max(
+            0.0, self._background.wait_s(sequence.request.share) - self.config.longest_wait_s
+        )
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
         return self._background.overdue(now)
@@ -413,6 +415,7 @@ class Niyama(Policy):
         return self._chunking.hold(running, work, now, load, self._prefills_go)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
+        self._planned_at = now
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:
@@ -424,13 +427,16 @@ class Niyama(Policy):
         beyond = sequence in background and not background.is_due and sequence.importance == BEYOND
         if beyond and self._chunking.has_wish:
             return 0
-        computed, left = sequence.num_computed, sequence.num_uncomputed
-        return self._chunking.room(work, computed, left, left_over)
+        start, num_left = sequence.num_computed, sequence.num_uncomputed
+        return self._chunking.room(work, start, num_left, left_over)
 
     def share_to_start(self, sequence: Sequence) -> float:
-        if sequence.relegated and self._recent.much_is_given_up and not self._background.is_due:
-            return GIVEN_UP_SHARE
-        if sequence.request.targets.tbt_s is not None or not self._recent.has_streams:
+        recent = self._recent
+        if sequence.relegated and recent.much_is_given_up and not self._background.is_due:
+            quiet_s = self._planned_at - recent.last_at
+            if quiet_s < self.demand.decoding_s(sequence):  # else nobody comes for whom to wait
+                return GIVEN_UP_SHARE
+        if sequence.request.targets.tbt_s is not None or not recent.has_streams:
             return 1.0
         return PATIENT_SHARE
 

@@ -108,12 +108,12 @@ def test_what_is_given_up_counts_by_its_work() -> None:
         assert not recent.much_is_given_up
         for i in range(100):
             work_s = costly_s if i % 10 == 9 else 1.0
-            recent.note_work(work_s)
+            recent.note_work(work_s, 0.0)
             if i % 10 == 9:
                 recent.note_given_up(work_s)
         assert recent.much_is_given_up == is_much
         for _ in range(500):
-            recent.note_work(1.0)
+            recent.note_work(1.0, 0.0)
         assert not recent.much_is_given_up, "it is forgotten"
 
 

@@ -13,6 +13,8 @@ from engine.deciding.request import BEST_EFFORT, Importance, Targets
 from engine.deciding.sequence import Status
 from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
 
+SOON = interactive(100.0, 0.1)
+
 
 def test_streams_that_sat_out_rejoin_when_the_one_they_waited_for_loses_its_pages() -> None:
     """ "calm" holds 3 of 16 pages and sits out, since the gap of "tight" (2 * 0.55 ms) has room for
@@ -83,20 +85,28 @@ def test_nobody_is_measured_against_an_iteration_who_finds_no_place() -> None:
     driver.drain()
 
 
-def most_running(driver: Driver) -> int:
+def most_begun(driver: Driver, are_coming: bool) -> int:
+    """How many requests with long prompts had begun at most, while short ones came or none did."""
     most = 0
-    while driver.step() is not None:
-        most = max(most, driver.scheduler.stats().num_running)
+    for i in range(100):
+        if are_coming:
+            driver.submit(make_request(f"short{i}", prompt=4, output=1, targets=SOON))
+        if driver.step() is None:
+            break
+        roster = driver.scheduler.roster
+        begun = [s for s in (*roster.running, *roster.partial) if len(s.request.prompt) > 4]
+        most = max(most, len(begun))
     return most
 
 
 def test_where_much_is_given_up_it_leaves_a_quarter_of_the_memory_to_those_that_come() -> None:
     """Six of these prompts fit into the memory, and four into three quarters of it."""
-    given_up, kept = small(), small()
+    late, missed = small(), small()
     for i in range(10):
-        given_up.submit(make_request(f"r{i}", 250, 40, targets=interactive(0.01, 0.1)))
-        kept.submit(make_request(f"r{i}", 250, 40, targets=interactive(100.0, 0.1)))
-    assert (most_running(given_up), most_running(kept)) == (4, 6)
+        for driver in (late, missed):
+            driver.submit(make_request(f"long{i}", 250, 40, targets=interactive(0.01, 0.1)))
+    assert most_begun(late, are_coming=True) == 4
+    assert most_begun(missed, are_coming=False) > 4, "nobody comes for whom to keep a place"
 
 
 # Who gives memory for whom. MILLI: a prompt of n tokens takes a little more than n ms.
