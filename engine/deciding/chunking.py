@@ -124,6 +124,7 @@ class Chunking:
         self._max_held_pages = max_held_pages
         self._crowded_until = -math.inf
         self._starved_share = 0.0  # STARVED, of recent iterations
+        self._finds_no_place = False  # somebody, since the last launch
         self._pace = pace
         # Of the present iteration:
         self._decodes, self._now = Streams(), 0.0
@@ -132,7 +133,6 @@ class Chunking:
         self._budget = Budget(math.inf, None)
         self._wished_s = math.inf
         self._is_crowded = False
-        self._finds_no_place = False  # somebody
         self.has_wish = False  # of the present iteration, or the last
 
     def hold(

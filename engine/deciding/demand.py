@@ -18,6 +18,7 @@ ITERATION_WEIGHT = 0.05  # of the newest iteration in the duration that is expec
 PREFILL_WEIGHT = 0.02  # of the newest iteration in how slow prefills are
 LEAST_PREFILLS = 30  # iterations before which that is not known
 MOST_SLOWDOWN = 4.0  # of prefills beside decodes
+MOST_OVERRUN = 2.0  # of the prediction that an iteration counts as, so that a stall changes little
 OUTPUT_RISK = 3.0  # an output may turn out this many times as long as the guess
 WINDOW = 1000  # recent requests whose work is remembered
 REQUEST_WEIGHT = 1 / 64  # of the newest request in the averages
@@ -51,6 +52,7 @@ class Demand:
         for. It had the decodes, the pace of the streams and what any iteration costs besides, so
         that the prefills took longer than as their shares of largest iterations.
         """
+        seconds = min(seconds, MOST_OVERRUN * plan.predicted_s)
         num_decodes, share = len(plan.decodes), self._latency.prefill_share_seconds
         if num_decodes:
             context = plan.work.decode_context // num_decodes
@@ -188,7 +190,7 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self.num_noted = 0
-        self.last_at = -math.inf  # instant at which the last request with targets came
+        self.last_at = -math.inf  # when the last request with targets came, or came back
         self._num_since_stream = WINDOW
         self.shortest_ttft_s = math.inf  # asked for lately; it is forgotten slowly
         self._relegated_share = 0.0  # weighted by recency
@@ -206,7 +208,9 @@ class RecentRequests:
         return self._num_since_stream < WINDOW
 
     def note_work(self, work_s: float, now: float) -> None:
-        """Takes note of the work of a request with targets that comes now, whoever sends it."""
+        """Takes note of the work of a request with targets that comes now, or comes back after it
+        lost its pages, whoever sends it.
+        """
         self.last_at = now
         self._relegated_s *= 1 - REQUEST_WEIGHT
         self._work_s += work_s - REQUEST_WEIGHT * self._work_s

@@ -25,9 +25,9 @@ turns out to be time for it. It ends when it has not been begun a stated time af
 effort when it has not after it came; and best effort that would wait longer is turned away when it
 comes.
 
-Memory, and places in the batch: some of both stay open for interactive requests, and where much
-work is given up for all that is not, as long as more comes. And a promised request that would be
-late for want of them is given those of requests that have only begun.
+Memory, and places in the batch: some of both stay open for interactive requests, and from the
+background more where much work is given up, as long as others come. And a promised request that
+would be late for want of them is given those of requests that have only begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -64,7 +64,7 @@ BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
 MAX_RETURNS = 3  # times that a relegated request is taken back
-GIVEN_UP_SHARE = 3 / 4  # of batch and memory, in which what was given up begins where it is much
+GIVEN_UP_SHARE = 3 / 4  # of batch and memory, in which the background begins where much is given up
 PATIENT_SHARE = 7 / 8  # of batch and memory: the rest stays open for interactive requests, if any
 
 
@@ -272,7 +272,7 @@ class Niyama(Policy):
                 victim, key, MoveKind.RELEGATE, ALONE, cause=Cause.LATE_ALONE, values=values
             )
         values["short_s"] = short_s
-        values["as_high"] = float(self._is_spared_as_high(victim, late))
+        values["as_high"] = float(self._promises.is_spared_as_high(victim, late))
         why, cause = "others could not be on time", Cause.FOR_OTHERS
         if victim is late:
             why, cause = BEHIND, Cause.LATE_BEHIND
@@ -281,15 +281,6 @@ class Niyama(Policy):
             cause = Cause.SHARE_EXCEEDED
         saved = None if victim is late else late
         return Move(victim, key, MoveKind.RELEGATE, why, saved, cause, values)
-
-    def _is_spared_as_high(self, victim: Sequence, late: Sequence) -> bool:
-        """Whether another would have given way if the victim, which has, were of high
-        importance.
-        """
-        if not BEYOND < victim.importance < Importance.HIGH:
-            return False
-        other = self._promises.all.least_until(late.prefill_due_at)
-        return other is not None and other.importance < Importance.HIGH
 
     def _yield(self) -> list[Move]:
         """Gives up the costly requests of those who ask for too much, where the queue is feasible
@@ -431,17 +422,19 @@ class Niyama(Policy):
         return self._chunking.room(work, start, num_left, left_over)
 
     def share_to_start(self, sequence: Sequence) -> float:
-        recent = self._recent
-        if sequence.relegated and recent.much_is_given_up and not self._background.is_due:
-            quiet_s = self._planned_at - recent.last_at
-            if quiet_s < self.demand.decoding_s(sequence):  # else nobody comes for whom to wait
+        recent, background = self._recent, self._background
+        if sequence in background and recent.much_is_given_up and not background.is_due:
+            quiet_s = (
+                self._planned_at - recent.last_at
+            )  # nobody may come any more who needs a place
+            if quiet_s < self.demand.decoding_s(sequence):
                 return GIVEN_UP_SHARE
         if sequence.request.targets.tbt_s is not None or not recent.has_streams:
             return 1.0
         return PATIENT_SHARE
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
-        if self.share_to_start(sequence) == 1:  # else streams still find a place
+        if self.share_to_start(sequence) == 1:  # else a part is kept open for others
             self._chunking.crowded_out(sequence, now)
 
     def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:

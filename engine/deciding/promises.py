@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from engine.deciding.backlog import Backlog
+from engine.deciding.request import BEYOND, Importance
 from engine.deciding.sequence import Sequence
 
 
@@ -95,6 +96,15 @@ class Promises:
         if start + self.all.work(late) > late.prefill_due_at:
             return late, late
         return (victim, late) if certain or victim.importance < self.highest else None
+
+    def is_spared_as_high(self, victim: Sequence, late: Sequence) -> bool:
+        """Whether another would have given way for the late one if the victim, which has and is in
+        here no more, were of high importance.
+        """
+        if not BEYOND < victim.importance < Importance.HIGH:
+            return False
+        other = self.all.least_until(late.prefill_due_at)
+        return other is not None and other.importance < Importance.HIGH
 
     def check(self) -> None:
         """Asserts that the tree is sound, and that who is counted is in it."""

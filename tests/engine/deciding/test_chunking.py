@@ -221,6 +221,16 @@ def test_where_there_are_always_prefills_to_do_they_are_not_put_off_for_want_of_
     assert chunking.room(work, 0, 1000) == 64
 
 
+def test_one_that_found_no_place_starves_no_later_iteration() -> None:
+    decode = make_stream(BEST_EFFORT, due_at=math.inf)
+    chunking, work = begun(decode)
+    chunking.crowded_out(make_sequence(), 0.0)
+    for _ in range(100):
+        chunking.launched(has_prefills=False)
+    chunking.begin(Streams([decode]), work, BUSY, math.inf, 0.001)
+    assert chunking.room(work, 0, 1000) == 64
+
+
 def starve(chunking: Chunking) -> None:
     """Some iterations have decodes alone, as there was no place for who waits."""
     for _ in range(5):

@@ -142,7 +142,7 @@ def test_prefills_are_as_slow_as_iterations_that_were_full_of_them() -> None:
     demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
     waiting, decode = make_sequence(prompt=10), make_stream(deadline(9.0), 9.0)
     chunk = Chunk(make_sequence(prompt=99), 0, 10, False)
-    plan = Plan((decode,), (chunk,), Work(1, 11), 0.0, 0.0, (), True)
+    plan = Plan((decode,), (chunk,), Work(1, 11), 0.0, 0.5, (), True)
     for seconds, slowdown in ((0.0211, 2.0), (1.0, MOST_SLOWDOWN), (0.001, 1.0)):
         for _ in range(LEAST_PREFILLS - 1):
             demand.note_prefills(plan, seconds)
@@ -151,6 +151,19 @@ def test_prefills_are_as_slow_as_iterations_that_were_full_of_them() -> None:
         for _ in range(500):
             demand.note_prefills(plan, seconds)
         assert demand.prefill_share_s(waiting) == pytest.approx(slowdown * 10.5e-3)
+
+
+def test_one_stall_makes_prefills_little_slower() -> None:
+    """An iteration takes 21.1 ms, as predicted, which makes prefills half as fast; one of 30 s
+    counts as 42.2 ms, and the newest 2 % of 31 with it raise the slowdown from 2 by a tenth.
+    """
+    demand = Demand(LatencyModel(MILLI), OutputLengths(0.0), chunk=20)
+    waiting, decode = make_sequence(prompt=10), make_stream(deadline(9.0), 9.0)
+    chunk = Chunk(make_sequence(prompt=99), 0, 10, False)
+    plan = Plan((decode,), (chunk,), Work(1, 11), 0.0, 0.0211, (), True)
+    for seconds in (*[0.0211] * LEAST_PREFILLS, 30.0):
+        demand.note_prefills(plan, seconds)
+    assert 2.0 < demand.prefill_share_s(waiting) / 10.5e-3 < 2.1
 
 
 def test_with_caution_a_prefill_is_due_in_time_for_a_long_output() -> None:

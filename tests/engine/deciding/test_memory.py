@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from unittest import mock
 
 import pytest
@@ -107,6 +108,29 @@ def test_where_much_is_given_up_it_leaves_a_quarter_of_the_memory_to_those_that_
             driver.submit(make_request(f"long{i}", 250, 40, targets=interactive(0.01, 0.1)))
     assert most_begun(late, are_coming=True) == 4
     assert most_begun(missed, are_coming=False) > 4, "nobody comes for whom to keep a place"
+
+
+def test_where_much_is_given_up_best_effort_that_comes_later_waits_behind_it() -> None:
+    """Places are taken by best effort, of which four always wait, and become free one by one."""
+    driver = small(max_batch_size=32)
+    rng = random.Random(1)
+    lengths = iter(rng.randint(50, 250) for _ in range(10_000))
+    began: dict[str, float] = {}
+    for i in range(3000):
+        while driver.scheduler.stats().num_waiting < 4:
+            name = f"free{len(driver.stories)}"
+            driver.submit(make_request(name, 8, next(lengths), at=driver.now))
+        if i % 20 == 0:
+            driver.submit(make_request(f"short{i}", 2, 1, targets=SOON, at=driver.now))
+        if i % 400 == 200:
+            lost = make_request(f"lost{i}", 60, 100, targets=interactive(0.001, 0.1), at=driver.now)
+            driver.submit(lost)
+        driver.step()
+        for sequence in (*driver.scheduler.roster.running, *driver.scheduler.roster.partial):
+            began.setdefault(sequence.id, driver.now - sequence.request.arrived_at)
+    waits = [wait for name, wait in began.items() if name.startswith("lost")]
+    assert len(waits) == 7
+    assert max(waits) < 2.0
 
 
 # Who gives memory for whom. MILLI: a prompt of n tokens takes a little more than n ms.
