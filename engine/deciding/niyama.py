@@ -147,16 +147,14 @@ class Niyama(Policy):
         return request.arrived_at + work_s < request.token_due_at(1)
 
     def refusal(self, sequence: Sequence, now: float) -> str:
-        return (
-            self._background.refusal(sequence.request.share) if sequence.due_at == math.inf else ""
-        )
+        has_target = sequence.due_at < math.inf
+        return "" if has_target else self._background.refusal(sequence.request.share)
 
     def retry_s(self, sequence: Sequence, now: float) -> float:
         if sequence.due_at < math.inf:
             return 0.0  # it waited in the background, and one that comes now is promised first
-        return max(
-            0.0, self._background.wait_s(sequence.request.share) - self.config.longest_wait_s
-        )
+        wait_s = self._background.wait_s(sequence.request.share)
+        return max(0.0, wait_s - self.config.longest_wait_s)
 
     def overdue(self, now: float) -> list[tuple[Sequence, str]]:
         return self._background.overdue(now)
@@ -424,9 +422,7 @@ class Niyama(Policy):
     def share_to_start(self, sequence: Sequence) -> float:
         recent, background = self._recent, self._background
         if sequence in background and recent.much_is_given_up and not background.is_due:
-            quiet_s = (
-                self._planned_at - recent.last_at
-            )  # nobody may come any more who needs a place
+            quiet_s = self._planned_at - recent.last_at  # long where nobody comes any more
             if quiet_s < self.demand.decoding_s(sequence):
                 return GIVEN_UP_SHARE
         if sequence.request.targets.tbt_s is not None or not recent.has_streams:
