@@ -20,15 +20,15 @@ from grpc_status import rpc_status
 from niyama.v1 import inference_pb2 as pb
 from niyama.v1 import inference_pb2_grpc
 
-TIERS = (
+TIERS = (  # with targets that no engine proposes, however slow: a real server's are others
     pb.Tier(
         name="interactive",
         ttft=Duration(nanos=500_000_000),
         tbt=Duration(nanos=50_000_000),
         importance=pb.IMPORTANCE_HIGH,
     ),
-    pb.Tier(name="standard", ttlt=Duration(seconds=30), importance=pb.IMPORTANCE_NORMAL),
-    pb.Tier(name="batch", ttlt=Duration(seconds=600), importance=pb.IMPORTANCE_LOW),
+    pb.Tier(name="standard", ttlt=Duration(seconds=31), importance=pb.IMPORTANCE_NORMAL),
+    pb.Tier(name="batch", ttlt=Duration(seconds=610), importance=pb.IMPORTANCE_LOW),
 )
 INFO = pb.GetServerInfoResponse(
     version="0.0.1",

@@ -59,7 +59,7 @@ async def test_info_shows_the_tiers(address: str, capsys: Capture) -> None:
     assert await run("info", "--server", address) == 0
     output = capsys.readouterr().out
     assert "interactive: TTFT 500.0 ms, TBT 50.0 ms, importance high" in output
-    assert "standard: TTLT 30,000.0 ms, importance normal  (default)" in output
+    assert "standard: TTLT 31,000.0 ms, importance normal  (default)" in output
 
 
 async def test_the_environment_may_name_the_server(
