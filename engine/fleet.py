@@ -116,6 +116,8 @@ class Fleet:
         return ()
 
     def _route(self, replicas: list[Replica], request: Request) -> Replica:
+        if self.size == 1:
+            return replicas[0]  # there is nothing to know of it
         pin = self.pinned.get(request.tier)
         if pin is not None and str(pin) in self._names:
             return replicas[pin]
@@ -140,6 +142,8 @@ class Fleet:
         )
 
     def _ended(self, result: Result) -> None:
+        if self.size == 1:
+            return
         if self._sent.pop(result.request.id, None) is not None:
             self.router.ended(str(result.replica), result.request.id)
         if result.finished is not None:
