@@ -106,13 +106,20 @@ class PagePool:
         """Takes all pages of the sequence back. The later pages of a prefix become idle before the
         earlier, to be evicted first: the beginning of a prompt is shared by most.
         """
+        readers, free = self._readers, self._free
+        if not self._prefix_caching:  # nobody else reads any of them, nor knows it
+            for page in sequence.pages:
+                readers[page] = 0
+            free.extend(reversed(sequence.pages))
+            sequence.pages.clear()
+            return
         for page in reversed(sequence.pages):
-            self._readers[page] -= 1
-            if self._readers[page] == 0:
+            readers[page] -= 1
+            if readers[page] == 0:
                 if page in self.index:
                     self._idle[page] = None
                 else:
-                    self._free.append(page)
+                    free.append(page)
         sequence.pages.clear()
 
     # Sharing
@@ -125,7 +132,7 @@ class PagePool:
         """Returns how many of the available pages that many positions of a request would take that
         has not begun: all of its pages but those that others are reading.
         """
-        shared = sum(self._readers[page] > 0 for page in self._cached(request))
+        shared = sum([self._readers[page] > 0 for page in self._cached(request)])
         return self.pages_for(num_positions) - shared
 
     def num_cached_of(self, request: Request) -> int:
