@@ -217,6 +217,14 @@ class Background:
         ranks = waiting.of_rank(BEST_EFFORT_RANK), waiting.of_rank(RELEGATED_RANK)
         return heapq.merge(*ranks, key=_age)
 
+    def first(self, waiting: SequenceQueue) -> Sequence | None:
+        """Returns the first of these, if there is any."""
+        if not self._entries:
+            return None
+        ranks = BEST_EFFORT_RANK, RELEGATED_RANK
+        heads = [s for rank in ranks if (s := next(waiting.of_rank(rank), None)) is not None]
+        return min(heads, key=_age, default=None)
+
     def check(self, waiting: SequenceQueue) -> None:
         """Asserts that these are those of the queue whose ranks say so, and who has not begun."""
         both = (BEST_EFFORT_RANK, RELEGATED_RANK)

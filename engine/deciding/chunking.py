@@ -148,8 +148,10 @@ class Chunking:
         predict, margin = self._latency.predict, self._latency.margin
         budget_s = iteration_budget(self._pace, running, 0.0, now).seconds
         expected_s = predict(work)
-        is_ample = expected_s * margin <= AMPLE * min(pace.tbt_s for pace in running.by_pace)
-        endangered = load >= ENDANGERED and prefills_go and is_ample
+        endangered = load >= ENDANGERED and prefills_go
+        if endangered:
+            shortest_s = min([pace.tbt_s for pace in running.by_pace])
+            endangered = expected_s * margin <= AMPLE * shortest_s
         if not endangered and expected_s * margin <= budget_s:
             return []
         iteration_s = max(expected_s, self._demand.iteration_s)
@@ -190,7 +192,9 @@ class Chunking:
         least_s = self._latency.predict(_ONE_DECODE)
         budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap, least_s)
         longest_s = max(response_s, LOST_GAP * floor_s)
-        self._budget = budget._replace(seconds=min(budget.seconds, longest_s))
+        if longest_s < budget.seconds:
+            budget = budget._replace(seconds=longest_s)
+        self._budget = budget
         left, most_left = self._demand.risky_output_left, self._demand.most_risky_left
         self._wished_s = wished_s(decodes, left, most_left, self._budget.seconds, now)
         self._is_crowded = now < self._crowded_until and self._starved_share >= STARVED
@@ -216,7 +220,8 @@ class Chunking:
         if limit <= 0:
             return 0
         granted_s = 0.0 if self._is_crowded else self._wished_s
-        if granted_s < self._budget.seconds and not work.num_prefill:
+        least_s = max(granted_s, self._latency.margin * (LOST_GAP * self._idle_s))
+        if least_s < self._budget.seconds and not work.num_prefill:
             seconds = max(granted_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)

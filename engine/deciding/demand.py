@@ -57,7 +57,7 @@ class Demand:
         if num_decodes:
             context = plan.work.decode_context // num_decodes
             seconds -= num_decodes * self._latency.decode_seconds(context, self.chunk)
-        shares_s = sum(share(c.start, c.start + c.length, self.chunk) for c in plan.chunks)
+        shares_s = sum([share(c.start, c.start + c.length, self.chunk) for c in plan.chunks])
         self._num_prefills += 1
         self._shares_s += shares_s - PREFILL_WEIGHT * self._shares_s
         self._prefills_s += seconds - PREFILL_WEIGHT * self._prefills_s
@@ -76,8 +76,9 @@ class Demand:
         though not for more than `most_risky_left`.
         """
         num_output = sequence.num_output
-        left = OUTPUT_RISK * (num_output + self.output_left(sequence)) - num_output
-        return min(left, self.most_risky_left(sequence.output_group))
+        guess = self._history.estimate(sequence.output_group, _UNBOUNDED)
+        output_left = max(1, min(sequence.max_tokens, guess) - num_output)
+        return min(OUTPUT_RISK * (num_output + output_left) - num_output, OUTPUT_RISK * guess)
 
     def most_risky_left(self, output_group: str) -> float:
         """Returns the most that `risky_output_left` says of a sequence of that group."""

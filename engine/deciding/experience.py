@@ -110,6 +110,7 @@ class Experience:
         # When the first token was told to come, of those of whom it is not known whether it did:
         self._first_at: dict[str, float] = {}  # by id
         self._awaited: SortedList[tuple[float, str]] = SortedList()  # the same
+        self._none_before = math.inf  # nothing in either list is earlier
 
     def __len__(self) -> int:
         """Returns of how many requests the outcome is open."""
@@ -132,6 +133,7 @@ class Experience:
         self._due.add((sequence.due_at, sequence.id))
         self._first_at[sequence.id] = first_at
         self._awaited.add((first_at, sequence.id))
+        self._none_before = min(self._none_before, first_at, sequence.due_at)
 
     def began(self, request_id: str, now: float) -> None:
         """The first token of a request has come. That of one which was given up says nothing of
@@ -181,6 +183,8 @@ class Experience:
         of the last; and of those whose first token is later than told. `sequences` are those in
         flight, by id.
         """
+        if now <= self._none_before:
+            return  # as mostly
         while self._awaited and self._awaited[0][0] < now:
             _, request_id = self._awaited.pop(0)
             del self._first_at[request_id]
@@ -191,3 +195,6 @@ class Experience:
             interactive = sequence.request.targets.kind is TargetKind.INTERACTIVE
             if not interactive or not sequence.output:
                 self._learn(request_id, is_late=True)
+        next_first = self._awaited[0][0] if self._awaited else math.inf
+        next_due = self._due[0][0] if self._due else math.inf
+        self._none_before = min(next_first, next_due)

@@ -74,6 +74,7 @@ class Segment(NamedTuple):
 
 _ONE_DECODE = Work(num_decodes=1, decode_context=1)
 _ONE_TOKEN = Work(num_prefill=1, prefill_context=1, prefill_pairs=1, num_chunks=1)
+_NO_WORK = Work()
 
 
 # Called several times for each iteration: `Work(...)` takes twice as long.
@@ -231,10 +232,7 @@ class LatencyModel:
         self._profiled_s = self._actual_s = 0.0  # sums over iterations, the older weighing less
 
     def _index(self, num_tokens: int) -> int:
-        i = 0
-        while num_tokens > self._bounds[i]:
-            i += 1
-        return i
+        return bisect_left(self._bounds, num_tokens)
 
     def predict(self, work: Work) -> float:
         """Returns the seconds that the next iteration is expected to take."""
@@ -242,9 +240,7 @@ class LatencyModel:
 
     def usual(self, work: Work) -> float:
         """Returns the seconds that such an iteration takes in the machine's usual state."""
-        num_tokens, bounds, i = work.num_decodes + work.num_prefill, self._bounds, 0
-        while num_tokens > bounds[i]:
-            i += 1
+        i = bisect_left(self._bounds, work.num_decodes + work.num_prefill)
         return self._scales[i] * self._segments[i].seconds(work)
 
     @property
@@ -317,7 +313,7 @@ class LatencyModel:
 
     def observe(self, work: Work, actual_s: float) -> None:
         """Learns from an iteration of that work, which took `actual_s`."""
-        i = self._index(work.num_decodes + work.num_prefill)
+        i = bisect_left(self._bounds, work.num_decodes + work.num_prefill)
         profiled = self._segments[i].seconds(work)
         usual = self._scales[i] * profiled
         predicted = self._present * usual
@@ -357,7 +353,7 @@ class LatencyModel:
         there, in chunks of `chunk` tokens.
         """
         num_full, rest = divmod(stop - start, chunk)
-        seconds = self.usual(add_chunk(Work(), stop - rest, rest)) if rest else 0.0
+        seconds = self.usual(add_chunk(_NO_WORK, stop - rest, rest)) if rest else 0.0
         if num_full:
             i, positions = self._index(chunk), num_full * chunk
             starts = num_full * start + chunk * (num_full * (num_full - 1) // 2)
@@ -372,10 +368,11 @@ class LatencyModel:
         full, shares its iteration with theirs, and has its part of what any iteration costs.
         """
         rest = (stop - start) % chunk
-        seconds = self.prefill_seconds(start, stop - rest, chunk)
+        full = stop - rest  # where the last chunk begins, if it is not full
+        seconds = self.prefill_seconds(start, full, chunk) if full != start else 0.0
         if rest:
             i = self._index(chunk)
-            segment, work = self._segments[i], add_chunk(Work(), stop - rest, rest)
+            segment, work = self._segments[i], add_chunk(_NO_WORK, full, rest)
             shared_s = segment.base * (1 - rest / chunk)
             seconds += self._scales[i] * (segment.seconds(work) - shared_s)
         return seconds

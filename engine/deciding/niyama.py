@@ -316,6 +316,8 @@ class Niyama(Policy):
 
     def _restore(self, now: float) -> list[Move]:
         """Takes back the relegated request that is due next, if there is twice the time for it."""
+        if not self._restorable:
+            return []
         start = now + self._lead_s
         while self._restorable and self._restorable[0].prefill_due_at <= start:
             self._restorable.pop(0)
@@ -356,7 +358,7 @@ class Niyama(Policy):
         taken: set[Sequence] = set()
         lead_s = self._lead_s
         if self._background.is_due:
-            first = next(self._background.order(waiting), None)
+            first = self._background.first(waiting)
             if first is not None:
                 taken.add(first)
                 yield first
@@ -410,12 +412,11 @@ class Niyama(Policy):
     def room(self, work: Work, sequence: Sequence) -> int:
         if not self.config.dynamic_chunks:
             return self._fixed_chunk - work.num_tokens
-        background = self._background
-        has_priority = background.is_due or not self._recent.much_is_given_up
-        left_over = sequence in background and not has_priority
-        beyond = sequence in background and not background.is_due and sequence.importance == BEYOND
-        if beyond and self._chunking.has_wish:
-            return 0
+        left_over = False
+        if sequence in self._background and not self._background.is_due:
+            if sequence.importance == BEYOND and self._chunking.has_wish:
+                return 0
+            left_over = self._recent.much_is_given_up
         start, num_left = sequence.num_computed, sequence.num_uncomputed
         return self._chunking.room(work, start, num_left, left_over)
 

@@ -53,8 +53,7 @@ class Work(NamedTuple):
         return self.num_decodes + self.num_prefill
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One iteration: every token that it computes, of which there is at least one.
 
     Each decode computes position `num_computed` of its sequence, whose page is granted.
@@ -75,7 +74,7 @@ class Plan:
         """Returns the sequences that get a token from this iteration, in the order of the
         executor's answer.
         """
-        return [*self.decodes, *(c.sequence for c in self.chunks if c.samples)]
+        return [*self.decodes, *[c.sequence for c in self.chunks if c.samples]]
 
 
 class Token(NamedTuple):

@@ -61,9 +61,7 @@ class Planner:
     def plan(self, now: float) -> Plan:
         """Returns the iteration that begins at `now`. Somebody must wait or run."""
         while True:
-            decodes = self._grant_decodes(now)
-            sitting_out = sum(s.num_known for s in self._roster.held)
-            work = Work(len(decodes), self._roster.context - sitting_out)
+            decodes, work = self._grant_decodes(now)
             chunks: list[Chunk] = []
             if self._roster.waiting:
                 self._policy.begin(decodes, work, now)
@@ -73,7 +71,7 @@ class Planner:
                 chunks, work = granted
             if decodes or chunks:
                 cost_s, cleared = self._latency.predict(work), self._pages.take_fresh()
-                is_full = len(self._roster.waiting) > sum(c.samples for c in chunks)
+                is_full = len(self._roster.waiting) > sum([c.samples for c in chunks])
                 return Plan(tuple(decodes), tuple(chunks), work, now, cost_s, cleared, is_full)
             if self._roster.partial:  # they hold all memory
                 self._preempt(self._roster.last_partial(), now)
@@ -84,20 +82,30 @@ class Planner:
 
     # Decodes
 
-    def _grant_decodes(self, now: float) -> Streams:
-        """Returns the running sequences that decode now, each with a page for its next position."""
+    def _grant_decodes(self, now: float) -> tuple[Streams, Work]:
+        """Returns the running sequences that decode now, each with a page for its next position;
+        and their work.
+        """
         roster, page_size = self._roster, self._pages.page_size
         decodes = roster.streams
-        held = self._policy.hold(decodes, Work(len(decodes), roster.context), now)
+        work = Work(len(decodes), roster.context)
+        held = self._policy.hold(decodes, work, now)
         if held or roster.held:
             self._hold(held, now)
-            decodes = decodes.without(roster.held)
+            decodes, work = self._going_on()
         num_preemptions = self._totals.num_preemptions
         for sequence in [s for s in decodes if s.num_computed >= len(s.pages) * page_size]:
             self._grant_page(sequence, now)
         if self._totals.num_preemptions == num_preemptions:
-            return decodes
-        return roster.streams.without(roster.held)
+            return decodes, work
+        return self._going_on()
+
+    def _going_on(self) -> tuple[Streams, Work]:
+        """Returns the running sequences that do not sit out, and their work."""
+        roster = self._roster
+        decodes = roster.streams.without(roster.held)
+        sitting_out = sum(s.num_known for s in roster.held)
+        return decodes, Work(len(decodes), roster.context - sitting_out)
 
     def _hold(self, held: list[Sequence], now: float) -> None:
         """Lets these running sequences sit the iteration out, and no others."""
@@ -157,7 +165,8 @@ class Planner:
             if sequence not in partial and self._start(sequence):
                 fits = room(work, sequence)
             # A token in flight can be decoded, but not put into a chunk.
-            known = sequence.num_uncomputed - sequence.num_in_flight
+            uncomputed = sequence.num_uncomputed
+            known = uncomputed - sequence.num_in_flight
             length = min(fits, known)
             start = sequence.num_computed
             if length <= 0:
@@ -167,7 +176,7 @@ class Planner:
                     return None
                 break
             partial[sequence] = None
-            chunks.append(Chunk(sequence, start, length, length == sequence.num_uncomputed))
+            chunks.append(Chunk(sequence, start, length, length == uncomputed))
             work = add_chunk(work, start, length)
             if length < known:
                 break  # it had all the room that there is to be
@@ -197,17 +206,18 @@ class Planner:
         it takes what it could never start without.
         """
         roster, pages = self._roster, self._pages
-        available = pages.num_available + pages_given
         num_positions = sequence.num_known + 1
         if sequence in roster.partial:
-            return pages.pages_for(num_positions) - len(sequence.pages) <= available
-        num_started, num_running = roster.num_started - places_given, len(roster.running)
+            missing = pages.pages_for(num_positions) - len(sequence.pages)
+            return missing <= pages.num_available + pages_given
+        num_started = roster.num_started - places_given
         if num_started == 0:
             return True
         share = self._policy.share_to_start(sequence)
         if num_started >= share * self._max_batch_size:
             return False
-        needed = pages.num_missing(sequence.request, num_positions) + num_running
+        available = pages.num_available + pages_given
+        needed = pages.num_missing(sequence.request, num_positions) + len(roster.running)
         most = int(share * pages.num_pages)
         kept_open = pages.num_pages - most if needed <= most else 0
         return needed <= available - kept_open

@@ -58,7 +58,7 @@ class Promises:
 
     def has(self, importance: int) -> bool:
         """Says whether anybody is promised who counts as that important."""
-        return self._present[importance] > 0
+        return self._present.get(importance, 0) > 0
 
     @property
     def highest(self) -> int:
@@ -76,7 +76,7 @@ class Promises:
         """Whether one more request with that deadline and work would be on time, and all that are
         due later too, with work beginning at `start`.
         """
-        if start + self.all.work_until(due) + work_s > due:
+        if start + work_s > due or start + self.all.work_until(due) + work_s > due:
             return False
         return start + self.all.lateness_after(due) + work_s <= 0
 

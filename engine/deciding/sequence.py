@@ -188,16 +188,18 @@ class Sequence:
         """
         if self.num_in_flight or self.status not in _UNTIL_ENDING:
             raise self._illegal("expect a token")
-        if self.first_scheduled_at is None:
-            self.first_scheduled_at = started_at
+        if self.status is _WAITING:
+            self.status = _DECODING
+            if self.first_scheduled_at is None:
+                self.first_scheduled_at = started_at
         num_output = len(self.output)
         self.num_computed = self.prompt_len + num_output
         self.num_in_flight = 1
         self.in_flight_due_at = self.due_at
+        num_output += 1
         if self.tbt_s is not None:  # Request.token_due_at, without the way there
-            self.due_at = self.first_due_at + (num_output + 1) * self.tbt_s
-        if num_output + 1 < self.max_tokens:
-            self.status = _DECODING
+            self.due_at = self.first_due_at + num_output * self.tbt_s
+        if num_output < self.max_tokens:
             return False
         self.status = _ENDING
         return True
@@ -207,8 +209,8 @@ class Sequence:
         if not self.num_in_flight or self.status is _FINISHED:
             raise self._illegal("take a token")
         self.num_in_flight = 0
-        self.output.append(token_id)
-        last = self.last_token_at
+        output, stops, last = self.output, self.stop_token_ids, self.last_token_at
+        output.append(token_id)
         if last is None:
             self.first_token_at = now
         else:
@@ -217,7 +219,7 @@ class Sequence:
             if now > self.in_flight_due_at:
                 self._note_late(now)
         self.last_token_at = now
-        count, stops = len(self.output), self.stop_token_ids
+        count = len(output)
         if stops and token_id in stops and count > self.request.sampling.min_tokens:
             return _STOP
         return None if count < self.max_tokens else _LENGTH

@@ -19,9 +19,12 @@ class Streams(list[Sequence]):
     def by_pace(self) -> dict[Pace, list[Sequence]]:
         """Those with a TBT target, by it and the longest gap."""
         found: dict[Pace, list[Sequence]] = {}
+        pace, own = None, []  # of the last one: mostly that of the next, too
         for sequence in self:
             if sequence.pace is not None:
-                found.setdefault(sequence.pace, []).append(sequence)
+                if sequence.pace != pace:
+                    pace, own = sequence.pace, found.setdefault(sequence.pace, [])
+                own.append(sequence)
         return found
 
     @cached_property
