@@ -234,6 +234,16 @@ class Backlog:
         """Minus the latest start at which everybody is on time; -inf if there is no entry."""
         return NEVER if self._root is None else self._root.late
 
+    def load(self, start: float) -> float:
+        """Returns the sum of all work over the slack that a start at that instant leaves; 0 if
+        there is no entry, inf if not everybody would be on time.
+        """
+        root = self._root
+        if root is None:
+            return 0.0
+        slack = -(start + root.late)
+        return root.total / slack if slack > 0 else math.inf
+
     def work_until(self, due: float) -> float:
         """Returns the work of all entries that are due at or before that instant."""
         node, total = self._root, 0.0

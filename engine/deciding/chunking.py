@@ -91,8 +91,10 @@ from engine.deciding.pace import (
     LOST_GAP,
     Budget,
     PaceConfig,
+    Urgent,
     deadline_budget,
     iteration_budget,
+    most_urgent,
     spare_slack_s,
     wished_s,
 )
@@ -127,6 +129,8 @@ class Chunking:
         self._finds_no_place = False  # somebody, since the last launch
         self._pace = pace
         # Of the present iteration:
+        # What `hold` saw of those who run: the most urgent of each pace, and what they take.
+        self._looked: tuple[Streams, list[Urgent], float] | None = None
         self._decodes, self._now = Streams(), 0.0
         self._response_s = math.inf
         self._idle_s = 0.0  # what the decodes alone take
@@ -143,11 +147,13 @@ class Chunking:
         `work` is that of all of them, and `load` what it is in `begin`; `prefills_go` says whether
         the last iteration had any.
         """
-        if not running.by_pace or not running.elastic:
+        self._looked = None
+        if not running.by_pace or not running.elastic_by_group:
             return []
         predict, margin = self._latency.predict, self._latency.margin
-        budget_s = iteration_budget(self._pace, running, 0.0, now).seconds
-        expected_s = predict(work)
+        urgent, expected_s = most_urgent(running, now), predict(work)
+        self._looked = running, urgent, expected_s
+        budget_s = iteration_budget(self._pace, urgent, 0.0, now).seconds
         endangered = load >= ENDANGERED and prefills_go
         if endangered:
             shortest_s = min([pace.tbt_s for pace in running.by_pace])
@@ -155,9 +161,12 @@ class Chunking:
         if not endangered and expected_s * margin <= budget_s:
             return []
         iteration_s = max(expected_s, self._demand.iteration_s)
-        left, risky_left = self._demand.output_left, self._demand.risky_output_left
-        elastic = [s for s in running.elastic if s.due_at > now]
-        spare = [(deadline_budget(s.due_at, risky_left(s), now), s.id, s) for s in elastic]
+        left, risky_left = self._demand.output_left, self._demand.risky_outputs_left
+        spare = []
+        for group, (_, streams) in running.elastic_by_group.items():
+            elastic = [s for s in streams if s.due_at > now]
+            for s, tokens in zip(elastic, risky_left(group, elastic), strict=True):
+                spare.append((deadline_budget(s.due_at, tokens, now), s.id, s))
         held: list[Sequence] = []
         pages = 0
         for per_token_s, _, sequence in sorted(spare, reverse=True):
@@ -185,12 +194,16 @@ class Chunking:
         `load` is the waiting work over the slack that it has. An iteration of `response_s` seconds
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
-        floor_s = self._idle_s = self._latency.predict(work)
+        if self._looked is not None and self._looked[0] is decodes:  # nobody sits out
+            _, urgent, floor_s = self._looked
+        else:
+            urgent, floor_s = most_urgent(decodes, now), self._latency.predict(work)
+        self._idle_s = floor_s
         self._decodes, self._now = decodes, now
         self._response_s = response_s
         most_gap = 1.0 if load < LIGHT else math.inf
         least_s = self._latency.predict(_ONE_DECODE)
-        budget = iteration_budget(self._pace, decodes, floor_s, now, most_gap, least_s)
+        budget = iteration_budget(self._pace, urgent, floor_s, now, most_gap, least_s)
         longest_s = max(response_s, LOST_GAP * floor_s)
         if longest_s < budget.seconds:
             budget = budget._replace(seconds=longest_s)
@@ -270,19 +283,16 @@ class Chunking:
         """
         predict, margin = self._latency.predict, self._latency.margin
         idle_s = self._idle_s
-
-        def rate(size: int) -> float:
-            return size / max(predict(add_chunk(work, start, size)) - idle_s, 1e-9)
-
-        clearly_better = THRIFT * rate(length)
+        took_s = predict(add_chunk(work, start, length))
+        clearly_better = THRIFT * (length / max(took_s - idle_s, 1e-9))
         best, best_rate = length, clearly_better
         longest_s = min(self._budget.max_gap * tbt_s, self._response_s)
         for size in self._latency.chunk_steps(work, self._demand.chunk):
+            took_s = predict(add_chunk(work, start, size))
+            rate = size / max(took_s - idle_s, 1e-9)
             if size <= length:
-                if (of_size := rate(size)) > best_rate:
-                    best, best_rate = size, of_size
-            elif idle_s < tbt_s and rate(size) > clearly_better:
-                full_s = predict(add_chunk(work, start, size))
-                if tbt_s < full_s and margin * full_s <= longest_s:
-                    return 0
+                if rate > best_rate:
+                    best, best_rate = size, rate
+            elif rate > clearly_better and idle_s < tbt_s < took_s and margin * took_s <= longest_s:
+                return 0
         return best

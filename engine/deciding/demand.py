@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Iterable
 
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import LatencyModel
@@ -75,10 +76,12 @@ class Demand:
         long as the guess, or as what there is of it: also who is past the guess may go on for long,
         though not for more than `most_risky_left`.
         """
-        num_output = sequence.num_output
-        guess = self._history.estimate(sequence.output_group, _UNBOUNDED)
-        output_left = max(1, min(sequence.max_tokens, guess) - num_output)
-        return min(OUTPUT_RISK * (num_output + output_left) - num_output, OUTPUT_RISK * guess)
+        return self.risky_outputs_left(sequence.output_group, [sequence])[0]
+
+    def risky_outputs_left(self, output_group: str, sequences: Iterable[Sequence]) -> list[float]:
+        """Returns the same of sequences of one group."""
+        guess = self._history.estimate(output_group, _UNBOUNDED)
+        return [_risky_left(sequence, guess) for sequence in sequences]
 
     def most_risky_left(self, output_group: str) -> float:
         """Returns the most that `risky_output_left` says of a sequence of that group."""
@@ -182,6 +185,13 @@ class Demand:
         """Returns the same of an output that is longer than most of its kind."""
         longest = self._history.long(sequence.output_group, sequence.max_tokens)
         return max(1.0, longest - sequence.num_output) * self.iteration_s
+
+
+def _risky_left(sequence: Sequence, guess: int) -> float:
+    """Returns `risky_output_left` of a sequence whose group's outputs are guessed to be so long."""
+    num_output = sequence.num_output
+    output_left = max(1, min(sequence.max_tokens, guess) - num_output)
+    return min(OUTPUT_RISK * (num_output + output_left) - num_output, OUTPUT_RISK * guess)
 
 
 class RecentRequests:

@@ -40,6 +40,9 @@ class _Moments(NamedTuple):
         return _Moments(num, self.mean + weight * delta, variance)
 
 
+_NONE = _Moments()
+
+
 class _Guess(NamedTuple):
     """What is expected of the next output: on average, and to plan with."""
 
@@ -63,7 +66,7 @@ class _Table:
         self._moments: OrderedDict[str, _Moments] = OrderedDict()
 
     def observe(self, group: str, length: int) -> None:
-        moments = self._moments.pop(group, _Moments()).with_one(length)
+        moments = self._moments.pop(group, _NONE).with_one(length)
         self._moments[group] = moments
         if moments.num >= MIN_OBSERVED:
             deviation = math.sqrt(moments.variance)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.deciding.request import Pace
 from engine.deciding.sequence import Sequence
 from engine.deciding.streams import Streams
 
@@ -106,15 +107,43 @@ class Budget(NamedTuple):
     max_gap: float = math.inf  # in force for that stream, in TBTs
 
 
+class Urgent(NamedTuple):
+    """The instants by which the streams of one pace bound an iteration."""
+
+    pace: Pace
+    due_at: float  # of those that are not late: the first deadline of a token; inf without any
+    waits_since: float  # of these: when the one that has waited longest got its last token
+    late_since: float | None  # the same of all, where one is late
+
+
+def most_urgent(decodes: Streams, now: float) -> list[Urgent]:
+    """Returns these instants for the streams that decode with a TBT.
+
+    Both bounds of a stream grow with the instants from which they run. So of streams with one pace
+    that which has waited longest for a token has the tightest gap, and that whose next is due first
+    the tightest envelope; with a token that is overdue a stream has none.
+    """
+    found = []
+    for pace, streams in decodes.by_pace.items():
+        due_at, since = min([s.due_at for s in streams]), _longest_waiting(streams, now)
+        late_since = None
+        if due_at <= now:
+            late_since, streams = since, [s for s in streams if s.due_at > now]
+            due_at = min([s.due_at for s in streams], default=math.inf)
+            since = _longest_waiting(streams, now)
+        found.append(Urgent(pace, due_at, since, late_since))
+    return found
+
+
 def iteration_budget(
     config: PaceConfig,
-    decodes: Streams,
+    urgent: list[Urgent],
     floor_s: float,
     now: float,
     most_gap: float = math.inf,
     least_s: float = math.inf,
 ) -> Budget:
-    """Returns the tightest bound over the streams that decode with a TBT, each of which has some.
+    """Returns the tightest bound over the streams of these paces.
 
     `floor_s` is what an iteration of decodes alone is predicted to take. A bound below it that will
     not relax by waiting binds nobody, as prefills must not starve for what cannot be had. But a
@@ -122,27 +151,19 @@ def iteration_budget(
     streams, and each prefill makes one more: there the slack of those that are not late yet is
     kept, until some have ended. No gap exceeds `most_gap` TBTs, whatever the config and the streams
     say.
-
-    Both bounds of a stream grow with the instants from which they run. So of streams with one pace
-    that which has waited longest for a token has the tightest gap, and that whose next is due first
-    the tightest envelope; with a token that is overdue a stream has none.
     """
     budget = Budget(math.inf, None)
-    for (tbt_s, own_gap), streams in decodes.by_pace.items():
+    for (tbt_s, own_gap), due, last_token_at, late_since in urgent:
         max_gap = min(config.max_gap if own_gap is None else own_gap, most_gap)
         if config.catch_up * tbt_s < floor_s:
             bound = max(max_gap, LOST_GAP) * floor_s
             if least_s <= config.catch_up * tbt_s:
-                due = min((s.due_at for s in streams if s.due_at > now), default=math.inf)
                 bound = min(bound, due - now - config.reserve * tbt_s)
         else:
-            due, bound = min([s.due_at for s in streams]), math.inf
-            if due <= now:
-                bound = _longest_waiting(streams, now) + LATE_GAP * max_gap * tbt_s - now
-                streams = [s for s in streams if s.due_at > now]
-                due = min([s.due_at for s in streams], default=math.inf)
-            if streams:
-                last_token_at = _longest_waiting(streams, now)
+            bound = math.inf
+            if late_since is not None:
+                bound = late_since + LATE_GAP * max_gap * tbt_s - now
+            if due < math.inf:
                 own = interactive_budget(config, tbt_s, max_gap, due, last_token_at, now)
                 bound = min(bound, own)
         if bound < budget.seconds:
@@ -175,6 +196,7 @@ def spare_slack_s(config: PaceConfig, decodes: Streams, now: float) -> float:
 
 def _longest_waiting(streams: list[Sequence], now: float) -> float:
     """Returns when the stream that has waited longest for a token got its last. A token in flight
-    comes when the iteration before this one ends, which is `now`.
+    comes when the iteration before this one ends, which is `now`; so it is without streams.
     """
-    return min([now if s.num_in_flight or (at := s.last_token_at) is None else at for s in streams])
+    last = [now if s.num_in_flight or (at := s.last_token_at) is None else at for s in streams]
+    return min(last, default=now)

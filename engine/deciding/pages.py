@@ -81,8 +81,9 @@ class PagePool:
         granted = self._free[-missing:]
         granted.reverse()  # neighbours, where they were released as such: cheap to read
         del self._free[-missing:]
+        readers = self._readers
         for page in granted:
-            self._readers[page] = 1
+            readers[page] = 1
         sequence.pages.extend(granted)
         self._fresh.append(granted[-1])
         return True

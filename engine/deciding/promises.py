@@ -13,7 +13,6 @@ part. But who would be late with nobody before it gives way itself: nothing is w
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -69,8 +68,7 @@ class Promises:
         """Returns the waiting work over the smallest slack that serving it in order of deadline
         from `now` on leaves; 0 if nobody waits, inf if not all can be on time.
         """
-        slack_s = -(now + self.all.lateness)
-        return self.all.total / slack_s if slack_s > 0 else math.inf
+        return self.all.load(now)
 
     def has_time(self, due: float, work_s: float, start: float) -> bool:
         """Whether one more request with that deadline and work would be on time, and all that are

@@ -14,6 +14,7 @@ from engine.deciding.pace import (
     deadline_budget,
     interactive_budget,
     iteration_budget,
+    most_urgent,
     spare_slack_s,
     wished_s,
 )
@@ -42,7 +43,8 @@ def budget(
     most_gap: float = math.inf,
     least_s: float = math.inf,
 ) -> Budget:
-    return iteration_budget(config, Streams(decodes), floor_s, now, most_gap, least_s)
+    urgent = most_urgent(Streams(decodes), now)
+    return iteration_budget(config, urgent, floor_s, now, most_gap, least_s)
 
 
 @pytest.mark.parametrize(
