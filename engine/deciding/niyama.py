@@ -316,14 +316,14 @@ class Niyama(Policy):
 
     def _restore(self, now: float) -> list[Move]:
         """Takes back the relegated request that is due next, if there is twice the time for it."""
-        if not self._restorable:
-            return []
         start = now + self._lead_s
-        while self._restorable and self._restorable[0].prefill_due_at <= start:
+        while self._restorable:
+            sequence = self._restorable[0]
+            if sequence.prefill_due_at > start:
+                break
             self._restorable.pop(0)
-        if not self._restorable:
+        else:
             return []
-        sequence = self._restorable[0]
         work_s = self._background.work_s(sequence)
         if not self._promises.has_time(sequence.prefill_due_at, 2 * work_s, start):
             return []

@@ -31,7 +31,7 @@ from itertools import islice, takewhile
 from engine.deciding.prefix_journal import PrefixJournal
 from engine.deciding.request import Request
 
-PACKED = 32  # pages whose tokens are packed at once: few, as who looks may stop at the first
+PACKED = 8  # pages whose tokens are packed at once: few, as who looks may stop at the first
 
 
 class PrefixIndex:

@@ -233,6 +233,8 @@ def test_of_best_effort_and_relegated_the_older_goes_first_and_what_has_begun_be
     queue.add(lost, background.add_relegated(lost, 1.0))
     queue.add(newer, background.add_relegated(newer, 1.0))
     assert list(background.order(queue)) == [lost, calm, newer]
+    assert background.first(queue) is lost
     newer.prefill(5, 3.0)
     queue.rekey(newer, background.set_work(newer, 0.5))
     assert list(background.order(queue)) == [newer, lost, calm]
+    assert background.first(queue) is newer

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.deciding.pages import PagePool
+from engine.deciding.prefix_index import PACKED
 from engine.deciding.sequence import Sequence
 from tests.engine.deciding.parts import decode, make_sequence
 
@@ -195,6 +196,19 @@ def test_one_prompt_token_is_always_left_to_compute() -> None:
     pool.grow(first, 8)
     pool.publish(first, 0, 8)
     assert cached_prefix(pool, make_sequence("same", prompt=8)) == 4
+
+
+@pytest.mark.parametrize("num_same", [0, 1, PACKED - 1, PACKED, PACKED + 1, 2 * PACKED, 3 * PACKED])
+def test_long_prompts_share_the_pages_up_to_where_they_differ(num_same: int) -> None:
+    """The tokens of a few pages are packed at once, and no hash may depend on which these are."""
+    pool = PagePool(100, SIZE, prefix_caching=True)
+    length = 3 * PACKED * SIZE + 1
+    old = make_sequence("old", prompt=[0] * length)
+    pool.grow(old, length)
+    pool.publish(old, 0, length)
+    new = make_sequence("new", prompt=[0] * (num_same * SIZE) + [1] * (length - num_same * SIZE))
+    assert pool.num_cached_of(new.request) == num_same * SIZE
+    assert pool.attach(new) == num_same * SIZE
 
 
 def test_output_tokens_are_not_published() -> None:
