@@ -76,7 +76,7 @@ class Replica:
 
     index: int
     scheduler: Scheduler
-    cost: Cost
+    cost: Cost | None  # None: what the scheduler predicts
     max_requests: float = math.inf  # waiting or running
     now: float = 0.0
     ends: array[float] = field(default_factory=lambda: array("d"))  # of every iteration
@@ -141,7 +141,7 @@ class Replica:
                 return
             if observe is not None:
                 observe(self, plan)
-            self.now += cost(plan.work)
+            self.now += plan.predicted_s if cost is None else cost(plan.work)
             sampling = plan.sampling
             tokens = self._tokens(plan, sampling)
             ends.append(self.now)

@@ -132,12 +132,13 @@ class Setup:
         varies = self.predictor_error or self.slowness or index in self.slow
         model = LatencyModel if varies else _Exact
         scheduler = Scheduler(self.scheduler_config(), model(self.profile.latency), sink)
-        replica = Replica(index, scheduler, self._cost(index), self.max_requests)
+        cost = self._cost(index)
+        replica = Replica(index, scheduler, cost if varies else None, self.max_requests)
         slowness = self.slowness
         if index in self.slow:
             slowness = ((math.inf, self.slow[index]),)
         if slowness:
-            replica.cost = _slowed(replica, slowness)
+            replica.cost = _slowed(replica, cost, slowness)
         return replica
 
     def _cost(self, index: int) -> Cost:
@@ -155,9 +156,9 @@ class Setup:
         return cost
 
 
-def _slowed(replica: Replica, slowness: Sequence[tuple[float, float]]) -> Cost:
+def _slowed(replica: Replica, cost: Cost, slowness: Sequence[tuple[float, float]]) -> Cost:
     """Makes the replica's cost that of a machine that is so slow. Its time never goes back."""
-    cost, later = replica.cost, iter(slowness)
+    later = iter(slowness)
     until, factor = next(later)
 
     def slowed(work: Work) -> float:
