@@ -4,9 +4,9 @@ Order: P = deadline + alpha * work left, in seconds of predicted engine time. Th
 of the prefill, and with a TTLT earlier, as an output may be long (demand.py). alpha is read off the
 queue: the work that waits for a deadline, over the smallest slack that serving it in order of
 deadline would leave. An idle engine has alpha 0 (earliest deadline first); as the queue stops being
-feasible alpha grows without bound (shortest work first), and a step of importance weighs as much as
-the costliest recent request. While nobody had to be relegated lately, nobody is overtaken who would
-be late for it; and a prefill that has begun is never overtaken at the price of its target.
+feasible alpha grows, up to MAX_ALPHA (shorter work first), and a step of importance weighs as much
+as the costliest recent request. While nobody had to be relegated lately, nobody is overtaken who
+would be late for it; and a prefill that has begun is never overtaken at the price of its target.
 
 Tenants: a request that comes while its tenant's share has asked for more than its part (fluid.py)
 counts as less important than all that are within theirs, whatever importance it states. So while
@@ -25,9 +25,10 @@ turns out to be time for it. It ends when it has not been begun a stated time af
 effort when it has not after it came; and best effort that would wait longer is turned away when it
 comes.
 
-Memory, and places in the batch: some of both stay open for interactive requests, and from the
-background more where much work is given up, as long as others come. And a promised request that
-would be late for want of them is given those of requests that have only begun.
+Memory, and places in the batch: some of both stay open for interactive requests that may come, as
+long as none waits behind, and from the background more where much work is given up, as long as
+others come. And a promised request that would be late for want of them is given those of requests
+that have only begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -59,7 +60,7 @@ from engine.deciding.streams import Streams
 
 ALONE = "it would end late by itself"
 BEHIND = "it could not be on time behind those who are due before it"
-MAX_ALPHA = 1024.0
+MAX_ALPHA = 32.0  # relegation keeps an overloaded queue feasible, at the edge of it all the time
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
@@ -100,13 +101,13 @@ class Niyama(Policy):
             config.background_share, demand.chunk, config.longest_wait_s, self._step_s
         )
         self._decodes_s: dict[Sequence, float] = {}  # of the waiting: work after the prefill
-        self._begun: dict[Sequence, None] = {}  # promised, and partly prefilled
         self._yielding: dict[Sequence, None] = {}  # promised, but not while a stream has a wish
         self._restorable: SortedKeyList[Sequence, float] = SortedKeyList(
             key=lambda s: s.prefill_due_at
         )  # relegated, and restored should there be time before their deadline
         self._plans_since_reorder = 0
         self._planned_at = -math.inf  # the present iteration
+        self._num_offered = 0  # streams that had their turn to begin in it
         self._prefills_go = False  # in the last one
         self._num_spent = 0  # relegations charged to the allowance
 
@@ -204,10 +205,7 @@ class Niyama(Policy):
             return self._background.set_work(sequence, work_s)
         self._promises.set_work(sequence, work_s)
         if sequence.num_computed:
-            self._begun[sequence] = None
             self._yielding.pop(sequence, None)
-        else:
-            self._begun.pop(sequence, None)
         return self._key(sequence, work_s)
 
     def leave(self, sequence: Sequence) -> None:
@@ -221,7 +219,6 @@ class Niyama(Policy):
 
     def _break_promise(self, sequence: Sequence) -> None:
         self._promises.remove(sequence)
-        self._begun.pop(sequence, None)
         self._yielding.pop(sequence, None)
 
     def _leave_background(self, sequence: Sequence) -> None:
@@ -329,8 +326,6 @@ class Niyama(Policy):
             return []
         self._leave_background(sequence)
         self._promises.add(sequence, work_s)
-        if sequence.num_computed:
-            self._begun[sequence] = None
         key = self._key(sequence, work_s)
         return [Move(sequence, key, MoveKind.RESTORE, "there is time again")]
 
@@ -366,6 +361,7 @@ class Niyama(Policy):
             while sequence not in taken:
                 urgent = self._overtaken(sequence, taken, lead_s, now) or sequence
                 taken.add(urgent)
+                self._num_offered += self._promises.is_new_stream(urgent)
                 yield urgent
 
     def _overtaken(
@@ -377,7 +373,7 @@ class Niyama(Policy):
         """
         everybody = self._promises.all
         step_s = min(self.known_work_s(sequence), lead_s) + lead_s
-        for begun in self._begun:
+        for begun in self._promises.begun:
             if begun not in taken and begun is not sequence:
                 spare_s = begun.prefill_due_at - now - everybody.work(begun)
                 if 0 <= spare_s < step_s:
@@ -406,7 +402,7 @@ class Niyama(Policy):
         return self._chunking.hold(running, work, now, load, self._prefills_go)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
-        self._planned_at = now
+        self._planned_at, self._num_offered = now, 0
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:
@@ -428,7 +424,8 @@ class Niyama(Policy):
                 return GIVEN_UP_SHARE
         if sequence.request.targets.tbt_s is not None or not recent.has_streams:
             return 1.0
-        return PATIENT_SHARE
+        others_wait = self._promises.num_new_streams > self._num_offered
+        return 1.0 if others_wait and sequence in self._promises else PATIENT_SHARE
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         if self.share_to_start(sequence) == 1:  # else a part is kept open for others
@@ -487,9 +484,7 @@ class Niyama(Policy):
     def check(self, waiting: SequenceQueue) -> None:
         promised = set(waiting.of_rank(KEPT_RANK))
         assert promised == set(self._promises), "who is promised has that rank"
-        assert set(self._begun) <= promised
-        assert set(self._yielding) <= promised - set(self._begun)
-        assert all(s in self._begun for s in promised if s.num_computed > s.num_cached)
+        assert set(self._yielding) <= promised - set(self._promises.begun)
         assert set(self._restorable) <= set(waiting) - promised
         assert set(self._decodes_s) == set(waiting)
         self._promises.check()

@@ -30,6 +30,8 @@ class Promises:
 
     def __init__(self) -> None:
         self.all = Backlog()
+        self.begun: dict[Sequence, None] = {}  # partly prefilled
+        self._new_streams: dict[Sequence, None] = {}  # with a TBT, and not begun
         self._present: Counter[int] = Counter()  # by importance
 
     def __len__(self) -> int:
@@ -45,15 +47,36 @@ class Promises:
         """Adds a sequence that is not in here."""
         self.all.add(sequence, sequence.prefill_due_at, work_s)
         self._present[sequence.importance] += 1
+        self._note_progress(sequence)
 
     def set_work(self, sequence: Sequence, work_s: float) -> None:
-        """Replaces the work that a sequence has left."""
+        """Replaces the work that a sequence has left, which has come further or was set back."""
         self.all.set_work(sequence, work_s)
+        self._note_progress(sequence)
+
+    def _note_progress(self, sequence: Sequence) -> None:
+        into, out_of = self._new_streams, self.begun
+        if sequence.num_computed:
+            into, out_of = out_of, into
+        out_of.pop(sequence, None)
+        if sequence.num_computed or sequence.request.targets.tbt_s is not None:
+            into[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever becomes of it."""
         self.all.remove(sequence)
+        self.begun.pop(sequence, None)
+        self._new_streams.pop(sequence, None)
         self._present[sequence.importance] -= 1
+
+    def is_new_stream(self, sequence: Sequence) -> bool:
+        """Says whether the sequence has a TBT, is in here and has not begun."""
+        return sequence in self._new_streams
+
+    @property
+    def num_new_streams(self) -> int:
+        """How many with a TBT have not begun."""
+        return len(self._new_streams)
 
     def has(self, importance: int) -> bool:
         """Says whether anybody is promised who counts as that important."""
@@ -107,4 +130,7 @@ class Promises:
     def check(self) -> None:
         """Asserts that the tree is sound, and that who is counted is in it."""
         assert +self._present == Counter(s.importance for s in self.all)
+        assert set(self.begun) | set(self._new_streams) <= set(self.all)
+        assert not set(self.begun) & set(self._new_streams)
+        assert all(s in self.begun for s in self.all if s.num_computed > s.num_cached)
         self.all.check()

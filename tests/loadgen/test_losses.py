@@ -137,6 +137,19 @@ LONG = Condition(
     kv_tokens=330_000,
     seed=497,
 )
+# Relegation keeps the queue feasible, and so on the edge of it all the time.
+EDGE = Condition(
+    "roofline:h200:loadgen/adversary/models/qwen2.5-0.5b.json",
+    (
+        Part("report", "28s", 17, "2000/12000", "59/59"),
+        Part("chat1", "2.4s/24ms", 50, "2600/3900", "30/90"),
+        Part("chat2", "1.4s/170ms", 33, "350/2100", "3.7/11"),
+    ),
+    rps=260.0,
+    duration_s=30.0,
+    importance="normal:0.5,high:0.5",
+    seed=1,
+)
 
 
 @pytest.mark.parametrize("measure", [Measure.LATE, Measure.TTFT_TAIL])
@@ -194,3 +207,12 @@ def test_what_is_given_up_leaves_places_to_those_that_can_be_on_time() -> None:
 def test_where_prefills_fill_the_time_a_full_memory_does_not_make_chunks_small() -> None:
     search = Search(lambda trials: [run(trial) for trial in trials], print)
     assert search.confirm(Measure.THROUGHPUT, "edf-dynamic", LONG) is None
+
+
+def test_the_less_important_are_not_late_for_important_ones_that_have_time() -> None:
+    """At the edge of what can be on time a step of importance weighed minutes of deadline: 24 %
+    were late, where 3 % are with qoserve, while those of high importance had time.
+    """
+    figures = run(Trial(EDGE, "niyama", 1))
+    assert figures.late < 0.1
+    assert figures.late_important < 0.01

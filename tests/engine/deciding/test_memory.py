@@ -57,6 +57,26 @@ def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> Non
     driver.drain()
 
 
+def test_no_place_is_kept_from_who_is_first_where_an_interactive_request_waits_behind() -> None:
+    """The last two of 16 places were kept for requests as that one, which could not have them
+    before its turn.
+    """
+    driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
+    driver.submit(make_request("first", prompt=4, output=1, targets=interactive(5.0, 5.0)))
+    driver.drain()
+    for i in range(30):
+        driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))
+    while driver.scheduler.stats().num_running < 14:
+        driver.step()
+    driver.submit(make_request("chat", 4, 5, at=driver.now, targets=interactive(500.0, 5.0)))
+    driver.step()
+    driver.step()
+    assert driver.scheduler.stats().num_running == 16
+    assert driver.scheduler.sequence("chat").status is Status.WAITING
+    driver.drain()
+    assert is_met(driver, "chat")
+
+
 def test_where_nothing_interactive_comes_work_that_can_wait_takes_every_place() -> None:
     driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
     for i in range(30):
