@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BENCH ?= scheduler
 PROTO := niyama/v1/inference.proto
 
-.PHONY: demo test lint proto bench paper install develop clean
+.PHONY: demo test lint proto bench paper install develop clean help
 
 demo: install            ## set up, stream a story, send chat behind a batch under fcfs and niyama
 	@$(BIN)/python -m loadgen.demo
@@ -35,6 +35,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml client/pyproject.toml
 $(VENV)/.developing: $(VENV)/.installed
 	@$(PYTHON) -m deploy.install $(VENV) dev,hf
 	@touch $@
+
+help:                    ## what there is to make
+	@grep -h '##' $(MAKEFILE_LIST) | grep -v grep | sed 's/:[^#]*## /: /'
 
 clean:
 	rm -rf $(VENV) demo-report build *.egg-info client/build client/*.egg-info

@@ -117,7 +117,7 @@ class Fleet:
 
     def _route(self, replicas: list[Replica], request: Request) -> Replica:
         if self.size == 1:
-            return replicas[0]  # there is nothing to know of it
+            return replicas[0]  # nobody asks the router, nor tells it anything
         pin = self.pinned.get(request.tier)
         if pin is not None and str(pin) in self._names:
             return replicas[pin]

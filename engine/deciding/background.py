@@ -218,7 +218,7 @@ class Background:
         return heapq.merge(*ranks, key=_age)
 
     def first(self, waiting: SequenceQueue) -> Sequence | None:
-        """Returns the first of these, if there is any."""
+        """Returns who is first in `order`, if there is anybody."""
         if not self._entries:
             return None
         ranks = BEST_EFFORT_RANK, RELEGATED_RANK

@@ -130,7 +130,7 @@ class Chunking:
         self._pace = pace
         # Of the present iteration:
         # What `hold` saw of those who run: the most urgent of each pace, and what they take.
-        self._looked: tuple[Streams, list[Urgent], float] | None = None
+        self._looked: tuple[float, Streams, list[Urgent], float] | None = None
         self._decodes, self._now = Streams(), 0.0
         self._response_s = math.inf
         self._idle_s = 0.0  # what the decodes alone take
@@ -152,7 +152,7 @@ class Chunking:
             return []
         predict, margin = self._latency.predict, self._latency.margin
         urgent, expected_s = most_urgent(running, now), predict(work)
-        self._looked = running, urgent, expected_s
+        self._looked = now, running, urgent, expected_s
         budget_s = iteration_budget(self._pace, urgent, 0.0, now).seconds
         endangered = load >= ENDANGERED and prefills_go
         if endangered:
@@ -194,8 +194,9 @@ class Chunking:
         `load` is the waiting work over the slack that it has. An iteration of `response_s` seconds
         is the longest after which those who arrive meanwhile can still be answered in time.
         """
-        if self._looked is not None and self._looked[0] is decodes:  # nobody sits out
-            _, urgent, floor_s = self._looked
+        looked = self._looked
+        if looked is not None and looked[0] == now and looked[1] is decodes:  # nobody sits out
+            _, _, urgent, floor_s = looked
         else:
             urgent, floor_s = most_urgent(decodes, now), self._latency.predict(work)
         self._idle_s = floor_s
@@ -233,8 +234,8 @@ class Chunking:
         if limit <= 0:
             return 0
         granted_s = 0.0 if self._is_crowded else self._wished_s
-        least_s = max(granted_s, self._latency.margin * (LOST_GAP * self._idle_s))
-        if least_s < self._budget.seconds and not work.num_prefill:
+        shortest_s = max(granted_s, self._latency.margin * (LOST_GAP * self._idle_s))
+        if shortest_s < self._budget.seconds and not work.num_prefill:
             seconds = max(granted_s, self._cheapest_s(work, start))
             if seconds < self._budget.seconds:
                 self._budget = Budget(seconds, None)

@@ -25,10 +25,11 @@ turns out to be time for it. It ends when it has not been begun a stated time af
 effort when it has not after it came; and best effort that would wait longer is turned away when it
 comes.
 
-Memory, and places in the batch: some of both stay open for interactive requests that may come, as
-long as none waits behind, and from the background more where much work is given up, as long as
-others come. And a promised request that would be late for want of them is given those of requests
-that have only begun.
+Memory, and places in the batch: some of both stay open for interactive requests that may come, and
+from the background more where much work is given up, as long as others come. A place is not kept
+open from a promised request if an interactive one behind it is due before it would end. And a
+promised request that would be late for want of them is given those of requests that have only
+begun.
 
 The rest stands in three other files: chunking.py has the size of the chunk and the decodes that
 sit out, background.py the shares of best effort and of relegated requests, and demand.py what a
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, takewhile
 
 from sortedcontainers import SortedKeyList
 
@@ -60,7 +61,7 @@ from engine.deciding.streams import Streams
 
 ALONE = "it would end late by itself"
 BEHIND = "it could not be on time behind those who are due before it"
-MAX_ALPHA = 32.0  # relegation keeps an overloaded queue feasible, at the edge of it all the time
+MAX_ALPHA = 32.0  # else 10 ms of work weigh 10 s of deadline all through an overload
 BURST = 4  # requests as costly as any of late that a share may ask for at once
 COSTLY = 0.2  # share of the requests, the costliest, that may give way to streams
 MAX_GIVEN = 2  # preemptions after which a prefill that has begun keeps its memory
@@ -107,7 +108,7 @@ class Niyama(Policy):
         )  # relegated, and restored should there be time before their deadline
         self._plans_since_reorder = 0
         self._planned_at = -math.inf  # the present iteration
-        self._num_offered = 0  # streams that had their turn to begin in it
+        self._offered: set[Sequence] = set()  # who had a turn in it, this one included
         self._prefills_go = False  # in the last one
         self._num_spent = 0  # relegations charged to the allowance
 
@@ -361,7 +362,7 @@ class Niyama(Policy):
             while sequence not in taken:
                 urgent = self._overtaken(sequence, taken, lead_s, now) or sequence
                 taken.add(urgent)
-                self._num_offered += self._promises.is_new_stream(urgent)
+                self._offered.add(urgent)
                 yield urgent
 
     def _overtaken(
@@ -402,7 +403,8 @@ class Niyama(Policy):
         return self._chunking.hold(running, work, now, load, self._prefills_go)
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
-        self._planned_at, self._num_offered = now, 0
+        self._planned_at = now
+        self._offered.clear()
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:
@@ -424,8 +426,14 @@ class Niyama(Policy):
                 return GIVEN_UP_SHARE
         if sequence.request.targets.tbt_s is not None or not recent.has_streams:
             return 1.0
-        others_wait = self._promises.num_new_streams > self._num_offered
-        return 1.0 if others_wait and sequence in self._promises else PATIENT_SHARE
+        return PATIENT_SHARE
+
+    def takes_kept_place(self, sequence: Sequence) -> bool:
+        if sequence not in self._promises:
+            return False
+        by = self._planned_at + self.demand.decoding_s(sequence)
+        hurried = takewhile(lambda s: s.prefill_due_at < by, self._promises.new_streams)
+        return any(stream not in self._offered for stream in hurried)
 
     def crowded_out(self, sequence: Sequence, now: float) -> None:
         if self.share_to_start(sequence) == 1:  # else a part is kept open for others

@@ -196,7 +196,7 @@ def spare_slack_s(config: PaceConfig, decodes: Streams, now: float) -> float:
 
 def _longest_waiting(streams: list[Sequence], now: float) -> float:
     """Returns when the stream that has waited longest for a token got its last. A token in flight
-    comes when the iteration before this one ends, which is `now`; so it is without streams.
+    comes when the iteration before this one ends, which is `now`. Without streams that is it, too.
     """
     last = [now if s.num_in_flight or (at := s.last_token_at) is None else at for s in streams]
     return min(last, default=now)

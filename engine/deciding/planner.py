@@ -214,7 +214,9 @@ class Planner:
         if num_started == 0:
             return True
         share = self._policy.share_to_start(sequence)
-        if num_started >= share * self._max_batch_size:
+        if num_started >= share * self._max_batch_size and (
+            num_started >= self._max_batch_size or not self._policy.takes_kept_place(sequence)
+        ):
             return False
         available = pages.num_available + pages_given
         needed = pages.num_missing(sequence.request, num_positions) + len(roster.running)

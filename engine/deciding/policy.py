@@ -182,6 +182,12 @@ class Policy(ABC):
         """
         return 1.0
 
+    def takes_kept_place(self, sequence: Sequence) -> bool:
+        """Says whether this sequence, whose turn in `order` it is, may begin in a place beyond its
+        share of the batch, since others for whom that is kept open wait for its turn to be over.
+        """
+        return False
+
     def gives_way(self, giver: Sequence, sequence: Sequence, now: float) -> bool:
         """Returns whether `giver`, whose prefill has begun, gives up its pages and its place in the
         batch for `sequence`, which waits for such. What it had computed is computed again, so this

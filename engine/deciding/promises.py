@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from sortedcontainers import SortedKeyList
+
 from engine.deciding.backlog import Backlog
 from engine.deciding.request import BEYOND, Importance
 from engine.deciding.sequence import Sequence
 
 
 class Promises:
-    """Holds the promised requests in a Backlog, and counts them by importance.
+    """Holds the promised requests in a Backlog, counts them by importance, and knows who has begun.
 
     Each is due at its sequence's `prefill_due_at`, which must not change while it is in here, nor
     must its importance. Work is in seconds.
@@ -31,7 +33,10 @@ class Promises:
     def __init__(self) -> None:
         self.all = Backlog()
         self.begun: dict[Sequence, None] = {}  # partly prefilled
-        self._new_streams: dict[Sequence, None] = {}  # with a TBT, and not begun
+        # Those with a TBT that have not begun, in order of deadline.
+        self.new_streams: SortedKeyList[Sequence, float] = SortedKeyList(
+            key=lambda s: s.prefill_due_at
+        )
         self._present: Counter[int] = Counter()  # by importance
 
     def __len__(self) -> int:
@@ -55,28 +60,20 @@ class Promises:
         self._note_progress(sequence)
 
     def _note_progress(self, sequence: Sequence) -> None:
-        into, out_of = self._new_streams, self.begun
         if sequence.num_computed:
-            into, out_of = out_of, into
-        out_of.pop(sequence, None)
-        if sequence.num_computed or sequence.request.targets.tbt_s is not None:
-            into[sequence] = None
+            self.begun[sequence] = None
+            self.new_streams.discard(sequence)
+        else:
+            self.begun.pop(sequence, None)
+            if sequence.request.targets.tbt_s is not None and sequence not in self.new_streams:
+                self.new_streams.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Removes a sequence, whatever becomes of it."""
         self.all.remove(sequence)
         self.begun.pop(sequence, None)
-        self._new_streams.pop(sequence, None)
+        self.new_streams.discard(sequence)
         self._present[sequence.importance] -= 1
-
-    def is_new_stream(self, sequence: Sequence) -> bool:
-        """Says whether the sequence has a TBT, is in here and has not begun."""
-        return sequence in self._new_streams
-
-    @property
-    def num_new_streams(self) -> int:
-        """How many with a TBT have not begun."""
-        return len(self._new_streams)
 
     def has(self, importance: int) -> bool:
         """Says whether anybody is promised who counts as that important."""
@@ -130,7 +127,8 @@ class Promises:
     def check(self) -> None:
         """Asserts that the tree is sound, and that who is counted is in it."""
         assert +self._present == Counter(s.importance for s in self.all)
-        assert set(self.begun) | set(self._new_streams) <= set(self.all)
-        assert not set(self.begun) & set(self._new_streams)
+        assert all(s in self.all and s.num_computed for s in self.begun)
         assert all(s in self.begun for s in self.all if s.num_computed > s.num_cached)
+        streams = {s for s in self.all if s.request.targets.tbt_s is not None}
+        assert set(self.new_streams) == streams - set(self.begun)
         self.all.check()

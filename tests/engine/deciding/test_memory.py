@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.deciding.niyama import MAX_GIVEN
+from engine.deciding.plan import Work
 from engine.deciding.request import BEST_EFFORT, Importance, Targets
 from engine.deciding.sequence import Status
+from engine.deciding.streams import Streams
 from tests.engine.deciding.parts import Driver, deadline, interactive, make_request, make_scheduler
 
 SOON = interactive(100.0, 0.1)
@@ -57,24 +59,37 @@ def test_work_that_can_wait_leaves_places_open_for_interactive_requests() -> Non
     driver.drain()
 
 
-def test_no_place_is_kept_from_who_is_first_where_an_interactive_request_waits_behind() -> None:
-    """The last two of 16 places were kept for requests as that one, which could not have them
-    before its turn.
-    """
+def test_the_places_stay_open_where_an_interactive_request_behind_can_wait() -> None:
+    """Others may come that cannot."""
     driver = Driver(make_scheduler(num_pages=400, page_size=4, context_len=64, max_batch_size=16))
-    driver.submit(make_request("first", prompt=4, output=1, targets=interactive(5.0, 5.0)))
-    driver.drain()
     for i in range(30):
         driver.submit(make_request(f"bulk{i}", prompt=4, output=50, targets=deadline(100.0)))
+    driver.submit(make_request("calm", 4, 5, at=driver.now, targets=interactive(500.0, 5.0)))
     while driver.scheduler.stats().num_running < 14:
         driver.step()
-    driver.submit(make_request("chat", 4, 5, at=driver.now, targets=interactive(500.0, 5.0)))
     driver.step()
+    assert driver.scheduler.stats().num_running == 14
+    driver.submit(make_request("chat", 4, 5, at=driver.now, targets=interactive(0.05, 0.05)))
     driver.step()
-    assert driver.scheduler.stats().num_running == 16
-    assert driver.scheduler.sequence("chat").status is Status.WAITING
+    assert driver.scheduler.sequence("chat").status is Status.DECODING
+    assert driver.scheduler.sequence("calm").status is Status.WAITING
     driver.drain()
-    assert is_met(driver, "chat")
+
+
+@pytest.mark.parametrize(("factor", "takes"), [(0.9, True), (1.1, False)])
+def test_a_kept_place_is_no_use_to_who_is_due_before_the_one_ahead_ends(
+    factor: float, takes: bool
+) -> None:
+    """Until it has had a turn itself: then there is a place for it, or for nobody."""
+    scheduler = make_scheduler(context_len=512, max_batch_size=16)
+    scheduler.submit(make_request("report", 4, 300, targets=deadline(100.0)), 0.0)
+    policy, report = scheduler.policy, scheduler.sequence("report")
+    ttft_s = factor * policy.demand.decoding_s(report)
+    scheduler.submit(make_request("chat", 4, 5, targets=interactive(ttft_s, 5.0)), 0.0)
+    policy.begin(Streams(), Work(), 0.0)
+    assert policy.takes_kept_place(report) is takes
+    assert list(policy.order(scheduler.roster.waiting, 0.0)) == [scheduler.sequence("chat"), report]
+    assert not policy.takes_kept_place(report)
 
 
 def test_where_nothing_interactive_comes_work_that_can_wait_takes_every_place() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.deciding.demand import Demand
 from engine.deciding.history import OutputLengths
 from engine.deciding.latency import UNBOUNDED, LatencyModel, LatencyProfile, Segment
-from engine.deciding.niyama import Niyama
+from engine.deciding.niyama import MAX_ALPHA, Niyama
 from engine.deciding.niyama_config import NiyamaConfig
 from engine.deciding.pace import PaceConfig
 from engine.deciding.plan import Plan, Work
@@ -54,6 +54,15 @@ def test_alpha_follows_the_load(waiting: int, alpha: float) -> None:
         scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(1.0, 1.0)), 0.0)
     scheduler.policy.review(0.0)
     assert scheduler.policy.alpha == alpha
+
+
+def test_alpha_has_a_bound() -> None:
+    """0.975 s of work, all due in 0.98 s: a load of 195."""
+    scheduler = make_scheduler()
+    for i in range(15):
+        scheduler.submit(make_request(f"r{i}", CHUNK, 1, targets=interactive(0.98, 1.0)), 0.0)
+    scheduler.policy.review(0.0)
+    assert scheduler.policy.alpha == MAX_ALPHA == 32.0
 
 
 @pytest.mark.parametrize(
