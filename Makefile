@@ -13,7 +13,7 @@ demo: install            ## set up, stream a story, send chat behind a batch und
 test: develop            ## set up, run every test, two files at a time (most wait for a process to start), in their order
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: develop
+lint: develop            ## ruff, its format, and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 proto: develop           ## regenerate the stubs of proto/, which lie in client/
@@ -39,5 +39,5 @@ $(VENV)/.developing: $(VENV)/.installed
 help:                    ## what there is to make
 	@grep -h '##' $(MAKEFILE_LIST) | grep -v grep | sed 's/:[^#]*## /: /'
 
-clean:
+clean:                   ## remove the environment and what was built in it
 	rm -rf $(VENV) demo-report build *.egg-info client/build client/*.egg-info
