@@ -108,7 +108,7 @@ class Niyama(Policy):
         )  # relegated, and restored should there be time before their deadline
         self._plans_since_reorder = 0
         self._planned_at = -math.inf  # the present iteration
-        self._offered: set[Sequence] = set()  # who had a turn in it, this one included
+        self._offered: set[Sequence] = set()  # who has had its turn in it
         self._prefills_go = False  # in the last one
         self._num_spent = 0  # relegations charged to the allowance
 
@@ -210,6 +210,7 @@ class Niyama(Policy):
         return self._key(sequence, work_s)
 
     def leave(self, sequence: Sequence) -> None:
+        self._offered.discard(sequence)
         del self._decodes_s[sequence]
         if sequence.due_at < math.inf:
             self._shares.change(sequence.request.share, self.known_work_s(sequence), 0.0)
@@ -351,8 +352,8 @@ class Niyama(Policy):
         """Yields in order of keys, but the background first when its share is due, and whoever
         would be late for being overtaken before those who would overtake (see the module).
         """
-        taken: set[Sequence] = set()
-        lead_s = self._lead_s
+        taken, lead_s = self._offered, self._lead_s
+        taken.clear()
         if self._background.is_due:
             first = self._background.first(waiting)
             if first is not None:
@@ -362,7 +363,6 @@ class Niyama(Policy):
             while sequence not in taken:
                 urgent = self._overtaken(sequence, taken, lead_s, now) or sequence
                 taken.add(urgent)
-                self._offered.add(urgent)
                 yield urgent
 
     def _overtaken(
@@ -404,7 +404,6 @@ class Niyama(Policy):
 
     def begin(self, decodes: Streams, work: Work, now: float) -> None:
         self._planned_at = now
-        self._offered.clear()
         self._chunking.begin(decodes, work, self._promises.load(now), self._response_s, now)
 
     def room(self, work: Work, sequence: Sequence) -> int:

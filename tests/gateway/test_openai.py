@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = "And it came to pass"
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 WHOLE = {"ignore_eos": True}  # an output is as long as was asked for
-BACKLOG = 32  # calls: four for each sequence that may run
+BACKLOG = 48  # calls: six for each sequence that may run
 LONG = 4000  # tokens: more than a test looks at
 
 
@@ -89,7 +89,7 @@ async def test_at_overload_the_interactive_client_is_on_time_and_the_batch_waits
         return [replica.num_waiting("batch") for replica in fleet.replicas]
 
     batch = [asyncio.create_task(complete(client, BATCH_MODEL, 96)) for _ in range(BACKLOG)]
-    await asyncio.to_thread(until, lambda: min(num_waiting()) >= BATCH, "a queue at both")
+    await asyncio.to_thread(until, lambda: min(num_waiting()) >= 3 * BATCH, "a queue at both")
     hurried = {"x-qos": "interactive;importance=high"}
     chats = [complete(client, max_tokens=8, extra_headers=hurried) for _ in range(BATCH)]
     interactive = await asyncio.gather(*chats)
